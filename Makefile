@@ -1,0 +1,50 @@
+# Two commands on a fresh machine, each doing all the set-up it needs: `make repro` and `make test`.
+# They need Python 3.11 to 3.13 (another one: make PYTHON=/path/to/python) and git.
+
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+READY := .venv/.installed
+export PATH := $(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+PIP := $(BIN)/python -m pip install --quiet
+CHECK_PYTHON := import sys; (3, 11) <= sys.version_info < (3, 14) or \
+    sys.exit("paribus needs Python 3.11 to 3.13, not " + sys.version.split()[0] + "; name one: make PYTHON=python3.12")
+
+.PHONY: repro test lint types venv clean
+.DELETE_ON_ERROR:
+
+repro: $(READY)  ## the whole curriculum
+	@$(BIN)/dvc repro
+
+test: $(READY)  ## the test suite
+	@$(BIN)/pytest -q
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+
+types: $(READY)
+	@$(BIN)/mypy
+
+venv: $(READY)
+
+clean:  ## the virtual environment; data, checkpoints and experiments stay
+	rm -rf .venv
+
+# A stamp is removed before its install and written after it: an interrupted one starts again from an empty .venv.
+$(READY): .venv/.requirements pyproject.toml
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# torch first and plainly: each machine gets its own build. Then the whole lock without resolving or compiling, which
+# halves the time; then once more with resolving, for what another platform may need besides.
+.venv/.requirements: requirements.lock
+	@test -e $@ || { $(PYTHON) -c '$(CHECK_PYTHON)' && $(PYTHON) -m venv --clear .venv; }
+	@rm -f $@ $(READY)
+	@echo "installing torch into .venv (the whole set-up takes some minutes)"
+	@$(PIP) "$$(grep '^torch==' $<)"
+	@echo "installing the other $$(grep -c '^[^\#]' $<) packages of $<"
+	@$(PIP) --no-compile --no-deps --requirement $<
+	@$(PIP) --no-compile --requirement $<
+	@touch $@

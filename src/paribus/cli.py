@@ -1,0 +1,153 @@
+"""The command line: one thin command per stage and tool, no logic. Imports are late, so that --help is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from paribus.errors import UserError
+
+
+class Commands(click.Group):
+    """Prints a UserError as lines for people and exits 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            for problem in error.problems:
+                click.echo(f"paribus: {problem}", err=True)
+            sys.exit(2)
+
+
+def run_own_code() -> None:
+    """In a checkout other than the installed one (a queued experiment's clone), start again from its own code."""
+    here = Path("src/paribus/cli.py")
+    if here.is_file() and not here.samefile(__file__):
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path("src").resolve()),
+                                                                              os.environ.get("PYTHONPATH")]))}
+        os.execve(sys.executable, [sys.executable, "-m", "paribus", *sys.argv[1:]], environment)
+
+
+def main() -> None:
+    """The entry point."""
+    run_own_code()
+    commands()
+
+
+@click.group(cls=Commands, name="paribus", context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="paribus", prog_name="paribus")
+def commands() -> None:
+    """Change one thing, keep all else equal, and trust the answer.
+
+    The stages are run by DVC (`dvc repro`, `dvc exp run -S model.depth=6`); each is also a command here.
+    """
+
+
+def _stage(name: str, help: str) -> None:
+    @commands.command(name, help=help, short_help=help)
+    def command() -> None:
+        from paribus import stages
+
+        getattr(stages, name)()
+
+
+_stage("corpus", "Stage: documents, conversations, problems and tasks -> data/corpus.")
+_stage("tokenizer", "Stage: byte-level BPE -> data/tokenizer.")
+_stage("tokens", "Stage: token shards -> data/tokens.")
+_stage("pretrain", "Stage: train the base model -> checkpoints/base.")
+_stage("midtrain", "Stage: chat format and tool -> checkpoints/mid.")
+_stage("sft", "Stage: supervised fine-tuning -> checkpoints/sft.")
+_stage("rl", "Stage: reinforcement learning -> checkpoints/rl.")
+_stage("report", "Stage: report/report.html.")
+
+
+@commands.group("eval", cls=Commands)
+def evaluate() -> None:
+    """Evaluate checkpoints."""
+
+
+@evaluate.command("core")
+def core() -> None:
+    """Stage: CORE of checkpoints/base -> evals/core."""
+    from paribus import stages
+
+    stages.core()
+
+
+@evaluate.command("gsm8k")
+@click.argument("stage", type=click.Choice(["base", "mid", "sft", "rl"]))
+def gsm8k(stage: str) -> None:
+    """Stage: word problems answered by one checkpoint -> evals/gsm8k/STAGE."""
+    from paribus import stages
+
+    stages.gsm8k(stage)
+
+
+@evaluate.command("compare-stages")
+def compare_stages() -> None:
+    """Stage: word problems by stage, paired -> metrics/gsm8k.json."""
+    from paribus import stages
+
+    stages.compare_stages()
+
+
+@commands.command()
+@click.argument("pattern", default="")
+def keys(pattern: str) -> None:
+    """Every key of params.yaml that contains PATTERN: type, bounds, documentation, value."""
+    from paribus import tools
+
+    tools.print_keys(pattern)
+
+
+@commands.group(cls=Commands)
+def profile() -> None:
+    """Files of overrides under experiments/profiles/."""
+
+
+@profile.command("list")
+def profile_list() -> None:
+    """The profiles there are, and what each is for."""
+    from paribus import tools
+
+    tools.list_profiles()
+
+
+@profile.command("args")
+@click.argument("name")
+def profile_args(name: str) -> None:
+    """Print a profile as -S arguments: dvc exp run $(paribus profile args NAME)."""
+    from paribus import tools
+
+    tools.print_profile_args(name)
+
+
+@profile.command("apply")
+@click.argument("name")
+def profile_apply(name: str) -> None:
+    """Write a profile's values into params.yaml."""
+    from paribus import tools
+
+    tools.apply_profile(name)
+
+
+@commands.command()
+def pause() -> None:
+    """Ask every running stage of this project to save and exit 75; the next `dvc repro` goes on."""
+    from paribus import tools
+
+    tools.pause()
+
+
+@commands.command(context_settings={"ignore_unknown_options": True})
+@click.option("--port", default=5000, show_default=True, help="Port of the page.")
+def ui(port: int) -> None:
+    """The MLflow page of this project's store, with two processes instead of fifteen."""
+    from paribus import tools
+
+    tools.mlflow_ui(port)

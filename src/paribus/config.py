@@ -1,0 +1,488 @@
+"""params.yaml -> frozen dataclasses: every key typed, documented, strict; and the fingerprint.
+
+`params.yaml` owns the values: there is no default here. A key whose value may be `null` is *derived*
+when it is null, mostly from `model.depth`; `resolve_model` and `resolve_pretrain` say how.
+Only the standard library is needed (PyYAML to read a file), so that the trainer runs where only torch is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import re
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from paribus.errors import UserError
+
+
+def key(doc: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None) -> Any:
+    """A configuration key: its documentation (with unit) and the bounds of its value (or of its items)."""
+    return dataclasses.field(metadata={"doc": doc, "ge": ge, "gt": gt, "le": le})
+
+
+@dataclass(frozen=True)
+class World:
+    """The embedded synthetic world."""
+
+    seed: int = key("names the world: its cast, facts, texts and problems", ge=0)
+    megabytes: float = key("size of the pretraining documents, MB", gt=0)
+    problems: int = key("word problems to train on", ge=1)
+    test_problems: int = key("held-out word problems for the report", ge=1)
+    conversations: int = key("conversations of each kind", ge=1)
+    core_items: int = key("items of each CORE-format task", ge=8)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where text, problems and tasks come from. Relative paths start at the main checkout."""
+
+    source: Literal["world", "local"] = key("pretraining documents: the embedded world or files of your own")
+    paths: list[str] = key("files, folders or globs of .txt, .jsonl, .parquet (also .gz, .zst); source: local")
+    text_column: str = key("column that holds the text in .jsonl and .parquet")
+    problems: str = key("word problems: `world`, or a folder with train.jsonl and test.jsonl in GSM8K's format")
+    validation_problems: int = key("problems held out of train, for tuning and for watching RL", ge=8)
+    core: str = key("CORE tasks: `world`, or a folder in the layout of the public DCLM bundle")
+    world: World = key("the embedded world")
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Byte-level BPE."""
+
+    vocab_size: int = key("tokens, special ones included", ge=300, le=1_000_000)
+    max_digits: int = key("longest run of digits that may become one token", ge=1, le=9)
+    train_megabytes: float = key("text the merges are learned from, MB", gt=0)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token shards of the pretraining documents."""
+
+    val_fraction: float = key("share of documents held out for bits per byte, chosen by their hash", gt=0, le=0.5)
+    shard_tokens: int = key("tokens of one shard file", ge=1_000)
+
+
+@dataclass(frozen=True)
+class Model:
+    """The GPT. `depth` is the one dial; what is null follows from it. Every field is an ablation."""
+
+    depth: int = key("transformer blocks", ge=1, le=256)
+    aspect_ratio: int = key("width per block of depth", ge=8)
+    width: int | None = key("residual stream; null: depth x aspect_ratio, up to a multiple of head_dim", ge=8)
+    head_dim: int = key("width of one attention head", ge=8)
+    n_heads: int | None = key("query heads; null: width / head_dim", ge=1)
+    n_kv_heads: int | None = key("key/value heads (grouped-query attention); null: n_heads", ge=1)
+    seq_len: int = key("context, tokens", ge=16)
+    mlp: Literal["relu2", "gelu", "swiglu"] = key("activation; swiglu is gated, at equal parameters (2/3 hidden)")
+    mlp_ratio: float = key("hidden width of the MLP / width", gt=0)
+    norm: Literal["rms", "layer"] = key("normalisation; neither has learned gains")
+    qk_norm: bool = key("normalise queries and keys (arXiv:2010.04245)")
+    position: Literal["rope", "learned", "none"] = key("position signal")
+    rope_base: float = key("period of the slowest rotary pair / 2 pi, tokens", gt=1)
+    window_pattern: str = key("attention of successive blocks, repeated: L full, S sliding window; the last is full")
+    window: int | None = key("tokens a sliding window sees; null: half of seq_len", ge=1)
+    value_embeddings: Literal["none", "alternate", "all"] = key("blocks whose values add a gated token embedding")
+    x0_scalars: bool = key("each block adds a learned multiple of the first residual stream")
+    residual_scalars: bool = key("each block scales the residual stream by a learned factor")
+    tied_head: bool = key("output head shares the token embedding")
+    softcap: float = key("logits become softcap x tanh(logits / softcap); 0: off", ge=0)
+
+
+@dataclass(frozen=True)
+class Architecture(Model):
+    """A model with every derived value filled in."""
+
+    width: int = key("residual stream", ge=8)
+    n_heads: int = key("query heads", ge=1)
+    n_kv_heads: int = key("key/value heads", ge=1)
+    window: int = key("tokens a sliding window sees", ge=1)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Learning rates are given at `lr_reference_width` and follow the width as (width / reference)^exponent."""
+
+    kind: Literal["muon", "adamw"] = key("optimiser of the block matrices; all else is always AdamW")
+    matrix_lr: float = key("Muon: block matrices", gt=0)
+    adamw_matrix_lr: float = key("AdamW: block matrices, when kind is adamw", gt=0)
+    embedding_lr: float = key("AdamW: token, position and value embeddings", gt=0)
+    head_lr: float = key("AdamW: untied output head", gt=0)
+    scalar_lr: float = key("AdamW: residual and x0 scalars, gates", gt=0)
+    lr_reference_width: int = key("width at which the AdamW rates of embeddings and head hold", ge=1)
+    lr_width_exponent: float = key("exponent of those rates in width; 0: none")
+    weight_decay: float = key("decoupled, of block matrices, per unit of learning rate", ge=0)
+    beta1: float = key("AdamW first moment", ge=0, le=0.9999)
+    beta2: float = key("AdamW second moment", ge=0, le=0.99999)
+    eps: float = key("AdamW epsilon", gt=0)
+    muon_momentum: float = key("Muon momentum (Nesterov)", ge=0, le=0.9999)
+    muon_iterations: int = key("Newton-Schulz iterations", ge=1, le=12)
+    grad_clip: float = key("largest global gradient norm; 0: off", ge=0)
+
+
+@dataclass(frozen=True)
+class Train:
+    """How every training stage runs; no key here is meant to change what is learned."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = key("auto: cuda, else cpu")
+    dtype: Literal["auto", "float32", "bfloat16"] = key("matrix products; auto: bfloat16 where the hardware is quick at it")
+    threads: int | None = key("CPU threads of torch; null: the cores this process may use; part of the fingerprint", ge=1)
+    compile: bool = key("torch.compile the training step")
+    deterministic: bool = key("bit-for-bit repeatable kernels")
+    activation_checkpointing: bool = key("recompute block activations in the backward pass: less memory, a third more work")
+    processes: int = key("data-parallel ranks started by the stage itself", ge=1)
+    session_minutes: float | None = key("save and exit 75 after so long; the next start goes on; null: no limit", gt=0)
+    save_seconds: float = key("time between saves of the training state, seconds", ge=0)
+    keep_states: int = key("training states kept", ge=1)
+    log_every: int = key("steps between logged lines", ge=1)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Horizon, batch and learning-rate schedule of a supervised stage: warm-up, constant, warm-down."""
+
+    batch_tokens: int | None = key("tokens of one optimiser step; null: follows from the horizon (arXiv:2505.13738)", ge=1)
+    device_batch_size: int = key("rows of one forward pass: memory, not results", ge=1)
+    lr_scale: float = key("multiplies every learning rate", gt=0)
+    warmup_fraction: float = key("share of steps of linear warm-up", ge=0, le=1)
+    warmdown_fraction: float = key("share of steps of linear warm-down", ge=0, le=1)
+    final_lr_fraction: float = key("learning rate of the last step / the highest", ge=0, le=1)
+    eval_every: int = key("steps between validations; 0: only at the end", ge=0)
+
+
+@dataclass(frozen=True)
+class Pretrain(Schedule):
+    """Next-token prediction on the documents."""
+
+    steps: int | None = key("optimiser steps; null: tokens_per_parameter decides", ge=1)
+    tokens_per_parameter: float = key("horizon in tokens / parameters, when steps is null", gt=0)
+    eval_tokens: int = key("validation tokens of one estimate of bits per byte", ge=1)
+
+
+@dataclass(frozen=True)
+class Conversations(Schedule):
+    """Training on conversations, loss on assistant tokens only."""
+
+    steps: int = key("optimiser steps", ge=1)
+    mixture: dict[str, float] = key("share of tokens by source: a conversation file's name, `problems_worked`, "
+                                    "`problems_direct` or `documents`", ge=0)
+    attend_across: bool = key("let packed conversations see those before them in the row")
+
+
+@dataclass(frozen=True)
+class RL:
+    """On-policy policy gradient with a group-mean baseline on the GSM8K scorer."""
+
+    steps: int = key("optimiser steps", ge=1)
+    questions_per_step: int = key("groups of one step", ge=1)
+    samples_per_question: int = key("answers of one group", ge=2)
+    max_new_tokens: int = key("longest answer, tokens", ge=1)
+    temperature: float = key("sampling temperature", gt=0)
+    top_k: int = key("sample among the k likeliest tokens; 0: all", ge=0)
+    advantage: Literal["group_mean", "group_mean_std"] = key("reward minus the group's mean, or that over its std")
+    dynamic_sampling: int = key("redraw groups without variance up to so many times (DAPO, arXiv:2503.14476); 0: off", ge=0)
+    curriculum: bool = key("easy questions first: fewest solution steps")
+    format_reward: float = key("reward of a well-formed wrong answer", ge=0, le=1)
+    device_batch_size: int = key("rows of one forward pass: memory, not results", ge=1)
+    rollout_rows: int = key("answers sampled side by side: memory, not results", ge=1)
+    lr_scale: float = key("multiplies every learning rate", gt=0)
+    warmup_fraction: float = key("share of steps of linear warm-up", ge=0, le=1)
+    final_lr_fraction: float = key("learning rate of the last step / the first; linear", ge=0, le=1)
+    watch_every: int = key("steps between looks at the validation problems; 0: only at the end", ge=0)
+    watch_questions: int = key("validation problems of one look", ge=1)
+
+
+@dataclass(frozen=True)
+class Core:
+    """DCLM CORE (arXiv:2406.11794)."""
+
+    max_per_task: int | None = key("items of each task, after the protocol's shuffle; null: all", ge=2)
+    batch_size: int = key("rows of one forward pass: memory, not results", ge=1)
+
+
+@dataclass(frozen=True)
+class Gsm8k:
+    """Word problems, scored as GSM8K is."""
+
+    split: Literal["validation", "test"] = key("validation to tune, test for the report")
+    questions: int | None = key("problems answered greedily; null: the whole split", ge=1)
+    samples: int = key("sampled answers per problem for pass@k", ge=1)
+    sampled_questions: int | None = key("problems answered by sampling; null: as many as greedily", ge=1)
+    temperature: float = key("of the sampled answers", gt=0)
+    few_shot: int = key("worked examples before the question, base model only", ge=0)
+    max_new_tokens: int = key("longest answer, tokens", ge=1)
+    rows: int = key("answers generated side by side: memory, not results", ge=1)
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Evaluation of checkpoints."""
+
+    bpb_tokens: int | None = key("validation tokens for the final bits per byte; null: all", ge=1)
+    core: Core = key("CORE")
+    gsm8k: Gsm8k = key("word problems")
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """MLflow."""
+
+    experiment: str = key("MLflow experiment")
+    system_metrics: bool = key("log CPU, memory and GPU use")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All of params.yaml."""
+
+    seed: int = key("initial weights, data order, sampling", ge=0)
+    corpus: Corpus = key("documents, conversations, problems, tasks")
+    tokenizer: Tokenizer = key("byte-level BPE")
+    tokens: Tokens = key("token shards")
+    model: Model = key("the GPT")
+    optimizer: Optimizer = key("optimiser")
+    train: Train = key("how training runs")
+    pretrain: Pretrain = key("pretraining")
+    midtrain: Conversations = key("midtraining: chat format, tool")
+    sft: Conversations = key("supervised fine-tuning")
+    rl: RL = key("reinforcement learning")
+    eval: Eval = key("evaluation")
+    tracking: Tracking = key("experiment tracking")
+
+
+# ---------------------------------------------------------------- reading and checking
+
+
+def load_config(path: str | Path = "params.yaml", overrides: dict[str, Any] | None = None) -> Config:
+    """Read and check a params file; `overrides` are dotted keys. Raises UserError with every problem at once."""
+    return parse_config(merge(read_yaml(path), overrides or {}))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file; 1e-3 is a number, as in YAML 1.2. Raises UserError."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
+    try:
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of keys to values")
+    return values
+
+
+def merge(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """A copy of nested `values` with dotted `overrides` written over it; names are checked by parse_config."""
+    merged = json.loads(json.dumps(values))
+    for dotted, value in overrides.items():
+        node = merged
+        *parents, last = dotted.split(".")
+        for name in parents:
+            child = node.setdefault(name, {})
+            if not isinstance(child, dict):
+                raise UserError(f"{dotted}: {name} is a value, not a section")
+            node = child
+        node[last] = value
+    return merged
+
+
+def parse_config(values: dict[str, Any]) -> Config:
+    """Nested plain values -> Config. Raises UserError with every wrong key, type, range and combination at once."""
+    problems: list[str] = []
+    config = _parse_section(Config, values, "", problems)
+    if not problems:
+        problems = _combinations(config)
+    if problems:
+        raise UserError(problems)
+    return config
+
+
+def _parse_section(cls: type, values: Any, prefix: str, problems: list[str]) -> Any:
+    if not isinstance(values, dict):
+        problems.append(f"{prefix.rstrip('.')}: expected a section with keys, not {values!r}")
+        return None
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            problems.append(_unknown_key(prefix, str(name)))
+    parsed = {}
+    for name, field in fields.items():
+        if name not in values:
+            problems.append(f"{prefix}{name}: missing; it is: {field.metadata['doc']}")
+        elif dataclasses.is_dataclass(hints[name]):
+            parsed[name] = _parse_section(hints[name], values[name], f"{prefix}{name}.", problems)
+        else:
+            parsed[name] = _parse_value(hints[name], values[name], prefix + name, field.metadata, problems)
+    return cls(**parsed) if len(parsed) == len(fields) else None
+
+
+def _unknown_key(prefix: str, name: str) -> str:
+    dotted = prefix + name
+    known = [path for path, *_ in describe()]
+    close = difflib.get_close_matches(dotted, known, n=1, cutoff=0.6) or [
+        path for path in known if path.split(".")[-1] == name.split(".")[-1]
+    ]
+    siblings = [path.removeprefix(prefix) for path in known if path.startswith(prefix) and "." not in path[len(prefix):]]
+    hint = f"did you mean {close[0]}?" if close else f"allowed here: {', '.join(siblings)}"
+    return f"{dotted}: unknown key; {hint}"
+
+
+def _parse_value(hint: Any, value: Any, path: str, meta: Any, problems: list[str]) -> Any:
+    """The value as its type, or None and a problem."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    hint = next(option for option in options if option is not type(None))
+    parsed = _as_type(hint, value)
+    if parsed is None:
+        problems.append(f"{path}: {value!r} is not allowed; expected {allowed(hint, meta, type(None) in options)}")
+        return None
+    items = parsed.values() if isinstance(parsed, dict) else [parsed]
+    for item in items:
+        if isinstance(item, (int, float)) and not isinstance(item, bool) and not _in_range(item, meta):
+            problems.append(f"{path}: {value!r} is out of range; expected {allowed(hint, meta, type(None) in options)}")
+    return parsed
+
+
+def _as_type(hint: Any, value: Any) -> Any:
+    """`value` if it is of the type (an int serves as a float), else None."""
+    if typing.get_origin(hint) is Literal:
+        return value if isinstance(value, str) and value in typing.get_args(hint) else None
+    if typing.get_origin(hint) is list:
+        return list(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else None
+    if typing.get_origin(hint) is dict:
+        good = isinstance(value, dict) and all(_as_type(float, item) is not None for item in value.values())
+        return {str(name): float(item) for name, item in value.items()} if good else None
+    if hint is bool or isinstance(value, bool):
+        return value if hint is bool and isinstance(value, bool) else None
+    if hint is float and isinstance(value, (int, float)):
+        return float(value) if math.isfinite(value) else None
+    return value if isinstance(value, hint) else None
+
+
+def _in_range(value: float, meta: Any) -> bool:
+    ge, gt, le = meta["ge"], meta["gt"], meta["le"]
+    return (ge is None or value >= ge) and (gt is None or value > gt) and (le is None or value <= le)
+
+
+def allowed(hint: Any, meta: Any, nullable: bool) -> str:
+    """What a key takes, in words."""
+    if typing.get_origin(hint) is Literal:
+        text = "one of " + ", ".join(typing.get_args(hint))
+    elif typing.get_origin(hint) is list:
+        text = "a list of strings"
+    elif typing.get_origin(hint) is dict:
+        text = "a mapping of names to numbers"
+    else:
+        text = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}[hint]
+    signs = (("ge", ">="), ("gt", ">"), ("le", "<="))
+    bounds = [f"{sign} {meta[name]:,}" for name, sign in signs if meta[name] is not None]
+    return text + (" " + " and ".join(bounds) if bounds else "") + (" or null" if nullable else "")
+
+
+def _combinations(config: Config) -> list[str]:
+    """Values that are fine alone and not together, each with the fix."""
+    problems = []
+    model = config.model
+    width, n_heads, n_kv_heads, _ = _shape(model)
+    if width % model.head_dim:
+        problems.append(f"model.width: {width} is not a multiple of model.head_dim ({model.head_dim})")
+    elif n_heads * model.head_dim != width:
+        problems.append(f"model.n_heads: {n_heads} x head_dim {model.head_dim} is not the width {width}; "
+                        f"set it to {width // model.head_dim} or null")
+    if n_heads % n_kv_heads:
+        problems.append(f"model.n_kv_heads: {n_kv_heads} does not divide n_heads ({n_heads})")
+    if model.position == "rope" and model.head_dim % 2:
+        problems.append(f"model.head_dim: {model.head_dim} must be even for rotary positions")
+    if not re.fullmatch("[SL]+", model.window_pattern):
+        problems.append(f"model.window_pattern: {model.window_pattern!r} is not allowed; expected letters S and L")
+    if model.window is not None and model.window > model.seq_len:
+        problems.append(f"model.window: {model.window} is longer than model.seq_len ({model.seq_len})")
+    if config.corpus.source == "local" and not config.corpus.paths:
+        problems.append("corpus.paths: empty, but corpus.source is local; name files or folders")
+    for name, stage in (("midtrain", config.midtrain), ("sft", config.sft)):
+        if stage.batch_tokens is None:
+            problems.append(f"{name}.batch_tokens: null is for pretrain only; give a number of tokens")
+        if not stage.mixture or sum(stage.mixture.values()) <= 0:
+            problems.append(f"{name}.mixture: no source has a weight above 0")
+    for name, schedule in (("pretrain", config.pretrain), ("midtrain", config.midtrain), ("sft", config.sft)):
+        if schedule.warmup_fraction + schedule.warmdown_fraction > 1:
+            problems.append(f"{name}: warmup_fraction + warmdown_fraction is over 1")
+        if schedule.batch_tokens is not None and schedule.batch_tokens % model.seq_len:
+            problems.append(f"{name}.batch_tokens: {schedule.batch_tokens} is not a multiple of model.seq_len ({model.seq_len})")
+    return problems
+
+
+def describe(cls: type = Config, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Every dotted key with its type and metadata, sections included, in order."""
+    rows = []
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        rows.append((prefix + field.name, hints[field.name], field.metadata))
+        if dataclasses.is_dataclass(hints[field.name]):
+            rows += describe(hints[field.name], f"{prefix}{field.name}.")
+    return rows
+
+
+def flatten(section: Any, prefix: str = "") -> dict[str, Any]:
+    """A dataclass (or mapping) as dotted keys -> plain values."""
+    flat: dict[str, Any] = {}
+    names = section if isinstance(section, dict) else [field.name for field in dataclasses.fields(section)]
+    items = [(name, section[name] if isinstance(section, dict) else getattr(section, name)) for name in names]
+    for name, value in items:
+        if dataclasses.is_dataclass(value) or isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+# ---------------------------------------------------------------- derived values
+
+
+def _shape(model: Model) -> tuple[int, int, int, int]:
+    """width, n_heads, n_kv_heads, window."""
+    width = model.width or math.ceil(model.depth * model.aspect_ratio / model.head_dim) * model.head_dim
+    n_heads = model.n_heads or max(width // model.head_dim, 1)
+    return width, n_heads, model.n_kv_heads or n_heads, model.window or max(model.seq_len // 2, 1)
+
+
+def resolve_model(model: Model) -> Architecture:
+    """The model with every derived value filled in."""
+    width, n_heads, n_kv_heads, window = _shape(model)
+    values = {field.name: getattr(model, field.name) for field in dataclasses.fields(Model)}
+    return Architecture(**values | {"width": width, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "window": window})
+
+
+def resolve_pretrain(pretrain: Pretrain, parameters: int, seq_len: int) -> Pretrain:
+    """Horizon and batch filled in for a model of so many parameters.
+
+    Horizon: tokens_per_parameter x parameters (20: arXiv:2203.15556). Batch: 2^19 tokens at 2.2e9 tokens of
+    horizon, growing as horizon^0.383 (arXiv:2505.13738), to the nearest power of two.
+    """
+    batch, steps = pretrain.batch_tokens, pretrain.steps
+    horizon = pretrain.tokens_per_parameter * parameters
+    if batch is None:
+        batch = 2 ** round(math.log2(2**19 * (horizon / 2.2e9) ** 0.383)) if steps is None else 2**19
+        batch = max(batch // seq_len, 1) * seq_len
+    return dataclasses.replace(pretrain, batch_tokens=batch, steps=steps or max(math.ceil(horizon / batch), 1))
+
+
+def fingerprint(**parts: Any) -> str:
+    """Names a run: a hash of everything it is a function of (law 1). Values must be JSON."""
+    canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:20]

@@ -1,0 +1,130 @@
+"""Text to training batches: sources, tokenizer, token shards, conversations, loaders; and their file helpers."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from paribus.errors import UserError
+
+MOST_PROBLEMS = 20  # a file with more broken lines than this is broken as a whole: nobody reads the 21st
+
+Progress = Callable[[str, float, float], None]  # what is under way, done, total; both in the same unit
+
+
+class _Unzstd(io.RawIOBase):
+    """Bytes of a .zst file of one or more frames. zstandard's own reader takes a truncated file for a short one."""
+
+    def __init__(self, path: Path) -> None:
+        import zstandard
+
+        self._start_frame, self._corrupt = zstandard.ZstdDecompressor().decompressobj, zstandard.ZstdError
+        self._file, self._frame, self._ready = path.open("rb"), self._start_frame(), b""
+        self._packed, self._between_frames = b"", True
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready and self._unpack_more():
+            pass
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+    def _unpack_more(self) -> bool:
+        packed = self._packed or self._file.read(1 << 18)
+        if not packed and not self._between_frames:
+            raise OSError("truncated: its last zstd frame does not end")
+        if not packed:
+            return False
+        try:
+            self._ready = self._frame.decompress(packed)
+        except self._corrupt as error:
+            raise OSError(str(error)) from None
+        self._packed, self._between_frames = self._frame.unused_data, self._frame.eof
+        if self._between_frames:
+            self._frame = self._start_frame()
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """A file's bytes, unpacked if its name ends in .gz or .zst. Corrupt ones raise OSError, EOFError, zlib.error."""
+    if path.suffix == ".gz":
+        return io.BufferedReader(gzip.open(path))
+    return io.BufferedReader(_Unzstd(path)) if path.suffix == ".zst" else path.open("rb")
+
+
+def open_text(path: Path) -> IO[str]:
+    """The same as UTF-8 text, with or without a byte order mark; other bytes raise UnicodeDecodeError."""
+    return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig")
+
+
+def load_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a .jsonl file (also .gz, .zst), one a line; blank lines are skipped.
+
+    Broken lines are passed over and raised together at the end as a UserError that names file and line.
+    """
+    problems: list[str] = []
+    with open_text(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                row, reason = None, f"not JSON: {error.msg}"
+            else:
+                reason = f"expected an object, not {type(row).__name__}"
+            if isinstance(row, dict):
+                yield row
+            else:
+                problems.append(f"{path}:{number}: {reason}")
+            if len(problems) >= MOST_PROBLEMS:
+                break
+    if problems:
+        raise UserError(problems)
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write one object a line; returns how many."""
+    count = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` only when the block ends well: `out` is whole or not there."""
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if out.exists():
+        shutil.rmtree(out)
+    partial.rename(out)

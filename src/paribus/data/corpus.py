@@ -1,0 +1,304 @@
+"""The corpus folder: documents, problems, conversations and CORE tasks from wherever the configuration says.
+
+Layout, whatever the source: documents/*.jsonl {"text"}, problems/{train,validation,test}.jsonl {"question",
+"answer"}, conversations/<source>.jsonl {"messages"}, core/ as in the public DCLM bundle, and manifest.json: what
+it was made from, with size and sha256 of every file. The conversations are always those of the embedded world.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import hashlib
+import io
+import json
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from paribus import config
+from paribus.data import Progress, load_jsonl, open_bytes, open_text, sha256_file, whole_folder, world, write_jsonl
+from paribus.errors import UserError
+
+FORMATS = (".txt", ".jsonl", ".parquet")
+PACKED = (".gz", ".zst")
+SHARD_BYTES = 64_000_000  # of one documents file
+UNREADABLE = (OSError, EOFError, ValueError, NotImplementedError, zlib.error)  # what corrupt files raise
+Entry = dict[str, Any]
+
+
+def build_corpus(cfg: config.Corpus, out: Path, root: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Write the corpus folder `out` and return its manifest. Relative paths of `cfg` start at `root`.
+
+    Raises UserError that lists everything wrong with every source (missing, corrupt, broken lines with file and
+    line, no text column, nothing in it); `out` is then left as it was.
+    """
+    builders = {"documents": (cfg.source, _local_documents), "problems": (cfg.problems, _problems),
+                "core": (cfg.core, _core_bundle)}
+    manifest: dict[str, Any] = {"world": dataclasses.asdict(cfg.world)}
+    wrong: list[str] = []
+    with whole_folder(out) as partial:
+        for name, (source, build) in builders.items():
+            try:
+                if source != "world":
+                    manifest[name] = {"source": source} | build(cfg, partial / name, root, progress)
+            except UserError as error:
+                wrong += error.problems
+        if wrong:
+            raise UserError(wrong)
+        manifest |= _add_world(cfg, partial, {"conversations", *builders} - manifest.keys())
+        for name in ("problems", "conversations"):
+            manifest[name]["counts"] = _count_rows(partial / name)
+        text = json.dumps(manifest, indent=1, ensure_ascii=False)
+        (partial / "manifest.json").write_text(text + "\n", encoding="utf-8")
+    return manifest
+
+
+def _add_world(cfg: config.Corpus, out: Path, parts: set[str]) -> dict[str, Entry]:
+    """Generate the named parts of the world (one that is not wanted at size 0) into `out`; their manifest."""
+    problems = "problems" in parts
+    temporary = out / "world"
+    counts = world.generate(
+        temporary, seed=cfg.world.seed,
+        megabytes=cfg.world.megabytes if "documents" in parts else 0,
+        problems=cfg.world.problems if problems else 0,
+        validation_problems=cfg.validation_problems if problems else 0,
+        test_problems=cfg.world.test_problems if problems else 0,
+        conversations=cfg.world.conversations, core_items=cfg.world.core_items)
+    for name in parts:
+        (temporary / name).rename(out / name)
+    shutil.rmtree(temporary)
+    more: dict[str, Entry] = {
+        "documents": {"documents": counts["documents"], "bytes": counts["document_bytes"], "empty": 0},
+        "core": {"bundle": "synthetic", "missing": []},
+    }
+    return {name: {"source": "world", "files": []} | more.get(name, {}) for name in sorted(parts)}
+
+
+def _count_rows(folder: Path) -> dict[str, int]:
+    return {path.stem: sum(1 for _ in load_jsonl(path)) for path in sorted(folder.glob("*.jsonl"))}
+
+
+def _describe(path: Path, name: str, **more: Any) -> Entry:
+    return {"path": name, "bytes": path.stat().st_size, "sha256": sha256_file(path)} | more
+
+
+# ---------------------------------------------------------------- documents
+
+
+class _DocumentWriter:
+    """documents/*.jsonl, one file after the other; counts what it wrote."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self.folder, self.documents, self.bytes, self.empty = folder, 0, 0, 0
+        self._file: io.TextIOBase | None = None
+        self._files = self._room = 0
+
+    def add(self, text: str | None) -> None:
+        """One document; one without anything but white space is counted and left out."""
+        if not text or text.isspace():
+            self.empty += 1
+            return
+        if self._file is None or self._room <= 0:
+            self.close()
+            self._file = (self.folder / f"{self._files:05d}.jsonl").open("w", encoding="utf-8", newline="\n")
+            self._files, self._room = self._files + 1, SHARD_BYTES
+        size = len(text.encode())
+        self._file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+        self.documents, self.bytes, self._room = self.documents + 1, self.bytes + size, self._room - size
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def counts(self) -> Entry:
+        return {"documents": self.documents, "bytes": self.bytes, "empty": self.empty}
+
+
+def _local_documents(cfg: config.Corpus, out: Path, root: Path, progress: Progress | None) -> Entry:
+    """Every document of the files that `corpus.paths` names, in their order."""
+    files, problems = find_files(cfg.paths, root)
+    total, done = sum(path.stat().st_size for _, path in files), 0
+    writer = _DocumentWriter(out)
+    entries = []
+    for name, path in files:
+        before = writer.documents
+        try:
+            for text in read_documents(path, cfg.text_column):
+                writer.add(text)
+        except UserError as error:
+            problems += error.problems
+        except UNREADABLE as error:
+            problems.append(f"{path}: cannot be read: {error}")
+        entries.append(_describe(path, name, documents=writer.documents - before))
+        done += path.stat().st_size
+        if progress is not None:
+            progress("documents", done, total)
+    writer.close()
+    if not problems and not writer.documents:
+        problems.append(f"corpus.paths: {', '.join(cfg.paths)} hold no text in all")
+    if problems:
+        raise UserError(problems)
+    return writer.counts() | {"files": entries}
+
+
+def find_files(paths: Iterable[str], root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
+    """The (name as written, path) of each file that `paths` name, once, and the problems met.
+
+    Order: as listed, and by name within a folder or glob, so that it does not depend on where `root` is.
+    """
+    found: dict[Path, str] = {}
+    problems = []
+    for spec in paths:
+        base = root / Path(spec).expanduser()
+        if base.is_dir():
+            files = sorted(path for path in base.rglob("*") if path.is_file() and _format(path) in FORMATS)
+        elif base.is_file():
+            files = [base] if _format(base) in FORMATS else []
+        else:
+            files = sorted(path for name in glob.glob(str(base), recursive=True)
+                           if (path := Path(name)).is_file() and _format(path) in FORMATS)
+        if not files:
+            what = "holds no file" if base.is_dir() else "is not a file" if base.is_file() else "names no file"
+            allowed = f"{', '.join(FORMATS)}, alone or with {' or '.join(PACKED)}"
+            problems.append(f"corpus.paths: {spec} {what} that can be read (looked at {base}; readable: {allowed})")
+        for path in files:
+            name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+            found.setdefault(path.resolve(), name)
+    return [(name, path) for path, name in found.items()], problems
+
+
+def _format(path: Path) -> str:
+    """The suffix that tells the format, that of the packing set aside."""
+    return (path.with_suffix("") if path.suffix in PACKED else path).suffix
+
+
+def read_documents(path: Path, text_column: str) -> Iterator[str | None]:
+    """The documents of one file: a .txt is one; of .jsonl and .parquet each row's `text_column`.
+
+    Raises UserError (no such column, broken lines) and what UNREADABLE lists (corrupt files).
+    """
+    if _format(path) == ".txt":
+        with open_text(path) as file:
+            yield file.read()
+    elif _format(path) == ".jsonl":
+        yield from _jsonl_texts(path, text_column)
+    else:
+        yield from _parquet_texts(path, text_column)
+
+
+def _jsonl_texts(path: Path, column: str) -> Iterator[str | None]:
+    for number, row in enumerate(load_jsonl(path), 1):
+        if column not in row or not isinstance(row[column], str | None):
+            raise UserError(f"{path}: row {number} has no text in column {column!r} (corpus.text_column); "
+                            f"it has: {', '.join(row)}")
+        yield row[column]
+
+
+def _parquet_texts(path: Path, column: str) -> Iterator[str | None]:
+    import pyarrow
+    import pyarrow.parquet
+
+    packed = path.suffix in PACKED  # a packed one has to be unpacked in memory: parquet is read from its end
+    source = io.BytesIO(open_bytes(path).read()) if packed else path
+    with pyarrow.parquet.ParquetFile(source) as file:
+        if column not in file.schema_arrow.names:
+            names = ", ".join(file.schema_arrow.names)
+            raise UserError(f"{path}: no column {column!r} (corpus.text_column); it has: {names}")
+        kind = file.schema_arrow.field(column).type
+        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+            raise UserError(f"{path}: column {column!r} holds {kind}, not text")
+        for batch in file.iter_batches(batch_size=256, columns=[column]):
+            yield from batch.column(0).to_pylist()
+
+
+# ---------------------------------------------------------------- problems
+
+
+def _problems(cfg: config.Corpus, out: Path, root: Path, _: Progress | None) -> Entry:
+    """GSM8K-format problems; `validation_problems` of train, chosen by the hash of the question, are held out.
+
+    A training problem whose question is also in test is left out and counted.
+    """
+    folder = root / Path(cfg.problems).expanduser()
+    rows: dict[str, list[dict[str, Any]]] = {}
+    wrong: list[str] = []
+    for split in ("train", "test"):
+        try:
+            rows[split] = _read_problems(folder / f"{split}.jsonl")
+        except UserError as error:
+            wrong += error.problems
+    if wrong:
+        raise UserError(wrong)
+    tested = {row["question"] for row in rows["test"]}
+    train = [row for row in rows["train"] if row["question"] not in tested]
+    if len(train) <= cfg.validation_problems:
+        raise UserError(f"corpus.validation_problems: {cfg.validation_problems} of the {len(train)} training problems "
+                        f"of {folder} leave none to train on")
+    held_out = set(sorted((row["question"] for row in train), key=_digest)[:cfg.validation_problems])
+    write_jsonl(out / "train.jsonl", (row for row in train if row["question"] not in held_out))
+    write_jsonl(out / "validation.jsonl", (row for row in train if row["question"] in held_out))
+    write_jsonl(out / "test.jsonl", rows["test"])
+    files = [_describe(folder / f"{split}.jsonl", f"{cfg.problems}/{split}.jsonl") for split in rows]
+    return {"files": files, "in_test_too": len(rows["train"]) - len(train)}
+
+
+def _read_problems(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise UserError(f"{path}: missing (corpus.problems names a folder with train.jsonl and test.jsonl)")
+    rows = list(load_jsonl(path))
+    for number, row in enumerate(rows, 1):
+        texts = isinstance(row.get("question"), str) and isinstance(row.get("answer"), str)
+        if not texts or "####" not in row["answer"]:
+            raise UserError(f"{path}: row {number} is not a problem: expected a text `question` and an `answer` "
+                            "that ends in `#### ` and the result")
+    if not rows:
+        raise UserError(f"{path}: no problem in it")
+    return rows
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# ---------------------------------------------------------------- CORE
+
+
+def _core_bundle(cfg: config.Corpus, out: Path, root: Path, _: Progress | None) -> Entry:
+    """The files of a DCLM-layout bundle that its core.yaml names; `missing` are the tasks without their file."""
+    folder = root / Path(cfg.core).expanduser()
+    tasks = _core_tasks(folder)
+    wanted = {task["label"]: f"eval_data/{task['dataset_uri']}" for task in tasks}
+    inside = folder.resolve()
+    outside = [uri for uri in wanted.values() if not (folder / uri).resolve().is_relative_to(inside)]
+    if outside:
+        raise UserError(f"{folder / 'core.yaml'}: dataset_uri {uri} leads out of the bundle" for uri in outside)
+    missing = [label for label, uri in wanted.items() if not (folder / uri).is_file()]
+    if len(missing) == len(wanted):
+        raise UserError(f"corpus.core: {folder} holds the data of none of its {len(wanted)} tasks")
+    present = {uri for label, uri in wanted.items() if label not in missing}
+    files = []
+    for uri in ("core.yaml", "eval_meta_data.csv", *sorted(present)):
+        (out / uri).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / uri, out / uri)
+        files.append(_describe(folder / uri, uri))
+    bundle = _digest("".join(f"{entry['path']} {entry['sha256']}\n" for entry in files))
+    return {"bundle": bundle, "files": files, "missing": missing}
+
+
+def _core_tasks(folder: Path) -> list[dict[str, Any]]:
+    needed = (folder / "core.yaml", folder / "eval_meta_data.csv")
+    absent = [path for path in needed if not path.is_file()]
+    if absent:
+        raise UserError(f"{path}: missing (corpus.core names a folder in the DCLM bundle's layout)" for path in absent)
+    tasks = config.read_yaml(needed[0]).get("icl_tasks")
+    if not isinstance(tasks, list) or not tasks or not all(map(_is_task, tasks)):
+        raise UserError(f"{needed[0]}: expected a list `icl_tasks`, each with a `label` and a `dataset_uri`")
+    return tasks
+
+
+def _is_task(task: Any) -> bool:
+    return isinstance(task, dict) and isinstance(task.get("label"), str) and isinstance(task.get("dataset_uri"), str)

@@ -1,0 +1,368 @@
+"""Batches as pure functions of (seed, step): documents packed end to end, conversations packed without leaks.
+
+B rows of one batch, T tokens of a row. Global row g = step x batch_rows + r is the same whichever rank reads
+it, after whatever restart: the order of the data is part of what a run is.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+
+from paribus.data.chat import Messages, Rendered, render_batch
+from paribus.data.shards import TokenShards
+from paribus.data.tokenizer import Tokenizer
+from paribus.errors import UserError
+
+NOT_LEARNED = -1
+BLOCK_ROWS = 512  # rows packed together: enough to fill them well, few enough to pack in a moment
+MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
+SHIFTS = np.array([30, 27, 31], np.uint64)
+T = TypeVar("T")
+Item = tuple[str, int]  # source, index of a conversation or document row in it
+
+
+@dataclass(frozen=True)
+class Batch:
+    """inputs (B, T) int64; targets (B, T) int64, -1 where nothing is learned; documents (B, T) int32 or None.
+
+    targets are the inputs one place on. Positions of a row with the same number in `documents` belong to one
+    conversation and may attend to each other; None: the whole row is one.
+    """
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    documents: torch.Tensor | None
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on a device; from pinned memory the copy does not block."""
+        inputs, targets = (x.to(device, non_blocking=True) for x in (self.inputs, self.targets))
+        documents = None if self.documents is None else self.documents.to(device, non_blocking=True)
+        return Batch(inputs, targets, documents)
+
+
+# ---------------------------------------------------------------- order
+
+
+def shuffle_key(*parts: object) -> int:
+    """64 bits that name a shuffle."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "little")
+
+
+def mix(values: np.ndarray, key: int) -> np.ndarray:
+    """64 well-mixed bits of each value under a key, (n,) uint64: splitmix64's finaliser (Steele et al. 2014)."""
+    x = (values ^ np.uint64(key)) * MULTIPLIERS[0]
+    x = (x ^ (x >> SHIFTS[0])) * MULTIPLIERS[1]
+    x = (x ^ (x >> SHIFTS[1])) * MULTIPLIERS[2]
+    return np.asarray(x ^ (x >> SHIFTS[2]))
+
+
+def permute(indices: np.ndarray, size: int, key: int) -> np.ndarray:
+    """Where a keyed permutation of range(size) sends `indices` (n,): O(n) time, no memory of `size`.
+
+    A Feistel network on pairs (high, low) with high x low just over `size`, walked along its cycle in the rare
+    case that it leads out of range (Black and Rogaway 2002): a billion rows shuffle as easily as ten.
+    """
+    high = math.isqrt(size - 1) + 1
+    low = -(-size // high)
+    highs, lows, limit = np.uint64(high), np.uint64(low), np.uint64(size)
+    rounds = [shuffle_key(key, number) for number in range(6)]
+
+    def network(x: np.ndarray) -> np.ndarray:
+        left: np.ndarray = x // lows
+        right: np.ndarray = x % lows
+        for odd, even in zip(rounds[::2], rounds[1::2], strict=True):
+            left = (left + mix(right, odd) % highs) % highs
+            right = (right + mix(left, even) % lows) % lows
+        return np.asarray(left * lows + right)
+
+    result = network(indices.astype(np.uint64))
+    while (outside := np.flatnonzero(result >= limit)).size:
+        result[outside] = network(result[outside])
+    return result.astype(np.int64)
+
+
+# ---------------------------------------------------------------- documents
+
+
+class DocumentLoader:
+    """Rows of T tokens cut end to end from a split's token shards, in an order shuffled anew every epoch.
+
+    Rows overlap in one token only (the last target of one is the first input of the next), so an epoch sees
+    each token once as a target. The tail that fills no row is left out of training, not of validation.
+    """
+
+    def __init__(self, folder: str | Path, split: str, seq_len: int, seed: int) -> None:
+        self.shards = TokenShards(folder, split)
+        self.split, self.seq_len, self.seed = split, seq_len, seed
+        self.rows_per_epoch = (len(self.shards) - 1) // seq_len
+        if self.rows_per_epoch < 1:
+            raise UserError(f"{folder}: {split} has {len(self.shards):,} tokens, fewer than one row of "
+                            f"model.seq_len ({seq_len}) + 1; give more text or change tokens.val_fraction")
+
+    def batch(self, step: int, rows: range, batch_rows: int) -> Batch:
+        """Rows `rows` of the `batch_rows` of step `step`."""
+        first = step * batch_rows
+        tokens = self.tokens(np.arange(first + rows.start, first + rows.stop, rows.step))
+        inputs, targets = (torch.from_numpy(part.astype(np.int64)) for part in (tokens[:, :-1], tokens[:, 1:]))
+        return Batch(inputs, targets, None)
+
+    def tokens(self, global_rows: np.ndarray) -> np.ndarray:
+        """(B, T + 1) token ids of the shuffled rows with these numbers, counted on from epoch to epoch."""
+        epochs, places = np.divmod(global_rows, self.rows_per_epoch)
+        for epoch in range(int(epochs.min()), int(epochs.max()) + 1):
+            here = epochs == epoch
+            key = shuffle_key(self.seed, self.split, epoch)
+            places[here] = permute(places[here], self.rows_per_epoch, key)
+        out = np.empty((len(places), self.seq_len + 1), self.shards.dtype)
+        for row, place in zip(out, places.tolist(), strict=True):
+            self.shards.read(place * self.seq_len, row)
+        return out
+
+    def validation_rows(self, rows: int, max_tokens: int | None = None) -> Iterator[Batch]:
+        """The split in its own order, `rows` rows at a time, until `max_tokens` targets (None: all) are covered.
+
+        The last row is padded with targets of -1, so that a full pass sees every token.
+        """
+        targets = min(len(self.shards) - 1, max_tokens or len(self.shards))
+        starts = range(0, targets, self.seq_len)
+        for first in range(0, len(starts), rows):
+            here = starts[first:first + rows]
+            tokens = np.full((len(here), self.seq_len + 1), NOT_LEARNED, np.int64)
+            for row, start in zip(tokens, here, strict=True):
+                self.shards.read(start, row[:min(self.seq_len, targets - start) + 1])
+            yield Batch(torch.from_numpy(tokens[:, :-1].clip(0)), torch.from_numpy(tokens[:, 1:].copy()), None)
+
+
+# ---------------------------------------------------------------- conversations
+
+
+class _Source:
+    """The rendered conversations of one source, end to end, and their endless shuffled stream."""
+
+    def __init__(self, name: str, rendered: Sequence[Rendered], longest: int, seed: int) -> None:
+        cut = [(ids[:longest], mask[:longest]) for ids, mask in rendered]
+        kept = [(ids, mask) for ids, mask in cut if any(mask)]
+        self.truncated = sum(len(ids) > longest for ids, _ in rendered)
+        self.dropped = len(cut) - len(kept)
+        if not kept:
+            raise UserError(f"mixture: source {name!r} has no conversation in which the assistant says anything"
+                            f" within the first {longest} tokens (model.seq_len + 1)")
+        self.name, self.seed = name, seed
+        self.lengths = np.array([len(ids) for ids, _ in kept])
+        self.starts = np.cumsum(self.lengths) - self.lengths
+        self.tokens = np.array([token for ids, _ in kept for token in ids], np.int32)
+        self.learned = np.array([bit for _, mask in kept for bit in mask], bool)
+        self.epoch_tokens = int(self.lengths.sum())
+        self._order: tuple[int, np.ndarray, np.ndarray] = (-1, self.lengths, self.starts)
+
+    def between(self, start: int, stop: int) -> np.ndarray:
+        """Indices of the conversations that begin at stream tokens [start, stop); epochs are reshuffled."""
+        parts = []
+        for epoch in range(start // self.epoch_tokens, -(-stop // self.epoch_tokens)):
+            order, begins = self._epoch(epoch)
+            first, last = np.searchsorted(begins, np.array([start, stop]) - epoch * self.epoch_tokens)
+            parts.append(order[first:last])
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._order[0] != epoch:
+            count = len(self.lengths)
+            order = permute(np.arange(count), count, shuffle_key(self.seed, self.name, epoch))
+            self._order = (epoch, order, np.cumsum(self.lengths[order]) - self.lengths[order])
+        return self._order[1:]
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Rows of indices whose lengths sum to at most `capacity`: longest first, each where it fits tightest."""
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free places, row), sorted
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        found = bisect.bisect_left(room, (lengths[index], 0))
+        if found < len(room):
+            free, row = room.pop(found)
+        else:
+            free, row = capacity, len(rows)
+            rows.append([])
+        rows[row].append(index)
+        bisect.insort(room, (free - lengths[index], row))
+    return rows
+
+
+class ConversationLoader:
+    """Rows packed with whole conversations of a mixture of sources, loss on what the assistant writes.
+
+    sources: name -> conversations, or a DocumentLoader (its rows stay whole and are learned throughout).
+    mixture: name -> share of the tokens, normalised.
+    attend_across: conversations see those before them in the row; else `Batch.documents` keeps them apart.
+    truncated, dropped: how many conversations of each source lost their end, being longer than T + 1 tokens, or
+    were left out, nothing in them being learned.
+
+    Every row opens with <|bos|>, but document rows are as in pretraining. The endless stream is packed in blocks
+    of about BLOCK_ROWS rows. Conversations are shuffled within the row: packing longest first puts the same kind
+    first in every row, and a model then answers a lone question in that kind's manner.
+    """
+
+    def __init__(self, sources: Mapping[str, Sequence[Messages] | DocumentLoader],
+                 mixture: Mapping[str, float], tokenizer: Tokenizer, seq_len: int, seed: int,
+                 attend_across: bool) -> None:
+        total = sum(mixture.values())
+        self.shares = {name: weight / total for name, weight in sorted(mixture.items()) if weight > 0}
+        unknown = [name for name in self.shares if name not in sources]
+        if unknown:
+            raise UserError(f"mixture: no source {name!r}; there are: {', '.join(sources)}" for name in unknown)
+        self.seq_len, self.seed, self.attend_across, self.pad = seq_len, seed, attend_across, tokenizer.bos
+        self._documents: dict[str, DocumentLoader] = {}
+        self._sources: dict[str, _Source] = {}
+        for name in self.shares:
+            source = sources[name]
+            if isinstance(source, DocumentLoader):
+                self._documents[name] = source
+            else:
+                self._sources[name] = _Source(name, render_batch(source, tokenizer), seq_len + 1, seed)
+        self.truncated = {name: source.truncated for name, source in self._sources.items()}
+        self.dropped = {name: source.dropped for name, source in self._sources.items()}
+        self._ends = [0]  # global rows before each block
+        self._recent: dict[int, list[list[Item]]] = {}
+
+    def batch(self, step: int, rows: range, batch_rows: int) -> Batch:
+        """Rows `rows` of the `batch_rows` of step `step`."""
+        held = [self._row(step * batch_rows + row) for row in rows]
+        tokens = np.full((len(rows), self.seq_len + 1), self.pad, np.int64)
+        learned = np.zeros(tokens.shape, bool)
+        documents = np.zeros(tokens.shape, np.int32)
+        for name, loader in self._documents.items():
+            places = [place for place, items in enumerate(held) if items[0][0] == name]
+            if places:
+                tokens[places] = loader.tokens(np.array([held[place][0][1] for place in places]))
+                learned[places] = True
+        for place, items in enumerate(held):
+            if items[0][0] in self._sources:
+                self._fill(items, tokens[place], learned[place], documents[place])
+        targets = np.where(learned[:, 1:], tokens[:, 1:], NOT_LEARNED)
+        ids = None if self.attend_across else torch.from_numpy(documents[:, :-1].copy())
+        return Batch(torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(targets), ids)
+
+    def _fill(self, items: list[Item], tokens: np.ndarray, learned: np.ndarray, documents: np.ndarray) -> None:
+        """Write a row's conversations into its (T + 1,) arrays; what is left over is padding, a document of its own."""
+        position = 0
+        for number, (name, index) in enumerate(items):
+            source = self._sources[name]
+            length, start = int(source.lengths[index]), int(source.starts[index])
+            here, there = slice(position, position + length), slice(start, start + length)
+            tokens[here], learned[here], documents[here] = source.tokens[there], source.learned[there], number
+            position += length
+        documents[position:] = len(items)
+
+    def _row(self, number: int) -> list[Item]:
+        """What global row `number` holds. Blocks differ by a few rows: those before it are counted, once."""
+        while self._ends[-1] <= number:
+            self._ends.append(self._ends[-1] + len(self._block(len(self._ends) - 1)))
+        block = bisect.bisect_right(self._ends, number) - 1
+        return self._block(block)[number - self._ends[block]]
+
+    def _block(self, number: int) -> list[list[Item]]:
+        """The rows of a block: a pure function of (seed, number). The two read last are kept."""
+        if number not in self._recent:
+            while len(self._recent) > 1:
+                self._recent.pop(min(self._recent, key=lambda kept: abs(kept - number) <= 1))
+            self._recent[number] = self._pack_block(number)
+        return self._recent[number]
+
+    def _pack_block(self, number: int) -> list[list[Item]]:
+        items: list[Item] = []
+        rows: list[list[Item]] = []
+        for name, share in self.shares.items():
+            if name in self._documents:
+                rows += [[(name, row)] for row in range(*_part(share * BLOCK_ROWS, number))]
+            else:
+                tokens = range(*_part(share * BLOCK_ROWS * (self.seq_len + 1), number))
+                indices = self._sources[name].between(tokens.start, tokens.stop)
+                items += [(name, index) for index in indices.tolist()]
+        lengths = [int(self._sources[name].lengths[index]) for name, index in items]
+        luck = mix(np.arange(len(items), dtype=np.uint64), shuffle_key(self.seed, "within", number)).tolist()
+        for packed in pack(lengths, self.seq_len + 1):
+            rows.append([items[index] for index in sorted(packed, key=luck.__getitem__)])
+        order = permute(np.arange(len(rows)), len(rows), shuffle_key(self.seed, "rows", number))
+        return [rows[index] for index in order.tolist()]
+
+
+def _part(amount: float, number: int) -> tuple[int, int]:
+    """Part `number` of an endless count cut in parts of `amount`, which need not be whole."""
+    return int(number * amount), int((number + 1) * amount)
+
+
+# ---------------------------------------------------------------- ahead of time
+
+
+class Prefetcher(Generic[T]):
+    """Iterator of (step, make_batch(step)) for steps [start, stop), made by one thread up to `depth` ahead.
+
+    An exception in make_batch is raised here, at its step. `waited`: seconds the consumer stood waiting. Use it
+    as a context manager, or call close(), so that the thread ends when the consumer stops early.
+    """
+
+    def __init__(self, make_batch: Callable[[int], T], start: int, stop: int, depth: int = 2) -> None:
+        self.waited = 0.0
+        self._left = max(stop - start, 0)
+        self._queue: queue.Queue[tuple[int, T | BaseException]] = queue.Queue(depth)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(make_batch, range(start, stop)), daemon=True)
+        self._thread.start()
+
+    def _work(self, make_batch: Callable[[int], T], steps: range) -> None:
+        for step in steps:
+            if self._closed.is_set():
+                return
+            item: T | BaseException
+            try:
+                item = make_batch(step)
+            except BaseException as error:
+                item = error
+            self._put((step, item))
+            if isinstance(item, BaseException):
+                return
+
+    def _put(self, entry: tuple[int, T | BaseException]) -> None:
+        while not self._closed.is_set():
+            try:
+                return self._queue.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def __iter__(self) -> Iterator[tuple[int, T]]:
+        return self
+
+    def __next__(self) -> tuple[int, T]:
+        if not self._left or self._closed.is_set():
+            raise StopIteration
+        began = time.perf_counter()
+        step, item = self._queue.get()
+        self.waited += time.perf_counter() - began
+        if isinstance(item, BaseException):
+            self.close()
+            raise item
+        self._left -= 1
+        return step, item
+
+    def close(self) -> None:
+        """Stop the thread and wait for it."""
+        self._closed.set()
+        self._thread.join()
+
+    def __enter__(self) -> Prefetcher[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

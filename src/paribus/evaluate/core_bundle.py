@@ -1,0 +1,241 @@
+"""Reading a CORE bundle: core.yaml, eval_meta_data.csv and eval_data/**.jsonl, checked whole before any compute.
+
+The layout is that of the public DCLM evaluation bundle (arXiv:2406.11794). Rows by kind of task:
+multiple_choice {query, choices, gold}; schema {context_options, continuation, gold};
+language_modeling {context, continuation}.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paribus.config import read_yaml
+from paribus.errors import UserError
+
+KINDS = ("multiple_choice", "schema", "language_modeling")
+SHUFFLE_SEED = 1337
+PROBLEMS_SHOWN = 10  # of one file: a file of the wrong kind has one for every line
+
+CORE_LABELS = frozenset((
+    "hellaswag_zeroshot", "jeopardy", "bigbench_qa_wikidata", "arc_easy", "arc_challenge", "copa", "commonsense_qa",
+    "piqa", "openbook_qa", "lambada_openai", "hellaswag", "winograd", "winogrande", "bigbench_dyck_languages",
+    "agi_eval_lsat_ar", "bigbench_cs_algorithms", "bigbench_operators", "bigbench_repeat_copy_logic", "squad", "coqa",
+    "boolq", "bigbench_language_identification"))  # fmt: skip
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task. The first `n` of `rows` (already shuffled) are asked; few-shot examples come from all `rows`.
+
+    baseline: share that guessing gets right; population: items in the file; digest: sha256 of the file.
+    """
+
+    label: str
+    kind: str
+    shots: int
+    delimiter: str
+    baseline: float
+    rows: tuple[Row, ...]
+    n: int
+    population: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What can run, what lacks its data, and the sha256 of all files read."""
+
+    tasks: tuple[Task, ...]
+    missing: tuple[str, ...]
+    digest: str
+
+    @property
+    def partial(self) -> bool:
+        """True unless the tasks are exactly the 22 of CORE."""
+        return {task.label for task in self.tasks} != CORE_LABELS
+
+
+def read_bundle(folder: Path, max_per_task: int | None = None, complete: bool = False) -> Bundle:
+    """Read and check a bundle; `complete`: a task without its file is an error, not a gap.
+
+    Sub-sampling keeps the first `max_per_task` items after the shuffle, and few-shot examples then come from these
+    alone, as in nanochat's base_eval (which cannot run when they are no more than the examples: here as many
+    further items as needed serve as examples only). Raises UserError with every problem of every file at once.
+    """
+    problems: list[str] = []
+    entries = _entries(folder / "core.yaml", problems)
+    baselines = _baselines(folder / "eval_meta_data.csv", [entry["label"] for entry in entries], problems)
+    files: dict[tuple[str, str], tuple[list[Row], str] | None] = {}
+    tasks, missing = [], []
+    for entry in entries:
+        path = folder / "eval_data" / entry["dataset_uri"]
+        name = entry["dataset_uri"], entry["icl_task_type"]
+        if name not in files:
+            files[name] = _rows(path, name[1], problems) if path.is_file() else None
+        if (file := files[name]) is None:
+            missing.append(entry["label"])
+            if complete:
+                problems.append(f"{path}: missing; task {entry['label']} needs it")
+        elif entry["label"] in baselines:
+            tasks.append(_task(entry, baselines[entry["label"]], *file, max_per_task))
+    if not problems:
+        problems += [f"{task.label}: {task.population} items are too few for {task.shots} examples and a question"
+                     for task in tasks if task.population <= task.shots]
+    if not problems and not tasks:
+        problems.append(f"{folder / 'eval_data'}: holds the data of none of the {len(entries)} tasks in core.yaml")
+    if problems:
+        raise UserError(problems)
+    named = {"core.yaml": _sha256(folder / "core.yaml"), "eval_meta_data.csv": _sha256(folder / "eval_meta_data.csv")}
+    named |= {f"eval_data/{uri}": file[1] for (uri, _), file in files.items() if file}
+    digest = hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in sorted(named.items())).encode())
+    return Bundle(tuple(tasks), tuple(missing), digest.hexdigest())
+
+
+def _task(entry: Row, baseline: float, rows: list[Row], digest: str, max_per_task: int | None) -> Task:
+    shots = entry["num_fewshot"][0]
+    shuffled = list(rows)
+    random.Random(SHUFFLE_SEED).shuffle(shuffled)
+    if max_per_task is not None:
+        shuffled = shuffled[: max(max_per_task, shots + 1)]
+    n = len(shuffled) if max_per_task is None else min(max_per_task, len(shuffled))
+    return Task(entry["label"], entry["icl_task_type"], shots, entry.get("continuation_delimiter", " "), baseline,
+                tuple(shuffled), n, len(rows), digest)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# ---------------------------------------------------------------- core.yaml and the baselines
+
+
+def _entries(path: Path, problems: list[str]) -> list[Row]:
+    """The well-formed entries of `icl_tasks`."""
+    try:
+        listed = read_yaml(path).get("icl_tasks")
+    except UserError as error:
+        problems += error.problems
+        return []
+    if not isinstance(listed, list) or not listed:
+        problems.append(f"{path}: icl_tasks: expected a list of tasks, not {listed!r}")
+        return []
+    entries: list[Row] = []
+    for number, entry in enumerate(listed, 1):
+        wrong = _entry_problems(entry)
+        if not wrong and entry["label"] in {other["label"] for other in entries}:
+            wrong = [f"label: {entry['label']!r} is there twice"]
+        problems += [f"{path}: task {number}: {text}" for text in wrong]
+        if not wrong:
+            entries.append(entry)
+    return entries
+
+
+def _entry_problems(entry: Any) -> list[str]:
+    if not isinstance(entry, dict):
+        return [f"expected keys and values, not {entry!r}"]
+    wrong = [f"{name}: expected text, not {entry.get(name)!r}" for name in ("label", "dataset_uri")
+             if not isinstance(entry.get(name), str)]
+    shots = entry.get("num_fewshot")
+    if not (isinstance(shots, list) and len(shots) == 1 and _is_index(shots[0])):
+        wrong.append(f"num_fewshot: expected a list of one whole number, not {shots!r}")
+    if entry.get("icl_task_type") not in KINDS:
+        wrong.append(f"icl_task_type: expected one of {', '.join(KINDS)}, not {entry.get('icl_task_type')!r}")
+    if not isinstance(entry.get("continuation_delimiter", " "), str):
+        wrong.append(f"continuation_delimiter: expected text, not {entry['continuation_delimiter']!r}")
+    return wrong
+
+
+def _baselines(path: Path, labels: list[str], problems: list[str]) -> dict[str, float]:
+    """Label -> share right by guessing, from the columns `Eval Task` and `Random baseline` (per cent)."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            lines = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        problems.append(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
+        return {}
+    absent = [name for name in ("Eval Task", "Random baseline") if name not in (reader.fieldnames or [])]
+    if absent:
+        problems.append(f"{path}:1: no column {' and '.join(map(repr, absent))}; there are {reader.fieldnames}")
+        return {}
+    found = {}
+    for line, row in lines:
+        label, text = row["Eval Task"], row["Random baseline"]
+        if label in labels:
+            found[label] = _per_cent(text)
+            if not 0 <= found[label] < 1:
+                problems.append(f"{path}:{line}: Random baseline {text!r} of {label}; expected per cent >= 0 and < 100")
+    problems += [f"{path}: no Random baseline for {label}" for label in labels if label not in found]
+    return found
+
+
+def _per_cent(text: str | None) -> float:
+    """Per cent as a share; nan if it is not a number."""
+    try:
+        return float(text or "") / 100
+    except ValueError:
+        return math.nan
+
+
+# ---------------------------------------------------------------- rows
+
+
+def _rows(path: Path, kind: str, problems: list[str]) -> tuple[list[Row], str]:
+    """The rows of a file and its sha256; what is wrong, by line, goes to `problems`."""
+    data = path.read_bytes()
+    rows: list[Row] = []
+    wrong: list[str] = []
+    for number, line in enumerate(data.splitlines(), 1):
+        try:
+            row = json.loads(line.decode("utf-8"))
+            problem = _row_problem(row, kind)
+        except (UnicodeDecodeError, ValueError) as error:
+            problem = f"not JSON in UTF-8 ({error})"
+        if problem:
+            wrong.append(f"{path}:{number}: {problem}")
+        else:
+            rows.append(row)
+    if not rows and not wrong:
+        wrong = [f"{path}: empty"]
+    if len(wrong) > PROBLEMS_SHOWN:
+        wrong[PROBLEMS_SHOWN:] = [f"{path}: {len(wrong) - PROBLEMS_SHOWN} more lines like these"]
+    problems += wrong
+    return rows, hashlib.sha256(data).hexdigest()
+
+
+def _row_problem(row: Any, kind: str) -> str | None:
+    """What keeps a row from being an item of this kind."""
+    if not isinstance(row, dict):
+        return f"expected a {kind} row, not {row!r:.60}"
+    texts = {"multiple_choice": ["query"], "schema": ["continuation"], "language_modeling": ["context", "continuation"]}
+    for name in texts[kind]:
+        if not isinstance(row.get(name), str):
+            return _column_problem(row, name, kind, "text")
+    if kind == "language_modeling":
+        return None if row["continuation"].strip() else "continuation is blank"
+    name = "choices" if kind == "multiple_choice" else "context_options"
+    options = row.get(name)
+    if not isinstance(options, list) or len(options) < 2 or not all(isinstance(option, str) for option in options):
+        return _column_problem(row, name, kind, "a list of two or more texts")
+    if not _is_index(row.get("gold")) or row["gold"] >= len(options):
+        return f"gold is {row.get('gold')!r}; expected a whole number from 0 to {len(options) - 1}"
+    return None
+
+
+def _column_problem(row: Row, name: str, kind: str, expected: str) -> str:
+    if name not in row:
+        return f"no column {name!r}, which a {kind} row needs; there are {', '.join(map(str, row)) or 'none'}"
+    return f"{name} is {row[name]!r:.60}; expected {expected}"
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

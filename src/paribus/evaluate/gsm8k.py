@@ -1,0 +1,317 @@
+"""Word problems in GSM8K's format (arXiv:2110.14168): the one scorer, of evaluation and of reward; the evaluation.
+
+A problem is {"question", "answer"}; the answer ends in `#### 12`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from paribus.config import Gsm8k
+from paribus.data.chat import render_prompt
+from paribus.data.tokenizer import Tokenizer
+from paribus.errors import UserError
+from paribus.evaluate.intervals import mean_and_stderr, pass_at_k, wilson
+from paribus.generate import Completion, Engine
+
+Problem = dict[str, Any]
+SAMPLES_SHOWN = 12
+
+_ANNOTATION = re.compile(r"<<[^<>]*>>")
+_FINAL = re.compile(r"####\s*(?P<sign>-?)\s*\$?\s*(?P<minus>-?)(?=\.?\d)(?P<whole>\d[\d,]*)?(?P<fraction>\.\d+)?")
+
+
+# ---------------------------------------------------------------- the scorer
+
+
+class Score(NamedTuple):
+    """Of one answer."""
+
+    correct: bool
+    formatted: bool  # ends in `#### number`, right or wrong
+
+
+def final_answer(text: str) -> str | None:
+    """The first number after a `####`, without $, thousands commas, needless zeros; None if there is none."""
+    match = _FINAL.search(text)
+    if match is None:
+        return None
+    whole = (match["whole"] or "").replace(",", "").lstrip("0") or "0"
+    fraction = (match["fraction"] or "").rstrip("0").rstrip(".")
+    negative = (match["sign"] or match["minus"]) and (whole != "0" or fraction)
+    return ("-" if negative else "") + whole + fraction
+
+
+def score(text: str, reference_answer: str) -> Score:
+    """Is the final answer of `text` that of the reference? Raises UserError if the reference has none."""
+    expected = final_answer(reference_answer)
+    if expected is None:
+        raise UserError(f"problem: the reference answer {reference_answer!r} does not end in `#### number`")
+    given = final_answer(text)
+    return Score(correct=given == expected, formatted=given is not None)
+
+
+def solution_steps(problem: Problem) -> int:
+    """Difficulty: calculator annotations of the reference solution, or its lines where it has none; at least 1."""
+    working = problem["answer"].partition("####")[0]
+    return max(len(_ANNOTATION.findall(working)) or len(working.strip().splitlines()), 1)
+
+
+# ---------------------------------------------------------------- prompts
+
+
+def chat_prompt(tokenizer: Tokenizer, question: str) -> list[int]:
+    """The question as a user's turn, the assistant's turn opened."""
+    return render_prompt([{"role": "user", "content": question}], tokenizer)
+
+
+def few_shot_prompt(tokenizer: Tokenizer, shots: Sequence[Problem], question: str,
+                    room: int | None = None) -> list[int]:
+    """A prompt for a base model, which knows running text only: worked problems, then the question.
+
+    Answers are one line each and without annotations, so that a line end ends an answer. If `room` tokens do not
+    hold all shots, the first ones are left out.
+    """
+    ending = tokenizer.encode(f"Question: {question}\nAnswer:")
+    parts = [tokenizer.encode(_shot(shot)) for shot in shots]
+    while parts and room is not None and 1 + sum(map(len, parts)) + len(ending) > room:
+        parts.pop(0)
+    return [tokenizer.bos, *(token for part in parts for token in part), *ending]
+
+
+def _shot(problem: Problem) -> str:
+    answer = " ".join(_ANNOTATION.sub("", problem["answer"]).split())
+    return f"Question: {problem['question']}\nAnswer: {answer}\n\n"
+
+
+def line_ends(tokenizer: Tokenizer) -> set[int]:
+    """Tokens that hold a line end."""
+    return {token for token in range(tokenizer.vocab_size) if "\n" in tokenizer.decode([token])}
+
+
+# ---------------------------------------------------------------- the evaluation
+
+
+@dataclass(frozen=True)
+class Item:
+    """One problem and what became of it."""
+
+    index: int
+    question: str
+    reference: str
+    steps: int  # of the reference solution
+    text: str  # the greedy answer, special tokens by name
+    prediction: str | None
+    correct: bool
+    formatted: bool
+    finished: bool
+    tokens: int
+    tool_calls: int
+    well_formed_tool_calls: int
+    n_samples: int  # sampled answers, 0 where none were drawn
+    n_correct: int  # of those
+
+
+@dataclass(frozen=True)
+class Gsm8kResult:
+    """Item by item, so that two models can be compared in pairs; and in sum."""
+
+    items: list[Item]
+    summary: dict[str, Any]
+
+
+def evaluate_gsm8k(engine: Engine, problems: Sequence[Problem], cfg: Gsm8k, *, stage: str,
+                   shots: Sequence[Problem] = (), seed: int, cache: Path | None = None,
+                   on_progress: Callable[[int, int], None] | None = None) -> Gsm8kResult:
+    """Greedy answers to the first `cfg.questions` problems; samples, for pass@k, of the first `cfg.sampled_questions`.
+
+    stage "base" is asked with `shots`, as running text and without the tool; all others as a chat. The random
+    streams of a problem follow from (seed, its index). `cache`: a folder named after everything the result depends
+    on, the checkpoint included; answers are kept there as they come, and a second call goes on from them.
+    `on_progress(questions answered, of how many)`, sampled ones counted apart.
+    """
+    greedy = list(range(len(problems)))[: cfg.questions]
+    sampled = greedy[: cfg.sampled_questions]
+    shots = shots[: cfg.few_shot]
+    journal = _Journal(cache, [list(problems), list(shots), asdict(cfg) | {"rows": 0}, stage, seed])
+    ask = _Asker(engine, problems, cfg, stage, shots, seed, journal)
+    total, done = len(greedy) + len(sampled), 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if on_progress is not None:
+            on_progress(done, total)
+
+    ask("greedy", greedy, 1, 0.0, advance)
+    ask("sampled", sampled, cfg.samples, cfg.temperature, advance)
+    items = [_item(index, problems[index], journal.records[("greedy", index)],
+                   journal.records.get(("sampled", index))) for index in greedy]
+    return Gsm8kResult(items, summarise(items) | {"few_shot": len(shots) if stage == "base" else 0})
+
+
+class _Asker:
+    """Puts the problems that the journal lacks to the engine."""
+
+    def __init__(self, engine: Engine, problems: Sequence[Problem], cfg: Gsm8k, stage: str, shots: Sequence[Problem],
+                 seed: int, journal: _Journal) -> None:
+        self.engine, self.problems, self.cfg, self.seed, self.journal = engine, problems, cfg, seed, journal
+        self.base = stage == "base"
+        self.shots = shots
+        tokenizer: Any = engine.tokenizer
+        self.tokenizer: Tokenizer = tokenizer
+        self.stop = line_ends(self.tokenizer) if self.base else None
+
+    def __call__(self, phase: str, wanted: list[int], samples: int, temperature: float,
+                 advance: Callable[[int], None]) -> None:
+        todo = [index for index in wanted if (phase, index) not in self.journal.records]
+        advance(len(wanted) - len(todo))
+
+        def on_done(place: int, completions: list[Completion]) -> None:
+            index = todo[place]
+            reference = self.problems[index]["answer"]
+            self.journal.add({"phase": phase, "index": index,
+                              "answers": [_answer(self.tokenizer, one, reference) for one in completions]})
+            advance(1)
+
+        self.engine.generate([self._prompt(index) for index in todo], samples=samples, temperature=temperature,
+                             max_new_tokens=self.cfg.max_new_tokens, seed=self.seed, rows=self.cfg.rows,
+                             stop=self.stop, tools=not self.base, ids=todo, on_done=on_done)
+
+    def _prompt(self, index: int) -> list[int]:
+        question = self.problems[index]["question"]
+        if not self.base:
+            return chat_prompt(self.tokenizer, question)
+        room = self.engine.model.config.seq_len - self.cfg.max_new_tokens
+        return few_shot_prompt(self.tokenizer, self.shots, question, room)
+
+
+def _answer(tokenizer: Tokenizer, completion: Completion, reference: str) -> dict[str, Any]:
+    text = tokenizer.decode(completion.tokens)
+    return score(text, reference)._asdict() | {
+        "text": text, "finished": completion.finished, "tokens": len(completion.tokens),
+        "tool_calls": completion.tool_calls, "well_formed_tool_calls": completion.well_formed_tool_calls,
+    }
+
+
+def _item(index: int, problem: Problem, greedy: dict[str, Any], sampled: dict[str, Any] | None) -> Item:
+    answer = greedy["answers"][0]
+    samples = sampled["answers"] if sampled else []
+    return Item(index=index, question=problem["question"], reference=problem["answer"], steps=solution_steps(problem),
+                prediction=final_answer(answer["text"]), n_samples=len(samples),
+                n_correct=sum(sample["correct"] for sample in samples), **answer)
+
+
+def summarise(items: Sequence[Item]) -> dict[str, Any]:
+    """accuracy with its 95 % interval, pass@k with standard errors, and shares of what answers look like.
+
+    formatted, finished, tool_calls: shares of greedy answers (with at least one call); well_formed: share of the
+    calls that had a value (None without calls); no_room: questions that fill the context by themselves.
+    """
+    n, correct = len(items), sum(item.correct for item in items)
+    low, high = wilson(correct, n)
+    calls = sum(item.tool_calls for item in items)
+    shares = {
+        "formatted": _share([item.formatted for item in items]), "finished": _share([item.finished for item in items]),
+        "tool_calls": _share([item.tool_calls > 0 for item in items]),
+        "well_formed": sum(item.well_formed_tool_calls for item in items) / calls if calls else None,
+        "no_room": sum(item.tokens == 0 for item in items),
+    }
+    return {"accuracy": correct / max(n, 1), "ci_low": low, "ci_high": high, "n": n, **_pass_curve(items), **shares,
+            "by_steps": _by_steps(items)}
+
+
+def _pass_curve(items: Sequence[Item]) -> dict[str, Any]:
+    drawn = [item for item in items if item.n_samples]
+    curve: dict[str, Any] = {"n_sampled": len(drawn), "samples": drawn[0].n_samples if drawn else 0}
+    k = 1
+    while k <= curve["samples"]:
+        mean, stderr = mean_and_stderr([pass_at_k(item.n_samples, item.n_correct, k) for item in drawn])
+        curve |= {f"pass_at_{k}": mean, f"pass_at_{k}_stderr": stderr}
+        k *= 2
+    return curve
+
+
+def _by_steps(items: Sequence[Item]) -> dict[str, dict[str, float]]:
+    groups: dict[int, list[bool]] = {}
+    for item in items:
+        groups.setdefault(item.steps, []).append(item.correct)
+    return {str(steps): {"accuracy": _share(group), "n": len(group)} for steps, group in sorted(groups.items())}
+
+
+def _share(values: Sequence[bool]) -> float:
+    return sum(values) / max(len(values), 1)
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+class _Journal:
+    """Answers on disk as they come, one JSON line a problem, so that a killed evaluation goes on where it was."""
+
+    def __init__(self, folder: Path | None, key: list[Any]) -> None:
+        self.records: dict[tuple[str, int], dict[str, Any]] = {}
+        self.path = folder / "answers.jsonl" if folder is not None else None
+        if self.path is None:
+            return
+        header = {"key": hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()}
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        if not lines or lines[0] != _line(header):
+            lines = [_line(header)]
+        kept = [line for line in lines if line.endswith(b"\n")]  # the last one may have been cut off by a kill
+        for line in kept[1:]:
+            self._remember(json.loads(line))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_bytes(b"".join(kept))
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Keep one problem's answers."""
+        self._remember(record)
+        if self.path is not None:
+            with self.path.open("ab") as file:
+                file.write(_line(record))
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        self.records[(record["phase"], record["index"])] = record
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"
+
+
+def write_items(folder: Path, result: Gsm8kResult) -> None:
+    """items.parquet: every item; failures.jsonl: wrong ones, to read; samples.json: the first ones; summary.json."""
+    import pyarrow
+    import pyarrow.parquet
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [asdict(item) for item in result.items]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=_schema(pyarrow)), folder / "items.parquet")
+    failures = [_readable(item) for item in result.items if not item.correct]
+    (folder / "failures.jsonl").write_bytes(b"".join(map(_line, failures)))
+    samples = [_readable(item) | {"correct": item.correct} for item in result.items[:SAMPLES_SHOWN]]
+    (folder / "samples.json").write_text(json.dumps(samples, indent=1) + "\n", encoding="utf-8")
+    (folder / "summary.json").write_text(json.dumps(result.summary, indent=1) + "\n", encoding="utf-8")
+
+
+def read_correct(folder: Path) -> list[bool]:
+    """Whether each problem was answered rightly, as `write_items` kept it."""
+    import pyarrow.parquet
+
+    return [bool(value) for value in pyarrow.parquet.read_table(folder / "items.parquet")["correct"].to_pylist()]
+
+
+def _readable(item: Item) -> dict[str, Any]:
+    return {"index": item.index, "question": item.question, "reference": item.reference, "answer": item.text,
+            "prediction": item.prediction, "expected": final_answer(item.reference)}
+
+
+def _schema(pyarrow: Any) -> Any:
+    kinds = {"int": pyarrow.int64(), "str": pyarrow.string(), "str | None": pyarrow.string(), "bool": pyarrow.bool_()}
+    return pyarrow.schema([(name, kinds[str(kind)]) for name, kind in Item.__annotations__.items()])

@@ -1,0 +1,402 @@
+"""The engine: many answers side by side, each a function of (seed, question, sample) alone.
+
+Prompts are prefilled once, in batches of similar length; all answers to a prompt share its keys and values. A row
+leaves when its answer is done and the next pending answer takes its place. When an answer closes a calculator call,
+the result is computed and forced into the stream.
+
+Answers do not depend on how many are decoded together. Each draws its uniform numbers from its own counter-based
+stream; and in fp32, where the batch size moves logits in their last bits, a token that hangs on those bits is decided
+by one uncached forward of that answer alone. In bf16 rounding is too coarse for that: two nearly equal tokens may
+come out differently at another batch size.
+
+Shapes: R rows, P prompts, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from paribus.calculator import calculate
+from paribus.errors import UserError
+from paribus.model.gpt import GPT, KVCache
+from paribus.model.prefix_cache import PrefixCache
+
+# What another batch size can move in fp32, with room to spare: measured at depth 4, width 256, logits of standard
+# deviation 4.5: at most 2e-5 in a logit and 8e-7 in a cumulative probability.
+CLOSE_LOGITS = 1e-4
+CLOSE_PROBABILITIES = 5e-6
+PREFILL_TOKENS = 4096  # of one prefill batch, padding included
+PREFILL_ANSWERS = 16  # prompts for so many answers are prefilled at once, where rows are free or soon will be
+_MASK = (1 << 64) - 1
+
+
+class TextCodec(Protocol):
+    """What the engine needs of a tokenizer."""
+
+    bos: int
+    special: dict[str, int]
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Any) -> str: ...
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer: all that follows the prompt."""
+
+    tokens: list[int]  # forced ones and the stop token included
+    sampled: list[bool]  # False where the token was forced (a tool's result)
+    finished: bool  # ended by a stop token, not by a limit
+    tool_calls: int  # calls opened
+    well_formed_tool_calls: int  # of those, closed with an expression that has a value
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen and when an answer ends."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    stop: frozenset[int]
+    tools: bool
+
+
+# ---------------------------------------------------------------- random numbers
+
+
+def stream_seed(*parts: int) -> int:
+    """A 64-bit seed named by whole numbers: the splitmix64 finaliser over each in turn (Steele et al., 2014)."""
+    state = 0
+    for part in parts:
+        state = (state + 0x9E3779B97F4A7C15 + (part & _MASK)) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state
+
+
+def uniform(seeds: Tensor, counters: Tensor) -> Tensor:
+    """Number `counters` (R,) of the splitmix64 streams `seeds` (R,), both int64 -> (R,) fp32 in [0, 1), 24 bits."""
+    x = seeds + (counters + 1) * _signed(0x9E3779B97F4A7C15)  # int64 wraps around as uint64 does
+    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
+    return _shift(x ^ _shift(x, 31), 40).float() / 2**24
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+# ---------------------------------------------------------------- choosing a token
+
+
+def choose(logits: Tensor, uniforms: Tensor, temperature: float, top_k: int) -> tuple[Tensor, Tensor]:
+    """Next tokens (R,) for logits (R, V), and (R,) True where rounding could have decided.
+
+    Greedy at temperature 0. Else drawn with `uniforms` (R, 2): first a block of about sqrt(V) tokens, then a token
+    of the block. Either draw has few edges that a number could lie close to.
+    """
+    if temperature == 0:
+        best, tokens = logits.max(dim=-1)
+        runner_up = logits.scatter(-1, tokens[:, None], -torch.inf).max(dim=-1).values
+        return tokens, best - runner_up < CLOSE_LOGITS
+    ambiguous = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    if 0 < top_k < logits.shape[-1]:
+        top = logits.topk(top_k + 1, dim=-1).values
+        ambiguous = top[:, -2] - top[:, -1] < CLOSE_LOGITS  # who belongs to the k is itself a close call
+        logits = logits.masked_fill(logits < top[:, -2:-1], -torch.inf)
+    if temperature != 1:
+        logits = logits / temperature
+    size = 1 << (logits.shape[-1] - 1).bit_length() // 2
+    weights = pad(torch.softmax(logits, dim=-1), (0, -logits.shape[-1] % size)).unflatten(-1, (-1, size))
+    margin = CLOSE_PROBABILITIES * max(1 / temperature, 1.0)
+    block, close_block = _draw(weights.sum(dim=-1), uniforms[:, :1], margin)
+    within = weights.gather(1, block[:, None, None].expand(-1, 1, size))[:, 0]
+    token, close_token = _draw(within, uniforms[:, 1:], margin)
+    return block * size + token, ambiguous | close_block | close_token
+
+
+def _draw(weights: Tensor, uniforms: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """Indices (R,) into weights (R, n), by inverting their running sum at (R, 1); and True if a close call."""
+    edges = weights.cumsum(dim=-1)
+    edges = edges / edges[:, -1:]  # the last is exactly 1, and uniforms are below it
+    chosen = torch.searchsorted(edges, uniforms.contiguous(), right=True)
+    above = edges.gather(-1, chosen) - uniforms
+    below = torch.where(chosen > 0, uniforms - edges.gather(-1, (chosen - 1).clamp(min=0)), 1.0)
+    return chosen[:, 0], torch.minimum(above, below)[:, 0] < margin
+
+
+# ---------------------------------------------------------------- the engine
+
+
+class Engine:
+    """Generates with a model and its tokenizer."""
+
+    def __init__(self, model: GPT, tokenizer: TextCodec) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[Sequence[int]], *, samples: int = 1, max_new_tokens: int,
+                 temperature: float = 0.0, top_k: int = 0, seed: int = 0, rows: int = 128, stop: set[int] | None = None,
+                 tools: bool = True, ids: Sequence[int] | None = None,
+                 on_done: Callable[[int, list[Completion]], None] | None = None,
+                 on_progress: Callable[[int, int], None] | None = None) -> list[list[Completion]]:
+        """`samples` answers to each prompt (token ids), `rows` decoded side by side.
+
+        An answer's random stream is (seed, ids[prompt], sample); `ids` defaults to the prompts' indices. `stop`
+        defaults to <|end|>; <|bos|> always ends an answer, as do max_new_tokens (forced tokens count) and a full
+        context; a prompt that fills the context by itself gets an empty answer. `on_done(prompt index, answers)` is
+        called as soon as all answers to a prompt are there, `on_progress(prompts done, prompts)` after it.
+        """
+        sampling = self._sampling(max_new_tokens, temperature, top_k, stop, tools)
+        answers: list[list[Completion | None]] = [[None] * samples for _ in prompts]
+        missing = [samples] * len(prompts)
+        done = 0
+        streams = list(range(len(prompts))) if ids is None else list(ids)
+        decoder = _Decoder(self, prompts, streams, samples, sampling, seed, min(rows, max(samples * len(prompts), 1)))
+        for prompt, sample, completion in decoder.run():
+            answers[prompt][sample] = completion
+            missing[prompt] -= 1
+            if not missing[prompt]:
+                done += 1
+                if on_done is not None:
+                    on_done(prompt, [answer for answer in answers[prompt] if answer is not None])
+                if on_progress is not None:
+                    on_progress(done, len(prompts))
+        return [[answer for answer in group if answer is not None] for group in answers]
+
+    def stream(self, prompt: Sequence[int], *, max_new_tokens: int, temperature: float = 0.0, top_k: int = 0,
+               seed: int = 0, stop: set[int] | None = None, tools: bool = True) -> Iterator[int]:
+        """The tokens of one answer as they come, forced ones included: the same as `generate` gives."""
+        sampling = self._sampling(max_new_tokens, temperature, top_k, stop, tools)
+        with torch.inference_mode():
+            decoder = _Decoder(self, [prompt], [0], 1, sampling, seed, 1)
+        while decoder.busy():
+            with torch.inference_mode():  # entered anew each step: a generator must not hold it while suspended
+                finished = decoder.step()
+            yield finished[0][2].tokens[-1] if finished else int(decoder.token[0])
+
+    def _sampling(self, max_new_tokens: int, temperature: float, top_k: int, stop: set[int] | None,
+                  tools: bool) -> Sampling:
+        chosen = frozenset(stop if stop is not None else {self.tokenizer.special["<|end|>"]})
+        return Sampling(max_new_tokens, temperature, top_k, chosen, tools)
+
+
+class _Decoder:
+    """Rows of answers in progress, and the queue of those to come."""
+
+    def __init__(self, engine: Engine, prompts: Sequence[Sequence[int]], streams: Sequence[int], samples: int,
+                 sampling: Sampling, seed: int, rows: int) -> None:
+        self.model, self.tokenizer, self.sampling = engine.model, engine.tokenizer, sampling
+        self.prompts, self.streams, self.samples, self.seed = prompts, streams, samples, seed
+        device, context = self.model.device, self.model.config.seq_len
+        self.room = [max(min(sampling.max_new_tokens, context - len(prompt)), 0) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))  # likely the longest answers first
+        self.pending = deque(index for index in order if self.room[index])
+        self.without_room = [(index, sample) for index in order if not self.room[index] for sample in range(samples)]
+        self.staged: deque[tuple[int, int, int]] = deque()  # prompt, sample, slot of the prompt: prefilled
+        slots = min(2 * -(-rows // samples) + PREFILL_ANSWERS, len(prompts))
+        self.free_slots = list(range(slots))
+        self.slot_answers: dict[int, int] = {}  # slot in use -> answers still to be finished
+        width = max(self.room, default=0) or 1
+        self.cache = PrefixCache(self.model.config, rows, slots, samples, max(map(len, prompts), default=1), width,
+                                 device, self.model.compute_dtype)
+        self.jobs: list[tuple[int, int] | None] = [None] * rows
+        self.forced: dict[int, deque[int]] = {}  # row -> tokens that must come next
+        self.calls: dict[int, _Calls] = {}
+        self.active = torch.zeros(rows, dtype=torch.int64, device=device)  # 1 or 0
+        self.token = torch.zeros(rows, dtype=torch.int64, device=device)  # the next input
+        self.stream = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.count = torch.zeros(rows, dtype=torch.int64, device=device)  # tokens produced
+        self.limit = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.out = torch.zeros(rows, width, dtype=torch.int64, device=device)
+        self.free = torch.ones(rows, width, dtype=torch.bool, device=device)  # False: forced
+        special = self.tokenizer.special
+        self.tool, self.tool_end = special["<|tool|>"], special["<|tool_end|>"]
+        self.ends = sampling.stop | {self.tokenizer.bos}
+        self.eventful = torch.zeros(self.model.vocab_size, dtype=torch.bool, device=device)
+        self.eventful[[*self.ends, *((self.tool, self.tool_end) if sampling.tools else ())]] = True
+
+    def run(self) -> Iterator[tuple[int, int, Completion]]:
+        """(prompt, sample, answer) of each answer when it is done."""
+        for prompt, sample in self.without_room:
+            yield prompt, sample, Completion([], [], False, 0, 0)
+        while self.busy():
+            yield from self.step()
+
+    def busy(self) -> bool:
+        """Is any answer still to be finished?"""
+        return bool(self.pending or self.staged or any(job is not None for job in self.jobs))
+
+    def step(self) -> list[tuple[int, int, Completion]]:
+        """One token for every row at work; the answers that it finished."""
+        self._refill()
+        self._compact()
+        hidden = self.model.hidden(self.token[:, None], cache=self.cache)[:, 0]
+        self.cache.advance(self.active)
+        self._record(self._next_tokens(self.model.logits(hidden)))
+        events = self.active.bool() & (self.eventful[self.token] | (self.count >= self.limit))
+        return [answer for row in events.nonzero()[:, 0].tolist() for answer in self._event(row)]
+
+    # ------------------------------------------------------------ rows come and go
+
+    def _refill(self) -> None:
+        idle = [row for row, job in enumerate(self.jobs) if job is None] if self.pending or self.staged else []
+        while idle and (self.staged or (self.pending and self.free_slots)):
+            if not self.staged:
+                self._prefill(len(idle))
+            rows, idle = idle[: len(self.staged)], idle[len(self.staged) :]
+            self._admit(rows, [self.staged.popleft() for _ in rows])
+
+    def _prefill(self, wanted: int) -> None:
+        """Stage the next prompts, for about `wanted` answers. Their last tokens are the rows' first inputs."""
+        longest = len(self.prompts[self.pending[0]])
+        count = min(-(-max(wanted, PREFILL_ANSWERS) // self.samples), max(PREFILL_TOKENS // longest, 1),
+                    len(self.free_slots), len(self.pending))
+        batch = [self.pending.popleft() for _ in range(count)]
+        slots = self.free_slots[:count]
+        self.free_slots = self.free_slots[count:]
+        device, config = self.model.device, self.model.config
+        staging = KVCache(config, count, max(longest - 1, 1), device, self.model.compute_dtype)
+        if longest > 1:
+            tokens = torch.tensor([_pad(self.prompts[index][:-1], longest - 1) for index in batch])
+            self.model.hidden(tokens.to(device), cache=staging)
+            staging.advance(torch.tensor([len(self.prompts[index]) - 1 for index in batch], device=device))
+        self.cache.store(torch.tensor(slots, device=device), staging)
+        self.slot_answers |= dict.fromkeys(slots, self.samples)
+        self.staged.extend((index, sample, slot) for index, slot in zip(batch, slots, strict=True)
+                           for sample in range(self.samples))
+
+    def _admit(self, rows: list[int], staged: list[tuple[int, int, int]]) -> None:
+        device = self.model.device
+        index, columns = torch.tensor(rows, device=device), torch.tensor(staged, device=device).T
+        self.cache.assign(index, columns[2], columns[1])
+        self.cache.slots_used = 1 + max(self.slot_answers)
+        seeds = [_signed(stream_seed(self.seed, self.streams[prompt], sample)) for prompt, sample, _ in staged]
+        self.stream[index] = torch.tensor(seeds, device=device)
+        self.token[index] = torch.tensor([self.prompts[prompt][-1] for prompt, _, _ in staged], device=device)
+        self.limit[index] = torch.tensor([self.room[prompt] for prompt, _, _ in staged], device=device)
+        self.count[index], self.active[index], self.free[index] = 0, 1, True
+        for row, (prompt, sample, _) in zip(rows, staged, strict=True):
+            self.jobs[row] = (prompt, sample)
+            self.calls[row] = _Calls()
+
+    def _compact(self) -> None:
+        """Near the end, when nothing is left to refill with, drop the idle rows once they are a quarter."""
+        rows = [row for row, job in enumerate(self.jobs) if job is not None]
+        if self.pending or self.staged or len(rows) > 0.75 * len(self.jobs):
+            return
+        index = torch.tensor(rows, device=self.model.device)
+        self.cache.keep(index)
+        for name in ("active", "token", "stream", "count", "limit", "out", "free"):
+            setattr(self, name, getattr(self, name)[index])
+        place = {row: new for new, row in enumerate(rows)}
+        self.jobs = [self.jobs[row] for row in rows]
+        self.forced = {place[row]: tokens for row, tokens in self.forced.items()}
+        self.calls = {place[row]: calls for row, calls in self.calls.items()}
+
+    # ------------------------------------------------------------ one token
+
+    def _next_tokens(self, logits: Tensor) -> Tensor:
+        """(R, V) -> (R,): chosen, or forced. Raises UserError if the model is broken."""
+        if not logits[:, 0].isfinite().all():
+            raise UserError("generation: the model's logits are not finite; its training diverged: "
+                            "use an earlier checkpoint, or lower the learning rate and train again")
+        uniforms = torch.stack([uniform(self.stream, 2 * self.count), uniform(self.stream, 2 * self.count + 1)], dim=1)
+        tokens, close = choose(logits, uniforms, self.sampling.temperature, self.sampling.top_k)
+        if self.model.compute_dtype == torch.float32:
+            for row in (close & self.active.bool()).nonzero()[:, 0].tolist():
+                if row not in self.forced:
+                    tokens[row] = self._decide(row, uniforms[row])
+        for row, forced in list(self.forced.items()):
+            tokens[row] = forced.popleft()
+            self.free[row, self.count[row]] = False
+            if not forced:
+                del self.forced[row]
+        return tokens
+
+    def _decide(self, row: int, point: Tensor) -> Tensor:
+        """The next token of one row by a forward that no other row has part in."""
+        prompt, _ = self._job(row)
+        sequence = [*self.prompts[prompt], *self.out[row, : self.count[row]].tolist()]
+        hidden = self.model.hidden(torch.tensor([sequence], device=self.model.device))[:, -1]
+        return choose(self.model.logits(hidden), point[None], self.sampling.temperature, self.sampling.top_k)[0][0]
+
+    def _record(self, tokens: Tensor) -> None:
+        place = self.count.clamp(max=self.out.shape[1] - 1)[:, None]  # an idle row may be full
+        self.out.scatter_(1, place, tokens[:, None])
+        self.count += self.active
+        self.token = tokens
+
+    def _event(self, row: int) -> list[tuple[int, int, Completion]]:
+        """A special token, or the limit."""
+        token, count = int(self.token[row]), int(self.count[row])
+        if token in self.ends or count >= int(self.limit[row]):
+            return [self._finish(row, token in self.sampling.stop)]
+        calls = self.calls[row]
+        if token == self.tool:
+            calls.opened += 1
+            calls.start = count
+        elif calls.start is not None:
+            result = calculate(self.tokenizer.decode(self.out[row, calls.start : count - 1].tolist()))
+            calls.start = None
+            calls.well_formed += result is not None
+            special = self.tokenizer.special
+            self.forced[row] = deque(
+                [special["<|result|>"], *self.tokenizer.encode(result or ""), special["<|result_end|>"]])
+        return []
+
+    def _finish(self, row: int, finished: bool) -> tuple[int, int, Completion]:
+        prompt, sample = self._job(row)
+        count, calls = int(self.count[row]), self.calls.pop(row)
+        completion = Completion(self.out[row, :count].tolist(), self.free[row, :count].tolist(), finished,
+                                calls.opened, calls.well_formed)
+        self.jobs[row] = None
+        self.forced.pop(row, None)
+        self.active[row] = 0
+        self._leave(row)
+        return prompt, sample, completion
+
+    def _leave(self, row: int) -> None:
+        """Free the row, and its prompt's slot with the last answer to it."""
+        slot = int(self.cache.slot[row])
+        self.cache.release(row)
+        self.slot_answers[slot] -= 1
+        if not self.slot_answers[slot]:
+            del self.slot_answers[slot]
+            self.cache.free_slot(slot)
+            self.free_slots = sorted([*self.free_slots, slot])
+            self.cache.slots_used = 1 + max(self.slot_answers, default=0)
+
+    def _job(self, row: int) -> tuple[int, int]:
+        job = self.jobs[row]
+        assert job is not None, f"row {row} is idle"
+        return job
+
+
+@dataclass
+class _Calls:
+    """Tool calls of one answer."""
+
+    opened: int = 0
+    well_formed: int = 0
+    start: int | None = None  # where the open call's expression begins
+
+
+def _pad(tokens: Sequence[int], length: int) -> list[int]:
+    return [*tokens, *[0] * (length - len(tokens))]

@@ -1,0 +1,198 @@
+"""The GPT: one dial (`model.depth`), every choice a field of config.Model, weights a function of the seed.
+
+Shapes: B rows, T tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from paribus.config import Model, resolve_model
+from paribus.errors import UserError
+from paribus.model.layers import (
+    Block,
+    ChunkedCrossEntropy,
+    Context,
+    KVCache,
+    Linear,
+    normalise,
+    rotary_table,
+    visible,
+    window_of,
+)
+
+__all__ = ["GPT", "KVCache", "load_checkpoint", "save_checkpoint"]
+
+LOGIT_CHUNK_BYTES = 64 * 2**20  # fp32 logits held at once in training and scoring
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer.
+
+    Parameters are fp32; products run in `compute_dtype`. `activation_checkpointing` recomputes each block's
+    activations in the backward pass.
+    """
+
+    def __init__(self, model: Model, vocab_size: int, compute_dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config = config = resolve_model(model)
+        self.vocab_size = vocab_size
+        self.compute_dtype = compute_dtype
+        self.activation_checkpointing = False
+        self.embedding = nn.Embedding(vocab_size, config.width)
+        if config.position == "learned":
+            self.positions = nn.Embedding(config.seq_len, config.width)
+        self.blocks = nn.ModuleList(Block(config, vocab_size, layer) for layer in range(config.depth))
+        if not config.tied_head:
+            self.head = Linear(config.width, vocab_size)
+        cos, sin = rotary_table(config.seq_len, config.head_dim, config.rope_base)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    @property
+    def _rotary(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, each (seq_len, head_dim / 2)."""
+        return self.get_buffer("cos"), self.get_buffer("sin")
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D)."""
+        return self.embedding.weight if self.config.tied_head else self.head.weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Draw every tensor from a generator named by (seed, tensor name): arms of an ablation that share a
+        tensor start from the same values of it. Matrices that write to the residual stream start at zero, so
+        that every block starts as the identity; so does the head."""
+        for name, tensor in self.named_parameters():
+            if tensor.dim() < 2:
+                continue  # scalars keep their neutral start
+            digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+            values = torch.randn(tensor.shape, generator=generator)
+            tensor.copy_(values * self._initial_std(name, tensor))
+
+    def _initial_std(self, name: str, tensor: Tensor) -> float:
+        if name.endswith(("attention.out.weight", "mlp.down.weight", "attention.gate.weight", "head.weight")):
+            return 0.0
+        if name.startswith(("embedding", "positions")):
+            return 0.02 if self.config.tied_head or name.startswith("positions") else 1.0
+        return 1 / math.sqrt(tensor.shape[-1])
+
+    def hidden(self, tokens: Tensor, documents: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Residual stream after the final norm.
+
+        tokens (B, T) int64; documents (B, T): tokens see only their own document; cache: tokens continue each
+        row (call `cache.advance` afterwards). Returns (B, T, D). Raises UserError past the context length.
+        """
+        limit = self.config.seq_len if cache is None else min(self.config.seq_len, cache.capacity)
+        start = 0 if cache is None else cache.extent
+        if start + tokens.shape[1] > limit:
+            raise UserError(f"{start + tokens.shape[1]} tokens do not fit the context of {limit} (model.seq_len)")
+        positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        if cache is not None:
+            positions = positions + cache.lengths[:, None]
+        # A right-padded token may lie past the context; it is overwritten before anything reads it.
+        positions = positions.clamp(max=self.config.seq_len - 1)
+        context = self._context(positions, documents, cache)
+        x = self.embedding(tokens)
+        if self.config.position == "learned":
+            x = x + self.positions(positions)
+        x = x0 = normalise(x.to(self.compute_dtype), self.config.norm)
+        for block in self.blocks:
+            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, x0, tokens, context, use_reentrant=False)
+            else:
+                x = block(x, x0, tokens, context)
+        return normalise(x, self.config.norm)
+
+    def _context(self, positions: Tensor, documents: Tensor | None, cache: KVCache | None) -> Context:
+        cos = sin = None
+        if self.config.position == "rope":
+            cos, sin = (table[positions][:, :, None].to(self.compute_dtype) for table in self._rotary)
+        letters = {window_of(self.config, layer) for layer in range(self.config.depth)}
+        masks = {letter: self._mask(letter, positions, documents, cache) for letter in letters}
+        return Context(cos, sin, masks, cache)
+
+    def _mask(self, letter: str, positions: Tensor, documents: Tensor | None, cache: KVCache | None) -> Tensor | None:
+        window = self.config.window if letter == "S" else None
+        if window is not None and window >= self.config.seq_len:
+            window = None
+        if cache is None and documents is None and window is None:
+            return None
+        keys = positions if cache is None else torch.arange(cache.extent + positions.shape[1], device=positions.device)[None]
+        mask = visible(positions, keys[:, None, :], window)
+        if documents is not None:
+            mask = mask & (documents[:, :, None] == documents[:, None, :])
+        return mask[:, None]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V) fp32, soft-capped (Gemma 2, arXiv:2408.00118)."""
+        logits = nn.functional.linear(hidden, self.head_weight.to(hidden.dtype)).float()
+        cap = self.config.softcap
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of each token in nats, without gradient: hidden (N, D), targets (N,) -> (N,) fp32; 0 where -1."""
+        with torch.no_grad():
+            return self._cross_entropy(hidden, targets, None)[1]
+
+    def forward(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None,
+                weights: Tensor | None = None) -> Tensor:
+        """Sum over tokens of weight x cross-entropy, nats, fp32 (); all arguments (B, T); targets -1: not learned."""
+        hidden = self.hidden(tokens, documents).flatten(0, 1)
+        return self._cross_entropy(hidden, targets.flatten(), None if weights is None else weights.flatten())[0]
+
+    def _cross_entropy(self, hidden: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        if weights is None:
+            weights = torch.ones(len(targets), device=hidden.device)
+        chunk = max(LOGIT_CHUNK_BYTES // (4 * self.vocab_size), 1)
+        return ChunkedCrossEntropy.apply(hidden, self.head_weight, targets, weights, self.config.softcap, chunk)
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
+def save_checkpoint(folder: Path, model: GPT, tokenizer: Path, provenance: dict[str, Any]) -> None:
+    """Write model.safetensors, config.json, tokenizer.json and provenance.json: all that using the model needs."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+    shape = {"model": dataclasses.asdict(model.config), "vocab_size": model.vocab_size}
+    (folder / "config.json").write_text(json.dumps(shape, indent=1) + "\n", encoding="utf-8")
+    (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    (folder / "provenance.json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load_checkpoint(folder: str | Path, device: torch.device | str = "cpu",
+                    compute_dtype: torch.dtype = torch.float32) -> GPT:
+    """The model of a checkpoint folder. Raises UserError if it is absent, damaged or of another shape."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    try:
+        shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "model.safetensors")
+        model = GPT(Model(**shape["model"]), shape["vocab_size"], compute_dtype)
+        model.load_state_dict(tensors)
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: not a checkpoint; `dvc repro` makes them") from None
+    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}: damaged checkpoint ({str(error).splitlines()[0]}); `dvc checkout` restores it") from None
+    return model.to(device)

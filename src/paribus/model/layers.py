@@ -1,0 +1,289 @@
+"""The parts of a GPT block, each choice a plain switch on the config.
+
+Shapes: B rows, T tokens, D width, H query heads, K key/value heads, E head_dim, V vocabulary, S keys seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from paribus.config import Architecture
+
+GATE_CHANNELS = 32  # channels of the residual stream that a value-embedding gate reads
+
+
+class Linear(nn.Linear):
+    """A product without bias in the dtype of its input; the weight itself stays in fp32 for the optimiser."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+def normalise(x: Tensor, kind: str) -> Tensor:
+    """RMS or layer normalisation over the last axis, without gains (a gain before a matrix is redundant)."""
+    if kind == "layer":
+        return F.layer_norm(x, (x.shape[-1],))
+    return F.rms_norm(x, (x.shape[-1],))
+
+
+def rotary_table(length: int, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of rotary positions, each (length, E / 2), fp32 (RoFormer, arXiv:2104.09864)."""
+    frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate pairs (i, i + E/2) of x (B, T, H, E) by their position; cos, sin broadcast over (B, T, 1, E / 2)."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class KVCache:
+    """Keys and values of `rows` sequences, each with its own length.
+
+    A forward writes at each row's length and reads up to there; `advance` says how many of the written tokens
+    were real, so that right padding is harmless: the next write goes over it.
+    """
+
+    def __init__(self, config: Architecture, rows: int, capacity: int, device: torch.device | str = "cpu",
+                 dtype: torch.dtype = torch.float32) -> None:
+        shape = (config.depth, rows, config.n_kv_heads, capacity, config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.extent = 0  # longest row, on the host: no device sync to know how far to read
+
+    @property
+    def rows(self) -> int:
+        return self.keys.shape[1]
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[3]
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k, v (B, K, T, E) behind each row; return all keys and values up to the longest row."""
+        positions = self.lengths[:, None] + torch.arange(k.shape[2], device=k.device)
+        row = torch.arange(self.rows, device=k.device)[:, None]
+        self.keys[layer][row, :, positions] = k.transpose(1, 2).to(self.keys.dtype)
+        self.values[layer][row, :, positions] = v.transpose(1, 2).to(self.values.dtype)
+        end = self.extent + k.shape[2]
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def advance(self, counts: Tensor) -> None:
+        """Keep the first `counts` (B,) of the tokens just written in each row."""
+        self.lengths += counts
+        self.extent = int(self.lengths.max())
+
+    def select(self, index: Tensor) -> KVCache:
+        """A copy holding the rows `index`, in that order, repeated where repeated."""
+        chosen = object.__new__(KVCache)
+        chosen.keys, chosen.values = self.keys[:, index], self.values[:, index]
+        chosen.lengths = self.lengths[index]
+        chosen.extent = int(chosen.lengths.max()) if len(index) else 0
+        return chosen
+
+    def copy_rows(self, destination: Tensor, source: KVCache, index: Tensor) -> None:
+        """Put rows `index` of `source` into rows `destination` of this cache."""
+        end = source.extent
+        self.keys[:, destination, :, :end] = source.keys[:, index, :, :end]
+        self.values[:, destination, :, :end] = source.values[:, index, :, :end]
+        self.lengths[destination] = source.lengths[index]
+        self.extent = int(self.lengths.max())
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every block of one forward pass shares: positions, and who may see whom."""
+
+    cos: Tensor | None  # (B or 1, T, 1, E / 2)
+    sin: Tensor | None
+    masks: dict[str, Tensor | None]  # window letter -> (B or 1, 1, T, S) True where seen; None: plain causal
+    cache: KVCache | None
+
+
+def visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
+    """(…, T, S): key position at or before the query's and within its window."""
+    distance = queries[..., :, None] - keys
+    seen = distance >= 0
+    return seen if window is None else seen & (distance < window)
+
+
+class Attention(nn.Module):
+    """Causal attention with grouped-query heads (arXiv:2305.13245)."""
+
+    def __init__(self, config: Architecture, vocab_size: int, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        width, kv_width = config.width, config.n_kv_heads * config.head_dim
+        self.q = Linear(width, config.n_heads * config.head_dim)
+        self.k = Linear(width, kv_width)
+        self.v = Linear(width, kv_width)
+        self.out = Linear(config.n_heads * config.head_dim, width)
+        self.has_value_embedding = has_value_embedding(config, layer)
+        if self.has_value_embedding:
+            self.value_embedding = nn.Embedding(vocab_size, kv_width)
+            self.gate = Linear(min(GATE_CHANNELS, width), config.n_kv_heads)
+
+    def forward(self, x: Tensor, tokens: Tensor, context: Context, window: str) -> Tensor:
+        """x (B, T, D), tokens (B, T) -> (B, T, D)."""
+        config, (rows, length, _) = self.config, x.shape
+        q = self.q(x).view(rows, length, config.n_heads, config.head_dim)
+        k = self.k(x).view(rows, length, config.n_kv_heads, config.head_dim)
+        v = self.v(x).view(rows, length, config.n_kv_heads, config.head_dim)
+        if self.has_value_embedding:
+            gate = 2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))[..., None]
+            v = v + gate * self.value_embedding(tokens).to(x.dtype).view_as(v)
+        if context.cos is not None and context.sin is not None:
+            q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
+        if config.qk_norm:
+            q, k = normalise(q, config.norm), normalise(k, config.norm)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or K, T, E)
+        if context.cache is not None:
+            k, v = context.cache.write(self.layer, k, v)
+            k, v = k.to(q.dtype), v.to(q.dtype)
+        mask = context.masks[window]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
+                                           enable_gqa=config.n_kv_heads != config.n_heads)
+        return self.out(y.transpose(1, 2).reshape(rows, length, -1))
+
+
+def has_value_embedding(config: Architecture, layer: int) -> bool:
+    """`alternate` counts from the last block, where value embeddings help most (ResFormer, arXiv:2410.17897)."""
+    if config.value_embeddings == "alternate":
+        return (config.depth - 1 - layer) % 2 == 0
+    return config.value_embeddings == "all"
+
+
+def mlp_hidden(config: Architecture) -> int:
+    """Hidden width; a gated MLP has three matrices instead of two, so two thirds of it (arXiv:2002.05202)."""
+    ratio = config.mlp_ratio * (2 / 3 if config.mlp == "swiglu" else 1)
+    return max(int(ratio * config.width / 8 + 0.5) * 8, 8)
+
+
+class ReluSquared(torch.autograd.Function):
+    """relu(x)^2 that keeps one tensor for its backward pass; as two operations it keeps two and takes a tenth of
+    a CPU training step (measured: depth 4, width 192)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        positive = x.relu()
+        ctx.save_for_backward(positive)
+        return positive.square()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        (positive,) = ctx.saved_tensors
+        return (grad * positive).mul_(2)
+
+
+class MLP(nn.Module):
+    """relu² (arXiv:2109.08668), gelu, or SwiGLU."""
+
+    def __init__(self, config: Architecture) -> None:
+        super().__init__()
+        self.kind = config.mlp
+        hidden = mlp_hidden(config)
+        self.up = Linear(config.width, hidden)
+        if self.kind == "swiglu":
+            self.gate = Linear(config.width, hidden)
+        self.down = Linear(hidden, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        if self.kind == "swiglu":
+            return self.down(F.silu(self.gate(x)) * self.up(x))
+        if self.kind == "gelu":
+            return self.down(F.gelu(self.up(x)))
+        return self.down(ReluSquared.apply(self.up(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm attention, then pre-norm MLP, each added to the residual stream."""
+
+    def __init__(self, config: Architecture, vocab_size: int, layer: int) -> None:
+        super().__init__()
+        self.norm = config.norm
+        self.window = window_of(config, layer)
+        self.attention = Attention(config, vocab_size, layer)
+        self.mlp = MLP(config)
+        if config.residual_scalars:
+            self.residual_scale = nn.Parameter(torch.ones(()))
+        if config.x0_scalars:
+            self.x0_scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, x0: Tensor, tokens: Tensor, context: Context) -> Tensor:
+        """x, x0 (B, T, D) -> (B, T, D)."""
+        if hasattr(self, "residual_scale"):
+            x = self.residual_scale.to(x.dtype) * x
+        if hasattr(self, "x0_scale"):
+            x = x + self.x0_scale.to(x.dtype) * x0
+        x = x + self.attention(normalise(x, self.norm), tokens, context, self.window)
+        return x + self.mlp(normalise(x, self.norm))
+
+
+def window_of(config: Architecture, layer: int) -> str:
+    """S or L: the pattern repeats over the blocks; the last block always sees everything."""
+    return "L" if layer == config.depth - 1 else config.window_pattern[layer % len(config.window_pattern)]
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """sum_i w_i x cross-entropy(softcap(hidden_i W'), target_i), never holding more logits than a chunk.
+
+    Gradients are formed chunk by chunk in the forward pass, while the chunk's logits exist: the fp32 logits of
+    2,048 tokens x 65,536 words x 16 rows would take 8.6 GB, and their temporaries as much again.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor,  # type: ignore[no-untyped-def]
+                softcap: float, chunk: int) -> tuple[Tensor, Tensor]:
+        """hidden (N, D), weight (V, D), targets (N,) with -1 ignored, token_weights (N,) -> sum (), losses (N,)."""
+        losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        want = any(ctx.needs_input_grad[:2])
+        product = weight.to(hidden.dtype)
+        grad_hidden = torch.empty_like(hidden) if want else None
+        grad_weight = torch.zeros_like(weight) if want else None
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            loss, grad_logits = _chunk(hidden[part], product, targets[part], token_weights[part], softcap, want)
+            losses[part] = loss
+            if grad_hidden is not None and grad_weight is not None:
+                grad_hidden[part] = grad_logits @ product
+                grad_weight += (grad_logits.T @ hidden[part]).to(weight.dtype)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.mark_non_differentiable(losses)
+        return (losses * token_weights).sum(), losses
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:  # type: ignore[no-untyped-def]
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, None, None, None, None
+
+
+def _chunk(hidden: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor, softcap: float,
+           want_grad: bool) -> tuple[Tensor, Tensor]:
+    """Losses (n,) fp32 and, if wanted, the gradient by the raw logits (n, V) in hidden's dtype, for one chunk."""
+    logits = (hidden @ weight.T).float()
+    if softcap:
+        capped = logits.div_(softcap).tanh_()
+        logits = capped * softcap
+    log_normaliser = logits.logsumexp(dim=-1)
+    learned = targets >= 0
+    index = targets.clamp(min=0)[:, None]
+    losses = torch.where(learned, log_normaliser - logits.gather(1, index)[:, 0], 0.0)
+    if not want_grad:
+        return losses, logits
+    grad = logits.sub_(log_normaliser[:, None]).exp_()
+    grad.scatter_add_(1, index, torch.full_like(index, -1, dtype=grad.dtype))
+    if softcap:
+        grad.mul_(capped.square_().neg_().add_(1))
+    grad.mul_((token_weights * learned)[:, None])
+    return losses, grad.to(hidden.dtype)

@@ -1,0 +1,110 @@
+"""Progress a person can watch: a live bar on a terminal, a plain line every ten seconds elsewhere."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+BAR_SECONDS = 0.25
+LINE_SECONDS = 10.0
+MAX_VALUES = 4  # shown beside the step
+
+
+class Progress:
+    """`with Progress("pretrain", 250) as bar: bar.update(12, loss=2.1, tokens_per_second=21_900)`.
+
+    `update` may be called every step: it draws four times a second, or writes a line every ten seconds, and else
+    costs about a microsecond. It goes to stderr, so that a command's own output stays clean.
+    """
+
+    def __init__(self, name: str, total: int = 0, unit: str = "", stream: TextIO | None = None) -> None:
+        """total: 0 where only `count` will tell."""
+        self.name, self.total, self.unit = name, total, unit
+        self._stream = stream or sys.stderr
+        self._bar = _live_bar(self._stream) if self._stream.isatty() else None
+        self._task = self._bar.add_task(name, total=total or None, text="") if self._bar else None
+        self._every = BAR_SECONDS if self._bar else LINE_SECONDS
+        self._due = 0.0
+        self._began = time.monotonic()
+        self._first: tuple[float, int] | None = None  # a first step that compiles says nothing of the rate
+        self._part, self._step, self._values = "", 0, dict[str, float]()
+        self._shown: tuple[str, int] | None = None
+
+    def __enter__(self) -> Progress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._first is not None and self._shown != (self._part, self._step):
+            self._show(time.monotonic())
+        if self._bar:
+            self._bar.stop()
+        if kind is None and self._step >= self.total:
+            print(f"{self.name}: done in {_clock(time.monotonic() - self._began)}", file=self._stream, flush=True)
+
+    def update(self, step: int, **values: float) -> None:
+        """`step` units are done; the first few of `values` are shown beside them."""
+        self._step, self._values = step, values
+        now = time.monotonic()
+        self._first = self._first or (now, step)
+        if now >= self._due:
+            self._due = now + self._every
+            self._show(now)
+
+    def count(self, *done: Any) -> None:
+        """`count(done, total)` or `count(part, done, total)`: where the total, or what is counted, shows on the way."""
+        part = str(done[0]) if len(done) == 3 else ""
+        if (part, done[-1]) != (self._part, self.total):
+            self._part, self.total, self._first = part, done[-1], None
+        self.update(done[-2])
+
+    def seconds_left(self, now: float) -> float | None:
+        """At the rate since the first update; None before there is one."""
+        if self._first is None or self._step <= self._first[1]:
+            return None
+        return (self.total - self._step) * (now - self._first[0]) / (self._step - self._first[1])
+
+    def _show(self, now: float) -> None:
+        self._shown = (self._part, self._step)
+        left = self.seconds_left(now)
+        words = [" ".join(filter(None, (self._part, self.unit, f"{self._step:,}/{self.total:,}")))]
+        words += [_value(name, value) for name, value in itertools.islice(self._values.items(), MAX_VALUES)]
+        words += [f"{_clock(left)} left"] if left is not None else []
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=self._step, total=self.total, text="  ".join(words))
+            self._bar.refresh()
+        else:
+            print(f"{self.name}: {'  '.join(words)}", file=self._stream, flush=True)
+
+
+def _live_bar(stream: TextIO) -> Bar:
+    """A bar that draws when told to: a drawing thread would take time from the steps."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.fields[text]}"))
+    return Bar(*columns, console=Console(file=stream), auto_refresh=False)
+
+
+def _value(name: str, value: float) -> str:
+    """tokens_per_second=21900.4 -> "21,900 tokens/s"; loss=2.13456 -> "loss 2.135"; rl/reward -> "reward 0.5"."""
+    name = name.rpartition("/")[2]
+    number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    if name.endswith("_per_second"):
+        return f"{number} {name.removesuffix('_per_second').replace('_', ' ')}/s"
+    return f"{name.replace('_', ' ')} {number}"
+
+
+def _clock(seconds: float) -> str:
+    """1:02:03, or 2:03 under an hour."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,0 +1,498 @@
+"""Where and on what a stage runs: folders, hardware, seeds, random state, digests, fingerprints, provenance.
+
+Needs only the standard library to import; torch and numpy are imported by the functions that use them,
+so that `paribus --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import paribus
+from paribus import config
+from paribus.errors import UserError
+from paribus.session import EXIT_PAUSED, Interrupt, StateLock, lock_holder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [  # a stage finds all of this here, session.py's part too
+    "EXIT_PAUSED", "Hardware", "Interrupt", "MachineUse", "StageDefinition", "StateLock", "apply", "available_cores",
+    "cpu_name", "declared_params", "detect", "file_digest", "git_state", "instruction_set", "lock_holder",
+    "main_checkout", "provenance", "restore_rng", "rng_state", "stage_definition", "stage_definitions",
+    "stage_fingerprint", "state_root", "tree_digest", "write_atomic",
+]
+
+# ---------------------------------------------------------------- folders
+
+
+def main_checkout() -> Path:
+    """The folder that keeps what outlives a stage.
+
+    DVC runs queued and temporary experiments in a clone that it deletes, and names the main checkout in
+    DVC_ROOT. Without DVC: the closest parent with `.dvc`, else with `dvc.yaml` or `.git`, else the working folder.
+    """
+    if root := os.environ.get("DVC_ROOT"):
+        return Path(root).resolve()
+    here = Path.cwd().resolve()
+    for markers in ((".dvc",), ("dvc.yaml", ".git")):
+        for folder in (here, *here.parents):
+            if any((folder / marker).exists() for marker in markers):
+                return folder
+    return here
+
+
+def state_root() -> Path:
+    """`.paribus` in the main checkout, created if need be: resumable state, runs, executions."""
+    root = main_checkout() / ".paribus"
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a small file so that a reader, or the next start after a crash, sees the old or the new one whole."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+# ---------------------------------------------------------------- hardware
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a training stage computes on, every `auto` resolved."""
+
+    device: str  # cpu, cuda or mps
+    device_name: str
+    dtype: str  # of matrix products: float32 or bfloat16
+    threads: int  # CPU threads of the whole stage, shared by its processes
+    isa: str  # the CPU's best instruction set for matrix products
+    compile: bool
+    deterministic: bool
+    activation_checkpointing: bool
+    processes: int
+    torch_version: str
+
+    def hardware_class(self) -> dict[str, Any]:
+        """What of the hardware decides the bits of a result (law 1); part of the fingerprint.
+
+        Measured: eager and compiled differ, and so do numbers of threads and instruction sets on a CPU.
+        `processes` is left out so that a run may go on with another number of them (law 2).
+        """
+        names = ["device", "dtype", "isa", "compile", "deterministic", "activation_checkpointing", "torch_version"]
+        names.append("threads" if self.device == "cpu" else "device_name")
+        return {name: getattr(self, name) for name in names}
+
+
+def detect(train: config.Train) -> Hardware:
+    """The hardware that `train.*` asks for. Raises UserError where this machine does not have it."""
+    import torch
+
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    device = ("cuda" if available["cuda"] else "cpu") if train.device == "auto" else train.device
+    if not available[device]:
+        present = ", ".join(name for name, there in available.items() if there)
+        raise UserError(f"train.device: {device} is not available to torch {torch.__version__} here; "
+                        f"there is: {present} (or auto)")
+    isa = instruction_set()
+    return Hardware(
+        device=device,
+        device_name=torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
+        dtype=_quick_dtype(device, isa) if train.dtype == "auto" else train.dtype,
+        threads=train.threads or available_cores(),
+        isa=isa,
+        compile=train.compile,
+        deterministic=train.deterministic,
+        activation_checkpointing=train.activation_checkpointing,
+        processes=train.processes,
+        torch_version=str(torch.__version__),
+    )
+
+
+def _quick_dtype(device: str, isa: str) -> str:
+    """bfloat16 where matrix products are quicker in it (measured: 3 to 7 times with AMX, slower without)."""
+    import torch
+
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if device == "cpu" and isa in ("amx_bf16", "avx512_bf16") else "float32"
+
+
+def available_cores() -> int:
+    """CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0)) or 1
+    return os.cpu_count() or 1
+
+
+def instruction_set() -> str:
+    """amx_bf16, avx512_bf16, avx512, avx2, or the machine's name where none of them is."""
+    flags = set(_cpuinfo("flags").split())
+    best_first = {"amx_bf16": "amx_bf16", "avx512_bf16": "avx512_bf16", "avx512f": "avx512", "avx2": "avx2"}
+    for flag, name in best_first.items():
+        if flag in flags:
+            return name
+    return platform.machine()
+
+
+def cpu_name() -> str:
+    """The CPU's model name."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(field: str) -> str:
+    """The first value of a field of /proc/cpuinfo; empty where there is none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    match = re.search(rf"^{re.escape(field)}\s*:(.*)$", text, re.MULTILINE)
+    return match[1].strip() if match else ""
+
+
+def apply(hardware: Hardware, seed: int) -> None:
+    """Set this process up for `hardware`: threads, kernels, and every global seed."""
+    # cuBLAS reads it when its first handle is made; without it deterministic mode raises on CUDA.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import random
+
+    import numpy
+    import torch
+
+    torch.set_num_threads(max(hardware.threads // hardware.processes, 1))
+    if hardware.compile:
+        torch.use_deterministic_algorithms(hardware.deterministic)
+    else:  # the same without loading the compiler, which takes seconds
+        torch.set_deterministic_debug_mode("error" if hardware.deterministic else "default")
+    torch.backends.cudnn.benchmark = False
+    if hardware.device == "cuda":
+        torch.set_float32_matmul_precision("high")
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class MachineUse:
+    """How busy the machine is, under the names of MLflow's own system metrics."""
+
+    def __init__(self) -> None:
+        import psutil
+
+        self._process = psutil.Process()
+        self._process.cpu_percent()  # the first calls have nothing to compare with
+        psutil.cpu_percent()
+
+    def sample(self) -> dict[str, float]:
+        """Since the last sample: percentages (100 is one core for a process) and megabytes."""
+        import psutil
+
+        use = {
+            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "system_memory_usage_percentage": psutil.virtual_memory().percent,
+            "process_cpu_percentage": self._process.cpu_percent(),
+            "process_memory_megabytes": self._process.memory_info().rss / 1e6,
+        }
+        torch = sys.modules.get("torch")  # of a process that has not loaded it, the GPU is no concern
+        if torch is not None and torch.cuda.is_initialized():
+            for index in range(torch.cuda.device_count()):
+                free, total = torch.cuda.mem_get_info(index)
+                use[f"gpu_{index}_memory_usage_megabytes"] = (total - free) / 1e6
+                with contextlib.suppress(ImportError):  # asks nvidia-ml-py, which a bare machine may lack
+                    use[f"gpu_{index}_utilization_percentage"] = torch.cuda.utilization(index)
+        return use
+
+
+# ---------------------------------------------------------------- random state
+
+
+def rng_state() -> dict[str, Tensor]:
+    """The state of Python's, numpy's and torch's global generators as plain tensors, fit for safetensors.
+
+    Keys: python (625,) int64, numpy (626,) int64 (key, position, has_gauss), *_gauss (1,) float64 (nan: none),
+    torch (bytes,) uint8, cuda.<i> (bytes,) uint8.
+    """
+    import random
+
+    import numpy
+    import torch
+
+    _, python, gauss = random.getstate()
+    numbers = numpy.random.get_state(legacy=False)
+    state = {
+        "python": torch.tensor(python, dtype=torch.int64),
+        "python_gauss": torch.tensor([math.nan if gauss is None else gauss], dtype=torch.float64),
+        "numpy": torch.tensor([*numbers["state"]["key"].tolist(), numbers["state"]["pos"], numbers["has_gauss"]]),
+        "numpy_gauss": torch.tensor([numbers["gauss"]], dtype=torch.float64),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state |= {f"cuda.{index}": value for index, value in enumerate(torch.cuda.get_rng_state_all())}
+    return state
+
+
+def restore_rng(state: dict[str, Tensor]) -> None:
+    """Put every generator back to a `rng_state`; CUDA devices that are not here are left out."""
+    import random
+
+    import numpy
+    import torch
+
+    gauss = float(state["python_gauss"])
+    random.setstate((3, tuple(state["python"].tolist()), None if math.isnan(gauss) else gauss))
+    *key, position, has_gauss = state["numpy"].tolist()
+    cached = float(state["numpy_gauss"])
+    numpy.random.set_state(("MT19937", numpy.array(key, dtype=numpy.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    for index in range(torch.cuda.device_count()):
+        if f"cuda.{index}" in state:
+            torch.cuda.set_rng_state(state[f"cuda.{index}"], index)
+
+
+# ---------------------------------------------------------------- digests
+
+
+def file_digest(path: str | Path) -> str:
+    """sha256 of a file, hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree_digest(paths: Iterable[str | Path]) -> str:
+    """sha256 over names and contents of files and folders; caches of Python's are no content. Raises UserError."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    files: list[tuple[str, Path]] = []
+    for path in sorted(Path(path) for path in paths):
+        if not path.exists():
+            raise UserError(f"{path}: does not exist; `dvc repro` makes what the stages before it write")
+        files += _files_below(path) if path.is_dir() else [(path.name, path)]
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+        digests = list(pool.map(lambda pair: file_digest(pair[1]), files))
+    lines = [f"{digest}  {name}\n" for (name, _), digest in zip(files, digests, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _files_below(folder: Path) -> list[tuple[str, Path]]:
+    """(name relative to the folder, path) of every file below it, in order."""
+    found = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    return sorted((path.relative_to(folder).as_posix(), path) for path in found)
+
+
+# ---------------------------------------------------------------- stages of dvc.yaml
+
+
+@dataclass(frozen=True)
+class StageDefinition:
+    """What dvc.yaml says of one stage; `outs` with metrics and plots."""
+
+    params: list[str]  # dotted keys or sections of params.yaml
+    deps: list[str]
+    outs: list[str]
+
+
+# How a stage runs, where it logs and how long: not what it computes. The hardware class stands for what does.
+_NOT_IN_FINGERPRINT = ("train", "tracking")
+
+
+def stage_definitions(path: str | Path = "dvc.yaml") -> dict[str, StageDefinition]:
+    """Every stage by the name DVC gives it; `matrix` and `foreach` stages as `name@key`. Raises UserError."""
+    definitions = {}
+    for name, raw in (config.read_yaml(path).get("stages") or {}).items():
+        for suffix, values in _instances(raw):
+            body = raw.get("do", raw)
+            fields = {field: [_fill(entry, values, f"{path}: {name}") for entry in _names(body.get(field))]
+                      for field in ("params", "deps", "outs", "metrics", "plots")}
+            outs = fields["outs"] + fields["metrics"] + fields["plots"]
+            definitions[name + suffix] = StageDefinition(fields["params"], fields["deps"], outs)
+    return definitions
+
+
+def stage_definition(name: str, path: str | Path = "dvc.yaml") -> StageDefinition:
+    """One stage of dvc.yaml. Raises UserError with the names there are."""
+    definitions = stage_definitions(path)
+    if name not in definitions:
+        raise UserError(f"{path}: no stage {name!r}; there are: {', '.join(definitions)}")
+    return definitions[name]
+
+
+def _instances(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(suffix of the name, values of its `${...}`) of each stage that one entry of dvc.yaml stands for."""
+    if "matrix" in raw:
+        rows: list[tuple[list[str], dict[str, Any]]] = [([], {})]
+        for key, values in raw["matrix"].items():
+            short = [f"{key}{i}" if isinstance(value, dict | list) else str(value) for i, value in enumerate(values)]
+            rows = [([*names, name], row | {key: value})
+                    for names, row in rows for name, value in zip(short, values, strict=True)]
+        yield from (("@" + "-".join(names), {"item": row}) for names, row in rows)
+    elif isinstance(raw.get("foreach"), dict):
+        yield from ((f"@{key}", {"key": key, "item": item}) for key, item in raw["foreach"].items())
+    elif "foreach" in raw:
+        yield from ((f"@{item}", {"item": item}) for item in raw["foreach"])
+    else:
+        yield "", {}
+
+
+def _names(entries: Any) -> Iterator[str]:
+    """The names in a list of dvc.yaml, whose entries are names or {name: options} ({params.yaml: [keys]})."""
+    for entry in entries or []:
+        if not isinstance(entry, dict):
+            yield str(entry)
+        else:
+            for name, options in entry.items():
+                yield from options if isinstance(options, list) else [name]
+
+
+def _fill(text: str, values: dict[str, Any], where: str) -> str:
+    """`text` with `${item}` and `${item.name}` replaced."""
+    def look_up(match: re.Match[str]) -> str:
+        value: Any = values
+        for part in match[1].strip().split("."):
+            if not isinstance(value, dict) or part not in value:
+                raise UserError(f"{where}: ${{{match[1]}}} is not a value of its matrix or foreach")
+            value = value[part]
+        return str(value)
+
+    return re.sub(r"\$\{([^}]*)\}", look_up, text)
+
+
+def stage_fingerprint(name: str, settings: config.Config, hardware: Hardware | None = None) -> str:
+    """Names a run of a stage (law 1): its declared params, the contents of its deps (code included) and the hardware.
+
+    Raises UserError for a param that params.yaml does not have, or a dep that is not there.
+    """
+    definition = stage_definition(name)
+    return config.fingerprint(
+        stage=name,
+        params=declared_params(definition, settings),
+        deps={path: tree_digest([path]) for path in definition.deps},
+        hardware=hardware.hardware_class() if hardware else None,
+    )
+
+
+def declared_params(definition: StageDefinition, settings: config.Config) -> dict[str, Any]:
+    """Dotted key -> value of what a stage declares, sections spelt out; how it runs (`train`, `tracking`) left out."""
+    flat = config.flatten(settings)
+    found: dict[str, Any] = {}
+    for declared in definition.params:
+        matches = {key: value for key, value in flat.items() if key == declared or key.startswith(declared + ".")}
+        if not matches:
+            raise UserError(f"dvc.yaml: params: {declared} is no key of params.yaml")
+        found |= matches
+    return {key: value for key, value in found.items() if key.split(".")[0] not in _NOT_IN_FINGERPRINT}
+
+
+# ---------------------------------------------------------------- provenance
+
+
+def provenance(hardware: Hardware | None = None) -> dict[str, Any]:
+    """Code, environment and machine of this process, as JSON; git's values are None outside a repository.
+
+    `git.dirty` speaks of sources: what stages write (outs, metrics, plots, dvc.lock) always differs while they run.
+    """
+    lock = next((folder / "requirements.lock" for folder in (Path.cwd(), main_checkout())
+                 if (folder / "requirements.lock").is_file()), None)
+    return {
+        "git": git_state(),
+        "dvc_experiment": os.environ.get("DVC_EXP_NAME"),
+        "requirements_lock": file_digest(lock) if lock else None,
+        "versions": _versions(),
+        "hardware": dataclasses.asdict(hardware) if hardware else None,
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "command": shlex.join(sys.argv),
+        "paribus": paribus.__version__,
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """{commit, branch, dirty, diff: sha256 of the uncommitted changes or None} of the working folder."""
+    if _git("rev-parse", "--git-dir") is None:
+        return {"commit": None, "branch": None, "dirty": None, "diff": None}
+    outs = {"dvc.lock"}
+    if Path("dvc.yaml").is_file():
+        outs |= {out for stage in stage_definitions().values() for out in stage.outs}
+    sources = ["--", ".", *(f":(exclude){out}" for out in sorted(outs))]
+    status = _git("status", "--porcelain", *sources) or ""
+    changes = status + (_git("diff", "HEAD", *sources) or "")
+    return {
+        "commit": _git("rev-parse", "--verify", "--quiet", "HEAD"),
+        "branch": _git("symbolic-ref", "--quiet", "--short", "HEAD"),
+        "dirty": bool(status),
+        "diff": hashlib.sha256(changes.encode(errors="surrogateescape")).hexdigest() if status else None,
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """What a git command prints; None where it fails or there is no git."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.decode(errors="surrogateescape").strip()
+
+
+def _versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that decide results, without importing them."""
+    from importlib import metadata
+
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in ("torch", "numpy", "tokenizers", "safetensors", "dvc", "mlflow", "optuna", "lm_eval", "datasets"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+# ---------------------------------------------------------------- speed of matrix products
+
+# Dense bf16 FLOP/s with fp32 accumulation, from the vendors' data sheets; anything else is measured.
+_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "RTX 3090": 71e12, "RTX 4090": 165e12}
+
+
+def peak_flops(hardware: Hardware) -> float:
+    """FLOP/s that MFU is a share of: the data sheet's for a known card in bf16, else the best of a few products."""
+    for name, flops in _PEAK_FLOPS.items():
+        if name in hardware.device_name and hardware.dtype == "bfloat16":
+            return flops
+    import torch
+
+    size = 4096 if hardware.device == "cuda" else 768
+    a = torch.randn(size, size, device=hardware.device, dtype=getattr(torch, hardware.dtype))
+    best = math.inf
+    for _ in range(8):
+        began = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+# ---------------------------------------------------------------- DVC's names for data
+
+
+def dvc_digest(folder: Path) -> str:
+    """What dvc.lock calls a folder: the md5 of the list of its files' md5s."""
+    entries = [{"md5": hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest(), "relpath": name}
+               for name, path in _files_below(folder)]
+    listing = json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True)
+    return hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest() + ".dir"

@@ -1,0 +1,272 @@
+"""The one training loop: objective in, weights out; exact resume, pause, and a watch on spikes.
+
+The loop knows nothing of stages, MLflow or evaluation: those come in as callables. A run is a function of
+(weights, objective, schedule); where it stands is a `Position`, saved with the weights and the optimiser.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from paribus import runtime
+from paribus.data.loader import Prefetcher
+from paribus.errors import UserError
+from paribus.model.gpt import GPT
+from paribus.session import Interrupt
+from paribus.train.checkpoint import State, StateStore
+from paribus.train.objectives import MicroBatch, Objective, Work
+from paribus.train.optim import MuonAdamW
+
+MAX_NONFINITE = 3  # steps in a row without a finite gradient before the weights themselves are taken as spoilt
+MAX_ROLLBACKS = 3
+
+
+class Paused(Exception):
+    """The run stopped before its end, its state saved; starting it again goes on."""
+
+
+@dataclass
+class Position:
+    """Where a run stands. `step` is the next one."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0  # spent in the loop, over all sessions, evaluation included
+    train_seconds: float = 0.0  # spent in steps
+    nonfinite: int = 0  # steps skipped because loss or gradient was not finite
+    skipped: list[int] = field(default_factory=list)  # steps passed over after a rollback
+    rollbacks: int = 0
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls out to."""
+
+    log: Callable[[int, dict[str, float]], None]
+    event: Callable[[int, str, str], None]  # step, name, detail
+    sync: Callable[[], None]  # bring the log to the disk, before a state that follows from it
+    rewind: Callable[[int], None]  # forget what was logged after a step
+    evaluate: Callable[[int], dict[str, float]]  # metrics after so many steps, or nothing
+    progress: Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast."""
+
+    steps: int
+    lr_factor: Callable[[int], float]
+    flops_per_token: float
+    peak_flops: float  # of the device, for MFU
+    save_seconds: float
+    log_every: int = 1
+
+
+class Loop:
+    """Trains `model` in place. Raises Paused when interrupted, UserError when training cannot go on."""
+
+    def __init__(self, model: GPT, forward: nn.Module | Callable[..., Tensor], optimizer: MuonAdamW, objective: Objective,
+                 plan: Plan, store: StateStore, interrupt: Interrupt, hooks: Hooks) -> None:
+        self.model, self.forward, self.optimizer = model, forward, optimizer
+        self.objective, self.plan, self.store, self.interrupt, self.hooks = objective, plan, store, interrupt, hooks
+        self.position = Position()
+        self._bad_run = 0
+        self._saved_at = time.monotonic()
+
+    def restore(self, state: State) -> None:
+        """Go to a state."""
+        tensors, values = state.tensors, state.values
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+        self.optimizer.load_state({name.removeprefix("optimizer."): tensor for name, tensor in tensors.items()
+                                   if name.startswith("optimizer.")}, values["updates"])
+        runtime.restore_rng({name.removeprefix("rng."): t for name, t in tensors.items() if name.startswith("rng.")})
+        self.position = Position(**values["position"])
+
+    def run(self) -> Position:
+        """Train to the last step. `restore` first to continue."""
+        self.model.train()
+        while self.position.step < self.plan.steps:
+            with self._works() as works:
+                self._step_began = time.perf_counter()
+                for step, work in works:
+                    if self._step(step, work):
+                        break  # rolled back: start again from the restored step
+        self.store.wait()
+        return self.position
+
+    @contextmanager
+    def _works(self) -> Iterator[Iterator[tuple[int, Work]]]:
+        """(step, work) from the current step on; prepared ahead where the objective allows it."""
+        steps = range(self.position.step, self.plan.steps)
+        if not self.objective.pure:
+            yield ((step, self.objective.work(step)) for step in steps)
+            return
+        with Prefetcher(self.objective.work, steps.start, steps.stop) as prefetcher:
+            self._prefetcher = prefetcher
+            yield iter(prefetcher)
+
+    def _step(self, step: int, work: Work) -> bool:
+        """One optimiser step and what goes with it. True if the run was rolled back."""
+        if step in self.position.skipped:
+            self.position.step = step + 1
+            return False
+        loss, grad_norm, tokens = self._gradient(work)
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        factor = self.plan.lr_factor(step)
+        if finite and work.micro_batches:
+            self.optimizer.step(factor)
+        self.optimizer.zero_grad()
+        elapsed = time.perf_counter() - self._step_began  # making the work, or waiting for it, included
+        self._advance(step, tokens, elapsed)
+        if not finite and self._watch(step, loss, grad_norm):
+            return True
+        self._bad_run = 0 if finite else self._bad_run
+        self._report(step, work, loss, grad_norm, factor, tokens, elapsed)
+        self._between_steps(finite)
+        return False
+
+    def _gradient(self, work: Work) -> tuple[float, float, int]:
+        """Accumulate the gradient of the whole global batch; returns loss, gradient norm and tokens."""
+        device = self.model.device
+        normaliser, tokens = _sum_over_ranks(device, work.normaliser, work.tokens)
+        total = torch.zeros((), device=device)
+        for index, micro in enumerate(work.micro_batches):
+            with self._sync_gradients(last=index == len(work.micro_batches) - 1):
+                loss = self.forward(*_to(device, micro)) / max(normaliser, 1)
+                (loss * _ranks()).backward()  # DDP averages over ranks; a sum over the global batch is meant
+            total += loss.detach()
+        if not work.micro_batches:
+            return 0.0, 0.0, int(tokens)
+        norm = self.optimizer.clip()
+        if _ranks() > 1:
+            dist.all_reduce(total)
+        return float(total), float(norm), int(tokens)
+
+    def _sync_gradients(self, last: bool) -> Any:
+        if last or not isinstance(self.forward, nn.parallel.DistributedDataParallel):
+            return torch.enable_grad()
+        return self.forward.no_sync()
+
+    def _advance(self, step: int, tokens: int, elapsed: float) -> None:
+        self.position.step = step + 1
+        self.position.tokens += tokens
+        self.position.seconds += elapsed
+        self.position.train_seconds += elapsed
+
+    def _watch(self, step: int, loss: float, grad_norm: float) -> bool:
+        """Count a step that was not finite; after a run of them go back to the last state and pass those steps over."""
+        self._bad_run += 1
+        self.position.nonfinite += 1
+        self.hooks.event(step, "nonfinite", f"loss {loss}, gradient norm {grad_norm}: step skipped")
+        if self._bad_run < MAX_NONFINITE:
+            return False
+        bad = list(range(step - self._bad_run + 1, step + 1))
+        counts = self.position
+        self.store.wait()
+        state = self.store.load()
+        if counts.rollbacks >= MAX_ROLLBACKS or state is None:
+            raise UserError(f"step {step}: loss or gradient not finite for {self._bad_run} steps in a row, after "
+                            f"{counts.rollbacks} rollbacks; lower the learning rate (lr_scale) or set optimizer.grad_clip")
+        self.restore(state)
+        self.hooks.rewind(state.step)
+        self.position = dataclasses.replace(self.position, nonfinite=counts.nonfinite, rollbacks=counts.rollbacks + 1,
+                                            skipped=counts.skipped + bad)
+        self._bad_run = 0
+        self.hooks.event(step, "rollback", f"back to step {state.step}; steps {bad[0]} to {bad[-1]} will be passed over")
+        return True
+
+    def _report(self, step: int, work: Work, loss: float, grad_norm: float, factor: float, tokens: int, elapsed: float) -> None:
+        last = step + 1 == self.plan.steps
+        metrics = self._evaluate(step + 1)
+        if (step + 1) % self.plan.log_every == 0 or last or metrics:
+            speed = tokens / elapsed
+            metrics |= {
+                "train/loss": loss, "train/grad_norm": grad_norm, "train/lr_factor": factor,
+                "train/tokens": self.position.tokens, "train/seconds": self.position.seconds,
+                "train/tokens_per_second": speed, "train/mfu": speed * self.plan.flops_per_token / self.plan.peak_flops,
+                "train/peak_memory_bytes": peak_memory_bytes(self.model.device),
+                "train/nonfinite": self.position.nonfinite, "train/data_wait_seconds": self._data_wait(),
+            } | work.metrics
+            self.hooks.log(step + 1, metrics)
+        self.hooks.progress(step + 1, {"loss": loss, "tokens_per_second": tokens / elapsed} | work.metrics)
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        began = time.perf_counter()
+        self.model.eval()
+        metrics = dict(self.hooks.evaluate(step))
+        self.model.train()
+        self.position.seconds += time.perf_counter() - began
+        return metrics
+
+    def _data_wait(self) -> float:
+        return self._prefetcher.waited if self.objective.pure else 0.0
+
+    def _between_steps(self, finite: bool) -> None:
+        """Save when it is time, stop when asked to."""
+        done = self.position.step >= self.plan.steps
+        due = time.monotonic() - self._saved_at >= self.plan.save_seconds
+        stop = _any_rank(self.interrupt.requested())
+        if finite and (due or stop) or done:
+            self.save()
+        if stop and not done:
+            self.store.wait()
+            raise Paused(f"{self.interrupt.reason}: saved at step {self.position.step} of {self.plan.steps}")
+        self._step_began = time.perf_counter()
+
+    def save(self) -> None:
+        """Save the state; rank 0 writes."""
+        tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in self.model.named_parameters()}
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.full_state().items()}
+        tensors |= {f"rng.{name}": tensor for name, tensor in runtime.rng_state().items()}
+        values = {"position": dataclasses.asdict(self.position), "updates": self.optimizer.updates}
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            self.hooks.sync()
+            self.store.save(self.position.step, tensors, values)
+        self._saved_at = time.monotonic()
+
+
+def _to(device: torch.device, micro: MicroBatch) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    tensors = (micro.tokens, micro.targets, micro.documents, micro.weights)
+    if device.type != "cuda":
+        return tensors
+    return tuple(t if t is None else t.pin_memory().to(device, non_blocking=True) for t in tensors)  # type: ignore[return-value]
+
+
+def _ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _sum_over_ranks(device: torch.device, *values: float) -> list[float]:
+    if _ranks() == 1:
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(sums)
+    return sums.tolist()
+
+
+def _any_rank(flag: bool) -> bool:
+    if _ranks() == 1:
+        return flag
+    seen = torch.tensor(float(flag), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(seen)
+    return bool(seen > 0)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory taken so far: by torch on CUDA, by the whole process elsewhere (ru_maxrss is in KiB)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,97 @@
+"""What one optimiser step learns from: the only difference between pretraining, midtraining, SFT and RL.
+
+Every objective reduces to the same thing, a weighted cross-entropy: weight 1 on next tokens (pretraining), 1 on
+what the assistant says (conversations), and the advantage on sampled tokens (policy gradient).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from paribus.config import flatten
+from paribus.data.loader import Batch
+
+if TYPE_CHECKING:
+    from paribus.train.rollout import Rollout
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of one forward pass, all (B, T); targets of -1 are not learned."""
+
+    tokens: Tensor
+    targets: Tensor
+    documents: Tensor | None = None
+    weights: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """This rank's share of one optimiser step."""
+
+    micro_batches: list[MicroBatch]
+    normaliser: float  # what the summed loss is divided by; ranks add theirs up
+    tokens: int  # tokens that went through the model; ranks add theirs up
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """`work(step)` must depend on (seed, step) and, if not `pure`, on the weights; never on ranks or restarts."""
+
+    pure: bool  # may be prepared ahead of time, in another thread
+
+    def work(self, step: int) -> Work: ...
+
+
+class Loader(Protocol):
+    def batch(self, step: int, rows: range, batch_rows: int) -> Batch: ...
+
+
+class NextToken:
+    """Cross-entropy on what a loader marks as learned: pretraining, midtraining and SFT."""
+
+    pure = True
+
+    def __init__(self, loader: Loader, batch_rows: int, device_batch_size: int, rank: int = 0, ranks: int = 1) -> None:
+        self.loader, self.batch_rows, self.device_batch_size = loader, batch_rows, device_batch_size
+        self.rows = range(rank, batch_rows, ranks)
+
+    def work(self, step: int) -> Work:
+        batch = self.loader.batch(step, self.rows, self.batch_rows)
+        micro_batches = [
+            MicroBatch(batch.inputs[part], batch.targets[part], None if batch.documents is None else batch.documents[part])
+            for part in _parts(len(batch.inputs), self.device_batch_size)
+        ]
+        return Work(micro_batches, float((batch.targets >= 0).sum()), batch.inputs.numel())
+
+
+class PolicyGradient:
+    """-sum(advantage x log p) / sampled tokens, on answers drawn from the current weights (on-policy, one update)."""
+
+    pure = False
+
+    def __init__(self, sample: Callable[[int], Rollout], device_batch_size: int) -> None:
+        self.sample, self.device_batch_size = sample, device_batch_size
+
+    def work(self, step: int) -> Work:
+        rollout = self.sample(step)
+        metrics = {f"rl/{key}": float(value) for key, value in flatten(rollout.statistics).items()}
+        if not len(rollout.tokens):  # no group with two different rewards: nothing to learn in this step
+            return Work([], float(rollout.n_sampled_tokens), 0, metrics)
+        ends = (rollout.targets >= 0).long().cumsum(dim=1).argmax(dim=1) + 1  # (B,) length of each row
+        order = ends.argsort(stable=True)  # rows of like length go together and are cut to the longest
+        micro_batches = []
+        for part in _parts(len(order), self.device_batch_size):
+            rows, length = order[part], int(ends[order[part]].max())
+            micro_batches.append(MicroBatch(rollout.tokens[rows, :length], rollout.targets[rows, :length],
+                                            weights=rollout.weights[rows, :length]))
+        tokens = sum(micro.tokens.numel() for micro in micro_batches)
+        return Work(micro_batches, float(rollout.n_sampled_tokens), tokens, metrics)
+
+
+def _parts(rows: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, rows, size)]

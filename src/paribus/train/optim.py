@@ -1,0 +1,196 @@
+"""Muon for the block matrices, AdamW for everything else; one optimiser, its state plain named tensors.
+
+With several ranks each parameter is updated by one owner, which alone holds its state, and then broadcast:
+the optimiser state is sharded and the result is that of a single process.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from paribus.config import Optimizer as OptimizerConfig
+from paribus.model.gpt import GPT
+
+# Coefficients of the quintic iteration that drives singular values to about 1 (Keller Jordan, "Muon", 2024,
+# https://kellerjordan.github.io/posts/muon): tuned for slope at zero, so they end in [0.7, 1.2], not at 1.
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share a rule and a learning rate."""
+
+    name: str
+    rule: str  # muon | adamw
+    lr: float
+    weight_decay: float
+    parameters: dict[str, Tensor]
+
+
+def parameter_groups(model: GPT, config: OptimizerConfig) -> list[Group]:
+    """Which rule and learning rate each parameter gets."""
+    members: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, parameter in model.named_parameters():
+        members[_kind(name, parameter, model.config.tied_head)][name] = parameter
+    width_factor = (model.config.width / config.lr_reference_width) ** config.lr_width_exponent
+    matrix_lr = config.matrix_lr if config.kind == "muon" else config.adamw_matrix_lr
+    rates = {
+        "matrix": (config.kind, matrix_lr, config.weight_decay),
+        "embedding": ("adamw", config.embedding_lr * width_factor, 0.0),
+        "head": ("adamw", config.head_lr * width_factor, 0.0),
+        "scalar": ("adamw", config.scalar_lr, 0.0),
+    }
+    return [Group(kind, *rates[kind], members[kind]) for kind in rates if members[kind]]
+
+
+def _kind(name: str, parameter: Tensor, tied: bool) -> str:
+    if parameter.dim() < 2 or name.endswith("gate.weight") and "attention" in name:
+        return "scalar"
+    if name.startswith("head") or tied and name.startswith("embedding"):
+        return "head"
+    return "embedding" if "embedding" in name or name.startswith("positions") else "matrix"
+
+
+class MuonAdamW:
+    """One step: clip, then each group by its rule. `state` maps names to tensors, ready to be saved."""
+
+    def __init__(self, model: GPT, config: OptimizerConfig) -> None:
+        self.config = config
+        self.groups = parameter_groups(model, config)
+        self.state: dict[str, Tensor] = {}
+        self.updates = 0  # AdamW's bias correction counts updates made, not steps passed
+        self.parameters = [p for group in self.groups for p in group.parameters.values()]
+        self._owner = _owners(self.groups)
+
+    @torch.no_grad()
+    def clip(self) -> Tensor:
+        """Scale all gradients so that their global norm is at most grad_clip; returns the norm before, ()."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        if self.config.grad_clip:
+            torch._foreach_mul_(gradients, (self.config.grad_clip / norm.clamp(min=1e-12)).clamp(max=1.0))
+        return norm
+
+    @torch.no_grad()
+    def step(self, lr_factor: float) -> None:
+        """Update every parameter; learning rates are multiplied by `lr_factor`."""
+        self.updates += 1
+        for group in self.groups:
+            mine = {name: p for name, p in group.parameters.items() if p.grad is not None and self._is_mine(name)}
+            lr = group.lr * lr_factor
+            if group.weight_decay and mine:
+                torch._foreach_mul_(list(mine.values()), 1 - lr * group.weight_decay)
+            if group.rule == "muon":
+                self._muon(mine, lr)
+            elif mine:
+                self._adamw(mine, lr)
+        self._share()
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def full_state(self) -> dict[str, Tensor]:
+        """The state of all parameters, on every rank: what is saved."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return self.state
+        full = {}
+        for group in self.groups:
+            for name, parameter in group.parameters.items():
+                for kind in ("momentum",) if group.rule == "muon" else ("first", "second"):
+                    tensor = self.state.get(f"{kind}.{name}", torch.zeros_like(parameter))
+                    dist.broadcast(tensor, self._owner[name])
+                    full[f"{kind}.{name}"] = tensor
+        return full
+
+    def load_state(self, state: dict[str, Tensor], updates: int) -> None:
+        """Take back what `full_state` gave; each rank keeps what it owns."""
+        device = self.parameters[0].device
+        self.updates = updates
+        self.state = {key: tensor.to(device) for key, tensor in state.items() if self._is_mine(key.split(".", 1)[1])}
+
+    def _buffer(self, kind: str, name: str, like: Tensor) -> Tensor:
+        return self.state.setdefault(f"{kind}.{name}", torch.zeros_like(like))
+
+    def _muon(self, parameters: dict[str, Tensor], lr: float) -> None:
+        """Nesterov momentum, orthogonalised; matrices of one shape go through the iteration together."""
+        by_shape: dict[torch.Size, list[str]] = defaultdict(list)
+        for name, parameter in parameters.items():
+            by_shape[parameter.shape].append(name)
+        for shape, names in by_shape.items():
+            gradients = _gradients({name: parameters[name] for name in names})
+            momenta = [self._buffer("momentum", name, parameters[name]) for name in names]
+            torch._foreach_lerp_(momenta, gradients, 1 - self.config.muon_momentum)
+            directions = torch._foreach_lerp(gradients, momenta, self.config.muon_momentum)
+            updates = orthogonalise(torch.stack(directions), self.config.muon_iterations)
+            # A tall matrix (more outputs than inputs) takes larger steps: equal change of the output's RMS.
+            scale = max(1.0, shape[0] / shape[1]) ** 0.5
+            torch._foreach_add_([parameters[name] for name in names], list(updates.unbind()), alpha=-lr * scale)
+
+    def _adamw(self, parameters: dict[str, Tensor], lr: float) -> None:
+        """arXiv:1711.05101, without weight decay of its own (done in `step`)."""
+        beta1, beta2 = self.config.beta1, self.config.beta2
+        gradients = _gradients(parameters)
+        first = [self._buffer("first", name, p) for name, p in parameters.items()]
+        second = [self._buffer("second", name, p) for name, p in parameters.items()]
+        torch._foreach_lerp_(first, gradients, 1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
+        denominators = torch._foreach_sqrt(second)
+        torch._foreach_div_(denominators, (1 - beta2**self.updates) ** 0.5)
+        torch._foreach_add_(denominators, self.config.eps)
+        torch._foreach_addcdiv_(list(parameters.values()), first, denominators, -lr / (1 - beta1**self.updates))
+
+    def _is_mine(self, name: str) -> bool:
+        return not dist.is_initialized() or self._owner[name] == dist.get_rank()
+
+    def _share(self) -> None:
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            for group in self.groups:
+                for name, parameter in group.parameters.items():
+                    dist.broadcast(parameter, self._owner[name])
+
+
+def _gradients(parameters: dict[str, Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+
+
+def _owners(groups: list[Group]) -> dict[str, int]:
+    """The rank that updates each parameter: largest first, each to the rank with the least so far."""
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    load = [0] * world
+    owners = {}
+    named = {name: p for group in groups for name, p in group.parameters.items()}
+    for name in sorted(named, key=lambda n: (-named[n].numel(), n)):
+        owners[name] = load.index(min(load))
+        load[owners[name]] += named[name].numel()
+    return owners
+
+
+def orthogonalise(matrices: Tensor, iterations: int) -> Tensor:
+    """The nearest semi-orthogonal matrices, roughly: (N, rows, columns) -> same, in bf16 on CUDA, else fp32."""
+    a, b, c = NEWTON_SCHULZ
+    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def lr_factor(step: int, steps: int, warmup: float, warmdown: float, final: float) -> float:
+    """Multiplier at `step` of `steps`: linear warm-up, constant, linear warm-down to `final` (fractions of steps)."""
+    warmup_steps, warmdown_steps = round(warmup * steps), round(warmdown * steps)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    left = steps - 1 - step
+    if left < warmdown_steps:
+        return final + (1 - final) * left / warmdown_steps
+    return 1.0

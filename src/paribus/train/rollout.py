@@ -1,0 +1,238 @@
+"""One step's experience for RL: which questions, their sampled answers, rewards, advantages, and what was wasted.
+
+On-policy policy gradient with the mean of a question's group as baseline (GRPO without its clipping and KL terms,
+arXiv:2402.03300); the loss is the mean over sampled tokens of the whole batch (DAPO, arXiv:2503.14476):
+
+    loss = sum(weights x -log p(target)) / n_sampled_tokens,    weights = advantage on sampled tokens, else 0
+
+Rows whose advantage is zero add nothing to the sum and are left out of the batch; they stay in n_sampled_tokens.
+
+Shapes: G groups of N answers, B rows kept, T tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paribus.config import RL
+from paribus.evaluate.gsm8k import chat_prompt, score, solution_steps
+from paribus.generate import Completion, Engine, stream_seed
+
+Problem = dict[str, Any]
+LENGTH_STEP = 32  # row lengths are multiples of this, so that few shapes occur
+STD_FLOOR = 1e-6  # of group_mean_std
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A step's batch and its statistics. Without any gradient in the step, B is 0."""
+
+    tokens: Tensor  # (B, T) int64, inputs
+    targets: Tensor  # (B, T) int64; -1 on the prompt, on forced tokens and on padding
+    weights: Tensor  # (B, T) fp32: the answer's advantage on its sampled tokens, else 0
+    n_sampled_tokens: int  # of all G x N answers: the normaliser of the loss
+    rewards: Tensor  # (G, N) fp32
+    advantages: Tensor  # (G, N) fp32
+    questions: list[int]  # (G,) indices of the problems
+    texts: list[str]  # an answer to each question, to read
+    statistics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A question and its answers."""
+
+    question: int
+    steps: int
+    prompt: list[int]
+    answers: list[Completion]
+    correct: list[bool]
+    formatted: list[bool]
+    rewards: list[float]
+
+    @property
+    def has_gradient(self) -> bool:
+        return len(set(self.rewards)) > 1
+
+    @property
+    def sampled_tokens(self) -> int:
+        return sum(sum(answer.sampled) for answer in self.answers)
+
+
+def rollout(engine: Engine, problems: Sequence[Problem], *, cfg: RL, seed: int, step: int) -> Rollout:
+    """Answer the questions of a step and score them: a pure function of (weights, problems, cfg, seed, step).
+
+    With cfg.dynamic_sampling, groups without variance are replaced by groups of new questions, up to so many times;
+    what they cost is in the statistics. A group that is still without variance then stays.
+    """
+    groups = _ask(engine, problems, questions_of_step(problems, cfg, seed, step), cfg, stream_seed(seed, step, 0))
+    drawn = list(groups)
+    for turn in range(1, cfg.dynamic_sampling + 1):
+        places = [place for place, group in enumerate(groups) if not group.has_gradient]
+        if not places:
+            break
+        used = {group.question for group in drawn}
+        questions = _redraw(problems, cfg, seed, step, turn, len(places), used)
+        fresh = _ask(engine, problems, questions, cfg, stream_seed(seed, step, turn))
+        for place, group in zip(places, fresh, strict=False):
+            groups[place] = group
+        drawn += fresh
+    return _assemble(engine, groups, drawn, cfg)
+
+
+# ---------------------------------------------------------------- which questions
+
+
+def questions_of_step(problems: Sequence[Problem], cfg: RL, seed: int, step: int) -> list[int]:
+    """Indices of the questions of a step: of (problems, cfg, seed, step) only.
+
+    Each epoch is a permutation of all problems. With cfg.curriculum instead a draw, without replacement, from the
+    easiest (step + 1) / steps of them (competence-based curriculum, arXiv:1903.09848).
+    """
+    count = cfg.questions_per_step
+    if cfg.curriculum:
+        return _draw(_pool(problems, cfg, seed, step), count, stream_seed(seed, step))
+    places = range(step * count, (step + 1) * count)
+    size = len(problems)
+    epochs = {epoch: _shuffled(range(size), stream_seed(seed, epoch)) for epoch in {place // size for place in places}}
+    return [epochs[place // size][place % size] for place in places]
+
+
+def _redraw(problems: Sequence[Problem], cfg: RL, seed: int, step: int, turn: int, count: int,
+            used: set[int]) -> list[int]:
+    """New questions, none of them asked in this step before; fewer if there are not so many left."""
+    fresh = [index for index in _pool(problems, cfg, seed, step) if index not in used]
+    return _shuffled(fresh, stream_seed(seed, step, turn))[:count]
+
+
+def _pool(problems: Sequence[Problem], cfg: RL, seed: int, step: int) -> list[int]:
+    """The questions that are open at a step."""
+    if not cfg.curriculum:
+        return list(range(len(problems)))
+    order = _shuffled(range(len(problems)), stream_seed(seed))  # ties in difficulty fall by chance
+    order.sort(key=lambda index: solution_steps(problems[index]))
+    share = min((step + 1) / cfg.steps, 1.0)
+    return order[: max(round(share * len(order)), cfg.questions_per_step)]
+
+
+def _draw(pool: Sequence[int], count: int, seed: int) -> list[int]:
+    """`count` of the pool; again and again all of it if it is smaller."""
+    drawn: list[int] = []
+    while len(drawn) < count:
+        drawn += _shuffled(pool, stream_seed(seed, len(drawn)))
+    return drawn[:count]
+
+
+def _shuffled(items: Sequence[int], seed: int) -> list[int]:
+    order = list(items)
+    random.Random(seed).shuffle(order)
+    return order
+
+
+# ---------------------------------------------------------------- answers and rewards
+
+
+def _ask(engine: Engine, problems: Sequence[Problem], questions: Sequence[int], cfg: RL, seed: int) -> list[_Group]:
+    tokenizer: Any = engine.tokenizer
+    prompts = [chat_prompt(tokenizer, problems[index]["question"]) for index in questions]
+    answers = engine.generate(prompts, samples=cfg.samples_per_question, max_new_tokens=cfg.max_new_tokens,
+                              temperature=cfg.temperature, top_k=cfg.top_k, seed=seed, rows=cfg.rollout_rows)
+    return [_score_group(engine, problems[index], index, prompt, group, cfg)
+            for index, prompt, group in zip(questions, prompts, answers, strict=True)]
+
+
+def _score_group(engine: Engine, problem: Problem, question: int, prompt: list[int], answers: list[Completion],
+                 cfg: RL) -> _Group:
+    scores = [score(engine.tokenizer.decode(answer.tokens), problem["answer"]) for answer in answers]
+    rewards = [1.0 if one.correct else cfg.format_reward if one.formatted else 0.0 for one in scores]
+    return _Group(question, solution_steps(problem), prompt, answers, [one.correct for one in scores],
+                  [one.formatted for one in scores], rewards)
+
+
+def advantages_of(rewards: Tensor, kind: str) -> Tensor:
+    """(G, N) -> (G, N): reward minus its group's mean; for group_mean_std over the group's standard deviation."""
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    same = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)  # exactly zero, whatever the mean rounds to
+    centred = centred.masked_fill(same, 0.0)
+    if kind == "group_mean_std":
+        centred = centred / (rewards.std(dim=1, keepdim=True, correction=0) + STD_FLOOR)
+    return centred
+
+
+# ---------------------------------------------------------------- the batch
+
+
+def _assemble(engine: Engine, groups: list[_Group], drawn: list[_Group], cfg: RL) -> Rollout:
+    rewards = torch.tensor([group.rewards for group in groups], dtype=torch.float32)
+    advantages = advantages_of(rewards, cfg.advantage)
+    rows = [(group.prompt, answer, float(advantage))
+            for group, group_advantages in zip(groups, advantages, strict=True)
+            for answer, advantage in zip(group.answers, group_advantages, strict=True) if advantage != 0]
+    tokens, targets, weights = _pack([row for row in rows if any(row[1].sampled)], engine.model.config.seq_len)
+    return Rollout(tokens, targets, weights, sum(group.sampled_tokens for group in groups), rewards, advantages,
+                   [group.question for group in groups],
+                   [engine.tokenizer.decode(group.answers[0].tokens) for group in groups], statistics(drawn))
+
+
+def _pack(rows: Sequence[tuple[list[int], Completion, float]], context: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompt, answer and advantage of each row -> tokens, targets, weights (B, T), padded on the right."""
+    longest = max((len(prompt) + len(answer.tokens) - 1 for prompt, answer, _ in rows), default=0)
+    shape = (len(rows), min(-(-longest // LENGTH_STEP) * LENGTH_STEP, max(context, longest)))
+    tokens = torch.zeros(shape, dtype=torch.int64)
+    targets = torch.full(shape, -1, dtype=torch.int64)
+    weights = torch.zeros(shape)
+    for row, (prompt, answer, advantage) in enumerate(rows):
+        sequence = torch.tensor(prompt + answer.tokens)
+        start, end = len(prompt) - 1, len(sequence) - 1  # the last prompt token predicts the first of the answer
+        sampled = torch.tensor(answer.sampled)
+        tokens[row, :end] = sequence[:-1]
+        targets[row, start:end] = torch.where(sampled, sequence[start + 1 :], -1)
+        weights[row, start:end] = advantage * sampled
+    return tokens, targets, weights
+
+
+# ---------------------------------------------------------------- statistics
+
+
+def statistics(groups: Sequence[_Group]) -> dict[str, Any]:
+    """Figures of all groups drawn in a step, those that dynamic sampling dropped included.
+
+    zero_reward_groups: no answer right; all_reward_groups: every answer right; zero_gradient_groups: all rewards
+    equal, which with a format reward is not the sum of the two. wasted_token_fraction: share of sampled tokens in
+    groups without gradient. All fractions are of groups, `formatted` and `accuracy` of answers.
+    """
+    answers = sum(len(group.answers) for group in groups)
+    tokens = sum(group.sampled_tokens for group in groups)
+    useful = [group for group in groups if group.has_gradient]
+    return {
+        "mean_reward": sum(sum(group.rewards) for group in groups) / answers,
+        "accuracy": sum(sum(group.correct) for group in groups) / answers,
+        "formatted": sum(sum(group.formatted) for group in groups) / answers,
+        **_fractions(groups),
+        "wasted_token_fraction": 1 - sum(group.sampled_tokens for group in useful) / max(tokens, 1),
+        "sampled_tokens": tokens, "groups": len(groups), "samples_drawn": answers,
+        "gradient_samples": sum(len(group.answers) for group in useful),
+        "mean_answer_tokens": sum(len(answer.tokens) for group in groups for answer in group.answers) / answers,
+        "by_steps": {str(steps): _difficulty([group for group in groups if group.steps == steps])
+                     for steps in sorted({group.steps for group in groups})},
+    }
+
+
+def _fractions(groups: Sequence[_Group]) -> dict[str, float]:
+    return {
+        "zero_reward_groups": sum(not any(group.correct) for group in groups) / len(groups),
+        "all_reward_groups": sum(all(group.correct) for group in groups) / len(groups),
+        "zero_gradient_groups": sum(not group.has_gradient for group in groups) / len(groups),
+    }
+
+
+def _difficulty(groups: Sequence[_Group]) -> dict[str, float]:
+    answers = sum(len(group.answers) for group in groups)
+    accuracy = sum(sum(group.correct) for group in groups) / answers
+    return {"groups": len(groups), "accuracy": accuracy, **_fractions(groups)}

@@ -1,0 +1,226 @@
+"""CORE: the published table, bundles whole, partial and broken, error bars, resume, kept outcomes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from paribus.config import Config
+from paribus.data.tokenizer import Tokenizer, train_tokenizer
+from paribus.errors import UserError
+from paribus.evaluate.core import centre, evaluate_core, score_task, stderr_of_mean, write_items
+from paribus.evaluate.core_bundle import CORE_LABELS, read_bundle
+from paribus.model.gpt import GPT
+
+# A published 22-task table (accuracy) and the baselines of the public bundle (per cent).
+PUBLISHED = {
+    "hellaswag_zeroshot": (0.385680, 25), "jeopardy": (0.035427, 0), "bigbench_qa_wikidata": (0.475469, 0),
+    "arc_easy": (0.610269, 25), "arc_challenge": (0.304608, 25), "copa": (0.69, 50), "commonsense_qa": (0.266175, 20),
+    "piqa": (0.656692, 50), "openbook_qa": (0.35, 25), "lambada_openai": (0.336697, 0), "hellaswag": (0.387572, 25),
+    "winograd": (0.578755, 50), "winogrande": (0.502762, 50), "bigbench_dyck_languages": (0.095, 0),
+    "agi_eval_lsat_ar": (0.278261, 20), "bigbench_cs_algorithms": (0.356818, 0), "bigbench_operators": (0.157143, 0),
+    "bigbench_repeat_copy_logic": (0.0, 0), "squad": (0.132829, 0), "coqa": (0.168608, 0), "boolq": (0.592355, 62),
+    "bigbench_language_identification": (0.2522, 9.1),
+}  # fmt: skip
+WORDS = ("the", "red", "fox", "sees", "a", "blue", "moon", "near", "old", "rivers;", "nine", "birds", "and", "42",
+         "green", "frogs,", "who", "said", '"no",', "can't", "swim.")
+
+
+def phrase(seed: int, length: int) -> str:
+    return " ".join(WORDS[(seed * 7 + 3 * place + place * place * seed) % len(WORDS)] for place in range(length))
+
+
+def rows(kind: str, n: int) -> list[dict[str, Any]]:
+    """Items with what real ones have: stray white space, options that repeat, begin each other, differ in length."""
+    made: list[dict[str, Any]] = []
+    for i in range(n):
+        if kind == "multiple_choice":
+            choices = [phrase(i + j, 1 + (i + j) % 4) for j in range(3)]
+            if i % 5 == 1:
+                choices[1] = choices[0] + " " + choices[1]
+            query = " " * (i % 7 == 6) + phrase(i, 9) + " " * (i % 3 == 2)
+            made.append({"query": query, "choices": choices, "gold": i % 3})
+        elif kind == "schema":
+            stem = phrase(i, 4)
+            contexts = [f"{stem} {WORDS[i % 9]}", f"{stem} {WORDS[i % 5 + 3]} {WORDS[i % 4]}"]
+            made.append({"context_options": contexts, "continuation": phrase(i + 1, 3), "gold": i % 2})
+        else:
+            answer = "red" if i % 3 else phrase(i, 2) + " " * (i % 4 == 3)
+            context = "\n" * (i % 6 == 4) + f"{phrase(i, 3)}\nthe colour is:" + " " * (i % 2)
+            made.append({"context": context, "continuation": answer})
+    return made
+
+
+# label -> kind, few-shot examples, delimiter, per cent by guessing, items
+TASKS = {
+    "choice": ("multiple_choice", 3, "\nAnswer: ", 25, 14),
+    "choice_zero": ("multiple_choice", 0, " ", 50, 9),
+    "either": ("schema", 0, " ", 50, 12),
+    "either_shown": ("schema", 2, " ", 50, 8),
+    "word": ("language_modeling", 0, " ", 0, 11),
+    "word_shown": ("language_modeling", 4, " ", 0, 13),
+}
+
+
+def make_bundle(folder: Path, tasks: dict[str, tuple[str, int, str, float, int]] = TASKS) -> Path:
+    (folder / "eval_data").mkdir(parents=True)
+    entries, baselines = [], ["Eval Task,Task Category,Random baseline"]
+    for label, (kind, shots, delimiter, baseline, n) in tasks.items():
+        entries.append({"label": label, "dataset_uri": f"{label}.jsonl", "num_fewshot": [shots],
+                        "icl_task_type": kind, "continuation_delimiter": delimiter})
+        baselines.append(f"{label},testing,{baseline}")
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows(kind, n)]
+        (folder / "eval_data" / f"{label}.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / "core.yaml").write_text(json.dumps({"icl_tasks": entries}))  # JSON is YAML
+    (folder / "eval_meta_data.csv").write_text("\n".join(baselines) + "\n")
+    return folder
+
+
+def tiny_model(config: Config, vocab_size: int, seq_len: int, seed: int = 1, **shape: Any) -> GPT:
+    """Every matrix drawn: a head of zeros would tie all options."""
+    model = GPT(dataclasses.replace(config.model, seq_len=seq_len, **shape), vocab_size)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5)
+    return model
+
+
+@pytest.fixture(scope="session", name="bundle")
+def bundle_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("core") / "bundle")
+
+
+@pytest.fixture(scope="session", name="word_tokenizer")
+def word_tokenizer_fixture(tiny_config: Config) -> Tokenizer:
+    texts = [phrase(i, 60) + "\nthe colour is: red\nAnswer: blue\n\n" for i in range(50)]
+    return train_tokenizer(texts, dataclasses.replace(tiny_config.tokenizer, vocab_size=300))
+
+
+@pytest.fixture(scope="session", name="model")
+def model_fixture(tiny_config: Config, word_tokenizer: Tokenizer) -> GPT:
+    return tiny_model(tiny_config, word_tokenizer.vocab_size, seq_len=512)
+
+
+def test_centring_reproduces_the_published_core() -> None:
+    assert set(PUBLISHED) == CORE_LABELS
+    centred = [centre(accuracy, baseline / 100) for accuracy, baseline in PUBLISHED.values()]
+    assert sum(centred) / len(centred) == pytest.approx(0.179563, abs=5e-7)
+
+
+def test_error_bars_match_a_simulation() -> None:
+    """Draw 30 of 120 items again and again: the scatter of the accuracy is what score_task says."""
+    generator = torch.Generator().manual_seed(0)
+    population = torch.rand(120, generator=generator) < 0.6
+    draws = [population[torch.randperm(120, generator=generator)[:30]].float().mean() for _ in range(4000)]
+    scatter = torch.stack(draws).std().item()
+    p = population.float().mean().item()
+    correct = [True] * round(30 * p) + [False] * (30 - round(30 * p))
+    score = score_task(correct, baseline=0.25, population=120)
+    assert score.subsample_stderr == pytest.approx(scatter, rel=0.05)
+    assert score.stderr == pytest.approx(math.sqrt(score.accuracy * (1 - score.accuracy) / 30))
+    assert score.centered_stderr == pytest.approx(score.stderr / 0.75)
+    assert score_task(correct, 0.25, population=30).subsample_stderr == 0
+    assert stderr_of_mean([0.03, 0.04]) == pytest.approx(0.025)
+
+
+def test_partial_bundle_is_never_called_core(model: GPT, word_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "bundle")
+    (folder / "eval_data" / "either.jsonl").unlink()
+    result = evaluate_core(model, word_tokenizer, folder, max_per_task=2, batch_size=8)
+    summary = result.summary()
+    assert summary["core"] is None and summary["partial"] and summary["missing"] == ["either"]
+    assert summary["core_partial"] == pytest.approx(sum(s.centered for s in result.tasks.values()) / 5)
+    assert len(summary["bundle"]) == 64
+    with pytest.raises(UserError, match="either.jsonl: missing"):
+        evaluate_core(model, word_tokenizer, folder, max_per_task=2, batch_size=8, synthetic=True)
+
+
+def test_whole_and_synthetic_bundles_have_a_core(model: GPT, word_tokenizer: Tokenizer, bundle: Path,
+                                                 tmp_path: Path) -> None:
+    every = make_bundle(tmp_path / "bundle", dict.fromkeys(CORE_LABELS, ("multiple_choice", 0, " ", 25.0, 3)))
+    summary = evaluate_core(model, word_tokenizer, every, max_per_task=None, batch_size=8).summary()
+    assert summary["core"] is not None and not summary["partial"] and summary["core_partial"] is None
+    summary = evaluate_core(model, word_tokenizer, bundle, max_per_task=2, batch_size=8, synthetic=True).summary()
+    assert summary["bundle"] == "synthetic" and summary["core"] is not None and not summary["partial"]
+
+
+def test_every_broken_file_is_named_before_any_compute(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "bundle")
+    data = folder / "eval_data"
+    lines = (data / "choice.jsonl").read_text().splitlines()
+    lines[2] = lines[2][:-3]
+    lines[4] = json.dumps({"query": "q", "choices": ["a", "b"], "gold": 2})
+    lines[5] = json.dumps({"query": "q", "options": ["a", "b"], "gold": 0})
+    (data / "choice.jsonl").write_text("\n".join(lines) + "\n")
+    (data / "word.jsonl").write_bytes(b'{"context": "caf\xe9", "continuation": "x"}\n'
+                                      b'{"context": "a", "continuation": " "}\n')
+    (data / "either.jsonl").write_text("")
+    table = (folder / "eval_meta_data.csv").read_text().replace("word_shown,testing,0", "word_shown,testing,often")
+    (folder / "eval_meta_data.csv").write_text(table)
+    with pytest.raises(UserError) as caught:
+        evaluate_core(None, None, folder, max_per_task=None, batch_size=8)  # type: ignore[arg-type]  # reads no model
+    text = str(caught.value)
+    for part in ("choice.jsonl:3: not JSON", "choice.jsonl:5: gold is 2", "choice.jsonl:6: no column 'choices'",
+                 "word.jsonl:1: not JSON in UTF-8", "word.jsonl:2: continuation is blank", "either.jsonl: empty",
+                 "eval_meta_data.csv:7: Random baseline 'often'"):
+        assert part in text
+    assert len(caught.value.problems) == 7
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda f: (f / "core.yaml").unlink(), "core.yaml: No such file"),
+    (lambda f: (f / "core.yaml").write_text("icl_tasks: 3"), "icl_tasks: expected a list"),
+    (lambda f: (f / "core.yaml").write_text("icl_tasks: [{label: a, dataset_uri: a, icl_task_type: mc}]"),
+     "task 1: icl_task_type: expected one of multiple_choice, schema, language_modeling, not 'mc'"),
+    (lambda f: (f / "eval_meta_data.csv").unlink(), "eval_meta_data.csv: cannot be read"),
+    (lambda f: (f / "eval_meta_data.csv").write_text("Task,Baseline\n"), "no column 'Eval Task' and 'Random baseline'"),
+    (lambda f: (f / "eval_data").rename(f / "elsewhere"), "holds the data of none"),
+])
+def test_broken_bundle_explains_itself(damage: Any, message: str, tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "bundle")
+    damage(folder)
+    with pytest.raises(UserError, match=message):
+        read_bundle(folder)
+
+
+def test_killed_run_goes_on_with_the_next_task(model: GPT, word_tokenizer: Tokenizer, bundle: Path, tmp_path: Path,
+                                               tiny_config: Config) -> None:
+    def killed(label: str, done: int, n: int) -> None:
+        if label == "either":
+            raise KeyboardInterrupt
+
+    def run(on_progress: Any, model: GPT = model) -> Any:
+        return evaluate_core(model, word_tokenizer, bundle, max_per_task=None, batch_size=8, cache=tmp_path,
+                             on_progress=on_progress)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(killed)
+    seen: set[str] = set()
+    resumed = run(lambda label, done, n: seen.add(label))
+    assert seen == {"either", "either_shown", "word", "word_shown"}
+    assert resumed == evaluate_core(model, word_tokenizer, bundle, max_per_task=None, batch_size=8)
+    seen.clear()
+    run(lambda label, done, n: seen.add(label), tiny_model(tiny_config, word_tokenizer.vocab_size, 512, seed=2))
+    assert seen == set(TASKS), "another model's outcomes must not be taken over"
+
+
+def test_outcomes_are_kept_item_by_item(model: GPT, word_tokenizer: Tokenizer, bundle: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    result = evaluate_core(model, word_tokenizer, bundle, max_per_task=None, batch_size=8)
+    write_items(tmp_path, result)
+    kept = pq.read_table(tmp_path / "items.parquet").to_pylist()
+    assert [(row["task"], row["index"], row["correct"], tuple(row["losses"])) for row in kept] == [
+        (item.task, item.index, item.correct, item.losses) for item in result.items]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    for label, score in summary["tasks"].items():
+        mine = [row["correct"] for row in kept if row["task"] == label]
+        assert score["accuracy"] == sum(mine) / len(mine) and score["n"] == len(mine) == TASKS[label][4]

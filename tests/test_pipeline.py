@@ -1,0 +1,186 @@
+"""The whole curriculum at a tiny size through real DVC, git and MLflow, as a user runs it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import TINY
+
+from paribus.config import merge, read_yaml
+
+STAGES = ("base", "mid", "sft", "rl")
+CONTRACT = {
+    "tokenizer": {"vocab_size", "bytes_per_token"},
+    "pretrain": {"val_bpb", "train_tokens", "tokens_per_second", "seconds", "parameters", "flops_per_token",
+                 "peak_memory_bytes"},
+    "core": {"core", "core_stderr", "tasks", "bundle"},
+    "gsm8k": {*STAGES, "dataset"},
+    "rl": {"steps", "mean_reward_first", "mean_reward_last", "groups", "zero_reward_groups", "all_reward_groups",
+           "zero_gradient_groups", "effective_samples_per_second", "wasted_token_fraction"},
+}
+CURVES = {"pretrain": "step,tokens,seconds,train_loss,val_bpb", "gsm8k": "stage,accuracy,ci_low,ci_high"}
+
+
+class Project:
+    """A checkout of paribus with tiny params, its own git and DVC."""
+
+    def __init__(self, root: Path, source: Path, **changes: Any) -> None:
+        self.root = root
+        ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(source / "src", root / "src", ignore=ignore)
+        for name in ("dvc.yaml", ".gitignore", ".dvcignore", "requirements.lock"):
+            shutil.copy(source / name, root / name)
+        params = merge(read_yaml(source / "params.yaml"), TINY | changes)
+        (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def start(self) -> Project:
+        self.run("git", "init", "-q", "-b", "main")
+        self.run("git", "config", "user.email", "a@example.org")
+        self.run("git", "config", "user.name", "A")
+        self.run("dvc", "init", "-q")
+        self.run("dvc", "config", "core.autostage", "true")
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-qm", "start")
+        return self
+
+    def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
+        environment = clean | {"PATH": path, "DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"} | environment
+        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 or not check, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done
+
+    def metrics(self, name: str) -> dict[str, Any]:
+        return json.loads((self.root / f"metrics/{name}.json").read_text())
+
+    def digests(self) -> dict[str, str]:
+        files = {stage: self.root / f"checkpoints/{stage}/model.safetensors" for stage in STAGES}
+        return {stage: hashlib.sha256(path.read_bytes()).hexdigest() for stage, path in files.items()}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Project:
+    """A project in which `dvc repro` has run once."""
+    made = Project(tmp_path_factory.mktemp("project"), project_root).start()
+    made.run("dvc", "repro")
+    made.run("git", "add", "-A")
+    made.run("git", "commit", "-qm", "first run")
+    return made
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", CONTRACT)
+def test_metrics_have_the_keys_of_the_contract(project: Project, name: str) -> None:
+    assert CONTRACT[name] <= project.metrics(name).keys()
+
+
+def test_gsm8k_metrics_have_intervals_for_every_stage(project: Project) -> None:
+    for stage in STAGES:
+        entry = project.metrics("gsm8k")[stage]
+        assert entry["ci_low"] <= entry["accuracy"] <= entry["ci_high"] and entry["n"] == TINY["eval.gsm8k.questions"]
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_curves_have_the_columns_of_the_contract(project: Project, name: str) -> None:
+    lines = (project.root / f"plots/{name}.csv").read_text().splitlines()
+    assert lines[0] == CURVES[name] and len(lines) > 1
+
+
+def test_curve_has_every_step_once(project: Project) -> None:
+    lines = (project.root / "plots/pretrain.csv").read_text().splitlines()[1:]
+    assert [int(line.split(",")[0]) for line in lines] == list(range(1, TINY["pretrain.steps"] + 1))
+
+
+def test_checkpoints_hold_all_that_using_them_needs(project: Project) -> None:
+    for stage in STAGES:
+        files = {path.name for path in (project.root / "checkpoints" / stage).iterdir()}
+        assert files == {"model.safetensors", "config.json", "tokenizer.json", "provenance.json"}
+
+
+def test_a_second_repro_runs_nothing(project: Project) -> None:
+    assert "Running stage" not in project.run("dvc", "repro").stdout
+
+
+def test_changing_rl_reruns_rl_and_what_follows_only(project: Project) -> None:
+    params = (project.root / "params.yaml").read_text()
+    try:
+        changed = merge(yaml.safe_load(params), {"rl.temperature": 0.9})
+        (project.root / "params.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
+        lines = project.run("dvc", "repro", "--dry").stdout.splitlines()
+    finally:
+        (project.root / "params.yaml").write_text(params)
+    ran = [line.split("'")[1] for line in lines if line.startswith("Running stage")]
+    assert ran == ["rl", "gsm8k_stage@rl", "gsm8k", "report"]
+
+
+def test_every_run_is_in_mlflow_under_one_parent(project: Project) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("paribus")
+    runs = client.search_runs([experiment.experiment_id], max_results=100)
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = {run.data.tags["stage"]: run for run in runs if run not in parents}
+    assert len(parents) == 1
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parents[0].info.run_id}
+    assert {"pretrain", "midtrain", "sft", "rl", "core", "report", *(f"gsm8k_stage@{s}" for s in STAGES)} <= children.keys()
+    pretrain = children["pretrain"]
+    assert pretrain.data.params["model.depth"] == str(TINY["model.depth"])
+    assert pretrain.data.params["model.width"] == str(TINY["model.depth"] * TINY["model.aspect_ratio"])
+    steps = [point.step for point in client.get_metric_history(pretrain.info.run_id, "train/loss")]
+    assert steps == list(range(1, TINY["pretrain.steps"] + 1))
+    assert pretrain.data.metrics["val_bpb"] == project.metrics("pretrain")["val_bpb"]
+    assert any(data.dataset.name == "data/tokens" for data in pretrain.inputs.dataset_inputs)
+    assert {item.path for item in client.list_artifacts(pretrain.info.run_id)} >= {"plots", "samples"}
+
+
+def test_report_is_one_file_with_the_figures(project: Project) -> None:
+    page = (project.root / "report/report.html").read_text()
+    assert page.count("<svg") >= 3 and "<script" not in page
+
+
+def test_wrong_key_is_refused_by_dvc(project: Project) -> None:
+    done = project.run("dvc", "exp", "run", "-S", "model.dept=6", check=False)
+    assert done.returncode != 0 and "dept" in done.stdout + done.stderr
+
+
+def test_wrong_value_explains_itself_before_any_compute(project: Project) -> None:
+    done = project.run("dvc", "exp", "run", "--temp", "-S", "model.depth=abc", check=False)
+    text = done.stdout + done.stderr
+    assert done.returncode != 0 and "Traceback" not in text
+    assert "model.depth: 'abc' is not allowed; expected a whole number" in text
+
+
+@pytest.mark.timeout(600)
+def test_queued_experiment_lands_in_the_same_store(project: Project) -> None:
+    from mlflow import MlflowClient
+
+    project.run("dvc", "exp", "run", "--queue", "-n", "cooler", "-S", "rl.temperature=0.7")
+    project.run("dvc", "queue", "start", "-j", "1")
+    project.run("dvc", "queue", "logs", "--follow", "cooler", check=False)
+    shown = json.loads(project.run("dvc", "exp", "show", "--json").stdout)
+    names = [exp["name"] for row in shown for exp in (row["experiments"] or [])]
+    assert names == ["cooler"]
+    client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("paribus")
+    runs = client.search_runs([experiment.experiment_id], "params.`rl.temperature` = '0.7' and tags.stage = 'rl'")
+    assert [run.info.status for run in runs] == ["FINISHED"]
+
+
+@pytest.mark.timeout(600)
+def test_same_fingerprint_gives_the_same_bytes(project: Project, tmp_path: Path, project_root: Path) -> None:
+    """Every training stage again, in another folder, without DVC: the same weights to the byte."""
+    again = Project(tmp_path, project_root)
+    script = "from paribus import stages as s\nfor n in 'corpus tokenizer tokens pretrain midtrain sft rl'.split(): getattr(s, n)()"
+    again.run(sys.executable, "-c", script, PYTHONPATH=str(tmp_path / "src"), DVC_ROOT=str(tmp_path))
+    assert again.digests() == project.digests()

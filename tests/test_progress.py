@@ -1,0 +1,74 @@
+"""progress.py: plain lines and a live bar."""
+
+import io
+import os
+import pty
+import time
+
+import pytest
+
+from paribus import progress
+from paribus.progress import Progress
+
+
+def test_plain_lines_show_step_values_and_time_left_and_are_throttled(monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.05)
+    stream = io.StringIO()
+    began = time.monotonic()
+    with Progress("pretrain", 200, "step", stream=stream) as bar:
+        for step in range(1, 201):
+            bar.update(step, loss=2.13456, tokens_per_second=21_900.4)
+            time.sleep(0.001)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "pretrain: step 1/200  loss 2.135  21,900 tokens/s"  # no rate yet
+    assert lines[1].endswith("left")
+    assert lines[-2] == "pretrain: step 200/200  loss 2.135  21,900 tokens/s  0:00 left"
+    assert lines[-1].startswith("pretrain: done in 0:0")
+    assert 3 <= len(lines) <= 3 + (time.monotonic() - began) / 0.05
+
+
+def test_time_left_follows_the_rate_without_the_first_step():
+    bar = Progress("sft", 110, stream=io.StringIO())
+    bar._began -= 1000  # a long compilation
+    bar.update(10)
+    assert bar._first is not None
+    bar.update(20)
+    assert bar.seconds_left(bar._first[0] + 5) == pytest.approx(45)
+
+
+def test_nothing_says_done_when_the_stage_is_paused():
+    stream = io.StringIO()
+    with pytest.raises(SystemExit), Progress("rl", 10, "step", stream=stream) as bar:
+        bar.update(4, **{"rl/reward": 0.5})
+        raise SystemExit(75)
+    assert stream.getvalue() == "rl: step 4/10  reward 0.5\n"
+
+
+def test_parts_are_counted_one_after_the_other(monkeypatch):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    stream = io.StringIO()
+    with Progress("core", stream=stream) as bar:
+        for part in ("arc", "piqa"):
+            for done in (5, 10):
+                bar.count(part, done, 10)
+    lines = [line.split("  ")[0] for line in stream.getvalue().splitlines()]
+    assert lines[:4] == ["core: arc 5/10", "core: arc 10/10", "core: piqa 5/10", "core: piqa 10/10"]
+
+
+def test_a_terminal_gets_a_live_bar():
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as terminal, Progress("core", 3, "task", stream=terminal) as bar:
+        for task in range(1, 4):
+            bar.update(task, accuracy=0.25)
+    shown = os.read(master, 100_000).decode()
+    os.close(master)
+    assert "task 3/3" in shown and "accuracy 0.25" in shown and "━" in shown
+
+
+def test_update_is_cheap():
+    with Progress("pretrain", 10**9, stream=io.StringIO()) as bar:
+        bar.update(0)
+        began = time.process_time()
+        for step in range(20_000):
+            bar.update(step, loss=1.0)
+        assert (time.process_time() - began) / 20_000 < 10e-6

@@ -1,0 +1,332 @@
+"""runtime.py and session.py: folders, hardware, seeds, fingerprints, provenance, locks, being asked to stop."""
+
+import dataclasses
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from paribus import config, runtime
+from paribus.errors import UserError
+
+DVC_YAML = """
+stages:
+  tokens:
+    cmd: paribus tokens
+    params: [tokens]
+    outs: [data/tokens]
+  pretrain:
+    cmd: paribus pretrain
+    params: [seed, model, train, eval.core.batch_size]
+    deps: [data/tokens, code]
+    outs: [checkpoints/base]
+    metrics:
+      - metrics/pretrain.json: {cache: false}
+  gsm8k:
+    foreach: [base, mid]
+    do:
+      cmd: paribus eval gsm8k ${item}
+      params: [{params.yaml: [eval.gsm8k]}]
+      deps: ["checkpoints/${item}"]
+  grid:
+    matrix: {size: [s, l], arm: [{name: a}, {name: b}]}
+    cmd: true
+    deps: ["data/${item.size}"]
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, project_root):
+    """A project of one dvc.yaml, with what its stages depend on; the working folder."""
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.yaml").write_text(DVC_YAML)
+    (tmp_path / "params.yaml").write_text((project_root / "params.yaml").read_text())
+    for folder, name, text in (("data/tokens", "a.bin", "tokens"), ("code", "loop.py", "pass")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / name).write_text(text)
+    return tmp_path
+
+
+def run_python(code: str, *arguments: str, **options: object) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_state_is_kept_in_the_main_checkout_of_an_experiments_clone(project, monkeypatch):
+    inner = project / "inner"
+    inner.mkdir()
+    monkeypatch.chdir(inner)
+    assert runtime.main_checkout() == project  # the closest dvc.yaml
+    main = project / "elsewhere"
+    monkeypatch.setenv("DVC_ROOT", str(main))
+    assert runtime.state_root() == main / ".paribus" and (main / ".paribus").is_dir()
+
+
+def test_importing_runtime_loads_neither_torch_nor_numpy():
+    code = "import sys, paribus.runtime; print({'torch', 'numpy', 'yaml', 'mlflow', 'psutil'} & set(sys.modules))"
+    assert run_python(code).communicate()[0].strip() == "set()"
+
+
+# ---------------------------------------------------------------- hardware and seeds
+
+
+def test_auto_is_resolved_and_what_decides_bits_is_in_the_class(tiny_config):
+    train = dataclasses.replace(tiny_config.train, device="cpu", dtype="auto", threads=None)
+    hardware = runtime.detect(train)
+    quick = hardware.isa in ("amx_bf16", "avx512_bf16")
+    assert hardware.dtype == ("bfloat16" if quick else "float32")
+    assert hardware.threads == len(os.sched_getaffinity(0))
+    one = hardware.hardware_class()
+    for name, value in {"threads": 99, "dtype": "x", "compile": True, "isa": "x", "deterministic": False}.items():
+        assert dataclasses.replace(hardware, **{name: value}).hardware_class() != one
+    assert dataclasses.replace(hardware, processes=2).hardware_class() == one  # a run may go on with other ranks
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_asking_for_cuda_without_it_says_what_there_is(tiny_config):
+    with pytest.raises(UserError, match=r"train.device: cuda is not available.*there is: cpu"):
+        runtime.detect(dataclasses.replace(tiny_config.train, device="cuda"))
+
+
+def test_the_instruction_set_is_one_the_cpu_names():
+    flags = Path("/proc/cpuinfo").read_text()
+    assert runtime.instruction_set().replace("avx512", "avx512f", 1).replace("avx512f_", "avx512_") in flags
+
+
+def draw() -> list[float]:
+    return [random.random(), random.gauss(0, 1), float(numpy.random.randn()), *torch.randn(3).tolist()]
+
+
+def test_apply_seeds_everything(tiny_config):
+    hardware = runtime.detect(tiny_config.train)
+    drawn = []
+    for seed in (7, 7, 8):
+        runtime.apply(hardware, seed)
+        drawn.append(draw())
+    assert drawn[0] == drawn[1]
+    assert all(a != b for a, b in zip(drawn[0], drawn[2], strict=True))
+    assert torch.get_num_threads() == 1 and torch.are_deterministic_algorithms_enabled()
+
+
+def test_random_state_survives_safetensors(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for odd in (False, True):  # an odd number of Gaussian draws leaves one cached in each generator
+        draw()
+        if odd:
+            random.gauss(0, 1)
+            numpy.random.randn()
+        save_file(runtime.rng_state(), tmp_path / "rng.safetensors")
+        expected = [draw(), draw()]
+        random.seed(0)
+        numpy.random.seed(0)
+        torch.manual_seed(0)
+        runtime.restore_rng(load_file(tmp_path / "rng.safetensors"))
+        assert [draw(), draw()] == expected
+
+
+# ---------------------------------------------------------------- digests, stages, fingerprints
+
+
+def test_tree_digest_sees_names_and_contents_and_not_caches(project):
+    first = runtime.tree_digest(["code"])
+    (project / "code/__pycache__").mkdir()
+    (project / "code/__pycache__/loop.pyc").write_text("cache")
+    assert runtime.tree_digest(["code"]) == first
+    (project / "code/loop.py").write_text("pass ")
+    changed = runtime.tree_digest(["code"])
+    (project / "code/loop.py").write_text("pass")
+    (project / "code/loop.py").rename(project / "code/loop2.py")
+    assert len({first, changed, runtime.tree_digest(["code"])}) == 3
+    with pytest.raises(UserError, match="nowhere: does not exist"):
+        runtime.tree_digest(["nowhere"])
+
+
+def test_stage_definitions_have_dvcs_names(project):
+    stages = runtime.stage_definitions()
+    assert list(stages) == ["tokens", "pretrain", "gsm8k@base", "gsm8k@mid",
+                            "grid@s-arm0", "grid@s-arm1", "grid@l-arm0", "grid@l-arm1"]
+    assert stages["gsm8k@mid"].deps == ["checkpoints/mid"] and stages["gsm8k@mid"].params == ["eval.gsm8k"]
+    assert stages["pretrain"].outs == ["checkpoints/base", "metrics/pretrain.json"]
+    with pytest.raises(UserError, match="no stage 'gsm8k'; there are: tokens, pretrain, gsm8k@base"):
+        runtime.stage_definition("gsm8k")
+
+
+def test_the_projects_own_stages_are_named_as_dvc_names_them(project_root):
+    listed = subprocess.run([sys.executable, "-m", "dvc", "stage", "list", "--name-only"], cwd=project_root,
+                            capture_output=True, text=True, check=True).stdout.split()
+    assert sorted(runtime.stage_definitions(project_root / "dvc.yaml")) == sorted(listed)
+
+
+def test_the_fingerprint_follows_params_deps_and_hardware_and_nothing_else(project, tiny_config):
+    hardware = runtime.detect(tiny_config.train)
+
+    def named(overrides: dict | None = None, hardware: runtime.Hardware = hardware) -> str:
+        return runtime.stage_fingerprint("pretrain", config.load_config(overrides=overrides), hardware)
+
+    first = named()
+    same = {"train.session_minutes": 5, "tracking.experiment": "x", "rl.steps": 7, "eval.core.max_per_task": 3}
+    assert named(same) == first
+    assert named({"model.depth": 5}) != first  # of a section
+    assert named({"eval.core.batch_size": 5}) != first  # a leaf
+    assert named(hardware=dataclasses.replace(hardware, threads=3)) != first
+    (project / "data/tokens/a.bin").write_text("others")
+    assert named() != first
+
+
+def test_a_param_that_does_not_exist_is_named(project, tiny_config):
+    definition = runtime.StageDefinition(params=["model.dept"], deps=[], outs=[])
+    with pytest.raises(UserError, match="model.dept is no key"):
+        runtime.declared_params(definition, tiny_config)
+
+
+# ---------------------------------------------------------------- provenance
+
+
+def test_provenance_outside_a_repository(project):
+    found = runtime.provenance()
+    assert found["git"] == {"commit": None, "branch": None, "dirty": None, "diff": None}
+    assert found["versions"]["torch"] == torch.__version__ and found["requirements_lock"] is None
+
+
+def test_dirty_means_sources_not_outputs(project):
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q", "-b", "trunk")
+    (project / "metrics").mkdir()
+    (project / "metrics/pretrain.json").write_text("{}")
+    assert runtime.git_state() | {"diff": None} == {"commit": None, "branch": "trunk", "dirty": True, "diff": None}
+    git("add", ".")
+    git("commit", "-qm", "first")
+    clean = {"commit": git("rev-parse", "HEAD"), "branch": "trunk", "dirty": False, "diff": None}
+    assert runtime.git_state() == clean
+    (project / "metrics/pretrain.json").write_text('{"val_bpb": 1}')
+    (project / "dvc.lock").write_text("x")
+    assert runtime.git_state() == clean
+    digests = set()
+    for text in ("a", "b"):
+        (project / "code/loop.py").write_text(text)
+        state = runtime.git_state()
+        assert state["dirty"]
+        digests.add(state["diff"])
+    assert len(digests) == 2
+
+
+# ---------------------------------------------------------------- the lock
+
+
+def test_a_second_holder_is_refused_and_told_who_the_first_is_until_it_is_killed(tmp_path):
+    code = ("import sys, time; from pathlib import Path; from paribus.runtime import StateLock\n"
+            "with StateLock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)")
+    holder = run_python(code, str(tmp_path))
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    assert (runtime.lock_holder(tmp_path) or {})["pid"] == holder.pid
+    with pytest.raises(UserError, match=f"in use by process {holder.pid} on "), runtime.StateLock(tmp_path, 0.1):
+        pass
+    os.kill(holder.pid, signal.SIGKILL)
+    with runtime.StateLock(tmp_path):
+        assert (runtime.lock_holder(tmp_path) or {})["pid"] == os.getpid()
+    assert runtime.lock_holder(tmp_path) is None
+    holder.wait()
+
+
+# ---------------------------------------------------------------- being asked to stop
+
+STAGE = """
+import os, sys, time
+from pathlib import Path
+from paribus.runtime import EXIT_PAUSED, Interrupt
+folder = Path(sys.argv[1])
+with Interrupt(folder) as interrupt:
+    (folder / "pid").write_text(str(os.getpid()))
+    deadline = time.monotonic() + 20
+    while not interrupt.requested() and time.monotonic() < deadline:
+        time.sleep(0.01)
+(folder / "reason").write_text(str(interrupt.reason))
+raise SystemExit(EXIT_PAUSED)
+"""
+
+
+def wait_for(path: Path, seconds: float = 20) -> str:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if path.exists() and path.read_text():
+            return path.read_text()
+        time.sleep(0.02)
+    raise AssertionError(f"{path} did not come")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_ask_for_a_stop_even_where_the_shell_had_them_ignored(tmp_path, number):
+    stage = run_python(STAGE, str(tmp_path), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    wait_for(tmp_path / "pid")
+    stage.send_signal(number)
+    assert stage.wait(10) == runtime.EXIT_PAUSED
+    assert (tmp_path / "reason").read_text() == number.name
+
+
+def test_a_pause_is_honoured_once(tmp_path):
+    with runtime.Interrupt(tmp_path) as interrupt:
+        assert not interrupt.requested()
+        (tmp_path / "pause").touch()
+        interrupt._next_look = 0
+        assert interrupt.requested() and interrupt.requested() and interrupt.reason == "paribus pause"
+    with runtime.Interrupt(tmp_path) as interrupt:
+        assert not interrupt.requested()
+
+
+def test_a_session_ends_and_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with runtime.Interrupt(session_minutes=0.05 / 60) as interrupt:
+        assert not interrupt.requested() and signal.getsignal(signal.SIGTERM) != before
+        time.sleep(0.06)
+        assert interrupt.requested() and "session" in str(interrupt.reason)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_stage_started_by_dvc_notices_that_dvc_was_killed(tmp_path):
+    """The real DVC, with a shell between it and the stage that lives on."""
+    script = tmp_path / "stage.py"
+    script.write_text(STAGE)
+    (tmp_path / "dvc.yaml").write_text(f"stages:\n  train:\n    cmd: {sys.executable} {script} {tmp_path}; true\n")
+    environment = {name: value for name, value in os.environ.items() if name not in ("DVC_ROOT", "DVC_STAGE")}
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "--no-scm", "-q"], cwd=tmp_path, env=environment, check=True)
+    repro = subprocess.Popen([*dvc, "repro", "-q"], cwd=tmp_path, env=environment)
+    stage = int(wait_for(tmp_path / "pid"))
+    assert Path(f"/proc/{stage}/stat").read_text().split()[3] != str(repro.pid)  # the shell is its parent
+    time.sleep(0.5)
+    assert not (tmp_path / "reason").exists()
+    repro.kill()
+    repro.wait()
+    assert "DVC" in wait_for(tmp_path / "reason", 3)
+
+
+def test_a_direct_child_notices_too(tmp_path):
+    start = ("import os, subprocess, sys\n"
+             "subprocess.run([sys.executable, '-c', *sys.argv[1:]], env=os.environ | {'DVC_STAGE': 'train'})")
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
+    launcher = run_python(start, STAGE, str(tmp_path), env=environment)
+    wait_for(tmp_path / "pid")
+    launcher.kill()
+    assert "DVC" in wait_for(tmp_path / "reason", 3)  # also while the dead launcher is still a zombie
+    launcher.wait()
+
+
+def test_without_dvc_the_death_of_the_parent_means_nothing(monkeypatch):
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    with runtime.Interrupt() as interrupt:
+        assert not interrupt.requested()

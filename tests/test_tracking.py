@@ -1,0 +1,369 @@
+"""tracking.py and journal.py, seen as a person sees them: through MLflow's client, on one real sqlite store."""
+
+import json
+import logging
+import math
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from paribus import config, runtime, tracking
+from paribus.journal import Journal, read_rows
+from paribus.tracking import RunLog
+
+# A stage in a process of its own. argv: its name, and `dies` to be killed -9 right after MLflow took a first batch.
+STAGE = """
+import os, signal, sys, time
+from pathlib import Path
+from paribus import config, runtime, tracking
+name, dies = sys.argv[1], sys.argv[2:] == ["dies"]
+if dies:
+    from mlflow import MlflowClient
+    send = MlflowClient.log_batch
+    def send_and_die(self, run_id, metrics=(), **rest):
+        send(self, run_id, metrics=metrics, **rest)
+        if len(metrics) > 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    MlflowClient.log_batch = send_and_die
+(Path(name + ".ready")).touch()
+while not Path("go").exists():
+    time.sleep(0.005)
+settings = config.load_config("params.yaml", {"tracking.system_metrics": False})
+with tracking.RunLog.open(name, folder=runtime.state_root() / "runs" / name, config=settings, params={},
+                          fingerprint=name) as run:
+    for step in range(1, 31):
+        run.log(step, {"train/loss": step})
+"""
+FOUR = ("one", "two", "three", "killed")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, project_root):
+    """A project in git, the working folder; its store is first touched by four processes at once."""
+    root = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("DVC_ROOT", "DVC_STAGE", "DVC_EXP_NAME", "MLFLOW_TRACKING_URI"):
+            patch.delenv(name, raising=False)
+        patch.chdir(root)
+        (root / "params.yaml").write_text((project_root / "params.yaml").read_text())
+        (root / ".gitignore").write_text("*\n!params.yaml\n")
+        for command in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-qm", "first"]):
+            subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *command], check=True)
+        stages = [subprocess.Popen([sys.executable, "-c", STAGE, name, *(["dies"] if name == "killed" else [])],
+                                   stderr=subprocess.PIPE, text=True) for name in FOUR]
+        while len(list(root.glob("*.ready"))) < 4:
+            time.sleep(0.01)
+        (root / "go").touch()
+        (root / "four.json").write_text(json.dumps([(stage.wait(), stage.communicate()[1]) for stage in stages]))
+        patch.setattr(tracking, "FLUSH_SECONDS", 0.1)
+        yield root
+
+
+@pytest.fixture
+def settings(project, tiny_config, monkeypatch, request):
+    """The configuration, in an experiment named after the test, so that its parent run is its own."""
+    monkeypatch.setenv("DVC_EXP_NAME", request.node.name)
+    return tiny_config
+
+
+@pytest.fixture(scope="module")
+def client(project):
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{project}/mlflow.db")
+
+
+def begin(settings, name="pretrain", resume_step=None, **options):
+    folder = runtime.state_root() / "runs" / f"{os.environ['DVC_EXP_NAME']}-{name}"
+    options = {"params": {}, "fingerprint": "f" * 20} | options
+    return RunLog.open(name, folder=folder, config=settings, resume_step=resume_step, **options)
+
+
+def runs_of(client, experiment):
+    """The runs of a test in the store; its parents have no stage."""
+    found = client.search_runs([client.get_experiment_by_name("paribus").experiment_id])
+    return [run for run in found if run.data.tags.get("dvc.experiment") == experiment]
+
+
+def children(client, stage="pretrain"):
+    return [run for run in runs_of(client, os.environ["DVC_EXP_NAME"]) if run.data.tags.get("stage") == stage]
+
+
+def child(client, stage="pretrain"):
+    [run] = children(client, stage)
+    return run
+
+
+def latest(client, key="train/loss"):
+    """The value MLflow shows now, if it has the run by now."""
+    return next((run.data.metrics.get(key) for run in children(client)), None)
+
+
+def steps(client, run, key="train/loss"):
+    return [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
+
+
+def eventually(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.05)
+
+
+# ---------------------------------------------------------------- the store
+
+
+def test_four_processes_may_touch_a_new_store_at_once(project, client):
+    assert json.loads((project / "four.json").read_text()) == [[0, ""]] * 3 + [[-signal.SIGKILL, ""]]  # no complaint
+    mine = runs_of(client, None)
+    [parent] = [run for run in mine if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in mine if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert sorted(run.info.run_name for run in children) == sorted(FOUR)
+    assert all(steps(client, run) == list(range(1, 31)) for run in children)
+    assert {run.info.run_name for run in children if run.info.status == "FINISHED"} >= set(FOUR[:3])
+    assert parent.info.run_name.startswith("workspace ") and parent.data.tags["git.dirty"] == "false"
+
+
+def test_a_clone_of_an_experiment_uses_the_main_checkouts_store(project, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    assert tracking.tracking_uri() == f"sqlite:///{project}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    assert tracking.tracking_uri() == f"sqlite:///{project}/other.db"
+    for uri in ("sqlite:////data/absolute.db", "http://127.0.0.1:5000"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert tracking.tracking_uri() == uri
+
+
+# ---------------------------------------------------------------- what a run looks like
+
+
+def test_a_run_as_mlflow_shows_it(project, settings, client, monkeypatch, tmp_path):
+    monkeypatch.setattr(tracking, "SYSTEM_SECONDS", 0.1)
+    sample = tmp_path / "samples.md"
+    sample.write_text("2 and 2 are 4")
+    wanted = config.load_config(project / "params.yaml", {"tracking.system_metrics": True})
+    with begin(wanted, params={"model.depth": 4, "model.window": None, "train.compile": False},
+               tags={"hardware": "abacus"}, datasets={"tokens": ("data/tokens", "0123456789" * 5)}) as run:
+        for step in range(1, 2501):
+            run.log(step, {"train/loss": 5 / step, "val/bpb": math.inf if step == 1 else 1.5})
+        run.event(7, "spike", "loss 9.1 after 2.2")
+        run.event(9, "spike", "loss 8.0 after 2.1")
+        run.artifact(sample, "answers")
+        run.summary({"val_bpb": 1.25, "tasks": {"arc@easy": {"accuracy": 0.5}}, "bundle": "synthetic"})
+        eventually(lambda: (run.folder / "system.jsonl").exists() and (run.folder / "system.jsonl").read_text())
+    found = child(client)
+    assert found.info.status == "FINISHED" and found.info.run_name == "pretrain"
+    assert found.data.params == {"model.depth": "4", "model.window": "null", "train.compile": "false"}
+    tags = {"stage": "pretrain", "fingerprint": "f" * 20, "hardware": "abacus", "git.branch": "main"}
+    assert tags.items() <= found.data.tags.items()
+    assert steps(client, found) == list(range(1, 2501))
+    assert found.data.metrics["events/spike"] == 2 and "step 9: loss 8.0" in found.data.tags["event.spike"]
+    assert client.get_metric_history(found.info.run_id, "val/bpb")[0].value > 1e308
+    assert found.data.metrics["system/process_memory_megabytes"] > 10
+    [dataset] = [entry.dataset for entry in found.inputs.dataset_inputs]
+    assert (dataset.name, dataset.digest) == ("tokens", ("0123456789" * 5)[:36]) and "data/tokens" in dataset.source
+    place = client.download_artifacts(found.info.run_id, "answers/samples.md")
+    assert Path(place).read_text() == "2 and 2 are 4"
+    assert found.info.artifact_uri.startswith((project / "mlartifacts").as_uri())
+
+    parent = client.get_run(found.data.tags["mlflow.parentRunId"])
+    assert parent.info.run_name == "test_a_run_as_mlflow_shows_it" and parent.info.status == "FINISHED"
+    assert parent.data.params["midtrain.mixture.facts"] == "0.2"
+    assert parent.data.metrics == {"pretrain.val_bpb": 1.25, "pretrain.tasks.arc.easy.accuracy": 0.5}
+    assert parent.data.tags["pretrain.bundle"] == found.data.tags["bundle"] == "synthetic"
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert parent.data.tags["git.commit"] == found.data.tags["git.commit"] == head
+
+
+def test_the_stages_of_an_execution_share_a_parent_until_it_is_closed(settings, client, monkeypatch):
+    def parent_of(name):
+        with begin(settings, name):
+            pass
+        return child(client, name).data.tags["mlflow.parentRunId"]
+
+    first = parent_of("tokenizer")
+    assert parent_of("tokens") == first
+    tracking.close_execution(settings)
+    second = parent_of("pretrain")
+    assert second != first and parent_of("report") == second
+
+
+# ---------------------------------------------------------------- going on
+
+
+def test_a_paused_run_goes_on_without_a_step_twice_or_missing(settings, client):
+    with pytest.raises(SystemExit), begin(settings) as run:
+        for step in range(1, 21):
+            run.log(step, {"train/loss": step, "val/bpb": 2.0} if step % 10 == 0 else {"train/loss": step})
+        eventually(lambda: latest(client) == 20)
+        raise SystemExit(runtime.EXIT_PAUSED)
+    assert child(client).info.status == "KILLED"
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 12, "time": 1, "tra')  # a line torn by a crash
+    with begin(settings, resume_step=12) as run:
+        assert [row["step"] for row in run.rows()] == list(range(1, 13))
+        eventually(lambda: child(client).info.status == "RUNNING")
+        for step in range(13, 31):
+            run.log(step, {"train/loss": step, "val/bpb": 2.0} if step % 10 == 0 else {"train/loss": step})
+    found = child(client)  # one run
+    assert found.info.status == "FINISHED"
+    assert steps(client, found) == list(range(1, 31)) and steps(client, found, "val/bpb") == [10, 20, 30]
+    assert [row["step"] for row in run.rows()] == list(range(1, 31))
+
+
+def test_kill_between_a_batch_and_whatever_would_note_it(project, tiny_config, client):
+    """kill -9 of a real process right after MLflow took its batch; then the same steps come again."""
+    folder = runtime.state_root() / "runs" / "killed"
+    with RunLog.open("killed", folder=folder, config=tiny_config, params={}, fingerprint="k", resume_step=12) as run:
+        for step in range(13, 41):
+            run.log(step, {"train/loss": step})
+    [found] = [run for run in runs_of(client, None) if run.info.run_name == "killed"]
+    assert found.info.status == "FINISHED" and steps(client, found) == list(range(1, 41))
+
+
+def test_a_run_that_was_killed_before_its_first_state_starts_over_in_the_same_run(settings, client):
+    for attempt in range(2):
+        run = begin(settings)
+        for step in (1, 2, 3):
+            run.log(step, {"train/loss": step})
+        eventually(lambda: latest(client) == 3)
+        run._feeder.finish()  # as if killed: run.json still says RUNNING
+        if attempt == 0:
+            (run.folder / "mlflow.json").unlink()  # as if killed before MLflow's run id was noted
+    assert steps(client, child(client)) == [1, 2, 3]
+    assert tracking.send_pending(runtime.state_root()) == 1  # what died is not shown as running for ever
+    assert child(client).info.status == "KILLED"
+
+
+def test_a_finished_run_started_over_is_a_new_run(settings, client):
+    for _ in range(2):
+        with begin(settings) as run:
+            run.log(1, {"train/loss": 1})
+    assert [steps(client, one) for one in children(client)] == [[1], [1]]
+
+
+def test_an_error_fails_the_run(settings, client):
+    with pytest.raises(ZeroDivisionError), begin(settings):
+        raise ZeroDivisionError
+    assert child(client).info.status == "FAILED"
+
+
+def test_a_rollback_keeps_the_events_and_repeats_nothing(settings, client):
+    with begin(settings) as run:
+        for step in range(1, 11):
+            run.log(step, {"train/loss": step})
+        run.event(10, "rollback", "to 4")
+        eventually(lambda: latest(client, "events/rollback") == 1)
+        run.rewind(4)
+        assert [row["step"] for row in run.rows()] == [1, 2, 3, 4]
+        for step in range(5, 16):
+            run.log(step, {"train/loss": step})
+        run.event(15, "rollback", "to 9")
+    found = child(client)
+    assert steps(client, found) == list(range(1, 16))
+    assert [row["step"] for row in run.rows()] == list(range(1, 16)) and len(run.events()) == 2
+    assert [metric.value for metric in client.get_metric_history(found.info.run_id, "events/rollback")] == [1, 2]
+
+
+# ---------------------------------------------------------------- a server that is down
+
+
+class Server:
+    """MLflow's own REST server on a port of its own, in a thread: to be stopped and started."""
+
+    def __init__(self, store: str, artifacts: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.environment = {"_MLFLOW_SERVER_FILE_STORE": store, "_MLFLOW_SERVER_ARTIFACT_ROOT": str(artifacts)}
+
+    def start(self) -> None:
+        os.environ |= self.environment
+        from mlflow.server import app
+        from werkzeug.serving import make_server
+
+        self.server = make_server("127.0.0.1", self.port, app, threaded=True)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def test_what_a_server_misses_is_sent_later(project, settings, client, monkeypatch, caplog):
+    server = Server(tracking.tracking_uri(), project / "mlartifacts")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.port}")
+    for count in (1, 2):  # nobody listens from start to end, and the second run takes the folder of the first
+        with begin(settings, "missed") as run:
+            for step in range(1, 6):
+                run.log(step, {"train/loss": step})
+            run.summary({"val_bpb": 1.0})
+        assert len(caplog.messages) == count
+    assert f"http://127.0.0.1:{server.port}" in caplog.messages[0] and "sent later" in caplog.messages[0]
+    assert children(client, "missed") == []
+
+    server.start()
+    with begin(settings) as run:  # the next start sends it
+        run.log(1, {"train/loss": 1})
+        eventually(lambda: [one.info.status for one in children(client, "missed")] == ["FINISHED"] * 2)
+        assert [steps(client, one) for one in children(client, "missed")] == [[1, 2, 3, 4, 5]] * 2
+        assert not list((runtime.state_root() / "unsent").iterdir())
+        eventually(lambda: latest(client) == 1)
+        server.stop()  # and down midway
+        run.log(2, {"train/loss": 2})
+        eventually(lambda: len(caplog.messages) == 3)
+        run.log(3, {"train/loss": 3})
+        server.start()  # and up again
+        eventually(lambda: latest(client) == 3)
+        run.log(4, {"train/loss": 4})
+    server.stop()
+    assert steps(client, child(client)) == [1, 2, 3, 4] and child(client).info.status == "FINISHED"
+    assert client.get_run(child(client).data.tags["mlflow.parentRunId"]).data.metrics == {"missed.val_bpb": 1.0}
+    assert len(caplog.messages) == 3  # one a run
+
+
+# ---------------------------------------------------------------- the journal
+
+
+def test_logging_a_step_takes_microseconds(tmp_path):
+    journal = Journal(tmp_path / "metrics.jsonl", print)
+    row = {"step": 1, "time": 1.5} | {f"train/metric{i}": i / 3 for i in range(10)}
+    began = time.process_time()
+    for _ in range(5000):
+        journal.append(row)
+    assert (time.process_time() - began) / 5000 < 60e-6  # 10 to 15 on an idle machine
+    assert read_rows(journal.path) == [row] * 5000
+
+
+def test_what_is_not_finite_stays_strict_json_and_comes_back(settings):
+    with begin(settings) as run:
+        run.log(1, {"loss": math.nan, "low": -math.inf, "one": 1.0})
+        row = run.rows()[0]
+    assert math.isnan(row["loss"]) and row["low"] == -math.inf and row["one"] == 1.0
+    json.loads((run.folder / "metrics.jsonl").read_text(), parse_constant=lambda name: pytest.fail(name))
+
+
+def test_a_full_disk_costs_a_warning_and_no_line(tmp_path):
+    warnings = []
+    journal = Journal(tmp_path / "metrics.jsonl", warnings.append)
+    before, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))  # the kernel then writes a part, and then refuses
+        for step in range(50):
+            journal.append({"step": step})
+        assert warnings and (tmp_path / "metrics.jsonl").stat().st_size == 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    journal.append({"step": 50})
+    assert [row["step"] for row in read_rows(journal.path)] == list(range(51))
