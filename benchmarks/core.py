@@ -4,14 +4,17 @@
     python benchmarks/core.py --bundle ../shared/data/eval_bundle --corpus ../shared/data/corpus \
         --peer /somewhere/nanochat --items 20 --out core.json
 
-The two run alternately, a task at a time, on the first items after the shuffle with few-shot examples from the
-whole file. The model is random: time does not depend on what it knows, and near-ties are as likely as they get.
+They run alternately, a task at a time, on the first items after the shuffle with few-shot examples from the whole
+file. The peer's evaluation runs twice: on paribus' model, for item-by-item parity and like-for-like time (`peer`),
+and on nanochat's own model of the same depth and width (`own`): what a user of nanochat waits for.
+Weights are random: time does not depend on what a model knows, and near-ties are as likely as they get.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import importlib.util
 import json
 import os
@@ -43,6 +46,26 @@ class PeerModel:
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.model.logits(self.model.hidden(tokens))
+
+
+class OwnModel:
+    """nanochat's own GPT of the same shape, fp32, random."""
+
+    def __init__(self, folder: Path, args: argparse.Namespace) -> None:
+        os.environ["NANOCHAT_DTYPE"] = "float32"
+        sys.path.insert(0, str(folder))
+        peer = importlib.import_module("nanochat.gpt")
+        heads = args.width // 64
+        shape = peer.GPTConfig(sequence_len=args.seq_len, vocab_size=args.vocab_size, n_layer=args.depth, n_head=heads,
+                               n_kv_head=heads, n_embd=args.width)
+        with torch.device("meta"):
+            self.model = peer.GPT(shape)
+        self.model.to_empty(device=args.device)
+        self.model.init_weights()
+        self.max_seq_len = args.seq_len
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.model(tokens)
 
 
 class PeerTokenizer:
@@ -86,7 +109,7 @@ def corpus_texts(folder: Path) -> Iterator[str]:
                 yield json.loads(line)["text"]
 
 
-def run_peer(peer: ModuleType, model: PeerModel, tokenizer: PeerTokenizer, task: Task, device: str) -> list[bool]:
+def run_peer(peer: ModuleType, model: PeerModel | OwnModel, tokenizer: PeerTokenizer, task: Task, device: str) -> list[bool]:
     meta = {"task_type": task.kind, "num_fewshot": task.shots, "continuation_delimiter": task.delimiter}
     return [bool(peer.evaluate_example(index, model, tokenizer, task.rows, device, meta)) for index in range(task.n)]
 
@@ -127,37 +150,48 @@ def main() -> None:
     args = parser.parse_args()
     base = config.load_config(Path(__file__).parents[1] / "params.yaml").tokenizer
     tokenizer = train_tokenizer(corpus_texts(args.corpus), dataclasses.replace(base, vocab_size=args.vocab_size))
-    model, peer = random_model(args), load_peer(args.peer)
+    model, peer, own = random_model(args), load_peer(args.peer), OwnModel(args.peer, args)
     tasks = [task for task in read_bundle(args.bundle).tasks if not args.tasks or task.label in args.tasks]
-    report: dict[str, Any] = {"arguments": {name: str(value) for name, value in vars(args).items()},
-                              "machine": machine(), "tasks": {}}
+    shape = {name: value for name, value in vars(args).items() if not isinstance(value, Path)}
+    report: dict[str, Any] = {"arguments": shape, "machine": machine(), "tasks": {}}
     for task in tasks:
         report["tasks"][task.label] = row = compare(dataclasses.replace(task, n=min(args.items, task.population)),
-                                                    model, tokenizer, peer, args)
-        print(f"{task.label:34}", "  ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
+                                                    model, own, tokenizer, peer, args)
+        print(f"{task.label:34} items {row['items']:4}  flips {row['flips']}  excused {row['excused']}  "
+              + "  ".join(f"{name} {row[name]:.2f}" for name in ratios(row)), flush=True)
     rows = report["tasks"].values()
-    whole = {name: sum(row[name] * row["population"] / row["items"] for row in rows)
-             for name in ("seconds", "peer_seconds", "cpu", "peer_cpu")}  # all items, at the rate of the first ones
-    report["whole"] = whole | {"ratio": whole["peer_seconds"] / whole["seconds"],
-                               "cpu_ratio": whole["peer_cpu"] / whole["cpu"]}
+    names = ("seconds", "cpu", "peer_seconds", "peer_cpu", "own_seconds", "own_cpu")
+    whole = {name: sum(row[name] * row["population"] / row["items"] for row in rows) for name in names}
+    report["whole"] = whole | ratios(whole)  # all items, at the rate of the first ones
     print(report["whole"])
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     sys.exit(any(row["flips"] > row["excused"] for row in rows))
 
 
-def compare(task: Task, model: GPT, tokenizer: Tokenizer, peer: ModuleType, args: argparse.Namespace) -> dict[str, Any]:
-    """One task on both sides; a first item warms each up, and tells how many fit the time."""
-    there = PeerModel(model), PeerTokenizer(tokenizer)
+def compare(task: Task, model: GPT, own: OwnModel, tokenizer: Tokenizer, peer: ModuleType,
+            args: argparse.Namespace) -> dict[str, Any]:
+    """One task on all sides; a first item warms each up, and tells how many fit the time."""
+    def run(theirs: PeerModel | OwnModel, task: Task) -> tuple[list[bool], float, float]:
+        return timed(lambda: run_peer(peer, theirs, PeerTokenizer(tokenizer), task, args.device))
+
     one = dataclasses.replace(task, n=1)
-    timed(lambda: evaluate_task(model, tokenizer, one, args.batch_size))
-    _, seconds, _ = timed(lambda: run_peer(peer, *there, one, args.device))
-    task = dataclasses.replace(task, n=max(min(task.n, round(args.seconds / seconds)), 4))
-    ours, seconds, cpu = timed(lambda: evaluate_task(model, tokenizer, task, args.batch_size))
-    theirs, peer_seconds, peer_cpu = timed(lambda: run_peer(peer, *there, task, args.device))
-    differ, excused = flips(ours, theirs)
-    return {"items": task.n, "population": task.population, "flips": differ, "excused": excused,
-            "seconds": seconds, "peer_seconds": peer_seconds, "cpu": cpu, "peer_cpu": peer_cpu,
-            "ratio": peer_seconds / seconds, "cpu_ratio": peer_cpu / cpu}
+    evaluate_task(model, tokenizer, one, args.batch_size)
+    run(own, one)
+    task = dataclasses.replace(task, n=max(min(task.n, round(args.seconds / run(PeerModel(model), one)[1])), 8))
+    items, seconds, cpu = timed(lambda: evaluate_task(model, tokenizer, task, args.batch_size))
+    theirs, peer_seconds, peer_cpu = run(PeerModel(model), task)
+    _, own_seconds, own_cpu = run(own, task)
+    differ, excused = flips(items, theirs)
+    row = {"items": task.n, "population": task.population, "flips": differ, "excused": excused,
+           "seconds": seconds, "cpu": cpu, "peer_seconds": peer_seconds, "peer_cpu": peer_cpu,
+           "own_seconds": own_seconds, "own_cpu": own_cpu}
+    return row | ratios(row)
+
+
+def ratios(row: dict[str, Any]) -> dict[str, float]:
+    """Times of the peer over paribus', by the clock and by the CPU."""
+    return {f"{side}_{kind}_ratio": row[f"{side}_{kind}"] / row[kind]
+            for side in ("peer", "own") for kind in ("seconds", "cpu")}
 
 
 def timed(run: Callable[[], Any]) -> tuple[Any, float, float]:

@@ -17,7 +17,8 @@ MAX_LENGTH = 100  # characters; the longest annotation in GSM8K's train split ha
 MAX_NESTING = 12  # brackets and signs within each other
 MAX_MAGNITUDE = 10**15  # of every value on the way: the same on every machine, and short to print
 
-_TOKEN = re.compile(r"\s*(?:\$?(?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)|(?P<sign>[-+*/()%]))\s*")
+_TOKEN = re.compile(
+    r"\s*(?:\$?(?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)|(?P<sign>[-+*/()%]))\s*", re.ASCII)
 
 
 class _NoResult(Exception):

@@ -130,6 +130,7 @@ def render(results: Results, drawn: Mapping[str, str]) -> str:
 
 def page_values(results: Results) -> dict[str, Any]:
     """What the template shows, by name."""
+    provenance = results.files["checkpoints/rl/provenance.json"]
     return {
         "stages": STAGES,
         "settings": results.settings,
@@ -141,8 +142,8 @@ def page_values(results: Results) -> dict[str, Any]:
         "rl": results.metrics("rl"),
         "sparsity": sparsity(results),
         "samples": [_sample(sample) for sample in results.files["evals/gsm8k/rl/samples.json"]],
-        "provenance": results.files["checkpoints/rl/provenance.json"],
-        "versions": _flat(results.files["checkpoints/rl/provenance.json"]),
+        "provenance": provenance,
+        "versions": _flat({name: value for name, value in provenance.items() if name != "params"}),
         "params": [(key, value, meta["doc"]) for key, value, meta in _params(results.settings)],
     }
 

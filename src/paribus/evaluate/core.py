@@ -34,7 +34,7 @@ FEW_SHOT_SEED = 1234
 CHUNK_ITEMS = 256  # items tokenised and sorted by length together: bounds the tokens held in memory
 CPU_TOKENS = 2048  # of one forward pass on a CPU, whose caches a larger batch outgrows (benchmarks/core.py)
 READ_CHUNK = 512  # places whose logits exist at once
-PROBES = 8  # items of a task on which tokenising in parts is compared with tokenising whole
+PROBES = 4  # items of a task on which tokenising in parts is compared with tokenising whole
 
 Progress = Callable[[str, int, int], None]
 Scores = dict[tuple[int, int], tuple[float, bool]]  # (item, option) -> mean loss, every token the likeliest

@@ -24,7 +24,8 @@ Problem = dict[str, Any]
 SAMPLES_SHOWN = 12
 
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
-_FINAL = re.compile(r"####\s*(?P<sign>-?)\s*\$?\s*(?P<minus>-?)(?=\.?\d)(?P<whole>\d[\d,]*)?(?P<fraction>\.\d+)?")
+_FINAL = re.compile(
+    r"####\s*(?P<sign>-?)\s*\$?\s*(?P<minus>-?)(?=\.?\d)(?P<whole>\d[\d,]*)?(?P<fraction>\.\d+)?", re.ASCII)
 
 
 # ---------------------------------------------------------------- the scorer

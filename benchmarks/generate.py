@@ -1,0 +1,167 @@
+"""Sampling speed: 16 answers to each of many questions, and beside it nanochat's engine on the same shapes.
+
+    git clone https://github.com/karpathy/nanochat /somewhere/nanochat
+    python benchmarks/generate.py --peer /somewhere/nanochat --out generate.json
+
+Models are random (depth 4, width 256, vocabulary 4,096, fp32), prompts of 80 to 120 tokens, answers of --new tokens: no
+answer ends early, which is the best case for an engine that waits for the longest of its 16. Rounds alternate; medians.
+Tokens per second count the tokens of answers, prefill included in the time. `cpu` divides by processor time instead,
+which other processes on the machine disturb less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import platform
+import statistics
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paribus import config
+from paribus.generate import Engine
+from paribus.model.gpt import GPT
+
+DEPTH, WIDTH, HEAD_DIM, VOCAB, CONTEXT, SAMPLES = 4, 256, 64, 4096, 256, 16
+SPECIAL = ("<|bos|>", "<|end|>", "<|tool|>", "<|tool_end|>", "<|result|>", "<|result_end|>")
+
+
+class Codec:
+    """Special tokens at the end of the vocabulary; a random model calls no tool, so no text is needed."""
+
+    special = {name: VOCAB - 1 - place for place, name in enumerate(SPECIAL)}
+    bos = special["<|bos|>"]
+
+    def encode(self, text: str) -> list[int]:
+        return [1 for _ in text]
+
+    def decode(self, ids: Any) -> str:
+        return "?" * len(ids)
+
+
+class PeerCodec(Codec):
+    """What the peer's engine asks of a tokenizer."""
+
+    def encode_special(self, name: str) -> int:
+        return {"<|assistant_end|>": VOCAB - 2}.get(name, VOCAB - 3)
+
+    def get_bos_token_id(self) -> int:
+        return self.bos
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """Weights of trained size: logits spread by several nats, so that sampling meets a peaked distribution."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                scale = 0.35 if "head" in name else 1.0 if "embed" in name or "wte" in name else parameter.shape[-1] ** -0.5
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+
+
+def own_engine() -> Callable[[list[list[int]], int, int, int], int]:
+    base = config.load_config(Path(__file__).parents[1] / "params.yaml").model
+    model = GPT(dataclasses.replace(base, depth=DEPTH, width=WIDTH, head_dim=HEAD_DIM, seq_len=CONTEXT), VOCAB)
+    randomise(model)
+    engine = Engine(model, Codec())
+
+    def run(prompts: list[list[int]], samples: int, rows: int, new: int) -> int:
+        groups = engine.generate(prompts, samples=samples, max_new_tokens=new, temperature=1.0, rows=rows, stop=set())
+        return sum(len(answer.tokens) for group in groups for answer in group)
+
+    return run
+
+
+def peer_engine(folder: Path) -> Callable[[list[list[int]], int, int, int], int]:
+    """nanochat's, question after question."""
+    sys.path.insert(0, str(folder))
+    for name in ("rustbpe", "tiktoken"):  # its tokenizers, which its engine imports and these shapes do not need
+        sys.modules.setdefault(name, types.ModuleType(name))
+    gpt, engine = importlib.import_module("nanochat.gpt"), importlib.import_module("nanochat.engine")
+    shape = gpt.GPTConfig(sequence_len=CONTEXT, vocab_size=VOCAB, n_layer=DEPTH, n_head=WIDTH // HEAD_DIM,
+                          n_kv_head=WIDTH // HEAD_DIM, n_embd=WIDTH, window_pattern="L")
+    with torch.device("meta"):
+        model = gpt.GPT(shape)
+    model.to_empty(device="cpu")
+    model.init_weights()
+    randomise(model)
+    answering = engine.Engine(model.float(), PeerCodec())
+
+    def run(prompts: list[list[int]], samples: int, rows: int, new: int) -> int:
+        produced = 0
+        for prompt in prompts:
+            for column, _ in answering.generate(prompt, num_samples=samples, max_tokens=new, temperature=1.0):
+                produced += len(column)
+        return produced
+
+    return run
+
+
+def timed(run: Callable[[], int]) -> dict[str, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    tokens = run()
+    return {"wall": tokens / (time.perf_counter() - wall), "cpu": tokens / (time.process_time() - cpu)}
+
+
+def prompts(count: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(80, 121, (count,), generator=generator).tolist()
+    return [torch.randint(0, VOCAB - 16, (length,), generator=generator).tolist() for length in lengths]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 128, 256], help="answers side by side")
+    parser.add_argument("--questions", type=int, default=32, help="at the largest rows; fewer in proportion at others")
+    parser.add_argument("--new", type=int, default=64, help="tokens of an answer")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--peer", type=Path, help="a checkout of nanochat")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    own = own_engine()
+    contenders: dict[str, Callable[[], int]] = {}
+    for rows in args.rows:
+        questions, samples = max(args.questions * rows // max(args.rows), 1), min(SAMPLES, rows)
+        contenders[f"paribus rows={rows}"] = lambda q=questions, s=samples, r=rows: own(prompts(q), s, r, args.new)
+    if args.peer:
+        peer = peer_engine(args.peer)
+        for samples in (1, SAMPLES):
+            questions = 2 if samples > 1 else 1
+            contenders[f"nanochat rows={samples}"] = lambda q=questions, s=samples: peer(prompts(q), s, s, args.new)
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    for turn in range(args.rounds + 1):  # the first warms up
+        for name, run in contenders.items():
+            speed = timed(run)
+            if turn:
+                rounds[name].append(speed)
+            print(f"round {turn} {name:24} {speed['wall']:8.0f} tokens/s {speed['cpu']:8.0f} tokens/cpu-s", flush=True)
+    write(args, rounds)
+
+
+def write(args: argparse.Namespace, rounds: dict[str, list[dict[str, float]]]) -> None:
+    medians = {name: {kind: statistics.median(one[kind] for one in speeds) for kind in ("wall", "cpu")}
+               for name, speeds in rounds.items()}
+    report: dict[str, Any] = {
+        "tokens_per_second": medians, "rounds": rounds, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "machine": platform.processor() or platform.machine(), "new_tokens": args.new,
+    }
+    best, peer = f"paribus rows={max(args.rows)}", f"nanochat rows={SAMPLES}"
+    if peer in medians:
+        report["ratio"] = {kind: medians[best][kind] / medians[peer][kind] for kind in ("wall", "cpu")}
+    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps({name: report[name] for name in ("tokens_per_second", "ratio") if name in report}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
