@@ -19,7 +19,7 @@ repro: $(READY)  ## the whole curriculum
 	@$(BIN)/dvc repro
 
 test: $(READY)  ## the test suite
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q -n 2 --dist loadfile
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -128,7 +128,9 @@ def test_every_run_is_in_mlflow_under_one_parent(project: Project) -> None:
     steps = [point.step for point in client.get_metric_history(pretrain.info.run_id, "train/loss")]
     assert steps == list(range(1, TINY["pretrain.steps"] + 1))
     assert pretrain.data.metrics["val_bpb"] == project.metrics("pretrain")["val_bpb"]
-    assert any(data.dataset.name == "data/tokens" for data in pretrain.inputs.dataset_inputs)
+    lock = yaml.safe_load((project.root / "dvc.lock").read_text())["stages"]["tokens"]["outs"]
+    digests = {data.dataset.name: data.dataset.digest for data in pretrain.inputs.dataset_inputs}
+    assert digests["data/tokens"] == lock[0]["md5"][:36]
     assert {item.path for item in client.list_artifacts(pretrain.info.run_id)} >= {"plots", "samples"}
 
 
@@ -171,6 +173,7 @@ def test_queued_experiment_runs_rl_and_what_follows_only_into_the_same_store(pro
 def test_same_fingerprint_gives_the_same_bytes(project: Project, tmp_path: Path, project_root: Path) -> None:
     """Every training stage again, in another folder, without DVC: the same weights to the byte."""
     again = Project(tmp_path, project_root)
-    script = "from paribus import stages as s\nfor n in 'corpus tokenizer tokens pretrain midtrain sft rl'.split(): getattr(s, n)()"
+    names = ("corpus", "tokenizer", "tokens", "pretrain", "midtrain", "sft", "rl")
+    script = f"from paribus import stages\nfor name in {names}: getattr(stages, name)()"
     again.run(sys.executable, "-c", script, PYTHONPATH=str(tmp_path / "src"), DVC_ROOT=str(tmp_path))
     assert again.digests() == project.digests()

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from paribus import report, runtime
+from paribus import graph, report, runtime
 from paribus.config import load_config
 from paribus.errors import UserError
 from paribus.evaluate import core, gsm8k, intervals
 from paribus.report import FIGURES, STAGES, build_report, figures, read_results, render, save_figures
-from paribus.stages import CURVES, write_csv, write_json
+from paribus.summary import CURVES, write_csv, write_json
 
 ACCURACY = {"base": 0.004, "mid": 0.31, "sft": 0.61, "rl": 0.84}
 RL_STEPS = 60
@@ -329,7 +329,7 @@ def test_every_missing_or_damaged_input_is_named_with_its_stage(copied: Path) ->
 
 
 def test_inputs_are_outputs_of_the_stages_they_name(project_root: Path) -> None:
-    definitions = runtime.stage_definitions(project_root / "dvc.yaml")
+    definitions = graph.stage_definitions(project_root / "dvc.yaml")
     for name, stage in report.INPUTS.items():
         assert any(name == out or name.startswith(out + "/") for out in definitions[stage].outs), name
 

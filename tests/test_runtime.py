@@ -13,7 +13,7 @@ import numpy
 import pytest
 import torch
 
-from paribus import config, runtime
+from paribus import config, graph, runtime, session
 from paribus.errors import UserError
 
 DVC_YAML = """
@@ -140,33 +140,33 @@ def test_random_state_survives_safetensors(tmp_path):
 
 
 def test_tree_digest_sees_names_and_contents_and_not_caches(project):
-    first = runtime.tree_digest(["code"])
+    first = graph.tree_digest(["code"])
     (project / "code/__pycache__").mkdir()
     (project / "code/__pycache__/loop.pyc").write_text("cache")
-    assert runtime.tree_digest(["code"]) == first
+    assert graph.tree_digest(["code"]) == first
     (project / "code/loop.py").write_text("pass ")
-    changed = runtime.tree_digest(["code"])
+    changed = graph.tree_digest(["code"])
     (project / "code/loop.py").write_text("pass")
     (project / "code/loop.py").rename(project / "code/loop2.py")
-    assert len({first, changed, runtime.tree_digest(["code"])}) == 3
+    assert len({first, changed, graph.tree_digest(["code"])}) == 3
     with pytest.raises(UserError, match="nowhere: does not exist"):
-        runtime.tree_digest(["nowhere"])
+        graph.tree_digest(["nowhere"])
 
 
 def test_stage_definitions_have_dvcs_names(project):
-    stages = runtime.stage_definitions()
+    stages = graph.stage_definitions()
     assert list(stages) == ["tokens", "pretrain", "gsm8k@base", "gsm8k@mid",
                             "grid@s-arm0", "grid@s-arm1", "grid@l-arm0", "grid@l-arm1"]
     assert stages["gsm8k@mid"].deps == ["checkpoints/mid"] and stages["gsm8k@mid"].params == ["eval.gsm8k"]
     assert stages["pretrain"].outs == ["checkpoints/base", "metrics/pretrain.json"]
     with pytest.raises(UserError, match="no stage 'gsm8k'; there are: tokens, pretrain, gsm8k@base"):
-        runtime.stage_definition("gsm8k")
+        graph.stage_definition("gsm8k")
 
 
 def test_the_projects_own_stages_are_named_as_dvc_names_them(project_root):
     listed = subprocess.run([sys.executable, "-m", "dvc", "stage", "list", "--name-only"], cwd=project_root,
                             capture_output=True, text=True, check=True).stdout.split()
-    assert sorted(runtime.stage_definitions(project_root / "dvc.yaml")) == sorted(listed)
+    assert sorted(graph.stage_definitions(project_root / "dvc.yaml")) == sorted(listed)
 
 
 def test_the_fingerprint_follows_params_deps_and_hardware_and_nothing_else(project, tiny_config):
@@ -186,9 +186,9 @@ def test_the_fingerprint_follows_params_deps_and_hardware_and_nothing_else(proje
 
 
 def test_a_param_that_does_not_exist_is_named(project, tiny_config):
-    definition = runtime.StageDefinition(params=["model.dept"], deps=[], outs=[])
+    definition = graph.StageDefinition(params=["model.dept"], deps=[], outs=[])
     with pytest.raises(UserError, match="model.dept is no key"):
-        runtime.declared_params(definition, tiny_config)
+        graph.declared_params(definition, tiny_config)
 
 
 # ---------------------------------------------------------------- provenance
@@ -233,13 +233,13 @@ def test_a_second_holder_is_refused_and_told_who_the_first_is_until_it_is_killed
             "with StateLock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)")
     holder = run_python(code, str(tmp_path))
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-    assert (runtime.lock_holder(tmp_path) or {})["pid"] == holder.pid
-    with pytest.raises(UserError, match=f"in use by process {holder.pid} on "), runtime.StateLock(tmp_path, 0.1):
+    assert (session.lock_holder(tmp_path) or {})["pid"] == holder.pid
+    with pytest.raises(UserError, match=f"in use by process {holder.pid} on "), session.StateLock(tmp_path, 0.1):
         pass
     os.kill(holder.pid, signal.SIGKILL)
-    with runtime.StateLock(tmp_path):
-        assert (runtime.lock_holder(tmp_path) or {})["pid"] == os.getpid()
-    assert runtime.lock_holder(tmp_path) is None
+    with session.StateLock(tmp_path):
+        assert (session.lock_holder(tmp_path) or {})["pid"] == os.getpid()
+    assert session.lock_holder(tmp_path) is None
     holder.wait()
 
 
@@ -274,23 +274,23 @@ def test_signals_ask_for_a_stop_even_where_the_shell_had_them_ignored(tmp_path, 
     stage = run_python(STAGE, str(tmp_path), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
     wait_for(tmp_path / "pid")
     stage.send_signal(number)
-    assert stage.wait(10) == runtime.EXIT_PAUSED
+    assert stage.wait(10) == session.EXIT_PAUSED
     assert (tmp_path / "reason").read_text() == number.name
 
 
 def test_a_pause_is_honoured_once(tmp_path):
-    with runtime.Interrupt(tmp_path) as interrupt:
+    with session.Interrupt(tmp_path) as interrupt:
         assert not interrupt.requested()
         (tmp_path / "pause").touch()
         interrupt._next_look = 0
         assert interrupt.requested() and interrupt.requested() and interrupt.reason == "paribus pause"
-    with runtime.Interrupt(tmp_path) as interrupt:
+    with session.Interrupt(tmp_path) as interrupt:
         assert not interrupt.requested()
 
 
 def test_a_session_ends_and_handlers_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
-    with runtime.Interrupt(session_minutes=0.05 / 60) as interrupt:
+    with session.Interrupt(session_minutes=0.05 / 60) as interrupt:
         assert not interrupt.requested() and signal.getsignal(signal.SIGTERM) != before
         time.sleep(0.06)
         assert interrupt.requested() and "session" in str(interrupt.reason)
@@ -328,5 +328,5 @@ def test_a_direct_child_notices_too(tmp_path):
 
 def test_without_dvc_the_death_of_the_parent_means_nothing(monkeypatch):
     monkeypatch.delenv("DVC_STAGE", raising=False)
-    with runtime.Interrupt() as interrupt:
+    with session.Interrupt() as interrupt:
         assert not interrupt.requested()

@@ -17,6 +17,7 @@ import pytest
 
 from paribus import config, runtime, tracking
 from paribus.journal import Journal, read_rows
+from paribus.session import EXIT_PAUSED
 from paribus.tracking import RunLog
 
 # A stage in a process of its own. argv: its name, and `dies` to be killed -9 right after MLflow took a first batch.
@@ -205,7 +206,7 @@ def test_a_paused_run_goes_on_without_a_step_twice_or_missing(settings, client):
         for step in range(1, 21):
             run.log(step, {"train/loss": step, "val/bpb": 2.0} if step % 10 == 0 else {"train/loss": step})
         eventually(lambda: latest(client) == 20)
-        raise SystemExit(runtime.EXIT_PAUSED)
+        raise SystemExit(EXIT_PAUSED)
     assert child(client).info.status == "KILLED"
     with (run.folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 12, "time": 1, "tra')  # a line torn by a crash

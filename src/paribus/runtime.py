@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import math
 import os
 import platform
@@ -19,7 +18,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,17 +25,11 @@ from typing import TYPE_CHECKING, Any
 import paribus
 from paribus import config
 from paribus.errors import UserError
-from paribus.session import EXIT_PAUSED, Interrupt, StateLock, lock_holder
+from paribus.graph import declared_params, file_digest, stage_definition, stage_definitions, tree_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [  # a stage finds all of this here, session.py's part too
-    "EXIT_PAUSED", "Hardware", "Interrupt", "MachineUse", "StageDefinition", "StateLock", "apply", "available_cores",
-    "cpu_name", "declared_params", "detect", "file_digest", "git_state", "instruction_set", "lock_holder",
-    "main_checkout", "provenance", "restore_rng", "rng_state", "stage_definition", "stage_definitions",
-    "stage_fingerprint", "state_root", "tree_digest", "write_atomic",
-]
 
 # ---------------------------------------------------------------- folders
 
@@ -268,111 +260,7 @@ def restore_rng(state: dict[str, Tensor]) -> None:
             torch.cuda.set_rng_state(state[f"cuda.{index}"], index)
 
 
-# ---------------------------------------------------------------- digests
-
-
-def file_digest(path: str | Path) -> str:
-    """sha256 of a file, hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def tree_digest(paths: Iterable[str | Path]) -> str:
-    """sha256 over names and contents of files and folders; caches of Python's are no content. Raises UserError."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    files: list[tuple[str, Path]] = []
-    for path in sorted(Path(path) for path in paths):
-        if not path.exists():
-            raise UserError(f"{path}: does not exist; `dvc repro` makes what the stages before it write")
-        files += _files_below(path) if path.is_dir() else [(path.name, path)]
-    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
-        digests = list(pool.map(lambda pair: file_digest(pair[1]), files))
-    lines = [f"{digest}  {name}\n" for (name, _), digest in zip(files, digests, strict=True)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def _files_below(folder: Path) -> list[tuple[str, Path]]:
-    """(name relative to the folder, path) of every file below it, in order."""
-    found = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    return sorted((path.relative_to(folder).as_posix(), path) for path in found)
-
-
-# ---------------------------------------------------------------- stages of dvc.yaml
-
-
-@dataclass(frozen=True)
-class StageDefinition:
-    """What dvc.yaml says of one stage; `outs` with metrics and plots."""
-
-    params: list[str]  # dotted keys or sections of params.yaml
-    deps: list[str]
-    outs: list[str]
-
-
-# How a stage runs, where it logs and how long: not what it computes. The hardware class stands for what does.
-_NOT_IN_FINGERPRINT = ("train", "tracking")
-
-
-def stage_definitions(path: str | Path = "dvc.yaml") -> dict[str, StageDefinition]:
-    """Every stage by the name DVC gives it; `matrix` and `foreach` stages as `name@key`. Raises UserError."""
-    definitions = {}
-    for name, raw in (config.read_yaml(path).get("stages") or {}).items():
-        for suffix, values in _instances(raw):
-            body = raw.get("do", raw)
-            fields = {field: [_fill(entry, values, f"{path}: {name}") for entry in _names(body.get(field))]
-                      for field in ("params", "deps", "outs", "metrics", "plots")}
-            outs = fields["outs"] + fields["metrics"] + fields["plots"]
-            definitions[name + suffix] = StageDefinition(fields["params"], fields["deps"], outs)
-    return definitions
-
-
-def stage_definition(name: str, path: str | Path = "dvc.yaml") -> StageDefinition:
-    """One stage of dvc.yaml. Raises UserError with the names there are."""
-    definitions = stage_definitions(path)
-    if name not in definitions:
-        raise UserError(f"{path}: no stage {name!r}; there are: {', '.join(definitions)}")
-    return definitions[name]
-
-
-def _instances(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(suffix of the name, values of its `${...}`) of each stage that one entry of dvc.yaml stands for."""
-    if "matrix" in raw:
-        rows: list[tuple[list[str], dict[str, Any]]] = [([], {})]
-        for key, values in raw["matrix"].items():
-            short = [f"{key}{i}" if isinstance(value, dict | list) else str(value) for i, value in enumerate(values)]
-            rows = [([*names, name], row | {key: value})
-                    for names, row in rows for name, value in zip(short, values, strict=True)]
-        yield from (("@" + "-".join(names), {"item": row}) for names, row in rows)
-    elif isinstance(raw.get("foreach"), dict):
-        yield from ((f"@{key}", {"key": key, "item": item}) for key, item in raw["foreach"].items())
-    elif "foreach" in raw:
-        yield from ((f"@{item}", {"item": item}) for item in raw["foreach"])
-    else:
-        yield "", {}
-
-
-def _names(entries: Any) -> Iterator[str]:
-    """The names in a list of dvc.yaml, whose entries are names or {name: options} ({params.yaml: [keys]})."""
-    for entry in entries or []:
-        if not isinstance(entry, dict):
-            yield str(entry)
-        else:
-            for name, options in entry.items():
-                yield from options if isinstance(options, list) else [name]
-
-
-def _fill(text: str, values: dict[str, Any], where: str) -> str:
-    """`text` with `${item}` and `${item.name}` replaced."""
-    def look_up(match: re.Match[str]) -> str:
-        value: Any = values
-        for part in match[1].strip().split("."):
-            if not isinstance(value, dict) or part not in value:
-                raise UserError(f"{where}: ${{{match[1]}}} is not a value of its matrix or foreach")
-            value = value[part]
-        return str(value)
-
-    return re.sub(r"\$\{([^}]*)\}", look_up, text)
+# ---------------------------------------------------------------- provenance
 
 
 def stage_fingerprint(name: str, settings: config.Config, hardware: Hardware | None = None) -> str:
@@ -387,21 +275,6 @@ def stage_fingerprint(name: str, settings: config.Config, hardware: Hardware | N
         deps={path: tree_digest([path]) for path in definition.deps},
         hardware=hardware.hardware_class() if hardware else None,
     )
-
-
-def declared_params(definition: StageDefinition, settings: config.Config) -> dict[str, Any]:
-    """Dotted key -> value of what a stage declares, sections spelt out; how it runs (`train`, `tracking`) left out."""
-    flat = config.flatten(settings)
-    found: dict[str, Any] = {}
-    for declared in definition.params:
-        matches = {key: value for key, value in flat.items() if key == declared or key.startswith(declared + ".")}
-        if not matches:
-            raise UserError(f"dvc.yaml: params: {declared} is no key of params.yaml")
-        found |= matches
-    return {key: value for key, value in found.items() if key.split(".")[0] not in _NOT_IN_FINGERPRINT}
-
-
-# ---------------------------------------------------------------- provenance
 
 
 def provenance(hardware: Hardware | None = None) -> dict[str, Any]:
@@ -485,14 +358,3 @@ def peak_flops(hardware: Hardware) -> float:
         (a @ a)[0, 0].item()
         best = min(best, time.perf_counter() - began)
     return 2 * size**3 / best
-
-
-# ---------------------------------------------------------------- DVC's names for data
-
-
-def dvc_digest(folder: Path) -> str:
-    """What dvc.lock calls a folder: the md5 of the list of its files' md5s."""
-    entries = [{"md5": hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest(), "relpath": name}
-               for name, path in _files_below(folder)]
-    listing = json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True)
-    return hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest() + ".dir"

@@ -6,7 +6,6 @@ is kept in the main checkout, in a folder named by the stage's fingerprint.
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -16,10 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paribus import runtime, tracking
+from paribus import graph, runtime, tracking
 from paribus.config import Config, Conversations, Pretrain, flatten, load_config, read_yaml, resolve_model, resolve_pretrain
 from paribus.progress import Progress
-from paribus.session import Interrupt, StateLock
+from paribus.session import EXIT_PAUSED, Interrupt, StateLock
+from paribus.summary import rl_metrics, supervised_metrics, write_csv, write_curve, write_json
 
 if TYPE_CHECKING:
     from paribus.data.tokenizer import Tokenizer
@@ -86,24 +86,24 @@ class Session:
     @property
     def provenance(self) -> dict[str, Any]:
         """What the outputs are a function of: no times, no host, so that the same run gives the same bytes."""
-        definition = runtime.stage_definition(self.stage)
+        definition = graph.stage_definition(self.stage)
         machine = runtime.provenance(self.hardware)
         return {
             "stage": self.stage,
             "fingerprint": self.fingerprint,
-            "params": runtime.declared_params(definition, self.config),
-            "deps": {path: runtime.tree_digest([path]) for path in definition.deps},
+            "params": graph.declared_params(definition, self.config),
+            "deps": {path: graph.tree_digest([path]) for path in definition.deps},
             **{name: machine[name] for name in ("git", "requirements_lock", "versions", "hardware", "paribus")},
         }
 
     def open_log(self, params: dict[str, Any], resume_step: int | None = None) -> tracking.RunLog:
         """This stage's MLflow run. params: resolved values that differ from params.yaml's."""
-        data = [path for path in runtime.stage_definition(self.stage).deps if not path.startswith("src/")]
+        data = [path for path in graph.stage_definition(self.stage).deps if not path.startswith("src/")]
         return tracking.RunLog.open(
             self.stage, folder=self.folder, config=self.config, params=flatten(self.config) | params,
             fingerprint=self.fingerprint, resume_step=resume_step,
             tags={"hardware": self.hardware.device_name, "dtype": self.hardware.dtype, "threads": str(self.hardware.threads)},
-            datasets={path: (path, runtime.tree_digest([path])) for path in data},
+            datasets={path: (path, graph.dvc_hash(path)) for path in data},
         )
 
 
@@ -149,7 +149,7 @@ def pretrain() -> None:
         objective = NextToken(loader, rows_of(schedule, model_config.seq_len), schedule.device_batch_size)
         params = flatten(model_config, "model.") | flatten(schedule, "pretrain.")
         with train(run, model, objective, schedule, evaluate, params) as (log, position):
-            summary = supervised_metrics(log, position) | {
+            summary = supervised_metrics(log.rows(), position) | {
                 "val_bpb": val_bpb(config.eval.bpb_tokens),
                 "parameters": counts["total"],
                 "flops_per_token": flops_per_token(model_config, words.vocab_size),
@@ -186,7 +186,7 @@ def converse(stage: str, source: str, target: str, schedule: Conversations) -> N
         params = flatten(model.config, "model.") | flatten(schedule, f"{stage}.")
         with train(run, model, objective, schedule, lambda step: {}, params) as (log, position):
             log_samples(run, log, model, words)
-            write_outputs(run, log, model, target, stage, supervised_metrics(log, position))
+            write_outputs(run, log, model, target, stage, supervised_metrics(log.rows(), position))
 
 
 def rl() -> None:
@@ -219,7 +219,7 @@ def rl() -> None:
         before = partial(watch, engine, watched, run, sample=True)
         with train(run, model, objective, cfg, evaluate, params, before) as (log, position):
             log_samples(run, log, model, words)
-            write_outputs(run, log, model, "rl", "rl", rl_metrics(log, position))
+            write_outputs(run, log, model, "rl", "rl", rl_metrics(log.rows(), position))
 
 
 def watch(engine: Engine, problems: list[dict[str, str]], run: Session, sample: bool = False) -> dict[str, float]:
@@ -278,7 +278,7 @@ def train(run: Session, model: GPT, objective: Objective, schedule: Any, evaluat
             loop.run()
         except Paused as paused:
             print(f"paribus {run.stage}: {paused}", file=sys.stderr)
-            raise SystemExit(runtime.EXIT_PAUSED) from None
+            raise SystemExit(EXIT_PAUSED) from None
         model.eval()
         yield log, loop.position
 
@@ -398,80 +398,16 @@ def rows_of(schedule: Pretrain | Conversations, seq_len: int) -> int:
     return max((schedule.batch_tokens or 0) // seq_len, 1)
 
 
-def supervised_metrics(log: tracking.RunLog, position: Position) -> dict[str, Any]:
-    """The figures every supervised stage reports."""
-    rows = [row for row in log.rows() if "train/loss" in row]
-    last = rows[-max(len(rows) // 20, 1):]
-    return {
-        "train_loss": sum(row["train/loss"] for row in last) / len(last),
-        "train_tokens": position.tokens,
-        "tokens_per_second": position.tokens / position.train_seconds,
-        "seconds": position.seconds,
-        "steps": position.step,
-        "nonfinite_steps": position.nonfinite,
-        "rollbacks": position.rollbacks,
-        "peak_memory_bytes": max(row["train/peak_memory_bytes"] for row in rows),
-    }
-
-
-def rl_metrics(log: tracking.RunLog, position: Position) -> dict[str, Any]:
-    """The sparsity of the reward over the whole run, and what it bought."""
-    rows = [row for row in log.rows() if "rl/mean_reward" in row]
-    looks = [row for row in log.rows() if "watch/pass_at_1" in row]
-    tenth = max(len(rows) // 10, 1)
-    groups = sum(row["rl/groups"] for row in rows)
-    sampled = sum(row["rl/sampled_tokens"] for row in rows)
-
-    def of_groups(key: str) -> float:
-        return sum(row[f"rl/{key}"] * row["rl/groups"] for row in rows) / groups
-
-    def mean_reward(part: list[dict[str, float]]) -> float:
-        return sum(row["rl/mean_reward"] for row in part) / len(part)
-
-    before_after = {
-        f"pass_at_{k}_{when}": look.get(f"watch/pass_at_{k}")
-        for k in (1, 8) for when, look in (("before", looks[0]), ("after", looks[-1]))
-    }
-    return {
-        "steps": position.step,
-        "mean_reward_first": mean_reward(rows[:tenth]),
-        "mean_reward_last": mean_reward(rows[-tenth:]),
-        "groups": int(groups),
-        "zero_reward_groups": of_groups("zero_reward_groups"),
-        "all_reward_groups": of_groups("all_reward_groups"),
-        "zero_gradient_groups": of_groups("zero_gradient_groups"),
-        "steps_without_gradient": sum(row["rl/zero_gradient_groups"] == 1 for row in rows) / len(rows),
-        "samples": int(sum(row["rl/samples_drawn"] for row in rows)),
-        "effective_samples_per_second": sum(row["rl/gradient_samples"] for row in rows) / position.train_seconds,
-        "wasted_token_fraction": sum(row["rl/wasted_token_fraction"] * row["rl/sampled_tokens"] for row in rows)
-        / max(sampled, 1),
-        **before_after,
-        "seconds": position.seconds,
-        "nonfinite_steps": position.nonfinite,
-    }
-
-
-CURVES = {
-    "pretrain": {"step": "step", "tokens": "train/tokens", "seconds": "train/seconds", "train_loss": "train/loss",
-                 "val_bpb": "val/bpb"},
-    "rl": {"step": "step", "reward": "rl/mean_reward", "zero_reward_groups": "rl/zero_reward_groups",
-           "all_reward_groups": "rl/all_reward_groups", "zero_gradient_groups": "rl/zero_gradient_groups",
-           "wasted_token_fraction": "rl/wasted_token_fraction", "watch_accuracy": "watch/accuracy"},
-}
-
-
 def write_outputs(run: Session, log: tracking.RunLog, model: GPT, target: str, stage: str, summary: dict[str, Any]) -> None:
     """Checkpoint, curve, metrics: in that order, so that metrics stand for a stage that is done."""
     from paribus.model.gpt import save_checkpoint
 
     source = TOKENIZER if target == "base" else CHECKPOINTS / STAGES[STAGES.index(target) - 1]
     save_checkpoint(CHECKPOINTS / target, model, source / "tokenizer.json", run.provenance)
-    curve = CURVES.get(stage, {key: value for key, value in CURVES["pretrain"].items() if key != "val_bpb"})
-    rows = [row for row in log.rows() if row["step"] > 0]
-    write_csv(PLOTS / f"{stage}.csv", tuple(curve), [[row.get(key, "") for key in curve.values()] for row in rows])
+    write_curve(PLOTS / f"{stage}.csv", stage, log.rows())
     log.artifact(PLOTS / f"{stage}.csv", "plots")
     log.summary(summary)
-    write_json(run.folder / "delivered.json", runtime.dvc_digest(CHECKPOINTS / target))
+    write_json(run.folder / "delivered.json", graph.dvc_digest(CHECKPOINTS / target))
     write_json(METRICS / f"{stage}.json", summary)
 
 
@@ -501,16 +437,3 @@ def log_samples(run: Session, log: tracking.RunLog, model: GPT, words: Tokenizer
     path = run.folder / "samples.md"
     path.write_text(f"# {run.stage}: greedy answers\n\n{text}\n", encoding="utf-8")
     log.artifact(path, "samples")
-
-
-def write_json(path: Path, values: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    runtime.write_atomic(path, json.dumps(values, indent=1) + "\n")
-
-
-def write_csv(path: Path, header: tuple[str, ...], rows: list[Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)

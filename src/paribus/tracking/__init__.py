@@ -14,27 +14,23 @@ A step is never sent twice: MLflow itself is asked for the last step of every ke
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import math
 import os
-import re
 import shutil
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from paribus import config, runtime
+from paribus.graph import file_digest
 from paribus.journal import Journal, as_floats, keep_rows, locked, plain, read_json, read_lines, read_rows, write_json
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
+from paribus.session import EXIT_PAUSED
+from paribus.tracking.store import Store, connect, store_key, tracking_uri
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 
@@ -127,7 +123,7 @@ class RunLog:
         copy = self.folder / "artifacts" / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-        self._run["artifacts"][name] = runtime.file_digest(copy)
+        self._run["artifacts"][name] = file_digest(copy)
         self._save()
 
     def summary(self, metrics: dict[str, Any]) -> None:
@@ -150,7 +146,7 @@ class RunLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        paused = isinstance(error, SystemExit) and error.code == runtime.EXIT_PAUSED
+        paused = isinstance(error, SystemExit) and error.code == EXIT_PAUSED
         if not self._ended:
             self.finish("KILLED" if paused or kind is KeyboardInterrupt else "FAILED" if kind else "FINISHED")
 
@@ -215,85 +211,6 @@ def close_execution(settings: config.Config) -> None:
             write_json(root / "executions" / f"{execution['id']}.json", execution)
 
 
-# ---------------------------------------------------------------- the store
-
-
-def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, else `mlflow.db` in the main checkout; a relative sqlite file starts there too."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    file = uri.removeprefix("sqlite:///")
-    return f"sqlite:///{runtime.main_checkout() / file}" if file != uri else uri
-
-
-@dataclass(frozen=True)
-class _Store:
-    client: MlflowClient
-    experiment: str  # its id
-
-    def existing(self, run_id: str | None) -> Run | None:
-        """The run, brought back if someone deleted it; None if the store has no such run."""
-        from mlflow.exceptions import MlflowException
-
-        if run_id is None:
-            return None
-        try:
-            run = self.client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-        if run.info.lifecycle_stage == "deleted":
-            self.client.restore_run(run_id)
-        return run
-
-    def run_of(self, own: dict[str, Any], known: str | None, name: str, parent: str = "") -> tuple[str, bool]:
-        """(MLflow's run id, whether it is new to us) of a run or execution, made if need be."""
-        if known and self.existing(known):
-            return known, False
-        # One made just before a crash, and not noted, bears our id.
-        found = self.client.search_runs([self.experiment], f"tags.`paribus.run` = '{own['id']}'", max_results=1)
-        if found:
-            return found[0].info.run_id, True
-        tags = own["tags"] | {"paribus.run": own["id"], "mlflow.source.name": "paribus", "mlflow.source.type": "LOCAL"}
-        if parent:
-            tags["mlflow.parentRunId"] = parent
-        run = self.client.create_run(self.experiment, int(own["created"] * 1000), tags, name)
-        return run.info.run_id, True
-
-    def log_params(self, run_id: str, params: dict[str, str]) -> None:
-        from mlflow.entities import Param
-
-        entries = [Param(_key(key), value[:6000]) for key, value in params.items()]
-        for start in range(0, len(entries), 100):
-            self.client.log_batch(run_id, params=entries[start:start + 100])
-
-
-@functools.cache
-def _connect(uri: str, experiment: str, root: Path) -> _Store:
-    """The store, made ready under a lock: processes that first touch a new database at once crash in its migration."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
-    # The feeder tries again by itself: a call that hangs for minutes would only keep the stage from ending.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    from mlflow import MlflowClient
-
-    for name in ("mlflow", "alembic", "urllib3"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with locked(root / "mlflow.lock"):
-        client = MlflowClient(tracking_uri=uri)
-        if found := client.get_experiment_by_name(experiment):
-            return _Store(client, found.experiment_id)
-        # A server knows where its artifacts go; a plain database would take a path relative to whoever asks.
-        location = None if uri.startswith("http") else (root.parent / "mlartifacts").as_uri()
-        return _Store(client, client.create_experiment(experiment, artifact_location=location))
-
-
-def _key(name: str) -> str:
-    """A metric or parameter name that MLflow takes: `gsm8k@mid` becomes gsm8k.mid."""
-    return re.sub(r"[^\w\-./ :]", ".", name)
-
-
 # ---------------------------------------------------------------- bringing MLflow level
 
 
@@ -307,7 +224,7 @@ class _Mirror:
         self.progress = time.monotonic()
         self._counts: dict[str, int] = {}
         self._last: dict[str, int] = {}  # key -> last step that MLflow has
-        self._store: _Store | None = None
+        self._store: Store | None = None
         self._known: dict[str, Any] = {}
 
     def sync(self, died: bool = False) -> None:
@@ -326,9 +243,9 @@ class _Mirror:
             self._store = None  # begin again: only MLflow knows what arrived
             raise
 
-    def _begin(self, run: dict[str, Any], died: bool) -> _Store:
+    def _begin(self, run: dict[str, Any], died: bool) -> Store:
         """Find or make the run, then learn the last step of each key from MLflow."""
-        store = _connect(run["uri"], run["experiment"], self.root)
+        store = connect(run["uri"], run["experiment"], self.root)
         known = read_json(self.folder / "mlflow.json")
         self._known = known if known and known["uri"] == run["uri"] else {"uri": run["uri"], "run_id": None}
         parent = self._parent(store, run)
@@ -352,7 +269,7 @@ class _Mirror:
         self.progress = time.monotonic()
         write_json(self.folder / "mlflow.json", self._known)
 
-    def _parent(self, store: _Store, run: dict[str, Any]) -> str:
+    def _parent(self, store: Store, run: dict[str, Any]) -> str:
         """The id of the execution's run, made if MLflow has none."""
         execution = read_json(self.root / "executions" / f"{run['execution']}.json")
         assert execution is not None, run["execution"]
@@ -365,7 +282,7 @@ class _Mirror:
                 write_json(path, known | {run["uri"]: run_id})
         return run_id
 
-    def _send_rows(self, store: _Store, name: str) -> None:
+    def _send_rows(self, store: Store, name: str) -> None:
         from mlflow.entities import Metric
 
         while lines := self._read(name):
@@ -378,14 +295,14 @@ class _Mirror:
                     tags[f"event.{row['event']}"] = f"{count} in all, the last at step {step}: {row['detail']}"[:5000]
                     row = {f"events/{row['event']}": count}
                 for key, value in as_floats(row).items():
-                    if step > self._last.get(_key(key), -1):
-                        metrics.append(Metric(_key(key), value, milliseconds, step))
-                        self._last[_key(key)] = step
+                    if step > self._last.get(store_key(key), -1):
+                        metrics.append(Metric(store_key(key), value, milliseconds, step))
+                        self._last[store_key(key)] = step
             for start in range(0, len(metrics), _BATCH):
                 store.client.log_batch(self._known["run_id"], metrics=metrics[start:start + _BATCH])
                 self.progress = time.monotonic()
             for key, text in tags.items():
-                store.client.set_tag(self._known["run_id"], _key(key), text)
+                store.client.set_tag(self._known["run_id"], store_key(key), text)
 
     def _read(self, name: str) -> list[bytes]:
         with self.reading:
@@ -396,7 +313,7 @@ class _Mirror:
             self.offsets[name] = offset + sum(map(len, lines))
         return lines
 
-    def _send_artifacts(self, store: _Store, run: dict[str, Any]) -> None:
+    def _send_artifacts(self, store: Store, run: dict[str, Any]) -> None:
         sent = self._known["artifacts"]
         for name, digest in run["artifacts"].items():
             if sent.get(name) != digest:
@@ -405,15 +322,15 @@ class _Mirror:
                 self._note(artifacts=sent | {name: digest})
                 sent = self._known["artifacts"]
 
-    def _end(self, store: _Store, run: dict[str, Any], status: str) -> None:
+    def _end(self, store: Store, run: dict[str, Any], status: str) -> None:
         """Final metrics, for the run and its parent, and how it ended."""
         numbers = {key: float(value) for key, value in run["summary"].items() if _is_number(value)}
         texts = {key: value for key, value in run["summary"].items() if isinstance(value, str) and key not in numbers}
         last = max((step for key, step in self._last.items() if not key.startswith("system/")), default=0)
         for run_id, prefix, step in ((self._known["run_id"], "", last), (self._known["parent"], run["stage"] + ".", 0)):
-            _log_final(store, run_id, {_key(prefix + key): value for key, value in numbers.items()}, step)
+            _log_final(store, run_id, {store_key(prefix + key): value for key, value in numbers.items()}, step)
             for key, text in texts.items():
-                store.client.set_tag(run_id, _key(prefix + key), text[:5000])
+                store.client.set_tag(run_id, store_key(prefix + key), text[:5000])
             ended = int(run.get("ended", time.time()) * 1000)
             store.client.set_terminated(run_id, status, end_time=ended)
         self._note(status=status)
@@ -423,7 +340,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, bool | int | float) or value in ("inf", "-inf", "nan")
 
 
-def _log_final(store: _Store, run_id: str, metrics: dict[str, float], step: int) -> None:
+def _log_final(store: Store, run_id: str, metrics: dict[str, float], step: int) -> None:
     """Log the metrics whose latest value is another, so that ending a run again repeats nothing."""
     from mlflow.entities import Metric
 
@@ -434,7 +351,7 @@ def _log_final(store: _Store, run_id: str, metrics: dict[str, float], step: int)
         store.client.log_batch(run_id, metrics=changed[start:start + _BATCH])
 
 
-def _log_inputs(store: _Store, run_id: str, run: dict[str, Any]) -> None:
+def _log_inputs(store: Store, run_id: str, run: dict[str, Any]) -> None:
     """Lineage. MLflow cuts digests at 36 characters."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 

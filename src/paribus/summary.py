@@ -1,0 +1,99 @@
+"""From the log of a stage to its metrics and curves: the public face of a run (names and keys are a contract)."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paribus.runtime import write_atomic
+
+if TYPE_CHECKING:
+    from paribus.train.loop import Position
+
+Row = dict[str, float]  # of a log: step and metrics
+
+
+def supervised_metrics(log: list[Row], position: Position) -> dict[str, Any]:
+    """The figures every supervised stage reports."""
+    rows = [row for row in log if "train/loss" in row]
+    last = rows[-max(len(rows) // 20, 1):]
+    return {
+        "train_loss": sum(row["train/loss"] for row in last) / len(last),
+        "train_tokens": position.tokens,
+        "tokens_per_second": position.tokens / position.train_seconds,
+        "seconds": position.seconds,
+        "steps": position.step,
+        "nonfinite_steps": position.nonfinite,
+        "rollbacks": position.rollbacks,
+        "peak_memory_bytes": max(row["train/peak_memory_bytes"] for row in rows),
+    }
+
+
+def rl_metrics(log: list[Row], position: Position) -> dict[str, Any]:
+    """The sparsity of the reward over the whole run, and what it bought."""
+    rows = [row for row in log if "rl/mean_reward" in row]
+    looks = [row for row in log if "watch/pass_at_1" in row]
+    tenth = max(len(rows) // 10, 1)
+    groups = sum(row["rl/groups"] for row in rows)
+    sampled = sum(row["rl/sampled_tokens"] for row in rows)
+
+    def of_groups(key: str) -> float:
+        return sum(row[f"rl/{key}"] * row["rl/groups"] for row in rows) / groups
+
+    def mean_reward(part: list[Row]) -> float:
+        return sum(row["rl/mean_reward"] for row in part) / len(part)
+
+    before_after = {
+        f"pass_at_{k}_{when}": look.get(f"watch/pass_at_{k}")
+        for k in (1, 8) for when, look in (("before", looks[0]), ("after", looks[-1]))
+    }
+    return {
+        "steps": position.step,
+        "mean_reward_first": mean_reward(rows[:tenth]),
+        "mean_reward_last": mean_reward(rows[-tenth:]),
+        "groups": int(groups),
+        "zero_reward_groups": of_groups("zero_reward_groups"),
+        "all_reward_groups": of_groups("all_reward_groups"),
+        "zero_gradient_groups": of_groups("zero_gradient_groups"),
+        "steps_without_gradient": sum(row["rl/zero_gradient_groups"] == 1 for row in rows) / len(rows),
+        "samples": int(sum(row["rl/samples_drawn"] for row in rows)),
+        "effective_samples_per_second": sum(row["rl/gradient_samples"] for row in rows) / position.train_seconds,
+        "wasted_token_fraction": sum(row["rl/wasted_token_fraction"] * row["rl/sampled_tokens"] for row in rows)
+        / max(sampled, 1),
+        **before_after,
+        "seconds": position.seconds,
+        "nonfinite_steps": position.nonfinite,
+    }
+
+
+CURVES = {  # file -> column: key of the log
+    "pretrain": {"step": "step", "tokens": "train/tokens", "seconds": "train/seconds", "train_loss": "train/loss",
+                 "val_bpb": "val/bpb"},
+    "rl": {"step": "step", "reward": "rl/mean_reward", "zero_reward_groups": "rl/zero_reward_groups",
+           "all_reward_groups": "rl/all_reward_groups", "zero_gradient_groups": "rl/zero_gradient_groups",
+           "wasted_token_fraction": "rl/wasted_token_fraction", "watch_accuracy": "watch/accuracy"},
+}
+
+
+def write_curve(path: Path, stage: str, log: list[Row]) -> None:
+    """The curve of a training stage, a line a step; what was not measured at a step is left empty."""
+    columns = CURVES.get(stage, {name: key for name, key in CURVES["pretrain"].items() if name != "val_bpb"})
+    write_csv(path, tuple(columns), [[row.get(key, "") for key in columns.values()] for row in log if row["step"] > 0])
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write a metrics file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(values, indent=1) + "\n")
+
+
+def write_csv(path: Path, header: tuple[str, ...], rows: Iterable[Any]) -> None:
+    """Write a curve."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
