@@ -91,8 +91,9 @@ def test_every_key_is_documented_and_in_params(params: dict) -> None:
 
 
 def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("x: 3e-4\ny: -1.5E+2\nz: 1e3\nname: e3\n")
-    assert read_yaml(tmp_path / "a.yaml") == {"x": 3e-4, "y": -150.0, "z": 1000.0, "name": "e3"}
+    (tmp_path / "a.yaml").write_text("x: 3e-4\ny: -1.5E+2\nz: 1e3\nname: e3\nmd5: 4e90b.dir\n")
+    assert read_yaml(tmp_path / "a.yaml") == {"x": 3e-4, "y": -150.0, "z": 1000.0, "name": "e3",
+                                                   "md5": "4e90b.dir"}
 
 
 @pytest.mark.parametrize("text", ["a: [1", "just words", ""])

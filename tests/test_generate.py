@@ -226,8 +226,8 @@ def test_deciding_a_token_alone_gives_the_same_token(monkeypatch: pytest.MonkeyP
         return decide(self, row, point)
 
     monkeypatch.setattr(generate._Decoder, "_decide", counted)
-    monkeypatch.setattr(generate, "CLOSE_LOGITS", 1e9)
-    monkeypatch.setattr(generate, "CLOSE_PROBABILITIES", 1e9)
+    for name in ("CLOSE_LOGITS", "CLOSE_BLOCK"):
+        monkeypatch.setattr(generate, name, 1e9)
     assert talker().generate(prompts, **options) == usual
     assert decided == sum(sum(answer.sampled) for group in usual for answer in group)
 

@@ -271,7 +271,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     class Loader(yaml.SafeLoader):
         pass
 
-    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)")
+    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$")  # $: resolvers match prefixes, and a hash may begin with 4e90
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)

@@ -36,7 +36,7 @@ def rl_metrics(log: list[Row], position: Position) -> dict[str, Any]:
     """The sparsity of the reward over the whole run, and what it bought."""
     rows = [row for row in log if "rl/mean_reward" in row]
     looks = [row for row in log if "watch/pass_at_1" in row]
-    tenth = max(len(rows) // 10, 1)
+    fifth = max(len(rows) // 5, 1)
     groups = sum(row["rl/groups"] for row in rows)
     sampled = sum(row["rl/sampled_tokens"] for row in rows)
 
@@ -52,8 +52,8 @@ def rl_metrics(log: list[Row], position: Position) -> dict[str, Any]:
     }
     return {
         "steps": position.step,
-        "mean_reward_first": mean_reward(rows[:tenth]),
-        "mean_reward_last": mean_reward(rows[-tenth:]),
+        "mean_reward_first": mean_reward(rows[:fifth]),
+        "mean_reward_last": mean_reward(rows[-fifth:]),
         "groups": int(groups),
         "zero_reward_groups": of_groups("zero_reward_groups"),
         "all_reward_groups": of_groups("all_reward_groups"),
