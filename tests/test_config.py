@@ -104,12 +104,12 @@ def test_broken_file_is_an_error_for_people(tmp_path: Path, text: str) -> None:
 
 
 def test_depth_is_the_one_dial(params: dict) -> None:
-    deep = resolve_model(parse_config(merge(params, {"model.depth": 16, "model.aspect_ratio": 64})).model)
-    assert (deep.width, deep.n_heads, deep.n_kv_heads) == (1024, 1024 // deep.head_dim, 1024 // deep.head_dim)
+    deep = resolve_model(parse_config(merge(params, {"model.depth": 16, "model.aspect_ratio": 64, "model.head_dim": 128})).model)
+    assert (deep.width, deep.n_heads, deep.n_kv_heads) == (1024, 8, 8)
 
 
 def test_derived_values_can_be_overridden(params: dict) -> None:
-    config = parse_config(merge(params, {"model.width": 256, "model.n_kv_heads": 1}))
+    config = parse_config(merge(params, {"model.width": 256, "model.head_dim": 64, "model.n_kv_heads": 1}))
     assert (resolve_model(config.model).width, resolve_model(config.model).n_kv_heads) == (256, 1)
 
 
