@@ -229,7 +229,7 @@ def test_dirty_means_sources_not_outputs(project):
 
 
 def test_a_second_holder_is_refused_and_told_who_the_first_is_until_it_is_killed(tmp_path):
-    code = ("import sys, time; from pathlib import Path; from paribus.runtime import StateLock\n"
+    code = ("import sys, time; from pathlib import Path; from paribus.session import StateLock\n"
             "with StateLock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)")
     holder = run_python(code, str(tmp_path))
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
@@ -248,7 +248,7 @@ def test_a_second_holder_is_refused_and_told_who_the_first_is_until_it_is_killed
 STAGE = """
 import os, sys, time
 from pathlib import Path
-from paribus.runtime import EXIT_PAUSED, Interrupt
+from paribus.session import EXIT_PAUSED, Interrupt
 folder = Path(sys.argv[1])
 with Interrupt(folder) as interrupt:
     (folder / "pid").write_text(str(os.getpid()))

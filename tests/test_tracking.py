@@ -178,7 +178,7 @@ def test_a_run_as_mlflow_shows_it(project, settings, client, monkeypatch, tmp_pa
 
     parent = client.get_run(found.data.tags["mlflow.parentRunId"])
     assert parent.info.run_name == "test_a_run_as_mlflow_shows_it" and parent.info.status == "FINISHED"
-    assert parent.data.params["midtrain.mixture.facts"] == "0.2"
+    assert parent.data.params["midtrain.mixture.facts"] == str(settings.midtrain.mixture["facts"])
     assert parent.data.metrics == {"pretrain.val_bpb": 1.25, "pretrain.tasks.arc.easy.accuracy": 0.5}
     assert parent.data.tags["pretrain.bundle"] == found.data.tags["bundle"] == "synthetic"
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
