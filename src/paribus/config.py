@@ -136,7 +136,6 @@ class Train:
     compile: bool = key("torch.compile the training step")
     deterministic: bool = key("bit-for-bit repeatable kernels")
     activation_checkpointing: bool = key("recompute block activations in the backward pass: less memory, a third more work")
-    processes: int = key("data-parallel ranks started by the stage itself", ge=1)
     session_minutes: float | None = key("save and exit 75 after so long; the next start goes on; null: no limit", gt=0)
     save_seconds: float = key("time between saves of the training state, seconds", ge=0)
     keep_states: int = key("training states kept", ge=1)

@@ -77,19 +77,17 @@ class Hardware:
     device: str  # cpu, cuda or mps
     device_name: str
     dtype: str  # of matrix products: float32 or bfloat16
-    threads: int  # CPU threads of the whole stage, shared by its processes
+    threads: int  # of the CPU
     isa: str  # the CPU's best instruction set for matrix products
     compile: bool
     deterministic: bool
     activation_checkpointing: bool
-    processes: int
     torch_version: str
 
     def hardware_class(self) -> dict[str, Any]:
         """What of the hardware decides the bits of a result (law 1); part of the fingerprint.
 
         Measured: eager and compiled differ, and so do numbers of threads and instruction sets on a CPU.
-        `processes` is left out so that a run may go on with another number of them (law 2).
         """
         names = ["device", "dtype", "isa", "compile", "deterministic", "activation_checkpointing", "torch_version"]
         names.append("threads" if self.device == "cpu" else "device_name")
@@ -116,7 +114,6 @@ def detect(train: config.Train) -> Hardware:
         compile=train.compile,
         deterministic=train.deterministic,
         activation_checkpointing=train.activation_checkpointing,
-        processes=train.processes,
         torch_version=str(torch.__version__),
     )
 
@@ -171,7 +168,7 @@ def apply(hardware: Hardware, seed: int) -> None:
     import numpy
     import torch
 
-    torch.set_num_threads(max(hardware.threads // hardware.processes, 1))
+    torch.set_num_threads(hardware.threads)
     if hardware.compile:
         torch.use_deterministic_algorithms(hardware.deterministic)
     else:  # the same without loading the compiler, which takes seconds

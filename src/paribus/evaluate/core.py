@@ -359,7 +359,7 @@ def forward_units(model: GPT, units: list[Unit]) -> tuple[Tensor, list[Tensor]]:
     if reach:
         capacity = max(map(len, trunks)) + reach
         cache = KVCache(model.config, len(units), capacity, model.device, model.compute_dtype)
-    trunk = model.hidden(pad(trunks, model.device), cache=cache)[torch.arange(len(units))[:, None], places]
+    trunk = model.hidden(pad(trunks, model.device), cache=cache, read=places)
     if cache is None:
         return trunk, [trunk[:, :0]] * len(branches)
     cache.advance(lengths)

@@ -24,6 +24,7 @@ from paribus.model.layers import (
     Context,
     KVCache,
     Linear,
+    at,
     normalise,
     rotary_table,
     visible,
@@ -92,11 +93,14 @@ class GPT(nn.Module):
             return 0.02 if self.config.tied_head or name.startswith("positions") else 1.0
         return 1 / math.sqrt(tensor.shape[-1])
 
-    def hidden(self, tokens: Tensor, documents: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, documents: Tensor | None = None, cache: KVCache | None = None,
+               read: Tensor | None = None) -> Tensor:
         """Residual stream after the final norm.
 
         tokens (B, T) int64; documents (B, T): tokens see only their own document; cache: tokens continue each
-        row (call `cache.advance` afterwards). Returns (B, T, D). Raises UserError past the context length.
+        row (call `cache.advance` afterwards); read (B, R) int64: the only places in `tokens` that are wanted, which
+        saves the last block all but keys and values elsewhere. Returns (B, T, D), or (B, R, D).
+        Raises UserError past the context length.
         """
         limit = self.config.seq_len if cache is None else min(self.config.seq_len, cache.capacity)
         start = 0 if cache is None else cache.extent
@@ -108,35 +112,39 @@ class GPT(nn.Module):
         # A right-padded token may lie past the context; it is overwritten before anything reads it.
         positions = positions.clamp(max=self.config.seq_len - 1)
         context = self._context(positions, documents, cache)
+        wanted = context if read is None else self._context(positions, documents, cache, read)
         x = self.embedding(tokens)
         if self.config.position == "learned":
             x = x + self.positions(positions)
         x = x0 = normalise(x.to(self.compute_dtype), self.config.norm)
-        for block in self.blocks:
+        for layer, block in enumerate(self.blocks, 1):
             if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, x0, tokens, context, use_reentrant=False)
+                x = checkpoint(block, x, x0, tokens, context, context, use_reentrant=False)
             else:
-                x = block(x, x0, tokens, context)
+                x = block(x, x0, tokens, context, wanted if layer == self.config.depth else context)
         return normalise(x, self.config.norm)
 
-    def _context(self, positions: Tensor, documents: Tensor | None, cache: KVCache | None) -> Context:
+    def _context(self, positions: Tensor, documents: Tensor | None, cache: KVCache | None,
+                 read: Tensor | None = None) -> Context:
         cos = sin = None
         if self.config.position == "rope":
-            cos, sin = (table[positions][:, :, None].to(self.compute_dtype) for table in self._rotary)
+            asking = at(positions, read)
+            cos, sin = (table[asking][:, :, None].to(self.compute_dtype) for table in self._rotary)
         letters = {window_of(self.config, layer) for layer in range(self.config.depth)}
-        masks = {letter: self._mask(letter, positions, documents, cache) for letter in letters}
-        return Context(cos, sin, masks, cache)
+        masks = {letter: self._mask(letter, positions, documents, cache, read) for letter in letters}
+        return Context(cos, sin, masks, cache, read)
 
-    def _mask(self, letter: str, positions: Tensor, documents: Tensor | None, cache: KVCache | None) -> Tensor | None:
+    def _mask(self, letter: str, positions: Tensor, documents: Tensor | None, cache: KVCache | None,
+              read: Tensor | None) -> Tensor | None:
         window = self.config.window if letter == "S" else None
         if window is not None and window >= self.config.seq_len:
             window = None
-        if cache is None and documents is None and window is None:
+        if documents is None and window is None and read is None and (cache is None or cache.extent == 0):
             return None
         keys = positions if cache is None else torch.arange(cache.extent + positions.shape[1], device=positions.device)[None]
-        mask = visible(positions, keys[:, None, :], window)
+        mask = visible(at(positions, read), keys[:, None, :], window)
         if documents is not None:
-            mask = mask & (documents[:, :, None] == documents[:, None, :])
+            mask = mask & (at(documents, read)[:, :, None] == documents[:, None, :])
         return mask[:, None]
 
     def logits(self, hidden: Tensor) -> Tensor:

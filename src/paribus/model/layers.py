@@ -108,6 +108,14 @@ class Context:
     sin: Tensor | None
     masks: dict[str, Tensor | None]  # window letter -> (B or 1, 1, T, S) True where seen; None: plain causal
     cache: KVCache | None
+    read: Tensor | None = None  # (B, R) the places that ask, for a block that need not answer all T
+
+
+def at(x: Tensor, places: Tensor | None) -> Tensor:
+    """x (B or 1, T, ...) at places (B, R) of each row -> (B, R, ...); None: all of x."""
+    if places is None:
+        return x
+    return x.expand(len(places), *x.shape[1:])[torch.arange(len(places), device=x.device)[:, None], places]
 
 
 def visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
@@ -133,27 +141,27 @@ class Attention(nn.Module):
             self.value_embedding = nn.Embedding(vocab_size, kv_width)
             self.gate = Linear(min(GATE_CHANNELS, width), config.n_kv_heads)
 
-    def forward(self, x: Tensor, tokens: Tensor, context: Context, window: str) -> Tensor:
-        """x (B, T, D), tokens (B, T) -> (B, T, D)."""
+    def forward(self, x: Tensor, tokens: Tensor, context: Context, asking: Context, window: str) -> Tensor:
+        """x (B, T, D), tokens (B, T) -> (B, R, D) at the R places `asking` reads; all T: `asking` is `context`."""
         config, (rows, length, _) = self.config, x.shape
-        q = self.q(x).view(rows, length, config.n_heads, config.head_dim)
+        q = self.q(at(x, asking.read)).unflatten(-1, (config.n_heads, config.head_dim))
         k = self.k(x).view(rows, length, config.n_kv_heads, config.head_dim)
         v = self.v(x).view(rows, length, config.n_kv_heads, config.head_dim)
         if self.has_value_embedding:
             gate = 2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))[..., None]
             v = v + gate * self.value_embedding(tokens).to(x.dtype).view_as(v)
-        if context.cos is not None and context.sin is not None:
-            q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
+        if asking.cos is not None and asking.sin is not None and context.cos is not None and context.sin is not None:
+            q, k = rotate(q, asking.cos, asking.sin), rotate(k, context.cos, context.sin)
         if config.qk_norm:
             q, k = normalise(q, config.norm), normalise(k, config.norm)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or K, T, E)
         if context.cache is not None:
             k, v = context.cache.write(self.layer, k, v)
             k, v = k.to(q.dtype), v.to(q.dtype)
-        mask = context.masks[window]
+        mask = asking.masks[window]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
                                            enable_gqa=config.n_kv_heads != config.n_heads)
-        return self.out(y.transpose(1, 2).reshape(rows, length, -1))
+        return self.out(y.transpose(1, 2).flatten(2))
 
 
 def has_value_embedding(config: Architecture, layer: int) -> bool:
@@ -220,13 +228,13 @@ class Block(nn.Module):
         if config.x0_scalars:
             self.x0_scale = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x: Tensor, x0: Tensor, tokens: Tensor, context: Context) -> Tensor:
-        """x, x0 (B, T, D) -> (B, T, D)."""
+    def forward(self, x: Tensor, x0: Tensor, tokens: Tensor, context: Context, asking: Context) -> Tensor:
+        """x, x0 (B, T, D) -> (B, R, D) at the R places `asking` reads; all T: `asking` is `context`."""
         if hasattr(self, "residual_scale"):
             x = self.residual_scale.to(x.dtype) * x
         if hasattr(self, "x0_scale"):
             x = x + self.x0_scale.to(x.dtype) * x0
-        x = x + self.attention(normalise(x, self.norm), tokens, context, self.window)
+        x = at(x, asking.read) + self.attention(normalise(x, self.norm), tokens, context, asking, self.window)
         return x + self.mlp(normalise(x, self.norm))
 
 
