@@ -108,6 +108,17 @@ def test_chunked_cross_entropy_is_the_plain_one(config: Model, tokens: torch.Ten
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(expected, found, strict=True))
 
 
+def test_inference_computes_what_training_does(config: Model, tokens: torch.Tensor) -> None:
+    """Without gradients relu² and the soft-cap work in place, the soft-cap by another formula."""
+    model = build(config)
+    hidden = model.hidden(tokens)
+    logits = model.logits(hidden)
+    with torch.no_grad():
+        again = model.hidden(tokens)
+        assert torch.equal(again, hidden)
+        assert torch.allclose(model.logits(again), logits, atol=1e-5)
+
+
 def test_documents_do_not_see_each_other(config: Model, tokens: torch.Tensor) -> None:
     """Full attention with positions relative to each other: the second document is as if alone."""
     model = build(config)

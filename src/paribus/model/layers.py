@@ -6,6 +6,7 @@ Shapes: B rows, T tokens, D width, H query heads, K key/value heads, E head_dim,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,19 @@ class KVCache:
         end = self.extent + k.shape[2]
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
+    def mask(self, positions: Tensor, read: Tensor | None, window: int | None) -> Tensor | None:
+        """What `attend` lets the tokens about to be written at `positions` (B, T) see, or those of them at the places
+        `read` (B, R): (B, 1, T or R, S); None: plain causal."""
+        if self.extent == 0 and read is None and window is None:
+            return None
+        keys = torch.arange(self.extent + positions.shape[1], device=positions.device)
+        return visible(at(positions, read), keys, window)[:, None]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Write k, v (B, K, T, E), then let q (B, H, T or R, E) attend to all it may see -> (B, H, T or R, E)."""
+        keys, values = self.write(layer, k, v)
+        return attend(q, keys.to(q.dtype), values.to(q.dtype), mask)
+
     def advance(self, counts: Tensor) -> None:
         """Keep the first `counts` (B,) of the tokens just written in each row."""
         self.lengths += counts
@@ -100,14 +114,31 @@ class KVCache:
         self.extent = int(self.lengths.max())
 
 
+class Cache(Protocol):
+    """What the model needs of a cache; KVCache says what each is. A mask is whatever its own `attend` takes."""
+
+    @property
+    def lengths(self) -> Tensor: ...
+
+    @property
+    def capacity(self) -> int: ...
+
+    @property
+    def extent(self) -> int: ...
+
+    def mask(self, positions: Tensor, read: Tensor | None, window: int | None) -> Any: ...
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Context:
     """What every block of one forward pass shares: positions, and who may see whom."""
 
     cos: Tensor | None  # (B or 1, T, 1, E / 2)
     sin: Tensor | None
-    masks: dict[str, Tensor | None]  # window letter -> (B or 1, 1, T, S) True where seen; None: plain causal
-    cache: KVCache | None
+    masks: dict[str, Any]  # window letter -> (B or 1, 1, T, S) True where seen; None: plain causal; or the cache's own
+    cache: Cache | None
     read: Tensor | None = None  # (B, R) the places that ask, for a block that need not answer all T
 
 
@@ -123,6 +154,12 @@ def visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
     distance = queries[..., :, None] - keys
     seen = distance >= 0
     return seen if window is None else seen & (distance < window)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """q (B, H, T, E), k, v (B, K, S, E) -> (B, H, T, E); mask as in Context."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
+                                          enable_gqa=q.shape[1] != k.shape[1])
 
 
 class Attention(nn.Module):
@@ -155,12 +192,8 @@ class Attention(nn.Module):
         if config.qk_norm:
             q, k = normalise(q, config.norm), normalise(k, config.norm)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or K, T, E)
-        if context.cache is not None:
-            k, v = context.cache.write(self.layer, k, v)
-            k, v = k.to(q.dtype), v.to(q.dtype)
-        mask = asking.masks[window]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
-                                           enable_gqa=config.n_kv_heads != config.n_heads)
+        mask, cache = asking.masks[window], context.cache
+        y = attend(q, k, v, mask) if cache is None else cache.attend(self.layer, q, k, v, mask)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -211,7 +244,9 @@ class MLP(nn.Module):
             return self.down(F.silu(self.gate(x)) * self.up(x))
         if self.kind == "gelu":
             return self.down(F.gelu(self.up(x)))
-        return self.down(ReluSquared.apply(self.up(x)))
+        up = self.up(x)
+        # without gradients in place: nothing is kept for a backward pass
+        return self.down(ReluSquared.apply(up) if torch.is_grad_enabled() else up.relu_().square_())
 
 
 class Block(nn.Module):
