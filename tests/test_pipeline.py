@@ -139,6 +139,12 @@ def test_report_is_one_file_with_the_figures(project: Project) -> None:
     assert page.count("<svg") >= 3 and "<script" not in page
 
 
+def test_sparsity_is_foretold_without_training(project: Project) -> None:
+    shown = project.run("paribus", "eval", "sparsity", "checkpoints/sft", "--questions", "3", "--samples", "2", "--json")
+    found = json.loads(shown.stdout)
+    assert found["questions"] == 3 and found["by_group_size"]["2"]["zero_gradient_groups"] <= 1 and found["recommendation"]
+
+
 def test_wrong_key_is_refused_by_dvc(project: Project) -> None:
     done = project.run("dvc", "exp", "run", "-S", "model.dept=6", check=False)
     assert done.returncode != 0 and "dept" in done.stdout + done.stderr

@@ -88,6 +88,18 @@ def gsm8k(stage: str) -> None:
     stages.gsm8k(stage)
 
 
+@evaluate.command("sparsity")
+@click.argument("checkpoint", type=click.Path(file_okay=False), default="checkpoints/sft")
+@click.option("--questions", default=64, show_default=True, help="Validation problems.")
+@click.option("--samples", default=16, show_default=True, help="Sampled answers to each.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def sparsity(checkpoint: str, questions: int, samples: int, as_json: bool) -> None:
+    """Would RL learn anything from CHECKPOINT? Samples, without training."""
+    from paribus import tools
+
+    tools.sparsity(checkpoint, questions, samples, as_json)
+
+
 @evaluate.command("compare-stages")
 def compare_stages() -> None:
     """Stage: word problems by stage, paired -> metrics/gsm8k.json."""

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import click
 from paribus import runtime
 from paribus.config import allowed, describe, flatten, load_config, parse_config, read_yaml
 from paribus.errors import UserError
+from paribus.progress import Progress
 
 PROFILES = Path("experiments/profiles")
 
@@ -75,6 +77,48 @@ def apply_profile(name: str) -> None:
     with path.open("w", encoding="utf-8") as file:
         yaml.dump(document, file)
     parse_config(read_yaml(path))
+
+
+def sparsity(checkpoint: str, questions: int, samples: int, as_json: bool) -> None:
+    """Print what RL with the settings of params.yaml would find: pass@k, groups without gradient, a recommendation."""
+    import torch
+
+    from paribus.data import load_jsonl
+    from paribus.data.tokenizer import Tokenizer
+    from paribus.evaluate.gsm8k import chat_prompt, score, solution_steps
+    from paribus.evaluate.sparsity import sparsity_report
+    from paribus.generate import Engine
+    from paribus.model.gpt import load_checkpoint
+
+    if questions < 1 or samples < 2:
+        raise UserError(f"--questions {questions} --samples {samples}: at least 1 question and 2 samples are needed")
+    config = load_config()
+    hardware = runtime.detect(config.train)
+    runtime.apply(hardware, config.seed)
+    words = Tokenizer.load(Path(checkpoint) / "tokenizer.json")
+    engine = Engine(load_checkpoint(checkpoint, hardware.device, getattr(torch, hardware.dtype)).eval(), words)
+    problems = list(load_jsonl(Path("data/corpus/problems/validation.jsonl")))[:questions]
+    began = time.perf_counter()
+    with Progress("sparsity", len(problems), "questions") as bar:
+        answers = engine.generate([chat_prompt(words, row["question"]) for row in problems], samples=samples,
+                                  max_new_tokens=config.rl.max_new_tokens, temperature=config.rl.temperature,
+                                  top_k=config.rl.top_k, seed=config.seed, rows=config.rl.rollout_rows, on_progress=bar.count)
+    rate = len(problems) * samples / (time.perf_counter() - began)
+    correct = [sum(score(words.decode(one.tokens), row["answer"]).correct for one in group)
+               for row, group in zip(problems, answers, strict=True)]
+    found = sparsity_report(correct, [solution_steps(row) for row in problems], samples, samples_per_second=rate,
+                            group_size=config.rl.samples_per_question)
+    click.echo(json.dumps(found, indent=1) if as_json else _sparsity_page(found))
+
+
+def _sparsity_page(found: dict[str, Any]) -> str:
+    lines = [f"{found['questions']} questions, {found['samples']} answers each, {found['samples_per_second']:.1f} answers/s"]
+    lines += [f"pass@{key.removeprefix('pass_at_'):<3} {value:.3f}" for key, value in found.items() if key.startswith("pass_at_")]
+    lines += ["group size   no gradient   all wrong   all right   useful groups/hour"]
+    lines += [f"{size:>10}   {row['zero_gradient_groups']:>11.1%}   {row['zero_reward_groups']:>9.1%}   "
+              f"{row['all_reward_groups']:>9.1%}   {row['gradient_groups_per_hour']:>18,.0f}"
+              for size, row in found["by_group_size"].items()]
+    return "\n".join([*lines, found["recommendation"]])
 
 
 def pause() -> None:
