@@ -90,7 +90,6 @@ def test_auto_is_resolved_and_what_decides_bits_is_in_the_class(tiny_config):
     one = hardware.hardware_class()
     for name, value in {"threads": 99, "dtype": "x", "compile": True, "isa": "x", "deterministic": False}.items():
         assert dataclasses.replace(hardware, **{name: value}).hardware_class() != one
-    assert dataclasses.replace(hardware, processes=2).hardware_class() == one  # a run may go on with other ranks
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
