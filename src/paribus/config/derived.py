@@ -1,0 +1,36 @@
+"""Values that follow from others, mostly from `model.depth`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from paribus.config.schema import Architecture, Model, Pretrain
+
+
+def shape(model: Model) -> tuple[int, int, int, int]:
+    """width, n_heads, n_kv_heads, window."""
+    width = model.width or math.ceil(model.depth * model.aspect_ratio / model.head_dim) * model.head_dim
+    n_heads = model.n_heads or max(width // model.head_dim, 1)
+    return width, n_heads, model.n_kv_heads or n_heads, model.window or max(model.seq_len // 2, 1)
+
+
+def resolve_model(model: Model) -> Architecture:
+    """The model with every derived value filled in."""
+    width, n_heads, n_kv_heads, window = shape(model)
+    values = {field.name: getattr(model, field.name) for field in dataclasses.fields(Model)}
+    return Architecture(**values | {"width": width, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "window": window})
+
+
+def resolve_pretrain(pretrain: Pretrain, parameters: int, seq_len: int) -> Pretrain:
+    """Horizon and batch filled in for a model of so many parameters.
+
+    Horizon: tokens_per_parameter x parameters (20: arXiv:2203.15556). Batch: 2^19 tokens at 2.2e9 tokens of
+    horizon, growing as horizon^0.383 (arXiv:2505.13738), to the nearest power of two.
+    """
+    batch, steps = pretrain.batch_tokens, pretrain.steps
+    horizon = pretrain.tokens_per_parameter * parameters
+    if batch is None:
+        batch = 2 ** round(math.log2(2**19 * (horizon / 2.2e9) ** 0.383)) if steps is None else 2**19
+        batch = max(batch // seq_len, 1) * seq_len
+    return dataclasses.replace(pretrain, batch_tokens=batch, steps=steps or max(math.ceil(horizon / batch), 1))

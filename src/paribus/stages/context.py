@@ -1,0 +1,109 @@
+"""A computing stage under way: its paths, its hardware, its fingerprint and state, its models.
+
+Paths are relative to the working directory, which in a queued experiment is a clone of its own; resumable state
+is kept in the main checkout, in a folder named by the stage's fingerprint.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paribus import graph, runtime, tracking
+from paribus.config import Config, Conversations, Pretrain, flatten, load_config
+from paribus.session import Interrupt, StateLock
+
+if TYPE_CHECKING:
+    from paribus.data.tokenizer import Tokenizer
+    from paribus.model.gpt import GPT
+
+
+CORPUS, TOKENIZER, TOKENS, CHECKPOINTS = (Path(p) for p in ("data/corpus", "data/tokenizer", "data/tokens", "checkpoints"))
+EVALS, METRICS, PLOTS, REPORT = (Path(p) for p in ("evals", "metrics", "plots", "report"))
+STAGES = ("base", "mid", "sft", "rl")  # checkpoints, in the order of the curriculum
+
+
+@dataclass(frozen=True)
+class Session:
+    """A computing stage under way: where it runs, where its state is, what it logs to."""
+
+    stage: str
+    config: Config
+    hardware: runtime.Hardware
+    fingerprint: str
+    folder: Path
+    interrupt: Interrupt
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What the outputs are a function of: no times, no host, so that the same run gives the same bytes."""
+        definition = graph.stage_definition(self.stage)
+        machine = runtime.provenance(self.hardware)
+        return {
+            "stage": self.stage,
+            "fingerprint": self.fingerprint,
+            "params": graph.declared_params(definition, self.config),
+            "deps": {path: graph.tree_digest([path]) for path in definition.deps},
+            **{name: machine[name] for name in ("git", "requirements_lock", "versions", "hardware", "paribus")},
+        }
+
+    def open_log(self, params: dict[str, Any], resume_step: int | None = None) -> tracking.RunLog:
+        """This stage's MLflow run. params: resolved values that differ from params.yaml's."""
+        data = [path for path in graph.stage_definition(self.stage).deps if not path.startswith("src/")]
+        return tracking.RunLog.open(
+            self.stage, folder=self.folder, config=self.config, params=flatten(self.config) | params,
+            fingerprint=self.fingerprint, resume_step=resume_step,
+            tags={"hardware": self.hardware.device_name, "dtype": self.hardware.dtype, "threads": str(self.hardware.threads)},
+            datasets={path: (path, graph.dvc_hash(path)) for path in data},
+        )
+
+
+@contextmanager
+def session(stage: str) -> Iterator[Session]:
+    """Check the config and the hardware, name the run, and take its state for ourselves."""
+    config = load_config()
+    hardware = runtime.detect(config.train)
+    runtime.apply(hardware, config.seed)
+    fingerprint = runtime.stage_fingerprint(stage, config, hardware)
+    folder = runtime.state_root() / "runs" / f"{stage.replace('@', '-')}-{fingerprint}"
+    with StateLock(folder), Interrupt(folder, config.train.session_minutes) as interrupt:
+        print(f"paribus {stage}: {fingerprint} on {hardware.device_name}, {hardware.dtype}, "
+              f"{hardware.threads} threads", file=sys.stderr)
+        yield Session(stage, config, hardware, fingerprint, folder, interrupt)
+
+
+def load_tokenizer(folder: Path = TOKENIZER) -> Tokenizer:
+    from paribus.data.tokenizer import Tokenizer
+
+    return Tokenizer.load(folder / "tokenizer.json")
+
+
+def new_model(run: Session, vocab_size: int) -> GPT:
+    """An untrained model on the session's device."""
+    import torch
+
+    from paribus.model.gpt import GPT
+
+    model = GPT(run.config.model, vocab_size, getattr(torch, run.hardware.dtype))
+    model.activation_checkpointing = run.config.train.activation_checkpointing
+    return model.to(run.hardware.device)
+
+
+def load_model(run: Session, stage: str) -> GPT:
+    """The model of a stage's checkpoint on the session's device."""
+    import torch
+
+    from paribus.model.gpt import load_checkpoint
+
+    model = load_checkpoint(CHECKPOINTS / stage, run.hardware.device, getattr(torch, run.hardware.dtype))
+    model.activation_checkpointing = run.config.train.activation_checkpointing
+    return model.eval()
+
+
+def rows_of(schedule: Pretrain | Conversations, seq_len: int) -> int:
+    """Rows of one optimiser step."""
+    return max((schedule.batch_tokens or 0) // seq_len, 1)

@@ -1,0 +1,42 @@
+"""The stages before training: corpus, tokenizer, tokens."""
+
+from __future__ import annotations
+
+from paribus import runtime
+from paribus.config import load_config
+from paribus.progress import Progress
+from paribus.stages.context import CORPUS, METRICS, TOKENIZER, TOKENS, load_tokenizer
+from paribus.summary import write_json
+
+
+def corpus() -> None:
+    """Documents, conversations, problems and tasks -> data/corpus."""
+    from paribus.data.corpus import build_corpus
+
+    config = load_config()
+    with Progress("corpus") as bar:
+        build_corpus(config.corpus, CORPUS, runtime.main_checkout(), bar.count)
+
+
+def tokenizer() -> None:
+    """Byte-level BPE of the documents -> data/tokenizer, metrics/tokenizer.json."""
+    from paribus.data.shards import documents, sample_documents
+    from paribus.data.tokenizer import compression, train_tokenizer
+
+    config = load_config()
+    megabytes = config.tokenizer.train_megabytes
+    trained = train_tokenizer(sample_documents(CORPUS / "documents", megabytes), config.tokenizer)
+    TOKENIZER.mkdir(parents=True, exist_ok=True)
+    trained.save(TOKENIZER / "tokenizer.json")
+    texts = [text for number, text in enumerate(documents(CORPUS / "documents")) if number % 50 == 0]
+    write_json(METRICS / "tokenizer.json",
+               {"vocab_size": trained.vocab_size, "bytes_per_token": compression(trained, texts)})
+
+
+def tokens() -> None:
+    """Documents -> token shards in data/tokens."""
+    from paribus.data.shards import write_shards
+
+    config = load_config()
+    with Progress("tokens") as bar:
+        write_shards(CORPUS / "documents", load_tokenizer(), config.tokens, TOKENS, bar.count)
