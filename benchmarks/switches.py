@@ -47,6 +47,11 @@ ARMS: dict[str, dict[str, object]] = {
     "muon, rate x 2": {"optimizer.matrix_lr": 0.04},
     "muon, rate / 2": {"optimizer.matrix_lr": 0.01},
 }
+VALUES = {"model.value_embeddings": "all"}
+ARMS |= {f"value embeddings, all; {name}": VALUES | ARMS[name] for name in (
+    "swiglu", "windows SSSL of 64", "no qk_norm", "no x0 scalars", "no residual scalars", "tied head", "muon, rate x 2")}
+ARMS["value embeddings, all; swiglu; windows SSSL of 64"] = (
+    VALUES | ARMS["swiglu"] | ARMS["windows SSSL of 64"])
 
 
 def measure(job: tuple[str, int, int]) -> tuple[str, int, dict[str, float]]:

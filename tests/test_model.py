@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from paribus.config import Config, Model
 from paribus.errors import UserError
 from paribus.model import gpt as gpt_module
+from paribus.model import layers
 from paribus.model.accounting import flops_per_token, parameters
 from paribus.model.gpt import GPT, KVCache, load_checkpoint, save_checkpoint
 
@@ -94,7 +95,7 @@ def test_right_padding_in_the_cache_is_harmless(config: Model, tokens: torch.Ten
 @pytest.mark.parametrize("chunk_tokens", [7, 10_000])
 def test_chunked_cross_entropy_is_the_plain_one(config: Model, tokens: torch.Tensor, softcap: float, chunk_tokens: int,
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpt_module, "LOGIT_CHUNK_BYTES", chunk_tokens * 4 * VOCAB)
+    monkeypatch.setattr(gpt_module, "logit_rows", lambda vocab_size, device_type: chunk_tokens)
     model = build(config, softcap=softcap)
     targets = tokens.roll(-1, 1).masked_fill(torch.rand(tokens.shape) < 0.2, -1)
     weights = torch.randn(tokens.shape)
@@ -201,3 +202,11 @@ def test_checkpoint_of_another_shape_is_refused(checkpoint: Path) -> None:
 def test_absent_checkpoint_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="config.json"):
         load_checkpoint(tmp_path)
+
+
+def test_own_norm_is_torchs(tokens: torch.Tensor) -> None:
+    """Forward and backward, against torch's own in double precision."""
+    x = torch.randn(5, 7, 24, dtype=torch.float64, requires_grad=True)
+    assert torch.allclose(layers.normalise(x, "rms"), F.rms_norm(x, (24,)), atol=1e-6)
+    found, expected = (torch.autograd.grad((y**3).sum(), x)[0] for y in (layers.normalise(x, "rms"), F.rms_norm(x, (24,))))
+    assert torch.allclose(found, expected, atol=1e-5)
