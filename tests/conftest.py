@@ -24,6 +24,7 @@ TINY = {
     "model.aspect_ratio": 16,
     "model.head_dim": 16,
     "model.seq_len": 64,
+    "model.window": 16,
     "train.device": "cpu",
     "train.dtype": "float32",
     "train.threads": 1,
