@@ -9,6 +9,8 @@ import pytest
 
 from paribus.config import Config, load_config
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test files run side by side; before torch is loaded
+
 # Small enough that every stage takes seconds on one core; whatever is not named here is as in params.yaml.
 TINY = {
     "corpus.validation_problems": 8,
