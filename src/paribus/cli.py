@@ -100,6 +100,22 @@ def sparsity(checkpoint: str, questions: int, samples: int, as_json: bool) -> No
     tools.sparsity(checkpoint, questions, samples, as_json)
 
 
+@evaluate.command("lm")
+@click.option("--tasks", required=True, help="Tasks, groups or tags of lm-evaluation-harness, with commas between.")
+@click.option("--checkpoint", default="base", show_default=True, help="Name below checkpoints/, or a folder.")
+@click.option("--include-path", type=click.Path(path_type=Path), help="Folder of task files (YAML) of your own.")
+@click.option("--limit", type=click.IntRange(1), help="Items of each task.")
+@click.option("--num-fewshot", type=click.IntRange(0), help="Examples before each item.")
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Rows of one forward pass.")
+def lm(tasks: str, checkpoint: str, include_path: Path | None, limit: int | None, num_fewshot: int | None,
+       batch_size: int) -> None:
+    """Tasks of lm-evaluation-harness -> a table, evals/lm, a run in MLflow."""
+    from paribus import tools
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    tools.lm(checkpoint, names, include_path=include_path, limit=limit, num_fewshot=num_fewshot, batch_size=batch_size)
+
+
 @evaluate.command("compare-stages")
 def compare_stages() -> None:
     """Stage: word problems by stage, paired -> metrics/gsm8k.json."""
