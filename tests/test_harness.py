@@ -47,8 +47,9 @@ def test_loglikelihoods_are_those_of_a_plain_forward(batch_size: int) -> None:
 
 def test_loglikelihoods_are_those_of_core() -> None:
     """The same items through CORE's own path: mean losses of its options, summed, are the harness's."""
-    rows = tuple({"query": problem["question"], "choices": ["7 shells.", "12", "9 more now"], "gold": 0}
+    rows = tuple({"query": problem["question"], "choices": ["shells and 7", "finds 3", "more now"], "gold": 0}
                  for problem in PROBLEMS[:6])
+    assert len({codec().encode(f" {choice}")[0] for choice in rows[0]["choices"]}) == 3, "CORE scores from the first difference"
     task = Task("choice", "multiple_choice", 0, " ", 0.25, rows, len(rows), len(rows), "")
     items = evaluate_task(talker().model, codec(), task, 8)
     for row, item in zip(rows, items, strict=True):

@@ -125,6 +125,28 @@ def compare_stages() -> None:
 
 
 @commands.command()
+@click.option("--checkpoint", help="Name below checkpoints/, or a folder.  [default: rl]")
+@click.option("--web", is_flag=True, help="A page that puts checkpoints side by side.")
+@click.option("--checkpoints", help="For --web: names or folders, with commas between.  [default: base,sft,rl]")
+@click.option("--port", type=click.IntRange(0, 65535), help="For --web; 0: any that is free.  [default: 8000]")
+@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: the likeliest token.")
+@click.option("--top-k", type=click.IntRange(0), default=0, show_default=True, help="Draw among the k likeliest; 0: all.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of what is drawn.")
+@click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer.")
+def chat(checkpoint: str | None, web: bool, checkpoints: str | None, port: int | None, **drawing: Any) -> None:
+    """Talk to a checkpoint, here or on a page; a pipe works too: echo 'What is 3*4?' | paribus chat"""
+    from paribus import tools
+
+    unused = {"--checkpoint": checkpoint} if web else {"--checkpoints": checkpoints, "--port": port}
+    if wrong := [option for option, value in unused.items() if value is not None]:
+        raise UserError([f"{option}: only {'without' if web else 'with'} --web" for option in wrong])
+    if web:
+        tools.chat_page((checkpoints or "base,sft,rl").split(","), 8000 if port is None else port, **drawing)
+    else:
+        tools.chat(checkpoint or "rl", **drawing)
+
+
+@commands.command()
 @click.argument("pattern", default="")
 def keys(pattern: str) -> None:
     """Every key of params.yaml that contains PATTERN: type, bounds, documentation, value."""

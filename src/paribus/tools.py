@@ -180,6 +180,22 @@ def _lm_page(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def chat(checkpoint: str, *, temperature: float, top_k: int, seed: int, max_tokens: int) -> None:
+    """Talk to a checkpoint on this terminal or pipe."""
+    from paribus.chat import Options, terminal
+
+    terminal.chat(checkpoint, Options(max_tokens, temperature, top_k, seed), load_config())
+
+
+def chat_page(checkpoints: list[str], port: int, *, temperature: float, top_k: int, seed: int, max_tokens: int) -> None:
+    """Serve a page that puts checkpoints side by side."""
+    from paribus.chat import Options, web
+    from paribus.data.prompts import PROMPTS
+
+    names = [name.strip() for name in checkpoints if name.strip()]
+    web.serve(names, port, Options(max_tokens, temperature, top_k, seed), PROMPTS, load_config())
+
+
 def pause() -> None:
     """Leave a request in the state folder of every running stage."""
     running = [folder for folder in sorted((runtime.state_root() / "runs").glob("*")) if lock_holder(folder)]
