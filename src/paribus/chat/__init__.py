@@ -117,8 +117,8 @@ class Speaker:
         """A few words on it."""
         model = self.engine.model
         size = sum(parameter.numel() for parameter in model.parameters())
-        manner = "continues your text" if self.continues else f"after {self.stage}" if self.stage else "answers"
-        return f"{size / 1e6:.3g} M parameters, context {model.config.seq_len}, {manner}"
+        manner = ", continues your text" if self.continues else ""
+        return f"{size / 1e6:.3g} M parameters, context {model.config.seq_len}{manner}"
 
     def answer(self, messages: Messages, options: Options) -> Answer:
         """The next turn, for messages that end with the user's. Raises UserError where the last one alone is too long."""

@@ -137,11 +137,11 @@ class Terminal:
 
 def _seam(before: Kind, after: Kind, empty: bool) -> str:
     """What is shown where one kind of piece ends and another begins; `empty`: nothing came in between."""
-    if after == "tool_call":
-        return "[" if before == "text" else "] ["
-    if after == "tool_result":
-        return " → " if before == "tool_call" else "[ → "
-    return (NO_RESULT if before == "tool_result" and empty else "") + "]" if before != "text" else ""
+    if (before, after) == ("tool_call", "tool_result"):
+        return " → "
+    closing = "" if before == "text" else f"{NO_RESULT if before == 'tool_result' and empty else ''}]"
+    opening = {"text": "", "tool_call": "[", "tool_result": "[ → "}[after]
+    return closing + (" " if closing and opening else "") + opening
 
 
 def chat(checkpoint: str, options: Options, settings: config.Config) -> None:

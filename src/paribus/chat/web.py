@@ -135,6 +135,7 @@ def listen(port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))
+        listener.listen()
     except OSError as error:
         listener.close()
         raise UserError(f"--port {port}: {error.strerror}; choose another, or 0 for any that is free") from None

@@ -225,15 +225,20 @@ def task_manager(tasks: Sequence[str], include_path: Path | None) -> TaskManager
     if own is not None and all(name in own.all_tasks for name in tasks):
         return own
     manager = TaskManager(include_path=include_path)
-    if unknown := [name for name in tasks if name not in manager.all_tasks]:
-        raise UserError([_unknown(name, manager.all_tasks) for name in unknown])
+    if problems := unknown_tasks(tasks, manager.all_tasks):
+        raise UserError(problems)
     return manager
 
 
-def _unknown(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    advice = f"did you mean {', '.join(near)}?" if near else f"there are {len(known):,}; --include-path adds your own"
-    return f"--tasks: no task {name!r}; {advice}"
+def unknown_tasks(tasks: Sequence[str], known: Sequence[str]) -> list[str]:
+    """A line for people on each task that is not known, with the nearest names."""
+    problems = []
+    for name in tasks:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+            advice = f"did you mean {', '.join(near)}?" if near else f"there are {len(known):,}; --include-path adds your own"
+            problems.append(f"--tasks: no task {name!r}; {advice}")
+    return problems
 
 
 def rows_of(found: dict[str, Any]) -> list[dict[str, Any]]:
