@@ -189,9 +189,8 @@ def test_a_request_is_checked_whole(speaker: Speaker) -> None:
 
 
 def test_a_port_in_use_is_told() -> None:
-    with web.listen(0) as held:
-        with pytest.raises(UserError, match="--port .*: Address already in use"):
-            web.listen(held.getsockname()[1])
+    with web.listen(0) as held, pytest.raises(UserError, match="--port .*: Address already in use"):
+        web.listen(held.getsockname()[1])
 
 
 @pytest.fixture

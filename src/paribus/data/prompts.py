@@ -13,3 +13,5 @@ PROMPTS = (
     "A book costs 12 coins and a pen costs 3 coins. What do 2 books and 4 pens cost together?",
     "Once upon a time there was a fox who",
 )
+
+LONGEST = 100  # tokens of an answer
