@@ -16,6 +16,7 @@ from rich.console import Console
 from talker import PROBLEMS, codec, talker
 
 from paribus.chat import Answer, Options, Piece, Speaker, terminal, web
+from paribus.config import merge, read_yaml
 from paribus.data.chat import Messages, render_prompt
 from paribus.errors import UserError
 from paribus.model.gpt import save_checkpoint
@@ -148,8 +149,9 @@ def test_commands(speaker: Speaker) -> None:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Path:
     root = tmp_path_factory.mktemp("chat")
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(project_root / name, root)
+    quick = {"train.device": "cpu", "train.dtype": "float32", "train.threads": 1}
+    (root / "params.yaml").write_text(json.dumps(merge(read_yaml(project_root / "params.yaml"), quick)))  # JSON is YAML
+    (root / "dvc.yaml").write_text((project_root / "dvc.yaml").read_text())
     codec().save(root / "tokenizer.json")
     for name, stage in (("base", "pretrain"), ("sft", "sft")):
         save_checkpoint(root / "checkpoints" / name, talker().model, root / "tokenizer.json", {"stage": stage})

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from talker import PROBLEMS, codec, random_model, talker
 
+from paribus.cli import commands
+from paribus.config import merge, read_yaml
 from paribus.errors import UserError
 from paribus.evaluate.core import evaluate_task
 from paribus.evaluate.core_bundle import Task
-from paribus.evaluate.harness import Responder, evaluate_tasks, rows_of, task_manager, unknown_tasks, windows
+from paribus.evaluate.harness import Responder, evaluate_tasks, task_manager, unknown_tasks, windows
 from paribus.model.gpt import GPT, save_checkpoint
 
 CONTEXTS = ["Mia has 3 shells", "Mia has 3 shells and ", "", "Then times 2? " * 9, "5"]
@@ -140,8 +142,9 @@ TASKS: dict[str, tuple[str, list[dict[str, Any]]]] = {
 def project(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Path:
     """A project with a checkpoint and a folder of tasks whose data are local files."""
     root = tmp_path_factory.mktemp("lm")
-    for name in ("params.yaml", "dvc.yaml"):
-        (root / name).write_text((project_root / name).read_text())
+    (root / "dvc.yaml").write_text((project_root / "dvc.yaml").read_text())
+    quick = {"train.device": "cpu", "train.dtype": "float32", "train.threads": 1, "tracking.system_metrics": False}
+    (root / "params.yaml").write_text(json.dumps(merge(read_yaml(project_root / "params.yaml"), quick)))  # JSON is YAML
     (root / "tasks").mkdir()
     for name, (body, rows) in TASKS.items():
         data = root / f"tasks/{name}.jsonl"
@@ -153,28 +156,60 @@ def project(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Pat
     return root
 
 
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, project: Path) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(project / "hf"))
+@pytest.fixture(scope="module")
+def inside(project: Path) -> Iterator[Path]:
+    """In the project's folder and offline; what the command sets in torch is put back."""
+    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("HF_HOME", str(project / "hf"))
+        yield project
+    torch.set_num_threads(threads)
+    torch.set_deterministic_debug_mode(mode)
 
 
-def test_each_kind_of_task_gives_the_native_figures(project: Path, offline: None) -> None:
-    found = evaluate_tasks(project / "checkpoints/sft", list(TASKS), include_path=project / "tasks", batch_size=5)
-    rows = {row["task"]: row for row in rows_of(found)}
-    native = Responder(talker().model, codec(), 3)
-    right = 0
-    for row in TASKS["tiny_choice"][1]:
+@pytest.fixture(scope="module")
+def ran(inside: Path) -> Result:
+    """The command on a task of each kind; in this process, as one of its own would import for seconds."""
+    return CliRunner().invoke(commands, ["eval", "lm", "--tasks", ",".join(TASKS), "--checkpoint", "sft",
+                                         "--include-path", "tasks", "--limit", "4", "--batch-size", "5"])
+
+
+def kept(project: Path) -> dict[str, dict[str, Any]]:
+    path, = (project / "evals/lm/sft").glob("tiny_choice-and-2-more-*.json")
+    return {row["task"]: row for row in json.loads(path.read_text())["rows"]}
+
+
+def test_each_kind_of_task_gives_the_native_figures(inside: Path, ran: Result) -> None:
+    assert ran.exit_code == 0, ran.output
+    rows, native, right = kept(inside), Responder(talker().model, codec(), 3), 0
+    for row in TASKS["tiny_choice"][1][:4]:
         scores = [total for total, _ in native.loglikelihood([(row["question"], f" {one}") for one in row["choices"]])]
         right += scores.index(max(scores)) == row["gold"]
-    n = len(PROBLEMS)
     accuracy = rows["tiny_choice"]["value"]
-    assert accuracy == right / n and rows["tiny_choice"]["n"] == n
-    assert rows["tiny_choice"]["stderr"] == pytest.approx(math.sqrt(accuracy * (1 - accuracy) / (n - 1)))
+    assert accuracy == right / 4 and rows["tiny_choice"]["n"] == 4
+    assert rows["tiny_choice"]["stderr"] == pytest.approx(math.sqrt(accuracy * (1 - accuracy) / 3))
     texts = [row["text"] for row in TASKS["tiny_prose"][1]]
     bits = -sum(native.rolling(texts)) / math.log(2) / sum(len(text.encode()) for text in texts)
     assert rows["tiny_prose"]["value"] == pytest.approx(bits, abs=1e-5)
     assert rows["tiny_answers"]["n"] == 3 and rows["tiny_answers"]["stderr"] is not None
+
+
+def test_the_command_prints_a_table_and_logs_a_run(inside: Path, ran: Result) -> None:
+    from mlflow import MlflowClient
+
+    rows = kept(inside)
+    for task, row in rows.items():
+        line, = (line for line in ran.stdout.splitlines() if line.startswith(f"{task} "))
+        assert f"{row['value']:.4f}" in line and ("±" in line) == (row["stderr"] is not None)
+    client = MlflowClient(f"sqlite:///{inside / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("paribus")
+    run, = client.search_runs([experiment.experiment_id], "tags.stage = 'lm'")
+    assert run.info.status == "FINISHED" and run.data.metrics["tiny_choice.acc"] == rows["tiny_choice"]["value"]
+    assert run.data.params["lm.limit"] == "4" and run.data.tags["checkpoint"] == "sft"
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "tables/lm.json", "type": "table"}]
 
 
 def test_unknown_tasks_are_told_with_the_nearest_names(project: Path) -> None:
@@ -186,26 +221,9 @@ def test_unknown_tasks_are_told_with_the_nearest_names(project: Path) -> None:
         task_manager(["tiny_choice"], project / "nowhere")
 
 
-def test_data_out_of_reach_is_an_error_for_people(project: Path, offline: None) -> None:
-    (project / "tasks/gone.yaml").write_text(
+def test_data_out_of_reach_is_an_error_for_people(inside: Path) -> None:
+    (inside / "tasks/gone.yaml").write_text(
         "task: gone\ndataset_path: json\ndataset_kwargs: {data_files: {test: /nowhere/gone.jsonl}}\ntest_split: test\n"
         'output_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: "{{text}}"\n')
     with pytest.raises(UserError, match="the data of gone is not to be had"):
-        evaluate_tasks(project / "checkpoints/sft", ["gone"], include_path=project / "tasks")
-
-
-def test_the_command_prints_keeps_and_logs(project: Path, offline: None) -> None:
-    from mlflow import MlflowClient
-
-    done = subprocess.run([sys.executable, "-m", "paribus", "eval", "lm", "--tasks", "tiny_choice", "--checkpoint", "sft",
-                           "--include-path", "tasks", "--limit", "4"], cwd=project, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    path, = (project / "evals/lm/sft").glob("tiny_choice-*.json")
-    row, = json.loads(path.read_text())["rows"]
-    assert row["n"] == 4 and f"{row['value']:.4f}" in done.stdout and "±" in done.stdout
-    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("paribus")
-    run, = client.search_runs([experiment.experiment_id], "tags.stage = 'lm'")
-    assert run.info.status == "FINISHED" and run.data.metrics["tiny_choice.acc"] == row["value"]
-    assert run.data.params["lm.limit"] == "4" and run.data.tags["checkpoint"] == "sft"
-    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "tables/lm.json", "type": "table"}]
+        evaluate_tasks(inside / "checkpoints/sft", ["gone"], include_path=inside / "tasks")
