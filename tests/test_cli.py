@@ -27,7 +27,10 @@ def project(tmp_path: Path, project_root: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("command", [[], ["pretrain"], ["eval"], ["eval", "core"], ["report"], ["profile"], ["ui"]], ids=str)
+COMMANDS = [[], ["pretrain"], ["eval"], ["eval", "core"], ["eval", "lm"], ["report"], ["profile"], ["chat"], ["ui"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_help_is_quick(project_root: Path, command: list[str]) -> None:
     """Under half a second on an idle machine; the best of three, and processor time, as the tests share it."""
     import resource

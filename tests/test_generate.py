@@ -166,6 +166,19 @@ def test_limits() -> None:
     assert engine.generate([], max_new_tokens=5) == []
 
 
+@pytest.mark.parametrize("rows", [1, 16])
+def test_a_text_ends_answers_with_the_token_that_completes_it(rows: int) -> None:
+    engine = Engine(random_model(), codec())
+    options = {"max_new_tokens": 20, "rows": rows, "stop": set(), "tools": False}
+    endless = [answer.tokens for (answer,) in engine.generate(prompts(), **options)]
+    until = [codec().decode(endless[0][3:5]), codec().decode(endless[1][6:7]), "a text that never comes"]
+    answers = [answer for (answer,) in engine.generate(prompts(), until=until, **options)]
+    for tokens, answer in zip(endless, answers, strict=True):
+        ends = [count for count in range(1, len(tokens) + 1) if any(text in codec().decode(tokens[:count]) for text in until)]
+        assert answer.tokens == tokens[: min(ends, default=len(tokens))] and answer.finished == bool(ends)
+    assert len(answers[0].tokens) <= 5 and len(answers[1].tokens) <= 7
+
+
 def test_stream_gives_what_generate_gives() -> None:
     prompt = chat_prompt(codec(), PROBLEMS[4]["question"])
     options = {"max_new_tokens": 60, "temperature": 1.0, "seed": 5}

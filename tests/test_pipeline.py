@@ -131,7 +131,10 @@ def test_every_run_is_in_mlflow_under_one_parent(project: Project) -> None:
     lock = yaml.safe_load((project.root / "dvc.lock").read_text())["stages"]["tokens"]["outs"]
     digests = {data.dataset.name: data.dataset.digest for data in pretrain.inputs.dataset_inputs}
     assert digests["data/tokens"] == lock[0]["md5"][:36]
-    assert {item.path for item in client.list_artifacts(pretrain.info.run_id)} >= {"plots", "samples"}
+    assert {item.path for item in client.list_artifacts(pretrain.info.run_id)} >= {"plots"}
+    answered = children["gsm8k_stage@base"]
+    assert json.loads(answered.data.tags["mlflow.loggedArtifacts"]) == [{"path": "tables/prompts.json", "type": "table"}]
+    assert {item.path for item in client.list_artifacts(answered.info.run_id)} >= {"answers", "tables"}
 
 
 def test_report_is_one_file_with_the_figures(project: Project) -> None:
@@ -184,3 +187,25 @@ def test_same_fingerprint_gives_the_same_bytes(project: Project, tmp_path: Path,
     script = f"from paribus import stages\nfor name in {names}: getattr(stages, name)()"
     again.run(sys.executable, "-c", script, PYTHONPATH=str(tmp_path / "src"), DVC_ROOT=str(tmp_path))
     assert again.digests() == project.digests()
+
+
+@pytest.mark.timeout(600)
+def test_core_during_training_is_a_curve_and_changes_no_weight(project: Project, tmp_path: Path, project_root: Path) -> None:
+    watched = Project(tmp_path, project_root, **{"pretrain.core_every": 2, "pretrain.core_max_per_task": 3})
+    shutil.copytree(project.root / "data", tmp_path / "data")
+    watched.run(sys.executable, "-c", "from paribus import stages; stages.pretrain()", PYTHONPATH=str(tmp_path / "src"),
+                DVC_ROOT=str(tmp_path))
+    weights = "checkpoints/base/model.safetensors"
+    assert (tmp_path / weights).read_bytes() == (project.root / weights).read_bytes()
+    header, *lines = [line.split(",") for line in (tmp_path / "plots/pretrain.csv").read_text().splitlines()]
+    column = header.index("val_core")
+    assert [int(line[0]) for line in lines if line[column]] == [2, 4, 6]
+    assert all(0 <= float(line[column + 1]) < 1 for line in lines if line[column]), "each with its standard error"
+
+
+def test_rl_counts_groups_by_difficulty(project: Project) -> None:
+    metrics = project.metrics("rl")
+    assert sum(row["groups"] for row in metrics["by_steps"].values()) == metrics["groups"] and metrics["redrawn_samples"] == 0
+    for kind in ("zero_reward_groups", "all_reward_groups", "zero_gradient_groups"):
+        share = sum(row[kind] * row["groups"] for row in metrics["by_steps"].values()) / metrics["groups"]
+        assert share == pytest.approx(metrics[kind])

@@ -15,6 +15,7 @@ import pytest
 
 from paribus import graph, report, runtime
 from paribus.config import load_config
+from paribus.data.prompts import PROMPTS
 from paribus.errors import UserError
 from paribus.evaluate import core, gsm8k, intervals
 from paribus.report import FIGURES, STAGES, build_report, figures, read_results, render, save_figures
@@ -108,6 +109,9 @@ def write_gsm8k(root: Path, rng: random.Random) -> None:
     for stage, answered in items.items():
         summary = gsm8k.summarise(answered) | {"few_shot": 4 if stage == "base" else 0}
         gsm8k.write_items(root / "evals/gsm8k" / stage, gsm8k.Gsm8kResult(answered, summary))
+        answers = [{"prompt": prompt, "answer": f"{stage} on {prompt} <|tool|>1+2<|tool_end|><|result|>3<|result_end|><|end|>"}
+                   for prompt in PROMPTS]
+        write_json(root / f"evals/gsm8k/{stage}/prompts.json", answers)
     metrics: dict[str, Any] = {
         stage: json.loads((root / f"evals/gsm8k/{stage}/summary.json").read_text()) for stage in STAGES
     }
@@ -178,6 +182,17 @@ def write_rl(root: Path, rng: random.Random) -> None:
             "steps_without_gradient": 0.0,
             "effective_samples_per_second": 31.2,
             "samples": RL_STEPS * 128,
+            "redrawn_samples": 1280,
+            "by_steps": {
+                str(steps): {
+                    "groups": 320,
+                    "accuracy": 0.9 - 0.2 * steps,
+                    "zero_reward_groups": 0.1 * steps,
+                    "all_reward_groups": 0.5 - 0.1 * steps,
+                    "zero_gradient_groups": 0.5,
+                }
+                for steps in (1, 2, 3)
+            },
             "wasted_token_fraction": 0.51,
             "pass_at_1_before": 0.47,
             "pass_at_1_after": 0.81,
@@ -307,6 +322,20 @@ def test_without_sampled_answers_there_is_no_pass_at_k(copied: Path) -> None:
         )
     page = without_figures(copied)
     assert "pass@" not in page[page.index('<section id="gsm8k">') : page.index("<h3>")]
+
+
+def test_every_stage_answers_every_fixed_prompt(page: str) -> None:
+    section = page[page.index('<section id="prompts">') : page.index('<section id="samples">')]
+    for prompt in PROMPTS:
+        for stage in STAGES:
+            assert f"{stage} on {prompt} <code>1+2</code><code>3</code></div>" in section
+
+
+def test_groups_are_told_by_difficulty_and_what_redrawing_cost(page: str) -> None:
+    section = page[page.index('<section id="sparsity">') : page.index('<section id="prompts">')]
+    cells = "".join(f"<td>{share}.0\u202f%</td>" for share in (50, 20, 30, 50))
+    assert f"<tr><th>2</th><td>320</td>{cells}</tr>" in section
+    assert "cost 1,280 of the 7,680 sampled answers" in section
 
 
 def test_same_inputs_same_bytes(results: Path, page: str, tmp_path: Path) -> None:

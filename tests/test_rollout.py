@@ -104,7 +104,8 @@ def test_dynamic_sampling_redraws_and_counts_the_cost(cfg: RL, step: Rollout) ->
     redrawn = rollout(talker(), PROBLEMS, cfg=dataclasses.replace(cfg, dynamic_sampling=2), seed=1, step=0)
     idle = step.statistics["zero_gradient_groups"]
     assert idle > 0
-    assert redrawn.statistics["samples_drawn"] > step.statistics["samples_drawn"]
+    cost = redrawn.statistics["samples_drawn"] - step.statistics["samples_drawn"]
+    assert cost == redrawn.statistics["redrawn_samples"] > 0 and step.statistics["redrawn_samples"] == 0
     assert int((redrawn.advantages != 0).any(1).sum()) > int((step.advantages != 0).any(1).sum())
     assert redrawn.rewards.shape == step.rewards.shape
     assert len(set(redrawn.questions)) == 5, "no question twice"

@@ -100,12 +100,50 @@ def sparsity(checkpoint: str, questions: int, samples: int, as_json: bool) -> No
     tools.sparsity(checkpoint, questions, samples, as_json)
 
 
+@evaluate.command("lm")
+@click.option("--tasks", required=True, help="Tasks, groups or tags of lm-evaluation-harness, with commas between.")
+@click.option("--checkpoint", default="base", show_default=True, help="Name below checkpoints/, or a folder.")
+@click.option("--include-path", type=click.Path(path_type=Path), help="Folder of task files (YAML) of your own.")
+@click.option("--limit", type=click.IntRange(1), help="Items of each task.")
+@click.option("--num-fewshot", type=click.IntRange(0), help="Examples before each item.")
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Rows of one forward pass.")
+def lm(tasks: str, checkpoint: str, include_path: Path | None, limit: int | None, num_fewshot: int | None,
+       batch_size: int) -> None:
+    """Tasks of lm-evaluation-harness -> a table, evals/lm, a run in MLflow."""
+    from paribus import tools
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    tools.lm(checkpoint, names, include_path=include_path, limit=limit, num_fewshot=num_fewshot, batch_size=batch_size)
+
+
 @evaluate.command("compare-stages")
 def compare_stages() -> None:
     """Stage: word problems by stage, paired -> metrics/gsm8k.json."""
     from paribus import stages
 
     stages.compare_stages()
+
+
+@commands.command()
+@click.option("--checkpoint", help="Name below checkpoints/, or a folder.  [default: rl]")
+@click.option("--web", is_flag=True, help="A page that puts checkpoints side by side.")
+@click.option("--checkpoints", help="For --web: names or folders, with commas between.  [default: base,sft,rl]")
+@click.option("--port", type=click.IntRange(0, 65535), help="For --web; 0: any that is free.  [default: 8000]")
+@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: the likeliest token.")
+@click.option("--top-k", type=click.IntRange(0), default=0, show_default=True, help="Draw among the k likeliest; 0: all.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of what is drawn.")
+@click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer.")
+def chat(checkpoint: str | None, web: bool, checkpoints: str | None, port: int | None, **drawing: Any) -> None:
+    """Talk to a checkpoint, here or on a page; a pipe works too: echo 'What is 3*4?' | paribus chat"""
+    from paribus import tools
+
+    unused = {"--checkpoint": checkpoint} if web else {"--checkpoints": checkpoints, "--port": port}
+    if wrong := [option for option, value in unused.items() if value is not None]:
+        raise UserError([f"{option}: only {'without' if web else 'with'} --web" for option in wrong])
+    if web:
+        tools.chat_page((checkpoints or "base,sft,rl").split(","), 8000 if port is None else port, **drawing)
+    else:
+        tools.chat(checkpoint or "rl", **drawing)
 
 
 @commands.command()

@@ -67,6 +67,7 @@ class Sampling:
     top_k: int
     stop: frozenset[int]
     tools: bool
+    until: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------- random numbers
@@ -152,17 +153,18 @@ class Engine:
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], *, samples: int = 1, max_new_tokens: int,
                  temperature: float = 0.0, top_k: int = 0, seed: int = 0, rows: int = 128, stop: set[int] | None = None,
-                 tools: bool = True, ids: Sequence[int] | None = None,
+                 tools: bool = True, until: Sequence[str] = (), ids: Sequence[int] | None = None,
                  on_done: Callable[[int, list[Completion]], None] | None = None,
                  on_progress: Callable[[int, int], None] | None = None) -> list[list[Completion]]:
         """`samples` answers to each prompt (token ids), `rows` decoded side by side.
 
         An answer's random stream is (seed, ids[prompt], sample); `ids` defaults to the prompts' indices. `stop`
         defaults to <|end|>; <|bos|> always ends an answer, as do max_new_tokens (forced tokens count) and a full
-        context; a prompt that fills the context by itself gets an empty answer. `on_done(prompt index, answers)` is
+        context; a prompt that fills the context by itself gets an empty answer. An answer also ends, finished, with the
+        token that completes one of the texts `until`, which stays in it. `on_done(prompt index, answers)` is
         called as soon as all answers to a prompt are there, `on_progress(prompts done, prompts)` after it.
         """
-        sampling = self._sampling(max_new_tokens, temperature, top_k, stop, tools)
+        sampling = self._sampling(max_new_tokens, temperature, top_k, stop, tools, until)
         answers: list[list[Completion | None]] = [[None] * samples for _ in prompts]
         missing = [samples] * len(prompts)
         done = 0
@@ -191,9 +193,9 @@ class Engine:
             yield finished[0][2].tokens[-1] if finished else int(decoder.token[0])
 
     def _sampling(self, max_new_tokens: int, temperature: float, top_k: int, stop: set[int] | None,
-                  tools: bool) -> Sampling:
+                  tools: bool, until: Sequence[str] = ()) -> Sampling:
         chosen = frozenset(stop if stop is not None else {self.tokenizer.special["<|end|>"]})
-        return Sampling(max_new_tokens, temperature, top_k, chosen, tools)
+        return Sampling(max_new_tokens, temperature, top_k, chosen, tools, tuple(until))
 
 
 class _Decoder:
@@ -229,7 +231,8 @@ class _Decoder:
         self.tool, self.tool_end = special["<|tool|>"], special["<|tool_end|>"]
         self.ends = sampling.stop | {self.tokenizer.bos}
         self.eventful = torch.zeros(self.model.vocab_size, dtype=torch.bool, device=device)
-        self.eventful[[*self.ends, *((self.tool, self.tool_end) if sampling.tools else ())]] = True
+        tools = (self.tool, self.tool_end) if sampling.tools else ()
+        self.eventful[[*self.ends, *tools, *_completing(self.tokenizer, self.model.vocab_size, sampling.until)]] = True
 
     def run(self) -> Iterator[tuple[int, int, Completion]]:
         """(prompt, sample, answer) of each answer when it is done."""
@@ -345,13 +348,16 @@ class _Decoder:
     def _event(self, row: int) -> list[tuple[int, int, Completion]]:
         """A special token, or the limit."""
         token, count = int(self.token[row]), int(self.count[row])
-        if token in self.ends or count >= int(self.limit[row]):
-            return [self._finish(row, token in self.sampling.stop)]
+        complete = bool(self.sampling.until) and self._until(row)
+        if complete or token in self.ends or count >= int(self.limit[row]):
+            return [self._finish(row, complete or token in self.sampling.stop)]
         calls = self.calls[row]
+        if not self.sampling.tools:
+            return []
         if token == self.tool:
             calls.opened += 1
             calls.start = count
-        elif calls.start is not None:
+        elif token == self.tool_end and calls.start is not None:
             result = calculate(self.tokenizer.decode(self.out[row, calls.start : count - 1].tolist()))
             calls.start = None
             calls.well_formed += result is not None
@@ -359,6 +365,11 @@ class _Decoder:
             self.forced[row] = deque(
                 [special["<|result|>"], *self.tokenizer.encode(result or ""), special["<|result_end|>"]])
         return []
+
+    def _until(self, row: int) -> bool:
+        """Is a text that ends answers in this one?"""
+        text = self.tokenizer.decode(self.out[row, : self.count[row]].tolist())
+        return any(ending in text for ending in self.sampling.until)
 
     def _finish(self, row: int, finished: bool) -> tuple[int, int, Completion]:
         prompt, sample = self._job(row)
@@ -395,6 +406,12 @@ class _Calls:
     opened: int = 0
     well_formed: int = 0
     start: int | None = None  # where the open call's expression begins
+
+
+def _completing(tokenizer: TextCodec, vocab_size: int, until: Sequence[str]) -> list[int]:
+    """Tokens that may complete one of the texts: they hold the last character of it, or a part of some character."""
+    last = {text[-1] for text in until} | {"\ufffd"}
+    return [token for token in range(vocab_size) if last & set(tokenizer.decode([token]))] if until else []
 
 
 def _pad(tokens: Sequence[int], length: int) -> list[int]:

@@ -47,6 +47,7 @@ INPUTS = {  # file -> the stage of dvc.yaml that writes it
     "plots/gsm8k.csv": "gsm8k",
     "evals/core/summary.json": "core",
     **{f"evals/gsm8k/{stage}/summary.json": f"gsm8k_stage@{stage}" for stage in STAGES},
+    **{f"evals/gsm8k/{stage}/prompts.json": f"gsm8k_stage@{stage}" for stage in STAGES},
     "evals/gsm8k/rl/samples.json": "gsm8k_stage@rl",
     "checkpoints/rl/provenance.json": "rl",
 }
@@ -141,6 +142,7 @@ def page_values(results: Results) -> dict[str, Any]:
         "gsm8k": gsm8k_table(results),
         "rl": results.metrics("rl"),
         "sparsity": sparsity(results),
+        "prompts": prompts(results),
         "samples": [_sample(sample) for sample in results.files["evals/gsm8k/rl/samples.json"]],
         "provenance": provenance,
         "versions": _flat({name: value for name, value in provenance.items() if name != "params"}),
@@ -196,12 +198,19 @@ def sparsity(results: Results) -> dict[str, Any]:
     return means | {"silent_steps": sum(row["zero_gradient_groups"] >= 1 for row in rows), "steps": len(rows)}
 
 
+def prompts(results: Results) -> list[dict[str, Any]]:
+    """Each fixed prompt with every stage's answer, as `_sample` has it."""
+    answers = {stage: results.files[f"evals/gsm8k/{stage}/prompts.json"] for stage in STAGES}
+    return [{"prompt": row["prompt"], "answers": {stage: _sample(rows[place]) for stage, rows in answers.items()}}
+            for place, row in enumerate(answers["rl"])]
+
+
 def _sample(sample: dict[str, Any]) -> dict[str, Any]:
     """A sample with its answer in parts: text, tool_call, tool_result."""
     parts = re.split(r"<\|tool\|>(.*?)<\|tool_end\|>|<\|result\|>(.*?)<\|result_end\|>", sample["answer"], flags=re.S)
     kinds = ("text", "tool_call", "tool_result")
     found = [{"type": kinds[place % 3], "text": text} for place, text in enumerate(parts) if text]
-    return sample | {"parts": [part | {"text": re.sub(r"<\|end\|>\s*$", "", part["text"])} for part in found]}
+    return sample | {"parts": [part | {"text": re.sub(r"<\|(end|bos)\|>\s*$", "", part["text"])} for part in found]}
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import hashlib
 import math
 import os
@@ -55,6 +56,17 @@ def state_root() -> Path:
     root = main_checkout() / ".paribus"
     root.mkdir(parents=True, exist_ok=True)
     return root
+
+
+def find_checkpoint(name: str | Path) -> Path:
+    """A checkpoint by its folder, or by its name below `checkpoints`. Raises UserError with the names there are."""
+    for folder in (Path(name), Path("checkpoints") / name):
+        if (folder / "config.json").is_file():
+            return folder
+    names = sorted(path.parent.name for path in Path("checkpoints").glob("*/config.json"))
+    near = difflib.get_close_matches(str(name), names, n=1)
+    there = f"there are: {', '.join(names)}" if names else "`dvc repro` makes them"
+    raise UserError(f"no checkpoint {str(name)!r}; " + (f"did you mean {near[0]}? {there}" if near else there))
 
 
 def write_atomic(path: Path, text: str) -> None:

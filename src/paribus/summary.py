@@ -60,13 +60,30 @@ def rl_metrics(log: list[Row], position: Position) -> dict[str, Any]:
         "zero_gradient_groups": of_groups("zero_gradient_groups"),
         "steps_without_gradient": sum(row["rl/zero_gradient_groups"] == 1 for row in rows) / len(rows),
         "samples": int(sum(row["rl/samples_drawn"] for row in rows)),
+        "redrawn_samples": int(sum(row["rl/redrawn_samples"] for row in rows)),
         "effective_samples_per_second": sum(row["rl/gradient_samples"] for row in rows) / position.train_seconds,
         "wasted_token_fraction": sum(row["rl/wasted_token_fraction"] * row["rl/sampled_tokens"] for row in rows)
         / max(sampled, 1),
         **before_after,
+        "by_steps": by_steps(rows),
         "seconds": position.seconds,
         "nonfinite_steps": position.nonfinite,
     }
+
+
+def by_steps(rows: list[Row]) -> dict[str, dict[str, float]]:
+    """The groups of a whole run by difficulty, the number of solution steps: how many, and the shares that taught nothing."""
+    names = sorted({key.split(".")[1] for row in rows for key in row if key.startswith("rl/by_steps.")}, key=int)
+    found = {}
+    for name in names:
+        parts = [{key.rpartition(".")[2]: value for key, value in row.items() if key.startswith(f"rl/by_steps.{name}.")}
+                 for row in rows]
+        parts = [part for part in parts if part]
+        groups = sum(part["groups"] for part in parts)
+        found[name] = {"groups": int(groups)} | {
+            key: sum(part[key] * part["groups"] for part in parts) / groups
+            for key in ("accuracy", "zero_reward_groups", "all_reward_groups", "zero_gradient_groups")}
+    return found
 
 
 CURVES = {  # file -> column: key of the log
@@ -78,9 +95,14 @@ CURVES = {  # file -> column: key of the log
 }
 
 
+# Columns that are there only where something was measured.
+MEASURED = {f"val_{name}": f"val/{name}" for name in ("core", "core_partial", "core_stderr")}
+
+
 def write_curve(path: Path, stage: str, log: list[Row]) -> None:
     """The curve of a training stage, a line a step; what was not measured at a step is left empty."""
     columns = CURVES.get(stage, {name: key for name, key in CURVES["pretrain"].items() if name != "val_bpb"})
+    columns = columns | {name: key for name, key in MEASURED.items() if any(key in row for row in log)}
     write_csv(path, tuple(columns), [[row.get(key, "") for key in columns.values()] for row in log if row["step"] > 0])
 
 

@@ -12,10 +12,13 @@ from typing import Any
 
 import click
 
-from paribus import runtime
-from paribus.config import allowed, describe, flatten, load_config, parse_config, read_yaml
+from paribus import runtime, tracking
+from paribus.config import allowed, describe, fingerprint, flatten, load_config, parse_config, read_yaml
 from paribus.errors import UserError
+from paribus.graph import tree_digest
 from paribus.progress import Progress
+from paribus.session import StateLock, lock_holder
+from paribus.summary import write_json
 
 PROFILES = Path("experiments/profiles")
 
@@ -95,8 +98,9 @@ def sparsity(checkpoint: str, questions: int, samples: int, as_json: bool) -> No
     config = load_config()
     hardware = runtime.detect(config.train)
     runtime.apply(hardware, config.seed)
-    words = Tokenizer.load(Path(checkpoint) / "tokenizer.json")
-    engine = Engine(load_checkpoint(checkpoint, hardware.device, getattr(torch, hardware.dtype)).eval(), words)
+    folder = runtime.find_checkpoint(checkpoint)
+    words = Tokenizer.load(folder / "tokenizer.json")
+    engine = Engine(load_checkpoint(folder, hardware.device, getattr(torch, hardware.dtype)).eval(), words)
     problems = list(load_jsonl(Path("data/corpus/problems/validation.jsonl")))[:questions]
     began = time.perf_counter()
     with Progress("sparsity", len(problems), "questions") as bar:
@@ -121,10 +125,79 @@ def _sparsity_page(found: dict[str, Any]) -> str:
     return "\n".join([*lines, found["recommendation"]])
 
 
+def lm(checkpoint: str, tasks: list[str], *, include_path: Path | None, limit: int | None, num_fewshot: int | None,
+       batch_size: int) -> None:
+    """Run tasks of lm-evaluation-harness: a table to read, JSON under evals/lm, a run in MLflow."""
+    from paribus.evaluate.harness import evaluate_tasks, rows_of
+
+    if not tasks:
+        raise UserError("--tasks: names none; give at least one, with commas between")
+    config, folder = load_config(), runtime.find_checkpoint(checkpoint)
+    hardware = runtime.detect(config.train)
+    runtime.apply(hardware, config.seed)
+    settings = {"checkpoint": str(folder), "tasks": tasks, "include_path": str(include_path or ""), "limit": limit,
+                "num_fewshot": num_fewshot}
+    digest = tree_digest([folder])
+    name = fingerprint(stage="lm", weights=digest, seed=config.seed, hardware=hardware.hardware_class(), **settings)
+    state = runtime.state_root() / "runs" / f"lm-{name}"
+    with StateLock(state), Progress("lm") as bar:
+        found = evaluate_tasks(folder, tasks, device=hardware.device, dtype=hardware.dtype, include_path=include_path,
+                               limit=limit, num_fewshot=num_fewshot, batch_size=batch_size, seed=config.seed,
+                               on_progress=bar.count)
+        rows = rows_of(found)
+        path = Path("evals/lm") / folder.name / f"{tasks[0]}{f'-and-{len(tasks) - 1}-more' if tasks[1:] else ''}-{name[:8]}.json"
+        write_json(path, settings | {"weights": digest, "rows": rows} | found)
+        with tracking.RunLog.open("lm", folder=state, config=config, fingerprint=name,
+                                  params=flatten(config) | {f"lm.{key}": value for key, value in settings.items()},
+                                  tags={"checkpoint": folder.name, "hardware": hardware.device_name, "dtype": hardware.dtype},
+                                  datasets={str(folder): (str(folder), digest)}) as log:
+            log.table("lm", rows)
+            log.artifact(path)
+            log.summary(_lm_metrics(rows))
+    click.echo(_lm_page(rows))
+    click.echo(f"kept in {path}")
+
+
+def _lm_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """`<task>.<metric>` and its `_stderr`; the filter's name with it where there is one."""
+    metrics: dict[str, float] = {}
+    for row in rows:
+        key = f"{row['task']}.{row['metric']}" + ("" if row["filter"] == "none" else f".{row['filter']}")
+        metrics[key] = row["value"]
+        if row["stderr"] is not None:
+            metrics[f"{key}_stderr"] = row["stderr"]
+    return metrics
+
+
+def _lm_page(rows: list[dict[str, Any]]) -> str:
+    width = max(len(row["task"]) for row in rows)
+    lines = [f"{'task':{width}}  {'metric':24}  {'value':>9}    {'stderr':>7}  {'n':>7}  shots"]
+    for row in rows:
+        metric = row["metric"] + ("" if row["filter"] == "none" else f" ({row['filter']})")
+        stderr = f"± {row['stderr']:>7.4f}" if row["stderr"] is not None else f"  {'-':>7}"
+        count, shots = ("-" if row[key] is None else row[key] for key in ("n", "shots"))
+        lines.append(f"{row['task']:{width}}  {metric:24}  {row['value']:>9.4f}  {stderr}  {count:>7}  {shots:>5}")
+    return "\n".join(lines)
+
+
+def chat(checkpoint: str, *, temperature: float, top_k: int, seed: int, max_tokens: int) -> None:
+    """Talk to a checkpoint on this terminal or pipe."""
+    from paribus.chat import Options, terminal
+
+    terminal.chat(checkpoint, Options(max_tokens, temperature, top_k, seed), load_config())
+
+
+def chat_page(checkpoints: list[str], port: int, *, temperature: float, top_k: int, seed: int, max_tokens: int) -> None:
+    """Serve a page that puts checkpoints side by side."""
+    from paribus.chat import Options, web
+    from paribus.data.prompts import PROMPTS
+
+    names = [name.strip() for name in checkpoints if name.strip()]
+    web.serve(names, port, Options(max_tokens, temperature, top_k, seed), PROMPTS, load_config())
+
+
 def pause() -> None:
     """Leave a request in the state folder of every running stage."""
-    from paribus.session import lock_holder
-
     running = [folder for folder in sorted((runtime.state_root() / "runs").glob("*")) if lock_holder(folder)]
     for folder in running:
         (folder / "pause").touch()
@@ -135,8 +208,6 @@ def pause() -> None:
 
 def mlflow_ui(port: int) -> None:
     """Become `mlflow ui` on this project's store."""
-    from paribus.tracking import tracking_uri
-
     os.environ |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = ["mlflow", "ui", "--backend-store-uri", tracking_uri(), "--port", str(port), "--workers", "1"]
+    command = ["mlflow", "ui", "--backend-store-uri", tracking.tracking_uri(), "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, "-m", *command])

@@ -151,6 +151,8 @@ class Pretrain(Schedule):
     steps: int | None = key("optimiser steps; null: tokens_per_parameter decides", ge=1)
     tokens_per_parameter: float = key("horizon in tokens / parameters, when steps is null", gt=0)
     eval_tokens: int = key("validation tokens of one estimate of bits per byte", ge=1)
+    core_every: int = key("steps between estimates of CORE, logged as the curve val/core; 0: none", ge=0)
+    core_max_per_task: int = key("items of each task of such an estimate, after the protocol's shuffle", ge=2)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ is kept in the main checkout, in a folder named by the stage's fingerprint.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,6 +81,12 @@ def load_tokenizer(folder: Path = TOKENIZER) -> Tokenizer:
     from paribus.data.tokenizer import Tokenizer
 
     return Tokenizer.load(folder / "tokenizer.json")
+
+
+def core_is_synthetic() -> bool:
+    """Whether the tasks in data/corpus/core are the embedded world's."""
+    manifest = json.loads((CORPUS / "manifest.json").read_text(encoding="utf-8"))
+    return bool(manifest["core"]["source"] == "world")
 
 
 def new_model(run: Session, vocab_size: int) -> GPT:

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paribus import tracking
 from paribus.progress import Progress
-from paribus.stages.context import CHECKPOINTS, CORPUS, EVALS, METRICS, PLOTS, REPORT, STAGES, load_model, load_tokenizer, session
+from paribus.stages.context import (
+    CHECKPOINTS,
+    CORPUS,
+    EVALS,
+    METRICS,
+    PLOTS,
+    REPORT,
+    STAGES,
+    core_is_synthetic,
+    load_model,
+    load_tokenizer,
+    session,
+)
 from paribus.summary import write_csv, write_json
+
+if TYPE_CHECKING:
+    from paribus.generate import Engine
 
 
 def core() -> None:
@@ -18,10 +33,9 @@ def core() -> None:
 
     with session("core") as run:
         cfg = run.config.eval.core
-        synthetic = json.loads((CORPUS / "manifest.json").read_text(encoding="utf-8"))["core"]["source"] == "world"
         with Progress("core") as bar, run.open_log({}) as log:
             result = evaluate_core(load_model(run, "base"), load_tokenizer(CHECKPOINTS / "base"), CORPUS / "core",
-                                   max_per_task=cfg.max_per_task, batch_size=cfg.batch_size, synthetic=synthetic,
+                                   max_per_task=cfg.max_per_task, batch_size=cfg.batch_size, synthetic=core_is_synthetic(),
                                    cache=run.folder / "items", on_progress=bar.count)
             write_items(EVALS / "core", result)
             log.summary(result.summary() | {"missing": ", ".join(result.missing)})
@@ -29,7 +43,7 @@ def core() -> None:
 
 
 def gsm8k(stage: str) -> None:
-    """Word problems answered by one checkpoint -> evals/gsm8k/<stage>."""
+    """Word problems, and the fixed prompts, answered by one checkpoint -> evals/gsm8k/<stage>."""
     from paribus.data import load_jsonl
     from paribus.evaluate.gsm8k import evaluate_gsm8k, write_items
     from paribus.generate import Engine
@@ -45,8 +59,26 @@ def gsm8k(stage: str) -> None:
             folder = EVALS / "gsm8k" / stage
             write_items(folder, result)
             log.summary(result.summary)
-            for name in ("samples.json", "failures.jsonl"):
+            answers = answer_prompts(engine, continues=stage == "base")
+            write_json(folder / "prompts.json", answers)
+            log.table("prompts", [{"checkpoint": stage} | row for row in answers])
+            for name in ("samples.json", "failures.jsonl", "prompts.json"):
                 log.artifact(folder / name, "answers")
+
+
+def answer_prompts(engine: Engine, *, continues: bool) -> list[dict[str, str]]:
+    """{prompt, answer} of the fixed prompts, greedy, to be read and compared between stages and runs.
+
+    continues: a base model, which knows no turns and continues the text instead.
+    """
+    from paribus.data.chat import render_prompt
+    from paribus.data.prompts import LONGEST, PROMPTS
+
+    words: Any = engine.tokenizer
+    ids = [[words.bos, *words.encode(prompt)] if continues else render_prompt([{"role": "user", "content": prompt}], words)
+           for prompt in PROMPTS]
+    answers = engine.generate(ids, max_new_tokens=LONGEST, tools=not continues)
+    return [{"prompt": prompt, "answer": words.decode(answer.tokens)} for prompt, (answer,) in zip(PROMPTS, answers, strict=True)]
 
 
 def compare_stages() -> None:

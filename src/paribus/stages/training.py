@@ -11,14 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paribus import runtime
-from paribus.config import Conversations, flatten, load_config, read_yaml, resolve_model, resolve_pretrain
+from paribus.config import Conversations, Pretrain, flatten, load_config, read_yaml, resolve_model, resolve_pretrain
 from paribus.progress import Progress
 from paribus.session import EXIT_PAUSED
-from paribus.stages.context import CHECKPOINTS, CORPUS, TOKENS, Session, load_model, load_tokenizer, new_model, rows_of, session
-from paribus.stages.outputs import log_samples, write_outputs
+from paribus.stages.context import (
+    CHECKPOINTS,
+    CORPUS,
+    TOKENS,
+    Session,
+    core_is_synthetic,
+    load_model,
+    load_tokenizer,
+    new_model,
+    rows_of,
+    session,
+)
+from paribus.stages.outputs import write_outputs
 from paribus.summary import rl_metrics, supervised_metrics
 
 if TYPE_CHECKING:
+    from paribus.data.tokenizer import Tokenizer
     from paribus.generate import Engine
     from paribus.model.gpt import GPT
     from paribus.train.loop import Position
@@ -45,9 +57,11 @@ def pretrain() -> None:
             rows = validation.validation_rows(schedule.device_batch_size, max_tokens)
             return bits_per_byte(model, rows, words.token_bytes).bpb
 
+        estimate = core_estimate(model, words, schedule, config.eval.core.batch_size)
+
         def evaluate(step: int) -> dict[str, float]:
             due = schedule.eval_every and step % schedule.eval_every == 0 and step < (schedule.steps or 0)
-            return {"val/bpb": val_bpb(schedule.eval_tokens)} if due else {}
+            return ({"val/bpb": val_bpb(schedule.eval_tokens)} if due else {}) | estimate(step)
 
         loader = DocumentLoader(TOKENS, "train", model_config.seq_len, config.seed)
         objective = NextToken(loader, rows_of(schedule, model_config.seq_len), schedule.device_batch_size)
@@ -58,8 +72,31 @@ def pretrain() -> None:
                 "parameters": counts["total"],
                 "flops_per_token": flops_per_token(model_config, words.vocab_size),
             }
-            log_samples(run, log, model, words)
             write_outputs(run, log, model, "base", "pretrain", summary)
+
+
+def core_estimate(model: GPT, words: Tokenizer, schedule: Pretrain, batch_size: int) -> Callable[[int], dict[str, float]]:
+    """CORE on a few items of each task after every `core_every` steps; the bundle is checked before any training.
+
+    It draws from no generator of the training's, so that the weights are the same with it and without.
+    """
+    from paribus.evaluate.core import evaluate_core
+    from paribus.evaluate.core_bundle import read_bundle
+
+    if not schedule.core_every:
+        return lambda step: {}
+    synthetic = core_is_synthetic()
+    read_bundle(CORPUS / "core", schedule.core_max_per_task, complete=synthetic)
+
+    def estimate(step: int) -> dict[str, float]:
+        if step % schedule.core_every:
+            return {}
+        found = evaluate_core(model, words, CORPUS / "core", max_per_task=schedule.core_max_per_task, batch_size=batch_size,
+                              synthetic=synthetic).summary()
+        name = "core_partial" if found["partial"] else "core"
+        return {f"val/{name}": found[name], "val/core_stderr": found["core_stderr"]}
+
+    return estimate
 
 
 def midtrain() -> None:
@@ -89,7 +126,6 @@ def converse(stage: str, source: str, target: str, schedule: Conversations) -> N
         objective = NextToken(loader, rows_of(schedule, seq_len), schedule.device_batch_size)
         params = flatten(model.config, "model.") | flatten(schedule, f"{stage}.")
         with train(run, model, objective, schedule, lambda step: {}, params) as (log, position):
-            log_samples(run, log, model, words)
             write_outputs(run, log, model, target, stage, supervised_metrics(log.rows(), position))
 
 
@@ -122,7 +158,6 @@ def rl() -> None:
         params = flatten(model.config, "model.") | flatten(cfg, "rl.")
         before = partial(watch, engine, watched, run, sample=True)
         with train(run, model, objective, cfg, evaluate, params, before) as (log, position):
-            log_samples(run, log, model, words)
             write_outputs(run, log, model, "rl", "rl", rl_metrics(log.rows(), position))
 
 

@@ -126,6 +126,14 @@ class RunLog:
         self._run["artifacts"][name] = file_digest(copy)
         self._save()
 
+    def table(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Log rows, all with the same keys, as the MLflow table tables/<name>.json, which its page shows for several runs."""
+        path = self.folder / "tables" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        columns = list(rows[0])
+        write_json(path, {"columns": columns, "data": [[row[column] for column in columns] for row in rows]})
+        self.artifact(path, "tables")
+
     def summary(self, metrics: dict[str, Any]) -> None:
         """Final metrics, nested or dotted, for the run and, as `<stage>.<key>`, for its parent; text becomes tags."""
         self._run["summary"] |= {key: plain(value) for key, value in config.flatten(metrics).items()}
@@ -321,6 +329,9 @@ class _Mirror:
                 store.client.log_artifact(self._known["run_id"], str(self.folder / "artifacts" / name), place)
                 self._note(artifacts=sent | {name: digest})
                 sent = self._known["artifacts"]
+                if place == "tables":
+                    tables = [{"path": each, "type": "table"} for each in sent if each.startswith("tables/")]
+                    store.client.set_tag(self._known["run_id"], "mlflow.loggedArtifacts", json.dumps(tables))
 
     def _end(self, store: Store, run: dict[str, Any], status: str) -> None:
         """Final metrics, for the run and its parent, and how it ended."""

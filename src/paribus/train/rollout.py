@@ -177,7 +177,8 @@ def _assemble(engine: Engine, groups: list[_Group], drawn: list[_Group], cfg: RL
     tokens, targets, weights = _pack([row for row in rows if any(row[1].sampled)], engine.model.config.seq_len)
     return Rollout(tokens, targets, weights, sum(group.sampled_tokens for group in groups), rewards, advantages,
                    [group.question for group in groups],
-                   [engine.tokenizer.decode(group.answers[0].tokens) for group in groups], statistics(drawn))
+                   [engine.tokenizer.decode(group.answers[0].tokens) for group in groups],
+                   statistics(drawn) | {"redrawn_samples": sum(len(group.answers) for group in drawn) - rewards.numel()})
 
 
 def _pack(rows: Sequence[tuple[list[int], Completion, float]], context: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,7 +206,8 @@ def statistics(groups: Sequence[_Group]) -> dict[str, Any]:
 
     zero_reward_groups: no answer right; all_reward_groups: every answer right; zero_gradient_groups: all rewards
     equal, which with a format reward is not the sum of the two. wasted_token_fraction: share of sampled tokens in
-    groups without gradient. All fractions are of groups, `formatted` and `accuracy` of answers.
+    groups without gradient. All fractions are of groups, `formatted` and `accuracy` of answers. A rollout adds
+    redrawn_samples: answers that dynamic sampling dropped.
     """
     answers = sum(len(group.answers) for group in groups)
     tokens = sum(group.sampled_tokens for group in groups)

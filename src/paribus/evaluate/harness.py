@@ -1,0 +1,256 @@
+"""Any task of lm-evaluation-harness on a paribus checkpoint. The only import of lm_eval.
+
+Three kinds of request, as the harness defines them: the log-likelihood of a continuation, of a whole text (rolling),
+and a greedy or sampled generation up to a stop text. They are answered in batches by the code that scores CORE and by
+the engine, so that the figures are the native ones. Every text is read behind <|bos|>, as in training.
+
+Log-likelihoods are sums in nats.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from paribus.data.tokenizer import Tokenizer
+from paribus.errors import UserError
+from paribus.evaluate.core import CPU_TOKENS, batches, score_units, units_of
+from paribus.generate import Engine
+from paribus.model.gpt import GPT, load_checkpoint
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+MODEL = "paribus"  # its name among lm_eval's models
+BOOTSTRAP = 1000  # draws behind a standard error that has no formula; lm_eval's 100,000 take minutes
+MAX_NEW_TOKENS = 256  # of a generation whose task sets none: lm_eval's own default
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # names of it, the first counts
+KNOWN = {*LENGTHS, "until", "do_sample", "temperature", "top_k"}  # of a task's generation_kwargs
+
+Score = tuple[float, bool]  # log-likelihood, every token the likeliest
+OnProgress = Callable[[str, int, int], None]  # kind of request, done, of how many
+
+
+# ---------------------------------------------------------------- answering requests
+
+
+@dataclass(frozen=True)
+class Responder:
+    """Answers requests with a model. batch_size: rows of one forward pass; it changes nothing but rounding."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    batch_size: int
+    seed: int = 0
+    on_progress: OnProgress | None = None
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
+        """Of each (context, continuation); white space that ends the context counts to the continuation."""
+        wholes = self.tokenizer.encode_batch([context + continuation for context, continuation in pairs])
+        contexts = self.tokenizer.encode_batch([context.rstrip() for context, _ in pairs])
+        # Where the tokenizer merges across the seam, the token that it merged is the continuation's.
+        starts = [min(len(context), len(whole) - 1) for context, whole in zip(contexts, wholes, strict=True)]
+        return self._score([[self.tokenizer.bos, *whole] for whole in wholes], [max(start, 0) + 1 for start in starts],
+                           "loglikelihood")
+
+    def rolling(self, texts: Sequence[str]) -> list[float]:
+        """Of each whole text. One longer than the context is cut into windows: each token is predicted once, the last
+        window's with as much before them as fits."""
+        tokens = [[self.tokenizer.bos, *ids] for ids in self.tokenizer.encode_batch(list(texts))]
+        return [total for total, _ in self._score(tokens, [1] * len(tokens), "rolling")]
+
+    @torch.inference_mode()
+    def _score(self, sequences: list[list[int]], starts: list[int], kind: str) -> list[Score]:
+        """Of the tokens of each sequence from its start on."""
+        limit = self.model.config.seq_len
+        parts = [list(windows(tokens, start, limit)) for tokens, start in zip(sequences, starts, strict=True)]
+        # Windows that share what comes before (a question's options) share one cached copy of it.
+        groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        for owner, windows_of in enumerate(parts):
+            for place, (tokens, first) in enumerate(windows_of):
+                groups.setdefault(tuple(tokens[:first]), []).append((owner, place))
+        options = [[parts[owner][place] for owner, place in members] for members in groups.values()]
+        units = [unit for number, group in enumerate(options) for unit in units_of(number, group, limit + 1)]
+        room = CPU_TOKENS if self.model.device.type == "cpu" else self.batch_size * limit
+        totals, greedy, done, members_of = [0.0] * len(sequences), [True] * len(sequences), 0, list(groups.values())
+        for batch in batches(units, self.batch_size, room, limit):
+            for (number, option), (mean, hit) in score_units(self.model, batch).items():
+                owner, place = members_of[number][option]
+                tokens, first = parts[owner][place]
+                totals[owner] -= mean * (len(tokens) - first)
+                greedy[owner] &= hit
+                done += 1
+            self._progress(kind, done, sum(map(len, parts)))
+        return list(zip(totals, greedy, strict=True))
+
+    def generate(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+        """The text after each (context, generation_kwargs), up to a stop text; a context that is too long loses its
+        beginning. Requests with the same settings run side by side."""
+        groups: dict[_Generation, list[int]] = {}
+        for index, (_, kwargs) in enumerate(requests):
+            groups.setdefault(_generation(kwargs), []).append(index)
+        answers: dict[int, str] = {}
+        for settings, members in groups.items():
+            prompts = [self._prompt(requests[index][0], settings.max_new_tokens) for index in members]
+            answers |= zip(members, self._complete(prompts, members, settings, len(answers), len(requests)), strict=True)
+        return [answers[index] for index in range(len(requests))]
+
+    def _complete(self, prompts: list[list[int]], ids: list[int], settings: _Generation, done: int, total: int) -> list[str]:
+        groups = Engine(self.model, self.tokenizer).generate(
+            prompts, ids=ids, rows=self.batch_size, tools=False, seed=self.seed, **dataclasses.asdict(settings),
+            on_progress=lambda some, _: self._progress("generation", done + some, total))
+        special = set(self.tokenizer.special.values())
+        texts = [self.tokenizer.decode(token for token in answer.tokens if token not in special) for (answer,) in groups]
+        ends = [[text.find(stop) for stop in settings.until if stop in text] for text in texts]
+        return [text[: min(found, default=len(text))] for text, found in zip(texts, ends, strict=True)]
+
+    def _prompt(self, context: str, new_tokens: int) -> list[int]:
+        """At least half of the model's context is the prompt's."""
+        limit = self.model.config.seq_len
+        room = limit - min(new_tokens, limit // 2) - 1
+        return [self.tokenizer.bos, *self.tokenizer.encode(context)[-room:]]
+
+    def _progress(self, kind: str, done: int, total: int) -> None:
+        if self.on_progress is not None:
+            self.on_progress(kind, done, total)
+
+
+def windows(tokens: list[int], start: int, limit: int) -> Iterator[tuple[list[int], int]]:
+    """(tokens, first to score) for inputs of at most `limit` tokens that together score tokens[start:], each once."""
+    for first in range(start, len(tokens), limit):
+        end = min(first + limit, len(tokens))
+        begin = max(end - limit - 1, 0)
+        yield tokens[begin:end], first - begin
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """A task's generation_kwargs, named as `Engine.generate` does."""
+
+    until: tuple[str, ...]
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+
+
+def _generation(kwargs: dict[str, Any]) -> _Generation:
+    """A task's generation_kwargs in the engine's terms. Raises UserError for what the engine cannot do."""
+    unknown = [key for key in kwargs if key not in KNOWN and not (key == "top_p" and kwargs[key] in (None, 1, 1.0))]
+    if unknown:
+        raise UserError([f"generation_kwargs: {key}: {kwargs[key]!r} is not supported; there are: {', '.join(sorted(KNOWN))}"
+                         for key in unknown])
+    until = kwargs.get("until") or []
+    length = next((int(kwargs[name]) for name in LENGTHS if kwargs.get(name) is not None), MAX_NEW_TOKENS)
+    temperature = 0.0 if kwargs.get("do_sample") is False else float(kwargs.get("temperature") or 0.0)
+    texts = tuple(text for text in ([until] if isinstance(until, str) else until) if text)
+    return _Generation(texts, length, temperature, int(kwargs.get("top_k") or 0))
+
+
+# ---------------------------------------------------------------- the harness
+
+
+@functools.cache
+def register() -> type:
+    """Make paribus a model of lm_eval, by the name of MODEL; returns the class."""
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import register_model
+
+    @register_model(MODEL)
+    class Paribus(LM):
+        """model_args: checkpoint (a folder), device, dtype, seed, on_progress."""
+
+        tokenizer_name = MODEL
+
+        def __init__(self, checkpoint: str, batch_size: int = 16, device: str = "cpu", dtype: str = "float32", seed: int = 0,
+                     on_progress: OnProgress | None = None, max_batch_size: int | None = None) -> None:
+            super().__init__()
+            model = load_checkpoint(checkpoint, device, getattr(torch, dtype)).eval()
+            tokenizer = Tokenizer.load(Path(checkpoint) / "tokenizer.json")
+            self.responder = Responder(model, tokenizer, int(batch_size), seed, on_progress)
+
+        def loglikelihood(self, requests: list[Any]) -> list[Score]:
+            return self.responder.loglikelihood([request.args for request in requests])
+
+        def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
+            return self.responder.rolling([request.args[0] for request in requests])
+
+        def generate_until(self, requests: list[Any]) -> list[str]:
+            return self.responder.generate([request.args for request in requests])
+
+    return Paribus
+
+
+def evaluate_tasks(checkpoint: Path, tasks: Sequence[str], *, device: str = "cpu", dtype: str = "float32",
+                   include_path: Path | None = None, limit: int | None = None, num_fewshot: int | None = None,
+                   batch_size: int = 16, seed: int = 0, on_progress: OnProgress | None = None) -> dict[str, Any]:
+    """Run tasks, groups or tags through lm_eval's `simple_evaluate`: its results, plain JSON values, without samples.
+
+    include_path: a folder of task files (YAML), whose names go before lm_eval's own. limit: items of each task.
+    num_fewshot: for tasks that do not fix theirs to 0. Raises UserError for tasks, or data of theirs, that are not there.
+    """
+    os.environ.setdefault("TQDM_DISABLE", "1")  # its bars, read on import: there is one of ours
+    from lm_eval import simple_evaluate
+
+    register()
+    manager = task_manager(tasks, include_path)
+    arguments = {"checkpoint": str(checkpoint), "device": device, "dtype": dtype, "seed": seed, "on_progress": on_progress}
+    try:
+        found = simple_evaluate(
+            model=MODEL, model_args=arguments, tasks=list(tasks), num_fewshot=num_fewshot, limit=limit,
+            task_manager=manager, batch_size=batch_size, log_samples=False, bootstrap_iters=BOOTSTRAP,
+            random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed)
+    except OSError as error:  # datasets' own errors for what is not there or out of reach
+        cause = " ".join(str(error).split())[:300]
+        raise UserError(f"lm_eval: the data of {', '.join(tasks)} is not to be had: {cause}") from None
+    kept = ("results", "groups", "n-samples", "n-shot", "versions", "higher_is_better")
+    return json.loads(json.dumps({name: found[name] for name in kept if name in found}, default=str))
+
+
+def task_manager(tasks: Sequence[str], include_path: Path | None) -> TaskManager:
+    """An index in which every task is; lm_eval's own tasks, whose index takes seconds, only where they are needed."""
+    from lm_eval.tasks import TaskManager
+
+    if include_path is not None and not include_path.is_dir():
+        raise UserError(f"--include-path {include_path}: no such folder")
+    own = TaskManager(include_path=include_path, include_defaults=False) if include_path else None
+    if own is not None and all(name in own.all_tasks for name in tasks):
+        return own
+    manager = TaskManager(include_path=include_path)
+    if problems := unknown_tasks(tasks, manager.all_tasks):
+        raise UserError(problems)
+    return manager
+
+
+def unknown_tasks(tasks: Sequence[str], known: Sequence[str]) -> list[str]:
+    """A line for people on each task that is not known, with the nearest names."""
+    problems = []
+    for name in tasks:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+            advice = f"did you mean {', '.join(near)}?" if near else f"there are {len(known):,}; --include-path adds your own"
+            problems.append(f"--tasks: no task {name!r}; {advice}")
+    return problems
+
+
+def rows_of(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """Results of `evaluate_tasks` as rows {task, filter, metric, value, stderr (None: unknown), n, shots}, groups last."""
+    rows = []
+    for task, values in {**found["results"], **found.get("groups", {})}.items():
+        for key, value in values.items():
+            metric, comma, kind = key.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            stderr = values.get(f"{metric}_stderr,{kind}")
+            rows.append({"task": task, "filter": kind, "metric": metric, "value": float(value),
+                         "stderr": float(stderr) if isinstance(stderr, int | float) else None,
+                         "n": found["n-samples"].get(task, {}).get("effective"), "shots": found["n-shot"].get(task)})
+    return rows
