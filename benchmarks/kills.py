@@ -286,8 +286,10 @@ def kill_test(folder: Path, kills: int, seed: int, target: str | None) -> dict[s
         if not tally.faults:
             tally.faults += compare(project, reference)
         print(f"pass {tally.passes}: {tally.kills} kills, {tally.faults or 'all equal'}", flush=True)
-    return vars(tally) | {"seed": seed, "seconds": time.monotonic() - began, "machine": cpu_name(), "cores": os.cpu_count(), "undisturbed_seconds": durations,
-                          "versions": {name: version(name) for name in ("torch", "dvc", "mlflow")}}
+    return vars(tally) | {
+        "seed": seed, "seconds": time.monotonic() - began, "undisturbed_seconds": durations, "machine": cpu_name(),
+        "cores": os.cpu_count(), "versions": {name: version(name) for name in ("torch", "dvc", "mlflow")},
+    }
 
 
 def make(folder: Path) -> Path:

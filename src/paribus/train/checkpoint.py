@@ -59,6 +59,11 @@ class StateStore:
             self._writer.join()
             self._writer = None
 
+    @property
+    def writing(self) -> bool:
+        """Whether a state is being written just now."""
+        return self._writer is not None and self._writer.is_alive()
+
     def steps(self) -> list[int]:
         """Steps of the states that exist, newest first."""
         return sorted((int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-*.json")), reverse=True)

@@ -117,9 +117,9 @@ def wrap(model: GPT, sharding: str, compiled: bool) -> Callable[..., Tensor]:
     """What the loop calls for a training forward; FSDP shards `model` itself, so make the optimiser afterwards."""
     forward: Any = torch.compile(model) if compiled else model
     if ranks() == 1:
-        return forward  # type: ignore[no-any-return]
+        return forward
     if sharding == "ddp":
-        return nn.parallel.DistributedDataParallel(forward, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(forward, forward_sync_buffers=False)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -130,7 +130,7 @@ def wrap(model: GPT, sharding: str, compiled: bool) -> Callable[..., Tensor]:
     with torch.no_grad():  # FSDP takes the first module that runs for the root, and evaluation runs blocks
         token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
         model(token, token)
-    return forward  # type: ignore[no-any-return]
+    return forward
 
 
 @contextmanager
@@ -143,13 +143,13 @@ def whole(model: GPT) -> Iterator[None]:
 
 def gather(model: GPT, on: bool = True) -> None:
     """Make the parameters whole on every rank, and leave them so until told otherwise."""
-    modules = [module for module in model.modules() if hasattr(module, "unshard")] if ranks() > 1 else []
+    modules: list[Any] = [module for module in model.modules() if hasattr(module, "unshard")] if ranks() > 1 else []
     for module in modules:
         module.set_reshard_after_forward(not on, recurse=False)
         if on:
             module.unshard()
     if modules and not on:
-        model.reset_iter_state()  # shards again, and forgets what ran here, which differs between ranks
+        modules[0].reset_iter_state()  # shards again, and forgets what ran here, which differs between ranks
 
 
 def leads(model: GPT, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -167,12 +167,12 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def full(tensor: Tensor) -> Tensor:
     """All of a sharded tensor, on every rank; a plain tensor as it is."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part."""
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined,no-any-return]
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def assign(parameter: Tensor, values: Tensor) -> None:
