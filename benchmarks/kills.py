@@ -10,7 +10,7 @@ orphan is then left to notice. When the pipeline is done, it must be as if nothi
     weights of all four checkpoints equal to the byte; every step once in each metrics.jsonl; no step twice or missing
     in MLflow's curves; metrics equal but for times.
 
-With kills left, it begins again from nothing. Exits 1 where any of this fails. `--stop-after rl` leaves out evaluation.
+With kills left, it begins again from nothing. Exits 1 where any of this fails.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Repro:
         """The stage, and not a shell around it."""
         try:
             below = psutil.Process(self.process.pid).children(recursive=True)
-            return next((child for child in below if "paribus" in " ".join(child.cmdline()[:4])), None)
+            return next((child for child in reversed(below) if "paribus" in " ".join(child.cmdline()[:4])), None)
         except psutil.NoSuchProcess:
             return None
 
@@ -167,7 +167,7 @@ def quotas(stages: list[str], kills: int) -> Counter[str]:
 
 def reproduce(project: Project, target: str | None, durations: dict[str, float], quota: Counter[str], luck: random.Random,
               tally: Tally) -> None:
-    """Kill and restart until the pipeline is done. A kill that came too late for its stage goes to the next."""
+    """Kill and restart until the pipeline is done."""
     idle = 0
     while idle < MAX_STARTS:
         run = Repro(project, target)
@@ -185,7 +185,10 @@ def reproduce(project: Project, target: str | None, durations: dict[str, float],
 
 def strike(run: Repro, durations: dict[str, float], quota: Counter[str], luck: random.Random, tally: Tally) -> bool:
     """Kill this start at a random instant of a stage that has kills left; False if it ended by itself."""
+    before = ""
     for stage in begun_stages(run):
+        quota[stage] += quota.pop(before, 0)  # kills that came too late for a stage go to the next
+        before = stage
         if not quota[stage]:
             continue
         moment = draw(luck, MOMENTS[stage in TRAINING])
@@ -301,12 +304,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--stop-after", help="a stage of dvc.yaml; those that it does not need are left out")
+    parser.add_argument("--training-only", action="store_true", help="leave out evaluation and report")
     parser.add_argument("--folder", type=Path, help="an empty folder to work in, kept; else a temporary one")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="paribus-kills-"))
-    result = kill_test(folder, args.kills, args.seed, args.stop_after)
+    result = kill_test(folder, args.kills, args.seed, "rl" if args.training_only else None)
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

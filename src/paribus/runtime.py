@@ -229,7 +229,7 @@ def rng_state() -> dict[str, Tensor]:
     """The state of Python's, numpy's and torch's global generators as plain tensors, fit for safetensors.
 
     Keys: python (625,) int64, numpy (626,) int64 (key, position, has_gauss), *_gauss (1,) float64 (nan: none),
-    torch (bytes,) uint8, cuda.<i> (bytes,) uint8.
+    torch (bytes,) uint8, cuda.<i> (bytes,) uint8, of the device in use.
     """
     import random
 
@@ -246,7 +246,8 @@ def rng_state() -> dict[str, Tensor]:
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
-        state |= {f"cuda.{index}": value for index, value in enumerate(torch.cuda.get_rng_state_all())}
+        index = torch.cuda.current_device()  # asking the others would take memory on each of them
+        state[f"cuda.{index}"] = torch.cuda.get_rng_state(index)
     return state
 
 

@@ -57,7 +57,8 @@ class Session:
         return tracking.RunLog.open(
             self.stage, folder=self.folder, config=self.config, params=flatten(self.config) | params,
             fingerprint=self.fingerprint, resume_step=resume_step,
-            tags={"hardware": self.hardware.device_name, "dtype": self.hardware.dtype, "threads": str(self.hardware.threads)},
+            tags={"hardware": self.hardware.device_name, "dtype": self.hardware.dtype,
+                  "threads": str(self.hardware.process_threads), "processes": str(self.hardware.processes)},
             datasets={path: (path, graph.dvc_hash(path)) for path in data},
         )
 

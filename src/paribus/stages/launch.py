@@ -79,11 +79,14 @@ def check(train: config.Train) -> None:
 
 
 def pass_on(number: int, _: Any) -> None:
-    """Send a signal on to the processes of this stage."""
+    """Send a signal on to the processes of this stage; before there are any, nothing has begun."""
     import psutil
 
-    for child in psutil.Process().children():
+    children = psutil.Process().children()
+    for child in children:
         child.send_signal(number)
+    if not children:
+        sys.exit(EXIT_PAUSED)
 
 
 def ending(status: int) -> str:
