@@ -47,6 +47,8 @@ KILLS_PER_PASS = 25  # of one pipeline from nothing to its end
 MOMENTS = {True: {"any": 7, "working": 7, "saving": 3, "between": 3}, False: {"any": 7, "between": 3}}  # by "is training"
 VICTIMS = {"group": 6, "stage": 2, "dvc": 2}
 TIMES = ("seconds", "per_second", "peak_memory_bytes")  # metrics that are no part of the result
+DVC_FILES = {".dvc/tmp/rwlock": "RWLock-file", "dvc.lock": "dvc.lock"}  # and what its errors call them
+UNREADABLE = ("corrupted", "format error", "is invalid", "unable to read")
 MAX_STARTS = 30  # in a row without a kill: then something is stuck
 # Less work than the tests' tiny pipeline: a kill costs a start, and starts are what this takes its time for.
 SMALLER = {"corpus.world.megabytes": 0.05, "corpus.world.problems": 30, "corpus.world.conversations": 20, "eval.bpb_tokens": 256,
@@ -63,6 +65,7 @@ class Tally:
     by_victim: Counter[str] = field(default_factory=Counter)
     starts: int = 0
     failed_starts: int = 0  # that nobody killed: mostly the lock of an orphan that still runs
+    mended: list[str] = field(default_factory=list)  # DVC's own files, torn by a kill, that had to be removed by hand
     passes: int = 0
     faults: list[str] = field(default_factory=list)
 
@@ -179,8 +182,21 @@ def reproduce(project: Project, target: str | None, durations: dict[str, float],
             return
         idle += 1
         tally.failed_starts += 1
+        tally.mended += mend(project.root, run.text())
         time.sleep(0.5)
     tally.faults.append(f"{MAX_STARTS} starts in a row failed: {run.text()[-2000:]}")
+
+
+def mend(root: Path, said: str) -> list[str]:
+    """Remove what DVC writes in place and cannot read again when killed in the middle: what a person would do then.
+
+    Without dvc.lock, DVC takes the results of finished stages from its run cache.
+    """
+    errors = [line for line in said.splitlines() if "ERROR" in line and any(word in line for word in UNREADABLE)]
+    torn = [name for name, called in DVC_FILES.items() if any(called in line for line in errors)]
+    for name in torn:
+        (root / name).unlink(missing_ok=True)
+    return torn
 
 
 def strike(run: Repro, durations: dict[str, float], quota: Counter[str], luck: random.Random, tally: Tally) -> bool:
