@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from conftest import TINY
+from project import STAGES, Project
 
-from paribus.config import merge, read_yaml
-
-STAGES = ("base", "mid", "sft", "rl")
 CONTRACT = {
     "tokenizer": {"vocab_size", "bytes_per_token"},
     "pretrain": {"val_bpb", "train_tokens", "tokens_per_second", "seconds", "parameters", "flops_per_token",
@@ -28,44 +22,6 @@ CONTRACT = {
            "zero_gradient_groups", "effective_samples_per_second", "wasted_token_fraction"},
 }
 CURVES = {"pretrain": "step,tokens,seconds,train_loss,val_bpb", "gsm8k": "stage,accuracy,ci_low,ci_high"}
-
-
-class Project:
-    """A checkout of paribus with tiny params, its own git and DVC."""
-
-    def __init__(self, root: Path, source: Path, **changes: Any) -> None:
-        self.root = root
-        ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
-        shutil.copytree(source / "src", root / "src", ignore=ignore)
-        for name in ("dvc.yaml", ".gitignore", ".dvcignore", "requirements.lock"):
-            shutil.copy(source / name, root / name)
-        params = merge(read_yaml(source / "params.yaml"), TINY | changes)
-        (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-
-    def start(self) -> Project:
-        self.run("git", "init", "-q", "-b", "main")
-        self.run("git", "config", "user.email", "a@example.org")
-        self.run("git", "config", "user.name", "A")
-        self.run("dvc", "init", "-q")
-        self.run("dvc", "config", "core.autostage", "true")
-        self.run("git", "add", "-A")
-        self.run("git", "commit", "-qm", "start")
-        return self
-
-    def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
-        environment = clean | {"PATH": path, "DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"} | environment
-        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0 or not check, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        return done
-
-    def metrics(self, name: str) -> dict[str, Any]:
-        return json.loads((self.root / f"metrics/{name}.json").read_text())
-
-    def digests(self) -> dict[str, str]:
-        files = {stage: self.root / f"checkpoints/{stage}/model.safetensors" for stage in STAGES}
-        return {stage: hashlib.sha256(path.read_bytes()).hexdigest() for stage, path in files.items()}
 
 
 @pytest.fixture(scope="module")

@@ -368,3 +368,20 @@ def test_a_full_disk_costs_a_warning_and_no_line(tmp_path):
         signal.signal(signal.SIGXFSZ, before)
     journal.append({"step": 50})
     assert [row["step"] for row in read_rows(journal.path)] == list(range(51))
+
+
+def test_a_store_whose_making_was_killed_is_made_anew(tmp_path):
+    from paribus.tracking.store import connect
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    code = ("import sys; from pathlib import Path; from paribus.tracking.store import connect; "
+            "connect(*sys.argv[1:3], Path(sys.argv[3]))")
+    maker = subprocess.Popen([sys.executable, "-c", code, uri, "x", str(tmp_path)])
+    aside = tmp_path / "mlflow.db.new"
+    while not (aside.exists() and aside.stat().st_size > 50_000):
+        assert maker.poll() is None, "it was made before it could be killed"
+        time.sleep(0.005)
+    maker.kill()
+    maker.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+    assert connect(uri, "x", tmp_path).experiment and (tmp_path / "mlflow.db").exists() and not aside.exists()

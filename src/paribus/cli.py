@@ -20,8 +20,13 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             for problem in error.problems:
-                click.echo(f"paribus: {problem}", err=True)
+                click.echo(f"paribus: {_process()}{problem}", err=True)
             sys.exit(2)
+
+
+def _process() -> str:
+    """Which of several processes speaks; nothing for the first, which speaks for all."""
+    return f"process {os.environ['RANK']}: " if os.environ.get("RANK", "0") != "0" else ""
 
 
 def run_own_code() -> None:

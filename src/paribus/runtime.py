@@ -89,7 +89,9 @@ class Hardware:
     device: str  # cpu, cuda or mps
     device_name: str
     dtype: str  # of matrix products: float32 or bfloat16
-    threads: int  # of the CPU
+    threads: int  # of the CPU, as one process would have them
+    processes: int  # that train together
+    process_threads: int  # of the CPU, of each process
     isa: str  # the CPU's best instruction set for matrix products
     compile: bool
     deterministic: bool
@@ -99,7 +101,8 @@ class Hardware:
     def hardware_class(self) -> dict[str, Any]:
         """What of the hardware decides the bits of a result (law 1); part of the fingerprint.
 
-        Measured: eager and compiled differ, and so do numbers of threads and instruction sets on a CPU.
+        Measured: eager and compiled differ, and so do numbers of threads and instruction sets on a CPU. So do numbers
+        of processes, but a run may go on with another number of them: they are in the provenance instead.
         """
         names = ["device", "dtype", "isa", "compile", "deterministic", "activation_checkpointing", "torch_version"]
         names.append("threads" if self.device == "cpu" else "device_name")
@@ -117,11 +120,14 @@ def detect(train: config.Train) -> Hardware:
         raise UserError(f"train.device: {device} is not available to torch {torch.__version__} here; "
                         f"there is: {present} (or auto)")
     isa = instruction_set()
+    threads, here = train.threads or available_cores(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return Hardware(
         device=device,
         device_name=torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
         dtype=_quick_dtype(device, isa) if train.dtype == "auto" else train.dtype,
-        threads=train.threads or available_cores(),
+        threads=threads,
+        processes=int(os.environ.get("WORLD_SIZE", "1")),
+        process_threads=train.threads or max(threads // here, 1),
         isa=isa,
         compile=train.compile,
         deterministic=train.deterministic,
@@ -137,6 +143,11 @@ def _quick_dtype(device: str, isa: str) -> str:
     if device == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bfloat16" if device == "cpu" and isa in ("amx_bf16", "avx512_bf16") else "float32"
+
+
+def rank() -> int:
+    """This process's number among those that train together, as torchrun gave it; 0 on its own."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def available_cores() -> int:
@@ -181,7 +192,7 @@ def apply(hardware: Hardware, seed: int) -> None:
     import torch
 
     keep_freed_memory()
-    torch.set_num_threads(hardware.threads)
+    torch.set_num_threads(hardware.process_threads)
     if hardware.compile:
         torch.use_deterministic_algorithms(hardware.deterministic)
     else:  # the same without loading the compiler, which takes seconds
@@ -245,7 +256,7 @@ def rng_state() -> dict[str, Tensor]:
     """The state of Python's, numpy's and torch's global generators as plain tensors, fit for safetensors.
 
     Keys: python (625,) int64, numpy (626,) int64 (key, position, has_gauss), *_gauss (1,) float64 (nan: none),
-    torch (bytes,) uint8, cuda.<i> (bytes,) uint8.
+    torch (bytes,) uint8, cuda.<i> (bytes,) uint8, of the device in use.
     """
     import random
 
@@ -262,7 +273,8 @@ def rng_state() -> dict[str, Tensor]:
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
-        state |= {f"cuda.{index}": value for index, value in enumerate(torch.cuda.get_rng_state_all())}
+        index = torch.cuda.current_device()  # asking the others would take memory on each of them
+        state[f"cuda.{index}"] = torch.cuda.get_rng_state(index)
     return state
 
 
@@ -368,7 +380,7 @@ _PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "RTX 3090": 71e12
 
 
 def peak_flops(hardware: Hardware) -> float:
-    """FLOP/s that MFU is a share of: the data sheet's for a known card in bf16, else the best of a few products."""
+    """FLOP/s of one process that MFU is a share of: a known card's in bf16 by its data sheet, else the best of a few products."""
     for name, flops in _PEAK_FLOPS.items():
         if name in hardware.device_name and hardware.dtype == "bfloat16":
             return flops

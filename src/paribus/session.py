@@ -84,8 +84,8 @@ def _describe_holder(folder: Path) -> str:
 class Interrupt:
     """`with Interrupt(folder, session_minutes) as interrupt:` and, between steps, `if interrupt.requested(): save`.
 
-    A stop is asked for by SIGINT or SIGTERM, by the end of the session, by the death of the DVC that started
-    this stage, or by a file `pause` in the state folder. `reason` says which. Only the main thread may enter.
+    A stop is asked for by SIGINT or SIGTERM, by the end of the session, by the death of the DVC or torchrun
+    that started this stage, or by a file `pause` in the state folder. `reason` says which. Only the main thread may enter.
     """
 
     def __init__(self, folder: Path | None = None, session_minutes: float | None = None) -> None:
@@ -124,7 +124,7 @@ class Interrupt:
             os.unlink(self._pause)
             self.reason = "paribus pause"
         elif launcher_gone():
-            self.reason = "the DVC process that started this stage is gone"
+            self.reason = "the process that started this stage (DVC, torchrun) is gone"
 
 
 def _process(pid: int) -> tuple[str, int, str] | None:
@@ -137,12 +137,12 @@ def _process(pid: int) -> tuple[str, int, str] | None:
 
 
 def _launchers() -> list[tuple[int, str]]:
-    """(pid, start time) from the parent up to the DVC process; empty without DVC or /proc.
+    """(pid, start time) from the parent up to the DVC process, or to torchrun without DVC; empty without /proc.
 
     DVC sets DVC_STAGE for what it starts and not for itself: a shell or torchrun in between has it, DVC has not.
     """
     chain: list[tuple[int, str]] = []
-    pid = os.getppid() if "DVC_STAGE" in os.environ else 0
+    pid = os.getppid() if _launched() else 0
     while pid and (process := _process(pid)):
         chain.append((pid, process[2]))
         try:
@@ -155,9 +155,14 @@ def _launchers() -> list[tuple[int, str]]:
     return chain
 
 
+def _launched() -> bool:
+    """Whether DVC or torchrun started this process, which then must not outlive them."""
+    return "DVC_STAGE" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def launcher_gone() -> bool:
-    """Whether DVC, or a shell between it and us, has died since we started. Always false when not started by DVC."""
-    if "DVC_STAGE" not in os.environ:
+    """Whether DVC, torchrun, or a shell between them and us, has died since we started; false where neither started us."""
+    if not _launched():
         return False
     if os.getppid() != _PARENT:
         return True

@@ -173,6 +173,8 @@ def _combinations(config: Config) -> list[str]:
         problems.append(f"model.window: {model.window} is longer than model.seq_len ({model.seq_len})")
     if config.corpus.source == "local" and not config.corpus.paths:
         problems.append("corpus.paths: empty, but corpus.source is local; name files or folders")
+    if config.train.sharding == "fsdp" and config.train.compile:
+        problems.append("train.compile: true does not go with train.sharding: fsdp; turn one of them off")
     for name, stage in (("midtrain", config.midtrain), ("sft", config.sft)):
         if stage.batch_tokens is None:
             problems.append(f"{name}.batch_tokens: null is for pretrain only; give a number of tokens")

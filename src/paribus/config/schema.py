@@ -122,6 +122,9 @@ class Train:
     device: Literal["auto", "cpu", "cuda", "mps"] = key("auto: cuda, else cpu")
     dtype: Literal["auto", "float32", "bfloat16"] = key("matrix products; auto: bfloat16 where the hardware is quick at it")
     threads: int | None = key("CPU threads of torch; null: the cores this process may use; part of the fingerprint", ge=1)
+    processes: int = key("processes that train together, each on a GPU or on its share of the cores", ge=1)
+    sharding: Literal["ddp", "fsdp"] = key("several processes: ddp copies the model to each; fsdp shards it too, for what does "
+                                           "not fit")
     compile: bool = key("torch.compile the training step")
     deterministic: bool = key("bit-for-bit repeatable kernels")
     activation_checkpointing: bool = key("recompute block activations in the backward pass: less memory, a third more work")

@@ -196,7 +196,7 @@ def save_checkpoint(folder: Path, model: GPT, tokenizer: Path, provenance: dict[
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_parameters()}
     save_file(tensors, folder / "model.safetensors")
     shape = {"model": dataclasses.asdict(model.config), "vocab_size": model.vocab_size}
     (folder / "config.json").write_text(json.dumps(shape, indent=1) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,22 +58,33 @@ class Session:
         return tracking.RunLog.open(
             self.stage, folder=self.folder, config=self.config, params=flatten(self.config) | params,
             fingerprint=self.fingerprint, resume_step=resume_step,
-            tags={"hardware": self.hardware.device_name, "dtype": self.hardware.dtype, "threads": str(self.hardware.threads)},
+            tags={"hardware": self.hardware.device_name, "dtype": self.hardware.dtype,
+                  "threads": str(self.hardware.process_threads), "processes": str(self.hardware.processes)},
             datasets={path: (path, graph.dvc_hash(path)) for path in data},
         )
 
 
 @contextmanager
 def session(stage: str) -> Iterator[Session]:
-    """Check the config and the hardware, name the run, and take its state for ourselves."""
+    """Check the config and the hardware, name the run, and take its state for ourselves.
+
+    Of several processes rank 0 holds the lock and hears `paribus pause`. They join before signals are caught, so that
+    one which waits for another that was refused can be ended.
+    """
+    from paribus.train import parallel
+
     config = load_config()
     hardware = runtime.detect(config.train)
     runtime.apply(hardware, config.seed)
     fingerprint = runtime.stage_fingerprint(stage, config, hardware)
     folder = runtime.state_root() / "runs" / f"{stage.replace('@', '-')}-{fingerprint}"
-    with StateLock(folder), Interrupt(folder, config.train.session_minutes) as interrupt:
-        print(f"paribus {stage}: {fingerprint} on {hardware.device_name}, {hardware.dtype}, "
-              f"{hardware.threads} threads", file=sys.stderr)
+    first = runtime.rank() == 0
+    lock = StateLock(folder) if first else nullcontext()
+    with lock, parallel.group(hardware.device), Interrupt(folder if first else None, config.train.session_minutes) as interrupt:
+        if first:
+            processes = f"{hardware.processes} processes of " if hardware.processes > 1 else ""
+            print(f"paribus {stage}: {fingerprint} on {hardware.device_name}, {hardware.dtype}, "
+                  f"{processes}{hardware.process_threads} threads", file=sys.stderr)
         yield Session(stage, config, hardware, fingerprint, folder, interrupt)
 
 

@@ -1,4 +1,7 @@
-"""The four training stages: each is the one loop with an objective; metrics are written last."""
+"""The four training stages: each is the one loop with an objective; metrics are written last.
+
+Of several processes (`launch.py`, or torchrun) all train; rank 0 alone logs, evaluates, saves and writes outputs.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ from paribus.stages.context import (
     rows_of,
     session,
 )
+from paribus.stages.launch import on_processes
 from paribus.stages.outputs import write_outputs
 from paribus.summary import rl_metrics, supervised_metrics
 
@@ -33,15 +37,18 @@ if TYPE_CHECKING:
     from paribus.data.tokenizer import Tokenizer
     from paribus.generate import Engine
     from paribus.model.gpt import GPT
-    from paribus.train.loop import Position
+    from paribus.train.checkpoint import State, StateStore
+    from paribus.train.loop import Hooks, Loop, Position
     from paribus.train.objectives import Objective
 
 
+@on_processes
 def pretrain() -> None:
     """Token shards -> checkpoints/base, metrics/pretrain.json, plots/pretrain.csv."""
     from paribus.data.loader import DocumentLoader
     from paribus.evaluate.bpb import bits_per_byte
     from paribus.model.accounting import flops_per_token, parameters
+    from paribus.train import parallel
     from paribus.train.objectives import NextToken
 
     with session("pretrain") as run:
@@ -60,11 +67,16 @@ def pretrain() -> None:
         estimate = core_estimate(model, words, schedule, config.eval.core.batch_size)
 
         def evaluate(step: int) -> dict[str, float]:
-            due = schedule.eval_every and step % schedule.eval_every == 0 and step < (schedule.steps or 0)
-            return ({"val/bpb": val_bpb(schedule.eval_tokens)} if due else {}) | estimate(step)
+            bpb_due = schedule.eval_every and step % schedule.eval_every == 0 and step < (schedule.steps or 0)
+            core_due = schedule.core_every and step % schedule.core_every == 0
+            if not bpb_due and not core_due:
+                return {}
+            return parallel.leads(model, lambda: ({"val/bpb": val_bpb(schedule.eval_tokens)} if bpb_due else {})
+                                  | (estimate() if core_due else {}))
 
         loader = DocumentLoader(TOKENS, "train", model_config.seq_len, config.seed)
-        objective = NextToken(loader, rows_of(schedule, model_config.seq_len), schedule.device_batch_size)
+        objective = NextToken(loader, rows_of(schedule, model_config.seq_len), schedule.device_batch_size,
+                              parallel.rank(), parallel.ranks())
         params = flatten(model_config, "model.") | flatten(schedule, "pretrain.")
         with train(run, model, objective, schedule, evaluate, params) as (log, position):
             summary = supervised_metrics(log.rows(), position) | {
@@ -75,35 +87,33 @@ def pretrain() -> None:
             write_outputs(run, log, model, "base", "pretrain", summary)
 
 
-def core_estimate(model: GPT, words: Tokenizer, schedule: Pretrain, batch_size: int) -> Callable[[int], dict[str, float]]:
-    """CORE on a few items of each task after every `core_every` steps; the bundle is checked before any training.
+def core_estimate(model: GPT, words: Tokenizer, schedule: Pretrain, batch_size: int) -> Callable[[], dict[str, float]]:
+    """CORE on a few items of each task; with `core_every` the bundle is checked now, before any training.
 
     It draws from no generator of the training's, so that the weights are the same with it and without.
     """
     from paribus.evaluate.core import evaluate_core
     from paribus.evaluate.core_bundle import read_bundle
 
-    if not schedule.core_every:
-        return lambda step: {}
-    synthetic = core_is_synthetic()
-    read_bundle(CORPUS / "core", schedule.core_max_per_task, complete=synthetic)
+    if schedule.core_every:
+        read_bundle(CORPUS / "core", schedule.core_max_per_task, complete=core_is_synthetic())
 
-    def estimate(step: int) -> dict[str, float]:
-        if step % schedule.core_every:
-            return {}
+    def estimate() -> dict[str, float]:
         found = evaluate_core(model, words, CORPUS / "core", max_per_task=schedule.core_max_per_task, batch_size=batch_size,
-                              synthetic=synthetic).summary()
+                              synthetic=core_is_synthetic()).summary()
         name = "core_partial" if found["partial"] else "core"
         return {f"val/{name}": found[name], "val/core_stderr": found["core_stderr"]}
 
     return estimate
 
 
+@on_processes
 def midtrain() -> None:
     """checkpoints/base -> checkpoints/mid: the chat format and the tool."""
     converse("midtrain", "base", "mid", load_config().midtrain)
 
 
+@on_processes
 def sft() -> None:
     """checkpoints/mid -> checkpoints/sft."""
     converse("sft", "mid", "sft", load_config().sft)
@@ -113,6 +123,7 @@ def converse(stage: str, source: str, target: str, schedule: Conversations) -> N
     """Train the `source` checkpoint on a mixture of conversations."""
     from paribus.data.chat import load_sources
     from paribus.data.loader import ConversationLoader, DocumentLoader, shuffle_key
+    from paribus.train import parallel
     from paribus.train.objectives import NextToken
 
     with session(stage) as run:
@@ -123,16 +134,19 @@ def converse(stage: str, source: str, target: str, schedule: Conversations) -> N
         if "documents" in names:
             sources["documents"] = DocumentLoader(TOKENS, "train", seq_len, seed)
         loader = ConversationLoader(sources, schedule.mixture, words, seq_len, seed, schedule.attend_across)
-        objective = NextToken(loader, rows_of(schedule, seq_len), schedule.device_batch_size)
+        objective = NextToken(loader, rows_of(schedule, seq_len), schedule.device_batch_size, parallel.rank(),
+                              parallel.ranks())
         params = flatten(model.config, "model.") | flatten(schedule, f"{stage}.")
         with train(run, model, objective, schedule, lambda step: {}, params) as (log, position):
             write_outputs(run, log, model, target, stage, supervised_metrics(log.rows(), position))
 
 
+@on_processes
 def rl() -> None:
     """checkpoints/sft -> checkpoints/rl, metrics/rl.json with the sparsity of the reward, plots/rl.csv."""
     from paribus.data import load_jsonl
     from paribus.generate import Engine
+    from paribus.train import parallel
     from paribus.train.objectives import PolicyGradient
     from paribus.train.rollout import rollout
 
@@ -144,19 +158,20 @@ def rl() -> None:
         watched = list(load_jsonl(CORPUS / "problems/validation.jsonl"))[: cfg.watch_questions]
 
         def evaluate(step: int) -> dict[str, float]:
-            if step == cfg.steps:
-                return watch(engine, watched, run, sample=True)
-            return watch(engine, watched, run) if cfg.watch_every and step % cfg.watch_every == 0 else {}
+            last = step == cfg.steps
+            due = last or cfg.watch_every and step % cfg.watch_every == 0
+            return parallel.leads(model, partial(watch, engine, watched, run, sample=last)) if due else {}
 
         def sample(step: int) -> Any:
             model.eval()
-            drawn = rollout(engine, problems, cfg=cfg, seed=seed, step=step)
+            with parallel.whole(model):
+                drawn = rollout(engine, problems, cfg=cfg, seed=seed, step=step)
             model.train()
             return drawn
 
-        objective = PolicyGradient(sample, cfg.device_batch_size)
+        objective = PolicyGradient(sample, cfg.device_batch_size, parallel.rank(), parallel.ranks())
         params = flatten(model.config, "model.") | flatten(cfg, "rl.")
-        before = partial(watch, engine, watched, run, sample=True)
+        before = partial(parallel.leads, model, partial(watch, engine, watched, run, sample=True))
         with train(run, model, objective, cfg, evaluate, params, before) as (log, position):
             write_outputs(run, log, model, "rl", "rl", rl_metrics(log.rows(), position))
 
@@ -179,15 +194,36 @@ def watch(engine: Engine, problems: list[dict[str, str]], run: Session, sample: 
 @contextmanager
 def train(run: Session, model: GPT, objective: Objective, schedule: Any, evaluate: Callable[[int], dict[str, float]],
           params: dict[str, Any], before: Callable[[], dict[str, float]] | None = None) -> Iterator[tuple[Any, Position]]:
-    """Run the loop from wherever it stood to its end, then yield (log, position) to write the outputs.
+    """Run the loop from wherever it stood to its end, then yield (log, position) to write the outputs, on rank 0 only.
 
     before: measured once, at step 0, and logged there.
     """
-    import torch
-
-    from paribus.model.accounting import flops_per_token
+    from paribus.train import parallel
     from paribus.train.checkpoint import StateStore
-    from paribus.train.loop import Hooks, Loop, Paused, Plan
+    from paribus.train.loop import Hooks
+
+    store = StateStore(run.folder / "state", run.config.train.keep_states)
+    if parallel.rank() == 0 and delivered(run):
+        store.clear()
+    state = parallel.newest(store)
+    prepared = partial(prepare, run, model, objective, schedule, store)
+    if parallel.rank() > 0:
+        run_loop(prepared(Hooks.silent(evaluate)), run, state, before)
+        raise SystemExit(0)
+    if state:
+        print(f"paribus {run.stage}: going on from step {state.step} of {schedule.steps}", file=sys.stderr)
+    with Progress(run.stage, schedule.steps, "step") as bar, run.open_log(params, state.step if state else None) as log:
+        hooks = Hooks(log.log, log.event, log.sync, log.rewind, evaluate, lambda step, metrics: bar.update(step, **metrics))
+        loop = prepared(hooks)
+        run_loop(loop, run, state, before)
+        yield log, loop.position
+
+
+def prepare(run: Session, model: GPT, objective: Objective, schedule: Any, store: StateStore, hooks: Hooks) -> Loop:
+    """The loop of a stage, at its beginning."""
+    from paribus.model.accounting import flops_per_token
+    from paribus.train import parallel
+    from paribus.train.loop import Loop, Plan
     from paribus.train.optim import MuonAdamW, lr_factor
 
     config = run.config
@@ -197,29 +233,32 @@ def train(run: Session, model: GPT, objective: Objective, schedule: Any, evaluat
         shape = lr_factor(step, schedule.steps, schedule.warmup_fraction, warmdown, schedule.final_lr_fraction)
         return schedule.lr_scale * shape
 
-    store = StateStore(run.folder / "state", config.train.keep_states)
     plan = Plan(schedule.steps, factor, flops_per_token(model.config, model.vocab_size),
-                runtime.peak_flops(run.hardware), config.train.save_seconds, config.train.log_every)
-    forward = torch.compile(model) if run.hardware.compile else model
-    if delivered(run):
-        store.clear()
-    state = store.load()
-    if state:
-        print(f"paribus {run.stage}: going on from step {state.step} of {schedule.steps}", file=sys.stderr)
-    with Progress(run.stage, schedule.steps, "step") as bar, run.open_log(params, state.step if state else None) as log:
-        hooks = Hooks(log.log, log.event, log.sync, log.rewind, evaluate, lambda step, metrics: bar.update(step, **metrics))
-        loop = Loop(model, forward, MuonAdamW(model, config.optimizer), objective, plan, store, run.interrupt, hooks)
+                runtime.peak_flops(run.hardware) * parallel.ranks(), config.train.save_seconds, config.train.log_every)
+    forward = parallel.wrap(model, config.train.sharding, run.hardware.compile)  # before the optimiser is made
+    return Loop(model, forward, MuonAdamW(model, config.optimizer), objective, plan, store, run.interrupt, hooks)
+
+
+def run_loop(loop: Loop, run: Session, state: State | None, before: Callable[[], dict[str, float]] | None) -> None:
+    """Train to the end; the model is whole then, and each process on its own. Exits with EXIT_PAUSED when paused."""
+    from paribus.train import parallel
+    from paribus.train.loop import Paused
+
+    with parallel.together():
         if state:
             loop.restore(state)
         elif before is not None:
-            log.log(0, before())
+            loop.hooks.log(0, before())
         try:
             loop.run()
         except Paused as paused:
+            if parallel.rank() > 0:  # the exit status of the stage is rank 0's
+                raise SystemExit(0) from None
             print(f"paribus {run.stage}: {paused}", file=sys.stderr)
             raise SystemExit(EXIT_PAUSED) from None
-        model.eval()
-        yield log, loop.position
+        parallel.gather(loop.model)
+    parallel.leave()
+    loop.model.eval()
 
 
 def delivered(run: Session) -> bool:

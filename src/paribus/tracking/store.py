@@ -83,12 +83,27 @@ def connect(uri: str, experiment: str, root: Path) -> Store:
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with locked(root / "mlflow.lock"):
+        _create(uri)
         client = MlflowClient(tracking_uri=uri)
         if found := client.get_experiment_by_name(experiment):
             return Store(client, found.experiment_id)
         # A server knows where its artifacts go; a plain database would take a path relative to whoever asks.
         location = None if uri.startswith("http") else (root.parent / "mlartifacts").as_uri()
         return Store(client, client.create_experiment(experiment, artifact_location=location))
+
+
+def _create(uri: str) -> None:
+    """Make a new sqlite database aside, then move it into place: MLflow's migrations cannot go on when killed half-way."""
+    from mlflow import MlflowClient
+
+    file = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or file.exists():
+        return
+    aside = file.with_name(f"{file.name}.new")
+    for left_over in file.parent.glob(f"{aside.name}*"):
+        left_over.unlink()
+    MlflowClient(tracking_uri=f"sqlite:///{aside}").search_experiments(max_results=1)
+    aside.rename(file)
 
 
 def store_key(name: str) -> str:

@@ -59,6 +59,11 @@ class StateStore:
             self._writer.join()
             self._writer = None
 
+    @property
+    def writing(self) -> bool:
+        """Whether a state is being written just now."""
+        return self._writer is not None and self._writer.is_alive()
+
     def steps(self) -> list[int]:
         """Steps of the states that exist, newest first."""
         return sorted((int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-*.json")), reverse=True)
@@ -66,11 +71,25 @@ class StateStore:
     def load(self) -> State | None:
         """The newest whole state; damaged ones are named and passed over."""
         for step in self.steps():
-            state = self._read(step)
+            state = self.read(step)
             if state is not None:
                 return state
             print(f"paribus: training state {self._path(step, 'json')} is damaged; trying the one before", file=sys.stderr)
         return None
+
+    def read(self, step: int) -> State | None:
+        """The state after `step` steps; None if there is none or it is damaged."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            header = json.loads(self._path(step, "json").read_bytes())
+            data = self._path(step, "safetensors").read_bytes()
+            if len(data) != header["size"] or hashlib.sha256(data).hexdigest() != header["sha256"]:
+                return None
+            return State(step, load(data), header["values"])
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            return None
 
     def clear(self) -> None:
         """Remove every state: the stage is done and its checkpoint is a DVC output."""
@@ -103,20 +122,6 @@ class StateStore:
         for step in self.steps()[self.keep:]:
             self._path(step, "json").unlink(missing_ok=True)
             self._path(step, "safetensors").unlink(missing_ok=True)
-
-    def _read(self, step: int) -> State | None:
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
-        try:
-            header = json.loads(self._path(step, "json").read_bytes())
-            data = self._path(step, "safetensors").read_bytes()
-            if len(data) != header["size"] or hashlib.sha256(data).hexdigest() != header["sha256"]:
-                return None
-            return State(step, load(data), header["values"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-            return None
-
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write aside, sync, rename, sync the folder: a reader sees the old file or the whole new one."""

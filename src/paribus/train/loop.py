@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from paribus import runtime
@@ -24,12 +23,17 @@ from paribus.data.loader import Prefetcher
 from paribus.errors import UserError
 from paribus.model.gpt import GPT
 from paribus.session import Interrupt
+from paribus.train import parallel
 from paribus.train.checkpoint import State, StateStore
 from paribus.train.objectives import MicroBatch, Objective, Work
 from paribus.train.optim import MuonAdamW
 
 MAX_NONFINITE = 3  # steps in a row without a finite gradient before the weights themselves are taken as spoilt
 MAX_ROLLBACKS = 3
+
+
+# What a rank without rows of its own puts through, as all ranks take part in each forward: it learns nothing.
+IDLE = MicroBatch(torch.zeros(1, 1, dtype=torch.int64), torch.full((1, 1), -1))
 
 
 class Paused(Exception):
@@ -51,7 +55,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls out to."""
+    """What the loop calls out to. Rank 0's are heard; on the others all but `evaluate` do nothing."""
 
     log: Callable[[int, dict[str, float]], None]
     event: Callable[[int, str, str], None]  # step, name, detail
@@ -59,6 +63,11 @@ class Hooks:
     rewind: Callable[[int], None]  # forget what was logged after a step
     evaluate: Callable[[int], dict[str, float]]  # metrics after so many steps, or nothing
     progress: Callable[[int, dict[str, float]], None]
+
+    @classmethod
+    def silent(cls, evaluate: Callable[[int], dict[str, float]]) -> Hooks:
+        """Those of a rank that is not heard."""
+        return cls(lambda *_: None, lambda *_: None, lambda: None, lambda _: None, evaluate, lambda *_: None)
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ class Plan:
 class Loop:
     """Trains `model` in place. Raises Paused when interrupted, UserError when training cannot go on."""
 
-    def __init__(self, model: GPT, forward: nn.Module | Callable[..., Tensor], optimizer: MuonAdamW, objective: Objective,
+    def __init__(self, model: GPT, forward: Callable[..., Tensor], optimizer: MuonAdamW, objective: Objective,
                  plan: Plan, store: StateStore, interrupt: Interrupt, hooks: Hooks) -> None:
         self.model, self.forward, self.optimizer = model, forward, optimizer
         self.objective, self.plan, self.store, self.interrupt, self.hooks = objective, plan, store, interrupt, hooks
@@ -89,11 +98,13 @@ class Loop:
         tensors, values = state.tensors, state.values
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
+                parallel.assign(parameter, tensors[f"model.{name}"])
         self.optimizer.load_state({name.removeprefix("optimizer."): tensor for name, tensor in tensors.items()
                                    if name.startswith("optimizer.")}, values["updates"])
         runtime.restore_rng({name.removeprefix("rng."): t for name, t in tensors.items() if name.startswith("rng.")})
         self.position = Position(**values["position"])
+        if values["ranks"] != parallel.ranks():  # another grouping of the same sums: equal but for rounding
+            self.hooks.event(self.position.step, "processes", f"{parallel.ranks()} processes, {values['ranks']} before")
 
     def run(self) -> Position:
         """Train to the last step. `restore` first to continue."""
@@ -126,7 +137,7 @@ class Loop:
         loss, grad_norm, tokens = self._gradient(work)
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
         factor = self.plan.lr_factor(step)
-        if finite and work.micro_batches:
+        if finite and tokens:
             self.optimizer.step(factor)
         self.optimizer.zero_grad()
         elapsed = time.perf_counter() - self._step_began  # making the work, or waiting for it, included
@@ -141,19 +152,19 @@ class Loop:
     def _gradient(self, work: Work) -> tuple[float, float, int]:
         """Accumulate the gradient of the whole global batch; returns loss, gradient norm and tokens."""
         device = self.model.device
-        normaliser, tokens = _sum_over_ranks(device, work.normaliser, work.tokens)
+        normaliser, tokens = parallel.sums(work.normaliser, work.tokens)
+        most = int(max(parallel.of_each(len(work.micro_batches))))
         total = torch.zeros((), device=device)
-        for index, micro in enumerate(work.micro_batches):
-            with self._sync_gradients(last=index == len(work.micro_batches) - 1):
+        for index, micro in enumerate(work.micro_batches + [IDLE] * (most - len(work.micro_batches))):
+            with self._sync_gradients(last=index == most - 1):
                 loss = self.forward(*_to(device, micro)) / max(normaliser, 1)
-                (loss * _ranks()).backward()  # DDP averages over ranks; a sum over the global batch is meant
+                # DDP and FSDP average over ranks; a sum over the global batch is meant
+                (loss * parallel.ranks()).backward()
             total += loss.detach()
-        if not work.micro_batches:
+        if not most:
             return 0.0, 0.0, int(tokens)
         norm = self.optimizer.clip()
-        if _ranks() > 1:
-            dist.all_reduce(total)
-        return float(total), float(norm), int(tokens)
+        return parallel.sums(float(total))[0], float(norm), int(tokens)
 
     def _sync_gradients(self, last: bool) -> Any:
         if last or not isinstance(self.forward, nn.parallel.DistributedDataParallel):
@@ -176,7 +187,7 @@ class Loop:
         bad = list(range(step - self._bad_run + 1, step + 1))
         counts = self.position
         self.store.wait()
-        state = self.store.load()
+        state = parallel.newest(self.store)
         if counts.rollbacks >= MAX_ROLLBACKS or state is None:
             raise UserError(f"step {step}: loss or gradient not finite for {self._bad_run} steps in a row, after "
                             f"{counts.rollbacks} rollbacks; lower the learning rate (lr_scale) or set optimizer.grad_clip")
@@ -217,22 +228,23 @@ class Loop:
     def _between_steps(self, finite: bool) -> None:
         """Save when it is time, stop when asked to."""
         done = self.position.step >= self.plan.steps
-        due = time.monotonic() - self._saved_at >= self.plan.save_seconds
-        stop = _any_rank(self.interrupt.requested())
+        stop, due = parallel.any_rank(self.interrupt.requested(), time.monotonic() - self._saved_at >= self.plan.save_seconds)
         if finite and (due or stop) or done:
             self.save()
         if stop and not done:
             self.store.wait()
-            raise Paused(f"{self.interrupt.reason}: saved at step {self.position.step} of {self.plan.steps}")
+            reason = self.interrupt.reason or "another process was asked to stop"
+            raise Paused(f"{reason}: saved at step {self.position.step} of {self.plan.steps}")
         self._step_began = time.perf_counter()
 
     def save(self) -> None:
-        """Save the state; rank 0 writes."""
-        tensors: dict[str, Tensor] = {f"model.{name}": p for name, p in self.model.named_parameters()}
+        """Save the state, whole, so that any number of ranks can go on with it; rank 0 writes."""
+        tensors: dict[str, Tensor] = {f"model.{name}": parallel.full(p) for name, p in self.model.named_parameters()}
         tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.full_state().items()}
         tensors |= {f"rng.{name}": tensor for name, tensor in runtime.rng_state().items()}
-        values = {"position": dataclasses.asdict(self.position), "updates": self.optimizer.updates}
-        if not dist.is_initialized() or dist.get_rank() == 0:
+        values = {"position": dataclasses.asdict(self.position), "updates": self.optimizer.updates,
+                  "ranks": parallel.ranks()}
+        if parallel.rank() == 0:
             self.hooks.sync()
             self.store.save(self.position.step, tensors, values)
         self._saved_at = time.monotonic()
@@ -243,26 +255,6 @@ def _to(device: torch.device, micro: MicroBatch) -> tuple[Tensor, Tensor, Tensor
     if device.type != "cuda":
         return tensors
     return tuple(t if t is None else t.pin_memory().to(device, non_blocking=True) for t in tensors)  # type: ignore[return-value]
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _sum_over_ranks(device: torch.device, *values: float) -> list[float]:
-    if _ranks() == 1:
-        return list(values)
-    sums = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(sums)
-    return sums.tolist()
-
-
-def _any_rank(flag: bool) -> bool:
-    if _ranks() == 1:
-        return flag
-    seen = torch.tensor(float(flag), device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(seen)
-    return bool(seen > 0)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -61,6 +61,8 @@ class NextToken:
         self.rows = range(rank, batch_rows, ranks)
 
     def work(self, step: int) -> Work:
+        if not self.rows:  # more ranks than rows
+            return Work([], 0.0, 0)
         batch = self.loader.batch(step, self.rows, self.batch_rows)
         micro_batches = [
             MicroBatch(batch.inputs[part], batch.targets[part], None if batch.documents is None else batch.documents[part])
@@ -74,23 +76,27 @@ class PolicyGradient:
 
     pure = False
 
-    def __init__(self, sample: Callable[[int], Rollout], device_batch_size: int) -> None:
+    def __init__(self, sample: Callable[[int], Rollout], device_batch_size: int, rank: int = 0, ranks: int = 1) -> None:
+        """sample: the whole step's rollout, on every rank."""
         self.sample, self.device_batch_size = sample, device_batch_size
+        self.rank, self.ranks = rank, ranks
 
     def work(self, step: int) -> Work:
         rollout = self.sample(step)
         metrics = {f"rl/{key}": float(value) for key, value in flatten(rollout.statistics).items()}
+        normaliser = float(rollout.n_sampled_tokens) if self.rank == 0 else 0.0  # ranks add theirs up
         if not len(rollout.tokens):  # no group with two different rewards: nothing to learn in this step
-            return Work([], float(rollout.n_sampled_tokens), 0, metrics)
+            return Work([], normaliser, 0, metrics)
         ends = (rollout.targets >= 0).long().cumsum(dim=1).argmax(dim=1) + 1  # (B,) length of each row
-        order = ends.argsort(stable=True)  # rows of like length go together and are cut to the longest
+        # rows of like length go together and are cut to the longest
+        order = ends.argsort(stable=True)[self.rank :: self.ranks]
         micro_batches = []
         for part in _parts(len(order), self.device_batch_size):
             rows, length = order[part], int(ends[order[part]].max())
             micro_batches.append(MicroBatch(rollout.tokens[rows, :length], rollout.targets[rows, :length],
                                             weights=rollout.weights[rows, :length]))
         tokens = sum(micro.tokens.numel() for micro in micro_batches)
-        return Work(micro_batches, float(rollout.n_sampled_tokens), tokens, metrics)
+        return Work(micro_batches, normaliser, tokens, metrics)
 
 
 def _parts(rows: int, size: int) -> list[slice]:

@@ -1,7 +1,8 @@
 """Muon for the block matrices, AdamW for everything else; one optimiser, its state plain named tensors.
 
 With several ranks each parameter is updated by one owner, which alone holds its state, and then broadcast:
-the optimiser state is sharded and the result is that of a single process.
+the optimiser state is sharded and the result is that of a single process. What FSDP has sharded is made whole for
+that, a group at a time, as Muon needs whole matrices.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from paribus.config import Optimizer as OptimizerConfig
 from paribus.model.gpt import GPT
+from paribus.train import parallel
 
 # Coefficients of the quintic iteration that drives singular values to about 1 (Keller Jordan, "Muon", 2024,
 # https://kellerjordan.github.io/posts/muon): tuned for slope at zero, so they end in [0.7, 1.2], not at 1.
@@ -66,14 +68,19 @@ class MuonAdamW:
         self.updates = 0  # AdamW's bias correction counts updates made, not steps passed
         self.parameters = [p for group in self.groups for p in group.parameters.values()]
         self._owner = _owners(self.groups)
+        self._sharded = any(parallel.is_sharded(p) for p in self.parameters)
 
     @torch.no_grad()
     def clip(self) -> Tensor:
         """Scale all gradients so that their global norm is at most grad_clip; returns the norm before, ()."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        if self._sharded:
+            norm = parallel.norm(gradients)
+        else:
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         if self.config.grad_clip:
-            torch._foreach_mul_(gradients, (self.config.grad_clip / norm.clamp(min=1e-12)).clamp(max=1.0))
+            parts = [parallel.local(g) for g in gradients]
+            torch._foreach_mul_(parts, (self.config.grad_clip / norm.clamp(min=1e-12)).clamp(max=1.0))
         return norm
 
     @torch.no_grad()
@@ -81,7 +88,7 @@ class MuonAdamW:
         """Update every parameter; learning rates are multiplied by `lr_factor`."""
         self.updates += 1
         for group in self.groups:
-            mine = {name: p for name, p in group.parameters.items() if p.grad is not None and self._is_mine(name)}
+            mine = self._mine(group)
             lr = group.lr * lr_factor
             if group.weight_decay and mine:
                 torch._foreach_mul_(list(mine.values()), 1 - lr * group.weight_decay)
@@ -89,24 +96,34 @@ class MuonAdamW:
                 self._muon(mine, lr)
             elif mine:
                 self._adamw(mine, lr)
-        self._share()
+            self._share(group, mine)
 
     def zero_grad(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
 
     def full_state(self) -> dict[str, Tensor]:
-        """The state of all parameters, on every rank: what is saved."""
-        if not dist.is_initialized() or dist.get_world_size() == 1:
+        """The state of all parameters, on rank 0: what is saved. The other ranks get their own part."""
+        if parallel.ranks() == 1:
             return self.state
         full = {}
         for group in self.groups:
             for name, parameter in group.parameters.items():
                 for kind in ("momentum",) if group.rule == "muon" else ("first", "second"):
-                    tensor = self.state.get(f"{kind}.{name}", torch.zeros_like(parameter))
-                    dist.broadcast(tensor, self._owner[name])
-                    full[f"{kind}.{name}"] = tensor
+                    full[f"{kind}.{name}"] = self._to_first(f"{kind}.{name}", name, parameter)
         return full
+
+    def _to_first(self, key: str, name: str, parameter: Tensor) -> Tensor:
+        """A tensor of the state, brought from its owner to rank 0."""
+        owner = self._owner[name]
+        tensor = self.state.get(key)
+        if tensor is None:
+            tensor = torch.zeros(parameter.shape, device=parameter.device)
+        if owner and parallel.rank() == owner:
+            dist.send(tensor, 0)
+        elif owner and parallel.rank() == 0:
+            dist.recv(tensor, owner)
+        return tensor
 
     def load_state(self, state: dict[str, Tensor], updates: int) -> None:
         """Take back what `full_state` gave; each rank keeps what it owns."""
@@ -147,13 +164,32 @@ class MuonAdamW:
         torch._foreach_addcdiv_(list(parameters.values()), first, denominators, -lr / (1 - beta1**self.updates))
 
     def _is_mine(self, name: str) -> bool:
-        return not dist.is_initialized() or self._owner[name] == dist.get_rank()
+        return self._owner[name] == parallel.rank()
 
-    def _share(self) -> None:
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            for group in self.groups:
-                for name, parameter in group.parameters.items():
-                    dist.broadcast(parameter, self._owner[name])
+    def _mine(self, group: Group) -> dict[str, Tensor]:
+        """The parameters of a group that this rank updates, whole, with their gradients."""
+        learned = {name: p for name, p in group.parameters.items() if p.grad is not None}
+        if not self._sharded:
+            return {name: p for name, p in learned.items() if self._is_mine(name)}
+        mine = {}
+        for name, parameter in learned.items():  # all ranks take part in making each of them whole
+            values, gradient = parallel.full(parameter.detach()), parallel.full(parameter.grad)  # type: ignore[arg-type]
+            if self._is_mine(name):
+                mine[name] = values
+                values.grad = gradient
+        return mine
+
+    def _share(self, group: Group, mine: dict[str, Tensor]) -> None:
+        """Give every rank what each owner has updated."""
+        if parallel.ranks() == 1:
+            return
+        for name, parameter in group.parameters.items():
+            if not parallel.is_sharded(parameter):
+                dist.broadcast(parameter, self._owner[name])
+            elif parameter.grad is not None:
+                values = mine[name] if name in mine else torch.empty(parameter.shape, device=parameter.device)
+                dist.broadcast(values, self._owner[name])
+                parallel.assign(parameter, values)
 
 
 def _gradients(parameters: dict[str, Tensor]) -> list[Tensor]:
@@ -162,8 +198,7 @@ def _gradients(parameters: dict[str, Tensor]) -> list[Tensor]:
 
 def _owners(groups: list[Group]) -> dict[str, int]:
     """The rank that updates each parameter: largest first, each to the rank with the least so far."""
-    world = dist.get_world_size() if dist.is_initialized() else 1
-    load = [0] * world
+    load = [0] * parallel.ranks()
     owners = {}
     named = {name: p for group in groups for name, p in group.parameters.items()}
     for name in sorted(named, key=lambda n: (-named[n].numel(), n)):

@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from paribus.config import RL
 from paribus.evaluate.gsm8k import chat_prompt, score, solution_steps
 from paribus.generate import Completion, Engine, stream_seed
+from paribus.train import parallel
 
 Problem = dict[str, Any]
 LENGTH_STEP = 32  # row lengths are multiples of this, so that few shapes occur
@@ -67,6 +69,8 @@ class _Group:
 
 def rollout(engine: Engine, problems: Sequence[Problem], *, cfg: RL, seed: int, step: int) -> Rollout:
     """Answer the questions of a step and score them: a pure function of (weights, problems, cfg, seed, step).
+
+    Ranks answer a share of the questions each and exchange the answers: all have the whole step afterwards.
 
     With cfg.dynamic_sampling, groups without variance are replaced by groups of new questions, up to so many times;
     what they cost is in the statistics. A group that is still without variance then stays.
@@ -141,10 +145,35 @@ def _shuffled(items: Sequence[int], seed: int) -> list[int]:
 def _ask(engine: Engine, problems: Sequence[Problem], questions: Sequence[int], cfg: RL, seed: int) -> list[_Group]:
     tokenizer: Any = engine.tokenizer
     prompts = [chat_prompt(tokenizer, problems[index]["question"]) for index in questions]
-    answers = engine.generate(prompts, samples=cfg.samples_per_question, max_new_tokens=cfg.max_new_tokens,
-                              temperature=cfg.temperature, top_k=cfg.top_k, seed=seed, rows=cfg.rollout_rows)
+    mine = list(range(parallel.rank(), len(prompts), parallel.ranks()))
+    answers = engine.generate([prompts[place] for place in mine], samples=cfg.samples_per_question, ids=mine,
+                              max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_k=cfg.top_k, seed=seed,
+                              rows=cfg.rollout_rows) if mine else []
+    if parallel.ranks() > 1:
+        answers = _exchange(dict(zip(mine, answers, strict=True)), len(prompts), cfg, engine.model.device)
     return [_score_group(engine, problems[index], index, prompt, group, cfg)
             for index, prompt, group in zip(questions, prompts, answers, strict=True)]
+
+
+def _exchange(mine: dict[int, list[Completion]], questions: int, cfg: RL, device: torch.device) -> list[list[Completion]]:
+    """The answers to all questions, on every rank, from each rank's own: place of a question -> its answers."""
+    longest = cfg.max_new_tokens
+    table = torch.zeros(questions, cfg.samples_per_question, 2 * longest + 4, dtype=torch.int32)
+    for place, answers in mine.items():
+        for row, answer in zip(table[place], answers, strict=True):
+            facts = [len(answer.tokens), answer.finished, answer.tool_calls, answer.well_formed_tool_calls]
+            row[:4] = torch.tensor(facts)
+            row[4 : 4 + facts[0]] = torch.tensor(answer.tokens)
+            row[4 + longest : 4 + longest + facts[0]] = torch.tensor(answer.sampled)
+    table = table.to(device)
+    dist.all_reduce(table)
+    return [[_completion(row, longest) for row in group] for group in table.tolist()]
+
+
+def _completion(row: list[int], longest: int) -> Completion:
+    length, finished, calls, well_formed = row[:4]
+    sampled = [bool(bit) for bit in row[4 + longest : 4 + longest + length]]
+    return Completion(row[4 : 4 + length], sampled, bool(finished), calls, well_formed)
 
 
 def _score_group(engine: Engine, problem: Problem, question: int, prompt: list[int], answers: list[Completion],

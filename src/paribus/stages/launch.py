@@ -1,0 +1,94 @@
+"""Starting a training stage's processes: `train.processes` of them, through torch.distributed's own launcher.
+
+What started the stage (DVC, a shell) sees one process and one exit status. `torchrun --nproc_per_node=N -m paribus
+pretrain` does the same from outside, on several machines too; then `train.processes` is not looked at.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from paribus import config, runtime
+from paribus.errors import UserError
+from paribus.session import EXIT_PAUSED
+
+if TYPE_CHECKING:
+    from torch.distributed.launcher.api import LaunchConfig
+
+
+def on_processes(stage: Callable[[], None]) -> Callable[[], None]:
+    """A stage that runs as `train.processes` asks for."""
+    @functools.wraps(stage)
+    def start() -> None:
+        if "WORLD_SIZE" in os.environ:  # one of several already
+            return stage()
+        train = config.load_config().train
+        return stage() if train.processes == 1 else launch(stage.__name__, train)
+
+    return start
+
+
+def launch(stage: str, train: config.Train) -> None:
+    """Run `paribus <stage>` in several processes; exits as rank 0 does, or as the first that fails.
+
+    SIGINT and SIGTERM are passed on, and the processes take their time to save; they notice by themselves when this
+    one, or the DVC above it, is killed. When one of them dies the others are stopped.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
+    check(train)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it calls a pause an error
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, pass_on)
+    command = [sys.executable, "-m", "paribus", stage]
+    try:
+        elastic_launch(launch_config(train.processes), command[0])(*command[1:])
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode != EXIT_PAUSED:
+            print(f"paribus {stage}: process {rank} of {train.processes} {ending(failure.exitcode)}; the others were stopped. "
+                  "Start again, and training goes on from the last saved state", file=sys.stderr)
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
+
+
+def launch_config(processes: int) -> LaunchConfig:
+    """This machine only, no restarts; of signals the launcher keeps for itself the one that nobody sends."""
+    from torch.distributed.launcher.api import LaunchConfig
+
+    return LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
+                        rdzv_endpoint="localhost:0", local_addr="localhost", max_restarts=0, signals_to_handle="SIGQUIT")
+
+
+def check(train: config.Train) -> None:
+    """Raises UserError, once, for what every process would."""
+    import torch
+
+    hardware = runtime.detect(train)
+    if hardware.device == "cuda" and train.processes > torch.cuda.device_count():
+        raise UserError(f"train.processes: {train.processes}, but there are {torch.cuda.device_count()} CUDA devices")
+    if hardware.device == "mps":
+        raise UserError(f"train.processes: {train.processes} is for cpu and cuda; on mps set 1")
+
+
+def pass_on(number: int, _: Any) -> None:
+    """Send a signal on to the processes of this stage; before there are any, nothing has begun."""
+    import psutil
+
+    children = psutil.Process().children()
+    for child in children:
+        child.send_signal(number)
+    if not children:
+        sys.exit(EXIT_PAUSED)
+
+
+def ending(status: int) -> str:
+    """How a process ended, in words."""
+    return f"was killed ({signal.Signals(-status).name})" if status < 0 else f"ended with exit status {status}"

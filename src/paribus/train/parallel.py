@@ -1,0 +1,199 @@
+"""Several processes that train as one: their group, DDP or FSDP2 around the model, what they agree on.
+
+torch.distributed does the work; torchrun or `stages/launch.py` starts the processes. A process on its own needs
+none of it, and every function here then does nothing more than its name says.
+
+DDP keeps the whole model on every rank. FSDP2 shards parameters and gradients over them; single numbers, which it
+does not take, stay whole on every rank. The optimiser's state is sharded either way (optim.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from paribus.errors import UserError
+from paribus.train.checkpoint import State, StateStore
+
+if TYPE_CHECKING:
+    from paribus.model.gpt import GPT
+
+# Ranks wait for rank 0's evaluations this long; that one of them has died is noticed by their launcher, at once.
+TIMEOUT = timedelta(hours=24)
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def group(device: str) -> Iterator[None]:
+    """Join the other processes of this run, if torchrun started several: NCCL on CUDA, else gloo."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        yield
+    finally:
+        leave()
+
+
+def leave() -> None:
+    """Go on alone."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What ranks do in step. Raises UserError when one of them has died."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo raises nothing more particular
+        if ranks() == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise UserError(f"another of the {ranks()} processes has died; start again, and training goes on from the last "
+                        "saved state") from error
+
+
+# ---------------------------------------------------------------- what they agree on
+
+
+def _control_device() -> str:
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
+
+
+def sums(*values: float) -> list[float]:
+    """Each value, added up over ranks; on every rank."""
+    if ranks() == 1:
+        return list(values)
+    total = torch.tensor(values, dtype=torch.float64, device=_control_device())
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def any_rank(*flags: bool) -> list[bool]:
+    """Each flag: whether any rank has it set. Clocks and signals differ between ranks; what follows must not."""
+    return [count > 0 for count in sums(*map(float, flags))]
+
+
+def of_each(value: float) -> list[float]:
+    """The value of each rank, by rank."""
+    return sums(*(value if one == rank() else 0.0 for one in range(ranks())))
+
+
+def newest(store: StateStore) -> State | None:
+    """The newest whole state, as rank 0 finds it; the others read the same one."""
+    if ranks() == 1:
+        return store.load()
+    state = store.load() if rank() == 0 else None
+    step = int(sums(state.step + 1 if state else 0)[0]) - 1
+    if step < 0 or state:
+        return state
+    if (state := store.read(step)) is None:
+        raise UserError(f"{store.folder}: this process cannot read the state of step {step} that rank 0 reads; "
+                        "all processes need the same folder")
+    return state
+
+
+# ---------------------------------------------------------------- the model
+
+
+def wrap(model: GPT, sharding: str, compiled: bool) -> Callable[..., Tensor]:
+    """What the loop calls for a training forward; FSDP shards `model` itself, so make the optimiser afterwards."""
+    forward: Any = torch.compile(model) if compiled else model
+    if ranks() == 1:
+        return forward
+    if sharding == "ddp":
+        return nn.parallel.DistributedDataParallel(forward, forward_sync_buffers=False)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(model.device.type, (ranks(),))
+    scalars = {p for p in model.parameters() if p.dim() == 0}
+    for module in (*model.blocks, model):
+        fully_shard(module, mesh=mesh, ignored_params=scalars)
+    with torch.no_grad():  # FSDP takes the first module that runs for the root, and evaluation runs blocks
+        token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+        model(token, token)
+    return forward
+
+
+@contextmanager
+def whole(model: GPT) -> Iterator[None]:
+    """Within, every rank has the whole model, free to run it as it likes; all ranks enter and leave."""
+    gather(model, True)
+    yield
+    gather(model, False)
+
+
+def gather(model: GPT, on: bool = True) -> None:
+    """Make the parameters whole on every rank, and leave them so until told otherwise."""
+    modules: list[Any] = [module for module in model.modules() if hasattr(module, "unshard")] if ranks() > 1 else []
+    for module in modules:
+        module.set_reshard_after_forward(not on, recurse=False)
+        if on:
+            module.unshard()
+    if modules and not on:
+        modules[0].reset_iter_state()  # shards again, and forgets what ran here, which differs between ranks
+
+
+def leads(model: GPT, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What rank 0 measures on the whole model, while the others wait; nothing on those. All ranks call it."""
+    with whole(model):
+        return measure() if rank() == 0 else {}
+
+
+# ---------------------------------------------------------------- tensors of FSDP
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    return hasattr(tensor, "device_mesh")
+
+
+def full(tensor: Tensor) -> Tensor:
+    """All of a sharded tensor, on every rank; a plain tensor as it is."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def assign(parameter: Tensor, values: Tensor) -> None:
+    """Set a parameter, sharded or not, to `values`, which every rank has in full."""
+    if is_sharded(parameter):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(parameter, DTensor)
+        values = distribute_tensor(values.to(parameter.device), parameter.device_mesh, parameter.placements,
+                                   src_data_rank=None).to_local()
+    local(parameter).copy_(values)
+
+
+def norm(gradients: list[Tensor]) -> Tensor:
+    """The global norm () of gradients of which some are sharded; those that are not are averaged over ranks first."""
+    plain = [g for g in gradients if not is_sharded(g)]
+    for gradient in plain:
+        dist.all_reduce(gradient)
+        gradient /= ranks()
+    square = torch.stack(torch._foreach_norm([local(g) for g in gradients if is_sharded(g)])).square().sum()
+    dist.all_reduce(square)
+    if plain:
+        square += torch.stack(torch._foreach_norm(plain)).square().sum()
+    return square.sqrt()

@@ -1,0 +1,22 @@
+"""Kill -9 at random instants through real DVC, git and MLflow: afterwards it is as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.timeout(900)
+def test_ten_kills_leave_no_trace(project_root: Path, tmp_path: Path) -> None:
+    """The short form of `benchmarks/kills.py --kills 100`: the training stages only."""
+    command = [sys.executable, str(project_root / "benchmarks/kills.py"), "--kills", "10", "--seed", "1", "--training-only",
+               "--folder", str(tmp_path / "work"), "--out", str(tmp_path / "kills.json")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = json.loads((tmp_path / "kills.json").read_text())
+    assert found["kills"] == 10 and not found["faults"]
+    assert len(found["by_stage"]) >= 4

@@ -1,0 +1,110 @@
+"""The real stage command on several processes: the same model, any number of them next time, and one that dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from project import Project
+
+from paribus.session import EXIT_PAUSED
+
+STEPS = 5
+ONE_STEP = 1e-6  # minutes: a session that is over after its first step
+# The first gradients of the scalars are rounding noise, of which AdamW with an eps below it takes the sign.
+SETTINGS = {"pretrain.steps": STEPS, "pretrain.eval_every": 2, "eval.bpb_tokens": 256, "optimizer.eps": 1e-6}
+
+
+class Trainer(Project):
+    """A project with its tokens written, in which `paribus pretrain` runs on its own."""
+
+    def __init__(self, root: Path, source: Path, **changes: object) -> None:
+        super().__init__(root, source, **SETTINGS | changes)
+        script = "from paribus import stages\nfor name in ('corpus', 'tokenizer', 'tokens'): getattr(stages, name)()"
+        self.run(sys.executable, "-c", script, PYTHONPATH=str(root / "src"), DVC_ROOT=str(root))
+
+    def start(self, **train: object) -> subprocess.Popen[str]:  # type: ignore[override]
+        params = yaml.safe_load((self.root / "params.yaml").read_text())
+        params["train"] |= train
+        (self.root / "params.yaml").write_text(yaml.safe_dump(params))
+        environment = self.environment() | {"PYTHONPATH": str(self.root / "src"), "DVC_ROOT": str(self.root)}
+        return subprocess.Popen(["paribus", "pretrain"], cwd=self.root, env=environment, stderr=subprocess.PIPE, text=True)
+
+    def train(self, **train: object) -> tuple[int, str]:
+        """Exit status and what was said."""
+        process = self.start(**train)
+        said = process.communicate()[1]
+        return process.returncode, said
+
+    def rows(self) -> list[dict[str, float]]:
+        """The log's steps and events so far."""
+        logs = [path.read_text() for path in (self.root / ".paribus/runs").glob("pretrain-*/metrics.jsonl")]
+        return [json.loads(line) for line in "".join(logs).splitlines(keepends=True) if line.endswith("\n")]
+
+    def steps(self) -> list[dict[str, float]]:
+        return [row for row in self.rows() if "train/loss" in row]
+
+    def wait_for_steps(self, count: int) -> None:
+        deadline = time.monotonic() + 120
+        while len(self.steps()) < count and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Trainer:
+    """A run of one process."""
+    trainer = Trainer(tmp_path_factory.mktemp("alone"), project_root)
+    status, said = trainer.train()
+    assert status == 0, said
+    return trainer
+
+
+@pytest.mark.timeout(600)
+def test_a_run_on_1_4_and_2_processes_ddp_and_fsdp_is_the_run_of_one(alone: Trainer, tmp_path: Path, project_root: Path) -> None:
+    """Every session goes on with another number of processes; exit 75 passes through the launcher."""
+    moving = Trainer(tmp_path, project_root)
+    for processes, sharding in ((2, "ddp"), (1, "ddp"), (4, "ddp"), (2, "fsdp")):
+        status, said = moving.train(processes=processes, sharding=sharding, session_minutes=ONE_STEP)
+        assert status == EXIT_PAUSED and "Traceback" not in said, said
+        assert said.count("saved at step") == 1  # one process speaks
+    status, said = moving.train(processes=1, session_minutes=None)
+    assert status == 0 and f"going on from step {STEPS - 1}" in said, said
+    ours, theirs = moving.steps(), alone.steps()
+    assert [row["step"] for row in ours] == list(range(1, STEPS + 1))
+    for name in ("train/loss", "train/grad_norm", "val/bpb"):
+        assert [row[name] for row in ours if name in row] == pytest.approx([row[name] for row in theirs if name in row], rel=1e-3)
+    assert ours[-1]["train/tokens"] == theirs[-1]["train/tokens"]
+    changes = [row["detail"] for row in moving.rows() if row.get("event") == "processes"]
+    assert changes == ["1 processes, 2 before", "4 processes, 1 before", "2 processes, 4 before", "1 processes, 2 before"]
+
+
+@pytest.mark.timeout(600)
+def test_a_signal_saves_and_a_killed_process_ends_the_stage_and_both_go_on(tmp_path: Path, project_root: Path) -> None:
+    trainer = Trainer(tmp_path, project_root, **{"pretrain.steps": 100_000, "pretrain.eval_every": 0})
+    stage = trainer.start(processes=2)
+    trainer.wait_for_steps(2)
+    stage.send_signal(signal.SIGTERM)
+    assert stage.wait(60) == EXIT_PAUSED
+    saved = len(trainer.steps())
+
+    stage = trainer.start(processes=2)
+    trainer.wait_for_steps(saved + 2)
+    ranks = psutil.Process(stage.pid).children()
+    [second] = [rank for rank in ranks if rank.environ()["RANK"] == "1"]
+    os.kill(second.pid, signal.SIGKILL)
+    said = stage.communicate(timeout=60)[1]
+    assert stage.returncode == 1 and "process 1 of 2 was killed (SIGKILL)" in said and "Traceback" not in said, said
+    assert not any(rank.is_running() for rank in ranks)
+
+    status, said = trainer.train(processes=1, session_minutes=ONE_STEP)
+    assert status == EXIT_PAUSED and "going on from step" in said
+    steps = [row["step"] for row in trainer.steps()]
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) > saved
