@@ -17,7 +17,8 @@ from paribus.model.gpt import GPT
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 60  # enough to be right more often than not at temperature 1
-SHAPE = {"depth": 2, "width": 64, "head_dim": 16, "n_heads": None, "n_kv_heads": 2, "seq_len": 96}
+SHAPE = {"depth": 2, "width": 64, "head_dim": 16, "n_heads": None, "n_kv_heads": 2, "seq_len": 96,
+         "mlp": "relu2", "window_pattern": "L", "value_embeddings": "none"}
 
 
 def problem(a: int, b: int, c: int | None = None) -> dict[str, str]:

@@ -125,7 +125,7 @@ def test_parameter_counts_are_the_published_ones(params: dict, depth: int, publi
     """335.5 M and 561.0 M: the seed study and the public depth-20 run, vocabulary 65,536."""
     config = parse_config(merge(params, {
         "model.depth": depth, "model.aspect_ratio": 64, "model.head_dim": 128, "model.x0_scalars": False,
-        "model.residual_scalars": False,
+        "model.residual_scalars": False, "model.mlp": "relu2", "model.value_embeddings": "none",
     }))
     assert parameters(config.model, 65_536)["total"] == published
 

@@ -265,6 +265,7 @@ def test_every_section_shows_its_inputs(page: str, results: Path) -> None:
         "core",
         "gsm8k",
         "sparsity",
+        "prompts",
         "samples",
         "provenance",
     ]
