@@ -31,6 +31,7 @@ CONNECTIONS = 8
 ATTEMPTS = 8  # in a row that bring no byte: with the pauses between them some four minutes
 WRONG_CONTENTS = 3
 STALL_SECONDS = 30.0
+PAUSE = 1.0  # seconds before the first new attempt, doubled for each one after it
 LONGEST_PAUSE = 120.0
 CHUNK = 1 << 18
 BROKEN = (OSError, http.client.HTTPException)  # resets, time-outs, refusals, DNS; urllib's own errors are OSErrors
@@ -90,18 +91,24 @@ def missing_bytes(files: Iterable[Remote]) -> int:
     return sum(max((file.size or 0) - _size(_part(file)), 0) for file in files if not file.path.exists())
 
 
+def in_bytes(size: float) -> str:
+    """1234567890 -> 1.23 GB."""
+    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= unit), (1.0, "bytes"))
+    return f"{size / unit:,.{0 if unit == 1 else 2}f} {name}"
+
+
 def need_space(folder: Path, needed: int, why: str) -> None:
     """Raises UserError if the disk of `folder` has less than `needed` bytes free."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise UserError(f"{folder}: {needed / 1e9:,.1f} GB are needed ({why}), and {free / 1e9:,.1f} GB are free; make room, "
+        raise UserError(f"{folder}: {in_bytes(needed)} are needed ({why}), and {in_bytes(free)} are free; make room, "
                         "take less (corpus.megabytes), or put the folder on another disk")
 
 
-def fetch_all(files: list[Remote], headers: Mapping[str, str], progress: Progress | None = None, *,
-              connections: int = CONNECTIONS, pause: float = 1.0) -> None:
-    """Every file to its path. pause: seconds before the first new attempt, doubled for each one after it.
+def fetch_all(files: list[Remote], headers: Mapping[str, str], progress: Progress | None = None,
+              connections: int = CONNECTIONS) -> None:
+    """Every file to its path.
 
     Raises UserError that names every file that could not be had; what came of it stays for the next start.
     """
@@ -110,7 +117,7 @@ def fetch_all(files: list[Remote], headers: Mapping[str, str], progress: Progres
 
     def one(file: Remote) -> str | None:
         try:
-            _Fetch(file, headers, done.add, stop, pause).run()
+            _Fetch(file, headers, done.add, stop).run()
         except UserError as error:
             return str(error)
         return None
@@ -141,9 +148,8 @@ class _Count:
 class _Fetch:
     """One file under way."""
 
-    def __init__(self, file: Remote, headers: Mapping[str, str], count: Callable[[int], None], stop: threading.Event,
-                 pause: float) -> None:
-        self.file, self.headers, self.count, self.stop, self.pause = file, dict(headers), count, stop, pause
+    def __init__(self, file: Remote, headers: Mapping[str, str], count: Callable[[int], None], stop: threading.Event) -> None:
+        self.file, self.headers, self.count, self.stop = file, dict(headers), count, stop
 
     def run(self) -> None:
         """Fetch until whole. Raises UserError."""
@@ -194,7 +200,7 @@ class _Fetch:
 
     def _rest(self, wait: float | None, failures: int) -> None:
         """As long as the server asks for, else ever longer; uneven, lest all threads come back at once."""
-        longest = min(self.pause * 2 ** (failures - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.0)
+        longest = min(PAUSE * 2 ** (failures - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.0)
         if self.stop.wait(longest if wait is None else min(wait, LONGEST_PAUSE)):
             raise UserError(f"{self.file.name}: stopped")
 
@@ -229,7 +235,7 @@ def _passing(code: int) -> bool:
     return code in (408, 429) or code >= 500
 
 
-def read_range(url: str, headers: Mapping[str, str], start: int, stop: int, pause: float = 1.0) -> bytes:
+def read_range(url: str, headers: Mapping[str, str], start: int, stop: int) -> bytes:
     """Bytes [start, stop) of a remote file. Raises OSError and HTTPException once trying again is of no use."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -240,7 +246,7 @@ def read_range(url: str, headers: Mapping[str, str], start: int, stop: int, paus
         except BROKEN as error:
             if attempt == ATTEMPTS or isinstance(error, urllib.error.HTTPError) and not _passing(error.code):
                 raise
-            time.sleep(min(pause * 2 ** (attempt - 1), LONGEST_PAUSE))
+            time.sleep(min(PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE))
     raise OSError(url)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from paribus.config import Archive, HubFiles
 from paribus.data import Progress, whole_folder
-from paribus.data.download import BROKEN, CONNECTIONS, Remote, fetch_all, missing_bytes, need_space, present, read_range
+from paribus.data.download import BROKEN, CONNECTIONS, Remote, fetch_all, in_bytes, missing_bytes, need_space, present, read_range
 from paribus.errors import UserError
 
 UNPACKED = {".zst": 3.0, ".gz": 3.0}  # text of a packed file / its size, about; of parquet it is read from the file's end
@@ -173,8 +173,8 @@ def documents(sources: list[HubFiles], column: str, megabytes: float | None, sto
     text = sum(texts) if megabytes is None else min(sum(texts), megabytes * 1e6)
     missing = missing_bytes(file.remote for file in planned)
     total = sum(file.remote.size or 0 for file in planned)
-    say(f"{len(planned)} of {len(files)} files, {total / 1e9:,.2f} GB, for {text / 1e9:,.2f} GB of text (about "
-        f"{text / 4.8e9:,.2f} billion tokens); {missing / 1e9:,.2f} GB to fetch")
+    say(f"{len(planned)} of {len(files)} files, {in_bytes(total)}, for {in_bytes(text)} of text (about "
+        f"{text / 4.8e6:,.1f} million tokens); {in_bytes(missing)} to fetch")
     need_space(store, int(text) + (0 if offline() else missing), "for the files and the text taken from them")
     fetch(planned, progress)
     yield from planned
