@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paribus import runtime
-from paribus.config import Conversations, flatten, load_config, read_yaml, resolve_model, resolve_pretrain
+from paribus.config import Conversations, Pretrain, flatten, load_config, read_yaml, resolve_model, resolve_pretrain
 from paribus.progress import Progress
 from paribus.session import EXIT_PAUSED
 from paribus.stages.context import CHECKPOINTS, CORPUS, TOKENS, Session, load_model, load_tokenizer, new_model, rows_of, session
@@ -19,6 +19,8 @@ from paribus.stages.outputs import log_samples, write_outputs
 from paribus.summary import rl_metrics, supervised_metrics
 
 if TYPE_CHECKING:
+    from paribus.data.loader import DocumentLoader
+    from paribus.data.packing import PackedLoader
     from paribus.generate import Engine
     from paribus.model.gpt import GPT
     from paribus.train.loop import Position
@@ -49,7 +51,7 @@ def pretrain() -> None:
             due = schedule.eval_every and step % schedule.eval_every == 0 and step < (schedule.steps or 0)
             return {"val/bpb": val_bpb(schedule.eval_tokens)} if due else {}
 
-        loader = DocumentLoader(TOKENS, "train", model_config.seq_len, config.seed)
+        loader = document_rows(schedule, model_config.seq_len, config.seed)
         objective = NextToken(loader, rows_of(schedule, model_config.seq_len), schedule.device_batch_size)
         params = flatten(model_config, "model.") | flatten(schedule, "pretrain.")
         with train(run, model, objective, schedule, evaluate, params) as (log, position):
@@ -60,6 +62,14 @@ def pretrain() -> None:
             }
             log_samples(run, log, model, words)
             write_outputs(run, log, model, "base", "pretrain", summary)
+
+
+def document_rows(schedule: Pretrain, seq_len: int, seed: int) -> DocumentLoader | PackedLoader:
+    """Rows of training documents as `pretrain.packing` says."""
+    from paribus.data.loader import DocumentLoader
+    from paribus.data.packing import PackedLoader
+
+    return {"concatenate": DocumentLoader, "best_fit": PackedLoader}[schedule.packing](TOKENS, "train", seq_len, seed)
 
 
 def midtrain() -> None:
