@@ -52,7 +52,11 @@ def pretrain() -> None:
             return {"val/bpb": val_bpb(schedule.eval_tokens)} if due else {}
 
         loader = document_rows(schedule, model_config.seq_len, config.seed)
-        objective = NextToken(loader, rows_of(schedule, model_config.seq_len), schedule.device_batch_size)
+        rows = rows_of(schedule, model_config.seq_len)
+        if (epochs := (schedule.steps or 0) * rows / loader.rows_per_epoch) > 1:
+            print(f"paribus pretrain: the horizon reads data/tokens {epochs:.1f} times; more text: corpus.megabytes, corpus.paths",
+                  file=sys.stderr)
+        objective = NextToken(loader, rows, schedule.device_batch_size)
         params = flatten(model_config, "model.") | flatten(schedule, "pretrain.")
         with train(run, model, objective, schedule, evaluate, params) as (log, position):
             summary = supervised_metrics(log.rows(), position) | {
@@ -69,7 +73,9 @@ def document_rows(schedule: Pretrain, seq_len: int, seed: int) -> DocumentLoader
     from paribus.data.loader import DocumentLoader
     from paribus.data.packing import PackedLoader
 
-    return {"concatenate": DocumentLoader, "best_fit": PackedLoader}[schedule.packing](TOKENS, "train", seq_len, seed)
+    if schedule.packing == "best_fit":
+        return PackedLoader(TOKENS, "train", seq_len, seed)
+    return DocumentLoader(TOKENS, "train", seq_len, seed)
 
 
 def midtrain() -> None:
