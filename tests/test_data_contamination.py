@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from paribus import config
-from paribus.data.contamination import WORDS, TestItems, word_ngrams
+from paribus.data.contamination import WORDS, Items, word_ngrams
 from paribus.data.corpus import build_corpus
 from paribus.data.shards import documents
 from paribus.errors import UserError
@@ -49,16 +49,16 @@ def test_runs_of_words_are_those_of_a_plain_count() -> None:
     ("", False),
 ])
 def test_thirteen_words_in_a_row_tell(text: str, expected: bool) -> None:
-    assert TestItems(ITEMS).contaminated(["another text", text]).tolist() == [False, expected]
+    assert Items(ITEMS).contaminated(["another text", text]).tolist() == [False, expected]
 
 
 def test_a_run_does_not_go_on_in_the_next_document() -> None:
     words = QUESTION.split()
-    assert not TestItems(ITEMS).contaminated([" ".join(words[:9]), " ".join(words[9:])]).any()
+    assert not Items(ITEMS).contaminated([" ".join(words[:9]), " ".join(words[9:])]).any()
 
 
 def test_the_summary_counts_items_and_documents() -> None:
-    items = TestItems(ITEMS | {"other": [[" ".join(str(n) for n in range(30))]]})
+    items = Items(ITEMS | {"other": [[" ".join(str(n) for n in range(30))]]})
     items.contaminated([QUESTION, "clean", QUESTION + " again"])
     assert items.summary() == {"words": 13, "documents": 2, "benchmarks": {
         "problems": {"items": 2, "checked": 1, "found": 1}, "other": {"items": 1, "checked": 1, "found": 0}}}

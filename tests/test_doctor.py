@@ -88,7 +88,7 @@ def test_a_wrong_key_is_told_as_everywhere(project: Path) -> None:
 
 def test_outputs_that_are_nowhere_are_named(project: Path) -> None:
     assert "nothing has run yet" in found("outputs").text
-    (project / "dvc.lock").write_text("stages: {corpus: {outs: [{path: data/corpus, md5: 0123456789abcdef0123456789abcdef.dir}]}}")
+    (project / "dvc.lock").write_text(f"stages: {{corpus: {{outs: [{{path: data/corpus, md5: {'ab' * 16}.dir}}]}}}}")
     assert found("outputs").state == "note" and "data/corpus" in found("outputs").text and "dvc pull" in found("outputs").text
 
 

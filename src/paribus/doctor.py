@@ -141,7 +141,8 @@ def _git() -> Finding:
         return Finding("broken", "no commit here: git init && git add -A && git commit -m start")
     asked = [subprocess.run(["git", "config", f"user.{key}"], capture_output=True).returncode == 0 for key in ("name", "email")]
     if not all(asked):
-        return Finding("broken", 'git does not know you, and DVC experiments commit: git config user.name "…"; git config user.email "…"')
+        return Finding("broken", "git does not know you, and DVC experiments are commits: git config user.name NAME; "
+                                 "git config user.email ADDRESS")
     where = f"{state['branch'] or 'detached'} at {state['commit'][:10]}"
     if state["dirty"]:
         return Finding("note", f"{where}, with uncommitted changes: runs note their hash; commit, so that others can have them")
@@ -162,8 +163,8 @@ def _outputs() -> Finding:
     cache = _cache_folder()
     missing = [path for path, md5 in outs.items() if not Path(path).exists() and not (cache / md5[:2] / md5[2:]).exists()]
     if missing:
-        return Finding("note", f"{len(missing)} of {len(outs)} outputs of dvc.lock are neither here nor in the cache ({_some(missing)}): "
-                               "dvc pull, or dvc repro")
+        return Finding("note", f"{len(missing)} of {len(outs)} outputs of dvc.lock are neither here nor in the cache "
+                               f"({_some(missing)}): dvc pull, or dvc repro")
     return Finding("ok", f"the {len(outs)} outputs of dvc.lock are here or in the cache")
 
 
@@ -210,7 +211,8 @@ def _sqlite(path: Path) -> Finding:
     except sqlite3.Error as error:
         sound, runs = str(error), 0
     if sound != "ok":
-        return Finding("broken", f"{path}: {sound}; move it away: the next run makes a new one, and `.paribus/` keeps what each run logged")
+        return Finding("broken", f"{path}: {sound}; move it away: the next run makes a new one, and `.paribus/` keeps what each "
+                                 "run logged")
     if not os.access(path, os.W_OK):
         return Finding("broken", f"{path} cannot be written to: chown it, or set MLFLOW_TRACKING_URI")
     return Finding("ok", f"{path}: {runs:,} runs")

@@ -55,7 +55,7 @@ def _word_hashes(letters: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> n
     return np.asarray(x * _STEP ^ (x >> np.uint64(27)))
 
 
-class TestItems:
+class Items:
     """The runs of words of all test items, and which of them were met. benchmarks: name -> the texts of each item."""
 
     def __init__(self, benchmarks: dict[str, list[list[str]]]) -> None:

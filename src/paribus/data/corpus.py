@@ -23,7 +23,7 @@ from typing import Any
 
 from paribus import config
 from paribus.data import Progress, hub, load_jsonl, open_bytes, open_text, sha256_file, whole_folder, world, write_jsonl
-from paribus.data.contamination import TestItems, read_items
+from paribus.data.contamination import Items, read_items
 from paribus.data.conversations import read_rows, to_conversation
 from paribus.errors import UserError
 
@@ -104,7 +104,7 @@ def _describe(path: Path, name: str, **more: Any) -> Entry:
 class _DocumentWriter:
     """documents/*.jsonl, one file after the other; counts what it wrote, and what of it test items are in."""
 
-    def __init__(self, folder: Path, items: TestItems | None, drop: bool) -> None:
+    def __init__(self, folder: Path, items: Items | None, drop: bool) -> None:
         folder.mkdir(parents=True)
         self.folder, self.documents, self.bytes, self.empty = folder, 0, 0, 0
         self._items, self._drop = items, drop
@@ -205,7 +205,7 @@ def _take(writer: _DocumentWriter, name: str, path: Path, column: str, limit: fl
     return _describe(path, name, documents=writer.documents - before)
 
 
-def _test_items(cfg: config.Corpus, folder: Path) -> TestItems | None:
+def _test_items(cfg: config.Corpus, folder: Path) -> Items | None:
     """What documents are checked against; those of the world are templates that share their wording with its tests."""
     problems, core = cfg.problems != "world", cfg.core != "world"
     there = (folder / "problems/test.jsonl").is_file(), (folder / "core/eval_data").is_dir()
@@ -213,7 +213,7 @@ def _test_items(cfg: config.Corpus, folder: Path) -> TestItems | None:
         if cfg.drop_contaminated and not problems and not core:
             raise UserError("corpus.drop_contaminated: nothing to compare with: corpus.problems and corpus.core are the world's")
         return None
-    return TestItems(read_items(folder / "problems" if problems and there[0] else None,
+    return Items(read_items(folder / "problems" if problems and there[0] else None,
                                 folder / "core" if core and there[1] else None))
 
 

@@ -54,7 +54,7 @@ def pretrain() -> None:
         loader = document_rows(schedule, model_config.seq_len, config.seed)
         rows = rows_of(schedule, model_config.seq_len)
         if (epochs := (schedule.steps or 0) * rows / loader.rows_per_epoch) > 1:
-            print(f"paribus pretrain: the horizon reads data/tokens {epochs:.1f} times; more text: corpus.megabytes, corpus.paths",
+            print(f"paribus pretrain: the horizon reads data/tokens {epochs:.1f} times; for more text: corpus.*",
                   file=sys.stderr)
         objective = NextToken(loader, rows, schedule.device_batch_size)
         params = flatten(model_config, "model.") | flatten(schedule, "pretrain.")
