@@ -14,18 +14,25 @@ import pytest
 from paribus import doctor
 
 
-@pytest.fixture
-def project(tmp_path: Path, project_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A committed checkout with DVC."""
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Path:
+    root = tmp_path_factory.mktemp("template")
     for name in ("params.yaml", "dvc.yaml", "requirements.lock"):
-        shutil.copy(project_root / name, tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
+        shutil.copy(project_root / name, root / name)
     for command in ("git init -q -b main", "git config user.email a@example.org", "git config user.name A",
                     f"{sys.executable} -m dvc init -q", "git add -A", "git commit -qm start"):
-        subprocess.run(command.split(), check=True, env=os.environ | {"DVC_NO_ANALYTICS": "1"})
-    return tmp_path
+        subprocess.run(command.split(), check=True, cwd=root, env=os.environ | {"DVC_NO_ANALYTICS": "1"})
+    return root
+
+
+@pytest.fixture
+def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A committed checkout with DVC, which is the working folder."""
+    shutil.copytree(template, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "project"
 
 
 def found(name: str) -> doctor.Finding:

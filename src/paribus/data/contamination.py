@@ -65,7 +65,7 @@ class Items:
         hashes, owner = word_ngrams([text for _, text in texts])
         items = np.array([number for number, _ in texts], np.int64)[owner]
         self._runs, place = np.unique(hashes, return_inverse=True)
-        self._pairs = np.unique(np.stack([items, place], 1), axis=0)
+        self._pairs = np.stack(np.divmod(np.unique(items * max(len(self._runs), 1) + place), max(len(self._runs), 1)), 1)
         self._met = np.zeros(len(self._runs), bool)
         self.documents = 0
 
