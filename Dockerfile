@@ -1,8 +1,10 @@
-# docker build -t paribus . && docker run --rm -v paribus-cache:/paribus/.dvc/cache -v paribus-state:/paribus/.paribus paribus
-# With a GPU: add --gpus all; torch from PyPI brings its own CUDA libraries.
+# docker build -t paribus . && docker run --rm -v paribus-state:/paribus/.paribus -v paribus-cache:/paribus/.dvc/cache paribus
+# With a GPU: add --gpus all; torch from PyPI brings its own CUDA libraries. More: docs/docker.md
 FROM python:3.11.14-slim-bookworm
 
 # git: DVC and provenance; make: the two commands; g++: torch.compile.
+# Their versions are those of this base image's Debian release: pinning them too would break the build at each point release.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ git make \
     && rm -rf /var/lib/apt/lists/* \
@@ -18,8 +20,12 @@ COPY --chown=paribus:paribus Makefile requirements.lock ./
 RUN make .venv/.requirements
 
 COPY --chown=paribus:paribus . .
-RUN make venv && mkdir -p .dvc/cache .paribus
+RUN make venv && mkdir -p .dvc/cache .paribus mlartifacts
 
-# DVC's cache and the resumable state (with the tracking store) outlive the container.
-VOLUME ["/paribus/.dvc/cache", "/paribus/.paribus"]
+# What outlives the container. .paribus: fetched datasets, resumable state, the MLflow database, compiled kernels;
+# .dvc/cache: every version of every output, and which command made it; mlartifacts: the files of MLflow's runs.
+ENV MLFLOW_TRACKING_URI=sqlite:////paribus/.paribus/mlflow.db \
+    HF_HOME=/paribus/.paribus/huggingface \
+    TORCHINDUCTOR_CACHE_DIR=/paribus/.paribus/compiled
+VOLUME ["/paribus/.paribus", "/paribus/.dvc/cache", "/paribus/mlartifacts"]
 CMD ["make", "repro"]

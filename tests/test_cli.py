@@ -85,6 +85,18 @@ def test_profile_arguments_are_what_dvc_reads(project: Path) -> None:
     assert "corpus.source=local" in words and 'corpus.paths=["../shared/data/corpus"]' in words
 
 
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_dvc_reads_back_what_the_profile_says(path: Path, project: Path) -> None:
+    import shlex
+
+    from dvc.utils.hydra import apply_overrides
+
+    words = shlex.split(paribus("profile", "args", path.stem, cwd=project).stdout)[1::2]
+    apply_overrides(project / "params.yaml", words)
+    expected = merge(read_yaml(PROFILES[0].parent.parent.parent / "params.yaml"), flatten(read_yaml(path)))
+    assert flatten(read_yaml(project / "params.yaml")) == flatten(expected)
+
+
 def test_keys_documents_a_key(project: Path) -> None:
     shown = paribus("keys", "model.depth", cwd=project).stdout
     assert "transformer blocks (a whole number >= 1 and <= 256)" in shown

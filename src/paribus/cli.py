@@ -199,6 +199,16 @@ def pause() -> None:
     tools.pause()
 
 
+@commands.command()
+def doctor() -> None:
+    """Check the set-up: versions, GPU, disk, clock, git, store, remote. One line each; exit 1 if something is broken."""
+    from paribus import doctor as checks
+
+    findings = checks.examine()
+    click.echo(checks.report(findings))
+    sys.exit(any(finding.state == "broken" for _, finding in findings))
+
+
 @commands.command(context_settings={"ignore_unknown_options": True})
 @click.option("--port", default=5000, show_default=True, help="Port of the page.")
 def ui(port: int) -> None:

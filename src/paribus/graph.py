@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +111,52 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def tree_digest(paths: Iterable[str | Path]) -> str:
+class DigestMemo:
+    """sha256 of large files, hashed once as long as inode, size and time of change stay (what DVC's own state goes by).
+
+    A hundred gigabytes of shards would else be read at each start. A file changed in the seconds before it was hashed
+    is not noted: its time of change would not tell a change that comes right after.
+    """
+
+    LARGE = 1_000_000  # bytes; smaller files are hashed in a moment
+    SETTLED = 2.0  # seconds
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._known: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # none yet, or cut short by a power failure: everything is hashed again
+            self._known = {}
+        self._new: dict[str, str] = {}
+
+    def digest(self, path: Path) -> str:
+        """The sha256 of a file."""
+        about = path.stat()
+        if about.st_size < self.LARGE:
+            return file_digest(path)
+        key = _key(about)
+        if key not in self._known:
+            digest = file_digest(path)
+            if time.time() - about.st_mtime < self.SETTLED or _key(path.stat()) != key:
+                return digest
+            self._known[key] = self._new[key] = digest
+        return self._known[key]
+
+    def save(self) -> None:
+        """Note what was hashed anew; entries of files long gone go with the oldest."""
+        if self._new:
+            entries = dict(list(self._known.items())[-10_000:])
+            aside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+            aside.write_text(json.dumps(entries), encoding="utf-8")
+            aside.replace(self.path)
+            self._new = {}
+
+
+def _key(about: os.stat_result) -> str:
+    return f"{about.st_dev}-{about.st_ino}-{about.st_size}-{about.st_mtime_ns}"
+
+
+def tree_digest(paths: Iterable[str | Path], memo: DigestMemo | None = None) -> str:
     """sha256 over names and contents of files and folders; caches of Python's are no content. Raises UserError."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -119,7 +166,9 @@ def tree_digest(paths: Iterable[str | Path]) -> str:
             raise UserError(f"{path}: does not exist; `dvc repro` makes what the stages before it write")
         files += files_below(path) if path.is_dir() else [(path.name, path)]
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
-        digests = list(pool.map(lambda pair: file_digest(pair[1]), files))
+        digests = list(pool.map(lambda pair: memo.digest(pair[1]) if memo else file_digest(pair[1]), files))
+    if memo:
+        memo.save()
     lines = [f"{digest}  {name}\n" for (name, _), digest in zip(files, digests, strict=True)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

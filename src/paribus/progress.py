@@ -76,6 +76,9 @@ class Progress:
         left = self.seconds_left(now)
         words = [" ".join(filter(None, (self._part, self.unit, f"{self._step:,}/{self.total:,}")))]
         words += [_value(name, value) for name, value in itertools.islice(self._values.items(), MAX_VALUES)]
+        if not self._values and self._first is not None and self._step > self._first[1] and now > self._first[0]:
+            rate = (self._step - self._first[1]) / (now - self._first[0])
+            words.append(f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s")
         words += [f"{_clock(left)} left"] if left is not None else []
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=self._step, total=self.total, text="  ".join(words))

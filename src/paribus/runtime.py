@@ -26,7 +26,15 @@ from typing import TYPE_CHECKING, Any
 import paribus
 from paribus import config
 from paribus.errors import UserError
-from paribus.graph import declared_params, file_digest, stage_definition, stage_definitions, tree_digest
+from paribus.graph import (
+    DigestMemo,
+    StageDefinition,
+    declared_params,
+    file_digest,
+    stage_definition,
+    stage_definitions,
+    tree_digest,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -308,9 +316,15 @@ def stage_fingerprint(name: str, settings: config.Config, hardware: Hardware | N
     return config.fingerprint(
         stage=name,
         params=declared_params(definition, settings),
-        deps={path: tree_digest([path]) for path in definition.deps},
+        deps=dep_digests(definition),
         hardware=hardware.hardware_class() if hardware else None,
     )
+
+
+def dep_digests(definition: StageDefinition) -> dict[str, str]:
+    """Dep -> digest of its contents; a large file that did not change is read once. Raises UserError for an absent one."""
+    memo = DigestMemo(state_root() / "digests.json")
+    return {path: tree_digest([path], memo) for path in definition.deps}
 
 
 def provenance(hardware: Hardware | None = None) -> dict[str, Any]:
@@ -349,6 +363,12 @@ def git_state() -> dict[str, Any]:
         "dirty": bool(status),
         "diff": hashlib.sha256(changes.encode(errors="surrogateescape")).hexdigest() if status else None,
     }
+
+
+def git_time() -> float | None:
+    """When the last commit was made, seconds since 1970; None outside a repository."""
+    committed = _git("log", "-1", "--format=%ct")
+    return float(committed) if committed else None
 
 
 def _git(*arguments: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -51,11 +52,16 @@ def list_profiles() -> None:
 
 def print_profile_args(name: str) -> None:
     """The profile as arguments of `dvc exp run`, quoted for a shell."""
-    click.echo(" ".join(f"-S {shlex.quote(f'{key}={_hydra(value)}')}" for key, value in read_profile(name).items()))
+    known = flatten(load_config())  # a name of one's own, as of a conversation source, is new to params.yaml: +name=
+    overrides = read_profile(name).items()
+    words = [f"{key if key in known else '+' + key}={_hydra(value)}" for key, value in overrides]
+    click.echo(" ".join(f"-S {shlex.quote(word)}" for word in words))
 
 
 def _hydra(value: Any) -> str:
     """A value as DVC's -S reads it: YAML, but for null and quotes."""
+    if isinstance(value, str) and not re.fullmatch(r"[\w./-]+", value):
+        return f"'{value}'"
     return "null" if value is None else json.dumps(value) if isinstance(value, (bool, list)) else str(value)
 
 

@@ -27,16 +27,19 @@ from paribus.config.schema import (
     flatten,
     key,
 )
+from paribus.config.sources import Archive, HubFiles, parse_source
 
 __all__ = [
     "RL",
     "Architecture",
+    "Archive",
     "Config",
     "Conversations",
     "Core",
     "Corpus",
     "Eval",
     "Gsm8k",
+    "HubFiles",
     "Model",
     "Optimizer",
     "Pretrain",
@@ -54,6 +57,7 @@ __all__ = [
     "load_config",
     "merge",
     "parse_config",
+    "parse_source",
     "read_yaml",
     "resolve_model",
     "resolve_pretrain",

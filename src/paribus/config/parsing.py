@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from paribus.config.derived import shape
-from paribus.config.schema import Config, describe
+from paribus.config.schema import Config, Corpus, describe
+from paribus.config.sources import Archive, HubFiles, source_problem
 from paribus.errors import UserError
+
+# Sources of the mixtures that are always there: the world's, and what other data gives.
+RESERVED_SOURCES = ("facts", "smalltalk", "instructions", "problems_worked", "problems_direct", "documents")
 
 
 def load_config(path: str | Path = "params.yaml", overrides: dict[str, Any] | None = None) -> Config:
@@ -124,8 +128,9 @@ def _as_type(hint: Any, value: Any) -> Any:
     if typing.get_origin(hint) is list:
         return list(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else None
     if typing.get_origin(hint) is dict:
-        good = isinstance(value, dict) and all(_as_type(float, item) is not None for item in value.values())
-        return {str(name): float(item) for name, item in value.items()} if good else None
+        kind = typing.get_args(hint)[1]
+        items = {str(name): _as_type(kind, item) for name, item in value.items()} if isinstance(value, dict) else {"": None}
+        return items if None not in items.values() else None
     if hint is bool or isinstance(value, bool):
         return value if hint is bool and isinstance(value, bool) else None
     if hint is float and isinstance(value, (int, float)):
@@ -145,7 +150,7 @@ def allowed(hint: Any, meta: Any, nullable: bool) -> str:
     elif typing.get_origin(hint) is list:
         text = "a list of strings"
     elif typing.get_origin(hint) is dict:
-        text = "a mapping of names to numbers"
+        text = "a mapping of names to " + {float: "numbers", str: "strings"}[typing.get_args(hint)[1]]
     else:
         text = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}[hint]
     signs = (("ge", ">="), ("gt", ">"), ("le", "<="))
@@ -171,10 +176,9 @@ def _combinations(config: Config) -> list[str]:
         problems.append(f"model.window_pattern: {model.window_pattern!r} is not allowed; expected letters S and L")
     if model.window is not None and model.window > model.seq_len:
         problems.append(f"model.window: {model.window} is longer than model.seq_len ({model.seq_len})")
-    if config.corpus.source == "local" and not config.corpus.paths:
-        problems.append("corpus.paths: empty, but corpus.source is local; name files or folders")
     if config.train.sharding == "fsdp" and config.train.compile:
         problems.append("train.compile: true does not go with train.sharding: fsdp; turn one of them off")
+    problems += _source_problems(config.corpus)
     for name, stage in (("midtrain", config.midtrain), ("sft", config.sft)):
         if stage.batch_tokens is None:
             problems.append(f"{name}.batch_tokens: null is for pretrain only; give a number of tokens")
@@ -186,6 +190,30 @@ def _combinations(config: Config) -> list[str]:
         if schedule.batch_tokens is not None and schedule.batch_tokens % model.seq_len:
             problems.append(f"{name}.batch_tokens: {schedule.batch_tokens} is not a multiple of model.seq_len ({model.seq_len})")
     return problems
+
+
+def _source_problems(corpus: Corpus) -> list[str]:
+    """What is wrong with the places that `corpus.*` names."""
+    problems: list[str | None] = []
+    if corpus.source == "world":
+        only = "is for corpus.source local or hub"
+        if corpus.megabytes:
+            problems.append(f"corpus.megabytes: {corpus.megabytes:g} {only}; the world has corpus.world.megabytes")
+        if corpus.drop_contaminated:
+            problems.append(f"corpus.drop_contaminated: {only}; the world keeps its test problems apart")
+    elif not corpus.paths:
+        problems.append(f"corpus.paths: empty, but corpus.source is {corpus.source}; name files")
+    else:
+        kind = str if corpus.source == "local" else HubFiles
+        problems += [source_problem("corpus.paths", path, (kind,)) for path in corpus.paths]
+    problems.append(source_problem("corpus.problems", corpus.problems, (str, HubFiles)))
+    problems.append(source_problem("corpus.core", corpus.core, (str, Archive)))
+    for name, source in corpus.conversations.items():
+        key = f"corpus.conversations.{name}"
+        problems.append(source_problem(key, source, (str, HubFiles)))
+        if name in RESERVED_SOURCES or not re.fullmatch(r"\w[\w-]*", name):
+            problems.append(f"{key}: this name is taken or odd; taken are {', '.join(RESERVED_SOURCES)}")
+    return [problem for problem in problems if problem]
 
 
 def fingerprint(**parts: Any) -> str:

@@ -32,12 +32,18 @@ class World:
 class Corpus:
     """Where text, problems and tasks come from. Relative paths start at the main checkout."""
 
-    source: Literal["world", "local"] = key("pretraining documents: the embedded world or files of your own")
-    paths: list[str] = key("files, folders or globs of .txt, .jsonl, .parquet (also .gz, .zst); source: local")
+    source: Literal["world", "local", "hub"] = key("documents: the embedded world, files of your own, or Hugging Face")
+    paths: list[str] = key("local: files, folders or globs of .txt, .jsonl, .parquet (also .gz, .zst); "
+                           "hub: OWNER/NAME@COMMIT:PATTERN of such files in a dataset repository")
     text_column: str = key("column that holds the text in .jsonl and .parquet")
-    problems: str = key("word problems: `world`, or a folder with train.jsonl and test.jsonl in GSM8K's format")
+    megabytes: float | None = key("text to take from local or hub, MB (4.8: about a million tokens of English); null: all", gt=0)
+    drop_contaminated: bool = key("leave out documents that share 13 words in a row with a test problem or a CORE item")
+    conversations: dict[str, str] = key("more sources for the mixtures: name -> a path, or OWNER/NAME@COMMIT:PATTERN; "
+                                        "rows of messages (SmolTalk), choices (MMLU, ARC) or GSM8K problems")
+    problems: str = key("word problems: `world`, a folder with train.jsonl and test.jsonl in GSM8K's format, "
+                        "or OWNER/NAME@COMMIT:PATTERN of files named train* and test*")
     validation_problems: int = key("problems held out of train, for tuning and for watching RL", ge=8)
-    core: str = key("CORE tasks: `world`, or a folder in the layout of the public DCLM bundle")
+    core: str = key("CORE tasks: `world`, a folder in the layout of the public DCLM bundle, or https://…/x.zip#sha256=HEX of one")
     world: World = key("the embedded world")
 
 
@@ -153,6 +159,8 @@ class Pretrain(Schedule):
 
     steps: int | None = key("optimiser steps; null: tokens_per_parameter decides", ge=1)
     tokens_per_parameter: float = key("horizon in tokens / parameters, when steps is null", gt=0)
+    packing: Literal["concatenate", "best_fit"] = key("rows: documents end to end, or whole documents packed so that each "
+                                                      "row opens with one (arXiv:2404.10830)")
     eval_tokens: int = key("validation tokens of one estimate of bits per byte", ge=1)
     core_every: int = key("steps between estimates of CORE, logged as the curve val/core; 0: none", ge=0)
     core_max_per_task: int = key("items of each task of such an estimate, after the protocol's shuffle", ge=2)

@@ -1,14 +1,18 @@
 """Token shards: documents as one long run of token ids in memory-mapped files, checked by a manifest.
 
 Layout of a folder: {train,val}-00000.bin ... (little-endian uint16, or uint32 for vocabularies over 65,536),
-each of `shard_tokens` ids but the last, and manifest.json. Every document opens with <|bos|>.
+each of `shard_tokens` ids but the last; {train,val}-documents.bin, where each document begins (little-endian int64,
+in tokens of the split); and manifest.json. Every document opens with <|bos|>.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import mmap
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,8 @@ from paribus.data.tokenizer import Tokenizer
 from paribus.errors import UserError
 
 CHUNK_BYTES = 4_000_000  # text encoded at once: enough to keep many cores busy, little enough to bound memory
+AHEAD = 2  # chunks being encoded
+RELEASE_BYTES = 512_000_000  # read through the maps before their pages are given back; one read counts its neighbours too
 SPLITS = ("train", "val")
 
 
@@ -33,60 +39,79 @@ def documents(folder: Path) -> Iterator[str]:
 def sample_documents(folder: Path, megabytes: float) -> Iterator[str]:
     """About so many megabytes of documents spread over the whole folder, chosen by their hash."""
     share = megabytes * 1e6 / max(sum(path.stat().st_size for path in folder.glob("*.jsonl")), 1)
-    return (text for text in documents(folder) if share >= 1 or _hash_fraction("sample:" + text) < share)
+    return (text for text in documents(folder) if share >= 1 or _hash_fraction(b"sample:" + text.encode()) < share)
 
 
 def split_of(text: str, val_fraction: float) -> str:
     """train or val, by the document's own hash: no matter where it stands or what else there is."""
-    return "val" if _hash_fraction(text) < val_fraction else "train"
+    return "val" if _hash_fraction(text.encode()) < val_fraction else "train"
 
 
-def _hash_fraction(text: str) -> float:
+def _hash_fraction(text: bytes) -> float:
     """In [0, 1), evenly spread."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+    return int.from_bytes(hashlib.sha256(text).digest()[:6], "big") / 2**48
 
 
 class _Writer:
-    """Appends token ids to the shards of one split."""
+    """Appends documents to the shards of one split, and where each begins to its index."""
 
     def __init__(self, folder: Path, split: str, dtype: np.dtype[Any], shard_tokens: int) -> None:
         self.folder, self.split, self.dtype, self.shard_tokens = folder, split, dtype, shard_tokens
         self.entry: dict[str, Any] = {"documents": 0, "tokens": 0, "bytes": 0, "shards": []}
-        self._waiting: list[np.ndarray] = []
-        self._waiting_tokens = 0
+        self._shard: _Hashed | None = None
+        self._index = _Hashed(folder / f"{split}-documents.bin")
 
-    def add(self, ids: list[int], text_bytes: int) -> None:
-        """One document."""
-        self.entry["documents"] += 1
-        self.entry["tokens"] += len(ids)
+    def add(self, documents: list[np.ndarray], text_bytes: int) -> None:
+        """Whole documents, each opened by <|bos|>."""
+        starts = np.cumsum([self.entry["tokens"], *map(len, documents)])
+        self._index.write(starts[:-1].astype("<i8").tobytes())
+        self.entry["documents"] += len(documents)
+        self.entry["tokens"] = int(starts[-1])
         self.entry["bytes"] += text_bytes
-        self._waiting.append(np.array(ids, self.dtype))
-        self._waiting_tokens += len(ids)
-        if self._waiting_tokens >= self.shard_tokens:
-            self._flush(self.shard_tokens)
+        tokens = np.concatenate(documents) if documents else np.empty(0, self.dtype)
+        while len(tokens):
+            self._shard = self._shard or _Hashed(self.folder / f"{self.split}-{len(self.entry['shards']):05d}.bin")
+            room = self.shard_tokens - self._shard.size // self.dtype.itemsize
+            self._shard.write(tokens[:room].tobytes())
+            tokens = tokens[room:]
+            if len(tokens):
+                self._end_shard()
 
     def close(self) -> dict[str, Any]:
-        """Write what is left; the split's part of the manifest."""
-        self._flush(1)
-        return self.entry
+        """The split's part of the manifest."""
+        self._end_shard()
+        return self.entry | {"index": self._index.close()}
 
-    def _flush(self, least: int) -> None:
-        tokens = np.concatenate(self._waiting) if self._waiting else np.empty(0, self.dtype)
-        while len(tokens) >= least:
-            shard, tokens = tokens[:self.shard_tokens], tokens[self.shard_tokens:]
-            name = f"{self.split}-{len(self.entry['shards']):05d}.bin"
-            data = shard.tobytes()
-            (self.folder / name).write_bytes(data)
-            digest = hashlib.sha256(data).hexdigest()
-            self.entry["shards"].append({"file": name, "tokens": len(shard), "sha256": digest})
-        self._waiting, self._waiting_tokens = [tokens], len(tokens)
+    def _end_shard(self) -> None:
+        if self._shard is not None:
+            entry = self._shard.close()
+            tokens = self._shard.size // self.dtype.itemsize
+            self.entry["shards"].append({"file": entry["file"], "tokens": tokens, "sha256": entry["sha256"]})
+            self._shard = None
+
+
+class _Hashed:
+    """A file written piece by piece, its sha256 taken on the way."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.size = path, 0
+        self._file, self._digest = path.open("wb"), hashlib.sha256()
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.size += len(data)
+
+    def close(self) -> dict[str, Any]:
+        self._file.close()
+        return {"file": self.path.name, "sha256": self._digest.hexdigest()}
 
 
 def write_shards(folder: Path, tokenizer: Tokenizer, cfg: config.Tokens, out: Path,
                  progress: Progress | None = None) -> dict[str, Any]:
     """Encode the documents of `folder` into token shards in `out`; returns the manifest.
 
-    The manifest has dtype, vocab_size and for each split documents, tokens, bytes (of text), shards.
+    The manifest has dtype, vocab_size and for each split documents, tokens, bytes (of text), shards, index.
     Raises UserError when a split gets no document; `out` is then left as it was.
     """
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
@@ -94,11 +119,17 @@ def write_shards(folder: Path, tokenizer: Tokenizer, cfg: config.Tokens, out: Pa
     with whole_folder(out) as partial:
         writers = {split: _Writer(partial, split, dtype, cfg.shard_tokens) for split in SPLITS}
         done = 0
-        for chunk in _chunks(documents(folder), CHUNK_BYTES):
-            for text, ids in zip(chunk, tokenizer.encode_batch(chunk), strict=True):
-                size = len(text.encode())
-                writers[split_of(text, cfg.val_fraction)].add([tokenizer.bos, *ids], size)
-                done += size
+        for chunk, encoded in _encoded(tokenizer, documents(folder)):
+            found: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+            sizes = dict.fromkeys(SPLITS, 0)
+            for text, ids in zip(chunk, encoded, strict=True):
+                data = text.encode()
+                split = "val" if _hash_fraction(data) < cfg.val_fraction else "train"
+                found[split].append(_with_bos(ids, tokenizer.bos, dtype))
+                sizes[split] += len(data)
+            for split, writer in writers.items():
+                writer.add(found[split], sizes[split])
+            done += sum(sizes.values())
             if progress is not None:
                 progress("tokens", min(done, total), total)
         manifest: dict[str, Any] = {"dtype": dtype.str, "vocab_size": tokenizer.vocab_size}
@@ -106,6 +137,29 @@ def write_shards(folder: Path, tokenizer: Tokenizer, cfg: config.Tokens, out: Pa
         _check_splits(manifest, folder, cfg.val_fraction)
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
+
+
+def _with_bos(ids: list[int], bos: int, dtype: np.dtype[Any]) -> np.ndarray:
+    tokens = np.empty(len(ids) + 1, dtype)
+    tokens[0], tokens[1:] = bos, ids
+    return tokens
+
+
+def _encoded(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[tuple[list[str], list[list[int]]]]:
+    """Chunks of texts with their token ids, in order.
+
+    Two chunks are under way at a time: while the library's threads encode, Python writes out what came before, and
+    no core waits for the longest document of a chunk.
+    """
+    with ThreadPoolExecutor(AHEAD) as pool:
+        waiting: deque[tuple[list[str], Future[list[list[int]]]]] = deque()
+        for chunk in _chunks(texts, CHUNK_BYTES):
+            waiting.append((chunk, pool.submit(tokenizer.encode_batch, chunk)))
+            if len(waiting) > AHEAD:
+                done, encoded = waiting.popleft()
+                yield done, encoded.result()
+        for done, encoded in waiting:
+            yield done, encoded.result()
 
 
 def _chunks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -129,6 +183,18 @@ def _check_splits(manifest: dict[str, Any], folder: Path, val_fraction: float) -
                         f"give more documents, or change tokens.val_fraction ({val_fraction})")
 
 
+_ADVICE = "write the shards again (paribus tokens, or dvc repro --force tokens)"
+
+
+def _map(path: Path) -> mmap.mmap:
+    """A file's bytes. Rows are read in random order: reading ahead costs 24 times the time (measured, 192 rows of 100 GB)."""
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if hasattr(mapped, "madvise"):
+        mapped.madvise(mmap.MADV_RANDOM)
+    return mapped
+
+
 class TokenShards:
     """The tokens of one split, read through memory maps: `len(shards)` of them, in order, as one array.
 
@@ -147,20 +213,27 @@ class TokenShards:
         problems = [problem for shard in shards if (problem := self._problem(shard, verify))]
         if problems:
             raise UserError(problems)
-        # np.asarray: a plain view of the map, whose slices cost a third of those of np.memmap.
-        maps = [np.memmap(self.folder / shard["file"], self.dtype, "r") for shard in shards]
-        self._arrays = [np.asarray(array) for array in maps]
+        self._maps = [_map(self.folder / shard["file"]) for shard in shards]
+        self._arrays = [np.frombuffer(mapped, self.dtype) for mapped in self._maps]
         self._starts = np.cumsum([0] + [len(array) for array in self._arrays])
+        self._read = 0
+
+    def document_starts(self) -> np.ndarray:
+        """(documents,) int64, memory-mapped: where each document begins, in tokens of the split."""
+        entry = self.manifest[self.split]
+        path = self.folder / entry["index"]["file"]
+        if not path.is_file() or path.stat().st_size != 8 * entry["documents"]:
+            raise UserError(f"{path}: missing or not of 8 bytes for each of {entry['documents']:,} documents; {_ADVICE}")
+        return np.frombuffer(_map(path), "<i8")
 
     def _problem(self, shard: dict[str, Any], verify: bool) -> str | None:
         path, size = self.folder / shard["file"], shard["tokens"] * self.dtype.itemsize
-        advice = "write the shards again (paribus tokens, or dvc repro --force tokens)"
         if not path.is_file():
-            return f"{path}: missing; {advice}"
+            return f"{path}: missing; {_ADVICE}"
         if path.stat().st_size != size:
-            return f"{path}: {path.stat().st_size} bytes, the manifest says {size}; {advice}"
+            return f"{path}: {path.stat().st_size} bytes, the manifest says {size}; {_ADVICE}"
         if verify and sha256_file(path) != shard["sha256"]:
-            return f"{path}: its sha256 is not the manifest's; {advice}"
+            return f"{path}: its sha256 is not the manifest's; {_ADVICE}"
         return None
 
     def __len__(self) -> int:
@@ -176,3 +249,13 @@ class TokenShards:
             out[filled:filled + len(part)] = part
             filled += len(part)
             shard += 1
+        self._read += out.size * self.dtype.itemsize + (1 << 16)
+        if self._read > RELEASE_BYTES:
+            self._release()
+
+    def _release(self) -> None:
+        """Let go of the pages read so far: they stay in the system's cache, but are no longer this process's memory."""
+        self._read = 0
+        for mapped in self._maps:
+            if hasattr(mapped, "madvise"):
+                mapped.madvise(mmap.MADV_DONTNEED)

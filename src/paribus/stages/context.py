@@ -48,7 +48,7 @@ class Session:
             "stage": self.stage,
             "fingerprint": self.fingerprint,
             "params": graph.declared_params(definition, self.config),
-            "deps": {path: graph.tree_digest([path]) for path in definition.deps},
+            "deps": runtime.dep_digests(definition),
             **{name: machine[name] for name in ("git", "requirements_lock", "versions", "hardware", "paribus")},
         }
 

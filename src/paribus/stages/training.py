@@ -34,6 +34,8 @@ from paribus.stages.outputs import write_outputs
 from paribus.summary import rl_metrics, supervised_metrics
 
 if TYPE_CHECKING:
+    from paribus.data.loader import DocumentLoader
+    from paribus.data.packing import PackedLoader
     from paribus.data.tokenizer import Tokenizer
     from paribus.generate import Engine
     from paribus.model.gpt import GPT
@@ -74,9 +76,12 @@ def pretrain() -> None:
             return parallel.leads(model, lambda: ({"val/bpb": val_bpb(schedule.eval_tokens)} if bpb_due else {})
                                   | (estimate() if core_due else {}))
 
-        loader = DocumentLoader(TOKENS, "train", model_config.seq_len, config.seed)
-        objective = NextToken(loader, rows_of(schedule, model_config.seq_len), schedule.device_batch_size,
-                              parallel.rank(), parallel.ranks())
+        loader = document_rows(schedule, model_config.seq_len, config.seed)
+        rows = rows_of(schedule, model_config.seq_len)
+        if parallel.rank() == 0 and (epochs := (schedule.steps or 0) * rows / loader.rows_per_epoch) > 1:
+            print(f"paribus pretrain: the horizon reads data/tokens {epochs:.1f} times; for more text: corpus.*",
+                  file=sys.stderr)
+        objective = NextToken(loader, rows, schedule.device_batch_size, parallel.rank(), parallel.ranks())
         params = flatten(model_config, "model.") | flatten(schedule, "pretrain.")
         with train(run, model, objective, schedule, evaluate, params) as (log, position):
             summary = supervised_metrics(log.rows(), position) | {
@@ -105,6 +110,16 @@ def core_estimate(model: GPT, words: Tokenizer, schedule: Pretrain, batch_size: 
         return {f"val/{name}": found[name], "val/core_stderr": found["core_stderr"]}
 
     return estimate
+
+
+def document_rows(schedule: Pretrain, seq_len: int, seed: int) -> DocumentLoader | PackedLoader:
+    """Rows of training documents as `pretrain.packing` says."""
+    from paribus.data.loader import DocumentLoader
+    from paribus.data.packing import PackedLoader
+
+    if schedule.packing == "best_fit":
+        return PackedLoader(TOKENS, "train", seq_len, seed)
+    return DocumentLoader(TOKENS, "train", seq_len, seed)
 
 
 @on_processes
