@@ -156,6 +156,29 @@ def pause() -> None:
     tools.pause()
 
 
+@commands.command()
+@click.argument("profile", required=False)
+@click.option("-S", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, as in dvc exp run.")
+@click.option("--device", help="A card of plan/devices.yaml, as 'RTX 3090' or h100, or cpu; default: this machine.")
+@click.option("--vram", help="Memory budget, as 24GiB; default: the device's.")
+@click.option("--gpus", default=1, show_default=True, help="Cards that train together.")
+@click.option("--price", type=float, help="USD an hour and card; default: typical of the card.")
+@click.option("--seeds", default=1, show_default=True, help="Runs of an ablation's arm.")
+@click.option("--probe", is_flag=True, help="Train for a minute here first, and calibrate by it.")
+@click.option("--grade", is_flag=True, help="Predictions beside measurements of all runs so far.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def plan(profile: str | None, overrides: tuple[str, ...], grade: bool, as_json: bool, **options: Any) -> None:
+    """What params.yaml, or PROFILE, will need: memory, hours, disk, money. Needs no GPU."""
+    from paribus.plan import page
+
+    if grade:
+        page.grade(as_json)
+        return
+    from paribus.tools import parse_overrides
+
+    page.plan(profile, parse_overrides(overrides), json_out=as_json, **options)
+
+
 @commands.command(context_settings={"ignore_unknown_options": True})
 @click.option("--port", default=5000, show_default=True, help="Port of the page.")
 def ui(port: int) -> None:

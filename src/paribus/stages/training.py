@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from paribus import runtime
 from paribus.config import Conversations, flatten, load_config, read_yaml, resolve_model, resolve_pretrain
+from paribus.errors import UserError
 from paribus.progress import Progress
 from paribus.session import EXIT_PAUSED
 from paribus.stages.context import CHECKPOINTS, CORPUS, TOKENS, Session, load_model, load_tokenizer, new_model, rows_of, session
@@ -176,8 +177,8 @@ def train(run: Session, model: GPT, objective: Objective, schedule: Any, evaluat
         loop = Loop(model, forward, MuonAdamW(model, config.optimizer), objective, plan, store, run.interrupt, hooks)
         if state:
             loop.restore(state)
-        elif before is not None:
-            log.log(0, before())
+        else:
+            log.log(0, predicted(run) | (before() if before else {}))
         try:
             loop.run()
         except Paused as paused:
@@ -185,6 +186,17 @@ def train(run: Session, model: GPT, objective: Objective, schedule: Any, evaluat
             raise SystemExit(EXIT_PAUSED) from None
         model.eval()
         yield log, loop.position
+
+
+def predicted(run: Session) -> dict[str, float]:
+    """What the planner expects of this stage, to be logged beside what it takes (law 6)."""
+    from paribus.plan.probe import prediction
+
+    try:
+        return prediction(run.config, run.stage)
+    except UserError as unknown:
+        print(f"paribus {run.stage}: no prediction: {unknown}", file=sys.stderr)
+        return {}
 
 
 def delivered(run: Session) -> bool:
