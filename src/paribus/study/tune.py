@@ -217,13 +217,18 @@ class Objective:
         job = job_of(self.study, config)
         write_json(folder / "trial.json", job)
         with child_log(self.study, config, folder, {"trial": str(trial.number)}) as log:
-            result = watch(folder, trial, log)
+            try:
+                result = watch(folder, trial, log)
+            except optuna.TrialPruned:
+                log.finish("KILLED")
+                raise
             peak = result["peak_memory_bytes"]
             trial.set_user_attr("peak_memory_bytes", peak)
             over = bool(result.get("out_of_memory")) or peak > self.study.memory
             trial.set_constraint("memory", max(peak / self.study.memory - 1, 1e-6) if over else peak / self.study.memory - 1)
             log.summary(result)
             if over:
+                log.finish("KILLED")
                 trial.set_user_attr("infeasible", f"reached {peak:,} of {self.study.memory:,} bytes")
                 raise optuna.TrialPruned("over the memory budget")
             for key in ("steps", "tokens", "seconds", "tokens_per_second"):
@@ -357,7 +362,7 @@ def retest(study: Study, optuna_study: optuna.Study, device: Device, dtype: str)
             if value is not None:
                 results.setdefault(arm, []).append(value)
     claimed = {f"trial {trial.number}": trial.value for trial in ranked[: study.top]}
-    optuna_study.set_user_attr("retest", {"claimed": claimed, "values": results})
+    optuna_study.set_user_attr("retest", {"claimed": claimed, "values": results, "params": arms})
 
 
 def _retest_run(study: Study, arm: str, values: dict[str, Any], seed: int, device: Device, dtype: str) -> float | None:
@@ -395,7 +400,7 @@ def summary(study: Study, optuna_study: optuna.Study) -> dict[str, Any]:
     """Counts, the best, claimed against re-tested, and the difference to the default seed by seed."""
     trials = optuna_study.get_trials(deepcopy=False)
     skipped = [trial for trial in trials if "skipped" in trial.user_attrs]
-    ranked, again = _ranked(optuna_study), optuna_study.user_attrs.get("retest", {"claimed": {}, "values": {}})
+    ranked, again = _ranked(optuna_study), optuna_study.user_attrs.get("retest", {"values": {}})
     found: dict[str, Any] = {
         "study": study.name, "trials": _counted(optuna_study), "complete": len(ranked),
         "refused_by_plan": len(skipped), "minutes_saved": sum(t.user_attrs.get("seconds_saved", 0) for t in skipped) / 60,
@@ -407,7 +412,8 @@ def summary(study: Study, optuna_study: optuna.Study) -> dict[str, Any]:
     default = again["values"].get("default")
     for arm, values in again["values"].items():
         mean, low, high = interval(values)
-        entry: dict[str, Any] = {"claimed": again["claimed"].get(arm), "mean": mean, "low": low, "high": high, "seeds": len(values)}
+        entry: dict[str, Any] = {"claimed": again["claimed"].get(arm), "mean": mean, "low": low, "high": high, "seeds": len(values),
+                                 "params": again["params"][arm]}
         if default and arm != "default":
             paired = interval([a - b for a, b in zip(values, default, strict=False)])
             entry["minus_default"] = dict(zip(("mean", "low", "high"), paired, strict=True))
@@ -439,9 +445,7 @@ def write_profile(study: Study, found: dict[str, Any]) -> Path:
     """The re-tested winner (the best claim, before a re-test) as a profile, with where it comes from."""
     tested = {arm: entry for arm, entry in found["retest"].items() if arm != "default"}
     arm = min(tested, key=lambda one: tested[one]["mean"]) if tested else f"trial {found['best']['trial']}"
-    optuna_params = found["best"]["params"]
-    if tested:
-        optuna_params = found.get("params_of", {}).get(arm, optuna_params)
+    values = tested[arm]["params"] if tested else found["best"]["params"]
     git = runtime.git_state()
     head = [f"# Best of the study {study.name}: {arm} of {found['trials']} trials, {study.budget} {study.amount:g}, "
             f"{study.memory / 2**20:,.0f} MiB.",
@@ -450,7 +454,7 @@ def write_profile(study: Study, found: dict[str, Any]) -> Path:
                if tested else "no")]
     path = Path("experiments/profiles") / f"tuned-{study.name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"{key}: {json.dumps(value)}" for key, value in (study.overrides | optuna_params).items()]
+    lines = [f"{key}: {json.dumps(value)}" for key, value in (study.overrides | values).items()]
     runtime.write_atomic(path, "\n".join([*head, *_as_sections(lines)]) + "\n")
     return path
 
