@@ -6,15 +6,12 @@ Made from plain figures (plotly) with its script in the page: they open without 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import plotly.graph_objects as go
 
-if TYPE_CHECKING:
-    from optuna import Study
 
-
-def write_figures(study: Study, folder: Path, budget: int) -> list[Path]:
+def write_figures(study: Any, folder: Path, budget: int) -> list[Path]:
     """One page a figure; a figure that the trials do not suffice for is left out."""
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.value is not None]
     feasible = [trial for trial in trials if all(value <= 0 for value in trial.constraints.values())]
@@ -56,7 +53,8 @@ def _memory(study: Any, trials: list[Any], budget: int) -> go.Figure:
                        name="trial")
     figure.add_scatter(x=[p[0] for p in front], y=[p[1] for p in front], mode="lines", line_shape="hv", name="front")
     figure.add_vline(x=budget / 2**20, line_dash="dash", annotation_text=f"budget; {len(over)} trials went over it")
-    return figure.update_layout(title="Memory against bits per byte", xaxis_title="peak memory, MiB", yaxis_title="val bits per byte")
+    return figure.update_layout(title="Memory against bits per byte", xaxis_title="peak memory, MiB",
+                                yaxis_title="val bits per byte")
 
 
 def _parallel(trials: list[Any]) -> go.Figure:

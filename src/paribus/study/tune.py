@@ -33,6 +33,7 @@ from paribus.plan.estimate import stage_plan
 from paribus.plan.memory import max_device_batch
 from paribus.plan.probe import here
 from paribus.plan.throughput import Device
+from paribus.study.outcome import interval, page, write_profile
 from paribus.study.space import Study, read_study
 
 HEARTBEAT, GRACE = 5, 20  # seconds: a worker that has been silent for GRACE is taken as dead
@@ -94,8 +95,8 @@ def run(name: str, *, url: str | None = None, trials: int | None = None, worker:
                     continue
             optuna_study.optimize(objective, n_trials=1, catch=())
     except optuna.exceptions.StorageInternalError as error:
-        raise UserError(f"--storage {storage_url(url)}: lost ({str(error).splitlines()[0][:150]}); trials so far are kept, the one "
-                        "under way has its training state: run the same command again") from None
+        raise UserError(f"--storage {storage_url(url)}: lost ({str(error).splitlines()[0][:150]}); trials so far are kept, "
+                        "the one under way has its training state: run the same command again") from None
     if not worker:
         retest(study, optuna_study, device, dtype)
         report(name, url)
@@ -208,8 +209,8 @@ class Objective:
         trial.set_user_attr("seconds_saved", seconds)
         trial.set_constraint("memory", excess)
         if self.skipped >= MAX_SKIPPED:
-            raise UserError(f"study {self.study.name}: {MAX_SKIPPED} points in a row were refused, the last: {why}; raise memory or "
-                            "narrow the space")
+            raise UserError(f"study {self.study.name}: {MAX_SKIPPED} points in a row were refused, the last: {why}; "
+                            "raise memory or narrow the space")
         raise optuna.TrialPruned(why)
 
     def _train(self, trial: Trial, config: Config, folder: Path) -> float:
@@ -331,8 +332,8 @@ def child_log(study: Study, config: Config, folder: Path, tags: dict[str, str]) 
     rows = read_rows(folder / "curve.jsonl") if (folder / "curve.jsonl").exists() else []
     data = {str(path): (str(path), dvc_hash(path)) for path in (TOKENS,)}
     return tracking.RunLog.open("tune", folder=folder / "log", config=study.config(), params=flatten(config),
-                                fingerprint=fingerprint(config=flatten(config)), tags={"study": study.name, **tags}, datasets=data,
-                                resume_step=rows[-1]["step"] if rows else None)
+                                fingerprint=fingerprint(config=flatten(config)), tags={"study": study.name, **tags},
+                                datasets=data, resume_step=rows[-1]["step"] if rows else None)
 
 
 # ---------------------------------------------------------------- the winner's curse
@@ -381,18 +382,6 @@ def _retest_run(study: Study, arm: str, values: dict[str, Any], seed: int, devic
     return None if result.get("out_of_memory") else float(result["val_bpb"])
 
 
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean and its 95 % interval by Student's t; of one value the interval is unbounded."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, -math.inf, math.inf
-    from scipy import stats
-
-    error = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
-    return mean, mean - half, mean + half
-
-
 # ---------------------------------------------------------------- what came of it
 
 
@@ -412,8 +401,8 @@ def summary(study: Study, optuna_study: optuna.Study) -> dict[str, Any]:
     default = again["values"].get("default")
     for arm, values in again["values"].items():
         mean, low, high = interval(values)
-        entry: dict[str, Any] = {"claimed": again["claimed"].get(arm), "mean": mean, "low": low, "high": high, "seeds": len(values),
-                                 "params": again["params"][arm]}
+        entry: dict[str, Any] = {"claimed": again["claimed"].get(arm), "mean": mean, "low": low, "high": high,
+                                 "seeds": len(values), "params": again["params"][arm]}
         if default and arm != "default":
             paired = interval([a - b for a, b in zip(values, default, strict=False)])
             entry["minus_default"] = dict(zip(("mean", "low", "high"), paired, strict=True))
@@ -439,51 +428,6 @@ def report(name: str, url: str | None = None) -> None:
         for path in [folder / "summary.json", *figures]:
             log.artifact(path, "tune")
     print(page(found))
-
-
-def write_profile(study: Study, found: dict[str, Any]) -> Path:
-    """The re-tested winner (the best claim, before a re-test) as a profile, with where it comes from."""
-    tested = {arm: entry for arm, entry in found["retest"].items() if arm != "default"}
-    arm = min(tested, key=lambda one: tested[one]["mean"]) if tested else f"trial {found['best']['trial']}"
-    values = tested[arm]["params"] if tested else found["best"]["params"]
-    git = runtime.git_state()
-    head = [f"# Best of the study {study.name}: {arm} of {found['trials']} trials, {study.budget} {study.amount:g}, "
-            f"{study.memory / 2**20:,.0f} MiB.",
-            f"# commit {git['commit']}, claimed {found['best']['val_bpb']:.4f} bits per byte; re-tested: "
-            + (f"{tested[arm]['mean']:.4f} ({tested[arm]['low']:.4f} to {tested[arm]['high']:.4f}, {tested[arm]['seeds']} seeds)"
-               if tested else "no")]
-    path = Path("experiments/profiles") / f"tuned-{study.name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"{key}: {json.dumps(value)}" for key, value in (study.overrides | values).items()]
-    runtime.write_atomic(path, "\n".join([*head, *_as_sections(lines)]) + "\n")
-    return path
-
-
-def _as_sections(lines: list[str]) -> list[str]:
-    """`a.b: 1` lines as nested YAML."""
-    import yaml
-
-    from paribus.config import merge
-
-    nested = merge({}, {key: yaml.safe_load(value) for key, value in (line.split(": ", 1) for line in lines)})
-    return str(yaml.safe_dump(nested, sort_keys=False)).rstrip().splitlines()
-
-
-def page(found: dict[str, Any]) -> str:
-    """The summary for people."""
-    lines = [f"study {found['study']}: {found['trials']} trials, {found['refused_by_plan']} points refused by the plan "
-             f"({found['minutes_saved']:.1f} minutes saved), {found['out_of_memory']} over the memory budget, "
-             f"{found['retried']} taken up again"]
-    if found["best"]:
-        lines.append(f"best: trial {found['best']['trial']}, {found['best']['val_bpb']:.4f} bits per byte: {found['best']['params']}")
-    for arm, entry in found["retest"].items():
-        claimed = f"claimed {entry['claimed']:.4f}, " if entry["claimed"] is not None else ""
-        line = f"{arm:>10}: {claimed}re-tested {entry['mean']:.4f} ({entry['low']:.4f} to {entry['high']:.4f}; {entry['seeds']} seeds)"
-        if "minus_default" in entry:
-            paired = entry["minus_default"]
-            line += f"; against the default {paired['mean']:+.4f} ({paired['low']:+.4f} to {paired['high']:+.4f})"
-        lines.append(line)
-    return "\n".join(lines)
 
 
 # ---------------------------------------------------------------- the device batch
@@ -514,7 +458,8 @@ def batch(memory: str | None, *, json_out: bool = False) -> None:
         return
     for rows, entry in tried.items():
         speed = f"{entry['tokens_per_second']:>10,.0f} tokens/s" if rows in fit else "  out of memory      "
-        print(f"{rows:>6} rows {speed}  peak {entry['peak_memory_bytes'] / 2**20:>8,.0f} MiB{'  <- fastest' if rows == best else ''}")
+        mark = "  <- fastest" if rows == best else ""
+        print(f"{rows:>6} rows {speed}  peak {entry['peak_memory_bytes'] / 2**20:>8,.0f} MiB{mark}")
     print(f"set pretrain.device_batch_size to {best}; the step's {config.pretrain.batch_tokens:,} tokens stay")
 
 
