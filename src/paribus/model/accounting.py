@@ -75,6 +75,11 @@ def _copies(weights: int, batch: Batch) -> int:
     return 0 if batch.itemsize == 4 else weights * batch.itemsize
 
 
+def keeps_output(config: Architecture, batch: Batch) -> bool:
+    """Whether the norms are `layers.RootMeanSquare`."""
+    return config.norm == "rms" and not batch.cuda
+
+
 def mask_bytes(config: Architecture, layer: int, batch: Batch) -> int:
     """The additive mask that a block's attention keeps where it is not plainly causal, (B or 1, 1, T, T)."""
     sliding = window_of(config, layer) == "S" and config.window < config.seq_len
@@ -87,8 +92,9 @@ def block_bytes(config: Architecture, layer: int, batch: Batch) -> int:
     """What one block keeps for its backward pass."""
     width, item, tokens = config.width, batch.itemsize, batch.tokens
     q, kv, hidden = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim, mlp_hidden(config)
-    streams = 4 + config.residual_scalars  # input, normalised; after attention, normalised; before the scalar
-    wide = q + (q + 2 * kv) + (q + kv if config.qk_norm else 0)  # output; q, k, v; q and k before their norm
+    own = keeps_output(config, batch)  # the norm keeps what it gives, which is kept anyway, and not what it takes
+    streams = (2 if own else 4) + config.residual_scalars  # normalised, twice; what was normalised; before the scalar
+    wide = q + (q + 2 * kv) + (q + kv if config.qk_norm and not own else 0)  # output; q, k, v; q and k before their norm
     statistics = 4 * (2 + (config.n_heads + config.n_kv_heads if config.qk_norm else 0) + config.n_heads)
     weights = width * (2 * q + 2 * kv)
     if config.mlp == "relu2":
@@ -111,16 +117,16 @@ def backward_bytes(config: Architecture, batch: Batch) -> int:
     return batch.tokens * batch.itemsize * (2 * config.width + inner) + weight
 
 
-def loss_bytes(config: Architecture, vocab_size: int, batch: Batch, chunk_bytes: int) -> tuple[int, int]:
-    """The chunked cross-entropy's own peak, and what it holds when its backward pass runs."""
+def loss_bytes(config: Architecture, vocab_size: int, batch: Batch, chunk_rows: int) -> tuple[int, int]:
+    """The chunked cross-entropy's own peak, and what it holds when its backward pass runs; the final norm's output is in both."""
     width, item = config.width, batch.itemsize
     weight, stream = vocab_size * width, batch.tokens * width * item
-    rows = min(max(chunk_bytes // (4 * vocab_size), 1), batch.tokens)
+    rows = min(chunk_rows, batch.tokens)
     logits = rows * vocab_size * 4
     cast = rows * vocab_size * item if item < 4 else 0  # the logits, or their gradient, in the products' type
     chunk = max(logits * (2 if config.softcap else 1) + cast, rows * vocab_size * item + weight * item)
     forward = 2 * stream + 4 * weight + _copies(weight, batch) + chunk + 16 * batch.tokens
-    backward = 2 * stream + 8 * weight
+    backward = (3 if keeps_output(config, batch) else 2) * stream + 8 * weight
     return forward, backward
 
 

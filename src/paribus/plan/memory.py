@@ -15,8 +15,8 @@ from paribus.config import Architecture, Config, Optimizer, resolve_model
 from paribus.errors import UserError
 from paribus.model import accounting
 from paribus.model.accounting import Batch
+from paribus.model.gpt import logit_rows
 
-LOGIT_CHUNK_BYTES = 64 * 2**20  # as in model/gpt.py; the tests compare them
 PROMPT_TOKENS = 256  # of a word problem with the chat format: GSM8K's longest is 240 with a 65,536-word vocabulary
 CUDA_CONTEXT = 600 * 2**20  # context, cuBLAS workspaces, kernels' code: 450 to 600 MiB as nvidia-smi shows it idle
 CUDA_ROUNDING = 0.03  # of the tensors: the caching allocator's blocks that nothing fits
@@ -57,7 +57,8 @@ def training_step(config: Architecture, vocab_size: int, optimizer: Optimizer, b
     weights = 4 * counts["total"] + 4 * config.seq_len * config.head_dim  # and the rotary table
     state = accounting.optimizer_bytes(config, vocab_size, optimizer)
     kept, transient = _activations(config, batch, checkpointing)
-    loss, loss_backward = accounting.loss_bytes(config, vocab_size, batch, LOGIT_CHUNK_BYTES)
+    chunk = logit_rows(vocab_size, "cuda" if batch.cuda else "cpu")
+    loss, loss_backward = accounting.loss_bytes(config, vocab_size, batch, chunk)
     gradients = 4 * counts["total"]
     present = gradients if accumulate else 0
     embedding = 4 * vocab_size * config.width * (1 if accumulate else 0) + 4 * batch.tokens * config.width
@@ -76,7 +77,11 @@ def _activations(config: Architecture, batch: Batch, checkpointing: bool) -> tup
     """Kept at the end of the forward pass, and what the first block to go back adds."""
     blocks = [accounting.block_bytes(config, layer, batch) for layer in range(config.depth)]
     stream = batch.tokens * config.width * batch.itemsize
-    around = stream * (2 + (config.x0_scalars and not config.residual_scalars)) + 8 * batch.tokens + 24 * batch.tokens
+    if accounting.keeps_output(config, batch):
+        around = stream * (not config.residual_scalars)  # x0, which else is the first block's
+    else:  # the embedding and the last block's output, before their norms
+        around = stream * (2 + (config.x0_scalars and not config.residual_scalars))
+    around += 8 * batch.tokens + 24 * batch.tokens
     transient = accounting.backward_bytes(config, batch)
     masks = {accounting.mask_bytes(config, layer, batch) for layer in range(config.depth)}
     around += sum(masks) // batch.itemsize  # the boolean ones, one a kind of window
@@ -89,7 +94,7 @@ def inference(config: Architecture, vocab_size: int, rows: int, length: int, ite
     """(activations, logits) of a forward pass without gradients."""
     stream = rows * length * config.width * itemsize
     inner = rows * length * itemsize * 2 * int(config.mlp_ratio * config.width)
-    chunk = min(LOGIT_CHUNK_BYTES, 4 * rows * length * vocab_size)
+    chunk = 4 * vocab_size * min(logit_rows(vocab_size, "cuda"), rows * length)
     return 4 * stream + inner, 2 * chunk + (vocab_size * config.width * itemsize if itemsize < 4 else 0)
 
 
