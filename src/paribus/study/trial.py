@@ -119,7 +119,10 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     def bpb(max_tokens: int | None) -> float:
         return bits_per_byte(model, validation.validation_rows(schedule.device_batch_size, max_tokens), words.token_bytes).bpb
 
-    curve = (folder / "curve.jsonl").open("a", encoding="utf-8")
+    store = StateStore(folder / "state", 2)
+    state = store.load()
+    keep_rows(folder / "curve.jsonl", lambda row: state is not None and row["step"] <= state.step)
+    curve = (folder / "curve.jsonl").open("a", encoding="utf-8")  # after keep_rows, which puts a new file in its place
 
     def evaluate(step: int) -> dict[str, float]:
         if not schedule.eval_every or step % schedule.eval_every or step >= steps:
@@ -137,9 +140,6 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
 
     hooks = Hooks(lambda step, metrics: None, lambda step, name, detail: None, lambda: None, lambda step: None, evaluate,
                   lambda step, metrics: None)
-    store = StateStore(folder / "state", 2)
-    state = store.load()
-    keep_rows(folder / "curve.jsonl", lambda row: state is not None and row["step"] <= state.step)
     with Interrupt(folder) as interrupt:
         loop = Loop(model, forward, optimizer, objective, Plan(steps, factor, 1.0, 1.0, config.train.save_seconds), store,
                     interrupt, hooks)
