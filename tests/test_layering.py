@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent / "src" / "paribus"
 # From the ground up; a module may import from its own layer's package and from those before it.
 LAYERS = ["errors", "config", "session", "graph", "runtime", "progress", "journal", "tracking", "model", "data", "calculator",
-          "generate", "evaluate", "train", "summary", "report", "stages", "plan", "study", "chat", "doctor", "tools", "cli"]
+          "generate", "evaluate", "train", "plan", "summary", "report", "stages", "study", "chat", "doctor", "tools", "cli"]
 BARE = {"model", "data", "calculator", "generate", "evaluate", "train"}  # must run where only torch and its like are
 BARE_LIBRARIES = {"torch", "numpy", "tokenizers", "safetensors", "paribus"}
 LAZY_LIBRARIES = {"yaml", "pyarrow", "zstandard", "datasets", "huggingface_hub", "httpx2", "lm_eval"}

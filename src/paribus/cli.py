@@ -209,6 +209,76 @@ def doctor() -> None:
     sys.exit(any(finding.state == "broken" for _, finding in findings))
 
 
+@commands.command()
+@click.argument("profile", required=False)
+@click.option("-S", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, as in dvc exp run.")
+@click.option("--device", help="A card of plan/devices.yaml, as 'RTX 3090' or h100, or cpu; default: this machine.")
+@click.option("--vram", help="Memory budget, as 24GiB; default: the device's.")
+@click.option("--gpus", default=1, show_default=True, help="Cards that train together.")
+@click.option("--price", type=float, help="USD an hour and card; default: typical of the card.")
+@click.option("--seeds", default=1, show_default=True, help="Runs of an ablation's arm.")
+@click.option("--probe", is_flag=True, help="Train for a minute here first, and calibrate by it.")
+@click.option("--grade", is_flag=True, help="Predictions beside measurements of all runs so far.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def plan(profile: str | None, overrides: tuple[str, ...], grade: bool, as_json: bool, **options: Any) -> None:
+    """What params.yaml, or PROFILE, will need: memory, hours, disk, money. Needs no GPU."""
+    from paribus.plan import page
+
+    if grade:
+        page.grade(as_json)
+        return
+    from paribus.tools import parse_overrides
+
+    page.plan(profile, parse_overrides(overrides), json_out=as_json, **options)
+
+
+@commands.group(cls=Commands)
+def tune() -> None:
+    """Optuna over any dotted keys within a memory budget; studies are experiments/tune/NAME.yaml."""
+
+
+@tune.command("run")
+@click.argument("name")
+@click.option("--storage", "url", help="Optuna storage, as postgresql://host/db; default: sqlite in .paribus.")
+@click.option("--trials", type=click.IntRange(1), help="In place of the file's.")
+@click.option("--worker", is_flag=True, help="One of several on the same storage: no re-test, no report.")
+def tune_run(name: str, **options: Any) -> None:
+    """Run, or go on with, the study NAME; then re-test its best and report."""
+    from paribus.study import tune
+
+    tune.run(name, **options)
+
+
+@tune.command("worker")
+@click.argument("name")
+@click.option("--storage", "url", help="The storage that all workers share.")
+def tune_worker(name: str, url: str | None) -> None:
+    """Run trials of NAME beside other workers, on this or other machines."""
+    from paribus.study import tune
+
+    tune.run(name, url=url, worker=True)
+
+
+@tune.command("report")
+@click.argument("name")
+@click.option("--storage", "url", help="Where the study is.")
+def tune_report(name: str, url: str | None) -> None:
+    """Figures, summary and profile of the study NAME as it stands."""
+    from paribus.study import tune
+
+    tune.report(name, url)
+
+
+@tune.command("batch")
+@click.option("--memory", help="Budget, as 24GiB; default: what the device has.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def tune_batch(memory: str | None, as_json: bool) -> None:
+    """The fastest device batch that fits, tokens per step kept."""
+    from paribus.study import tune
+
+    tune.batch(memory, json_out=as_json)
+
+
 @commands.command(context_settings={"ignore_unknown_options": True})
 @click.option("--port", default=5000, show_default=True, help="Port of the page.")
 def ui(port: int) -> None:

@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,25 @@ def read_profile(name: str) -> dict[str, Any]:
     overrides = flatten(read_yaml(path))
     load_config(overrides=overrides)
     return overrides
+
+
+def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
+    """`key=value` arguments -> dotted overrides; a value is read as YAML. Raises UserError."""
+    import yaml
+
+    wrong = [one for one in assignments if "=" not in one]
+    if wrong:
+        raise UserError(f"-S {one}: expected KEY=VALUE" for one in wrong)
+    pairs = [one.split("=", 1) for one in assignments]
+    return {key: _number(yaml.safe_load(value)) for key, value in pairs}
+
+
+def _number(value: Any) -> Any:
+    """1e-3 is a number, as in params.yaml; PyYAML reads it as text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def list_profiles() -> None:

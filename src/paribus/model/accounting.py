@@ -1,11 +1,15 @@
-"""Parameters and FLOPs of a model as pure functions of its config: nothing is allocated.
+"""Parameters, FLOPs and bytes of a model as pure functions of its config: nothing is allocated.
 
-Checked against the real model in the tests. FLOPs follow PaLM, appendix B (arXiv:2204.02311).
+Checked in the tests against the real model, and bytes against torch's own tracker on fake tensors. FLOPs follow PaLM,
+appendix B (arXiv:2204.02311). Bytes are those of the eager code in `layers.py`, tensor by tensor; torch.compile keeps
+less, so for it they are an upper bound.
 """
 
 from __future__ import annotations
 
-from paribus.config import Model, resolve_model
+from dataclasses import dataclass
+
+from paribus.config import Architecture, Model, Optimizer, resolve_model
 from paribus.model.layers import GATE_CHANNELS, has_value_embedding, mlp_hidden, window_of
 
 
@@ -40,3 +44,112 @@ def flops_per_token(model: Model, vocab_size: int) -> float:
     keys = sum(config.seq_len if window_of(config, layer) == "L" else min(config.window, config.seq_len)
                for layer in range(config.depth))
     return 6 * products + 12 * config.n_heads * config.head_dim * keys
+
+
+# ---------------------------------------------------------------- bytes
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass: so many rows of so many tokens, products in a type of so many bytes."""
+
+    rows: int
+    length: int
+    itemsize: int = 4  # of the products' type: 4 fp32, 2 bf16
+    packed: bool = False  # rows hold several documents that see only themselves: attention takes an explicit mask
+    cuda: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+
+def optimizer_bytes(model: Model, vocab_size: int, optimizer: Optimizer) -> int:
+    """Muon keeps one fp32 number a parameter of the block matrices, AdamW two of everything else."""
+    counts = parameters(model, vocab_size)
+    return 4 * (2 * counts["total"] - (counts["matrices"] if optimizer.kind == "muon" else 0))
+
+
+def _copies(weights: int, batch: Batch) -> int:
+    """Bytes of the cast copies of fp32 weights; in fp32 the weights themselves serve."""
+    return 0 if batch.itemsize == 4 else weights * batch.itemsize
+
+
+def keeps_output(config: Architecture, batch: Batch) -> bool:
+    """Whether the norms are `layers.RootMeanSquare`."""
+    return config.norm == "rms" and not batch.cuda
+
+
+def mask_bytes(config: Architecture, layer: int, batch: Batch) -> int:
+    """The additive mask that a block's attention keeps where it is not plainly causal, (B or 1, 1, T, T)."""
+    sliding = window_of(config, layer) == "S" and config.window < config.seq_len
+    if not batch.packed and not sliding:
+        return 0
+    return (batch.rows if batch.packed else 1) * batch.length**2 * batch.itemsize
+
+
+def block_bytes(config: Architecture, layer: int, batch: Batch) -> int:
+    """What one block keeps for its backward pass."""
+    width, item, tokens = config.width, batch.itemsize, batch.tokens
+    q, kv, hidden = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim, mlp_hidden(config)
+    own = keeps_output(config, batch)  # the norm keeps what it gives, which is kept anyway, and not what it takes
+    streams = (2 if own else 4) + config.residual_scalars  # normalised, twice; what was normalised; before the scalar
+    wide = q + (q + 2 * kv) + (q + kv if config.qk_norm and not own else 0)  # output; q, k, v; q and k before their norm
+    statistics = 4 * (2 + (config.n_heads + config.n_kv_heads if config.qk_norm else 0) + config.n_heads)
+    weights = width * (2 * q + 2 * kv)
+    if config.mlp == "relu2":
+        inner = hidden  # its square and the cast weight are made again
+        weights += width * hidden
+    else:
+        inner = (4 if config.mlp == "swiglu" else 2) * hidden
+        weights += (3 if config.mlp == "swiglu" else 2) * width * hidden
+    if has_value_embedding(config, layer):
+        wide += kv + 3 * config.n_kv_heads
+    kept = tokens * (item * (streams * width + wide + inner) + statistics)
+    return kept + _copies(weights, batch) + mask_bytes(config, layer, batch)
+
+
+def backward_bytes(config: Architecture, batch: Batch) -> int:
+    """The most that a block's backward pass adds to what is kept: gradients of the MLP's inside and of its weight."""
+    hidden = mlp_hidden(config)
+    inner = {"relu2": 2, "gelu": 1, "swiglu": 3}[config.mlp] * hidden
+    weight = config.width * hidden * (4 if batch.itemsize == 4 else 4 + batch.itemsize)
+    return batch.tokens * batch.itemsize * (2 * config.width + inner) + weight
+
+
+def loss_bytes(config: Architecture, vocab_size: int, batch: Batch, chunk_rows: int) -> tuple[int, int]:
+    """The chunked cross-entropy's own peak, and what it holds when its backward pass runs; the final norm's output is in both."""
+    width, item = config.width, batch.itemsize
+    weight, stream = vocab_size * width, batch.tokens * width * item
+    rows = min(chunk_rows, batch.tokens)
+    logits = rows * vocab_size * 4
+    cast = rows * vocab_size * item if item < 4 else 0  # the logits, or their gradient, in the products' type
+    chunk = max(logits * (2 if config.softcap else 1) + cast, rows * vocab_size * item + weight * item)
+    forward = 2 * stream + 4 * weight + _copies(weight, batch) + chunk + 16 * batch.tokens
+    backward = (3 if keeps_output(config, batch) else 2) * stream + 8 * weight
+    return forward, backward
+
+
+def update_bytes(model: Model, vocab_size: int, optimizer: Optimizer, cuda: bool = False) -> int:
+    """The optimiser's temporaries: Muon works on all matrices of one shape at once, AdamW on one kind of parameter."""
+    config, counts = resolve_model(model), parameters(model, vocab_size)
+    largest = max(counts["embedding"] + counts["value_embeddings"], counts["head"])
+    if optimizer.kind == "adamw":
+        return 4 * max(largest, counts["matrices"])
+    shapes: dict[tuple[int, int], int] = {}
+    q, kv, hidden = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim, mlp_hidden(config)
+    inputs = 2 if config.mlp == "swiglu" else 1
+    for shape, count in (((q, config.width), 1), ((kv, config.width), 2), ((config.width, q), 1),
+                         ((hidden, config.width), inputs), ((config.width, hidden), 1)):
+        shapes[shape] = shapes.get(shape, 0) + count * config.depth
+    item, before, peak = (2 if cuda else 4), 0, 0
+    for (rows, columns), count in shapes.items():
+        group, gram = count * rows * columns, count * min(rows, columns) ** 2
+        peak = max(peak, before + 8 * group + item * (2 * group + 2 * gram))
+        before = 4 * group  # the last group's updates live until the next one's are made
+    return max(peak, 4 * largest)
+
+
+def cache_bytes(config: Architecture, rows: int, capacity: int, itemsize: int) -> int:
+    """Keys and values of `rows` sequences of at most `capacity` tokens."""
+    return 2 * config.depth * rows * capacity * config.n_kv_heads * config.head_dim * itemsize

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from paribus import runtime
 from paribus.config import Conversations, Pretrain, flatten, load_config, read_yaml, resolve_model, resolve_pretrain
+from paribus.errors import UserError
 from paribus.progress import Progress
 from paribus.session import EXIT_PAUSED
 from paribus.stages.context import (
@@ -262,8 +263,9 @@ def run_loop(loop: Loop, run: Session, state: State | None, before: Callable[[],
     with parallel.together():
         if state:
             loop.restore(state)
-        elif before is not None:
-            loop.hooks.log(0, before())
+        else:
+            expected = predicted(run) if parallel.rank() == 0 else {}
+            loop.hooks.log(0, expected | (before() if before else {}))
         try:
             loop.run()
         except Paused as paused:
@@ -274,6 +276,17 @@ def run_loop(loop: Loop, run: Session, state: State | None, before: Callable[[],
         parallel.gather(loop.model)
     parallel.leave()
     loop.model.eval()
+
+
+def predicted(run: Session) -> dict[str, float]:
+    """What the planner expects of this stage, to be logged beside what it takes (law 6)."""
+    from paribus.plan.probe import prediction
+
+    try:
+        return prediction(run.config, run.stage)
+    except UserError as unknown:
+        print(f"paribus {run.stage}: no prediction: {unknown}", file=sys.stderr)
+        return {}
 
 
 def delivered(run: Session) -> bool:

@@ -1,0 +1,1 @@
+"""Studies: which values to try next (tune), under a memory budget."""

@@ -1,0 +1,195 @@
+"""Memory of every stage from the config alone, and the largest device batch that fits a budget.
+
+Tensors are counted one by one in `model/accounting.py`; here they are put together along a step's timeline: the end of
+the forward pass, the loss, the first block's backward pass, the last gradient, the optimiser. The peak is the largest of
+them. What no tensor accounts for (the CUDA context, the allocator's rounding, the process itself) is the reserve.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+
+from paribus.config import Architecture, Config, Optimizer, resolve_model
+from paribus.errors import UserError
+from paribus.model import accounting
+from paribus.model.accounting import Batch
+from paribus.model.gpt import logit_rows
+
+PROMPT_TOKENS = 256  # of a word problem with the chat format: GSM8K's longest is 240 with a 65,536-word vocabulary
+CUDA_CONTEXT = 600 * 2**20  # context, cuBLAS workspaces, kernels' code: 450 to 600 MiB as nvidia-smi shows it idle
+CUDA_ROUNDING = 0.03  # of the tensors: the caching allocator's blocks that nothing fits
+CPU_PROCESS = 420 * 2**20  # Python, torch, MLflow and their threads resident; measured with a model of 2 M parameters
+STAGES = ("pretrain", "midtrain", "sft", "rl", "evaluation")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the peak of a stage, by what they are for."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int  # the loss's workspace, or the sampled tokens' logits
+    cache: int  # keys and values of rollouts
+    update: int  # temporaries of the optimiser, where its step is the peak
+    reserve: int
+
+    @property
+    def total(self) -> int:
+        return sum(dataclasses.astuple(self))
+
+    @property
+    def tensors(self) -> int:
+        """Without the reserve: what torch's tracker counts."""
+        return self.total - self.reserve
+
+
+def training_step(config: Architecture, vocab_size: int, optimizer: Optimizer, batch: Batch, *, accumulate: bool,
+                  checkpointing: bool) -> Memory:
+    """The peak of one optimiser step, without reserve.
+
+    accumulate: the step has several forward passes, so that gradients are there during a forward pass.
+    """
+    counts = accounting.parameters(config, vocab_size)
+    weights = 4 * counts["total"] + 4 * config.seq_len * config.head_dim  # and the rotary table
+    state = accounting.optimizer_bytes(config, vocab_size, optimizer)
+    kept, transient = _activations(config, batch, checkpointing)
+    chunk = logit_rows(vocab_size, "cuda" if batch.cuda else "cpu")
+    loss, loss_backward = accounting.loss_bytes(config, vocab_size, batch, chunk)
+    gradients = 4 * counts["total"]
+    present = gradients if accumulate else 0
+    embedding = 4 * vocab_size * config.width * (1 if accumulate else 0) + 4 * batch.tokens * config.width
+    moments = {
+        "loss": Memory(weights, present, state, kept, loss, 0, 0, 0),
+        "loss backward": Memory(weights, present, state, kept, loss_backward, 0, 0, 0),
+        "block backward": Memory(weights, max(present, 4 * counts["head"]), state, kept + transient, 0, 0, 0, 0),
+        "embedding backward": Memory(weights, gradients, state, embedding, 0, 0, 0, 0),
+        "update": Memory(weights, gradients, state, 16 * batch.tokens, 0, 0,
+                         accounting.update_bytes(config, vocab_size, optimizer, batch.cuda), 0),
+    }
+    return max(moments.values(), key=lambda moment: moment.total)
+
+
+def _activations(config: Architecture, batch: Batch, checkpointing: bool) -> tuple[int, int]:
+    """Kept at the end of the forward pass, and what the first block to go back adds."""
+    blocks = [accounting.block_bytes(config, layer, batch) for layer in range(config.depth)]
+    stream = batch.tokens * config.width * batch.itemsize
+    if accounting.keeps_output(config, batch):
+        around = stream * (not config.residual_scalars)  # x0, which else is the first block's
+    else:  # the embedding and the last block's output, before their norms
+        around = stream * (2 + (config.x0_scalars and not config.residual_scalars))
+    around += 8 * batch.tokens + 24 * batch.tokens
+    transient = accounting.backward_bytes(config, batch)
+    masks = {accounting.mask_bytes(config, layer, batch) for layer in range(config.depth)}
+    around += sum(masks) // batch.itemsize  # the boolean ones, one a kind of window
+    if checkpointing:
+        return around + config.depth * stream, max(blocks) + transient
+    return around + sum(blocks), transient
+
+
+def inference(config: Architecture, vocab_size: int, rows: int, length: int, itemsize: int) -> tuple[int, int]:
+    """(activations, logits) of a forward pass without gradients."""
+    stream = rows * length * config.width * itemsize
+    inner = rows * length * itemsize * 2 * int(config.mlp_ratio * config.width)
+    chunk = 4 * vocab_size * min(logit_rows(vocab_size, "cuda"), rows * length)
+    return 4 * stream + inner, 2 * chunk + (vocab_size * config.width * itemsize if itemsize < 4 else 0)
+
+
+# ---------------------------------------------------------------- stages
+
+
+def stage_memory(config: Config, stage: str, *, device: str, dtype: str, rows: int | None = None) -> Memory:
+    """Peak of a stage on `device` (cuda, mps or cpu) with products in `dtype`.
+
+    rows: in place of the config's device batch (of `evaluation`: the answers side by side).
+    """
+    model, vocab = resolve_model(config.model), config.tokenizer.vocab_size
+    item = 4 if dtype == "float32" else 2
+    if stage == "evaluation":
+        memory = _evaluation(config, model, vocab, item, rows)
+    else:
+        memory = _training(config, stage, model, vocab, item, device == "cuda", rows)
+    return dataclasses.replace(memory, reserve=_reserve(memory.total, device))
+
+
+def _training(config: Config, stage: str, model: Architecture, vocab: int, item: int, cuda: bool, rows: int | None) -> Memory:
+    checkpointing = config.train.activation_checkpointing
+    if stage == "rl":
+        rows = rows or config.rl.device_batch_size
+        batch = Batch(rows, min(PROMPT_TOKENS + config.rl.max_new_tokens, model.seq_len), item, cuda=cuda)
+        samples = config.rl.questions_per_step * config.rl.samples_per_question
+        step = training_step(model, vocab, config.optimizer, batch, accumulate=samples > rows, checkpointing=checkpointing)
+        return max(step, _rollout(config, model, vocab, item), key=lambda memory: memory.total)
+    schedule = getattr(config, stage)
+    rows = rows or schedule.device_batch_size
+    batch = Batch(rows, model.seq_len, item, packed=stage != "pretrain" and not schedule.attend_across, cuda=cuda)
+    total = schedule.batch_tokens // model.seq_len if schedule.batch_tokens else rows + 1
+    batch = dataclasses.replace(batch, rows=min(rows, max(total, 1)))
+    return training_step(model, vocab, config.optimizer, batch, accumulate=total > rows, checkpointing=checkpointing)
+
+
+def _rollout(config: Config, model: Architecture, vocab: int, item: int) -> Memory:
+    """Sampling answers, with the optimiser's state waiting."""
+    rl, counts = config.rl, accounting.parameters(model, vocab)
+    rows = min(rl.rollout_rows, rl.questions_per_step * rl.samples_per_question)
+    return Memory(4 * counts["total"], 0, accounting.optimizer_bytes(model, vocab, config.optimizer),
+                  *_decoding(model, vocab, item, rows, rl.samples_per_question, rl.max_new_tokens), 0, 0)
+
+
+def _decoding(model: Architecture, vocab: int, item: int, rows: int, samples: int, new: int) -> tuple[int, int, int]:
+    """(activations, logits, cache): prompts kept once, twice as many as are answered; answers `rows` at a time."""
+    slots = 2 * -(-rows // samples) + 16
+    prompt, new = min(PROMPT_TOKENS, model.seq_len), min(new, model.seq_len)
+    cache = accounting.cache_bytes(model, slots, prompt, item) + accounting.cache_bytes(model, rows, new, item)
+    activations, _ = inference(model, vocab, max(4096 // prompt, 1), prompt, item)  # prefill
+    return activations, 4 * 4 * rows * vocab + (vocab * model.width * item if item < 4 else 0), cache
+
+
+def _evaluation(config: Config, model: Architecture, vocab: int, item: int, rows: int | None) -> Memory:
+    """CORE, bits per byte and word problems: the largest of them."""
+    gsm, weights = config.eval.gsm8k, 4 * accounting.parameters(model, vocab)["total"]
+    answers = Memory(weights, 0, 0, *_decoding(model, vocab, item, rows or gsm.rows, gsm.samples, gsm.max_new_tokens), 0, 0)
+    scored = max(rows or config.eval.core.batch_size, 1)
+    forward = Memory(weights, 0, 0, *inference(model, vocab, scored, model.seq_len, item), 0, 0, 0)
+    return max(answers, forward, key=lambda memory: memory.total)
+
+
+def _reserve(tensors: int, device: str) -> int:
+    return CUDA_CONTEXT + round(CUDA_ROUNDING * tensors) if device == "cuda" else CPU_PROCESS
+
+
+def max_device_batch(config: Config, stage: str, budget: int, *, device: str, dtype: str) -> int:
+    """The most rows of a forward pass that stay within `budget` bytes; 0: not even one does.
+
+    No more than the rows of an optimiser step: a larger device batch would not be used.
+    """
+    model = resolve_model(config.model)
+    limit = 4096
+    if stage == "rl":
+        limit = config.rl.questions_per_step * config.rl.samples_per_question
+    elif stage != "evaluation" and (tokens := getattr(config, stage).batch_tokens):
+        limit = max(tokens // model.seq_len, 1)
+
+    def fits(rows: int) -> bool:
+        return stage_memory(config, stage, device=device, dtype=dtype, rows=rows).total <= budget
+
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30,
+          "TIB": 2**40}
+
+
+def parse_bytes(text: str, name: str) -> int:
+    """"24GiB" -> bytes. Raises UserError that names the option."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not match or match[2].upper() not in _UNITS or float(match[1]) <= 0:
+        raise UserError(f"{name}: {text!r} is not a size; expected a number above 0 and a unit, as 24GiB, 16GB or 800MiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -1,0 +1,74 @@
+"""What torch's own tracker says a training step takes, on fake tensors: nothing is allocated and no GPU is needed.
+
+The planner is checked against it (tests/test_plan_memory.py, benchmarks/plan_memory.py). A tracker on fake tensors sees
+every tensor that the eager code makes; it does not see a kernel's own scratch space, the allocator's rounding or the
+CUDA context, which the planner adds as its reserve.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from paribus.config import Config
+from paribus.model.gpt import GPT
+from paribus.train.optim import MuonAdamW
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """Bytes at the peak of a step, and when it came: `gradient` (forward and backward) or `update` (the optimiser)."""
+
+    gradient: int
+    update: int
+    by_kind: dict[str, int]  # parameters, gradients, optimiser, activations, temporary ... at the peak
+
+    @property
+    def peak(self) -> int:
+        return max(self.gradient, self.update)
+
+
+def track_step(config: Config, vocab_size: int, *, rows: int, accumulate: bool = False, dtype: str = "float32",
+               packed: bool = False) -> Tracked:
+    """A step of training, the optimiser's state being there, with `rows` rows of a forward pass.
+
+    accumulate: other forward passes of the step have left their gradients. packed: rows hold several conversations,
+    which see only themselves. dtype: of matrix products.
+    """
+    with FakeTensorMode():
+        model = GPT(config.model, vocab_size, getattr(torch, dtype))
+        model.activation_checkpointing = config.train.activation_checkpointing
+        model.train()
+        optimizer = MuonAdamW(model, config.optimizer)
+        tracker = MemTracker()
+        tracker.track_external(model)
+        shape = (rows, model.config.seq_len)
+        with tracker:
+            _zero_gradients(model)
+            optimizer.step(1.0)
+            if not accumulate:
+                optimizer.zero_grad()
+            tracker._peak_mem.clear()
+            tokens = torch.zeros(shape, dtype=torch.int64)
+            documents = torch.zeros(shape, dtype=torch.int32) if packed else None
+            (model(tokens, torch.zeros_like(tokens), documents) / 1.0).backward()
+            optimizer.clip()
+            gradient, kinds = _peak(tracker)
+            tracker._peak_mem.clear()
+            optimizer.step(1.0)
+            update, update_kinds = _peak(tracker)
+    return Tracked(gradient, update, kinds if gradient >= update else update_kinds)
+
+
+def _zero_gradients(model: GPT) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+
+def _peak(tracker: MemTracker) -> tuple[int, dict[str, int]]:
+    snapshot = next(iter(tracker.get_tracker_snapshot("peak").values()))
+    kinds = {str(getattr(kind, "value", kind)).lower(): size for kind, size in snapshot.items()}
+    return kinds.pop("total"), kinds

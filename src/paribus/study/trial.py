@@ -1,0 +1,220 @@
+"""One trial, in a process of its own: `python -m paribus.study.trial FOLDER`.
+
+FOLDER/trial.json says what to train; curve.jsonl gets a line at every evaluation, result.json comes last. The training
+state is in FOLDER/state, so that a trial that was killed goes on. The process is capped at the study's memory: one that
+needs more ends with `{"out_of_memory": true}` and what it had reached, and takes nothing with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import resource
+import signal
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from paribus.journal import keep_rows, read_json, write_json
+
+TIMING_STEPS = 4  # of a time budget: the first is thrown away
+
+
+def main(folder: Path) -> None:
+    """Train, or say why not."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no orphan trains on beside the trial's next start
+    job = read_json(folder / "trial.json")
+    assert job is not None, folder
+    if os.getppid() != job["parent"]:
+        raise SystemExit("the study's process is gone")
+    import torch
+
+    try:
+        result = _speed(job) if job["kind"] == "speed" else _train(folder, job)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _is_memory(error):
+            raise
+        result = {"out_of_memory": True, "peak_memory_bytes": _peak(job["memory"])}
+    write_json(folder / "result.json", result)
+
+
+def _is_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or re.search("out of memory|not enough memory|can't allocate", str(error)) is not None
+
+
+def _peak(budget: int) -> int:
+    """What was reached; on a CPU an allocation that was refused had wanted more than the budget."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return max(torch.cuda.max_memory_reserved(), 1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def cap(device: str, budget: int) -> None:
+    """Refuse allocations past `budget` bytes: of the GPU, or of this process.
+
+    On a CPU the kernel limits private data; files mapped into memory (torch's libraries) count towards the peak too,
+    so what they take is taken off.
+    """
+    import torch
+
+    if device == "cuda":
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(budget / total, 1.0))
+    else:
+        status = Path("/proc/self/status").read_text()
+        found = re.search(r"RssFile:\s*(\d+) kB", status)
+        mapped = int(found[1]) * 1024 if found else 0
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (max(budget - mapped, 2**20), hard))
+
+
+def _build(job: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+    """(config, hardware, model, optimiser), the process capped."""
+    import torch
+
+    from paribus import runtime
+    from paribus.config import parse_config
+    from paribus.model.gpt import GPT
+    from paribus.train.optim import MuonAdamW
+
+    config = parse_config(job["config"])
+    hardware = runtime.detect(config.train)
+    runtime.apply(hardware, config.seed)
+    torch.zeros(256, 256) @ torch.zeros(256, 256)  # the products' threads and libraries, before the cap is measured
+    cap(hardware.device, job["memory"])
+    model = GPT(config.model, job["vocab_size"], getattr(torch, hardware.dtype))
+    model.activation_checkpointing = config.train.activation_checkpointing
+    model.initialise(config.seed)
+    model = model.to(hardware.device)
+    return config, hardware, model, MuonAdamW(model, config.optimizer)
+
+
+def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    from paribus.data.loader import DocumentLoader
+    from paribus.data.tokenizer import Tokenizer
+    from paribus.evaluate.bpb import bits_per_byte
+    from paribus.session import Interrupt
+    from paribus.train.checkpoint import StateStore
+    from paribus.train.loop import Hooks, Loop, Plan, peak_memory_bytes
+    from paribus.train.objectives import NextToken
+    from paribus.train.optim import lr_factor
+
+    config, hardware, model, optimizer = _build(job)
+    schedule, length = config.pretrain, config.model.seq_len
+    words = Tokenizer.load(Path(job["tokenizer"]))
+    objective = NextToken(DocumentLoader(job["tokens"], "train", length, config.seed), schedule.batch_tokens // length,
+                          schedule.device_batch_size)
+    forward = torch.compile(model) if hardware.compile else model
+    steps = _steps(folder, job, model, optimizer, forward, objective)
+    validation = DocumentLoader(job["tokens"], "val", length, config.seed)
+
+    def bpb(max_tokens: int | None) -> float:
+        return bits_per_byte(model, validation.validation_rows(schedule.device_batch_size, max_tokens), words.token_bytes).bpb
+
+    store = StateStore(folder / "state", 2)
+    state = store.load()
+    keep_rows(folder / "curve.jsonl", lambda row: state is not None and row["step"] <= state.step)
+    curve = (folder / "curve.jsonl").open("a", encoding="utf-8")  # after keep_rows, which puts a new file in its place
+
+    def evaluate(step: int) -> dict[str, float]:
+        if not schedule.eval_every or step % schedule.eval_every or step >= steps:
+            return {}
+        value = bpb(schedule.eval_tokens)
+        row = {"step": step, "fraction": step / steps, "val_bpb": value, "tokens": step * schedule.batch_tokens,
+               "peak_memory_bytes": peak_memory_bytes(model.device)}
+        curve.write(json.dumps(row) + "\n")
+        curve.flush()
+        return {"val/bpb": value}
+
+    def factor(step: int) -> float:
+        return schedule.lr_scale * lr_factor(step, steps, schedule.warmup_fraction, schedule.warmdown_fraction,
+                                             schedule.final_lr_fraction)
+
+    hooks = Hooks(lambda step, metrics: None, lambda step, name, detail: None, lambda: None, lambda step: None, evaluate,
+                  lambda step, metrics: None)
+    with Interrupt(folder) as interrupt:
+        loop = Loop(model, forward, optimizer, objective, Plan(steps, factor, 1.0, 1.0, config.train.save_seconds), store,
+                    interrupt, hooks)
+        if state:
+            loop.restore(state)
+        position = loop.run()
+    model.eval()
+    result = {"val_bpb": bpb(config.eval.bpb_tokens), "steps": position.step, "tokens": position.tokens,
+              "seconds": position.seconds, "peak_memory_bytes": peak_memory_bytes(model.device),
+              "tokens_per_second": position.tokens / position.train_seconds, "nonfinite": position.nonfinite}
+    store.clear()
+    return result
+
+
+def _steps(folder: Path, job: dict[str, Any], model: Any, optimizer: Any, forward: Any, objective: Any) -> int:
+    """How many steps the budget buys. Of a time budget it is measured once, before the first step, and kept."""
+    if job["steps"]:
+        return int(job["steps"])
+    known = read_json(folder / "steps.json")
+    if known is None:
+        from paribus import runtime
+
+        seconds = _step_seconds(forward, optimizer, objective, model.device)
+        model.initialise(job["config"]["seed"])
+        optimizer.load_state({}, 0)
+        runtime.apply(runtime.detect(_train_section(job)), job["config"]["seed"])
+        known = {"steps": max(int(job["seconds"] / seconds), 2), "step_seconds": seconds}
+        write_json(folder / "steps.json", known)
+    return int(known["steps"])
+
+
+def _train_section(job: dict[str, Any]) -> Any:
+    from paribus.config import parse_config
+
+    return parse_config(job["config"]).train
+
+
+def _step_seconds(forward: Any, optimizer: Any, objective: Any, device: Any) -> float:
+    """Median seconds of an optimiser step on the study's own data."""
+    from paribus.train.loop import _to
+
+    times = []
+    for step in range(TIMING_STEPS):
+        work = objective.work(step)
+        began = time.perf_counter()
+        for micro in work.micro_batches:
+            (forward(*_to(device, micro)) / work.normaliser).backward()
+        float(optimizer.clip())
+        optimizer.step(1e-6)
+        optimizer.zero_grad()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
+
+
+def _speed(job: dict[str, Any]) -> dict[str, Any]:
+    """Tokens per second at a device batch, and the memory it took."""
+    import torch
+
+    from paribus.data.loader import Batch
+    from paribus.train.loop import peak_memory_bytes
+    from paribus.train.objectives import NextToken
+
+    config, hardware, model, optimizer = _build(job)
+    length, vocab = config.model.seq_len, job["vocab_size"]
+
+    class Noise:
+        def batch(self, step: int, rows: range, batch_rows: int) -> Batch:
+            tokens = torch.randint(0, vocab, (len(rows), length + 1))
+            return Batch(tokens[:, :-1], tokens[:, 1:], None)
+
+    objective = NextToken(Noise(), config.pretrain.batch_tokens // length, config.pretrain.device_batch_size)
+    forward = torch.compile(model) if hardware.compile else model
+    seconds = _step_seconds(forward, optimizer, objective, model.device)
+    return {"tokens_per_second": config.pretrain.batch_tokens / seconds, "peak_memory_bytes": peak_memory_bytes(model.device)}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
