@@ -76,8 +76,7 @@ def test_a_second_clone_pulls_from_a_folder_and_runs_nothing(origin: Project, na
     params = clone.root / "params.yaml"
     params.write_text(params.read_text().replace("val_fraction: 0.05", "val_fraction: 0.2"))
     assert "Running stage" not in clone.run("dvc", "repro", "--pull", *FIRST).stdout
-    assert json.loads((clone.root / "data/tokens/manifest.json").read_text())["val"]["documents"] > 0
-    sizes = [(project.root / "data/tokens/val-00000.bin").stat().st_size for project in (clone, origin)]
+    sizes = [(one.root / "data/tokens/val-documents.bin").stat().st_size for one in (clone, origin)]
     assert sizes[0] > 2 * sizes[1]
 
 
@@ -94,7 +93,9 @@ def test_an_object_that_is_not_as_it_should_be_is_an_error(origin: Project, nas:
         path.chmod(0o644)
         path.write_bytes(path.read_bytes()[:-1] + b"x")
     done = Clone(tmp_path / "clone", origin, nas).run("dvc", "pull", "data/tokenizer", check=False)
-    assert done.returncode != 0 and "Traceback" not in done.stderr and "data/tokenizer" in done.stdout + done.stderr
+    text = done.stdout + done.stderr
+    assert done.returncode != 0 and "ERROR: failed to" in text and "Traceback" not in text
+    assert held in text or "data/tokenizer" in text  # which of the two DVC names depends on how it failed
 
 
 @pytest.fixture
@@ -133,6 +134,3 @@ def test_a_second_clone_pulls_from_s3_and_runs_nothing(origin: Project, s3: str,
     commit(origin, "remote")
     origin.run("dvc", "push", "--run-cache", **keys)
     pull_and_run_nothing(origin, Clone(tmp_path / "clone", origin), **keys)
-    done = Clone(tmp_path / "keyless", origin).run("dvc", "pull", *PATHS, check=False, AWS_CONFIG_FILE="/dev/null",
-                                                   AWS_EC2_METADATA_DISABLED="true", HOME=str(tmp_path))
-    assert done.returncode != 0 and "credentials" in (done.stdout + done.stderr).lower()
