@@ -10,6 +10,7 @@ does not take, stay whole on every rank. The optimiser's state is sharded either
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 # Ranks wait for rank 0's evaluations this long; that one of them has died is noticed by their launcher, at once.
 TIMEOUT = timedelta(hours=24)
+PEER_LOST = ("closed by peer", "reset by peer")  # of gloo, which raises plain RuntimeError
 
 
 def rank() -> int:
@@ -60,14 +62,23 @@ def leave() -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What ranks do in step. Raises UserError when one of them has died."""
+    """What ranks do in step. Raises UserError when one of them has died.
+
+    Any other error is shown at once: the launcher stops the rest half a minute after the first has ended, which may be
+    before this one has closed its log.
+    """
     try:
         yield
-    except RuntimeError as error:  # gloo raises nothing more particular
-        if ranks() == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+    except UserError:
+        raise
+    except Exception as error:
+        if ranks() == 1:
             raise
-        raise UserError(f"another of the {ranks()} processes has died; start again, and training goes on from the last "
-                        "saved state") from error
+        if isinstance(error, dist.DistError) or any(words in str(error) for words in PEER_LOST):
+            raise UserError(f"another of the {ranks()} processes has died; start again, and training goes on from the last "
+                            "saved state") from error
+        traceback.print_exc()
+        raise SystemExit(1) from error
 
 
 # ---------------------------------------------------------------- what they agree on
@@ -130,6 +141,7 @@ def wrap(model: GPT, sharding: str, compiled: bool) -> Callable[..., Tensor]:
     with torch.no_grad():  # FSDP takes the first module that runs for the root, and evaluation runs blocks
         token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
         model(token, token)
+    gather(model, False)
     return forward
 
 
