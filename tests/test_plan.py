@@ -147,7 +147,7 @@ def test_every_profile_has_a_plan(profile: str, project: Path) -> None:  # noqa:
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (["--device", "RTX 309"], "RTX 3090"),
+    (["--device", "RTX 3080"], "RTX 3090"),
     (["--device", "3090", "--vram", "24 apples"], "24GiB"),
     (["-S", "model.dept=4", "--device", "3090"], "did you mean model.depth?"),
     (["desk", "--device", "3090"], "laptop"),
