@@ -95,7 +95,8 @@ def run_config(row: dict[str, str]) -> Config:
         "model.depth": int(row["layers"]), "model.width": width, "model.n_heads": heads, "model.head_dim": width // heads,
         "model.seq_len": int(row["seq_len"]), "model.window_pattern": "SSSL" if new else "L",
         "model.value_embeddings": "alternate" if new else "none", "model.mlp": "relu2" if nano else "gelu",
-        "model.tied_head": not nano, "optimizer.kind": "muon" if nano else "adamw", "tokenizer.vocab_size": int(row["vocab"])})
+        "model.tied_head": not nano, "model.window": None, "model.n_kv_heads": None, "model.mlp_ratio": 4.0,
+         "optimizer.kind": "muon" if nano else "adamw", "tokenizer.vocab_size": int(row["vocab"])})
 
 
 def test_public_runs_are_within_20_percent_and_10_in_the_median(shared_data: Path) -> None:
