@@ -109,12 +109,14 @@ def test_a_hundred_gigabytes_of_shards_need_less_than_one_of_memory(tmp_path: Pa
             file.truncate(2 * 10**9)
     split = {"documents": 1, "tokens": 50 * 10**9, "bytes": 1, "shards": shards}
     (tmp_path / "manifest.json").write_text(json.dumps({"dtype": "<u2", "vocab_size": 65536, "train": split}))
-    script = ("import resource, sys; from paribus.data.loader import DocumentLoader; from paribus.data import shards;"
+    script = ("import sys; import torch; from paribus.train.loop import peak_memory_bytes; from paribus.data import shards;"
+              "from paribus.data.loader import DocumentLoader;"
               "shards.RELEASE_BYTES = 20_000_000;"
               "loader = DocumentLoader(sys.argv[1], 'train', 2048, 1);"
-              "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+              "peak = lambda: peak_memory_bytes(torch.device('cpu')) // 1024;"
+              "before = peak();"
               "[loader.batch(step, range(128), 128) for step in range(10)];"
-              "print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
+              "print(before, peak())")
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
     assert after < 1_000_000 and after - before < 60_000  # kB

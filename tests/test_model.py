@@ -45,10 +45,10 @@ def tokens() -> torch.Tensor:
 # Each changes one field from the default of tiny_config.
 SWITCHES: dict[str, dict[str, object]] = {
     "depth": {"depth": 4}, "heads": {"head_dim": 16}, "n_kv_heads": {"n_kv_heads": 2}, "gelu": {"mlp": "gelu"},
-    "swiglu": {"mlp": "swiglu"}, "mlp_ratio": {"mlp_ratio": 2.0}, "norm": {"norm": "layer"}, "qk_norm": {"qk_norm": False},
+    "relu2": {"mlp": "relu2"}, "mlp_ratio": {"mlp_ratio": 2.0}, "norm": {"norm": "layer"}, "qk_norm": {"qk_norm": False},
     "learned": {"position": "learned"}, "none": {"position": "none"}, "rope_base": {"rope_base": 100.0},
     "window": {"window_pattern": "S", "window": 4}, "value_alternate": {"value_embeddings": "alternate"},
-    "value_all": {"value_embeddings": "all"}, "x0": {"x0_scalars": False}, "residual": {"residual_scalars": False},
+    "value_none": {"value_embeddings": "none"}, "x0": {"x0_scalars": False}, "residual": {"residual_scalars": False},
     "tied": {"tied_head": True}, "softcap": {"softcap": 0.0},
 }
 
@@ -161,7 +161,7 @@ def test_initial_weights_follow_the_seed(config: Model) -> None:
 
 
 def test_flops_grow_with_window_and_width(config: Model) -> None:
-    full = flops_per_token(config, VOCAB)
+    full = flops_per_token(dataclasses.replace(config, window_pattern="L"), VOCAB)
     windowed = flops_per_token(dataclasses.replace(config, window_pattern="S", window=8), VOCAB)
     # Two of three blocks see 8 keys instead of 64: 12 x heads x head_dim each.
     assert full - windowed == 2 * 12 * 32 * (config.seq_len - 8)

@@ -137,7 +137,8 @@ def test_more_work_takes_longer_and_a_faster_card_less() -> None:
 
 @pytest.mark.parametrize("profile", sorted(path.stem for path in (ROOT / "experiments/profiles").glob("*.yaml")))
 def test_every_profile_has_a_plan(profile: str, project: Path) -> None:  # noqa: F811
-    done = paribus("plan", profile, "--json", "--device", "RTX 3090", "--vram", "24GiB", cwd=project)
+    card = ["--device", "H100"] if profile in ("d20-speedrun", "gpt2-grade") else ["--device", "RTX 3090", "--vram", "24GiB"]
+    done = paribus("plan", profile, "--json", *card, cwd=project)
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert {"hours", "hours_low", "hours_high", "bound_by", "memory_bytes", "max_device_batch_size"} <= plan.keys()

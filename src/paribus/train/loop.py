@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -258,7 +260,13 @@ def _to(device: torch.device, micro: MicroBatch) -> tuple[Tensor, Tensor, Tensor
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory taken so far: by torch on CUDA, by the whole process elsewhere (ru_maxrss is in KiB)."""
+    """The most memory taken so far: by torch on CUDA, by the whole process elsewhere.
+
+    Linux keeps getrusage's figure over an exec, so that a process started by a larger one would show its parent's.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        return int(found[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
