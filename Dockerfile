@@ -11,7 +11,7 @@ RUN apt-get update \
     && useradd --create-home --uid 1000 paribus \
     && install -d -o paribus -g paribus /paribus
 
-USER paribus
+USER 1000
 WORKDIR /paribus
 ENV DVC_NO_ANALYTICS=1 MLFLOW_DISABLE_TELEMETRY=true PIP_NO_CACHE_DIR=1 PATH=/paribus/.venv/bin:$PATH
 
