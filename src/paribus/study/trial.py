@@ -52,7 +52,9 @@ def _peak(budget: int) -> int:
 
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return max(torch.cuda.max_memory_reserved(), 1)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    from paribus.train.loop import peak_memory_bytes
+
+    return peak_memory_bytes(torch.device("cpu"))
 
 
 def cap(device: str, budget: int) -> None:
