@@ -5,7 +5,8 @@
 Real DVC, git and MLflow (sqlite), in a folder of their own. Kills are spread over the stages, training stages thrice as
 often as others, and over moments: anywhere in a stage, while it works, while it saves a state, and between its end and
 DVC's taking note of it. What is killed is the whole process group of `dvc repro`, the stage alone, or DVC alone, whose
-orphan is then left to notice. When the pipeline is done, it must be as if nothing had happened:
+orphan is then left to notice; sometimes the process that feeds MLflow as well. When the pipeline is done, it must be as
+if nothing had happened:
 
     weights of all four checkpoints equal to the byte; every step once in each metrics.jsonl; no step twice or missing
     in MLflow's curves; metrics equal but for times.
@@ -41,11 +42,13 @@ from project import Project  # noqa: E402
 
 from paribus.graph import stage_definitions  # noqa: E402
 from paribus.runtime import cpu_name  # noqa: E402
+from paribus.tracking import sender  # noqa: E402
+from paribus.tracking.mirror import all_sent  # noqa: E402
 
 TRAINING = ("pretrain", "midtrain", "sft", "rl")
 KILLS_PER_PASS = 25  # of one pipeline from nothing to its end
 MOMENTS = {True: {"any": 7, "working": 7, "saving": 3, "between": 3}, False: {"any": 7, "between": 3}}  # by "is training"
-VICTIMS = {"group": 6, "stage": 2, "dvc": 2}
+VICTIMS = {"group": 4, "group and sender": 2, "stage": 1, "stage and sender": 1, "dvc": 2}
 TIMES = ("seconds", "per_second", "peak_memory_bytes")  # metrics that are no part of the result
 DVC_FILES = {".dvc/tmp/rwlock": "RWLock-file", "dvc.lock": "dvc.lock"}  # and what its errors call them
 UNREADABLE = ("corrupted", "format error", "is invalid", "unable to read")
@@ -105,16 +108,25 @@ class Repro:
 
     def kill(self, victim: str) -> str:
         """Kill -9, and wait until DVC has ended; returns who the victim was in the end."""
-        stage = self.stage_process() if victim == "stage" else None
+        stage = self.stage_process() if victim.startswith("stage") else None
         if stage is not None:
             stage.kill()
         elif victim == "dvc":
             self.process.kill()
         else:
-            victim = "group"
+            victim = victim.replace("stage", "group")
             os.killpg(self.process.pid, signal.SIGKILL)
+        if victim.endswith("sender"):
+            kill_sender(self.root)
         self.process.wait()
         return victim
+
+
+def kill_sender(root: Path) -> None:
+    """Kill -9 the process that feeds MLflow, which outlives stages and DVC."""
+    for process in psutil.process_iter(["cmdline"]):
+        if (process.info["cmdline"] or [])[-2:] == [sender.__name__, str(root / ".paribus")]:
+            process.kill()
 
 
 # ---------------------------------------------------------------- when
@@ -247,6 +259,7 @@ def undisturbed(project: Project, target: str | None) -> dict[str, float]:
 
 def compare(project: Project, reference: Project) -> list[str]:
     """What is not as if nothing had happened."""
+    wait_for_mlflow(project.root / ".paribus")
     faults = [f"{stage}: weights differ" for stage, digest in reference.digests().items() if project.digests()[stage] != digest]
     for path in sorted((reference.root / "metrics").glob("*.json")):
         ours, theirs = (timeless(json.loads((one.root / "metrics" / path.name).read_text())) for one in (project, reference))
@@ -255,6 +268,14 @@ def compare(project: Project, reference: Project) -> list[str]:
     for stage in TRAINING:
         faults += check_steps(project, stage)
     return faults
+
+
+def wait_for_mlflow(root: Path, seconds: float = 60.0) -> None:
+    """Until it has every run: the sender may have been the last that was killed."""
+    deadline = time.monotonic() + seconds
+    while not all(all_sent(path.parent) for path in root.glob("runs/*/run.json")) and time.monotonic() < deadline:
+        sender.ensure(root)
+        time.sleep(0.5)
 
 
 def timeless(value: Any) -> Any:

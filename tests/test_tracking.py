@@ -13,27 +13,20 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from paribus import config, runtime, tracking
-from paribus.journal import Journal, read_rows
+from paribus.journal import Journal, locked, read_rows
 from paribus.session import EXIT_PAUSED
-from paribus.tracking import RunLog
+from paribus.tracking import RunLog, sender
 
-# A stage in a process of its own. argv: its name, and `dies` to be killed -9 right after MLflow took a first batch.
+# A stage in a process of its own. argv: its name, and `dies` to be killed -9 once MLflow has begun to take it.
 STAGE = """
 import os, signal, sys, time
 from pathlib import Path
 from paribus import config, runtime, tracking
 name, dies = sys.argv[1], sys.argv[2:] == ["dies"]
-if dies:
-    from mlflow import MlflowClient
-    send = MlflowClient.log_batch
-    def send_and_die(self, run_id, metrics=(), **rest):
-        send(self, run_id, metrics=metrics, **rest)
-        if len(metrics) > 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-    MlflowClient.log_batch = send_and_die
 (Path(name + ".ready")).touch()
 while not Path("go").exists():
     time.sleep(0.005)
@@ -42,6 +35,24 @@ with tracking.RunLog.open(name, folder=runtime.state_root() / "runs" / name, con
                           fingerprint=name) as run:
     for step in range(1, 31):
         run.log(step, {"train/loss": step})
+    while dies:
+        time.sleep(0.01)
+        if (run.folder / "mlflow.json").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+# A sender that is killed -9 right after MLflow took a first batch.
+DYING_SENDER = """
+import os, signal, sys
+from pathlib import Path
+from mlflow import MlflowClient
+from paribus.tracking import sender
+send = MlflowClient.log_batch
+def send_and_die(self, run_id, metrics=(), **rest):
+    send(self, run_id, metrics=metrics, **rest)
+    if len(metrics) > 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+MlflowClient.log_batch = send_and_die
+sender.main(Path(sys.argv[1]))
 """
 FOUR = ("one", "two", "three", "killed")
 
@@ -103,6 +114,11 @@ def child(client, stage="pretrain"):
     return run
 
 
+def named(client, name):
+    [run] = [run for run in runs_of(client, None) if run.info.run_name == name]
+    return run
+
+
 def latest(client, key="train/loss"):
     """The value MLflow shows now, if it has the run by now."""
     return next((run.data.metrics.get(key) for run in children(client)), None)
@@ -110,6 +126,12 @@ def latest(client, key="train/loss"):
 
 def steps(client, run, key="train/loss"):
     return [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
+
+
+def senders(project):
+    """The processes that feed MLflow of this project."""
+    command = [sender.__name__, str(project / ".paribus")]
+    return [process for process in psutil.process_iter(["cmdline"]) if (process.info["cmdline"] or [])[-2:] == command]
 
 
 def eventually(condition, seconds=20):
@@ -130,6 +152,8 @@ def test_four_processes_may_touch_a_new_store_at_once(project, client):
     assert sorted(run.info.run_name for run in children) == sorted(FOUR)
     assert all(steps(client, run) == list(range(1, 31)) for run in children)
     assert {run.info.run_name for run in children if run.info.status == "FINISHED"} >= set(FOUR[:3])
+    eventually(lambda: named(client, "killed").info.status == "KILLED")
+    assert len(senders(project)) == 1
     assert parent.info.run_name.startswith("workspace ") and parent.data.tags["git.dirty"] == "false"
 
 
@@ -221,14 +245,34 @@ def test_a_paused_run_goes_on_without_a_step_twice_or_missing(settings, client):
     assert [row["step"] for row in run.rows()] == list(range(1, 31))
 
 
-def test_kill_between_a_batch_and_whatever_would_note_it(project, tiny_config, client):
-    """kill -9 of a real process right after MLflow took its batch; then the same steps come again."""
+def test_a_run_that_was_killed_goes_on(project, tiny_config, client):
+    """kill -9 of a real process of which MLflow has some steps; then the same steps come again."""
     folder = runtime.state_root() / "runs" / "killed"
     with RunLog.open("killed", folder=folder, config=tiny_config, params={}, fingerprint="k", resume_step=12) as run:
         for step in range(13, 41):
             run.log(step, {"train/loss": step})
-    [found] = [run for run in runs_of(client, None) if run.info.run_name == "killed"]
+    found = named(client, "killed")
     assert found.info.status == "FINISHED" and steps(client, found) == list(range(1, 41))
+
+
+def test_a_sender_killed_between_a_batch_and_whatever_would_note_it(project, settings, client):
+    for process in senders(project):
+        process.kill()
+        process.wait()
+    dying = subprocess.Popen([sys.executable, "-c", DYING_SENDER, str(project / ".paribus")])
+    eventually(lambda: dying.poll() is None and lock_is_held(project / ".paribus/sender.lock"))
+    with begin(settings) as run:
+        for step in range(1, 21):
+            run.log(step, {"train/loss": step})
+        assert dying.wait() == -signal.SIGKILL
+        for step in range(21, 31):
+            run.log(step, {"train/loss": step})
+    assert child(client).info.status == "FINISHED" and steps(client, child(client)) == list(range(1, 31))
+
+
+def lock_is_held(path):
+    with locked(path, wait=False) as free:
+        return not free
 
 
 def test_a_run_that_was_killed_before_its_first_state_starts_over_in_the_same_run(settings, client):
@@ -237,12 +281,12 @@ def test_a_run_that_was_killed_before_its_first_state_starts_over_in_the_same_ru
         for step in (1, 2, 3):
             run.log(step, {"train/loss": step})
         eventually(lambda: latest(client) == 3)
-        run._feeder.finish()  # as if killed: run.json still says RUNNING
+        run._background._finishing.set()
+        run._held.close()  # as if killed: run.json still says RUNNING
+        eventually(lambda: child(client).info.status == "KILLED")  # and is not shown as running for ever
         if attempt == 0:
-            (run.folder / "mlflow.json").unlink()  # as if killed before MLflow's run id was noted
+            (run.folder / "mlflow.json").unlink()  # as if the sender had been killed before it noted MLflow's run id
     assert steps(client, child(client)) == [1, 2, 3]
-    assert tracking.send_pending(runtime.state_root()) == 1  # what died is not shown as running for ever
-    assert child(client).info.status == "KILLED"
 
 
 def test_a_finished_run_started_over_is_a_new_run(settings, client):
@@ -318,7 +362,7 @@ def test_what_a_server_misses_is_sent_later(project, settings, client, monkeypat
         run.log(1, {"train/loss": 1})
         eventually(lambda: [one.info.status for one in children(client, "missed")] == ["FINISHED"] * 2)
         assert [steps(client, one) for one in children(client, "missed")] == [[1, 2, 3, 4, 5]] * 2
-        assert not list((runtime.state_root() / "unsent").iterdir())
+        eventually(lambda: not list((runtime.state_root() / "unsent").iterdir()))
         eventually(lambda: latest(client) == 1)
         server.stop()  # and down midway
         run.log(2, {"train/loss": 2})

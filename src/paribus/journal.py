@@ -1,4 +1,4 @@
-"""Small files that survive a kill: a JSONL journal and a reader that follows it, JSON replaced whole, locks."""
+"""Small files that survive a kill: a JSONL journal, JSON replaced whole, locks."""
 
 from __future__ import annotations
 
@@ -79,15 +79,6 @@ def read_rows(path: Path) -> list[Row]:
     """Every row of a JSONL file."""
     with path.open(encoding="utf-8") as file:
         return [json.loads(line) for line in file]
-
-
-def read_lines(path: Path, offset: int) -> list[bytes]:
-    """The next whole lines after `offset` bytes, about a hundred kilobytes; none if there is no such file."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        file.seek(offset)
-        lines = file.readlines(100_000)
-        return lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]
-    return []
 
 
 def plain(value: Any) -> Any:

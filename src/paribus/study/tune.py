@@ -331,7 +331,9 @@ def child_log(study: Study, config: Config, folder: Path, tags: dict[str, str]) 
     os.environ["DVC_EXP_NAME"] = f"tune {study.name}"
     rows = read_rows(folder / "curve.jsonl") if (folder / "curve.jsonl").exists() else []
     data = {str(path): (str(path), dvc_hash(path)) for path in (TOKENS,)}
-    return tracking.RunLog.open("tune", folder=folder / "log", config=study.config(), params=flatten(config),
+    root = runtime.state_root()
+    name = "-".join(folder.relative_to(root).parts)
+    return tracking.RunLog.open("tune", folder=root / "runs" / name, config=study.config(), params=flatten(config),
                                 fingerprint=fingerprint(config=flatten(config)), tags={"study": study.name, **tags},
                                 datasets=data, resume_step=rows[-1]["step"] if rows else None)
 

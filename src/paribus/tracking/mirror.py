@@ -1,0 +1,214 @@
+"""Bringing MLflow level with a run's folder.
+
+A step is never sent twice: MLflow itself is asked for the last step of every key, at each start and after each failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from paribus.journal import as_floats, read_json, write_json
+from paribus.tracking.store import Store, connect, store_key
+
+_BATCH = 1000  # MLflow's own limit of metrics per call
+
+
+class Mirror:
+    """What MLflow has of one run; each `sync` sends what it lacks."""
+
+    def __init__(self, folder: Path, root: Path, progress: Callable[[], None] = lambda: None) -> None:
+        """progress: called whenever MLflow took something."""
+        self.folder, self.root, self._progress = folder, root, progress
+        self._files = {name: _Follower(folder / name) for name in ("metrics.jsonl", "system.jsonl")}
+        self._counts: dict[str, int] = {}  # of events, by name
+        self._last: dict[str, int] = {}  # key -> last step that MLflow has
+        self._store: Store | None = None
+        self._known: dict[str, Any] = {}
+
+    def sync(self, died: bool = False) -> None:
+        """Send all there is. died: nobody writes the run any more, and one that still says RUNNING was killed."""
+        run = read_json(self.folder / "run.json")
+        assert run is not None, self.folder
+        status = "KILLED" if died and run["status"] == "RUNNING" else run["status"]
+        try:
+            if self._store is None or self._known["run"] != run["id"]:
+                self._store = self._begin(run)
+            if status == "RUNNING" != self._known["status"]:
+                self._go_on(self._store)
+            for name in self._files:
+                self._send_rows(self._store, name)
+            self._send_artifacts(self._store, run)
+            if status != "RUNNING" and not _has_end(self._known, run, status):
+                self._end(self._store, run, status)
+        except BaseException:
+            self._store = None  # begin again: only MLflow knows what arrived
+            raise
+
+    def _begin(self, run: dict[str, Any]) -> Store:
+        """Find or make the run, then learn the last step of each key from MLflow."""
+        store = connect(run["uri"], run["experiment"], self.root)
+        self._known = known_of(self.folder, run) or {"uri": run["uri"], "run": run["id"], "run_id": None}
+        parent = self._parent(store, run)
+        run_id, new = store.run_of(run, self._known["run_id"], run["stage"], parent)
+        if new:
+            store.log_params(run_id, run["params"])
+            _log_inputs(store, run_id, run)
+            self._note(run_id=run_id, parent=parent, artifacts={}, status="RUNNING")
+        # `data.metrics` has the values only; these entities, the latest of each key, have the steps.
+        self._last = {metric.key: metric.step for metric in store.client.get_run(run_id).data._metric_objs}
+        for follower in self._files.values():
+            follower.rewind()
+        return store
+
+    def _go_on(self, store: Store) -> None:
+        """A run that had ended is under way again."""
+        for run_id in (self._known["run_id"], self._known["parent"]):
+            store.client.update_run(run_id, status="RUNNING")
+        self._note(status="RUNNING")
+
+    def _note(self, **facts: Any) -> None:
+        self._known |= facts
+        self._progress()
+        write_json(self.folder / "mlflow.json", self._known)
+
+    def _parent(self, store: Store, run: dict[str, Any]) -> str:
+        """The id of the execution's run, made if MLflow has none."""
+        execution = read_json(self.root / "executions" / f"{run['execution']}.json")
+        assert execution is not None, run["execution"]
+        path = self.root / "executions" / "mlflow" / f"{execution['id']}.json"
+        known = read_json(path) or {}
+        run_id, new = store.run_of(execution, known.get(run["uri"]), execution["name"])
+        if new:
+            store.log_params(run_id, execution["params"])
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, known | {run["uri"]: run_id})
+        return run_id
+
+    def _send_rows(self, store: Store, name: str) -> None:
+        from mlflow.entities import Metric
+
+        while lines := self._files[name].read():
+            if self._files[name].from_start and name == "metrics.jsonl":
+                self._counts = {}
+            metrics: list[Metric] = []
+            tags: dict[str, str] = {}
+            for row in map(json.loads, lines):
+                step, milliseconds = row.pop("step"), int(row.pop("time") * 1000)
+                if "event" in row:
+                    count = self._counts[row["event"]] = self._counts.get(row["event"], 0) + 1
+                    tags[f"event.{row['event']}"] = f"{count} in all, the last at step {step}: {row['detail']}"[:5000]
+                    row = {f"events/{row['event']}": count}
+                for key, value in as_floats(row).items():
+                    if step > self._last.get(store_key(key), -1):
+                        metrics.append(Metric(store_key(key), value, milliseconds, step))
+                        self._last[store_key(key)] = step
+            for start in range(0, len(metrics), _BATCH):
+                store.client.log_batch(self._known["run_id"], metrics=metrics[start:start + _BATCH])
+                self._progress()
+            for key, text in tags.items():
+                store.client.set_tag(self._known["run_id"], store_key(key), text)
+
+    def _send_artifacts(self, store: Store, run: dict[str, Any]) -> None:
+        sent = self._known["artifacts"]
+        for name, digest in run["artifacts"].items():
+            if sent.get(name) != digest:
+                place = str(Path(name).parent) if "/" in name else None
+                store.client.log_artifact(self._known["run_id"], str(self.folder / "artifacts" / name), place)
+                self._note(artifacts=sent | {name: digest})
+                sent = self._known["artifacts"]
+                if place == "tables":
+                    tables = [{"path": each, "type": "table"} for each in sent if each.startswith("tables/")]
+                    store.client.set_tag(self._known["run_id"], "mlflow.loggedArtifacts", json.dumps(tables))
+
+    def _end(self, store: Store, run: dict[str, Any], status: str) -> None:
+        """Final metrics, for the run and its parent, and how it ended."""
+        numbers = {key: float(value) for key, value in run["summary"].items() if _is_number(value)}
+        texts = {key: value for key, value in run["summary"].items() if isinstance(value, str) and key not in numbers}
+        last = max((step for key, step in self._last.items() if not key.startswith("system/")), default=0)
+        for run_id, prefix, step in ((self._known["run_id"], "", last), (self._known["parent"], run["stage"] + ".", 0)):
+            _log_final(store, run_id, {store_key(prefix + key): value for key, value in numbers.items()}, step)
+            for key, text in texts.items():
+                store.client.set_tag(run_id, store_key(prefix + key), text[:5000])
+            ended = int(run.get("ended", time.time()) * 1000)
+            store.client.set_terminated(run_id, status, end_time=ended)
+        self._note(status=status, session=run["session"])
+
+
+class _Follower:
+    """Reads a JSONL file as it grows, and again from its start once it was replaced by another.
+
+    It is kept open, so that the kernel gives its number to no other file meanwhile.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.from_start = True  # whether the lines last read are the file's first
+        self._file: BinaryIO | None = None
+
+    def rewind(self) -> None:
+        if self._file:
+            self._file.close()
+        self._file = None
+
+    def read(self) -> list[bytes]:
+        """The next whole lines, about a hundred kilobytes; none if there is no such file."""
+        with contextlib.suppress(FileNotFoundError):
+            if self._file and os.fstat(self._file.fileno()).st_ino != self.path.stat().st_ino:
+                self.rewind()
+            self._file = self._file or self.path.open("rb")
+            self.from_start = self._file.tell() == 0
+            lines = self._file.readlines(100_000)
+            if lines and not lines[-1].endswith(b"\n"):
+                self._file.seek(-len(lines.pop()), os.SEEK_CUR)
+            return lines
+        return []
+
+
+def known_of(folder: Path, run: dict[str, Any]) -> dict[str, Any] | None:
+    """What was noted of MLflow's having this run; None if that was another run, or in another store."""
+    known = read_json(folder / "mlflow.json")
+    return known if known and (known["uri"], known["run"]) == (run["uri"], run["id"]) else None
+
+
+def all_sent(folder: Path) -> bool:
+    """Whether MLflow was told how the run that nobody writes any more ended, which is told last."""
+    run = read_json(folder / "run.json")
+    known = run and known_of(folder, run)
+    return bool(run and known and _has_end(known, run, "KILLED" if run["status"] == "RUNNING" else run["status"]))
+
+
+def _has_end(known: dict[str, Any], run: dict[str, Any], status: str) -> bool:
+    """Whether MLflow has this end of the run, which may have ended so once before and then gone on."""
+    return (known["status"], known.get("session")) == (status, run["session"])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, bool | int | float) or value in ("inf", "-inf", "nan")
+
+
+def _log_final(store: Store, run_id: str, metrics: dict[str, float], step: int) -> None:
+    """Log the metrics whose latest value is another, so that ending a run again repeats nothing."""
+    from mlflow.entities import Metric
+
+    there = store.client.get_run(run_id).data.metrics
+    now = int(time.time() * 1000)
+    changed = [Metric(key, value, now, step) for key, value in metrics.items() if there.get(key) != value]
+    for start in range(0, len(changed), _BATCH):
+        store.client.log_batch(run_id, metrics=changed[start:start + _BATCH])
+
+
+def _log_inputs(store: Store, run_id: str, run: dict[str, Any]) -> None:
+    """Lineage. MLflow cuts digests at 36 characters."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    context = [InputTag("mlflow.data.context", run["stage"])]
+    inputs = [DatasetInput(Dataset(name, digest[:36], "local", json.dumps({"uri": str(path)})), context)
+              for name, (path, digest) in run["datasets"].items()]
+    if inputs:
+        store.client.log_inputs(run_id, inputs)
