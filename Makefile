@@ -19,7 +19,7 @@ repro: $(READY)  ## the whole curriculum
 	@$(BIN)/dvc repro
 
 test: $(READY)  ## the test suite
-	@$(BIN)/pytest -q -n 2 --dist loadfile
+	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -63,6 +63,16 @@ TINY = {
 }
 
 
+# Files of minutes go first: one of them begun last would be waited for with the other core idle.
+LONGEST_FIRST = ("test_kills", "test_pipeline", "test_processes", "test_tune", "test_tracking", "test_remotes", "test_distributed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first; within a file the order stays."""
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 @pytest.fixture(scope="session")
 def project_root() -> Path:
     return Path(__file__).resolve().parent.parent
