@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paribus.config import Architecture, Model, Optimizer, resolve_model
-from paribus.model.layers import GATE_CHANNELS, has_value_embedding, mlp_hidden, window_of
+from paribus.model.shapes import GATE_CHANNELS, has_value_embedding, mlp_hidden, window_of
 
 
 def parameters(model: Model, vocab_size: int) -> dict[str, int]:

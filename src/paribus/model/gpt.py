@@ -29,15 +29,10 @@ from paribus.model.layers import (
     normalise,
     rotary_table,
     visible,
-    window_of,
 )
+from paribus.model.shapes import logit_rows, window_of
 
 __all__ = ["GPT", "KVCache", "load_checkpoint", "save_checkpoint"]
-
-# fp32 logits held at once in training and scoring. On a CPU they should stay in its caches: 8 MiB took four fifths of the
-# time of 64 MiB (measured: 4,096 tokens, vocabulary 4,096, width 256).
-# Elsewhere a chunk must be long enough for its products to outweigh reading the head once more.
-CPU_LOGIT_BYTES, LOGIT_BYTES, MIN_LOGIT_ROWS = 8 * 2**20, 256 * 2**20, 256
 
 
 class GPT(nn.Module):
@@ -181,11 +176,6 @@ class GPT(nn.Module):
             weights = torch.ones(len(targets), device=hidden.device)
         rows = logit_rows(self.vocab_size, hidden.device.type)
         return ChunkedCrossEntropy.apply(hidden, self.head_weight, targets, weights, self.config.softcap, rows)
-
-
-def logit_rows(vocab_size: int, device_type: str) -> int:
-    """Tokens whose logits are held at once."""
-    return max((CPU_LOGIT_BYTES if device_type == "cpu" else LOGIT_BYTES) // (4 * vocab_size), MIN_LOGIT_ROWS)
 
 
 # ---------------------------------------------------------------- checkpoints

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paribus.config import Architecture
-
-GATE_CHANNELS = 32  # channels of the residual stream that a value-embedding gate reads
+from paribus.model.shapes import GATE_CHANNELS, has_value_embedding, mlp_hidden, window_of
 
 
 class Linear(nn.Linear):
@@ -216,19 +215,6 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
 
-def has_value_embedding(config: Architecture, layer: int) -> bool:
-    """`alternate` counts from the last block, where value embeddings help most (ResFormer, arXiv:2410.17897)."""
-    if config.value_embeddings == "alternate":
-        return (config.depth - 1 - layer) % 2 == 0
-    return config.value_embeddings == "all"
-
-
-def mlp_hidden(config: Architecture) -> int:
-    """Hidden width; a gated MLP has three matrices instead of two, so two thirds of it (arXiv:2002.05202)."""
-    ratio = config.mlp_ratio * (2 / 3 if config.mlp == "swiglu" else 1)
-    return max(int(ratio * config.width / 8 + 0.5) * 8, 8)
-
-
 class ReluSquaredProduct(torch.autograd.Function):
     """relu(up)^2 W' that keeps relu(up) alone for its backward pass: as separate operations `up`, its square and the
     weight's cast copy are kept too (4 + 4 of a block's 18 residual-stream sizes), and writing them takes a tenth of a
@@ -296,11 +282,6 @@ class Block(nn.Module):
             x = x + self.x0_scale.to(x.dtype) * x0
         x = at(x, asking.read) + self.attention(normalise(x, self.norm), tokens, context, asking, self.window)
         return x + self.mlp(normalise(x, self.norm))
-
-
-def window_of(config: Architecture, layer: int) -> str:
-    """S or L: the pattern repeats over the blocks; the last block always sees everything."""
-    return "L" if layer == config.depth - 1 else config.window_pattern[layer % len(config.window_pattern)]
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):

@@ -15,7 +15,7 @@ from paribus.config import Architecture, Config, Optimizer, resolve_model
 from paribus.errors import UserError
 from paribus.model import accounting
 from paribus.model.accounting import Batch
-from paribus.model.gpt import logit_rows
+from paribus.model.shapes import logit_rows
 
 PROMPT_TOKENS = 256  # of a word problem with the chat format: GSM8K's longest is 240 with a 65,536-word vocabulary
 CUDA_CONTEXT = 600 * 2**20  # context, cuBLAS workspaces, kernels' code: 450 to 600 MiB as nvidia-smi shows it idle

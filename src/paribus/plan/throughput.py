@@ -22,7 +22,8 @@ from pathlib import Path
 
 from paribus.config import Architecture, Optimizer, read_yaml, resolve_model
 from paribus.errors import UserError
-from paribus.model.accounting import cache_bytes, mlp_hidden, parameters, window_of
+from paribus.model.accounting import cache_bytes, parameters
+from paribus.model.shapes import mlp_hidden, window_of
 from paribus.plan.memory import parse_bytes
 
 SIZE = 4.0  # a product of inner width 4 x the card's FLOPs per byte runs at half its best rate
