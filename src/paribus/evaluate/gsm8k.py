@@ -11,14 +11,16 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paribus.config import Gsm8k
 from paribus.data.chat import render_prompt
 from paribus.data.tokenizer import Tokenizer
 from paribus.errors import UserError
 from paribus.evaluate.intervals import mean_and_stderr, pass_at_k, wilson
-from paribus.generate import Completion, Engine
+
+if TYPE_CHECKING:
+    from paribus.generate import Completion, Engine
 
 Problem = dict[str, Any]
 SAMPLES_SHOWN = 12
