@@ -51,7 +51,7 @@ MOMENTS = {True: {"any": 7, "working": 7, "saving": 3, "between": 3}, False: {"a
 VICTIMS = {"group": 4, "group and sender": 2, "stage": 1, "stage and sender": 1, "dvc": 2}
 TIMES = ("seconds", "per_second", "peak_memory_bytes")  # metrics that are no part of the result
 DVC_FILES = {".dvc/tmp/rwlock": "RWLock-file", "dvc.lock": "dvc.lock"}  # and what its errors call them
-UNREADABLE = ("corrupted", "format error", "is invalid", "unable to read")
+UNREADABLE = ("corrupted", "format error", "validation failed", "is invalid", "unable to read")
 MAX_STARTS = 30  # in a row without a kill: then something is stuck
 # Less work than the tests' tiny pipeline: a kill costs a start, and starts are what this takes its time for.
 SMALLER = {"corpus.world.megabytes": 0.05, "corpus.world.problems": 30, "corpus.world.conversations": 20, "eval.bpb_tokens": 256,
@@ -204,7 +204,7 @@ def mend(root: Path, said: str) -> list[str]:
 
     Without dvc.lock, DVC takes the results of finished stages from its run cache.
     """
-    errors = [line for line in said.splitlines() if "ERROR" in line and any(word in line for word in UNREADABLE)]
+    errors = [line for line in said.splitlines() if any(word in line for word in UNREADABLE)]
     torn = [name for name, called in DVC_FILES.items() if any(called in line for line in errors)]
     for name in torn:
         (root / name).unlink(missing_ok=True)
