@@ -99,6 +99,12 @@ def test_outputs_that_are_nowhere_are_named(project: Path) -> None:
     assert found("outputs").state == "note" and "data/corpus" in found("outputs").text and "dvc pull" in found("outputs").text
 
 
+@pytest.mark.parametrize("end", ["    deps:\n    - ", "    cmd: x\n    deps:\n    - path: a\n      md", "    cmd: 'x"])
+def test_a_torn_lock_file_is_broken(project: Path, end: str) -> None:
+    (project / "dvc.lock").write_text(f"schema: '2.0'\nstages:\n  corpus:\n{end}")
+    assert found("outputs").state == "broken" and "rm dvc.lock" in found("outputs").text
+
+
 def test_a_server_that_does_not_answer_is_broken(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert found("store").state == "broken" and "does not answer" in found("store").text

@@ -158,8 +158,14 @@ def _outputs() -> Finding:
     """Outputs that dvc.lock names and that are neither here nor in the cache."""
     if not Path("dvc.lock").exists():
         return Finding("note", "nothing has run yet: dvc repro")
-    stages = config.read_yaml("dvc.lock").get("stages", {})
-    outs = {out["path"]: str(out.get("md5", "")) for stage in stages.values() for out in stage.get("outs", [])}
+    try:
+        stages = config.read_yaml("dvc.lock")["stages"]
+        entries = [(kind, entry["path"], str(entry.get("md5", "")))
+                   for stage in stages.values() for kind in ("deps", "outs") for entry in stage.get(kind, [])]
+    except (UserError, KeyError, AttributeError, TypeError):
+        return Finding("broken", "dvc.lock is torn, as by a kill while DVC wrote it: rm dvc.lock, then dvc repro, which takes "
+                                 "finished stages from its run cache")
+    outs = {path: md5 for kind, path, md5 in entries if kind == "outs"}
     cache = _cache_folder()
     missing = [path for path, md5 in outs.items() if not Path(path).exists() and not (cache / md5[:2] / md5[2:]).exists()]
     if missing:
