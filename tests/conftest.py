@@ -64,7 +64,8 @@ TINY = {
 
 
 # Files of minutes go first: one of them begun last would be waited for with the other core idle.
-LONGEST_FIRST = ("test_kills", "test_pipeline", "test_processes", "test_tune", "test_tracking", "test_remotes", "test_distributed")
+LONGEST_FIRST = ("test_kills", "test_pipeline", "test_processes", "test_tune", "test_tracking", "test_distributed",
+                 "test_remotes")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
