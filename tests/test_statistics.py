@@ -73,8 +73,8 @@ def test_holm_and_power_are_those_of_statsmodels() -> None:
     adjusted = study._holm(p)
     assert [adjusted[arm] for arm in p] == pytest.approx(multipletests(list(p.values()), method="holm")[1])
     for n in (2, 3, 12):
-        assert study.power_of(0.9, n) == pytest.approx(TTestPower().power(0.9, n, 0.05))
-        assert study.power_of(0.9, n, paired=False) == pytest.approx(TTestIndPower().power(0.9, n, 0.05))
+        assert study.power_of(0.9, n) == pytest.approx(TTestPower().power(0.9, n, 0.05), abs=1e-5)
+        assert study.power_of(0.9, n, paired=False) == pytest.approx(TTestIndPower().power(0.9, n, 0.05), abs=1e-5)
 
 
 def test_equivalence_is_two_one_sided_t_tests() -> None:

@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 POWER = 0.8  # what studies are planned for
 MIN_SEEDS = 3  # the fewest from which a spread is worth planning with
 MOST_SEEDS = 100_000  # beyond it "how many seeds" has no useful answer
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)  # of an angle, on [-1, 1]
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(200)  # on [-1, 1]: of an angle, of a chance
 STEP = 0.04  # of the grid of normal scores on which looks are followed
 GRID = np.arange(-200, 201) * STEP
 MASS = np.exp(-(GRID**2) / 2) * STEP / math.sqrt(2 * math.pi)
@@ -217,7 +217,9 @@ def _nominal(made: tuple[int, ...], last: int, alpha: float) -> float:
     paid = spent(made[0] / last, alpha)
     alive, bound = np.ones(GRID.size), -float(special.ndtri(paid / 2))
     for before, n in pairwise(made):
-        alive = _back(before, n) @ (alive * (1 - _outside(bound)))
+        alive = alive * (1 - _outside(bound))
+        for seeds in range(before, n):
+            alive = _back(seeds) @ alive
         owed = spent(n / last, alpha) - paid
 
         def excess(at: float, owed: float = owed, alive: Floats = alive) -> float:
@@ -233,17 +235,14 @@ def _outside(bound: float) -> Floats:
     return np.clip((np.abs(GRID) - bound) / STEP + 0.5, 0, 1)
 
 
-@lru_cache(maxsize=256)
-def _back(before: int, now: int) -> Floats:
-    """(grid, grid): where t, as a normal score, was at `before` seeds, given where it is at `now`; no difference between arms.
+@lru_cache(maxsize=128)
+def _back(n: int) -> Floats:
+    """(grid, grid): where t, as a normal score, was at n seeds, given where it is at n + 1; no difference between arms.
 
     Under no difference the seeds' direction x/|x| is uniform on a sphere, and r = sum(x)/|x| carries t. Given r at n + 1, the
     share of the last seed is r/(n + 1) plus a coordinate of a uniform direction in the n dimensions that keep r: exact at
     any n, where known-variance boundaries let t tests at 3 and 5 seeds err 5.4 % of the time (docs/statistics.md).
     """
-    if now - before > 1:
-        return np.asarray(_back(now - 1, now) @ _back(before, now - 1))
-    n = before
     t = np.sign(GRID) * special.stdtrit(n, special.ndtr(np.abs(GRID)))
     r = (math.sqrt(n + 1) * t / np.sqrt(n + t**2))[:, None]
     angle, weight = np.pi / 2 * (NODES + 1), WEIGHTS * np.sin(np.pi / 2 * (NODES + 1)) ** (n - 2)
@@ -265,7 +264,7 @@ def _over_looks(p: float, n: int, plan: Sequence[int] | None) -> float:
         return p
 
     def excess(alpha: float) -> float:
-        return math.log(alpha_at(n, plan, alpha) / max(p, SMALLEST_P))
+        return math.log(max(alpha_at(n, plan, alpha), 1e-300) / max(p, SMALLEST_P))
 
     if excess(LARGEST_P) <= 0:
         return 1.0
@@ -279,26 +278,30 @@ def seeds_needed(effect: float, stdev: float, *, alpha: float = 0.05, power: flo
 
     stdev: paired, of the differences; unpaired, of one arm over its seeds. The baseline needs as many.
     """
-    size = min(abs(effect) / stdev, 20.0) if stdev else 20.0  # beyond 20 two or three seeds do, and noncentral t overflows
-    return _smallest(lambda n: power_of(size, n, alpha=alpha, paired=paired) >= power)
+    if not stdev:
+        return 2
+    return _smallest(lambda n: power_of(abs(effect) / stdev, n, alpha=alpha, paired=paired) >= power)
 
 
 def power_of(size: float, n: int, *, alpha: float = 0.05, paired: bool = True) -> float:
-    """Chance that the t test of n seeds an arm finds an effect of `size` standard deviations: noncentral t, both sides."""
+    """Chance that the t test of n seeds an arm finds an effect of `size` standard deviations, on either side."""
     df, shift = (n - 1, size * math.sqrt(n)) if paired else (2 * n - 2, size * math.sqrt(n / 2))
-    bound = stats.t.isf(alpha / 2, df)
-    return float(stats.nct.sf(bound, df, shift) + stats.nct.cdf(-bound, df, shift))
+    bound = stats.t.isf(alpha / 2, df) * _measured_spread(df)
+    return float(WEIGHTS / 2 @ (special.ndtr(shift - bound) + special.ndtr(-shift - bound)))
 
 
 def seeds_for_equivalence(margin: float, stdev: float, *, alpha: float = 0.05, power: float = POWER) -> int | None:
     """Seeds for `power` to call two equal arms equivalent within ±margin, by TOST on matched differences."""
-    ranks = (np.arange(400) + 0.5) / 400
-
     def enough(n: int) -> bool:
-        spread = np.sqrt(stats.chi2.ppf(ranks, n - 1) / (n - 1)) * stats.t.isf(alpha, n - 1)  # measured, in standard errors
-        return float(np.clip(2 * special.ndtr(math.sqrt(n) * margin / stdev - spread) - 1, 0, 1).mean()) >= power
+        room = math.sqrt(n) * margin / stdev - stats.t.isf(alpha, n - 1) * _measured_spread(n - 1)
+        return float(WEIGHTS / 2 @ np.clip(2 * special.ndtr(room) - 1, 0, 1)) >= power
 
     return _smallest(enough) if stdev else 2
+
+
+def _measured_spread(df: int) -> Floats:
+    """Quantiles at (NODES + 1) / 2 of a measured over a true standard deviation; scipy's noncentral t is nan far out."""
+    return np.asarray(np.sqrt(special.gammaincinv(df / 2, (NODES + 1) / 2) * 2 / df))
 
 
 def _smallest(enough: Any) -> int | None:
