@@ -24,6 +24,7 @@ import argparse
 import csv
 import json
 import math
+import re
 import sys
 import time
 from collections import defaultdict
@@ -51,8 +52,8 @@ NOISE = {
     "core": {"stdev": 0.0063, "correlation": None,
              "source": "seven identical nanochat runs from .251 to .268 (its discussions): their range / 2.704"},
 }
-CORRELATIONS = (0.0, 0.25, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-SIZES = (0.75, 1.0, 1.5, 2.0, 3.0)  # of planted effects, in sd
+CORRELATIONS = tuple(round(0.05 * i, 2) for i in range(20))
+SIZES = (0.5, 0.75, 1.0, 1.5, 2.0)  # of planted effects, in sd
 SHAPES: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = {  # of noise: mean 0, variance 1
     "normal": lambda rng, shape: rng.standard_normal(shape),
     "heavy tails (t, 4 degrees)": lambda rng, shape: rng.standard_t(4, shape) / math.sqrt(2),
@@ -292,18 +293,21 @@ def compute_to_verdict() -> dict[str, Any]:
                 row[f"sequential_runs_at_{times}"] = round(2 * seeds, 2)
                 row[f"share_at_{times}"] = round(seeds / usual, 4)
                 row[f"power_at_{times}"] = round(power, 4)
-            rows.append(row | {"sequential_last": last, "matched_share": round(matched / usual, 4)})
+            found, seeds = _sequential(last, within, 0.0)
+            rows.append(row | {"sequential_last": last, "matched_share": round(matched / usual, 4),
+                               "sequential_runs_when_equal": round(2 * seeds, 2), "found_equal": round(found, 4)})
     return {"rows": rows, "quarter": quarter(rows)}
 
 
 def quarter(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The least correlation of those tried from which a quarter of the usual compute is enough, by effect and by truth."""
-    found: dict[str, Any] = defaultdict(dict)
-    for row in rows:
+    """The correlation from which on a quarter of the usual compute is enough, by planned effect and by truth; None: never."""
+    found: dict[str, Any] = {f"{size} sd": {} for size in SIZES}
+    for size in SIZES:
+        of = [row for row in rows if row["effect_sd"] == size]
         for times in (1, 1.5, 2, 3):
-            if row[f"share_at_{times}"] <= 0.25:
-                found[f"{row['effect_sd']} sd"].setdefault(f"truth {times} x planned", row["correlation"])
-    return dict(found)
+            over = [row["correlation"] for row in of if row[f"share_at_{times}"] > 0.25]
+            found[f"{size} sd"][f"truth {times} x planned"] = next((c for c in CORRELATIONS if not over or c > max(over)), None)
+    return found
 
 
 def curves() -> dict[str, list[tuple[float, float]]]:
@@ -318,9 +322,6 @@ def curves() -> dict[str, list[tuple[float, float]]]:
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.9), layout="constrained", dpi=80)
@@ -406,7 +407,7 @@ def main() -> None:
         if args.picture:
             draw(found, args.picture)
         found["cpu_seconds"] = round(time.process_time() - began, 1)
-    text = json.dumps(found, indent=1)
+    text = re.sub(r"[{\[][^{}\[\]]*[}\]]", lambda leaf: " ".join(leaf[0].split()), json.dumps(found, indent=1))
     if args.out:
         args.out.write_text(text + "\n")
     print(text)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from paribus.errors import UserError
 from paribus.evaluate.intervals import mcnemar_exact
-from paribus.study.statistics import Floats, Verdict, check, verdict_of
+from paribus.study.statistics import Floats, Verdict, settings_problems, verdict_of
 
 DRAWS = 10_000  # of a bootstrap
 
@@ -54,10 +54,12 @@ def item_effect(baseline: Sequence[Floats], arm: Sequence[Floats], clusters: NDA
     of both, drawn `draws` times from a fixed seed. equal_clusters: every cluster counts the same, as tasks do in CORE;
     otherwise every item does. The verdict follows `effects`, for one arm.
 
-    Raises UserError for arrays of different lengths, no items, fewer than two units, outcomes that are not finite.
+    Raises UserError for arrays of different lengths, no items, fewer than two units, outcomes that are not finite, and
+    settings that `effects` refuses.
     """
-    _check_items(baseline, arm, clusters)
-    check({"items": [0.0]}, direction, smallest_effect, alpha, None)
+    problems = settings_problems(direction, smallest_effect, alpha) + _item_problems(baseline, arm, clusters)
+    if problems:
+        raise UserError(problems)
     difference = np.stack(arm).astype(float) - np.stack(baseline).astype(float)
     table = _units(difference, clusters, equal_clusters)
     seeds, units = table.shape
@@ -75,7 +77,7 @@ def item_effect(baseline: Sequence[Floats], arm: Sequence[Floats], clusters: NDA
                       verdict_of(mean, direction, p <= alpha, equal <= alpha))
 
 
-def _check_items(baseline: Sequence[Floats], arm: Sequence[Floats], clusters: NDArray[Any] | None) -> None:
+def _item_problems(baseline: Sequence[Floats], arm: Sequence[Floats], clusters: NDArray[Any] | None) -> list[str]:
     problems = []
     lengths = {len(outcomes) for outcomes in [*baseline, *arm]}
     if len(baseline) != len(arm) or not baseline:
@@ -88,8 +90,7 @@ def _check_items(baseline: Sequence[Floats], arm: Sequence[Floats], clusters: ND
         problems.append("items: at least two items, or clusters, are needed")
     if not all(np.isfinite(outcomes).all() for outcomes in [*baseline, *arm]):
         problems.append("items: some outcomes are not finite")
-    if problems:
-        raise UserError(problems)
+    return problems
 
 
 def _units(difference: Floats, clusters: NDArray[Any] | None, equal: bool) -> Floats:

@@ -74,7 +74,7 @@ def effects(differences: Mapping[str, Sequence[float]], *, direction: str, small
     Raises UserError with everything that is wrong: no arms, no or non-finite differences, unknown direction,
     alpha outside (0, 0.5), smallest_effect not above 0, more seeds than the plan has.
     """
-    check(differences, direction, smallest_effect, alpha, plan)
+    _check(differences, direction, smallest_effect, alpha, plan)
     samples = {arm: _Sample.of(values) for arm, values in differences.items()}
     p_values = {arm: sample.p() for arm, sample in samples.items()}
     different = _holm({arm: _over_looks(p, samples[arm].n, plan) for arm, p in p_values.items()})
@@ -133,7 +133,7 @@ class _Sample:
         return self.mean - half, self.mean + half
 
 
-def check(differences: Mapping[str, Sequence[float]], direction: str, smallest_effect: float, alpha: float,
+def _check(differences: Mapping[str, Sequence[float]], direction: str, smallest_effect: float, alpha: float,
            plan: Sequence[int] | None) -> None:
     problems = [] if differences else ["differences: no arms to judge"]
     for arm, values in differences.items():
@@ -141,18 +141,24 @@ def check(differences: Mapping[str, Sequence[float]], direction: str, smallest_e
             problems.append(f"differences: {arm} has none")
         problems += [f"differences: {arm}, number {i + 1} is {value}; a run without a result has no place here"
                      for i, value in enumerate(values) if not math.isfinite(value)]
-    if direction not in ("lower", "higher"):
-        problems.append(f"direction: {direction!r} is neither lower nor higher")
-    if not (math.isfinite(smallest_effect) and smallest_effect > 0):
-        problems.append(f"smallest_effect: {smallest_effect} is not above 0, in the metric's unit")
-    if not 0 < alpha < 0.5:
-        problems.append(f"alpha: {alpha} is not between 0 and 0.5")
+    problems += settings_problems(direction, smallest_effect, alpha)
     if plan is not None:
         problems += _plan_problems(plan)
         problems += [f"differences: {arm} has {len(values)} seeds; the plan ends at {plan[-1]}"
                      for arm, values in differences.items() if plan and len(values) > plan[-1]]
     if problems:
         raise UserError(problems)
+
+
+def settings_problems(direction: str, smallest_effect: float, alpha: float) -> list[str]:
+    problems = []
+    if direction not in ("lower", "higher"):
+        problems.append(f"direction: {direction!r} is neither lower nor higher")
+    if not (math.isfinite(smallest_effect) and smallest_effect > 0):
+        problems.append(f"smallest_effect: {smallest_effect} is not above 0, in the metric's unit")
+    if not 0 < alpha < 0.5:
+        problems.append(f"alpha: {alpha} is not between 0 and 0.5")
+    return problems
 
 
 def _plan_problems(plan: Sequence[int]) -> list[str]:
