@@ -104,7 +104,7 @@ def test_a_look_that_a_lost_seed_made_is_allowed() -> None:
 @pytest.mark.parametrize("plan", [(3, 5, 8, 12), (2, 3, 5), (3, 5)])
 def test_looking_often_at_few_seeds_errs_no_more_than_alpha(plan: tuple[int, ...]) -> None:
     """Type I error of t tests at the nominal levels: within three standard errors of alpha."""
-    samples = np.random.default_rng(0).normal(size=(200_000, plan[-1]))
+    samples = np.random.default_rng(0).normal(size=(100_000, plan[-1]))
     rejected = np.zeros(len(samples), bool)
     for n in plan:
         part = samples[:, :n]
@@ -130,9 +130,9 @@ def test_an_early_look_has_the_wider_interval_and_points_to_the_next() -> None:
 
 
 def test_interval_covers_at_three_seeds() -> None:
-    samples = np.random.default_rng(1).normal(0.3, 1, size=(2000, 3))
+    samples = np.random.default_rng(1).normal(0.3, 1, size=(1000, 3))
     found = [study._Sample.of(list(row)).interval(0.05) for row in samples]
-    assert np.mean([low <= 0.3 <= high for low, high in found]) == pytest.approx(0.95, abs=0.015)
+    assert np.mean([low <= 0.3 <= high for low, high in found]) == pytest.approx(0.95, abs=0.02)
 
 
 def test_seeds_needed_reaches_the_power_asked_and_not_with_one_less() -> None:
@@ -225,12 +225,12 @@ def test_noise_table_measures_what_pairing_gains() -> None:
 def test_the_band_of_a_curve_holds_at_all_steps_and_the_interval_at_each() -> None:
     rng = np.random.default_rng(6)
     at_each, at_all = [], []
-    for _ in range(40):
+    for _ in range(25):
         noise = rng.normal(size=(4, 20)).cumsum(axis=1) / np.sqrt(np.arange(1, 21))
         curve = study.difference_curve(range(20), np.zeros((4, 20)), noise + 1)
         at_each.append(np.mean((curve.low <= 1) & (curve.high >= 1)))
         at_all.append(((curve.band_low <= 1) & (curve.band_high >= 1)).all())
-    assert np.mean(at_each) == pytest.approx(0.95, abs=0.05) and np.mean(at_all) >= 0.88
+    assert np.mean(at_each) == pytest.approx(0.95, abs=0.05) and np.mean(at_all) >= 0.84
 
 
 # ---- Bad input
