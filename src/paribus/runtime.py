@@ -201,7 +201,7 @@ def apply(hardware: Hardware, seed: int) -> None:
 
     keep_freed_memory()
     torch.set_num_threads(hardware.process_threads)
-    if hardware.compile:
+    if hardware.compile or hardware.device == "cuda":  # whose windows are compiled in any case
         torch.use_deterministic_algorithms(hardware.deterministic)
     else:  # the same without loading the compiler, which takes seconds
         torch.set_deterministic_debug_mode("error" if hardware.deterministic else "default")

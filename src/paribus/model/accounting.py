@@ -81,7 +81,10 @@ def keeps_output(config: Architecture, batch: Batch) -> bool:
 
 
 def mask_bytes(config: Architecture, layer: int, batch: Batch) -> int:
-    """The additive mask that a block's attention keeps where it is not plainly causal, (B or 1, 1, T, T)."""
+    """The additive mask that a block's attention keeps where it is not plainly causal, (B or 1, 1, T, T); FlexAttention,
+    on CUDA, keeps none."""
+    if batch.cuda:
+        return 0
     sliding = window_of(config, layer) == "S" and config.window < config.seq_len
     if not batch.packed and not sliding:
         return 0

@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from paribus.config import Model, resolve_model
 from paribus.errors import UserError
+from paribus.model import attention
+from paribus.model.attention import at
 from paribus.model.layers import (
     Block,
     Cache,
@@ -25,10 +27,8 @@ from paribus.model.layers import (
     Context,
     KVCache,
     Linear,
-    at,
     normalise,
     rotary_table,
-    visible,
 )
 from paribus.model.shapes import logit_rows, window_of
 
@@ -142,12 +142,13 @@ class GPT(nn.Module):
             window = None
         if cache is not None:
             return cache.mask(positions, read, window)
-        if documents is None and window is None and read is None:
+        length = positions.shape[1]
+        chosen = attention.backend(self.device.type, length, window, documents is not None, read is not None)
+        if chosen == "causal":
             return None
-        mask = visible(at(positions, read), positions[:, None, :], window)
-        if documents is not None:
-            mask = mask & (at(documents, read)[:, :, None] == documents[:, None, :])
-        return mask[:, None]
+        if chosen == "flex":
+            return attention.block_mask(length, window, documents, self.device)
+        return attention.dense_mask(positions, window, documents, read)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V) fp32, soft-capped (Gemma 2, arXiv:2408.00118)."""

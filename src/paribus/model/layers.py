@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paribus.config import Architecture
+from paribus.model.attention import at, attend, visible
 from paribus.model.shapes import GATE_CHANNELS, has_value_embedding, mlp_hidden, window_of
 
 
@@ -155,29 +156,9 @@ class Context:
 
     cos: Tensor | None  # (B or 1, T, 1, E / 2)
     sin: Tensor | None
-    masks: dict[str, Any]  # window letter -> (B or 1, 1, T, S) True where seen; None: plain causal; or the cache's own
+    masks: dict[str, Any]  # window letter -> what `attention.attend` takes, or the cache's own
     cache: Cache | None
     read: Tensor | None = None  # (B, R) the places that ask, for a block that need not answer all T
-
-
-def at(x: Tensor, places: Tensor | None) -> Tensor:
-    """x (B or 1, T, ...) at places (B, R) of each row -> (B, R, ...); None: all of x."""
-    if places is None:
-        return x
-    return x.expand(len(places), *x.shape[1:])[torch.arange(len(places), device=x.device)[:, None], places]
-
-
-def visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
-    """(…, T, S): key position at or before the query's and within its window."""
-    distance = queries[..., :, None] - keys
-    seen = distance >= 0
-    return seen if window is None else seen & (distance < window)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """q (B, H, T, E), k, v (B, K, S, E) -> (B, H, T, E); mask as in Context."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
-                                          enable_gqa=q.shape[1] != k.shape[1])
 
 
 class Attention(nn.Module):

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from paribus.config import Architecture
-from paribus.model.layers import KVCache, visible
+from paribus.model.attention import visible
+from paribus.model.layers import KVCache
 
 Partial = tuple[Tensor, Tensor, Tensor]  # unnormalised output (…, E), largest score (…, 1), sum of exponentials (…, 1)
 Masks = tuple[Tensor, Tensor]  # added to the scores of the prompt's keys and of the row's own

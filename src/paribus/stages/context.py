@@ -104,8 +104,10 @@ def new_model(run: Session, vocab_size: int) -> GPT:
     """An untrained model on the session's device."""
     import torch
 
+    from paribus.model.attention import check_head_dim
     from paribus.model.gpt import GPT
 
+    check_head_dim(run.config.model.head_dim, run.hardware.device)
     model = GPT(run.config.model, vocab_size, getattr(torch, run.hardware.dtype))
     model.activation_checkpointing = run.config.train.activation_checkpointing
     return model.to(run.hardware.device)
@@ -115,9 +117,11 @@ def load_model(run: Session, stage: str) -> GPT:
     """The model of a stage's checkpoint on the session's device."""
     import torch
 
+    from paribus.model.attention import check_head_dim
     from paribus.model.gpt import load_checkpoint
 
     model = load_checkpoint(CHECKPOINTS / stage, run.hardware.device, getattr(torch, run.hardware.dtype))
+    check_head_dim(model.config.head_dim, run.hardware.device)
     model.activation_checkpointing = run.config.train.activation_checkpointing
     return model.eval()
 

@@ -1,0 +1,108 @@
+"""Who may see whom, and which kernel computes it.
+
+Shapes: B rows, T tokens, R places that ask, H query heads, K key/value heads, E head_dim, S keys seen.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from paribus.errors import UserError
+
+Backend = Literal["causal", "flex", "masked"]
+FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]  # all but plain products
+CUDA_HEAD_DIMS = range(16, 257)  # FlexAttention's kernels begin at 16, flash attention's end at 256
+
+
+def backend(device_type: str, length: int, window: int | None, documents: bool, read: bool) -> Backend:
+    """What computes the attention of `length` tokens to themselves.
+
+    causal: each sees all before it; SDPA without a mask, which on CUDA in 16 bits is a flash kernel.
+    flex: windows and packed documents on CUDA; FlexAttention skips blocks of keys that nobody sees, so that a window
+        costs its own width and not the sequence's, and makes no (T, S) mask in its kernels.
+    masked: the same elsewhere, and where only some places ask (`read`); SDPA with a mask in memory.
+    """
+    if device_type == "cuda" and not read:
+        return "causal" if not documents and (window is None or window >= length) else "flex"
+    return "masked" if documents or read or window is not None else "causal"
+
+
+def check_head_dim(head_dim: int, device_type: str) -> None:
+    """Raises UserError where training has no attention kernel for heads of this width: none is taken in its place."""
+    if device_type == "cuda" and head_dim not in CUDA_HEAD_DIMS:
+        raise UserError(f"model.head_dim: {head_dim} has no attention kernels on CUDA; "
+                        f"{CUDA_HEAD_DIMS.start} to {CUDA_HEAD_DIMS.stop - 1} have")
+
+
+def at(x: Tensor, places: Tensor | None) -> Tensor:
+    """x (B or 1, T, ...) at places (B, R) of each row -> (B, R, ...); None: all of x."""
+    if places is None:
+        return x
+    return x.expand(len(places), *x.shape[1:])[torch.arange(len(places), device=x.device)[:, None], places]
+
+
+def near(distance: Tensor, window: int | None) -> Tensor:
+    """Whether a key so many places before the query is seen: not after it, and within its window."""
+    seen = distance >= 0
+    return seen if window is None else seen & (distance < window)
+
+
+def visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
+    """(…, T, S): key position at or before the query's and within its window."""
+    return near(queries[..., :, None] - keys, window)
+
+
+def dense_mask(positions: Tensor, window: int | None, documents: Tensor | None, read: Tensor | None) -> Tensor:
+    """(B or 1, 1, T or R, T) True where seen; positions (B or 1, T), documents (B, T), read (B, R)."""
+    mask = visible(at(positions, read), positions[:, None, :], window)
+    if documents is not None:
+        mask = mask & (at(documents, read)[:, :, None] == documents[:, None, :])
+    return mask[:, None]
+
+
+def block_mask(length: int, window: int | None, documents: Tensor | None, device: torch.device) -> Any:
+    """The same as FlexAttention takes it: blocks of 128 x 128 that are seen in part, in whole, or not at all.
+    documents (B, T)."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        causal = near(query - key, window)
+        return causal if documents is None else causal & (documents[row, query] == documents[row, key])
+
+    rows = None if documents is None else len(documents)
+    return create_block_mask(seen, rows, None, length, length, device=device)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
+    """q (B, H, T, E), k, v (B, K, S, E) -> (B, H, T, E); mask: None (plain causal), a dense or a block mask.
+
+    On CUDA in 16 bits plain causal attention is one of the fused kernels, or raises; fp32 has no flash kernel.
+    """
+    grouped = q.shape[1] != k.shape[1]
+    if mask is not None and not isinstance(mask, Tensor):
+        return _flex(q)(q, k, v, block_mask=mask, enable_gqa=grouped)
+    if q.is_cuda and mask is None and q.dtype != torch.float32:
+        with sdpa_kernel(FUSED):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+
+
+def _flex(q: Tensor) -> Callable[..., Any]:
+    """FlexAttention, compiled on CUDA, where it else forms all scores; what is being compiled already takes it in."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return _compiled_flex() if q.is_cuda and not torch.compiler.is_compiling() else flex_attention
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
