@@ -84,6 +84,45 @@ class Plan:
     log_every: int = 1
 
 
+class Readback:
+    """Numbers on their way from a device: reading them waits for them, and not for what was queued behind them."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        """numbers (n,). From CUDA into pinned memory, without waiting."""
+        self._host = numbers.to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event() if numbers.is_cuda else None
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def read(self) -> list[float]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._host.tolist()
+
+
+@dataclass
+class Started:
+    """An optimiser step that was started; what comes out of it is filled in as it becomes known."""
+
+    step: int
+    work: Work
+    factor: float
+    tokens: int
+    numbers: Readback | None  # None: known
+    loss: float = math.nan
+    grad_norm: float = math.nan
+    elapsed: float = math.nan  # seconds
+    metrics: dict[str, float] = field(default_factory=dict)  # of an evaluation after it
+
+    def read(self) -> None:
+        if self.numbers is not None:
+            self.loss, self.grad_norm = self.numbers.read()
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
 class Loop:
     """Trains `model` in place. Raises Paused when interrupted, UserError when training cannot go on."""
 
@@ -92,6 +131,11 @@ class Loop:
         self.model, self.forward, self.optimizer = model, forward, optimizer
         self.objective, self.plan, self.store, self.interrupt, self.hooks = objective, plan, store, interrupt, hooks
         self.position = Position()
+        # Start a step before the numbers of the one before it are read: a GPU then never waits for the host. RL samples
+        # from the weights of the step before, and waits for them anyway.
+        self.ahead = model.device.type == "cuda" and objective.pure
+        self._before: Started | None = None  # ahead: the step whose numbers are still to be read
+        self._settled = False
         self._bad_run = 0
         self._saved_at = time.monotonic()
 
@@ -113,7 +157,7 @@ class Loop:
         self.model.train()
         while self.position.step < self.plan.steps:
             with self._works() as works:
-                self._step_began = time.perf_counter()
+                self._clock, self._settled = time.perf_counter(), False
                 for step, work in works:
                     if self._step(step, work):
                         break  # rolled back: start again from the restored step
@@ -127,32 +171,94 @@ class Loop:
         if not self.objective.pure:
             yield ((step, self.objective.work(step)) for step in steps)
             return
-        with Prefetcher(self.objective.work, steps.start, steps.stop) as prefetcher:
+        make = self._pinned_work if self.model.device.type == "cuda" else self.objective.work
+        with Prefetcher(make, steps.start, steps.stop) as prefetcher:
             self._prefetcher = prefetcher
             yield iter(prefetcher)
 
+    def _pinned_work(self, step: int) -> Work:
+        """Work in memory that a GPU copies from while the host goes on; pinned by the thread that prepares it."""
+        work = self.objective.work(step)
+        pinned = [MicroBatch(*(None if tensor is None else tensor.pin_memory() for tensor in micro.tensors))  # type: ignore[arg-type]
+                  for micro in work.micro_batches]
+        return dataclasses.replace(work, micro_batches=pinned)
+
     def _step(self, step: int, work: Work) -> bool:
-        """One optimiser step and what goes with it. True if the run was rolled back."""
+        """One optimiser step and what goes with it. True if the run was rolled back.
+
+        Ahead, a step is started before the numbers of the one before are read, and its own are read at once only where
+        something hangs on them.
+        """
         if step in self.position.skipped:
+            if self._settle_before():
+                return True
             self.position.step = step + 1
             return False
-        loss, grad_norm, tokens = self._gradient(work)
-        finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        factor = self.plan.lr_factor(step)
-        if finite and tokens:
-            self.optimizer.step(factor)
-        self.optimizer.zero_grad()
-        elapsed = time.perf_counter() - self._step_began  # making the work, or waiting for it, included
-        self._advance(step, tokens, elapsed)
-        if not finite and self._watch(step, loss, grad_norm):
+        started = self._start(step, work)
+        if self._settle_before():
             return True
-        self._bad_run = 0 if finite else self._bad_run
-        self._report(step, work, loss, grad_norm, factor, tokens, elapsed)
-        self._between_steps(finite)
+        at_once = self._wanted_at_once(step)
+        if at_once and self._settle(started):
+            return True
+        started.metrics = self._evaluate(step + 1)
+        if not at_once:
+            if not any(parallel.any_rank(bool(started.metrics))):
+                self._before = started
+                return False
+            if self._settle(started):
+                return True
+        self._report(started)
+        self._between_steps(started.finite)
         return False
 
-    def _gradient(self, work: Work) -> tuple[float, float, int]:
-        """Accumulate the gradient of the whole global batch; returns loss, gradient norm and tokens."""
+    def _start(self, step: int, work: Work) -> Started:
+        """Gradient and update. Ahead, both are queued on the device, which itself leaves out an update that is not finite."""
+        total, norm, tokens = self._gradient(work)
+        factor = self.plan.lr_factor(step)
+        if self.ahead:
+            parallel.add_up(total)
+            if tokens:
+                self.optimizer.step(factor, torch.isfinite(total) & torch.isfinite(norm))
+            numbers = Readback(torch.stack((total, norm)))
+            started = Started(step, work, factor, tokens, numbers)
+        else:
+            started = Started(step, work, factor, tokens, None, parallel.sums(float(total))[0], float(norm))
+            if started.finite and tokens:
+                self.optimizer.step(factor)
+        self.optimizer.zero_grad()
+        return started
+
+    def _settle_before(self) -> bool:
+        """Settle and report the step before, if that is still to do. True if the run was rolled back."""
+        before, self._before = self._before, None
+        if before is None:
+            return False
+        if self._settle(before):
+            return True
+        self._report(before)
+        return False
+
+    def _settle(self, started: Started) -> bool:
+        """Read a step's numbers and count it. True if the run was rolled back."""
+        started.read()
+        now = time.perf_counter()
+        started.elapsed = now - self._clock  # making the work, or waiting for it, included
+        self._clock = now
+        self._settled = True
+        self._advance(started)
+        if not started.finite and self._watch(started.step, started.loss, started.grad_norm):
+            return True
+        self._bad_run = 0 if started.finite else self._bad_run
+        return False
+
+    def _wanted_at_once(self, step: int) -> bool:
+        """Whether a step's numbers are wanted before the next one starts; the first step's too, to be timed by itself."""
+        if not self.ahead:
+            return True
+        return any(parallel.any_rank(*self._wishes())) or not self._settled or step + 1 == self.plan.steps
+
+    def _gradient(self, work: Work) -> tuple[Tensor, Tensor, int]:
+        """Accumulate the gradient of the whole global batch; returns this rank's loss (), gradient norm () and tokens."""
         device = self.model.device
         normaliser, tokens = parallel.sums(work.normaliser, work.tokens)
         most = int(max(parallel.of_each(len(work.micro_batches))))
@@ -163,21 +269,18 @@ class Loop:
                 # DDP and FSDP average over ranks; a sum over the global batch is meant
                 (loss * parallel.ranks()).backward()
             total += loss.detach()
-        if not most:
-            return 0.0, 0.0, int(tokens)
-        norm = self.optimizer.clip()
-        return parallel.sums(float(total))[0], float(norm), int(tokens)
+        return total, self.optimizer.clip() if most else torch.zeros((), device=device), int(tokens)
 
     def _sync_gradients(self, last: bool) -> Any:
         if last or not isinstance(self.forward, nn.parallel.DistributedDataParallel):
             return torch.enable_grad()
         return self.forward.no_sync()
 
-    def _advance(self, step: int, tokens: int, elapsed: float) -> None:
-        self.position.step = step + 1
-        self.position.tokens += tokens
-        self.position.seconds += elapsed
-        self.position.train_seconds += elapsed
+    def _advance(self, started: Started) -> None:
+        self.position.step = started.step + 1
+        self.position.tokens += started.tokens
+        self.position.seconds += started.elapsed
+        self.position.train_seconds += started.elapsed
 
     def _watch(self, step: int, loss: float, grad_norm: float) -> bool:
         """Count a step that was not finite; after a run of them go back to the last state and pass those steps over."""
@@ -201,27 +304,28 @@ class Loop:
         self.hooks.event(step, "rollback", f"back to step {state.step}; steps {bad[0]} to {bad[-1]} will be passed over")
         return True
 
-    def _report(self, step: int, work: Work, loss: float, grad_norm: float, factor: float, tokens: int, elapsed: float) -> None:
+    def _report(self, started: Started) -> None:
+        step, metrics, speed = started.step, started.metrics, started.tokens / started.elapsed
         last = step + 1 == self.plan.steps
-        metrics = self._evaluate(step + 1)
         if (step + 1) % self.plan.log_every == 0 or last or metrics:
-            speed = tokens / elapsed
             metrics |= {
-                "train/loss": loss, "train/grad_norm": grad_norm, "train/lr_factor": factor,
+                "train/loss": started.loss, "train/grad_norm": started.grad_norm, "train/lr_factor": started.factor,
                 "train/tokens": self.position.tokens, "train/seconds": self.position.seconds,
                 "train/tokens_per_second": speed, "train/mfu": speed * self.plan.flops_per_token / self.plan.peak_flops,
                 "train/peak_memory_bytes": peak_memory_bytes(self.model.device),
                 "train/nonfinite": self.position.nonfinite, "train/data_wait_seconds": self._data_wait(),
-            } | work.metrics
+            } | started.work.metrics
             self.hooks.log(step + 1, metrics)
-        self.hooks.progress(step + 1, {"loss": loss, "tokens_per_second": tokens / elapsed} | work.metrics)
+        self.hooks.progress(step + 1, {"loss": started.loss, "tokens_per_second": speed} | started.work.metrics)
 
     def _evaluate(self, step: int) -> dict[str, float]:
         began = time.perf_counter()
         self.model.eval()
         metrics = dict(self.hooks.evaluate(step))
         self.model.train()
-        self.position.seconds += time.perf_counter() - began
+        taken = time.perf_counter() - began
+        self.position.seconds += taken
+        self._clock += taken
         return metrics
 
     def _data_wait(self) -> float:
@@ -230,14 +334,18 @@ class Loop:
     def _between_steps(self, finite: bool) -> None:
         """Save when it is time, stop when asked to."""
         done = self.position.step >= self.plan.steps
-        stop, due = parallel.any_rank(self.interrupt.requested(), time.monotonic() - self._saved_at >= self.plan.save_seconds)
+        stop, due = parallel.any_rank(*self._wishes())
         if finite and (due or stop) or done:
             self.save()
         if stop and not done:
             self.store.wait()
             reason = self.interrupt.reason or "another process was asked to stop"
             raise Paused(f"{reason}: saved at step {self.position.step} of {self.plan.steps}")
-        self._step_began = time.perf_counter()
+        self._clock = time.perf_counter()
+
+    def _wishes(self) -> tuple[bool, bool]:
+        """This rank's: to stop, and to save."""
+        return self.interrupt.requested(), time.monotonic() - self._saved_at >= self.plan.save_seconds
 
     def save(self) -> None:
         """Save the state, whole, so that any number of ranks can go on with it; rank 0 writes."""
@@ -252,11 +360,8 @@ class Loop:
         self._saved_at = time.monotonic()
 
 
-def _to(device: torch.device, micro: MicroBatch) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    tensors = (micro.tokens, micro.targets, micro.documents, micro.weights)
-    if device.type != "cuda":
-        return tensors
-    return tuple(t if t is None else t.pin_memory().to(device, non_blocking=True) for t in tensors)  # type: ignore[return-value]
+def _to(device: torch.device, micro: MicroBatch) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.to(device, non_blocking=device.type == "cuda") for tensor in micro.tensors]
 
 
 def peak_memory_bytes(device: torch.device) -> int:

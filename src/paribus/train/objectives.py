@@ -28,6 +28,11 @@ class MicroBatch:
     documents: Tensor | None = None
     weights: Tensor | None = None
 
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """In the order of the model's forward pass."""
+        return self.tokens, self.targets, self.documents, self.weights
+
 
 @dataclass(frozen=True)
 class Work:

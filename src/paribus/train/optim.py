@@ -59,16 +59,30 @@ def _kind(name: str, parameter: Tensor, tied: bool) -> str:
 
 
 class MuonAdamW:
-    """One step: clip, then each group by its rule. `state` maps names to tensors, ready to be saved."""
+    """One step: clip, then each group by its rule. `state` maps names to tensors, ready to be saved.
 
-    def __init__(self, model: GPT, config: OptimizerConfig) -> None:
+    on_device: AdamW by torch's fused kernel, and the number of updates kept where the parameters are, so that a step can
+    be skipped there without the host's knowing. On CUDA unless said otherwise.
+    """
+
+    def __init__(self, model: GPT, config: OptimizerConfig, on_device: bool | None = None) -> None:
         self.config = config
         self.groups = parameter_groups(model, config)
         self.state: dict[str, Tensor] = {}
-        self.updates = 0  # AdamW's bias correction counts updates made, not steps passed
         self.parameters = [p for group in self.groups for p in group.parameters.values()]
+        self.on_device = self.parameters[0].is_cuda if on_device is None else on_device
+        self.updates = 0
         self._owner = _owners(self.groups)
         self._sharded = any(parallel.is_sharded(p) for p in self.parameters)
+
+    @property
+    def updates(self) -> int:
+        """Updates made, not steps passed: what AdamW's bias correction counts. Waits for the device."""
+        return int(self._updates)
+
+    @updates.setter
+    def updates(self, made: int) -> None:
+        self._updates: Tensor | int = torch.full((), float(made), device=self.parameters[0].device) if self.on_device else made
 
     @torch.no_grad()
     def clip(self) -> Tensor:
@@ -84,16 +98,25 @@ class MuonAdamW:
         return norm
 
     @torch.no_grad()
-    def step(self, lr_factor: float) -> None:
-        """Update every parameter; learning rates are multiplied by `lr_factor`."""
-        self.updates += 1
+    def step(self, lr_factor: float, finite: Tensor | None = None) -> None:
+        """Update every parameter; learning rates are multiplied by `lr_factor`.
+
+        finite () bool, where the parameters are: if False everything stays as it is, to the bit. Needs `on_device`.
+        """
+        if finite is not None and not self.on_device:
+            raise ValueError("finite: only an optimizer that is on_device can skip a step there")
+        gate = None if finite is None else finite.float()
+        self._updates = self._updates + (1 if gate is None else gate)
         for group in self.groups:
             mine = self._mine(group)
             lr = group.lr * lr_factor
             if group.weight_decay and mine:
-                torch._foreach_mul_(list(mine.values()), 1 - lr * group.weight_decay)
+                decay = lr * group.weight_decay
+                torch._foreach_mul_(list(mine.values()), 1 - (decay if gate is None else decay * gate))  # type: ignore[arg-type]
             if group.rule == "muon":
-                self._muon(mine, lr)
+                self._muon(mine, lr, gate)
+            elif mine and self.on_device:
+                self._fused_adamw(mine, lr, gate)
             elif mine:
                 self._adamw(mine, lr)
             self._share(group, mine)
@@ -134,20 +157,40 @@ class MuonAdamW:
     def _buffer(self, kind: str, name: str, like: Tensor) -> Tensor:
         return self.state.setdefault(f"{kind}.{name}", torch.zeros_like(like))
 
-    def _muon(self, parameters: dict[str, Tensor], lr: float) -> None:
-        """Nesterov momentum, orthogonalised; matrices of one shape go through the iteration together."""
+    def _muon(self, parameters: dict[str, Tensor], lr: float, gate: Tensor | None) -> None:
+        """Nesterov momentum, orthogonalised; matrices of one shape go through the iteration together.
+
+        gate (): 1, or 0 to change nothing, whatever the gradients are.
+        """
         by_shape: dict[torch.Size, list[str]] = defaultdict(list)
         for name, parameter in parameters.items():
             by_shape[parameter.shape].append(name)
         for shape, names in by_shape.items():
             gradients = _gradients({name: parameters[name] for name in names})
             momenta = [self._buffer("momentum", name, parameters[name]) for name in names]
-            torch._foreach_lerp_(momenta, gradients, 1 - self.config.muon_momentum)
+            weight = 1 - self.config.muon_momentum
+            if gate is None:
+                torch._foreach_lerp_(momenta, gradients, weight)
+            else:
+                for gradient in gradients:
+                    gradient.masked_fill_(gate == 0, 0.0)  # 0 times a NaN were a NaN
+                torch._foreach_lerp_(momenta, gradients, [weight * gate] * len(names))
             directions = torch._foreach_lerp(gradients, momenta, self.config.muon_momentum)
             updates = orthogonalise(torch.stack(directions), self.config.muon_iterations)
+            if gate is not None:
+                updates.mul_(gate)
             # A tall matrix (more outputs than inputs) takes larger steps: equal change of the output's RMS.
             scale = max(1.0, shape[0] / shape[1]) ** 0.5
             torch._foreach_add_([parameters[name] for name in names], list(updates.unbind()), alpha=-lr * scale)
+
+    def _fused_adamw(self, parameters: dict[str, Tensor], lr: float, gate: Tensor | None) -> None:
+        """`_adamw` as one kernel; gate as for `_muon`."""
+        first = [self._buffer("first", name, p) for name, p in parameters.items()]
+        second = [self._buffer("second", name, p) for name, p in parameters.items()]
+        assert isinstance(self._updates, Tensor)
+        torch._fused_adamw_(list(parameters.values()), _gradients(parameters), first, second, [], [self._updates] * len(first),
+                            lr=lr, beta1=self.config.beta1, beta2=self.config.beta2, weight_decay=0.0, eps=self.config.eps,
+                            amsgrad=False, maximize=False, found_inf=None if gate is None else 1 - gate)
 
     def _adamw(self, parameters: dict[str, Tensor], lr: float) -> None:
         """arXiv:1711.05101, without weight decay of its own (done in `step`)."""

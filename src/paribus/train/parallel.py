@@ -41,13 +41,14 @@ def ranks() -> int:
 
 @contextmanager
 def group(device: str) -> Iterator[None]:
-    """Join the other processes of this run, if torchrun started several: NCCL on CUDA, else gloo."""
+    """Join the other processes of this run, if torchrun started several: NCCL for what is on CUDA, gloo for the rest,
+    so that agreeing on a number does not make the host wait for its GPU."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield
     finally:
@@ -84,17 +85,20 @@ def together() -> Iterator[None]:
 # ---------------------------------------------------------------- what they agree on
 
 
-def _control_device() -> str:
-    return "cuda" if dist.get_backend() == "nccl" else "cpu"
-
-
 def sums(*values: float) -> list[float]:
     """Each value, added up over ranks; on every rank."""
     if ranks() == 1:
         return list(values)
-    total = torch.tensor(values, dtype=torch.float64, device=_control_device())
+    total = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(total)
     return total.tolist()
+
+
+def add_up(tensor: Tensor) -> Tensor:
+    """A tensor, added up over ranks where it is: on a GPU the host goes on at once."""
+    if ranks() > 1:
+        dist.all_reduce(tensor)
+    return tensor
 
 
 def any_rank(*flags: bool) -> list[bool]:
