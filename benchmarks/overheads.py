@@ -1,68 +1,46 @@
-"""What training pays besides its steps: start-up, tracking, saving, loading; and nanochat's loader beside ours.
+"""What training pays besides its steps: start-up, tracking, saving.
 
-    git clone https://github.com/karpathy/nanochat /somewhere/nanochat
-    python benchmarks/overheads.py --peer /somewhere/nanochat --out overheads.json
+    python benchmarks/overheads.py --out overheads.json
 
 All on the default's model and batch, in a project of its own with two megabytes of documents:
 
     start_up     seconds from `paribus pretrain` to the beginning of its first step
     tracking     what a logged step costs the loop, and the background thread that feeds MLflow, as shares of a step
     saving       what a save costs the loop: the copy, and by how much steps are slower while it is written, in steps
-    loader       tokens/s at sequence 256, 16 rows: ours from token shards; nanochat's, which tokenises (here with our
-                 tokenizer, in Rust, two threads) and packs from BOS on as it goes. Rounds alternate, medians are reported.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import math
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
+from small import Project, make_project
+from steps import machine
 
-from conftest import TINY  # noqa: E402
-from project import Project  # noqa: E402
+from paribus import runtime
+from paribus.config import Config, flatten, load_config
 
-from paribus import runtime  # noqa: E402
-from paribus.config import Config, flatten, load_config  # noqa: E402
-
-LENGTH, ROWS = 256, 16
 LOGGED = 500  # steps, to see what logging one costs
 SAVES = (8, 16)  # after these steps
 STEPS = 24
-DEFAULTS = ("model.", "tokenizer.", "tokens.", "train.", "pretrain.")  # sections taken as they are, not tiny
-
-
-def make_project(folder: Path) -> Project:
-    """The default's model and batch on a small corpus, its tokens written."""
-    default = flatten(load_config(ROOT / "params.yaml"))
-    kept = {key: default[key] for key in TINY if key.startswith(DEFAULTS)}
-    project = Project(folder, ROOT, **kept | {"corpus.world.megabytes": 2, "pretrain.steps": 3, "pretrain.eval_every": 0,
-                                              "tracking.system_metrics": True})
-    script = "from paribus import stages\nfor name in ('corpus', 'tokenizer', 'tokens'): getattr(stages, name)()"
-    project.run(sys.executable, "-c", script, PYTHONPATH=str(folder / "src"), DVC_ROOT=str(folder))
-    return project
 
 
 def start_up(project: Project) -> dict[str, float]:
     """Seconds to the first step, as a user waits for it."""
-    environment = project.environment() | {"PYTHONPATH": str(project.root / "src"), "DVC_ROOT": str(project.root)}
     began = time.time()
-    subprocess.run(["paribus", "pretrain"], cwd=project.root, env=environment, check=True, capture_output=True)
+    project.run("paribus", "pretrain", PYTHONPATH=str(project.root / "src"), DVC_ROOT=str(project.root))
     [path] = (project.root / ".paribus/runs").glob("pretrain-*/metrics.jsonl")
-    first = json.loads(path.read_text().splitlines()[0])
+    rows = map(json.loads, path.read_text().splitlines())
+    first = next(row for row in rows if "train/seconds" in row)  # before it comes what the planner expects
     return {"seconds": first["time"] - first["train/seconds"] - began, "first_step_seconds": first["train/seconds"]}
 
 
@@ -144,81 +122,8 @@ def saving(project: Project, config: Config) -> dict[str, float]:
             "stall_steps": (blocked + max(slower, 0.0) / len(SAVES)) / step}
 
 
-# ---------------------------------------------------------------- loaders
-
-
-class PeerTokenizer:
-    """What nanochat's loader asks of a tokenizer, answered by ours."""
-
-    def __init__(self, folder: Path) -> None:
-        from paribus.data.tokenizer import Tokenizer
-
-        self.own = Tokenizer.load(folder / "data/tokenizer/tokenizer.json")
-
-    def get_bos_token_id(self) -> int:
-        return self.own.bos
-
-    def encode(self, texts: list[str], prepend: int, num_threads: int) -> list[list[int]]:
-        return [[prepend, *ids] for ids in self.own.encode_batch(texts)]
-
-
-def peer_batches(peer: Path, project: Project) -> Iterator[Any]:
-    """nanochat's own loader over the same documents, which it wants as parquet."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from paribus.data.shards import documents
-
-    folder = project.root / "peer/base_data_climbmix"
-    folder.mkdir(parents=True)
-    table = pa.table({"text": list(documents(project.root / "data/corpus/documents"))})
-    for name in ("shard_00000.parquet", "shard_00001.parquet"):  # the last one is its validation split
-        pq.write_table(table, folder / name, row_group_size=1000)
-    os.environ["NANOCHAT_BASE_DIR"] = str(folder.parent)
-    sys.path.insert(0, str(peer))
-    module = importlib.import_module("nanochat.dataloader")
-    return iter(module.tokenizing_distributed_data_loader_bos_bestfit(PeerTokenizer(project.root), ROWS, LENGTH, "train",
-                                                                      device="cpu"))
-
-
-def own_batches(project: Project) -> Iterator[Any]:
-    from paribus.data.loader import DocumentLoader
-
-    loader, step = DocumentLoader(project.root / "data/tokens", "train", LENGTH, 1), 0
-    while True:
-        yield loader.batch(step, range(ROWS), ROWS)
-        step += 1
-
-
-def tokens_per_second(batches: Iterator[Any], seconds: float) -> float:
-    """Of drawing batches for so long, after a first one."""
-    next(batches)
-    began, count = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        next(batches)
-        count += 1
-    return count * ROWS * LENGTH / (time.perf_counter() - began)
-
-
-def loaders(project: Project, peer: Path | None, rounds: int, seconds: float) -> dict[str, Any]:
-    sides: dict[str, Iterator[Any]] = {"paribus": own_batches(project)}
-    if peer:
-        sides["nanochat"] = peer_batches(peer, project)
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, batches in sides.items():
-            rates[name].append(tokens_per_second(batches, seconds))
-    medians: dict[str, Any] = {f"{name}_tokens_per_second": statistics.median(values) for name, values in rates.items()}
-    if peer:
-        medians["ratio"] = medians["paribus_tokens_per_second"] / medians["nanochat_tokens_per_second"]
-    return medians | {"rounds": rates}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", type=Path, help="a checkout of nanochat, to run its loader too")
-    parser.add_argument("--rounds", type=int, default=3, help="of the loaders")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a loader in a round")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="paribus-overheads-") as name:
@@ -226,13 +131,11 @@ def main() -> None:
         project = make_project(Path(name))
         config = load_config(project.root / "params.yaml")
         measures: dict[str, Callable[[], dict[str, Any]]] = {
-            "loader": lambda: loaders(project, args.peer, args.rounds, args.seconds),
             "saving": lambda: saving(project, config),
             "tracking": lambda: tracking(config, project.root, result["saving"]["step_seconds"]),
             "start_up": lambda: start_up(project),
         }
-        result: dict[str, Any] = {"machine": runtime.cpu_name(), "cores": runtime.available_cores(),
-                                  "load_before": os.getloadavg()[0], "torch": version("torch"), "mlflow": version("mlflow")}
+        result: dict[str, Any] = {"machine": machine(), "mlflow": version("mlflow")}
         for key, measure in measures.items():
             result[key] = measure()
             print(f"{key}: {json.dumps(result[key])}", flush=True)

@@ -13,11 +13,8 @@ all the same, because a peer's best is whichever is best here.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import importlib
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,79 +23,47 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+from steps import OPTIMIZER, Shape, hardware, machine, own_model, peer_step, random_batches
 
-DEPTH, WIDTH, HEAD_DIM, VOCAB, LENGTH, ROWS = 4, 256, 64, 4096, 256, 16
+SHAPE = Shape(depth=4, width=256, head_dim=64, vocab=4096, length=256, rows=16)
 SIDES = ("paribus float32", "paribus float32 compiled", "paribus bfloat16 compiled",
          "nanochat float32", "nanochat float32 compiled", "nanochat bfloat16 compiled")
 
 
-def batches() -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
-    generator = torch.Generator().manual_seed(0)
-
-    def batch() -> tuple[torch.Tensor, torch.Tensor]:
-        rows = torch.randint(0, VOCAB, (ROWS, LENGTH + 1), generator=generator)
-        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
-
-    return batch
-
-
-def own_step(dtype: str, compiled: bool) -> Callable[[], None]:
+def own_step(dtype: str, compiled: bool, threads: int) -> Callable[[], None]:
     """One optimiser step of paribus, as its loop does it."""
-    from paribus import config
-    from paribus.model.gpt import GPT
+    import torch
+
     from paribus.train.optim import MuonAdamW
 
-    settings = config.load_config(Path(__file__).parents[1] / "params.yaml")
-    shape = dataclasses.replace(settings.model, depth=DEPTH, width=WIDTH, head_dim=HEAD_DIM, seq_len=LENGTH,
-                                value_embeddings="alternate", x0_scalars=True, residual_scalars=True, mlp="relu2",
-                                qk_norm=True, softcap=15.0, window_pattern="L", tied_head=False)
-    model = GPT(shape, VOCAB, getattr(torch, dtype))
-    model.initialise(1)
-    optimizer = MuonAdamW(model, settings.optimizer)
+    found = hardware("cpu", dtype, compiled, deterministic=True, threads=threads)
+    model = own_model(SHAPE.model(), SHAPE.vocab, found)
+    optimizer = MuonAdamW(model, OPTIMIZER)
     forward = torch.compile(model) if compiled else model
-    batch = batches()
+    batch = random_batches(SHAPE, "cpu")
 
     def step() -> None:
         tokens, targets = batch()
         loss = forward(tokens, targets) / tokens.numel()
         loss.backward()
-        optimizer.clip()
-        optimizer.step(1.0)
+        norm = optimizer.clip()
+        if loss.isfinite() and norm.isfinite():
+            optimizer.step(1.0)
         optimizer.zero_grad()
-        loss.item()
 
     return step
 
 
-def peer_step(folder: Path, compiled: bool) -> Callable[[], None]:
-    """One optimiser step of nanochat, as its pretraining script does it; its dtype comes from NANOCHAT_DTYPE."""
-    sys.path.insert(0, str(folder))
-    gpt = importlib.import_module("nanochat.gpt")
-    shape = gpt.GPTConfig(sequence_len=LENGTH, vocab_size=VOCAB, n_layer=DEPTH, n_head=WIDTH // HEAD_DIM,
-                          n_kv_head=WIDTH // HEAD_DIM, n_embd=WIDTH, window_pattern="L")
-    with torch.device("meta"):
-        model = gpt.GPT(shape)
-    model.to_empty(device="cpu")
-    model.init_weights()
-    optimizer = model.setup_optimizer()
-    forward = torch.compile(model, dynamic=False) if compiled else model
-    batch = batches()
-
-    def step() -> None:
-        loss = forward(*batch())
-        loss.backward()
-        optimizer.step()
-        model.zero_grad(set_to_none=True)
-        loss.item()
-
-    return step
+def their_step(folder: Path, compiled: bool) -> Callable[[], None]:
+    """One optimiser step of nanochat."""
+    step, _ = peer_step(folder, SHAPE, "cpu", compiled)
+    return lambda: step().item()
 
 
-def serve(side: str, steps: int, peer: Path | None) -> None:
+def serve(side: str, steps: int, threads: int, peer: Path | None) -> None:
     """Answer every line on stdin with the tokens per second (wall, processor) of so many steps."""
     program, dtype, *compiled = side.split()
-    step = peer_step(peer, bool(compiled)) if program == "nanochat" and peer else own_step(dtype, bool(compiled))
+    step = their_step(peer, bool(compiled)) if program == "nanochat" and peer else own_step(dtype, bool(compiled), threads)
     for _ in range(3):
         step()
     print("ready", flush=True)
@@ -106,7 +71,7 @@ def serve(side: str, steps: int, peer: Path | None) -> None:
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(steps):
             step()
-        tokens = steps * ROWS * LENGTH
+        tokens = steps * SHAPE.rows * SHAPE.length
         speeds = {"wall": tokens / (time.perf_counter() - wall), "cpu": tokens / (time.process_time() - cpu)}
         print(json.dumps(speeds), flush=True)
 
@@ -115,7 +80,7 @@ def start(side: str, args: argparse.Namespace) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": str(args.threads), "NANOCHAT_DTYPE": side.split()[1]}
     if "compiled" not in side:
         environment["TORCHDYNAMO_DISABLE"] = "1"  # nanochat's optimiser is compiled too
-    command = [sys.executable, __file__, "--side", side, "--steps", str(args.steps)]
+    command = [sys.executable, __file__, "--side", side, "--steps", str(args.steps), "--threads", str(args.threads)]
     command += ["--peer", str(args.peer)] if args.peer else []
     process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     line = (process.stdout or sys.stdin).readline()
@@ -144,7 +109,7 @@ def main() -> None:
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        return serve(args.side, args.steps, args.peer)
+        return serve(args.side, args.steps, args.threads, args.peer)
     sides = [side for side in args.sides if args.peer or side.startswith("paribus")]
     processes = {side: start(side, args) for side in sides}
     rounds: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
@@ -165,11 +130,8 @@ def write(args: argparse.Namespace, rounds: dict[str, list[dict[str, float]]]) -
     def best(program: str, clock: str) -> float:
         return max(speed[clock] for side, speed in medians.items() if side.startswith(program))
 
-    report: dict[str, Any] = {
-        "tokens_per_second": medians, "rounds": rounds, "threads": args.threads, "torch": torch.__version__,
-        "machine": platform.processor() or platform.machine(),
-    }
-    if args.peer:
+    report: dict[str, Any] = {"machine": machine(), "threads": args.threads, "tokens_per_second": medians, "rounds": rounds}
+    if any(side.startswith("nanochat") for side in medians):
         report["ratio_to_peer_best"] = {clock: best("paribus", clock) / best("nanochat", clock) for clock in ("wall", "cpu")}
     if "nanochat float32 compiled" in medians:
         default = medians["nanochat float32 compiled"]

@@ -1,0 +1,126 @@
+"""Optimiser steps of paribus and of nanochat on the same shapes, for train.py (CPU) and gpu.py; facts about the machine.
+
+Needs torch, numpy, tokenizers and safetensors only: the configuration is written out here, not read from params.yaml.
+relu², QK-norm, untied head, soft-cap, alternate value embeddings, residual and x0 scalars, Muon with AdamW on both sides;
+head widths and windows are nanochat's. (Its model also has a smear and a back-out scalar, which cannot be switched off and
+cost next to nothing.)
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "src"))  # not installed where there is only torch
+
+from paribus import runtime  # noqa: E402
+from paribus.config import Model, Optimizer, Train  # noqa: E402
+from paribus.model.gpt import GPT  # noqa: E402
+
+Batches = Callable[[], tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What both sides agree on. `rows` of `length` tokens are one forward pass."""
+
+    depth: int
+    width: int
+    head_dim: int
+    vocab: int
+    length: int
+    rows: int
+    window_pattern: str = "L"  # S: a quarter of the length, up to a multiple of 128
+
+    @property
+    def window(self) -> int:
+        """As nanochat's model has it."""
+        return -(-self.length // 4 // 128) * 128
+
+    def model(self, **changes: Any) -> Model:
+        """Ours with nanochat's switches."""
+        fields: dict[str, Any] = {
+            "depth": self.depth, "aspect_ratio": 64, "width": self.width, "head_dim": self.head_dim, "n_heads": None,
+            "n_kv_heads": None, "seq_len": self.length, "mlp": "relu2", "mlp_ratio": 4.0, "norm": "rms", "qk_norm": True,
+            "position": "rope", "rope_base": 100_000.0, "window_pattern": self.window_pattern, "window": self.window,
+            "value_embeddings": "alternate", "x0_scalars": True, "residual_scalars": True, "tied_head": False, "softcap": 15.0,
+        }
+        return Model(**fields | changes)
+
+
+OPTIMIZER = Optimizer(kind="muon", matrix_lr=0.02, adamw_matrix_lr=0.002, embedding_lr=0.2, head_lr=0.004, scalar_lr=0.02,
+                      lr_reference_width=768, lr_width_exponent=-0.5, weight_decay=0.0, beta1=0.8, beta2=0.95, eps=1e-10,
+                      muon_momentum=0.95, muon_iterations=5, grad_clip=1.0)
+
+
+def hardware(device: str, dtype: str, compiled: bool, deterministic: bool, threads: int | None = None) -> runtime.Hardware:
+    """What a stage with these settings would find, and this process set up for it as a stage sets itself up."""
+    train: Any = {"device": device, "dtype": dtype, "threads": threads, "processes": 1, "sharding": "ddp",
+                  "compile": compiled, "deterministic": deterministic, "activation_checkpointing": False,
+                  "session_minutes": None, "save_seconds": 1e9, "keep_states": 1, "log_every": 1}
+    found = runtime.detect(Train(**train))
+    runtime.apply(found, seed=1)
+    return found
+
+
+def own_model(model: Model, vocab: int, found: runtime.Hardware) -> GPT:
+    """Ours, at its beginning, ready to train."""
+    made = GPT(model, vocab, getattr(torch, found.dtype))
+    made.initialise(1)
+    return made.to(found.device).train()
+
+
+def random_batches(shape: Shape, device: str) -> Batches:
+    """Rows of random tokens and the tokens that follow them."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def batch() -> tuple[torch.Tensor, torch.Tensor]:
+        rows = torch.randint(0, shape.vocab, (shape.rows, shape.length + 1), generator=generator, device=device)
+        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+
+    return batch
+
+
+def peer_step(folder: Path, shape: Shape, device: str, compiled: bool,
+              micro_batches: int = 1) -> tuple[Callable[[], torch.Tensor], Any]:
+    """(one optimiser step of nanochat as its pretraining script does it, its model); its dtype comes from NANOCHAT_DTYPE.
+
+    Its tokens are made on the device: what its loader would add is not in the time.
+    """
+    sys.path.insert(0, str(folder))
+    gpt = importlib.import_module("nanochat.gpt")
+    heads = shape.width // shape.head_dim
+    config = gpt.GPTConfig(sequence_len=shape.length, vocab_size=shape.vocab, n_layer=shape.depth, n_head=heads,
+                           n_kv_head=heads, n_embd=shape.width, window_pattern=shape.window_pattern)
+    with torch.device("meta"):
+        model = gpt.GPT(config)
+    model.to_empty(device=device)
+    model.init_weights()
+    optimizer = model.setup_optimizer()
+    forward = torch.compile(model, dynamic=False) if compiled else model
+    batch = random_batches(shape, device)
+
+    def step() -> torch.Tensor:
+        for _ in range(micro_batches):
+            loss = forward(*batch())
+            (loss / micro_batches).backward()
+        optimizer.step()
+        model.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return step, model
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, how busy they are, versions."""
+    return {"cpu": runtime.cpu_name(), "cores": runtime.available_cores(), "load": os.getloadavg(),
+            "python": platform.python_version(), "torch": torch.__version__}
