@@ -202,7 +202,7 @@ class Loop:
             return True
         started.metrics = self._evaluate(step + 1)
         if not at_once:
-            if not any(parallel.any_rank(bool(started.metrics))):
+            if not any(parallel.any_rank(bool(started.metrics), *self._wishes())):
                 self._before = started
                 return False
             if self._settle(started):
