@@ -5,7 +5,7 @@
 
 Sequence 256, 16 rows, two megabytes of documents. Ours reads token shards that were written once (what that takes is in
 `writing_tokens_per_second`); nanochat's tokenises (here with our tokenizer, in Rust, with all cores) and packs from BOS on
-as it goes. Rounds alternate, medians are reported.
+as it goes. Rounds alternate, medians are reported. `cpu` divides by processor time, of all threads, in place of wall time.
 """
 
 from __future__ import annotations
@@ -73,28 +73,30 @@ def own_batches(project: Project) -> Iterator[Any]:
         step += 1
 
 
-def tokens_per_second(batches: Iterator[Any], seconds: float) -> float:
-    """Of drawing batches for so long, after a first one."""
+def speeds(batches: Iterator[Any], seconds: float) -> dict[str, float]:
+    """Tokens per second (wall, and of processor time) of drawing batches for so long, after a first one."""
     next(batches)
-    began, count = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
+    wall, cpu, count = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - wall < seconds:
         next(batches)
         count += 1
-    return count * ROWS * LENGTH / (time.perf_counter() - began)
+    tokens = count * ROWS * LENGTH
+    return {"wall": tokens / (time.perf_counter() - wall), "cpu": tokens / (time.process_time() - cpu)}
 
 
 def loaders(project: Project, peer: Path | None, rounds: int, seconds: float) -> dict[str, Any]:
+    """Both sides' rounds, their medians and the ratio."""
     sides: dict[str, Iterator[Any]] = {"paribus": own_batches(project)}
     if peer:
         sides["nanochat"] = peer_batches(peer, project)
-    rates: dict[str, list[float]] = {name: [] for name in sides}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, batches in sides.items():
-            rates[name].append(tokens_per_second(batches, seconds))
-    medians: dict[str, Any] = {f"{name}_tokens_per_second": statistics.median(values) for name, values in rates.items()}
-    if peer:
-        medians["ratio"] = medians["paribus_tokens_per_second"] / medians["nanochat_tokens_per_second"]
-    return medians | {"rounds": rates}
+            found[name].append(speeds(batches, seconds))
+    medians = {name: {clock: statistics.median(one[clock] for one in values) for clock in ("wall", "cpu")}
+               for name, values in found.items()}
+    ratio = {clock: medians["paribus"][clock] / medians["nanochat"][clock] for clock in ("wall", "cpu")} if peer else None
+    return {"tokens_per_second": medians, "ratio": ratio, "rounds": found}
 
 
 def writing(project: Project) -> float:

@@ -7,7 +7,9 @@ in tokens of the split); and manifest.json. Every document opens with <|bos|>.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import json
 import mmap
 from collections import deque
@@ -215,7 +217,7 @@ class TokenShards:
             raise UserError(problems)
         self._maps = [_map(self.folder / shard["file"]) for shard in shards]
         self._arrays = [np.frombuffer(mapped, self.dtype) for mapped in self._maps]
-        self._starts = np.cumsum([0] + [len(array) for array in self._arrays])
+        self._starts = [0, *itertools.accumulate(map(len, self._arrays))]
         self._read = 0
 
     def document_starts(self) -> np.ndarray:
@@ -237,14 +239,14 @@ class TokenShards:
         return None
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def read(self, start: int, out: np.ndarray) -> None:
         """Fill `out` (n,) with the tokens from `start` on."""
-        shard = int(np.searchsorted(self._starts, start, "right")) - 1
+        shard = bisect.bisect_right(self._starts, start) - 1
         filled = 0
         while filled < len(out):
-            offset = start + filled - int(self._starts[shard])
+            offset = start + filled - self._starts[shard]
             part = self._arrays[shard][offset:offset + len(out) - filled]
             out[filled:filled + len(part)] = part
             filled += len(part)
