@@ -134,11 +134,13 @@ def loss_bytes(config: Architecture, vocab_size: int, batch: Batch, chunk_rows: 
 
 
 def update_bytes(model: Model, vocab_size: int, optimizer: Optimizer, cuda: bool = False) -> int:
-    """The optimiser's temporaries: Muon works on all matrices of one shape at once, AdamW on one kind of parameter."""
+    """The optimiser's temporaries: Muon works on all matrices of one shape at once, AdamW on one kind of parameter; its
+    fused kernel, on CUDA, makes none."""
     config, counts = resolve_model(model), parameters(model, vocab_size)
     largest = max(counts["embedding"] + counts["value_embeddings"], counts["head"])
+    denominators = 0 if cuda else 4
     if optimizer.kind == "adamw":
-        return 4 * max(largest, counts["matrices"])
+        return denominators * max(largest, counts["matrices"])
     shapes: dict[tuple[int, int], int] = {}
     q, kv, hidden = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim, mlp_hidden(config)
     inputs = 2 if config.mlp == "swiglu" else 1
@@ -150,7 +152,7 @@ def update_bytes(model: Model, vocab_size: int, optimizer: Optimizer, cuda: bool
         group, gram = count * rows * columns, count * min(rows, columns) ** 2
         peak = max(peak, before + 8 * group + item * (2 * group + 2 * gram))
         before = 4 * group  # the last group's updates live until the next one's are made
-    return max(peak, 4 * largest)
+    return max(peak, denominators * largest)
 
 
 def cache_bytes(config: Architecture, rows: int, capacity: int, itemsize: int) -> int:

@@ -178,6 +178,7 @@ class Loop:
 
     def _pinned_work(self, step: int) -> Work:
         """Work in memory that a GPU copies from while the host goes on; pinned by the thread that prepares it."""
+        torch.cuda.set_device(self.model.device)  # a new thread would else take memory on the first GPU
         work = self.objective.work(step)
         pinned = [MicroBatch(*(None if tensor is None else tensor.pin_memory() for tensor in micro.tensors))  # type: ignore[arg-type]
                   for micro in work.micro_batches]

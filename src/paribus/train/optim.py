@@ -172,8 +172,9 @@ class MuonAdamW:
             if gate is None:
                 torch._foreach_lerp_(momenta, gradients, weight)
             else:
+                closed = gate == 0
                 for gradient in gradients:
-                    gradient.masked_fill_(gate == 0, 0.0)  # 0 times a NaN were a NaN
+                    gradient.masked_fill_(closed, 0.0)  # 0 times a NaN were a NaN
                 torch._foreach_lerp_(momenta, gradients, [weight * gate] * len(names))
             directions = torch._foreach_lerp(gradients, momenta, self.config.muon_momentum)
             updates = orthogonalise(torch.stack(directions), self.config.muon_iterations)
