@@ -305,6 +305,7 @@ def test_a_core_bundle_comes_by_url_with_its_checksum(server: Hub, tiny_config: 
     ({"corpus.core": "https://example.org/x.zip"}, "lacks its checksum"),
     ({"corpus.megabytes": 5.0}, "corpus.megabytes: 5 is for corpus.source local or hub"),
     ({"corpus.drop_contaminated": True}, "corpus.drop_contaminated: is for corpus.source local or hub"),
+    ({"corpus.drop_near_duplicates": True}, "corpus.drop_near_duplicates: is for corpus.source local or hub"),
     ({"corpus.conversations.facts": "x.jsonl"}, "this name is taken"),
 ])
 def test_sources_that_cannot_be_meant_are_refused(project_root: Path, changes: dict[str, object], expected: str) -> None:
