@@ -270,7 +270,8 @@ def test_problems_and_conversations_come_from_the_hub_too(
         server: Hub, tiny_config: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SmolTalk, MMLU, ARC and GSM8K as they are laid out on the hub, through every fault; then again without a network."""
     server.faults = {"tree": ["500"], "chat.parquet": ["reset", "429"], "mmlu.parquet": ["wrong bytes"],
-                     "arc.parquet": ["redirect"], "main/train-0.parquet": ["short", "503"], "main/test-0.parquet": ["reset", "no ranges"]}
+                     "arc.parquet": ["redirect"], "main/train-0.parquet": ["short", "503"],
+                     "main/test-0.parquet": ["reset", "no ranges"]}
     talk = {name: f"org/talk@{REVISION}:{name}.parquet" for name in ROWS} | {"gsm": f"org/gsm@{REVISION}:main/train*.parquet"}
     cfg = dataclasses.replace(tiny_config.corpus, problems=f"org/gsm@{REVISION}:main/*.parquet", conversations=talk)
     manifest = build_corpus(cfg, tmp_path / "corpus", tmp_path)
