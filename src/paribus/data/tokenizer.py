@@ -26,11 +26,11 @@ SPECIAL = ("<|bos|>", "<|user|>", "<|assistant|>", "<|end|>",
 # web it is a landmark, no comparison.
 GPT2_BYTES_PER_TOKEN = 4.674
 
-# What follows bounds memory. The library needs 80 bytes for each byte of a text it is splitting, and about a kilobyte for
-# each different word of those that merges are learned from (measured).
+# What follows bounds memory. The library needs 80 bytes for each byte of a text it is splitting, and 1.15 kB for each
+# different word of those that merges are learned from (measured).
 PIECE = 100_000  # characters of a text handed over at once
 COUNTED_AT_ONCE = 25_000_000  # characters
-MOST_WORDS = 6_000_000  # different words counted
+MOST_WORDS = 4_000_000  # different words counted
 FED_MEGABYTES = 250  # text that merges are learned from as it is; of more the words are counted first
 FED_WORDS = 50_000_000  # as many as that of English: of more counted ones, their counts are divided
 _BETWEEN_WORDS = re.compile("(?<=[A-Za-z]) (?=[A-Za-z])")
