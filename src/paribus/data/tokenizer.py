@@ -137,7 +137,7 @@ def train_tokenizer(texts: Iterable[str], cfg: config.Tokenizer) -> Tokenizer:
     inner.pre_tokenizer, inner.decoder = split, decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=cfg.vocab_size, special_tokens=list(SPECIAL),
                                   show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    feed = (piece for text in first_bytes(texts, round(cfg.train_megabytes * 1e6)) for piece in pieces(text))
+    feed: Iterator[str] = (piece for text in first_bytes(texts, round(cfg.train_megabytes * 1e6)) for piece in pieces(text))
     if cfg.train_megabytes > FED_MEGABYTES:
         feed = in_proportion(count_words(feed, split), FED_WORDS)
         inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # counted words are split, and in the byte-level alphabet
