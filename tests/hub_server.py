@@ -111,12 +111,14 @@ def serve(repositories: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
             if span:
                 self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
             self.end_headers()
-            end = start + (stop - start) // 2 if fault in ("reset", "short") else stop
+            end = start + (stop - start) // 2 if fault in ("reset", "short", "silent") else stop
             self.send(name, data[start:end])
+            if fault == "silent":  # until the client has gone
+                self.connection.recv(1)
             if fault == "reset":
                 self.connection.setsockopt(1, 13, b"\1\0\0\0\0\0\0\0")  # SO_LINGER 0: close sends RST
                 self.connection.close()
-            self.close_connection = fault in ("reset", "short")
+            self.close_connection = fault in ("reset", "short", "silent")
 
         def send(self, name: str, data: bytes) -> None:
             for first in range(0, len(data), 16384):

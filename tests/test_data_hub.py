@@ -136,6 +136,9 @@ def test_a_slow_server_is_waited_for_and_a_silent_one_is_left(
     server.pace = 0.02  # 0.7 s in all, never 0.3 s without a byte
     fetch_all([remote(server, tmp_path)], {})
     assert len(server.ranges["a.bin"]) == 1
+    server.faults["b.bin"] = ["silent"]
+    fetch_all([remote(server, tmp_path, "b.bin")], {})
+    assert server.ranges["b.bin"] == ["", f"bytes={len(NOISE) // 2}-"] and (tmp_path / "b.bin").read_bytes() == NOISE[::-1]
 
 
 def test_the_token_stays_with_the_hub(server: Hub, tmp_path: Path) -> None:
@@ -263,7 +266,12 @@ def test_what_the_hub_does_not_have_is_named(server: Hub, tiny_config: config.Co
         build_corpus(dataclasses.replace(tiny_config.corpus, source="hub", paths=paths), tmp_path / "corpus", tmp_path)
 
 
-def test_problems_and_conversations_come_from_the_hub_too(server: Hub, tiny_config: config.Config, tmp_path: Path) -> None:
+def test_problems_and_conversations_come_from_the_hub_too(
+        server: Hub, tiny_config: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SmolTalk, MMLU, ARC and GSM8K as they are laid out on the hub, through every fault; then again without a network."""
+    server.faults = {"tree": ["500"], "chat.parquet": ["reset", "429"], "mmlu.parquet": ["wrong bytes"],
+                     "arc.parquet": ["redirect"], "main/train-0.parquet": ["short", "503"],
+                     "main/test-0.parquet": ["reset", "no ranges"]}
     talk = {name: f"org/talk@{REVISION}:{name}.parquet" for name in ROWS} | {"gsm": f"org/gsm@{REVISION}:main/train*.parquet"}
     cfg = dataclasses.replace(tiny_config.corpus, problems=f"org/gsm@{REVISION}:main/*.parquet", conversations=talk)
     manifest = build_corpus(cfg, tmp_path / "corpus", tmp_path)
@@ -277,6 +285,10 @@ def test_problems_and_conversations_come_from_the_hub_too(server: Hub, tiny_conf
     assert len(read["gsm"]) == 25 and read["gsm"][3][1]["content"][1] == {"type": "tool_call", "text": "3+3"}
     assert {entry["source"]: entry["skipped"] for entry in manifest["conversations"]["files"]} == {
         "chat": 1, "mmlu": 0, "arc": 0, "gsm": 0}
+    assert not any(server.faults.values())
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert build_corpus(cfg, tmp_path / "again", tmp_path) == manifest
 
 
 def test_a_core_bundle_comes_by_url_with_its_checksum(server: Hub, tiny_config: config.Config, tmp_path: Path) -> None:
@@ -305,6 +317,7 @@ def test_a_core_bundle_comes_by_url_with_its_checksum(server: Hub, tiny_config: 
     ({"corpus.core": "https://example.org/x.zip"}, "lacks its checksum"),
     ({"corpus.megabytes": 5.0}, "corpus.megabytes: 5 is for corpus.source local or hub"),
     ({"corpus.drop_contaminated": True}, "corpus.drop_contaminated: is for corpus.source local or hub"),
+    ({"corpus.drop_near_duplicates": True}, "corpus.drop_near_duplicates: is for corpus.source local or hub"),
     ({"corpus.conversations.facts": "x.jsonl"}, "this name is taken"),
 ])
 def test_sources_that_cannot_be_meant_are_refused(project_root: Path, changes: dict[str, object], expected: str) -> None:

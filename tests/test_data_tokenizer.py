@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from paribus import config
+from paribus.data import tokenizer as module
 from paribus.data.chat import problem_conversation, render, render_prompt
 from paribus.data.shards import sample_documents
-from paribus.data.tokenizer import SPECIAL, Tokenizer, compression, train_tokenizer
+from paribus.data.tokenizer import SPECIAL, Tokenizer, compression, count_words, in_proportion, pieces, train_tokenizer
 from paribus.errors import UserError
 
 STORY = [f"Mara counted {n} apples and {n * 37} pears, don't you know?\n\n  Then she went home; it was {n} o'clock."
@@ -59,14 +63,82 @@ def test_digits_group_up_to_the_limit(tokenizer: Tokenizer) -> None:
     assert not any(any(map(str.isdigit, piece)) and not piece.isdigit() for piece in pieces)
 
 
-def test_training_does_not_depend_on_threads_or_hash_seed(tmp_path: Path) -> None:
-    script = ("import sys; from paribus import config; from paribus.data.tokenizer import train_tokenizer;"
-              "texts = [f'word{i % 97} thing{i % 89} and {i} more' for i in range(3000)];"
-              "train_tokenizer(texts, config.Tokenizer(500, 3, 1.0)).save(sys.argv[1])")
+@pytest.mark.parametrize("limits", ["", "t.FED_MEGABYTES, t.FED_WORDS, t.MOST_WORDS, t.COUNTED_AT_ONCE = 0, 9_000, 2_000, 900;"],
+                         ids=["text", "counted words"])
+def test_training_does_not_depend_on_threads_or_hash_seed(tmp_path: Path, limits: str) -> None:
+    script = ("import sys; from paribus import config; from paribus.data import tokenizer as t;" + limits +
+              "texts = [f'word{i % 97} thing{i % 89} and {i} more x{i}' for i in range(3000)];"
+              "t.train_tokenizer(texts, config.Tokenizer(500, 3, 1.0)).save(sys.argv[1])")
     for number in (1, 2):
         environment = os.environ | {"RAYON_NUM_THREADS": str(number), "PYTHONHASHSEED": str(number)}
         subprocess.run([sys.executable, "-c", script, str(tmp_path / str(number))], check=True, env=environment)
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+
+
+def trained(texts: list[str], vocab_size: int = 500) -> str:
+    return train_tokenizer(texts, config.Tokenizer(vocab_size, 2, 1.0))._inner.to_str()
+
+
+def words(count: int, seed: int = 0) -> list[str]:
+    """Texts of words that are the rarer the longer they are; half of them occur once."""
+    rng = random.Random(seed)
+    pool = ["".join(rng.choices("abcdefghij", k=1 + number // 50)) for number in range(400)]
+    return [" ".join(rng.choice(pool[:1 + rng.randrange(400)]) for _ in range(100)) + f" once{rng.random()}, 12 _!"
+            for _ in range(count)]
+
+
+def test_counted_words_give_the_same_merges_as_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = words(300) + STORY
+    plain = trained(texts)
+    monkeypatch.setattr(module, "FED_MEGABYTES", 0)
+    monkeypatch.setattr(module, "COUNTED_AT_ONCE", 5_000)
+    assert trained(texts) == plain
+    monkeypatch.setattr(module, "FED_WORDS", 3_000)  # of some 37,000
+    fewer = trained(texts)
+    assert fewer != plain and fewer == trained(texts[::-1])
+    learned = [set(json.loads(text)["model"]["vocab"]) for text in (plain, fewer)]
+    assert len(learned[0] & learned[1]) > 0.8 * len(learned[0])
+
+
+def test_memory_for_words_is_bounded_and_the_frequent_ones_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = train_tokenizer(STORY, config.Tokenizer(360, 2, 1.0))._inner.pre_tokenizer
+    whole = count_words(words(300), split)
+    monkeypatch.setattr(module, "MOST_WORDS", 500)
+    monkeypatch.setattr(module, "COUNTED_AT_ONCE", 5_000)
+    bounded = count_words(words(300), split)
+    assert len(bounded) <= 500 < len(whole)
+    assert all(bounded[word] == count for word, count in whole.most_common(200))
+
+
+@pytest.mark.parametrize("most", [100, 1000, 10**6])
+def test_words_are_fed_in_proportion_to_their_counts(most: int) -> None:
+    counts = Counter({"the": 6000, "of": 1500} | {f"rare{number}": 1 for number in range(2500)})
+    lines = list(in_proportion(counts, most))
+    fed = Counter(word for line in lines for word in line.split())
+    share = min(most / 10_000, 1)
+    assert [fed["the"], fed["of"]] == pytest.approx([6000 * share, 1500 * share], abs=1)
+    assert fed.total() - fed["the"] - fed["of"] == pytest.approx(2500 * share, abs=4 * (2500 * share * (1 - share)) ** 0.5)
+    assert fed == counts or share < 1
+
+
+def test_lines_of_one_frequent_word_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PIECE", 1000)
+    lines = list(in_proportion(Counter({"the": 30_000}), 10**6))
+    assert max(map(len, lines)) < 2100 and sum(len(line.split()) for line in lines) == 30_000
+
+
+def test_a_long_text_is_cut_where_it_is_split_anyway(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(3)
+    text = "".join(rng.choice(["Ab", "é", " ", " ", "'s", "12", "\n", ".", "don't go", "\u3000", "x y"]) for _ in range(4000))
+    whole = tokenizer.encode(text)
+    for size in (1, 7, 100):
+        monkeypatch.setattr(module, "PIECE", size)
+        cut = list(pieces(text))
+        assert "".join(cut) == text and len(cut) > len(text) / (size + 200)
+        assert [token for part in cut for token in tokenizer.encode(part)] == whole
+        [document] = tokenizer.encode_documents([text], np.dtype("<u2"))
+        assert document.dtype == np.uint16 and document.tolist() == [tokenizer.bos, *whole]
+    assert list(pieces("x" * 500)) == ["x" * 500]
 
 
 def test_too_little_text_is_said(tokenizer: Tokenizer) -> None:

@@ -201,6 +201,8 @@ def _source_problems(corpus: Corpus) -> list[str]:
             problems.append(f"corpus.megabytes: {corpus.megabytes:g} {only}; the world has corpus.world.megabytes")
         if corpus.drop_contaminated:
             problems.append(f"corpus.drop_contaminated: {only}; the world keeps its test problems apart")
+        if corpus.drop_near_duplicates:
+            problems.append(f"corpus.drop_near_duplicates: {only}; the world is made of templates, which repeat")
     elif not corpus.paths:
         problems.append(f"corpus.paths: empty, but corpus.source is {corpus.source}; name files")
     else:

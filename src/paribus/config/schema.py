@@ -38,6 +38,8 @@ class Corpus:
     text_column: str = key("column that holds the text in .jsonl and .parquet")
     megabytes: float | None = key("text to take from local or hub, MB (4.8: about a million tokens of English); null: all", gt=0)
     drop_contaminated: bool = key("leave out documents that share 13 words in a row with a test problem or a CORE item")
+    drop_near_duplicates: bool = key("leave out documents that share most of their runs of 5 words with an earlier one (MinHash, "
+                                     "arXiv:2406.17557)")
     conversations: dict[str, str] = key("more sources for the mixtures: name -> a path, or OWNER/NAME@COMMIT:PATTERN; "
                                         "rows of messages (SmolTalk), choices (MMLU, ARC) or GSM8K problems")
     problems: str = key("word problems: `world`, a folder with train.jsonl and test.jsonl in GSM8K's format, "

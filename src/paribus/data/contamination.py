@@ -23,25 +23,25 @@ for _byte in range(256):
         _LETTER[_byte] = ord(chr(_byte).lower()) + 1 if _byte < 128 else _byte + 1
 
 
-def word_ngrams(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(hash, number of the text) of every run of WORDS words within one text: (n,) uint64, (n,) int64."""
+def word_ngrams(texts: list[str], length: int = WORDS) -> tuple[np.ndarray, np.ndarray]:
+    """(hash, number of the text) of every run of `length` words within one text, in order: (n,) uint64, (n,) int64."""
     encoded = [text.encode() for text in texts]
     data = np.frombuffer(b"\n".join(encoded) + b"\n", np.uint8)
     letters = _LETTER[data]
     inside = letters > 0
     edges = np.flatnonzero(np.diff(inside, prepend=False))
     starts, ends = edges[::2], edges[1::2]
-    if len(starts) < WORDS:
+    if len(starts) < length:
         return np.empty(0, np.uint64), np.empty(0, np.int64)
     with np.errstate(over="ignore"):
         words = _word_hashes(letters, starts, ends)
-        count = len(words) - WORDS + 1
+        count = len(words) - length + 1
         hashes = np.zeros(count, np.uint64)
-        for place in range(WORDS):
+        for place in range(length):
             hashes = hashes * _STEP + words[place:place + count]
     limits = np.cumsum([len(text) + 1 for text in encoded])
     owner = np.searchsorted(limits, starts, "right")
-    whole = owner[:count] == owner[WORDS - 1:]
+    whole = owner[:count] == owner[length - 1:]
     return hashes[whole], owner[:count][whole]
 
 

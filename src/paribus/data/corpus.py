@@ -14,7 +14,6 @@ import io
 import json
 import math
 import shutil
-import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -25,6 +24,7 @@ from paribus import config
 from paribus.data import Progress, hub, load_jsonl, open_bytes, open_text, sha256_file, whole_folder, world, write_jsonl
 from paribus.data.contamination import Items, read_items
 from paribus.data.conversations import read_rows, to_conversation
+from paribus.data.duplicates import Seen
 from paribus.errors import UserError
 
 FORMATS = (".txt", ".jsonl", ".parquet")
@@ -102,12 +102,12 @@ def _describe(path: Path, name: str, **more: Any) -> Entry:
 
 
 class _DocumentWriter:
-    """documents/*.jsonl, one file after the other; counts what it wrote, and what of it test items are in."""
+    """documents/*.jsonl, one file after the other; counts what it wrote, what test items are in, what came before."""
 
-    def __init__(self, folder: Path, items: Items | None, drop: bool) -> None:
+    def __init__(self, folder: Path, items: Items | None, cfg: config.Corpus) -> None:
         folder.mkdir(parents=True)
         self.folder, self.documents, self.bytes, self.empty = folder, 0, 0, 0
-        self._items, self._drop = items, drop
+        self._items, self._seen, self._cfg = items, Seen(), cfg
         self._waiting: list[str] = []
         self._waiting_bytes = 0
         self._file: io.TextIOBase | None = None
@@ -126,9 +126,11 @@ class _DocumentWriter:
 
     def flush(self) -> None:
         """Check and write what waits."""
-        found = self._items.contaminated(self._waiting) if self._items and self._waiting else [False] * len(self._waiting)
-        for text, contaminated in zip(self._waiting, found, strict=True):
-            if not (contaminated and self._drop):
+        drop = self._seen.duplicates(self._waiting) & self._cfg.drop_near_duplicates
+        if self._items is not None:
+            drop |= self._items.contaminated(self._waiting) & self._cfg.drop_contaminated
+        for text, dropped in zip(self._waiting, drop.tolist(), strict=True):
+            if not dropped:
                 self._write(text)
         self._waiting, self._waiting_bytes = [], 0
 
@@ -150,8 +152,9 @@ class _DocumentWriter:
         self.flush()
         self._close_file()
         counts: Entry = {"documents": self.documents, "bytes": self.bytes, "empty": self.empty}
+        counts["near_duplicates"] = self._seen.summary() | {"dropped": self._cfg.drop_near_duplicates}
         if self._items is not None:
-            counts["contamination"] = self._items.summary() | {"dropped": self._drop}
+            counts["contamination"] = self._items.summary() | {"dropped": self._cfg.drop_contaminated}
         return counts
 
 
@@ -165,7 +168,7 @@ def _documents(cfg: config.Corpus, out: Path, root: Path, progress: Progress | N
     else:
         found, problems = find_files(cfg.paths, root)
         files, total = found, sum(path.stat().st_size for _, path in found)
-    writer = _DocumentWriter(out, _test_items(cfg, out.parent), cfg.drop_contaminated)
+    writer = _DocumentWriter(out, _test_items(cfg, out.parent), cfg)
     limit = math.inf if cfg.megabytes is None else cfg.megabytes * 1e6
     entries: list[Entry] = []
     done = 0
@@ -183,8 +186,7 @@ def _documents(cfg: config.Corpus, out: Path, root: Path, progress: Progress | N
         problems.append(f"corpus.paths: {', '.join(cfg.paths)} hold no text in all")
     if problems:
         raise UserError(problems)
-    if counts.get("contamination"):
-        _say_contamination(counts)
+    _say_findings(counts)
     return counts | {"files": entries}
 
 
@@ -217,12 +219,19 @@ def _test_items(cfg: config.Corpus, folder: Path) -> Items | None:
                                 folder / "core" if core and there[1] else None))
 
 
-def _say_contamination(counts: Entry) -> None:
-    found = counts["contamination"]
-    worst = sorted(found["benchmarks"].items(), key=lambda pair: -pair[1]["found"])[:3]
-    shown = ", ".join(f"{name} {one['found']} of {one['checked']}" for name, one in worst if one["found"])
-    print(f"paribus corpus: {found['documents']:,} documents share {found['words']} words in a row with test items"
-          f"{' and were left out' if found['dropped'] else ''}{f' (items found: {shown})' if shown else ''}", file=sys.stderr)
+def _say_findings(counts: Entry) -> None:
+    """Near-duplicates and test items among the documents, a line each."""
+    repeated = counts["near_duplicates"]
+    hub.say(f"{repeated['documents']:,} documents are near-duplicates of an earlier one{_left_out(repeated)}")
+    if found := counts.get("contamination"):
+        worst = sorted(found["benchmarks"].items(), key=lambda pair: -pair[1]["found"])[:3]
+        shown = ", ".join(f"{name} {one['found']} of {one['checked']}" for name, one in worst if one["found"])
+        hub.say(f"{found['documents']:,} documents share {found['words']} words in a row with test items"
+                f"{_left_out(found)}{f' (items found: {shown})' if shown else ''}")
+
+
+def _left_out(found: Entry) -> str:
+    return " and were left out" if found["dropped"] else ""
 
 
 # ---------------------------------------------------------------- files

@@ -22,7 +22,7 @@ import numpy as np
 
 from paribus import config
 from paribus.data import Progress, load_jsonl, sha256_file, whole_folder
-from paribus.data.tokenizer import Tokenizer
+from paribus.data.tokenizer import Tokenizer, chunks
 from paribus.errors import UserError
 
 CHUNK_BYTES = 4_000_000  # text encoded at once: enough to keep many cores busy, little enough to bound memory
@@ -121,13 +121,13 @@ def write_shards(folder: Path, tokenizer: Tokenizer, cfg: config.Tokens, out: Pa
     with whole_folder(out) as partial:
         writers = {split: _Writer(partial, split, dtype, cfg.shard_tokens) for split in SPLITS}
         done = 0
-        for chunk, encoded in _encoded(tokenizer, documents(folder)):
+        for chunk, encoded in _encoded(tokenizer, documents(folder), dtype):
             found: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
             sizes = dict.fromkeys(SPLITS, 0)
             for text, ids in zip(chunk, encoded, strict=True):
                 data = text.encode()
                 split = "val" if _hash_fraction(data) < cfg.val_fraction else "train"
-                found[split].append(_with_bos(ids, tokenizer.bos, dtype))
+                found[split].append(ids)
                 sizes[split] += len(data)
             for split, writer in writers.items():
                 writer.add(found[split], sizes[split])
@@ -141,40 +141,21 @@ def write_shards(folder: Path, tokenizer: Tokenizer, cfg: config.Tokens, out: Pa
     return manifest
 
 
-def _with_bos(ids: list[int], bos: int, dtype: np.dtype[Any]) -> np.ndarray:
-    tokens = np.empty(len(ids) + 1, dtype)
-    tokens[0], tokens[1:] = bos, ids
-    return tokens
-
-
-def _encoded(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[tuple[list[str], list[list[int]]]]:
-    """Chunks of texts with their token ids, in order.
+def _encoded(tokenizer: Tokenizer, texts: Iterable[str], dtype: np.dtype[Any]) -> Iterator[tuple[list[str], list[np.ndarray]]]:
+    """Chunks of texts with their token ids, opened by <|bos|>, in order.
 
     Two chunks are under way at a time: while the library's threads encode, Python writes out what came before, and
     no core waits for the longest document of a chunk.
     """
     with ThreadPoolExecutor(AHEAD) as pool:
-        waiting: deque[tuple[list[str], Future[list[list[int]]]]] = deque()
-        for chunk in _chunks(texts, CHUNK_BYTES):
-            waiting.append((chunk, pool.submit(tokenizer.encode_batch, chunk)))
+        waiting: deque[tuple[list[str], Future[list[np.ndarray]]]] = deque()
+        for chunk in chunks(texts, CHUNK_BYTES):
+            waiting.append((chunk, pool.submit(tokenizer.encode_documents, chunk, dtype)))
             if len(waiting) > AHEAD:
                 done, encoded = waiting.popleft()
                 yield done, encoded.result()
         for done, encoded in waiting:
             yield done, encoded.result()
-
-
-def _chunks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    length = 0
-    for text in texts:
-        chunk.append(text)
-        length += len(text)
-        if length >= size:
-            yield chunk
-            chunk, length = [], 0
-    if chunk:
-        yield chunk
 
 
 def _check_splits(manifest: dict[str, Any], folder: Path, val_fraction: float) -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -15,9 +21,19 @@ from paribus.errors import UserError
 SPECIAL = ("<|bos|>", "<|user|>", "<|assistant|>", "<|end|>",
            "<|tool|>", "<|tool_end|>", "<|result|>", "<|result_end|>")
 
-# GPT-2's on FineWeb-Edu, as published with nanochat's first run (its report: 4,208,518 bytes in 900,364 tokens). On
-# other text than English of the web it is a landmark, no comparison.
+# GPT-2's on FineWeb-Edu: 4,208,518 bytes in 900,364 tokens, as nanochat's evaluation of tokenizers prints it (model card
+# of nanochat-students/nanochat-tokenizer-2B, pull request 328 of karpathy/nanochat). On other text than English of the
+# web it is a landmark, no comparison.
 GPT2_BYTES_PER_TOKEN = 4.674
+
+# What follows bounds memory. The library needs 80 bytes for each byte of a text it is splitting, and 1.15 kB for each
+# different word of those that merges are learned from (measured).
+PIECE = 100_000  # characters of a text handed over at once
+COUNTED_AT_ONCE = 25_000_000  # characters
+MOST_WORDS = 4_000_000  # different words counted
+FED_MEGABYTES = 250  # text that merges are learned from as it is; of more the words are counted first
+FED_WORDS = 50_000_000  # as many as that of English: of more counted ones, their counts are divided
+_BETWEEN_WORDS = re.compile("(?<=[A-Za-z]) (?=[A-Za-z])")
 
 
 def pre_split(max_digits: int) -> str:
@@ -62,6 +78,18 @@ class Tokenizer:
         """Token ids of each text, on as many threads as RAYON_NUM_THREADS allows."""
         return [encoding.ids for encoding in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def encode_documents(self, texts: list[str], dtype: np.dtype[Any]) -> list[np.ndarray]:
+        """<|bos|> and the token ids of each text, (n,) of `dtype`; long texts are split among the threads."""
+        parts = [list(pieces(text)) for text in texts]
+        encodings = iter(self._inner.encode_batch_fast([part for one in parts for part in one], add_special_tokens=False))
+        documents = []
+        for one in parts:
+            ids = array("I", [self.bos])  # takes a list in a third of the time that numpy does, or an array of "H"
+            for _ in one:
+                ids.fromlist(next(encodings).ids)
+            documents.append(np.array(ids, dtype))
+        return documents
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the tokens, special ones by name; bytes that are not UTF-8 show as U+FFFD."""
         return str(self._inner.decode(list(ids), skip_special_tokens=False))
@@ -86,25 +114,96 @@ class Tokenizer:
         self._inner.save(str(path))
 
 
+def pieces(text: str) -> Iterator[str]:
+    """A long text in pieces of about PIECE characters, cut where it is split anyway: between two words."""
+    start = 0
+    while len(text) - start > PIECE and (cut := _BETWEEN_WORDS.search(text, start + PIECE)):
+        yield text[start:cut.start()]
+        start = cut.start()
+    yield text[start:] if start else text
+
+
 def train_tokenizer(texts: Iterable[str], cfg: config.Tokenizer) -> Tokenizer:
     """Learn merges from the first `cfg.train_megabytes` of `texts`; the same texts give the same tokenizer.
 
+    The words of more than FED_MEGABYTES are counted first; merges are then learned from FED_WORDS of them, in proportion.
     Raises UserError when the text has too little variety for `cfg.vocab_size`.
     """
-    inner = tokenizers.Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.Sequence([
+    split = pre_tokenizers.Sequence([
         pre_tokenizers.Split(tokenizers.Regex(pre_split(cfg.max_digits)), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])
-    inner.decoder = decoders.ByteLevel()
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer, inner.decoder = split, decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=cfg.vocab_size, special_tokens=list(SPECIAL),
                                   show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    inner.train_from_iterator(first_bytes(texts, round(cfg.train_megabytes * 1e6)), trainer)
+    feed: Iterator[str] = (piece for text in first_bytes(texts, round(cfg.train_megabytes * 1e6)) for piece in pieces(text))
+    if cfg.train_megabytes > FED_MEGABYTES:
+        feed = in_proportion(count_words(feed, split), FED_WORDS)
+        inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # counted words are split, and in the byte-level alphabet
+    inner.train_from_iterator(feed, trainer)
+    inner.pre_tokenizer = split
     tokenizer = Tokenizer(inner)
     if tokenizer.vocab_size != cfg.vocab_size:
         raise UserError(f"tokenizer.vocab_size: the text yields only {tokenizer.vocab_size} tokens, not "
                         f"{cfg.vocab_size}; lower it, or give more text (corpus.*, tokenizer.train_megabytes)")
     return tokenizer
+
+
+def count_words(texts: Iterable[str], split: pre_tokenizers.PreTokenizer) -> Counter[str]:
+    """How often each word occurs, written in the byte-level alphabet.
+
+    Where there are more than MOST_WORDS, the rarest so far are forgotten: should one come again, it is counted anew.
+    """
+    counts: Counter[str] = Counter()
+    for chunk in chunks(texts, COUNTED_AT_ONCE):
+        counter = tokenizers.Tokenizer(models.WordLevel())
+        counter.pre_tokenizer = split
+        trainer = trainers.WordLevelTrainer(vocab_size=0, show_progress=False)
+        counter.train_from_iterator(chunk, trainer)
+        # The library counts on all cores, and tells its counts in the trainer's state alone, which is JSON.
+        counts.update(json.loads(trainer.__getstate__())["WordLevelTrainer"]["words"])
+        least = 1
+        while len(counts) > MOST_WORDS:
+            least += 1
+            counts = Counter({word: count for word, count in counts.items() if count >= least})
+    return counts
+
+
+def in_proportion(counts: Counter[str], most: int) -> Iterator[str]:
+    """Lines of words: each as often as counted where that is at most `most` words in all, else in proportion.
+
+    A fraction of a time is one or none by the word's hash: of words that rare a fair sample is kept, and so what they
+    have in common is counted right.
+    """
+    share = min(most / max(counts.total(), 1), 1.0)
+    lines = (part for word, count in sorted(counts.items()) for part in _times(word, int(count * share + _fraction(word))))
+    return ("".join(line) for line in chunks(lines, PIECE))
+
+
+def _times(word: str, times: int) -> Iterator[str]:
+    at_once = PIECE // (len(word) + 1) + 1
+    for done in range(0, times, at_once):
+        yield f"{word} " * min(at_once, times - done)
+
+
+def _fraction(word: str) -> float:
+    """In [0, 1), evenly spread."""
+    return int.from_bytes(hashlib.sha256(word.encode()).digest()[:6], "big") / 2**48
+
+
+def chunks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Lists of successive texts of at least `size` characters together, but the last."""
+    chunk: list[str] = []
+    length = 0
+    for text in texts:
+        chunk.append(text)
+        length += len(text)
+        if length >= size:
+            yield chunk
+            chunk, length = [], 0
+    if chunk:
+        yield chunk
 
 
 def first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
