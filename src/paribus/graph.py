@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -225,11 +222,12 @@ def code_files(definition: StageDefinition, root: Path = Path()) -> dict[str, st
     return found
 
 
-@functools.cache
 def cache_folder(root: Path) -> Path:
     """The folder of the objects in DVC's cache of the checkout at `root`."""
-    done = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True, cwd=root)
-    return root / (done.stdout.strip() or ".dvc/cache") / "files/md5"
+    from dvc.config import Config
+
+    settings = Config(str(root / ".dvc")) if (root / ".dvc").is_dir() else {}
+    return Path(settings.get("cache", {}).get("dir") or root / ".dvc/cache") / "files/md5"
 
 
 def cached_files(md5: str, cache: Path) -> dict[str, Path] | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from paribus.config import load_config
 from paribus.study.outcome import interval
-from paribus.study.record import Record, find
+from paribus.study.record import Record, of_run
 from paribus.tracking.lookup import Runs
 
 FEWEST = 3  # seeds that make a spread
@@ -70,7 +70,7 @@ def _twins(record: Record, stage: str, steps: Sequence[str], column: str) -> dic
     runs = Runs(load_config().tracking.experiment)
     found = {}
     for run in runs.search(f"tags.stage = '{stage}' and attributes.status = 'FINISHED'")[:MOST]:
-        twin = find(run.id)
+        twin = of_run(run.id, run, runs)
         written = twin.provenance(stage)
         if written and _recipe(written) == mine:
             found[written["params"]["seed"]] = figure(twin.curve(stage), steps, column)

@@ -13,6 +13,7 @@ import click
 
 from paribus import graph
 from paribus.config import flatten
+from paribus.journal import plain as as_json
 from paribus.study.record import CHECKPOINTS, Record, find_all, git
 
 if TYPE_CHECKING:
@@ -55,13 +56,14 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         plain = {name: getattr(self, name) for name in ("a", "b", "params", "code", "other_code", "trees", "data", "environment")}
-        return plain | {"metrics": {name: vars(one) for name, one in self.metrics.items()}}
+        return plain | {"metrics": {name: {key: as_json(value) for key, value in vars(one).items()}
+                                    for name, one in self.metrics.items()}}
 
 
-def compare(a: str, b: str, as_json: bool) -> None:
+def compare(a: str, b: str, json_out: bool) -> None:
     """Print what differs between A and B. Raises UserError for a name that nothing has."""
     found = comparison(find_all(a), find_all(b))
-    if as_json:
+    if json_out:
         click.echo(json.dumps(found.as_json(), indent=1))
     else:
         from rich.console import Console
@@ -198,10 +200,11 @@ def _by_items(name: str, pairs: Sequence[tuple[Record, Record]]) -> Measured | N
     clusters = numpy.array([task for task, _ in keys]) if name.startswith("core") else None
     found = item_effect(arrays[0], arrays[1], clusters, smallest_effect=1.0, alpha=ALPHA, equal_clusters=clusters is not None)
     a, b = (sum(record.metrics[name] for record in side) / len(side) for side in zip(*pairs, strict=True))
-    exact, sources = found.mcnemar_p, f"{found.items} items" + (f" in {found.units} tasks" if clusters is not None else "")
-    how = f"{sources}, {found.seeds} matched seeds" if found.seeds > 1 else \
-        f"{sources}, McNemar; noise of items alone: one seed" if exact is not None else f"{sources}; noise of items alone: one seed"
-    return Measured(a, b, found.mean, found.low, found.high, found.p if exact is None else exact, how)
+    how = f"{found.items} items" + (f" in {found.units} tasks" if clusters is not None else "")
+    how += f", {found.seeds} matched seeds" if found.seeds > 1 else "; one seed, so the noise of seeds is not in it"
+    exact = found.mcnemar_p
+    return Measured(a, b, found.mean, found.low, found.high, found.p if exact is None else exact,
+                    how if exact is None else f"McNemar, {how}")
 
 
 def _outcomes(name: str, record: Record) -> dict[tuple[str, int], float]:

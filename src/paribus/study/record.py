@@ -203,13 +203,13 @@ def _of_commit(name: str, kind: str, commit: str) -> Record:
         return parse_yaml(found.decode(), f"{path} at {name}") if found else {}
 
     lock = text("dvc.lock")
-    outs = graph.locked_outs(lock)
+    outs, cache = graph.locked_outs(lock), graph.cache_folder(Path.cwd())
 
     def locate(path: str) -> Path | None:
         out = next((one for one in outs if path == one or path.startswith(one + "/")), None)
         if out is None:
             return None
-        files = _cached(outs[out]) or {}
+        files = _cached(outs[out], cache) or {}
         place = files.get(path.removeprefix(out).lstrip("/"))
         return _file(place) if place else None
 
@@ -220,8 +220,8 @@ def _of_commit(name: str, kind: str, commit: str) -> Record:
 
 
 @functools.lru_cache(maxsize=64)
-def _cached(md5: str) -> dict[str, Path] | None:
-    return graph.cached_files(md5, graph.cache_folder(Path.cwd()))
+def _cached(md5: str, cache: Path) -> dict[str, Path] | None:
+    return graph.cached_files(md5, cache)
 
 
 # ---------------------------------------------------------------- MLflow
@@ -238,10 +238,10 @@ def _mlflow(name: str) -> Record | None:
             raise UserError(f"{len(parents or named)} MLflow runs are called {name!r}; name one by its id: "
                             + ", ".join(run.id for run in (parents or named)[:8]))
         found = next(iter(parents or named), None)
-    return _of_run(name, found, runs) if found else None
+    return of_run(name, found, runs) if found else None
 
 
-def _of_run(name: str, run: StoredRun, runs: Runs) -> Record:
+def of_run(name: str, run: StoredRun, runs: Runs) -> Record:
     """A stage's run, or an execution with those of its stages."""
     family = [run] if run.stage else runs.children(run.id)
 

@@ -44,6 +44,7 @@ class Difference:
     recorded: Any
     found: Any
     contradiction: bool
+    stops: bool = False  # the stage cannot be run, or not to its end
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def choose_stage(record: Record, stage: str | None, steps: int | None) -> str:
         raise UserError(f"{record.name}: its provenance lacks {', '.join(lacking)}, so it was made by an earlier paribus; "
                         "`dvc repro -f` makes one with a whole record")
     if steps and not record.curve(chosen):
-        raise UserError(f"--steps {steps}: plots/{chosen}.csv of {record.name} is not kept here, so there are no steps to compare")
+        raise UserError(f"--steps {steps}: plots/{chosen}.csv of {record.name} is not kept here: there are no steps to compare")
     return chosen
 
 
@@ -109,7 +110,7 @@ def certificate(record: Record, stage: str, steps: int | None) -> dict[str, Any]
         found = [*code(written, root), *data(record, stage, root, absent), *lock(record, stage), *params(record, stage),
                  *machine(written, rebuild.asked_params(record, stage))]
         outcome = None
-        if steps != 0 and not any(one.what.endswith("is not to be had") for one in found):
+        if steps != 0 and not any(one.stops for one in found):
             outcome = run(record, stage, root, steps, found)
     verdict = judge(found, outcome)
     return {
@@ -143,10 +144,10 @@ def code(written: dict[str, Any], root: Path) -> Iterator[Difference]:
 
 
 def data(record: Record, stage: str, root: Path, absent: list[str]) -> Iterator[Difference]:
-    """Contents of the data in the clone against the run's; where the cache holds something else than DVC's name says, the file."""
+    """Contents of the data in the clone against the run's; the file, where DVC's cache holds something else than its name says."""
     written = record.provenance(stage)
     for out in absent:
-        yield Difference("data", f"{out} is not to be had", written["data"][out], "neither in the cache nor in a remote", True)
+        yield Difference("data", f"{out} is not to be had", written["data"][out], "neither in the cache nor in a remote", True, stops=True)
     for dep, digest in written["deps"].items():
         if graph.is_code(dep) or not (root / dep).exists():
             continue
@@ -159,6 +160,8 @@ def _damaged(place: Path) -> str:
     files = graph.files_below(place) if place.is_dir() else [(place.name, place)]
     wrong = []
     for name, path in files:
+        if not path.is_symlink():  # pulled: DVC looked
+            continue
         object_ = path.resolve()
         with object_.open("rb") as file:
             md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
@@ -204,8 +207,8 @@ def params(record: Record, stage: str) -> Iterator[Difference]:
     hardware = runtime.Hardware(**fields).hardware_class()
     name = config.fingerprint(stage=stage, params=written["params"], deps=written["deps"], hardware=hardware)
     if name != written["fingerprint"]:
-        yield Difference("params", "the fingerprint of the params, inputs and hardware in provenance.json", written["fingerprint"],
-                         name, True)
+        yield Difference("params", "fingerprint of provenance.json, which hashes its params, inputs and hardware",
+                         written["fingerprint"], name, True)
 
 
 _CAUSES: dict[str, Cause] = {"process_threads": "threads", "dtype": "determinism", "compile": "determinism",
@@ -221,7 +224,7 @@ def machine(written: dict[str, Any], asked: dict[str, Any]) -> Iterator[Differen
     try:
         here = asdict(runtime.detect(dataclasses.replace(config.load_config().train, **train)))
     except UserError as error:
-        yield Difference("hardware", f"{recorded['device']} is not to be had", recorded["device_name"], str(error), False)
+        yield Difference("hardware", f"{recorded['device']} is not to be had", recorded["device_name"], str(error), False, stops=True)
         return
     here["processes"] = train.get("processes", 1)
     for field, cause in _CAUSES.items():
@@ -237,7 +240,7 @@ def run(record: Record, stage: str, root: Path, steps: int | None, found: list[D
     """Run the stage in the clone and compare; a stage that fails is a difference of its own."""
     status = rebuild.run_stage(root, stage, steps)
     if status:
-        found.append(Difference("failure", f"the stage ended with exit status {status}", 0, status, True))
+        found.append(Difference("failure", f"the stage ended with exit status {status}", 0, status, True, stops=True))
         return None
     ours, theirs = record.curve(stage), rebuild.rebuilt_curve(root, stage)
     if steps is not None:
@@ -263,14 +266,11 @@ def judge(found: list[Difference], outcome: Outcome | None) -> Verdict:
     """A contradiction in the records is never reproduced, equal bits or not: who goes by the repository gets another run."""
     contradicted = any(one.contradiction for one in found)
     if outcome is None:
-        return "contradicted" if contradicted else "not reproduced" if _not_run(found) else "consistent"
+        stopped = any(one.stops for one in found)
+        return "not reproduced" if stopped else "contradicted" if contradicted else "consistent"
     if outcome.equal:
         return "contradicted" if contradicted else "bit-exact"
     return "within noise" if not contradicted and outcome.band and outcome.band.within else "not reproduced"
-
-
-def _not_run(found: list[Difference]) -> bool:
-    return any(one.cause == "failure" or one.what.endswith("is not to be had") for one in found)
 
 
 def causes(found: list[Difference], verdict: Verdict) -> list[str]:
@@ -309,8 +309,8 @@ def page(made: dict[str, Any]) -> str:
              *(f"- data: {out} {md5}" for out, md5 in about["data"].items())]
     if outcome:
         lines += [f"- steps compared: {outcome['steps']}" + ("" if outcome["finished"] else " (not run to the end)"),
-                  *(f"- weights {when}: {digest}" for when, digest in zip(("recorded", "rebuilt"), outcome["weights"], strict=True)
-                    if digest)]
+                  *(f"- weights {when}: {digest}" for when, digest in
+                    zip(("recorded", "rebuilt"), outcome["weights"], strict=True) if digest)]
     if made["differences"]:
         shown = made["differences"][:SHOWN]
         lines += ["", "| cause | what | as recorded | as found |  |", "| --- | --- | --- | --- | --- |"]
@@ -338,7 +338,7 @@ def _sentences(made: dict[str, Any]) -> Iterator[str]:
         yield f"The {outcome['steps']} logged steps are the same and the weights are not: they part after the last one."
     if outcome and not outcome_equal(outcome):
         yield outcome["band"]["text"] if outcome["band"] else \
-            "How far seeds differ was not measured (fewer than three runs that differ in nothing but the seed), so there is no band."
+            "How far seeds differ was not measured (fewer than three runs that differ in the seed alone): there is no band."
     if made["causes"]:
         yield f"Why: {', '.join(made['causes'])}."
     elif verdict == "not reproduced":
