@@ -56,7 +56,8 @@ def test_what_else_differs_is_said() -> None:
     assert found.params == {"model.mlp": ("relu2", "swiglu")} and found.data == {"data/tokens": ("1.dir", "2.dir")}
     assert found.environment == {"hardware.threads": (2, 4), "versions.torch": ("2.13.0", "2.12.0")}
     text = summary(found)
-    for part in ("1 params (model.mlp)", "data (data/tokens)", "versions.torch", "uncommitted changes in B", "cannot be put down"):
+    for part in ("1 params (model.mlp)",
+                 "data (data/tokens)", "versions.torch", "uncommitted changes in B", "cannot be put down"):
         assert part in text
     assert "relu2" in shown(found) and "2.12.0" in shown(found)
 
@@ -91,14 +92,16 @@ def parquet(path: Path, correct: list[bool], tasks: list[str] | None = None) -> 
 def test_items_are_paired_by_mcnemar(tmp_path: Path) -> None:
     rng = numpy.random.default_rng(0)
     first, second = (list(map(bool, rng.random(200) < share)) for share in (0.3, 0.45))
-    a, b = (run(name, metrics={GSM8K: sum(correct) / 200}, kept={"evals/gsm8k/rl/items.parquet": parquet(tmp_path / name, correct)})
+    path = "evals/gsm8k/rl/items.parquet"
+    a, b = (run(name, metrics={GSM8K: sum(correct) / 200}, kept={path: parquet(tmp_path / name, correct)})
             for name, correct in (("a", first), ("b", second)))
     one = comparison([a], [b]).metrics[GSM8K]
     only = [sum(x and not y for x, y in zip(*pair, strict=True)) for pair in ((first, second), (second, first))]
     assert one.p == mcnemar_exact(*only) and one.how.startswith("McNemar, 200 items")
     difference = numpy.subtract(second, first, dtype=float)
     half = 1.96 * difference.std(ddof=1) / math.sqrt(200)
-    assert one.low == pytest.approx(difference.mean() - half, abs=0.01) and one.high == pytest.approx(difference.mean() + half, abs=0.01)
+    expected = (difference.mean() - half, difference.mean() + half)
+    assert (one.low, one.high) == pytest.approx(expected, abs=0.01)
 
 
 def test_core_items_differ_as_core_does(tmp_path: Path) -> None:
@@ -111,7 +114,8 @@ def test_core_items_differ_as_core_does(tmp_path: Path) -> None:
         scores = [(numpy.mean([c for c, t in zip(correct, tasks, strict=True) if t == task]) - guess) / (1 - guess)
                   for task, guess in baselines.items()]
         metrics = {CORE: float(numpy.mean(scores))} | {f"core.tasks.{task}.baseline": guess for task, guess in baselines.items()}
-        return run(name, metrics=metrics, kept={"evals/core/items.parquet": parquet(tmp_path / name, correct, tasks)}), metrics[CORE]
+        kept = {"evals/core/items.parquet": parquet(tmp_path / name, correct, tasks)}
+        return run(name, metrics=metrics, kept=kept), metrics[CORE]
 
     (a, first), (b, second) = of("a", 0.4), of("b", 0.7)
     one = comparison([a], [b]).metrics[CORE]

@@ -144,10 +144,11 @@ def code(written: dict[str, Any], root: Path) -> Iterator[Difference]:
 
 
 def data(record: Record, stage: str, root: Path, absent: list[str]) -> Iterator[Difference]:
-    """Contents of the data in the clone against the run's; the file, where DVC's cache holds something else than its name says."""
+    """Data in the clone against the run's; the file, where DVC's cache holds something else than its name says."""
     written = record.provenance(stage)
     for out in absent:
-        yield Difference("data", f"{out} is not to be had", written["data"][out], "neither in the cache nor in a remote", True, stops=True)
+        yield Difference("data", f"{out} is not to be had", written["data"][out],
+                         "neither in the cache nor in a remote", True, stops=True)
     for dep, digest in written["deps"].items():
         if graph.is_code(dep) or not (root / dep).exists():
             continue
@@ -224,7 +225,8 @@ def machine(written: dict[str, Any], asked: dict[str, Any]) -> Iterator[Differen
     try:
         here = asdict(runtime.detect(dataclasses.replace(config.load_config().train, **train)))
     except UserError as error:
-        yield Difference("hardware", f"{recorded['device']} is not to be had", recorded["device_name"], str(error), False, stops=True)
+        yield Difference("hardware", f"{recorded['device']} is not to be had", recorded["device_name"], str(error), False,
+                         stops=True)
         return
     here["processes"] = train.get("processes", 1)
     for field, cause in _CAUSES.items():
