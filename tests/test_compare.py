@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -37,9 +38,9 @@ def seeds(name: str, values: list[float], **params: Any) -> list[Record]:
 
 
 def shown(found: Any) -> str:
-    console = Console(width=200, record=True, quiet=True)
+    console = Console(width=200, file=io.StringIO())
     console.print(*page(found), sep="\n")
-    return console.export_text()
+    return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_equal_runs_differ_in_nothing() -> None:
