@@ -194,7 +194,7 @@ def data_versions(definition: StageDefinition) -> dict[str, str]:
     """Output -> DVC's name for it, of every output that a stage reads from, as dvc.lock has it; a dep that no stage makes
     stands for itself. With it the data can be had again from DVC's cache or a remote."""
     outs = locked_outs(config.read_yaml("dvc.lock")) if Path("dvc.lock").exists() else {}
-    found = {}
+    found: dict[str, str] = {}
     for dep in definition.deps:
         if not is_code(dep):
             holder = next((out for out in outs if dep == out or dep.startswith(out + "/")), dep)
