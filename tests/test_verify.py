@@ -74,7 +74,7 @@ def objects(out: str) -> dict[str, Path]:
 # ---------------------------------------------------------------- sound
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_run_is_certified_bit_for_bit_and_nothing_of_it_is_touched(origin: Project) -> None:
     """As a user does it, by git revision; the certificate is a file, and an artifact and tags of the run in MLflow."""
     from mlflow import MlflowClient
@@ -168,7 +168,7 @@ def test_a_changed_tokenizer_is_caught(project: Project) -> None:
     assert made["verdict"] == "contradicted" and "data/tokenizer" in whats(made, "data") and "data" in made["causes"]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_another_seed_parts_at_the_first_step(project: Project) -> None:
     """dvc.lock and git say seed 8; the checkpoint is of seed 7."""
     edit_lock(lambda stages: stages["pretrain"]["params"]["params.yaml"].update(seed=8))

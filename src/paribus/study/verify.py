@@ -249,8 +249,8 @@ def run(record: Record, stage: str, root: Path, steps: int | None, found: list[D
         ours, theirs = ([row for row in rows if int(row["step"]) <= steps] for rows in (ours, theirs))
     weights = rebuild.rebuilt_weights(root, stage)
     both = len({row["step"] for row in ours} & {row["step"] for row in theirs})
-    return Outcome(both, weights is not None, parted(ours, theirs), (record.weights(stage), weights),
-                   measured_band(record, stage, ours, theirs))
+    outcome = Outcome(both, weights is not None, parted(ours, theirs), (record.weights(stage), weights), None)
+    return outcome if outcome.equal else dataclasses.replace(outcome, band=measured_band(record, stage, ours, theirs))
 
 
 def parted(ours: list[dict[str, str]], theirs: list[dict[str, str]]) -> dict[str, Any] | None:

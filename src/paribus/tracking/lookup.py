@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ class Runs:
     def __init__(self, experiment: str) -> None:
         uri = tracking_uri()
         absent = uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         self._store: Store | None = None if absent else connect(uri, experiment, runtime.state_root())
 
     def search(self, question: str) -> list[StoredRun]:
