@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -232,8 +232,10 @@ def page(found: Comparison) -> list[RenderableType]:
     parts += [_table(title, values) for title, values in sections.items() if values]
     if found.other_code:
         parts.append(f"code that decides no result: {', '.join(found.other_code)}\n")
-    if found.metrics:
-        parts.append(_metrics_table(found.metrics))
+    told = {name: one for name, one in found.metrics.items() if one.difference or one.low is not None}
+    parts += [_metrics_table(told)] if told else []
+    if equal := found.metrics.keys() - told.keys():
+        parts.append(f"{len(equal)} metrics are equal to the last digit: {_few(equal)}\n")
     return [*parts, summary(found)]
 
 
@@ -251,8 +253,8 @@ def summary(found: Comparison) -> str:
                                              ". A difference of metrics cannot be put down to one of these alone.")
 
 
-def _few(names: Mapping[str, Any]) -> str:
-    shown = list(names)[:4]
+def _few(names: Collection[str]) -> str:
+    shown = sorted(names)[:4]
     return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
 
@@ -277,8 +279,7 @@ def _metrics_table(metrics: Mapping[str, Measured]) -> RenderableType:
 
     table = Table("", "A", "B", "B - A", "95 % interval", "p", "by", title="metrics", title_justify="left", box=box.SIMPLE)
     for name, one in metrics.items():
-        if one.difference or one.low is not None:
-            interval = "" if one.low is None or one.high is None else f"{one.low:+.4g} to {one.high:+.4g}"
-            table.add_row(name, f"{one.a:.6g}", f"{one.b:.6g}", f"{one.difference:+.4g}", interval,
-                          "" if one.p is None else f"{one.p:.3g}", one.how)
+        interval = "" if one.low is None or one.high is None else f"{one.low:+.4g} to {one.high:+.4g}"
+        table.add_row(name, f"{one.a:.6g}", f"{one.b:.6g}", f"{one.difference:+.4g}", interval,
+                      "" if one.p is None else f"{one.p:.3g}", one.how)
     return table

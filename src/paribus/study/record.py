@@ -123,7 +123,7 @@ def _names() -> set[str]:
     """Everything that `find` would find by name."""
     branches = (git("for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags") or "").split()
     checkpoints = {str(path.parent) for path in Path("checkpoints").glob("*/provenance.json")}
-    return {*experiments(), *branches, *_runs().names(), *checkpoints, "workspace"}
+    return {*experiments(), *branches, *_runs().names(), *checkpoints, "workspace", "HEAD"}
 
 
 def _runs() -> Runs:
