@@ -279,6 +279,29 @@ def tune_batch(memory: str | None, as_json: bool) -> None:
     tune.batch(memory, json_out=as_json)
 
 
+@commands.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def compare(a: str, b: str, as_json: bool) -> None:
+    """What differs between A and B: experiments, revisions, checkpoints, MLflow runs, or patterns: 'adamw-s*' 'muon-s*'"""
+    from paribus.study import compare
+
+    compare.compare(a, b, as_json)
+
+
+@commands.command()
+@click.argument("run")
+@click.option("--stage", type=click.Choice(["pretrain", "midtrain", "sft", "rl"]), help="Of an experiment or revision.")
+@click.option("--steps", type=click.IntRange(0), help="Only the first so many; 0: compare records, run nothing.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the certificate.")
+def verify(run: str, **options: Any) -> None:
+    """Make RUN again from its record in a clean clone, and certify that it is the same; exit 1 if it is not, and why."""
+    from paribus.study import verify
+
+    sys.exit(verify.verify(run, **options))
+
+
 @commands.command(context_settings={"ignore_unknown_options": True})
 @click.option("--port", default=5000, show_default=True, help="Port of the page.")
 def ui(port: int) -> None:

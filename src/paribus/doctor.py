@@ -19,7 +19,7 @@ from typing import Literal
 
 from paribus import config, runtime
 from paribus.errors import UserError
-from paribus.graph import stage_definitions
+from paribus.graph import cache_folder, locked_outs, stage_definitions
 from paribus.tracking.store import tracking_uri
 
 LEAST_DISK = 2e9  # bytes: the default needs about 0.3 GB, and a full disk ends a run at its next save
@@ -159,24 +159,16 @@ def _outputs() -> Finding:
     if not Path("dvc.lock").exists():
         return Finding("note", "nothing has run yet: dvc repro")
     try:
-        stages = config.read_yaml("dvc.lock")["stages"]
-        entries = [(kind, entry["path"], str(entry.get("md5", "")))
-                   for stage in stages.values() for kind in ("deps", "outs") for entry in stage.get(kind, [])]
+        outs = locked_outs(config.read_yaml("dvc.lock"))
     except (UserError, KeyError, AttributeError, TypeError):
         return Finding("broken", "dvc.lock is torn, as by a kill while DVC wrote it: rm dvc.lock, then dvc repro, which takes "
                                  "finished stages from its run cache")
-    outs = {path: md5 for kind, path, md5 in entries if kind == "outs"}
-    cache = _cache_folder()
+    cache = cache_folder(Path.cwd())
     missing = [path for path, md5 in outs.items() if not Path(path).exists() and not (cache / md5[:2] / md5[2:]).exists()]
     if missing:
         return Finding("note", f"{len(missing)} of {len(outs)} outputs of dvc.lock are neither here nor in the cache "
                                f"({_some(missing)}): dvc pull, or dvc repro")
     return Finding("ok", f"the {len(outs)} outputs of dvc.lock are here or in the cache")
-
-
-def _cache_folder() -> Path:
-    done = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True)
-    return Path(done.stdout.strip() or ".dvc/cache") / "files/md5"
 
 
 def _store() -> Finding:

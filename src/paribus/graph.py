@@ -181,9 +181,66 @@ def files_below(folder: Path) -> list[tuple[str, Path]]:
 
 def dvc_hash(path: str | Path) -> str:
     """What dvc.lock calls a file or folder: as the stage that wrote it recorded it, else computed the same way."""
-    lock = config.read_yaml("dvc.lock") if Path("dvc.lock").exists() else {}
-    outs = {out["path"]: out.get("md5") for stage in lock.get("stages", {}).values() for out in stage.get("outs", [])}
-    return outs.get(str(path)) or (dvc_digest(Path(path)) if Path(path).is_dir() else _md5(Path(path).read_bytes()))
+    outs = locked_outs(config.read_yaml("dvc.lock")) if Path("dvc.lock").exists() else {}
+    return outs.get(str(path)) or computed_hash(Path(path))
+
+
+def computed_hash(path: Path) -> str:
+    """What DVC would call a file or folder as it is now."""
+    return dvc_digest(path) if path.is_dir() else _md5(path.read_bytes())
+
+
+def data_versions(definition: StageDefinition) -> dict[str, str]:
+    """Output -> DVC's name for it, of every output that a stage reads from, as dvc.lock has it; a dep that no stage makes
+    stands for itself. With it the data can be had again from DVC's cache or a remote."""
+    outs = locked_outs(config.read_yaml("dvc.lock")) if Path("dvc.lock").exists() else {}
+    found: dict[str, str] = {}
+    for dep in definition.deps:
+        if not is_code(dep):
+            holder = next((out for out in outs if dep == out or dep.startswith(out + "/")), dep)
+            found[holder] = outs.get(holder) or dvc_hash(dep)
+    return found
+
+
+def locked_outs(lock: dict[str, Any]) -> dict[str, str]:
+    """Output -> md5 of every stage in a dvc.lock."""
+    return {out["path"]: str(out.get("md5")) for stage in lock.get("stages", {}).values() for out in stage.get("outs", [])}
+
+
+def is_code(dep: str) -> bool:
+    """Whether a dep of dvc.yaml is source code, which git versions; DVC versions the others."""
+    return dep.startswith("src/")
+
+
+def code_files(definition: StageDefinition, root: Path = Path()) -> dict[str, str]:
+    """Source file -> sha256, of all the code that decides a stage's outputs; files that are not there are left out."""
+    found: dict[str, str] = {}
+    for dep in filter(is_code, definition.deps):
+        place = root / dep
+        files = files_below(place) if place.is_dir() else [("", place)] if place.is_file() else []
+        found |= {f"{dep}/{name}".rstrip("/"): file_digest(path) for name, path in files}
+    return found
+
+
+def cache_folder(root: Path) -> Path:
+    """The folder of the objects in DVC's cache of the checkout at `root`."""
+    from dvc.config import Config
+
+    settings = Config(str(root / ".dvc")) if (root / ".dvc").is_dir() else {}
+    return Path(settings.get("cache", {}).get("dir") or root / ".dvc/cache") / "files/md5"
+
+
+def cached_files(md5: str, cache: Path) -> dict[str, Path] | None:
+    """File of an output (name relative to it; "" for a file) -> its object in the cache; None where DVC's listing is absent.
+
+    The objects themselves may be absent or damaged: DVC looks at neither before it links them.
+    """
+    if not md5.endswith(".dir"):
+        return {"": cache / md5[:2] / md5[2:]}
+    listing = cache / md5[:2] / md5[2:]
+    if not listing.is_file():
+        return None
+    return {entry["relpath"]: cache / entry["md5"][:2] / entry["md5"][2:] for entry in json.loads(listing.read_text())}
 
 
 def dvc_digest(folder: Path) -> str:

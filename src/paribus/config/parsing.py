@@ -29,6 +29,14 @@ def load_config(path: str | Path = "params.yaml", overrides: dict[str, Any] | No
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file; 1e-3 is a number, as in YAML 1.2. Raises UserError."""
+    try:
+        return parse_yaml(Path(path).read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+
+
+def parse_yaml(text: str, where: str) -> dict[str, Any]:
+    """The mapping in a text of YAML, which is called `where` in errors. Raises UserError."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -37,13 +45,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$")  # $: resolvers match prefixes, and a hash may begin with 4e90
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+        values = yaml.load(text, Loader)
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a mapping of keys to values")
+        raise UserError(f"{where}: expected a mapping of keys to values")
     return values
 
 

@@ -98,7 +98,8 @@ def _flex(q: Tensor) -> Callable[..., Any]:
     """FlexAttention, compiled on CUDA, where it else forms all scores; what is being compiled already takes it in."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return _compiled_flex() if q.is_cuda and not torch.compiler.is_compiling() else flex_attention
+    chosen: Callable[..., Any] = flex_attention
+    return _compiled_flex() if q.is_cuda and not torch.compiler.is_compiling() else chosen
 
 
 @functools.cache

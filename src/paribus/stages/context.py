@@ -49,12 +49,14 @@ class Session:
             "fingerprint": self.fingerprint,
             "params": graph.declared_params(definition, self.config),
             "deps": runtime.dep_digests(definition),
+            "files": graph.code_files(definition),
+            "data": graph.data_versions(definition),
             **{name: machine[name] for name in ("git", "requirements_lock", "versions", "hardware", "paribus")},
         }
 
     def open_log(self, params: dict[str, Any], resume_step: int | None = None) -> tracking.RunLog:
         """This stage's MLflow run. params: resolved values that differ from params.yaml's."""
-        data = [path for path in graph.stage_definition(self.stage).deps if not path.startswith("src/")]
+        data = [path for path in graph.stage_definition(self.stage).deps if not graph.is_code(path)]
         return tracking.RunLog.open(
             self.stage, folder=self.folder, config=self.config, params=flatten(self.config) | params,
             fingerprint=self.fingerprint, resume_step=resume_step,

@@ -38,6 +38,7 @@ def core() -> None:
                                    max_per_task=cfg.max_per_task, batch_size=cfg.batch_size, synthetic=core_is_synthetic(),
                                    cache=run.folder / "items", on_progress=bar.count)
             write_items(EVALS / "core", result)
+            log.artifact(EVALS / "core" / "items.parquet", "items")
             log.summary(result.summary() | {"missing": ", ".join(result.missing)})
             write_json(METRICS / "core.json", result.summary())
 
@@ -58,6 +59,7 @@ def gsm8k(stage: str) -> None:
                                     cache=run.folder / "items", on_progress=bar.count)
             folder = EVALS / "gsm8k" / stage
             write_items(folder, result)
+            log.artifact(folder / "items.parquet", "items")
             log.summary(result.summary)
             answers = answer_prompts(engine, continues=stage == "base")
             write_json(folder / "prompts.json", answers)

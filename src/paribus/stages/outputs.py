@@ -20,6 +20,7 @@ def write_outputs(run: Session, log: tracking.RunLog, model: GPT, target: str, s
     save_checkpoint(CHECKPOINTS / target, model, source / "tokenizer.json", run.provenance)
     write_curve(PLOTS / f"{stage}.csv", stage, log.rows())
     log.artifact(PLOTS / f"{stage}.csv", "plots")
-    log.summary(summary)
+    log.artifact(CHECKPOINTS / target / "provenance.json")
+    log.summary(summary | {"weights_sha256": graph.file_digest(CHECKPOINTS / target / "model.safetensors")})
     write_json(run.folder / "delivered.json", graph.dvc_digest(CHECKPOINTS / target))
     write_json(METRICS / f"{stage}.json", summary)

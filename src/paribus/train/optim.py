@@ -112,7 +112,7 @@ class MuonAdamW:
             lr = group.lr * lr_factor
             if group.weight_decay and mine:
                 decay = lr * group.weight_decay
-                torch._foreach_mul_(list(mine.values()), 1 - (decay if gate is None else decay * gate))  # type: ignore[arg-type]
+                torch._foreach_mul_(list(mine.values()), 1 - (decay if gate is None else decay * gate))
             if group.rule == "muon":
                 self._muon(mine, lr, gate)
             elif mine and self.on_device:

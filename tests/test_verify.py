@@ -1,0 +1,208 @@
+"""Certificates: a tiny real run is made again bit for bit, and every planted fault is caught and named as the cause."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from project import Project
+
+from paribus.errors import UserError
+from paribus.study import record, verify
+
+STAGES = ("corpus", "tokenizer", "tokens", "pretrain")
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Project:
+    """A project that is committed, in which pretraining has run, and its outputs are committed as a user does."""
+    made = Project(tmp_path_factory.mktemp("origin"), project_root, **{"train.threads": None}).start()
+    made.run("dvc", "repro", *STAGES)
+    made.run("git", "add", "-A")
+    made.run("git", "commit", "-qm", "first run")
+    return made
+
+
+@pytest.fixture
+def project(origin: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    """A copy to be damaged, and the working folder. The cache's files are read-only and shared: replace, never write."""
+    copy = Project.__new__(Project)
+    copy.root = tmp_path / "project"
+    shutil.copytree(origin.root, copy.root, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts"))
+    monkeypatch.chdir(copy.root)
+    for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
+        monkeypatch.delenv(name)
+    yield copy
+
+
+def certify(name: str = "checkpoints/base", steps: int | None = 0) -> dict[str, Any]:
+    found = record.find(name)
+    return verify.certificate(found, verify.choose_stage(found, None, steps), steps)
+
+
+def edit_lock(change: Callable[[dict[str, Any]], None]) -> None:
+    stages = yaml.safe_load(Path("dvc.lock").read_text())
+    change(stages["stages"])
+    Path("dvc.lock").write_text(yaml.safe_dump(stages))
+
+
+def whats(made: dict[str, Any], cause: str) -> str:
+    return "; ".join(one["what"] for one in made["differences"] if one["cause"] == cause)
+
+
+def swap(first: Path, second: Path) -> None:
+    """Exchange two objects of DVC's cache."""
+    contents = [path.read_bytes() for path in (first, second)]
+    for path, content in zip((first, second), reversed(contents), strict=True):
+        path.chmod(0o644)
+        path.write_bytes(content)
+        path.chmod(0o444)
+
+
+def objects(out: str) -> dict[str, Path]:
+    found = record.graph.cached_files(record.find("workspace").data[out], Path(".dvc/cache/files/md5").resolve())
+    assert found
+    return found
+
+
+# ---------------------------------------------------------------- sound
+
+
+@pytest.mark.timeout(600)
+def test_a_run_is_certified_bit_for_bit_and_nothing_of_it_is_touched(origin: Project) -> None:
+    """As a user does it, by git revision; the certificate is a file, and an artifact and tags of the run in MLflow."""
+    from mlflow import MlflowClient
+
+    def fingers() -> dict[str, tuple[int, int]]:
+        kept = [path for top in ("checkpoints", "data", ".dvc/cache", ".paribus/runs") for path in (origin.root / top).rglob("*")]
+        return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in kept if path.is_file()}
+
+    before = fingers()
+    done = origin.run("paribus", "verify", "HEAD")
+    assert "# bit-exact: pretrain of HEAD" in done.stdout and fingers() == before
+    [path] = (origin.root / "experiments/results").glob("verify-pretrain-*.json")
+    made = json.loads(path.read_text())
+    assert made["reproduced"] and made["differences"] == [] and made["outcome"]["steps"] == 6
+    assert made["outcome"]["weights"][0] == made["outcome"]["weights"][1] == origin_weights(origin)
+    client = MlflowClient(f"sqlite:///{origin.root / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("paribus").experiment_id
+    runs = client.search_runs([experiment], "tags.stage = 'pretrain'")
+    assert [run.data.tags["verify.verdict"] for run in runs] == ["bit-exact"], "one run: the rebuilt one is not in this store"
+    assert {item.path for item in client.list_artifacts(runs[0].info.run_id, "verify")} == {
+        f"verify/{path.name}", f"verify/{path.stem}.md"}
+    assert runs[0].data.tags["weights_sha256"] == origin_weights(origin)
+
+
+def origin_weights(origin: Project) -> str:
+    return record.graph.file_digest(origin.root / "checkpoints/base/model.safetensors")
+
+
+def test_records_that_agree_are_consistent(project: Project) -> None:
+    made = certify()
+    assert made["verdict"] == "consistent" and made["outcome"] is None and made["causes"] == []
+
+
+# ---------------------------------------------------------------- planted faults
+
+
+def test_an_edited_dvc_lock_is_caught(project: Project) -> None:
+    def edit(stages: dict[str, Any]) -> None:
+        stages["tokens"]["outs"][0]["md5"] = stages["tokenizer"]["outs"][0]["md5"]
+
+    edit_lock(edit)
+    made = certify()
+    assert made["verdict"] == "contradicted" and made["causes"][0] in ("dvc.lock", "data")
+    assert "data/tokens" in whats(made, "dvc.lock") and "data/tokens" in whats(made, "data")
+
+
+def test_a_dvc_lock_that_names_what_nobody_has_is_not_reproduced(project: Project) -> None:
+    def edit(stages: dict[str, Any]) -> None:
+        stages["tokens"]["outs"][0]["md5"] = "0123456789abcdef0123456789abcdef.dir"
+
+    edit_lock(edit)
+    made = certify(steps=None)
+    assert made["verdict"] == "not reproduced" and "data/tokens is not to be had" in whats(made, "data")
+
+
+def test_a_dvc_lock_that_names_another_checkpoint_is_caught(project: Project) -> None:
+    def edit(stages: dict[str, Any]) -> None:
+        stages["pretrain"]["outs"][0]["md5"] = stages["tokens"]["outs"][0]["md5"]
+
+    edit_lock(edit)
+    made = certify()
+    assert made["causes"] == ["dvc.lock"] and "checkpoints/base" in whats(made, "dvc.lock")
+
+
+def test_dirty_code_is_caught_by_the_file(project: Project) -> None:
+    """The run used an optimiser that was never committed."""
+    source = project.root / "src/paribus/train/optim.py"
+    source.write_text(source.read_text() + "\nUNCOMMITTED = True\n")
+    project.run("paribus", "pretrain")
+    made = certify()
+    assert made["verdict"] == "contradicted" and "code" in made["causes"]
+    assert "src/paribus/train/optim.py (the run had uncommitted changes)" in whats(made, "code")
+
+
+def test_a_swapped_shard_is_caught_by_the_file(project: Project) -> None:
+    shards = {name: path for name, path in objects("data/tokens").items() if name.endswith("-documents.bin") or "train" in name}
+    names = sorted(shards)[:2]
+    swap(shards[names[0]], shards[names[1]])
+    made = certify()
+    assert made["causes"] == ["data"] and all(name in whats(made, "data") for name in names)
+
+
+def test_a_changed_tokenizer_is_caught(project: Project) -> None:
+    """Changed, and committed to DVC as if it had always been so."""
+    path = project.root / "data/tokenizer/tokenizer.json"
+    text = path.read_text()
+    path.unlink()
+    path.write_text(text + "\n")
+    project.run("dvc", "commit", "-q", "-f", "tokenizer")
+    made = certify()
+    assert made["verdict"] == "contradicted" and "data/tokenizer" in whats(made, "data") and "data" in made["causes"]
+
+
+@pytest.mark.timeout(600)
+def test_another_seed_parts_at_the_first_step(project: Project) -> None:
+    """dvc.lock and git say seed 8; the checkpoint is of seed 7."""
+    edit_lock(lambda stages: stages["pretrain"]["params"]["params.yaml"].update(seed=8))
+    made = certify(steps=1)
+    assert made["verdict"] == "not reproduced" and made["causes"] == ["params"] and "seed in dvc.lock" in whats(made, "params")
+    assert made["outcome"]["parted"]["step"] == 1 and made["outcome"]["parted"]["column"] == "train_loss"
+    assert "They part at step 1: train_loss" in verify.page(made) and "Why: params." in verify.page(made)
+
+
+def test_another_thread_count_is_caught(project: Project) -> None:
+    edit_lock(lambda stages: stages["pretrain"]["params"]["params.yaml"].update({"train.threads": 3}))
+    made = certify()
+    assert made["causes"] == ["threads"] and made["differences"][0]["what"] == "train.threads"
+
+
+def test_a_forged_record_is_caught_by_its_own_fingerprint(project: Project) -> None:
+    path = project.root / "checkpoints/base/provenance.json"
+    written = json.loads(path.read_text())
+    written["hardware"]["threads"] += 1
+    shutil.copytree(path.parent, project.root / "elsewhere")
+    (project.root / "elsewhere/provenance.json").write_text(json.dumps(written))
+    assert "fingerprint" in whats(certify("elsewhere"), "params")
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_a_name_that_nothing_has_names_the_nearest(project: Project) -> None:
+    with pytest.raises(UserError, match=r"'checkpoints/bse'; did you mean checkpoints/base"):
+        record.find("checkpoints/bse")
+    done = project.run("paribus", "verify", "mian", check=False)
+    assert done.returncode == 2 and "did you mean main?" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_stage_that_did_not_run_is_said(project: Project) -> None:
+    with pytest.raises(UserError, match=r"no checkpoints/rl/provenance.json is kept here.*\(pretrain\)"):
+        verify.choose_stage(record.find("HEAD"), "rl", None)
