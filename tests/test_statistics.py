@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestIndPower, TTestPower
 
 from paribus.errors import UserError
 from paribus.study import items
@@ -64,6 +66,15 @@ def test_holm_in_order_over_the_arms() -> None:
     assert found["a"].p_adjusted == pytest.approx(2 * p["a"])
     assert found["c"].p_adjusted == pytest.approx(max(p["c"], 2 * p["a"]))
     assert p["a"] < 0.05 < found["a"].p_adjusted and found["a"].verdict == "undecided"  # alone it would have been better
+
+
+def test_holm_and_power_are_those_of_statsmodels() -> None:
+    p = {str(arm): float(value) for arm, value in enumerate(RNG.random(9) ** 3)}
+    adjusted = study._holm(p)
+    assert [adjusted[arm] for arm in p] == pytest.approx(multipletests(list(p.values()), method="holm")[1])
+    for n in (2, 3, 12):
+        assert study.power_of(0.9, n) == pytest.approx(TTestPower().power(0.9, n, 0.05))
+        assert study.power_of(0.9, n, paired=False) == pytest.approx(TTestIndPower().power(0.9, n, 0.05))
 
 
 def test_equivalence_is_two_one_sided_t_tests() -> None:
@@ -214,9 +225,9 @@ def test_noise_table_measures_what_pairing_gains() -> None:
 def test_the_band_of_a_curve_holds_at_all_steps_and_the_interval_at_each() -> None:
     rng = np.random.default_rng(6)
     at_each, at_all = [], []
-    for _ in range(60):
-        noise = rng.normal(size=(4, 40)).cumsum(axis=1) / np.sqrt(np.arange(1, 41))
-        curve = study.difference_curve(range(40), np.zeros((4, 40)), noise + 1)
+    for _ in range(40):
+        noise = rng.normal(size=(4, 20)).cumsum(axis=1) / np.sqrt(np.arange(1, 21))
+        curve = study.difference_curve(range(20), np.zeros((4, 20)), noise + 1)
         at_each.append(np.mean((curve.low <= 1) & (curve.high >= 1)))
         at_all.append(((curve.band_low <= 1) & (curve.band_high >= 1)).all())
     assert np.mean(at_each) == pytest.approx(0.95, abs=0.05) and np.mean(at_all) >= 0.88

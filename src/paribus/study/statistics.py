@@ -21,8 +21,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestIndPower, TTestPower
 
 from paribus.errors import UserError
 
@@ -172,8 +170,11 @@ def verdict_of(mean: float, direction: str, differs: bool, within: bool) -> Verd
 
 
 def _holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    adjusted = multipletests(list(p_values.values()), method="holm")[1]
-    return dict(zip(p_values, map(float, adjusted), strict=True))
+    """The smallest p counts for all, the next for one fewer, and none may undercut a smaller one."""
+    adjusted, so_far = {}, 0.0
+    for left, arm in zip(range(len(p_values), 0, -1), sorted(p_values, key=p_values.__getitem__), strict=True):
+        adjusted[arm] = so_far = max(so_far, min(left * p_values[arm], 1.0))
+    return adjusted
 
 
 # ---- Looks that are paid for
@@ -279,8 +280,14 @@ def seeds_needed(effect: float, stdev: float, *, alpha: float = 0.05, power: flo
     stdev: paired, of the differences; unpaired, of one arm over its seeds. The baseline needs as many.
     """
     size = min(abs(effect) / stdev, 20.0) if stdev else 20.0  # beyond 20 two or three seeds do, and noncentral t overflows
-    test = TTestPower() if paired else TTestIndPower()
-    return _smallest(lambda n: float(test.power(size, n, alpha)) >= power)
+    return _smallest(lambda n: power_of(size, n, alpha=alpha, paired=paired) >= power)
+
+
+def power_of(size: float, n: int, *, alpha: float = 0.05, paired: bool = True) -> float:
+    """Chance that the t test of n seeds an arm finds an effect of `size` standard deviations: noncentral t, both sides."""
+    df, shift = (n - 1, size * math.sqrt(n)) if paired else (2 * n - 2, size * math.sqrt(n / 2))
+    bound = stats.t.isf(alpha / 2, df)
+    return float(stats.nct.sf(bound, df, shift) + stats.nct.cdf(-bound, df, shift))
 
 
 def seeds_for_equivalence(margin: float, stdev: float, *, alpha: float = 0.05, power: float = POWER) -> int | None:
