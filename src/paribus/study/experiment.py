@@ -178,16 +178,23 @@ def parse_experiment(name: str, raw: Mapping[str, Any]) -> Experiment:
     return experiment
 
 
-def noise_experiment(profile: str, seeds: int, metric: str, stages: Sequence[str]) -> Experiment:
-    """A noise floor: one profile at several seeds, no arms. Raises UserError."""
+def noise_experiment(profile: str, seeds: int, metrics: Sequence[str]) -> tuple[Experiment, list[Metric]]:
+    """A noise floor: one profile at several seeds, no arms; and what is measured. Raises UserError."""
     problems: list[str] = []
     _, base = _baseline({"profile": profile}, problems)
-    targets, chained = _stages(list(stages), problems)
-    found, direction = _metric(metric, None, chained, problems, default="lower")
+    found = [_metric(name, None, [], problems, default="lower") for name in metrics]
     if problems:
         raise UserError(problems)
-    return Experiment(f"noise-{profile}", f"How much does {profile} vary from seed to seed?", "", profile, base, {},
-                      (seeds, seeds), found, direction, 1.0, "none", None, 0.05, chained, targets, 1)
+    targets, stages = _stages(list(dict.fromkeys(writer_of(metric.path) or "" for metric, _ in found)), problems)
+    experiment = Experiment(f"noise-{profile}", f"How much does {profile} vary from seed to seed?", "", profile, base, {},
+                            (seeds, seeds), found[0][0], found[0][1], 1.0, "none", None, 0.05, stages, targets, 1)
+    return experiment, [metric for metric, _ in found]
+
+
+def writer_of(path: str) -> str | None:
+    """The stage that writes a file."""
+    return next((name for name, definition in stage_definitions().items()
+                 if any(path == out or path.startswith(f"{out}/") for out in definition.outs)), None)
 
 
 def _hint(name: str, known: Sequence[str]) -> str:
@@ -270,9 +277,7 @@ def _metric(name: Any, direction: Any, stages: list[str], problems: list[str],
     file, _, key = str(name).partition(":")
     path, key, better, unit = MEASURES.get(str(name)) or (f"metrics/{file}.json", key, default, key)
     metric = Metric(str(name), path, key, unit)
-    definitions = stage_definitions()
-    writer = next((one for one, definition in definitions.items()
-                   if any(path == out or path.startswith(f"{out}/") for out in definition.outs)), None)
+    definitions, writer = stage_definitions(), writer_of(path)
     if not key or writer is None:
         files = [Path(out).stem for one in definitions.values() for out in one.outs if out.startswith("metrics/")]
         problems.append(f"metric: {name!r} is not known; {_hint(str(name), list(MEASURES))}, or FILE:KEY with FILE one of "

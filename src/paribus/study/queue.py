@@ -22,8 +22,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,28 +70,26 @@ class Queue:
         self._note = runtime.state_root() / "queueing.json"
         self._workers: list[subprocess.Popen[bytes]] = []
 
-    @contextlib.contextmanager
-    def _celery(self) -> Iterator[Any]:
-        """DVC's queue object."""
+    @cached_property
+    def _celery(self) -> Any:
+        """DVC's queue object, which reads its files anew at each question."""
         os.environ.setdefault("DVC_NO_ANALYTICS", "1")
         from dvc.repo import Repo
 
-        with Repo(str(self.root)) as repo:
-            yield repo.experiments.celery_queue
+        return Repo(str(self.root)).experiments.celery_queue
 
     # ------------------------------------------------------------ looking
 
     def tasks(self) -> list[Task]:
         """Every task there is, of other people's too."""
         found: dict[str, Task] = {}  # by revision: one that moves on while we look is seen twice, the second time right
-        with self._celery() as queue:
-            for entry in queue.iter_queued():
-                found[entry.stash_rev] = self._task(entry, "queued")
-            for entry in queue.iter_active():
-                found[entry.stash_rev] = self._task(entry, "running")
-            for done in queue.iter_done():
-                ended: Literal["done", "failed"] = "done" if done.result and done.result.ref_info else "failed"
-                found[done.entry.stash_rev] = self._task(done.entry, ended)
+        for entry in self._celery.iter_queued():
+            found[entry.stash_rev] = self._task(entry, "queued")
+        for entry in self._celery.iter_active():
+            found[entry.stash_rev] = self._task(entry, "running")
+        for done in self._celery.iter_done():
+            ended: Literal["done", "failed"] = "done" if done.result and done.result.ref_info else "failed"
+            found[done.entry.stash_rev] = self._task(done.entry, ended)
         return list(found.values())
 
     def _task(self, entry: Any, state: Literal["queued", "running", "failed", "done"]) -> Task:
@@ -114,6 +113,16 @@ class Queue:
     def _node(self) -> str:
         """How DVC names its workers."""
         return f"dvc-exp-{hashlib.sha256(str(self.folder / 'celery').encode()).hexdigest()[:6]}-"
+
+    def up_to_date(self, stages: Sequence[str]) -> bool:
+        """Whether `dvc status` finds nothing to do for these stages in the workspace."""
+        from dvc.repo import Repo
+
+        def look() -> bool:
+            with Repo(str(self.root)) as repo:
+                return not repo.status(targets=list(stages))
+
+        return bool(_patiently(look))
 
     # ------------------------------------------------------------ putting and working
 
@@ -164,10 +173,9 @@ class Queue:
         def remove_them() -> None:
             from dvc.repo.experiments.exceptions import UnresolvedExpNamesError
 
-            with self._celery() as queue:
-                for name in names:
-                    with contextlib.suppress(UnresolvedExpNamesError):  # a worker has just taken it
-                        queue.remove([name])
+            for name in names:
+                with contextlib.suppress(UnresolvedExpNamesError):  # a worker has just taken it
+                    self._celery.remove([name])
 
         if names:
             _patiently(remove_them)
@@ -189,14 +197,13 @@ class Queue:
 
     def _held(self, task: Task, workers: int) -> bool:
         """Whether a living worker has the task: setting it up, or collecting it. Only an answer of all of them says no."""
-        with self._celery() as queue:
-            for _ in range(TRIES):
-                ids = {message.headers["id"] for message, entry in queue._iter_processed() if entry.stash_rev == task.rev}
-                answers = queue.worker_status()
-                if any(one["id"] in ids for taken in answers.values() for one in taken):
-                    return True
-                if len(answers) >= workers:
-                    return False
+        for _ in range(TRIES):
+            ids = {message.headers["id"] for message, entry in self._celery._iter_processed() if entry.stash_rev == task.rev}
+            answers = self._celery.worker_status()
+            if any(one["id"] in ids for taken in answers.values() for one in taken):
+                return True
+            if len(answers) >= workers:
+                return False
         return True
 
     def _fail(self, dead: Sequence[Task]) -> None:
@@ -204,10 +211,9 @@ class Queue:
         from celery.result import AsyncResult
 
         revs = {task.rev for task in dead}
-        with self._celery() as queue:
-            for message, entry in queue._iter_processed():
-                if entry.stash_rev in revs and not AsyncResult(message.headers["id"]).ready():
-                    queue.celery.backend.mark_as_failure(message.headers["id"], None)
+        for message, entry in self._celery._iter_processed():
+            if entry.stash_rev in revs and not AsyncResult(message.headers["id"]).ready():
+                self._celery.celery.backend.mark_as_failure(message.headers["id"], None)
 
     def halt(self, task: Task) -> None:
         """Have the task's stage save and exit 75, and wait for its end; one that takes too long is killed."""
@@ -328,3 +334,17 @@ def _is_json(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+# ---------------------------------------------------------------- what experiments left
+
+
+def read_output(root: Path, rev: str, path: str) -> bytes | None:
+    """A file of an experiment, whether git or DVC has it; None if it has none, or DVC's cache lost it."""
+    from dvc.api import DVCFileSystem
+
+    try:
+        with DVCFileSystem(str(root), rev=rev).open(path, "rb") as file:
+            return bytes(file.read())
+    except OSError:
+        return None
