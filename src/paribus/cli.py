@@ -329,7 +329,7 @@ def ablate_report(name: str) -> None:
 @commands.command()
 @click.argument("profile")
 @click.option("--seeds", type=int, default=5, show_default=True, help="Runs, at least 3.")
-@click.option("--metric", "metrics", multiple=True, help="As in an ablation's file; several times for several.  [default: val_bpb]")
+@click.option("--metric", "metrics", multiple=True, help="As in an ablation's file; may be repeated.  [default: val_bpb]")
 @click.option("--workers", type=click.IntRange(1), help="Runs side by side.")
 @click.option("--gpus", help="Cards for the workers in turn, as 0,1; default: all.")
 def noise(profile: str, **options: Any) -> None:

@@ -19,7 +19,7 @@ from paribus import runtime
 from paribus.config import flatten, load_config
 from paribus.errors import UserError
 from paribus.graph import assignments, chain, stage_definitions
-from paribus.journal import Journal, keep_rows, locked, read_json, read_rows, write_json
+from paribus.journal import Journal, keep_rows, locked, read_json, write_json
 from paribus.session import EXIT_PAUSED
 from paribus.study.budget import measure_step, pretrain_steps, steps_for
 from paribus.study.experiment import (
@@ -426,8 +426,8 @@ def report(name: str, again: bool = False) -> None:
     study = study_of(experiment)
     runs, results, notes = usable(study)
     if not results:
-        raise UserError(f"{name}: nothing is done yet; `paribus ablate run {name}` begins it, `paribus ablate status {name}` shows "
-                        "how it stands")
+        raise UserError(f"{name}: nothing is done yet; `paribus ablate run {name}` begins it, `paribus ablate status {name}` "
+                        "shows how it stands")
     write_pages(experiment, runs, results, given_up(name, runs), notes + changed)
 
 
@@ -443,8 +443,8 @@ def usable(study: Study) -> tuple[list[Run], list[Result], list[str]]:
     older = sorted((result for result in results if result.code == code), key=lambda result: "-was-" not in result.name)
     chosen = list({(result.arm, result.seed): result for result in older}.values())
     commits = ", ".join(sorted({result.baseline[:10] for result in chosen}))
-    return runs, chosen, [f"code or parameters changed since these results, which are of commit {commits}; `paribus ablate run` "
-                          "would compute them anew"] if chosen else []
+    return runs, chosen, [f"code or parameters changed since these results, which are of commit {commits}; "
+                          "`paribus ablate run` would compute them anew"] if chosen else []
 
 
 def noise(profile: str, seeds: int, metrics: Sequence[str], workers: int | None, gpus: str | None) -> None:

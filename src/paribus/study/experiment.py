@@ -377,7 +377,8 @@ def registered(path: Path) -> str:
 def check_sources(definitions: Mapping[str, StageDefinition], stages: Sequence[str]) -> None:
     """Raises UserError where code or parameters are not committed: a result must follow from a commit."""
     outs = {out for one in definitions.values() for out in one.outs}
-    paths = {dep for name in stages for dep in definitions[name].deps if not any(dep == out or dep.startswith(f"{out}/") for out in outs)}
+    paths = {dep for name in stages for dep in definitions[name].deps
+             if not any(dep == out or dep.startswith(f"{out}/") for out in outs)}
     changed = _git("status", "--porcelain", "--", "params.yaml", "dvc.yaml", *sorted(paths)) or ""
     if lines := [line[3:] for line in changed.splitlines()]:
         raise UserError(f"{line}: changed and not committed; a result has to follow from a commit" for line in lines)

@@ -21,8 +21,8 @@ MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the spread: effects to plan for, ro
 
 def write_noise(experiment: Experiment, metrics: Sequence[Metric], results: Sequence[Result]) -> Path:
     """Print the table, and write experiments/results/noise-PROFILE.md and .json. Raises UserError without enough runs."""
-    seen = {metric.name: [value for result in results if (value := value_of(metric, result.experiment, result.metrics)) is not None]
-            for metric in metrics}
+    found = {metric.name: [value_of(metric, result.experiment, result.metrics) for result in results] for metric in metrics}
+    seen = {name: [value for value in values if value is not None] for name, values in found.items()}
     if short := [f"{name}: {len(values)} runs have it" for name, values in seen.items() if len(values) < 3]:
         raise UserError(short)
     rows = noise_table(seen, {name: effects_of(values) for name, values in seen.items()})
@@ -53,15 +53,16 @@ def markdown(experiment: Experiment, rows: Sequence[NoiseRow], seen: dict[str, l
         row = first.get(name)
         spread = f"{row.stdev:.4g} | {row.stdev_low:.3g} to {row.stdev_high:.3g}" if row else "0 | –"
         lines.append(f"| {name} | {len(values)} | {sum(values) / len(values):.5g} | {spread} |")
-    lines += ["", "Seeds that each arm needs, so that a true effect is found four times in five at p < 0.05, when the seeds of both "
-              "arms are not matched. With matched seeds, as `paribus ablate` runs them, it is fewer: an ablation's report gives "
-              "the spread of its differences, and how many seeds it still needs.", "",
+    lines += ["", "Seeds that each arm needs, so that a true effect is found four times in five at p < 0.05, when the seeds of "
+              "both arms are not matched. With matched seeds, as `paribus ablate` runs them, it is fewer: an ablation's report "
+              "gives the spread of its differences, and how many seeds it still needs.", "",
               "| metric | effect | seeds an arm |", "| --- | ---: | ---: |"]
-    lines += [f"| {row.metric} | {row.effect:g} | {row.unpaired if row.unpaired is not None else 'beyond 100,000'} |" for row in rows]
+    lines += [f"| {row.metric} | {row.effect:g} | {row.unpaired or 'beyond 100,000'} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
-def as_json(experiment: Experiment, rows: Sequence[NoiseRow], seen: dict[str, list[float]], results: Sequence[Result]) -> dict[str, Any]:
+def as_json(experiment: Experiment, rows: Sequence[NoiseRow], seen: dict[str, list[float]],
+            results: Sequence[Result]) -> dict[str, Any]:
     runs = [{"seed": result.seed, "experiment": result.experiment, "fingerprints": result.fingerprints} for result in results]
     return {"profile": experiment.profile, "values": seen, "rows": [dataclasses.asdict(row) for row in rows], "runs": runs,
             "hardware": results[0].provenance.get("hardware") if results else None}

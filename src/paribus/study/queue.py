@@ -22,11 +22,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import psutil
 
@@ -34,6 +34,8 @@ from paribus import runtime
 from paribus.errors import UserError
 from paribus.journal import read_json, write_json
 from paribus.session import lock_holder
+
+Result = TypeVar("Result")
 
 LOCK_SECONDS = 120.0  # to wait for another dvc command
 PAUSE_SECONDS = 120.0  # for a stage to save its state
@@ -104,8 +106,8 @@ class Queue:
             one.poll()  # so that an ended one is no zombie
         found = {}
         for process in psutil.process_iter(["cmdline"]):
-            words = process.info["cmdline"] or []
-            if "queue-worker" in words and (match := re.match(rf"{self._node}(\d+)@", " ".join(words[words.index("queue-worker") + 1:]))):
+            words = " ".join(process.info["cmdline"] or [])
+            if match := re.search(rf" queue-worker {self._node}(\d+)@", words):
                 found[int(match[1])] = process
         return found
 
@@ -122,7 +124,7 @@ class Queue:
             with Repo(str(self.root)) as repo:
                 return not repo.status(targets=list(stages))
 
-        return bool(_patiently(look))
+        return _patiently(look)
 
     # ------------------------------------------------------------ putting and working
 
@@ -273,7 +275,7 @@ class Queue:
 # ---------------------------------------------------------------- processes
 
 
-def _patiently(action: Any) -> None:
+def _patiently(action: Callable[[], Result]) -> Result:
     """Do it as soon as no other dvc command is in the way. Raises UserError with DVC's words."""
     from dvc.exceptions import DvcException
     from dvc.lock import LockError

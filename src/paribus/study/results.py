@@ -30,6 +30,7 @@ from paribus.study.experiment import Experiment, Metric, Run, chain_key
 from paribus.study.queue import read_output
 
 TARGETS = {"pretrain": "base", "midtrain": "mid", "sft": "sft", "rl": "rl"}  # stage -> its checkpoint
+PROVENANCE = ("git", "versions", "hardware", "requirements_lock")  # kept of a checkpoint's
 LOST = "unreadable"  # the key of an experiment whose params.yaml today's code does not take
 
 
@@ -64,7 +65,7 @@ def folder_of(name: str) -> Path:
 
 
 def events_of(name: str) -> list[dict[str, Any]]:
-    """The journal of an ablation: {time, run, event, …}; events: queued, started, done, paused, interrupted, failed, refused."""
+    """The journal of an ablation: {time, run, event, …}: queued, started, done, paused, interrupted, failed, refused."""
     path = folder_of(name) / "journal.jsonl"
     return read_rows(path) if path.exists() else []
 
@@ -99,7 +100,8 @@ def collect(experiment: Experiment) -> list[Result]:
 
 def done(results: Sequence[Result], runs: Sequence[Run], code: str) -> dict[str, Result]:
     """Name of each run that is done, as it is asked for today -> its result."""
-    made = {(result.arm, result.seed): result for result in results if result.code == code and result.key in {r.key for r in runs}}
+    keys = {run.key for run in runs}
+    made = {(result.arm, result.seed): result for result in results if result.code == code and result.key in keys}
     return {run.name: made[run.arm, run.seed] for run in runs
             if (run.arm, run.seed) in made and made[run.arm, run.seed].key == run.key}
 
@@ -125,9 +127,10 @@ def _read(experiment: Experiment, name: str, commit: str, baseline: str) -> Resu
     last = provenance[list(provenance)[-1]] if provenance else {}
     curve = _show(commit, "plots/pretrain.csv") if "pretrain" in experiment.stages else None
     return Result(
-        name, match[1], int(match[2]), commit, baseline, _git("rev-parse", "--quiet", "--verify", f"{commit}:{_here(experiment.file)}"),
+        name, match[1], int(match[2]), commit, baseline,
+        _git("rev-parse", "--quiet", "--verify", f"{commit}:{_here(experiment.file)}"),
         asked_key(experiment, commit), code_key(experiment, commit), value_of(experiment.metric, commit, metrics), metrics,
-        _rows(curve) if curve else [], {key: last[key] for key in ("git", "versions", "hardware", "requirements_lock") if key in last},
+        _rows(curve) if curve else [], {key: last[key] for key in PROVENANCE if key in last},
         {stage: one["fingerprint"] for stage, one in provenance.items() if "fingerprint" in one},
         {"dvc.lock": _git("rev-parse", f"{commit}:{_here('dvc.lock')}") or ""})
 

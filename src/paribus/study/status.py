@@ -92,14 +92,21 @@ class Standing:
     seconds_left: float | None
 
     def counts(self) -> dict[str, int]:
-        return {state: sum(row.state == state for row in self.rows) for state in ("done", "running", "queued", "waiting", "failed")}
+        states = ("done", "running", "queued", "waiting", "failed")
+        return {state: sum(row.state == state for row in self.rows) for state in states}
+
+    def end(self) -> str:
+        """When the last will be done."""
+        if not self.seconds_left:
+            return ""
+        when = time.strftime("%H:%M", time.localtime(time.time() + self.seconds_left))
+        return f"finish about {when}, in {duration(self.seconds_left)}"
 
     def line(self) -> str:
         """In one line."""
         words = [f"{count} {state}" for state, count in self.counts().items() if count]
         running = [f"{row.arm}-s{row.seed} {row.stage} {row.step}".strip() for row in self.rows if row.state == "running"]
-        end = f"finish about {time.strftime('%H:%M', time.localtime(time.time() + self.seconds_left))}" if self.seconds_left else ""
-        return "; ".join(filter(None, [f"{len(self.rows)} runs: {', '.join(words)}", ", ".join(running), end]))
+        return "; ".join(filter(None, [f"{len(self.rows)} runs: {', '.join(words)}", ", ".join(running), self.end()]))
 
 
 def table(study: Any, runs: Sequence[Run], have: Mapping[str, Result], tasks: Mapping[str, Task],
@@ -201,9 +208,8 @@ def render(name: str, standing: Standing) -> Table:
     from rich.table import Table
 
     colours = {"done": "green", "running": "cyan", "failed": "red", "queued": "", "waiting": "dim"}
-    end = standing.seconds_left
-    when = f"finish about {time.strftime('%H:%M', time.localtime(time.time() + end))}, in {duration(end)}" if end else ""
-    made = Table(title=f"{name}: {standing.counts()['done']} of {len(standing.rows)} runs done", caption=when, title_justify="left")
+    title = f"{name}: {standing.counts()['done']} of {len(standing.rows)} runs done"
+    made = Table(title=title, caption=standing.end(), title_justify="left")
     for column in ("arm", "seed", "state", "stage", "step", "left", "value"):
         made.add_column(column, justify="right" if column in ("seed", "step", "left", "value") else "left")
     for row in standing.rows:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paribus.study.experiment import BASELINE, Experiment
 from paribus.study.items import ItemEffect, item_effect
@@ -113,6 +114,11 @@ def points(result: Result, axis: str) -> Points:
             if (value := row.get("val_bpb")) is not None and math.isfinite(value)]
 
 
+def _at(curve: Points, places: Sequence[float]) -> NDArray[np.float64]:
+    """The values of a curve at other places than its own, on the lines between its points."""
+    return np.interp(np.asarray(places), [x for x, _ in curve], [y for _, y in curve])
+
+
 def _curve(experiment: Experiment, pairs: Sequence[tuple[Result, Result]], axis: str) -> Curve | None:
     """The difference of bits per byte over training, both arms brought to the same tokens or seconds."""
     table = [(points(base, axis), points(own, axis)) for base, own in pairs]
@@ -125,7 +131,7 @@ def _curve(experiment: Experiment, pairs: Sequence[tuple[Result, Result]], axis:
     grid = [x for x, _ in table[0][0] if first <= x <= last] if axis == "tokens" else list(np.linspace(first, last, GRID))
     if len(grid) < 2:
         return None
-    base, own = (np.array([np.interp(grid, *zip(*pair[side], strict=True)) for pair in table]) for side in (0, 1))
+    base, own = (np.array([_at(pair[side], grid) for pair in table]) for side in (0, 1))
     return difference_curve(grid, base, own, experiment.alpha)
 
 
@@ -136,7 +142,7 @@ def _at_equal_time(experiment: Experiment, pairs: Sequence[tuple[Result, Result]
         if len(base) < 2 or len(own) < 2:
             return None
         at = min(base[-1][0], own[-1][0])
-        differences.append(float(np.interp(at, *zip(*own, strict=True)) - np.interp(at, *zip(*base, strict=True))))
+        differences.append(float(_at(own, [at])[0] - _at(base, [at])[0]))
     if not differences:
         return None
     return effects({"time": differences}, direction="lower", smallest_effect=experiment.smallest_effect,

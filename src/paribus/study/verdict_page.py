@@ -75,9 +75,9 @@ def sentence(experiment: Experiment, arm: str, effect: Effect | None) -> str:
     """The verdict on an arm, for people."""
     if effect is None:
         return f"{arm}: no verdict, as no seed of it and of the baseline is done."
-    unit, n = experiment.metric.unit, effect.n
-    interval = f"{1 - experiment.alpha:.0%} interval {signed(effect.low)} to {signed(effect.high)}, {n} matched seeds, {adjusted(effect)}"
-    size = f"{signed(effect.mean)} {unit}"
+    size = f"{signed(effect.mean)} {experiment.metric.unit}"
+    interval = (f"{1 - experiment.alpha:.0%} interval {signed(effect.low)} to {signed(effect.high)}, {effect.n} matched seeds, "
+                f"{adjusted(effect)}")
     if effect.verdict == "equivalent":
         return (f"{arm} is equivalent to the baseline: {size} ({interval}), within "
                 f"±{experiment.smallest_effect:g}, which is as much as matters.")
@@ -160,12 +160,12 @@ def _provenance(experiment: Experiment, results: Sequence[Result]) -> dict[str, 
     def each(values: Sequence[Any]) -> str:
         return ", ".join(sorted({str(value) for value in values if value})) or "–"
 
-    hardware = [one.provenance.get("hardware") or {} for one in results]
+    hardware = [machine for one in results if (machine := one.provenance.get("hardware"))]
     return {
         "commit": each([one.baseline for one in results]),
         "file": each([one.file for one in results]),
         "requirements.lock": each([one.provenance.get("requirements_lock") for one in results]),
-        "machine": each([f"{one.get('device_name')}, {one.get('dtype')}, {one.get('threads')} threads" for one in hardware if one]),
+        "machine": each([f"{one['device_name']}, {one['dtype']}, {one['threads']} threads" for one in hardware]),
         "versions": each([", ".join(f"{name} {version}" for name, version in (one.provenance.get("versions") or {}).items()
                                     if name in ("python", "torch", "numpy")) for one in results]),
         "stages": ", ".join(experiment.stages),
@@ -235,8 +235,8 @@ def _draw_forest(experiment: Experiment, found: Sequence[ArmVerdict]) -> Figure:
     axes.set_ylim(-0.6, len(found) - 0.3)
     axes.grid(visible=False, axis="y")
     better = {"lower": "left", "higher": "right"}[experiment.direction]
-    title(axes, f"{experiment.metric.name}: arm − baseline", f"{experiment.metric.unit}; {better} of 0 is better; grey: too small "
-          f"to matter; ticks: single seeds")
+    title(axes, f"{experiment.metric.name}: arm − baseline",
+          f"{experiment.metric.unit}; {better} of 0 is better; grey: too small to matter; ticks: single seeds")
     return figure
 
 
@@ -276,10 +276,11 @@ def to_mlflow(experiment: Experiment, results: Sequence[Result], values: dict[st
     if before and before["status"] == "FINISHED" and before["tags"]["fingerprint"] == mark:
         return
     config = experiment.config()
-    params = flatten(config) | {f"arms.{arm}.{key}": value for arm, one in experiment.arms.items() for key, value in one.overrides.items()}
+    changed = {f"arms.{arm}": one.overrides for arm, one in experiment.arms.items()}
     runs = {f"run.{row['arm']}-s{row['seed']}.{stage}": run for row in values["runs"] for stage, run in row["mlflow"].items()}
     links = [f"- [{name.removeprefix('run.')}](#/runs/{run})" for name, run in runs.items()]
     note = "\n".join([f"**{experiment.question}**", "", *(one["sentence"] for one in values["verdicts"]), "", *links])
+    params = flatten(config) | flatten(changed)
     with tracking.RunLog.open("ablation", folder=folder, config=config, params=params, fingerprint=mark,
                               tags={"ablation": experiment.name, "mlflow.note.content": note, **runs}) as log:
         for suffix in (".html", ".md", ".png", "-curve.png"):
@@ -287,7 +288,7 @@ def to_mlflow(experiment: Experiment, results: Sequence[Result], values: dict[st
                 log.artifact(path, "report")
         if experiment.file.is_file():
             log.artifact(experiment.file)
-        effects = {one["name"]: dataclasses.asdict(one["effect"]) for one in values["verdicts"] if one["effect"]}
-        log.summary({f"{arm}.{key}": value for arm, effect in effects.items() for key, value in effect.items() if value is not None})
+        found = {one["name"]: dataclasses.asdict(one["effect"]) for one in values["verdicts"] if one["effect"]}
+        log.summary({key: value for key, value in flatten(found).items() if value is not None})
 
 
