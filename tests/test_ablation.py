@@ -154,7 +154,7 @@ def test_equal_seconds_follow_measured_steps() -> None:
 # ---------------------------------------------------------------- matched seeds
 
 
-@pytest.mark.parametrize("change", [{"model.mlp": "gelu"}, {"model.depth": 3}, {"model.value_embeddings": "none"},
+@pytest.mark.parametrize("change", [{"model.mlp": "gelu"}, {"model.depth": 3, "model.width": 32}, {"model.value_embeddings": "none"},
                                     {"optimizer.kind": "adamw"}], ids=str)
 def test_tensors_that_two_arms_share_begin_with_the_same_values(change: dict[str, Any]) -> None:
     from paribus.model.gpt import GPT
@@ -227,6 +227,7 @@ def test_a_study_with_looks_asks_for_more_seeds_only_of_the_undecided(monkeypatc
     ("paribus: .paribus/runs/x: in use by process 3 on h since t (c); wait\nERROR: exited with 2", "failed"),
     ("ERROR: failed to run: paribus pretrain, exited with -9", "failed"),
     ("Traceback (most recent call last):", "failed"),
+    ("Running stage 'pretrain':\npretrain: step 3/9", "interrupted"),
 ])
 def test_how_a_failed_run_ended(text: str, said: str) -> None:
     assert fate(text) == said

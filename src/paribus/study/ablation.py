@@ -10,15 +10,16 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from paribus import runtime
-from paribus.config import flatten, load_config
+from paribus.config import flatten
 from paribus.errors import UserError
-from paribus.graph import assignments, chain, stage_definitions
+from paribus.graph import assignments, chain
 from paribus.journal import Journal, keep_rows, locked, read_json, write_json
 from paribus.session import EXIT_PAUSED
 from paribus.study.budget import measure_step, pretrain_steps, steps_for
@@ -29,9 +30,11 @@ from paribus.study.experiment import (
     all_params,
     chain_key,
     check_sources,
+    definitions,
     noise_experiment,
     read_experiment,
     registered,
+    settings,
 )
 from paribus.study.queue import Queue, Task
 from paribus.study.results import Result, asked_key, code_key, collect, done, events_of, folder_of, supersede
@@ -145,7 +148,7 @@ def run(name: str, workers: int | None = None, gpus: str | None = None) -> None:
 
 def execute(experiment: Experiment, workers: int | None, gpus: str | None) -> list[Result]:
     """Run what is missing; the results. Exits with EXIT_PAUSED when `paribus ablate stop` asks for it."""
-    check_sources(stage_definitions(), experiment.stages)
+    check_sources(experiment.stages)
     cards = [card for card in (gpus or "").split(",") if card.strip()]
     count = workers or len(cards) or experiment.workers
     folder = folder_of(experiment.name)
@@ -155,7 +158,7 @@ def execute(experiment: Experiment, workers: int | None, gpus: str | None) -> li
                             f"{experiment.name} --watch` shows it")
         (folder / "stop").unlink(missing_ok=True)
         queue = Queue(runtime.main_checkout())
-        tidy(queue)
+        tidy(queue, experiment.name)
         driver = Driver(Study(experiment, settle(experiment, count)), queue, count, cards or all_cards())
         try:
             return driver.drive()
@@ -172,12 +175,12 @@ def all_cards() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def tidy(queue: Queue) -> None:
-    """Clear the dead ends that killed processes left in DVC's queue."""
+def tidy(queue: Queue, own: str) -> None:
+    """Clear the dead ends that killed processes left in DVC's queue; the tasks of the ablation `own` are its driver's."""
     if queue.mend():
         print("a killed `paribus ablate run` had left params.yaml changed and HEAD detached: put back", file=sys.stderr)
-    for name in queue.bury(queue.tasks()):
-        print(f"{name}: said to be running, but nobody runs it: taken out of DVC's queue", file=sys.stderr)
+    for name in queue.bury([task for task in queue.tasks() if not task.name.startswith(f"{own}-")]):
+        print(f"{name}: said to be running, but nobody runs it: marked as failed in DVC's queue", file=sys.stderr)
     for path in queue.clean():
         print(f"{path}: left over by a killed run: removed", file=sys.stderr)
 
@@ -192,19 +195,20 @@ class Driver:
         self.journal = Journal(self.folder / "journal.jsonl", lambda text: print(text, file=sys.stderr))
         self.display = Display(self.experiment.name)
         self.started: set[str] = set()
+        self.lost: Counter[str] = Counter()  # run -> how often its processes vanished, in this call
         self.alone: dict[str, float] = {}  # revision of a task without a process -> since when
-        self.definitions = stage_definitions()
         self.pieces: dict[str, dict[str, str]] = {}  # run -> stage -> name of what it computes
 
     def drive(self) -> list[Result]:
         """Until nothing is left to run; the results. Each turn looks at everything anew."""
         with self.display:
-            self._disown(self.study.wanted(collect(self.experiment)))
+            runs = self.study.wanted(collect(self.experiment))
+            self._disown(runs)
             while True:
+                tasks = self._look({run.name: run for run in runs})  # before the results: what ends between is in both
                 results = collect(self.experiment)
                 runs = self.study.wanted(results)
                 have = done(results, runs, self.study.code)
-                tasks = self._look({run.name: run for run in runs})
                 failures = given_up(self.experiment.name, runs)
                 left = [run for run in runs if run.name not in have and run.name not in failures]
                 if (self.folder / "stop").exists():
@@ -219,7 +223,7 @@ class Driver:
 
     def _look(self, runs: dict[str, Run]) -> dict[str, Task]:
         """Our tasks that wait or run; those that ended are noted and taken out of the queue, the dead are buried."""
-        tasks = [task for task in self.queue.tasks() if task.name in runs or task.name == self._shared_name]
+        tasks = [task for task in self.queue.tasks() if task.name.startswith(f"{self.experiment.name}-")]
         now, workers = time.monotonic(), self.queue.workers()
         without = {task.rev for task in tasks if task.state == "running" and task.pid is None}
         self.alone = {rev: self.alone.get(rev, now) for rev in without}
@@ -244,8 +248,13 @@ class Driver:
 
     def _note(self, event: str, task: Task, runs: dict[str, Run]) -> None:
         words = last_words(task.text())
+        if event == "interrupted":
+            self.lost[task.name] += 1
+            event = "failed" if self.lost[task.name] >= MAX_FAILURES else event
         self._event(task.name, event, stage=task.stage, words=words, key=runs[task.name].key if task.name in runs else "")
-        if event in ("failed", "refused"):
+        if event == "interrupted":
+            self.display.say(f"{task.name}: said to be running, but nobody runs it: taken out of DVC's queue, to be queued again")
+        elif event in ("failed", "refused"):
             self.display.say(f"{task.name}: {event} in {task.stage or 'its set-up'}: {' '.join(words)}")
 
     def _disown(self, runs: Sequence[Run]) -> None:
@@ -281,7 +290,7 @@ class Driver:
 
     def _put(self, name: str, overrides: dict[str, Any], targets: Sequence[str]) -> None:
         supersede(name)
-        known = flatten(load_config())
+        known = flatten(settings())
         changed = {key: value for key, value in overrides.items() if key == "seed" or known.get(key, ...) != value}
         self.queue.put(name, assignments(changed), targets)
         self._event(name, "queued")
@@ -289,8 +298,8 @@ class Driver:
     def _pieces(self, run: Run) -> dict[str, str]:
         """A name for each stage of a run with all it comes from: runs with the same name compute it once."""
         if run.name not in self.pieces:
-            settings = load_config(overrides=run.overrides)
-            self.pieces[run.name] = {stage: chain_key(chain([stage], self.definitions), settings)
+            config = settings(run.overrides)
+            self.pieces[run.name] = {stage: chain_key(chain([stage], definitions()), config)
                                      for stage in self.experiment.stages}
         return self.pieces[run.name]
 
@@ -323,8 +332,8 @@ class Driver:
 
     def _fresh(self, stages: Sequence[str], run: Run) -> bool:
         """Whether the workspace has the outputs of these stages with a run's parameters."""
-        here, there = load_config(), load_config(overrides=run.overrides)
-        same = all(all_params(self.definitions[stage], here) == all_params(self.definitions[stage], there) for stage in stages)
+        here, there = settings(), settings(run.overrides)
+        same = all(all_params(definitions()[stage], here) == all_params(definitions()[stage], there) for stage in stages)
         return same and self.queue.up_to_date(stages)
 
 
@@ -332,8 +341,11 @@ class Driver:
 
 
 def fate(text: str) -> str:
-    """How a failed task ended: paused (it goes on), refused (it would be again), failed (for a reason outside it)."""
+    """How a failed task ended: paused (it goes on), interrupted (its process vanished), refused (it would be again), failed
+    (for a reason outside it)."""
     ended = re.findall(r"exited with (-?\d+)", text)
+    if not ended and "ERROR" not in text and "Traceback" not in text:
+        return "interrupted"
     status = int(ended[-1]) if ended else None
     if status == EXIT_PAUSED:
         return "paused"
@@ -383,7 +395,7 @@ def stop(name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stop").touch()
     queue = Queue(runtime.main_checkout())
-    tidy(queue)
+    tidy(queue, name)
     ours = [task for task in queue.tasks() if re.fullmatch(rf"{re.escape(name)}-.+", task.name)]
     queue.remove([task.name for task in ours if task.state == "queued"])
     running = [task for task in ours if task.state == "running"]

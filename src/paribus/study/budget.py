@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from paribus.config import Config, Conversations, resolve_model, resolve_pretrain
-from paribus.model.accounting import flops_per_token, parameters
 
 if TYPE_CHECKING:
     from paribus.study.experiment import Experiment
@@ -31,14 +30,20 @@ def stage_tokens(config: Config, stage: str) -> int:
 
 def pretrain_steps(config: Config) -> tuple[int, int]:
     """(steps, tokens of each), derived values filled in."""
-    total = parameters(resolve_model(config.model), config.tokenizer.vocab_size)["total"]
-    schedule = resolve_pretrain(config.pretrain, total, config.model.seq_len)
+    schedule = config.pretrain
+    if not schedule.steps or not schedule.batch_tokens:
+        from paribus.model.accounting import parameters  # loads torch
+
+        total = parameters(resolve_model(config.model), config.tokenizer.vocab_size)["total"]
+        schedule = resolve_pretrain(schedule, total, config.model.seq_len)
     assert schedule.steps and schedule.batch_tokens
     return schedule.steps, schedule.batch_tokens
 
 
 def flops_of(config: Config) -> float:
     """FLOPs of a training token."""
+    from paribus.model.accounting import flops_per_token
+
     return flops_per_token(config.model, config.tokenizer.vocab_size)
 
 

@@ -21,6 +21,7 @@ An arm changes one thing. More is warned about, unless `as_one` says what one th
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import re
 import subprocess
@@ -29,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paribus.config import Config, fingerprint, flatten, load_config, read_yaml
+from paribus.config import Config, fingerprint, flatten, merge, parse_config, read_yaml
 from paribus.errors import UserError
 from paribus.graph import StageDefinition, chain, declared_params, stage_definitions
 
@@ -114,7 +115,7 @@ class Experiment:
 
     def config(self, arm: str = BASELINE, extra: Mapping[str, Any] | None = None) -> Config:
         """params.yaml with the baseline's and an arm's overrides."""
-        return load_config(overrides=self.overrides(arm) | dict(extra or {}))
+        return settings(self.overrides(arm) | dict(extra or {}))
 
     def overrides(self, arm: str = BASELINE) -> dict[str, Any]:
         return self.base | (self.arms[arm].overrides if arm != BASELINE else {})
@@ -123,20 +124,45 @@ class Experiment:
         """Arm at the seed of that number, from 0. extra: overrides that follow (steps of an equal budget, threads)."""
         seed = self.config().seed + number
         overrides = self.overrides(arm) | dict(extra) | {"seed": seed}
-        return Run(f"{self.name}-{arm}-s{seed}", arm, seed, overrides, chain_key(self.stages, load_config(overrides=overrides)))
+        return Run(f"{self.name}-{arm}-s{seed}", arm, seed, overrides, chain_key(self.stages, settings(overrides)))
 
 
-def chain_key(stages: Sequence[str], settings: Config) -> str:
+def settings(overrides: Mapping[str, Any] | None = None) -> Config:
+    """params.yaml with overrides. The file is read anew when it changed: a study asks hundreds of times."""
+    return parse_config(merge(_read(*_stamp("params.yaml")), dict(overrides or {})))
+
+
+def definitions() -> dict[str, StageDefinition]:
+    """The stages of dvc.yaml, read anew when it changed."""
+    return _define(*_stamp("dvc.yaml"))
+
+
+def _stamp(name: str) -> tuple[str, int, int]:
+    path = Path(name).resolve()
+    about = path.stat() if path.is_file() else None
+    return str(path), about.st_mtime_ns if about else 0, about.st_size if about else 0
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path: str, *_: int) -> dict[str, Any]:
+    return read_yaml(path)
+
+
+@functools.lru_cache(maxsize=4)
+def _define(path: str, *_: int) -> dict[str, StageDefinition]:
+    return stage_definitions(path)
+
+
+def chain_key(stages: Sequence[str], config: Config) -> str:
     """Names what a chain of stages computes, as far as params.yaml decides it."""
-    definitions = stage_definitions()
-    return fingerprint(**{name: all_params(definitions[name], settings) for name in stages})
+    return fingerprint(**{name: all_params(definitions()[name], config) for name in stages})
 
 
-def all_params(definition: StageDefinition, settings: Config) -> dict[str, Any]:
+def all_params(definition: StageDefinition, config: Config) -> dict[str, Any]:
     """What a stage declares, `train.*` too: a number of threads changes results."""
-    declared = {key: value for key, value in flatten(settings).items()
+    declared = {key: value for key, value in flatten(config).items()
                 if any(key == one or key.startswith(one + ".") for one in definition.params)}
-    return declared | declared_params(definition, settings)
+    return declared | declared_params(definition, config)
 
 
 # ---------------------------------------------------------------- reading
@@ -193,7 +219,7 @@ def noise_experiment(profile: str, seeds: int, metrics: Sequence[str]) -> tuple[
 
 def writer_of(path: str) -> str | None:
     """The stage that writes a file."""
-    return next((name for name, definition in stage_definitions().items()
+    return next((name for name, definition in definitions().items()
                  if any(path == out or path.startswith(f"{out}/") for out in definition.outs)), None)
 
 
@@ -232,7 +258,7 @@ def _baseline(value: Any, problems: list[str]) -> tuple[str | None, dict[str, An
         if value.get("profile") is not None:
             overrides |= profile_overrides(str(value["profile"]))
         overrides |= flatten(value.get("set") or {})
-        load_config(overrides=overrides)
+        settings(overrides)
     except UserError as error:
         problems += [f"baseline: {problem}" for problem in error.problems]
     return value.get("profile"), overrides
@@ -260,15 +286,15 @@ def _arms(value: Any, problems: list[str]) -> dict[str, Arm]:
 
 def _stages(value: Any, problems: list[str]) -> tuple[list[str], list[str]]:
     """(targets, the chain of stages that they need)."""
-    definitions = stage_definitions()
-    groups = {name.partition("@")[0] for name in definitions}
+    known = definitions()
+    groups = {name.partition("@")[0] for name in known}
     if not isinstance(value, list) or not value:
         problems.append(f"stages: {value!r}; expected a list of stages: {', '.join(sorted(groups))}")
         return [], []
-    unknown = [one for one in value if one not in definitions and one not in groups]
-    problems += [f"stages: {one}: no such stage; {_hint(str(one), [*definitions, *groups])}" for one in unknown]
-    targets = [name for name in definitions if name in value or name.partition("@")[0] in value]
-    return targets, chain(targets, definitions)
+    unknown = [one for one in value if one not in known and one not in groups]
+    problems += [f"stages: {one}: no such stage; {_hint(str(one), [*known, *groups])}" for one in unknown]
+    targets = [name for name in known if name in value or name.partition("@")[0] in value]
+    return targets, chain(targets, known)
 
 
 def _metric(name: Any, direction: Any, stages: list[str], problems: list[str],
@@ -277,9 +303,9 @@ def _metric(name: Any, direction: Any, stages: list[str], problems: list[str],
     file, _, key = str(name).partition(":")
     path, key, better, unit = MEASURES.get(str(name)) or (f"metrics/{file}.json", key, default, key)
     metric = Metric(str(name), path, key, unit)
-    definitions, writer = stage_definitions(), writer_of(path)
+    writer = writer_of(path)
     if not key or writer is None:
-        files = [Path(out).stem for one in definitions.values() for out in one.outs if out.startswith("metrics/")]
+        files = [Path(out).stem for one in definitions().values() for out in one.outs if out.startswith("metrics/")]
         problems.append(f"metric: {name!r} is not known; {_hint(str(name), list(MEASURES))}, or FILE:KEY with FILE one of "
                         f"{', '.join(files)}")
     elif stages and writer not in stages:
@@ -374,12 +400,16 @@ def registered(path: Path) -> str:
     return blob
 
 
-def check_sources(definitions: Mapping[str, StageDefinition], stages: Sequence[str]) -> None:
+def sources(stages: Sequence[str]) -> list[str]:
+    """The code and data in git that stages declare: their deps that no stage writes."""
+    outs = {out for one in definitions().values() for out in one.outs}
+    deps = {dep for name in stages for dep in definitions()[name].deps}
+    return sorted(dep for dep in deps if not any(dep == out or dep.startswith(f"{out}/") for out in outs))
+
+
+def check_sources(stages: Sequence[str]) -> None:
     """Raises UserError where code or parameters are not committed: a result must follow from a commit."""
-    outs = {out for one in definitions.values() for out in one.outs}
-    paths = {dep for name in stages for dep in definitions[name].deps
-             if not any(dep == out or dep.startswith(f"{out}/") for out in outs)}
-    changed = _git("status", "--porcelain", "--", "params.yaml", "dvc.yaml", *sorted(paths)) or ""
+    changed = _git("status", "--porcelain", "--", "params.yaml", "dvc.yaml", *sources(stages)) or ""
     if lines := [line[3:] for line in changed.splitlines()]:
         raise UserError(f"{line}: changed and not committed; a result has to follow from a commit" for line in lines)
 

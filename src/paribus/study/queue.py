@@ -188,14 +188,12 @@ class Queue:
         """Mark as failed the running tasks that nobody runs; their names. Runs that lost their worker are paused first."""
         workers = {process.pid for process in self.workers().values()}
         running = [task for task in tasks if task.state == "running"]
-        orphans = [task for task in running if task.pid and _parent(task.pid) not in workers]
+        orphans = [task for task in running if (parent := _parent(task.pid)) is not None and parent not in workers]
         for task in orphans:
             self.halt(task)
         lost = [task for task in running if task.pid is None] + orphans
         dead = [task for task in lost if not workers or not self._held(task, len(workers))]
-        if dead:
-            _patiently(lambda: self._fail(dead))
-        return [task.name for task in dead]
+        return _patiently(lambda: self._fail(dead)) if dead else []
 
     def _held(self, task: Task, workers: int) -> bool:
         """Whether a living worker has the task: setting it up, or collecting it. Only an answer of all of them says no."""
@@ -208,14 +206,17 @@ class Queue:
                 return False
         return True
 
-    def _fail(self, dead: Sequence[Task]) -> None:
-        """What `dvc queue kill` does, without its signal to a process that may be someone else's by now."""
+    def _fail(self, dead: Sequence[Task]) -> list[str]:
+        """What `dvc queue kill` does, without its signal to a process that may be someone else's by now; the names of those
+        that have not ended meanwhile."""
         from celery.result import AsyncResult
 
-        revs = {task.rev for task in dead}
+        revs, failed = {task.rev for task in dead}, []
         for message, entry in self._celery._iter_processed():
             if entry.stash_rev in revs and not AsyncResult(message.headers["id"]).ready():
                 self._celery.celery.backend.mark_as_failure(message.headers["id"], None)
+                failed.append(entry.name)
+        return failed
 
     def halt(self, task: Task) -> None:
         """Have the task's stage save and exit 75, and wait for its end; one that takes too long is killed."""
@@ -309,10 +310,12 @@ def _living(pid: int | None) -> psutil.Process | None:
     return None
 
 
-def _parent(pid: int) -> int:
+def _parent(pid: int | None) -> int | None:
+    """The process above; None for one that has just ended."""
+    process = _living(pid)
     with contextlib.suppress(psutil.Error):
-        return psutil.Process(pid).ppid()
-    return 0
+        return process.ppid() if process else None
+    return None
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:

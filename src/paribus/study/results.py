@@ -23,10 +23,9 @@ from numpy.typing import NDArray
 from paribus import runtime
 from paribus.config import fingerprint, flatten, parse_config
 from paribus.errors import UserError
-from paribus.graph import stage_definitions
 from paribus.journal import read_json, read_rows, write_json
 from paribus.runtime import write_atomic
-from paribus.study.experiment import Experiment, Metric, Run, chain_key
+from paribus.study.experiment import Experiment, Metric, Run, chain_key, definitions, sources
 from paribus.study.queue import read_output
 
 TARGETS = {"pretrain": "base", "midtrain": "mid", "sft": "sft", "rl": "rl"}  # stage -> its checkpoint
@@ -118,8 +117,7 @@ def supersede(name: str) -> None:
 def _read(experiment: Experiment, name: str, commit: str, baseline: str) -> Result:
     match = re.fullmatch(rf"{re.escape(experiment.name)}-(.+)-s(\d+)(?:-was-\w+)?", name)
     assert match, name
-    definitions = stage_definitions()
-    outs = [out for stage in experiment.stages for out in definitions[stage].outs]
+    outs = [out for stage in experiment.stages for out in definitions()[stage].outs]
     metrics = {Path(out).stem: json.loads(text) for out in outs
                if out.startswith("metrics/") and (text := _show(commit, out)) is not None}
     checkpoints = {stage: target for stage, target in TARGETS.items() if stage in experiment.stages}
@@ -158,11 +156,7 @@ def asked_key(experiment: Experiment, commit: str) -> str:
 
 def code_key(experiment: Experiment, commit: str = "HEAD") -> str:
     """Names the code and the data in git that the chain's stages declare."""
-    definitions = stage_definitions()
-    outs = {out for one in definitions.values() for out in one.outs}
-    deps = {dep for stage in experiment.stages for dep in definitions[stage].deps
-            if not any(dep == out or dep.startswith(f"{out}/") for out in outs)}
-    return fingerprint(tree=_git("ls-tree", "-r", commit, "--", *sorted(deps)))
+    return fingerprint(tree=_git("ls-tree", "-r", commit, "--", *sources(experiment.stages)))
 
 
 def items_of(experiment: Experiment, result: Result) -> tuple[NDArray[np.float64], NDArray[Any] | None] | None:

@@ -200,7 +200,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line above the table."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def render(name: str, standing: Standing) -> Table:
