@@ -302,6 +302,69 @@ def verify(run: str, **options: Any) -> None:
     sys.exit(verify.verify(run, **options))
 
 
+# ---- ablations
+
+
+@commands.group(cls=Commands)
+def ablate() -> None:
+    """Arms x seeds with a verdict; ablations are experiments/NAME.yaml."""
+
+
+@ablate.command("run")
+@click.argument("name")
+@click.option("--workers", type=click.IntRange(1), help="Runs side by side; default: the file's, or one a card of --gpus.")
+@click.option("--gpus", help="Cards for the workers in turn, as 0,1; default: all.")
+def ablate_run(name: str, **options: Any) -> None:
+    """Run, or go on with, the ablation NAME; then report. Kill it, and call it again."""
+    from paribus.study import ablation
+
+    ablation.run(name, **options)
+
+
+@ablate.command("status")
+@click.argument("name")
+@click.option("--watch", is_flag=True, help="Until all runs are done.")
+def ablate_status(name: str, watch: bool) -> None:
+    """Every run of NAME: stage, step, time left; when all will be done."""
+    from paribus.study import ablation
+
+    ablation.status(name, watch)
+
+
+@ablate.command("stop")
+@click.argument("name")
+def ablate_stop(name: str) -> None:
+    """Have the runs of NAME save and end; `ablate run` goes on."""
+    from paribus.study import ablation
+
+    ablation.stop(name)
+
+
+@ablate.command("report")
+@click.argument("name")
+def ablate_report(name: str) -> None:
+    """Judge what is done of NAME -> experiments/results/NAME.html and .md, and MLflow."""
+    from paribus.study import ablation
+
+    ablation.report(name)
+
+
+@commands.command()
+@click.argument("profile")
+@click.option("--seeds", type=int, default=5, show_default=True, help="Runs, at least 3.")
+@click.option("--metric", "metrics", multiple=True, help="As in an ablation's file; may be repeated.  [default: val_bpb]")
+@click.option("--workers", type=click.IntRange(1), help="Runs side by side.")
+@click.option("--gpus", help="Cards for the workers in turn, as 0,1; default: all.")
+def noise(profile: str, **options: Any) -> None:
+    """The noise floor of PROFILE over seeds, and how many seeds an effect needs -> experiments/results."""
+    from paribus.study import ablation
+
+    ablation.noise(profile, **options)
+
+
+# ---- the rest
+
+
 @commands.command(context_settings={"ignore_unknown_options": True})
 @click.option("--port", default=5000, show_default=True, help="Port of the page.")
 def ui(port: int) -> None:

@@ -50,6 +50,37 @@ def stage_definition(name: str, path: str | Path = "dvc.yaml") -> StageDefinitio
     return definitions[name]
 
 
+def chain(targets: Iterable[str], definitions: dict[str, StageDefinition]) -> list[str]:
+    """The targets and every stage that they come from, in the order of dvc.yaml."""
+    found: set[str] = set()
+    waiting = list(targets)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            deps = [Path(dep) for dep in definitions[name].deps]
+            waiting += [other for other, definition in definitions.items()
+                        if any(_overlap(dep, Path(out)) for dep in deps for out in definition.outs)]
+    return [name for name in definitions if name in found]
+
+
+def _overlap(a: Path, b: Path) -> bool:
+    return a == b or a in b.parents or b in a.parents
+
+
+def assignments(overrides: dict[str, Any]) -> list[str]:
+    """Dotted overrides as `dvc exp run -S` takes them: `key=value`, `+key=value` where params.yaml has no such key."""
+    known = config.flatten(config.load_config())
+    return [f"{key if key in known else '+' + key}={_hydra(value)}" for key, value in overrides.items()]
+
+
+def _hydra(value: Any) -> str:
+    """A value as DVC's -S reads it: YAML, but for null and quotes."""
+    if isinstance(value, str) and not re.fullmatch(r"[\w./-]+", value):
+        return f"'{value}'"
+    return "null" if value is None else json.dumps(value) if isinstance(value, (bool, list)) else str(value)
+
+
 def _instances(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(suffix of the name, values of its `${...}`) of each stage that one entry of dvc.yaml stands for."""
     if "matrix" in raw:

@@ -21,6 +21,7 @@ from paribus.errors import UserError
 from paribus.runtime import write_atomic
 
 if TYPE_CHECKING:
+    import jinja2
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -109,7 +110,7 @@ def build_report(root: Path, out: Path) -> Path:
     The same inputs give the same bytes. Raises UserError where an input is missing or damaged.
     """
     results = read_results(root)
-    page = render(results, {name: _svg(draw(results), name) for name, draw in FIGURES.items()})
+    page = render(results, {name: svg(draw(results), name, ALT[name]) for name, draw in FIGURES.items()})
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, page)
     return out
@@ -117,16 +118,22 @@ def build_report(root: Path, out: Path) -> Path:
 
 def render(results: Results, drawn: Mapping[str, str]) -> str:
     """The page as HTML with its figures, SVG by the names of FIGURES."""
-    import jinja2
     from markupsafe import Markup
 
+    figures = {name: Markup(text) for name, text in drawn.items()}
+    return templates().get_template("report.html.j2").render(figures=figures, **page_values(results))
+
+
+def templates(escape: bool = True) -> jinja2.Environment:
+    """The templates of pages, with FILTERS; without `escape` for Markdown."""
+    import jinja2
+
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True,
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")), autoescape=escape,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )
     environment.filters |= FILTERS
-    svg = {name: Markup(text) for name, text in drawn.items()}
-    return environment.get_template("report.html.j2").render(figures=svg, **page_values(results))
+    return environment
 
 
 def page_values(results: Results) -> dict[str, Any]:
@@ -287,7 +294,7 @@ def save_figures(root: Path, folder: Path) -> list[Path]:
     return paths
 
 
-def _canvas(rows: int = 1, columns: int = 1, height: float = 3.2, **options: Any) -> tuple[Figure, list[Axes]]:
+def canvas(rows: int = 1, columns: int = 1, height: float = 3.2, **options: Any) -> tuple[Figure, list[Axes]]:
     """A figure of the page's width that belongs to no window, with quiet axes."""
     from matplotlib.figure import Figure
 
@@ -302,21 +309,21 @@ def _canvas(rows: int = 1, columns: int = 1, height: float = 3.2, **options: Any
     return figure, axes
 
 
-def _title(axes: Axes, text: str, x: str = "", y: str = "") -> None:
+def title(axes: Axes, text: str, x: str = "", y: str = "") -> None:
     axes.set_title(text, loc="left", fontsize=10.5, color=INK, fontweight="bold", pad=10)
     axes.set_xlabel(x, fontsize=9, color=INK)
     axes.set_ylabel(y, fontsize=9, color=INK)
 
 
-def _legend_above(axes: Axes) -> None:
+def legend_above(axes: Axes) -> None:
     """The legend in a row between title and axes."""
     axes.set_title(axes.get_title(loc="left"), loc="left", fontsize=10.5, color=INK, fontweight="bold", pad=27)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=3,
                 borderaxespad=0, handlelength=1.4)
 
 
-def _svg(figure: Figure, name: str) -> str:
-    """A figure as SVG for the page: text stays text, ids are its own, INK is the page's text colour."""
+def svg(figure: Figure, name: str, alt: str) -> str:
+    """A figure as SVG for a page: text stays text, ids are its own, INK is the page's text colour; alt: what it shows."""
     import matplotlib
 
     buffer = io.StringIO()
@@ -325,7 +332,7 @@ def _svg(figure: Figure, name: str) -> str:
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg"):], flags=re.S)
     text = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", text).replace(INK, "currentColor")
-    return text.replace("<svg ", f'<svg class="figure" role="img" aria-label="{ALT[name]}" ', 1)
+    return text.replace("<svg ", f'<svg class="figure" role="img" aria-label="{alt}" ', 1)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -348,12 +355,12 @@ def _smooth(values: Sequence[float], reach: int) -> list[float]:
 
 def _draw_pretrain(results: Results) -> Figure:
     """Training loss and validation bits per byte over tokens."""
-    figure, (loss_axes, bpb_axes) = _canvas(columns=2)
+    figure, (loss_axes, bpb_axes) = canvas(columns=2)
     rows = results.curve("pretrain")
     tokens, losses = _binned(rows, "tokens", "train_loss")
     loss_axes.plot(tokens, losses, color=BLUE, alpha=0.3, linewidth=1)
     loss_axes.plot(tokens, _smooth(losses, max(len(losses) // 40, 1)), color=BLUE, linewidth=1.8)
-    _title(loss_axes, "Training loss", "tokens", "nats per token")
+    title(loss_axes, "Training loss", "tokens", "nats per token")
     measured = [(row["tokens"], row["val_bpb"]) for row in rows if not math.isnan(row["val_bpb"])]
     final = (rows[-1]["tokens"], results.metrics("pretrain")["val_bpb"])
     x, y = zip(*measured, final, strict=True)
@@ -361,7 +368,7 @@ def _draw_pretrain(results: Results) -> Figure:
     label: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "color": INK, "fontsize": 9}
     bpb_axes.annotate(f"{final[1]:.3f}", final, (0, -15), **label)
     bpb_axes.margins(y=0.15)
-    _title(bpb_axes, "Validation", "tokens", "bits per byte")
+    title(bpb_axes, "Validation", "tokens", "bits per byte")
     for axes in (loss_axes, bpb_axes):
         axes.xaxis.set_major_formatter(lambda value, _: quantity(value))
         axes.set_xlim(left=0)
@@ -372,7 +379,7 @@ def _draw_pretrain(results: Results) -> Figure:
 def _draw_core(results: Results) -> Figure:
     """Centred accuracy of every task, best at the top, with standard errors."""
     tasks = sorted(results.metrics("core")["tasks"].items(), key=lambda item: item[1]["centered"])
-    figure, (axes,) = _canvas(height=1.0 + 0.27 * len(tasks))
+    figure, (axes,) = canvas(height=1.0 + 0.27 * len(tasks))
     values = [task["centered"] for _, task in tasks]
     scale = [(task["accuracy"] - 1) / (task["centered"] - 1) if task["centered"] != 1 else 1.0 for _, task in tasks]
     errors = [task["stderr"] / factor for (_, task), factor in zip(tasks, scale, strict=True)]
@@ -382,13 +389,13 @@ def _draw_core(results: Results) -> Figure:
     axes.grid(axis="x", color=FAINT, alpha=0.25, linewidth=0.7)
     axes.grid(visible=False, axis="y")
     axes.margins(y=0.02)
-    _title(axes, "Centred accuracy of the base model", "0: guessing, 1: all right; whiskers: one standard error")
+    title(axes, "Centred accuracy of the base model", "0: guessing, 1: all right; whiskers: one standard error")
     return figure
 
 
 def _draw_gsm8k(results: Results) -> Figure:
     """Greedy accuracy of every stage with its 95 % interval, and pass@k beside it."""
-    figure, (axes,) = _canvas(height=3.3)
+    figure, (axes,) = canvas(height=3.3)
     rows = results.curve("gsm8k")
     for place, row in enumerate(rows):
         accuracy = row["accuracy"]
@@ -404,14 +411,14 @@ def _draw_gsm8k(results: Results) -> Figure:
     axes.set_xticks(range(len(rows)), [STAGES[row["stage"]] for row in rows])
     axes.set_ylim(0, 1.09)
     axes.yaxis.set_major_formatter(lambda value, _: percent(value, 0))
-    _title(axes, "Word problems solved after each stage")
+    title(axes, "Word problems solved after each stage")
     axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper left")
     return figure
 
 
 def _draw_sparsity(results: Results) -> Figure:
     """Above, what became of each step's groups; below, the reward."""
-    figure, (groups, reward) = _canvas(rows=2, height=5.4, sharex=True, height_ratios=[1.5, 1])
+    figure, (groups, reward) = canvas(rows=2, height=5.4, sharex=True, height_ratios=[1.5, 1])
     names = ("step", "zero_reward_groups", "all_reward_groups", "reward", "watch_accuracy")
     steps, wrong, right, rewards, watched = _binned(results.curve("rl"), *names)
     reach = len(steps) // 30
@@ -424,8 +431,8 @@ def _draw_sparsity(results: Results) -> Figure:
     groups.set_ylim(0, 1)
     groups.margins(x=0)
     groups.yaxis.set_major_formatter(lambda value, _: percent(value, 0))
-    _title(groups, f"Groups of answers (moving mean of {2 * reach + 1} steps)" if reach else "Groups of answers")
-    _legend_above(groups)
+    title(groups, f"Groups of answers (moving mean of {2 * reach + 1} steps)" if reach else "Groups of answers")
+    legend_above(groups)
     groups.tick_params(labelbottom=True)
     reward.plot(steps, rewards, color=GREEN, alpha=0.3, linewidth=1)
     trend = _smooth(rewards, max(len(steps) // 20, 1))
@@ -435,8 +442,8 @@ def _draw_sparsity(results: Results) -> Figure:
         reward.plot(*zip(*looks, strict=True), color=INK, marker="o", markersize=5, linestyle="none", clip_on=False,
                     zorder=3, label="greedy accuracy, held out")
     reward.yaxis.set_major_formatter(lambda value, _: percent(value, 0))
-    _title(reward, "Reward", "RL step")
-    _legend_above(reward)
+    title(reward, "Reward", "RL step")
+    legend_above(reward)
     return figure
 
 

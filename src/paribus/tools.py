@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import sys
 import time
@@ -17,7 +16,7 @@ import click
 from paribus import runtime, tracking
 from paribus.config import allowed, describe, fingerprint, flatten, load_config, parse_config, read_yaml
 from paribus.errors import UserError
-from paribus.graph import tree_digest
+from paribus.graph import assignments, tree_digest
 from paribus.progress import Progress
 from paribus.session import StateLock, lock_holder
 from paribus.summary import write_json
@@ -72,17 +71,7 @@ def list_profiles() -> None:
 
 def print_profile_args(name: str) -> None:
     """The profile as arguments of `dvc exp run`, quoted for a shell."""
-    known = flatten(load_config())  # a name of one's own, as of a conversation source, is new to params.yaml: +name=
-    overrides = read_profile(name).items()
-    words = [f"{key if key in known else '+' + key}={_hydra(value)}" for key, value in overrides]
-    click.echo(" ".join(f"-S {shlex.quote(word)}" for word in words))
-
-
-def _hydra(value: Any) -> str:
-    """A value as DVC's -S reads it: YAML, but for null and quotes."""
-    if isinstance(value, str) and not re.fullmatch(r"[\w./-]+", value):
-        return f"'{value}'"
-    return "null" if value is None else json.dumps(value) if isinstance(value, (bool, list)) else str(value)
+    click.echo(" ".join(f"-S {shlex.quote(word)}" for word in assignments(read_profile(name))))
 
 
 def apply_profile(name: str) -> None:

@@ -1,0 +1,124 @@
+"""What "all else equal" holds equal: tokens, FLOPs or seconds of training, by the number of pretraining steps of each arm.
+
+Tokens and FLOPs are counted (model/accounting.py) over every training stage that runs; seconds are measured on the machine
+at hand, once an arm, before the first run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from paribus.config import Config, Conversations, resolve_model, resolve_pretrain
+
+if TYPE_CHECKING:
+    from paribus.study.experiment import Experiment
+
+TOLERANCE = 0.02  # of the budget: what rounding to whole steps may miss it by
+TRAINING = ("pretrain", "midtrain", "sft", "rl")
+
+
+def stage_tokens(config: Config, stage: str) -> int:
+    """Tokens that a supervised stage trains on; answers sampled in `rl`, whose lengths are not known beforehand."""
+    if stage == "rl":
+        return config.rl.steps * config.rl.questions_per_step * config.rl.samples_per_question
+    if stage == "pretrain":
+        steps, batch = pretrain_steps(config)
+        return steps * batch
+    schedule: Conversations = getattr(config, stage)
+    return schedule.steps * (schedule.batch_tokens or 0)
+
+
+def pretrain_steps(config: Config) -> tuple[int, int]:
+    """(steps, tokens of each), derived values filled in."""
+    schedule = config.pretrain
+    if not schedule.steps or not schedule.batch_tokens:
+        from paribus.model.accounting import parameters  # loads torch
+
+        total = parameters(resolve_model(config.model), config.tokenizer.vocab_size)["total"]
+        schedule = resolve_pretrain(schedule, total, config.model.seq_len)
+    assert schedule.steps and schedule.batch_tokens
+    return schedule.steps, schedule.batch_tokens
+
+
+def flops_of(config: Config) -> float:
+    """FLOPs of a training token."""
+    from paribus.model.accounting import flops_per_token
+
+    return flops_per_token(config.model, config.tokenizer.vocab_size)
+
+
+def cost(experiment: Experiment, config: Config) -> float:
+    """What is held equal, of one arm: tokens or FLOPs of all supervised stages that run."""
+    per_token = flops_of(config) if experiment.equal == "flops" else 1.0
+    return per_token * sum(stage_tokens(config, stage) for stage in TRAINING[:3] if stage in experiment.stages)
+
+
+def steps_for(experiment: Experiment, arm: str, seconds: dict[str, float] | None = None) -> int | None:
+    """Pretraining steps that give an arm its equal budget; None where there is nothing to derive.
+
+    seconds: arm -> measured seconds of a step, where seconds are held equal.
+    """
+    if experiment.equal == "none" or "pretrain" not in experiment.stages:
+        return None
+    config = experiment.config(arm)
+    steps, batch = pretrain_steps(config)
+    if experiment.equal == "seconds":
+        if seconds is None:
+            return None
+        base, _ = pretrain_steps(experiment.config())
+        return max(round((experiment.amount or base * seconds["baseline"]) / seconds[arm]), 1)
+    step = batch * (flops_of(config) if experiment.equal == "flops" else 1)
+    others = cost(experiment, config) - steps * step
+    return max(round((target(experiment) - others) / step), 1)
+
+
+def target(experiment: Experiment) -> float:
+    """The budget of every arm."""
+    return experiment.amount or cost(experiment, experiment.config())
+
+
+def budget_problems(experiment: Experiment, arm: str) -> list[str]:
+    """Why an arm cannot have the budget that is held equal; nothing where it can."""
+    if experiment.equal == "none":
+        return []
+    base, own = experiment.config(), experiment.config(arm)
+    trained = [stage for stage in TRAINING if stage in experiment.stages]
+    if not trained:
+        return [f"equal: {experiment.equal}: none of the stages trains; say equal: none"]
+    if experiment.equal == "seconds":
+        if trained != ["pretrain"]:
+            return [f"equal: seconds can be held for pretrain alone, and {', '.join(trained)} train"]
+        return _set_by_hand(experiment, arm)
+    if "rl" in trained and stage_tokens(base, "rl") != stage_tokens(own, "rl"):
+        return [f"equal: {experiment.equal}: rl samples {stage_tokens(own, 'rl'):,} answers, the baseline "
+                f"{stage_tokens(base, 'rl'):,}; say equal: none, or let rl.steps make up for it"]
+    if "rl" in trained and experiment.equal == "flops" and flops_of(own) != flops_of(base):
+        return ["equal: flops: those of rl are not known before its answers' lengths are, and the models differ; "
+                "leave rl out of stages, or say equal: none"]
+    if found := _set_by_hand(experiment, arm):
+        return found
+    steps = steps_for(experiment, arm) if "pretrain" in trained else None
+    held = cost(experiment, experiment.config(arm, {"pretrain.steps": steps} if steps else {}))
+    if abs(held / target(experiment) - 1) > TOLERANCE:
+        return [f"equal: {experiment.equal}: cannot be held: {held:,.4g} against {target(experiment):,.4g}, more than "
+                f"{TOLERANCE:.0%} apart" + (f" at {steps} steps of pretraining" if steps else "")]
+    return []
+
+
+def _set_by_hand(experiment: Experiment, arm: str) -> list[str]:
+    """The length of pretraining is what holds the budget, so that an arm cannot set it too."""
+    keys = sorted({"pretrain.steps", "pretrain.tokens_per_parameter"} & set(experiment.arms[arm].overrides))
+    if keys and "pretrain" in experiment.stages:
+        return [f"equal: {experiment.equal} is held by the steps of pretraining, which the arm sets ({', '.join(keys)}); "
+                "leave them to it, or say equal: none"]
+    return []
+
+
+def measure_step(config: Config, seconds: float = 8.0) -> float:
+    """Seconds of a step of pretraining on this machine, as `paribus plan --probe` measures them."""
+    from paribus.plan.probe import here, run_probe
+
+    device, dtype = here(config)
+    return run_probe(config, device, dtype, seconds).seconds_per_step
+
+

@@ -1,0 +1,163 @@
+"""From the results of an ablation to what is said of it: matched differences, verdicts, costs, curves, items. No files
+but results.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paribus.study.experiment import BASELINE, Experiment
+from paribus.study.items import ItemEffect, item_effect
+from paribus.study.results import Result, items_of
+from paribus.study.statistics import Curve, Effect, difference_curve, effects, looks
+
+Points = list[tuple[float, float]]
+GRID = 20  # points of a curve over seconds, which no two runs share
+TRAINED = ("pretrain", "midtrain", "sft", "rl")
+COSTS: dict[str, Callable[[Result], float | None]] = {
+    "parameters": lambda result: result.number("pretrain", "parameters"),
+    "flops": lambda result: _product(result.number("pretrain", "flops_per_token"), result.number("pretrain", "train_tokens")),
+    "tokens": lambda result: result.number("pretrain", "train_tokens"),
+    "steps": lambda result: result.number("pretrain", "steps"),
+    "tokens_per_second": lambda result: result.number("pretrain", "tokens_per_second"),
+    "peak_memory_bytes": lambda result: max((one for stage in TRAINED if (one := result.number(stage, "peak_memory_bytes"))),
+                                            default=None),
+    "seconds": lambda result: sum(one for stage in TRAINED if (one := result.number(stage, "seconds"))) or None,
+}
+
+
+@dataclass(frozen=True)
+class ArmVerdict:
+    """What is known of one arm. effect: None where no matched pair of runs is done."""
+
+    name: str
+    changed: dict[str, tuple[Any, Any]]  # key -> (baseline's value, the arm's)
+    as_one: str | None
+    seeds: list[int]
+    baseline: list[float]
+    values: list[float]
+    effect: Effect | None
+    items: ItemEffect | None
+    over_tokens: Curve | None
+    over_seconds: Curve | None
+    at_equal_time: Effect | None
+    cost: dict[str, float | None]
+
+
+def plan_of(experiment: Experiment) -> tuple[int, ...] | None:
+    """The numbers of seeds at which a study with `seeds: {from, to}` looks."""
+    return looks(*experiment.seeds) if experiment.sequential else None
+
+
+def matched(results: Sequence[Result], arm: str) -> list[tuple[Result, Result]]:
+    """(baseline, arm) at every seed that both have a value for, in order."""
+    by_seed = {(result.arm, result.seed): result for result in results if result.value is not None}
+    return [(by_seed[BASELINE, seed], by_seed[arm, seed]) for seed in sorted({result.seed for result in results})
+            if (BASELINE, seed) in by_seed and (arm, seed) in by_seed]
+
+
+def judge(experiment: Experiment, results: Sequence[Result]) -> dict[str, Effect]:
+    """The verdict of every arm with a matched pair."""
+    differences = {}
+    for arm in experiment.arms:
+        pairs = matched(results, arm)
+        if pairs:
+            differences[arm] = [(own.value or 0.0) - (base.value or 0.0) for base, own in pairs]
+    if not differences:
+        return {}
+    return effects(differences, direction=experiment.direction, smallest_effect=experiment.smallest_effect,
+                   alpha=experiment.alpha, plan=plan_of(experiment))
+
+
+def verdicts(experiment: Experiment, results: Sequence[Result]) -> list[ArmVerdict]:
+    """Everything that is said of each arm."""
+    from paribus.config import flatten
+    from paribus.study.experiment import changed_keys
+
+    found, base = judge(experiment, results), flatten(experiment.config())
+    verdicts = []
+    for arm, definition in experiment.arms.items():
+        pairs, own = matched(results, arm), flatten(experiment.config(arm))
+        verdicts.append(ArmVerdict(
+            arm, {key: (base.get(key), own.get(key)) for key in sorted(changed_keys(experiment, arm))}, definition.as_one,
+            [one.seed for one, _ in pairs], [one.value or 0.0 for one, _ in pairs], [other.value or 0.0 for _, other in pairs],
+            found.get(arm), _items(experiment, pairs), _curve(experiment, pairs, "tokens"), _curve(experiment, pairs, "seconds"),
+            _at_equal_time(experiment, pairs), costs(results, arm)))
+    return verdicts
+
+
+def costs(results: Sequence[Result], arm: str) -> dict[str, float | None]:
+    """Means over an arm's runs; what no run reports is None."""
+    found: dict[str, float | None] = {}
+    for name, of in COSTS.items():
+        seen = [value for result in results if result.arm == arm and (value := of(result)) is not None]
+        found[name] = sum(seen) / len(seen) if seen else None
+    return found
+
+
+def _product(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a * b
+
+
+# ---------------------------------------------------------------- over training
+
+
+def points(result: Result, axis: str) -> Points:
+    """(tokens or seconds, bits per byte) of every look during pretraining, in order."""
+    return [(float(row[axis] or 0.0), float(value)) for row in result.curve
+            if (value := row.get("val_bpb")) is not None and math.isfinite(value)]
+
+
+def _at(curve: Points, places: Sequence[float]) -> NDArray[np.float64]:
+    """The values of a curve at other places than its own, on the lines between its points."""
+    return np.interp(np.asarray(places), [x for x, _ in curve], [y for _, y in curve])
+
+
+def _curve(experiment: Experiment, pairs: Sequence[tuple[Result, Result]], axis: str) -> Curve | None:
+    """The difference of bits per byte over training, both arms brought to the same tokens or seconds."""
+    table = [(points(base, axis), points(own, axis)) for base, own in pairs]
+    if len(table) < 2 or any(len(one) < 2 for pair in table for one in pair):
+        return None
+    first = max(one[0][0] for pair in table for one in pair)
+    last = min(one[-1][0] for pair in table for one in pair)
+    if last <= first:
+        return None
+    grid = [x for x, _ in table[0][0] if first <= x <= last] if axis == "tokens" else list(np.linspace(first, last, GRID))
+    if len(grid) < 2:
+        return None
+    base, own = (np.array([_at(pair[side], grid) for pair in table]) for side in (0, 1))
+    return difference_curve(grid, base, own, experiment.alpha)
+
+
+def _at_equal_time(experiment: Experiment, pairs: Sequence[tuple[Result, Result]]) -> Effect | None:
+    """The difference of bits per byte when the slower of both has its last look, seed by seed."""
+    differences = []
+    for base, own in ((points(a, "seconds"), points(b, "seconds")) for a, b in pairs):
+        if len(base) < 2 or len(own) < 2:
+            return None
+        at = min(base[-1][0], own[-1][0])
+        differences.append(float(_at(own, [at])[0] - _at(base, [at])[0]))
+    if not differences:
+        return None
+    return effects({"time": differences}, direction="lower", smallest_effect=experiment.smallest_effect,
+                   alpha=experiment.alpha)["time"]
+
+
+# ---------------------------------------------------------------- by item
+
+
+def _items(experiment: Experiment, pairs: Sequence[tuple[Result, Result]]) -> ItemEffect | None:
+    """The metric paired by item where it is a mean over items: the noise of seeds and of items together."""
+    table = [(items_of(experiment, base), items_of(experiment, own)) for base, own in pairs]
+    if not table or any(one is None for pair in table for one in pair):
+        return None
+    base, own = ([pair[side][0] for pair in table] for side in (0, 1))  # type: ignore[index]
+    clusters = table[0][0][1]  # type: ignore[index]
+    return item_effect(base, own, clusters, smallest_effect=experiment.smallest_effect, direction=experiment.direction,
+                       alpha=experiment.alpha, equal_clusters=clusters is not None)
