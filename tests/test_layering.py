@@ -14,7 +14,7 @@ LAYERS = ["errors", "config", "session", "graph", "runtime", "progress", "journa
 BARE = {"model", "data", "calculator", "generate", "evaluate", "train"}  # must run where only torch and its like are
 BARE_LIBRARIES = {"torch", "numpy", "tokenizers", "safetensors", "paribus"}
 LAZY_LIBRARIES = {"yaml", "pyarrow", "zstandard", "datasets", "huggingface_hub", "httpx2", "lm_eval"}
-ONLY_HOME = {"mlflow": "tracking", "optuna": "study/tune", "lm_eval": "evaluate/harness", "dvc": "study/queue"}
+ONLY_HOME = {"mlflow": "tracking", "optuna": "study/tune", "lm_eval": "evaluate/harness"}
 
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path.name not in ("__main__.py",) and path != ROOT / "__init__.py")
 

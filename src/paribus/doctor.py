@@ -19,7 +19,7 @@ from typing import Literal
 
 from paribus import config, runtime
 from paribus.errors import UserError
-from paribus.graph import cache_folder, locked_outs, stage_definitions
+from paribus.graph import cache_folder, stage_definitions
 from paribus.tracking.store import tracking_uri
 
 LEAST_DISK = 2e9  # bytes: the default needs about 0.3 GB, and a full disk ends a run at its next save
@@ -159,10 +159,13 @@ def _outputs() -> Finding:
     if not Path("dvc.lock").exists():
         return Finding("note", "nothing has run yet: dvc repro")
     try:
-        outs = locked_outs(config.read_yaml("dvc.lock"))
+        stages = config.read_yaml("dvc.lock")["stages"]
+        entries = [(kind, entry["path"], str(entry.get("md5", "")))
+                   for stage in stages.values() for kind in ("deps", "outs") for entry in stage.get(kind, [])]
     except (UserError, KeyError, AttributeError, TypeError):
         return Finding("broken", "dvc.lock is torn, as by a kill while DVC wrote it: rm dvc.lock, then dvc repro, which takes "
                                  "finished stages from its run cache")
+    outs = {path: md5 for kind, path, md5 in entries if kind == "outs"}
     cache = cache_folder(Path.cwd())
     missing = [path for path, md5 in outs.items() if not Path(path).exists() and not (cache / md5[:2] / md5[2:]).exists()]
     if missing:

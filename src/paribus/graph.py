@@ -255,10 +255,18 @@ def code_files(definition: StageDefinition, root: Path = Path()) -> dict[str, st
 
 def cache_folder(root: Path) -> Path:
     """The folder of the objects in DVC's cache of the checkout at `root`."""
+    return Path(_dvc_settings(root).get("cache", {}).get("dir") or root / ".dvc/cache") / "files/md5"
+
+
+def has_remote(root: Path) -> bool:
+    """Whether DVC knows a remote in the checkout at `root`."""
+    return bool(_dvc_settings(root).get("remote"))
+
+
+def _dvc_settings(root: Path) -> dict[str, Any]:
     from dvc.config import Config
 
-    settings = Config(str(root / ".dvc")) if (root / ".dvc").is_dir() else {}
-    return Path(settings.get("cache", {}).get("dir") or root / ".dvc/cache") / "files/md5"
+    return Config(str(root / ".dvc")) if (root / ".dvc").is_dir() else {}
 
 
 def cached_files(md5: str, cache: Path) -> dict[str, Path] | None:

@@ -111,7 +111,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
     """Hold a lock file; without `wait`, yields False where someone else does."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

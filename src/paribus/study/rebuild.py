@@ -99,7 +99,7 @@ def bring_data(root: Path, versions: Mapping[str, str]) -> list[str]:
             place = root / out / name if name else root / out
             place.parent.mkdir(parents=True, exist_ok=True)
             place.symlink_to(path)
-    return _pull(root, elsewhere) if elsewhere else []
+    return _pull(root, elsewhere) if elsewhere and graph.has_remote(Path.cwd()) else list(elsewhere)
 
 
 def _pull(root: Path, versions: Mapping[str, str]) -> list[str]:
