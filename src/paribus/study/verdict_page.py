@@ -241,7 +241,7 @@ def _draw_forest(experiment: Experiment, found: Sequence[ArmVerdict]) -> Figure:
 
 
 def _draw_curves(found: Sequence[ArmVerdict]) -> Figure:
-    figure, (left, right) = canvas(columns=2, height=3.4, sharey=True)
+    figure, (left, right) = canvas(columns=2, height=3.4)
     for axes, kind, axis in ((left, "over_tokens", "pretraining tokens"), (right, "over_seconds", "seconds of pretraining")):
         for arm, colour in zip(found, LINES * len(found), strict=False):
             curve = getattr(arm, kind)
