@@ -172,16 +172,16 @@ def _matched(a: Sequence[Record], b: Sequence[Record]) -> list[tuple[Record, Rec
 
 
 def _by_seeds(name: str, a: Sequence[Record], b: Sequence[Record], pairs: Sequence[tuple[Record, Record]]) -> Measured:
-    first, second = (sum(one.metrics[name] for one in side) / len(side) for side in (a, b))
+    of_a, of_b = (sum(one.metrics[name] for one in side) / len(side) for side in (a, b))
     if len(pairs) < 2:
-        return Measured(first, second, second - first, None, None, None,
+        return Measured(of_a, of_b, of_b - of_a, None, None, None,
                         "no interval: one seed" if len(a) == len(b) == 1 else "no interval: fewer than two matched seeds")
     from paribus.study.statistics import effects
 
     # Only mean, interval and p are used: without a smallest effect of interest there is no verdict.
     found = effects({name: [y.metrics[name] - x.metrics[name] for x, y in pairs]}, direction="lower", smallest_effect=1.0,
                     alpha=ALPHA)[name]
-    return Measured(first, second, found.mean, found.low, found.high, found.p, f"{found.n} matched seeds, paired t")
+    return Measured(of_a, of_b, found.mean, found.low, found.high, found.p, f"{found.n} matched seeds, paired t")
 
 
 def _by_items(name: str, pairs: Sequence[tuple[Record, Record]]) -> Measured | None:

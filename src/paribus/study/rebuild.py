@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import typing
 from collections.abc import Iterator, Mapping
@@ -58,6 +59,16 @@ def asked_params(record: Record, stage: str) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- the clone
 
+
+@contextmanager
+def workplace() -> Iterator[Path]:
+    """A temporary folder, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="paribus-verify-", ignore_cleanup_errors=True) as name:
+        try:
+            yield Path(name)
+        finally:
+            for state in Path(name).rglob(".paribus"):  # what sends the clone's log to its MLflow store ends when this is gone
+                state.rename(state.with_name("gone"))
 
 def clone(commit: str | None, folder: Path) -> Path:
     """A clean clone at `commit`; returns the project's folder in it. Raises UserError."""
@@ -161,7 +172,7 @@ def _logged(root: Path) -> int:
     for path in root.glob(".paribus/runs/*/metrics.jsonl"):
         with path.open("rb") as file:
             file.seek(max(path.stat().st_size - LONGEST_LINE, 0))
-            whole = file.read().split(b"\n")[:-1]  # what follows the last newline is being written
+            whole = file.read().rpartition(b"\n")[0].splitlines()
         last = int(json.loads(whole[-1])["step"]) if whole else 0
     return last
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -102,8 +101,8 @@ def certificate(record: Record, stage: str, steps: int | None) -> dict[str, Any]
     """Rebuild a run and compare; steps: only the first so many (0: records only)."""
     began = time.time()
     written = record.provenance(stage)
-    with tempfile.TemporaryDirectory(prefix="paribus-verify-") as temporary:
-        root = rebuild.clone(record.commit, Path(temporary) / "clone")
+    with rebuild.workplace() as folder:
+        root = rebuild.clone(record.commit, folder / "clone")
         versions = graph.locked_outs(record.lock) or written["data"]
         absent = rebuild.bring_data(root, {out: versions[out] for out in written["data"] if out in versions})
         rebuild.write_params(root, rebuild.asked_params(record, stage))
