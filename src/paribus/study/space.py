@@ -15,6 +15,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,29 @@ def read_study(name: str) -> Study:
                   raw["space"], retest["top"], retest["seeds"], list(raw.get("warm_start") or []))
     study.config()
     return study
+
+
+def inside(value: Any, spread: dict[str, Any]) -> bool:
+    """Whether a range or its choices hold a value."""
+    if "choices" in spread:
+        return value in spread["choices"]
+    return isinstance(value, (int, float)) and spread["low"] <= value <= spread["high"]
+
+
+def least_memory(study: Study, memory: Callable[[Config], int]) -> float:
+    """Bytes of the smallest point of the space, found key by key; infinite if the ends of the ranges never go together."""
+    ends = {key: spread.get("choices") or [spread["low"], spread["high"]] for key, spread in study.space.items()}
+
+    def cost(values: dict[str, Any]) -> float:
+        try:
+            return memory(study.config(values))
+        except UserError:
+            return math.inf
+
+    corner = {key: options[0] for key, options in ends.items()}
+    for key, options in ends.items():
+        corner[key] = min(options, key=lambda value: cost(corner | {key: value}))  # noqa: B023 - used at once
+    return cost(corner)
 
 
 def _positive(value: Any) -> bool:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import statistics
 import sys
@@ -19,7 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from paribus.errors import UserError
 from paribus.journal import keep_rows, read_json, write_json
+from paribus.session import EXIT_PAUSED
 
 TIMING_STEPS = 4  # of a time budget: the first is thrown away
 
@@ -33,13 +36,19 @@ def main(folder: Path) -> None:
         raise SystemExit("the study's process is gone")
     import torch
 
+    from paribus.train.loop import Paused
+
     try:
         result = _speed(job) if job["kind"] == "speed" else _train(folder, job)
+    except Paused as paused:
+        print(paused)
+        raise SystemExit(EXIT_PAUSED) from None
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_memory(error):
             raise
         result = {"out_of_memory": True, "peak_memory_bytes": _peak(job["memory"])}
     write_json(folder / "result.json", result)
+    shutil.rmtree(folder / "state", ignore_errors=True)  # only now: killed in between, it would begin again
 
 
 def _is_memory(error: BaseException) -> bool:
@@ -147,12 +156,18 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
                     interrupt, hooks)
         if state:
             loop.restore(state)
-        position = loop.run()
+        try:
+            loop.run()
+        except UserError as error:
+            if not loop.position.nonfinite:
+                raise  # the disk, not the values under trial
+            return {"diverged": str(error), "peak_memory_bytes": peak_memory_bytes(model.device)}
     model.eval()
+    position = loop.position
     result = {"val_bpb": bpb(config.eval.bpb_tokens), "steps": position.step, "tokens": position.tokens,
               "seconds": position.seconds, "peak_memory_bytes": peak_memory_bytes(model.device),
-              "tokens_per_second": position.tokens / position.train_seconds, "nonfinite": position.nonfinite}
-    store.clear()
+              "tokens_per_second": position.tokens / position.train_seconds, "nonfinite": position.nonfinite,
+              "went_on_from_step": state.step if state else 0}
     return result
 
 
