@@ -67,7 +67,7 @@ def measure(config: Config, rows: list[int], budget: int) -> dict[int, dict[str,
         changed = replace(config, pretrain=replace(config.pretrain, device_batch_size=count))
         folder = folder_of("batch", f"rows-{count}")
         shutil.rmtree(folder, ignore_errors=True)
-        tried[count] = watch(folder, job_of(changed, budget, "speed"))
+        tried[count] = watch(folder, job_of(changed, budget, {}, "speed"))
         if tried[count].get("out_of_memory"):
             break
     return tried

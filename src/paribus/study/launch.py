@@ -47,8 +47,8 @@ def need_data() -> None:
         raise UserError(f"{', '.join(missing)}: does not exist; `dvc repro tokens` makes what trials train on")
 
 
-def job_of(config: Config, memory: int, kind: str = "train", **budget: float) -> dict[str, Any]:
-    """What a trial's process is told. budget: one of tokens, flops, seconds."""
+def job_of(config: Config, memory: int, budget: dict[str, float], kind: str = "train") -> dict[str, Any]:
+    """What a trial's process is told. budget: one of tokens, flops, seconds; none to measure the speed."""
     from paribus.data.tokenizer import Tokenizer
 
     vocab = Tokenizer.load(TOKENIZER).vocab_size

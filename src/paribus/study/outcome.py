@@ -46,7 +46,8 @@ def summary(spec: Study, study: Any) -> dict[str, Any]:
         "study": spec.name, "trials": counted(study), "complete": len(best),
         "refused_by_plan": len(skipped), "minutes_saved": sum(t.user_attrs.get("seconds_saved", 0) for t in skipped) / 60,
         "out_of_memory": sum("infeasible" in trial.user_attrs for trial in trials),
-        "pruned": sum(trial.state.name == "PRUNED" and not {"skipped", "infeasible"} & trial.user_attrs.keys() for trial in trials),
+        "pruned": sum(trial.state.name == "PRUNED" and not {"skipped", "infeasible"} & trial.user_attrs.keys()
+                      for trial in trials),
         "retried": sum(trial.state.name == "FAIL" and "dropped" not in trial.user_attrs for trial in trials),
         "best": {"trial": best[0].number, "val_bpb": best[0].value, "params": best[0].params} if best else None,
         "retest": {},

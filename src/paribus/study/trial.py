@@ -1,6 +1,6 @@
 """One trial, in a process of its own: `python -m paribus.study.trial FOLDER`.
 
-FOLDER/trial.json says what to train; curve.jsonl gets a line at every evaluation, result.json comes last. The training
+FOLDER/trial.json says what to train; curve.jsonl gets a line at every eighth of its budget, result.json comes last. The training
 state is in FOLDER/state, so that a trial that was killed goes on. The process is capped at the study's memory: one that
 needs more ends with `{"out_of_memory": true}` and what it had reached, and takes nothing with it.
 """
@@ -24,6 +24,7 @@ from paribus.errors import UserError
 from paribus.journal import keep_rows, read_json, write_json
 from paribus.session import EXIT_PAUSED
 
+LOOKS = 8  # shares of its budget after which a trial is evaluated: those of trials with more or fewer steps compare
 TIMING_STEPS = 4  # of a time budget: the first is thrown away
 
 
@@ -135,11 +136,13 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     keep_rows(folder / "curve.jsonl", lambda row: state is not None and row["step"] <= state.step)
     curve = (folder / "curve.jsonl").open("a", encoding="utf-8")  # after keep_rows, which puts a new file in its place
 
+    looks = {round(steps * share / LOOKS): share / LOOKS for share in range(1, LOOKS)}
+
     def evaluate(step: int) -> dict[str, float]:
-        if not schedule.eval_every or step % schedule.eval_every or step >= steps:
+        if step not in looks or not 0 < step < steps:
             return {}
         value = bpb(schedule.eval_tokens)
-        row = {"step": step, "fraction": step / steps, "val_bpb": value, "tokens": step * schedule.batch_tokens,
+        row = {"step": step, "fraction": looks[step], "val_bpb": value, "tokens": step * schedule.batch_tokens,
                "peak_memory_bytes": peak_memory_bytes(model.device)}
         curve.write(json.dumps(row) + "\n")
         curve.flush()

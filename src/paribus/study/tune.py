@@ -315,7 +315,7 @@ class Worker:
 
     def _train(self, trial: Trial, config: Config, expected: dict[str, float], folder: Path) -> float:
         folder.mkdir(parents=True, exist_ok=True)
-        job = job_of(config, self.study.memory, **{self.study.budget: self.study.amount})
+        job = job_of(config, self.study.memory, {self.study.budget: self.study.amount})
         with open_log(self.study, config, folder, {"trial": str(trial.number)}) as log:
             try:
                 result = watch(folder, job, Reporter(trial, log, expected))
@@ -426,7 +426,7 @@ def _retest_run(study: Study, arm: str, values: dict[str, Any], seed: int, devic
     if stage_plan(config, "pretrain", device, dtype).memory.total > study.memory:
         return None
     folder = folder_of(study.name, f"retest-{fingerprint(config=flatten(config))[:12]}")
-    job = job_of(config, study.memory, **{study.budget: study.amount})
+    job = job_of(config, study.memory, {study.budget: study.amount})
     result = finished(folder, job)
     if result is None:
         with open_log(study, config, folder, {"retest": arm}) as log:
