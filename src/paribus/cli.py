@@ -249,16 +249,6 @@ def tune_run(name: str, **options: Any) -> None:
     tune.run(name, **options)
 
 
-@tune.command("worker")
-@click.argument("name")
-@click.option("--storage", "url", help="The storage that all workers share.")
-def tune_worker(name: str, url: str | None) -> None:
-    """Run trials of NAME beside other workers, on this or other machines."""
-    from paribus.study import tune
-
-    tune.run(name, url=url, worker=True)
-
-
 @tune.command("report")
 @click.argument("name")
 @click.option("--storage", "url", help="Where the study is.")
@@ -274,9 +264,9 @@ def tune_report(name: str, url: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def tune_batch(memory: str | None, as_json: bool) -> None:
     """The fastest device batch that fits, tokens per step kept."""
-    from paribus.study import tune
+    from paribus.study.batch import batch
 
-    tune.batch(memory, json_out=as_json)
+    batch(memory, json_out=as_json)
 
 
 @commands.command()

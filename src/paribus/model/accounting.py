@@ -113,11 +113,19 @@ def block_bytes(config: Architecture, layer: int, batch: Batch) -> int:
 
 
 def backward_bytes(config: Architecture, batch: Batch) -> int:
-    """The most that a block's backward pass adds to what is kept: gradients of the MLP's inside and of its weight."""
+    """The most that a block's backward pass adds to what is kept: the gradient of its output, those of the MLP's inside
+    less what is let go before the last of them is made, and that of a weight."""
     hidden = mlp_hidden(config)
-    inner = {"relu2": 2, "gelu": 1, "swiglu": 3}[config.mlp] * hidden
+    inner = {"relu2": 2, "gelu": 1, "swiglu": 2}[config.mlp] * hidden
     weight = config.width * hidden * (4 if batch.itemsize == 4 else 4 + batch.itemsize)
-    return batch.tokens * batch.itemsize * (2 * config.width + inner) + weight
+    return batch.tokens * batch.itemsize * (config.width + inner) + weight
+
+
+def again_bytes(config: Architecture, batch: Batch) -> int:
+    """What a block's second forward pass, with checkpointing, holds at its end besides what it keeps: the stream before
+    and after the MLP, the gradient that waits, and relu²'s inside."""
+    inner = 2 * mlp_hidden(config) if config.mlp == "relu2" else 0
+    return batch.tokens * batch.itemsize * (3 * config.width + inner)
 
 
 def loss_bytes(config: Architecture, vocab_size: int, batch: Batch, chunk_rows: int) -> tuple[int, int]:
@@ -127,7 +135,8 @@ def loss_bytes(config: Architecture, vocab_size: int, batch: Batch, chunk_rows: 
     rows = min(chunk_rows, batch.tokens)
     logits = rows * vocab_size * 4
     cast = rows * vocab_size * item if item < 4 else 0  # the logits, or their gradient, in the products' type
-    chunk = max(logits * (2 if config.softcap else 1) + cast, rows * vocab_size * item + weight * item)
+    before = rows * vocab_size * item if batch.tokens > rows else 0  # the last chunk's gradient, until this one's is made
+    chunk = max(logits * (2 if config.softcap else 1) + cast + before, rows * vocab_size * item + weight * item)
     forward = 2 * stream + 4 * weight + _copies(weight, batch) + chunk + 16 * batch.tokens
     backward = (3 if keeps_output(config, batch) else 2) * stream + 8 * weight
     return forward, backward

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from paribus.config import Architecture, Config, Optimizer, resolve_model
 from paribus.errors import UserError
 from paribus.model import accounting
 from paribus.model.accounting import Batch
-from paribus.model.shapes import logit_rows
+from paribus.model.shapes import has_value_embedding, logit_rows
 
 PROMPT_TOKENS = 256  # of a word problem with the chat format: GSM8K's longest is 240 with a 65,536-word vocabulary
 CUDA_CONTEXT = 600 * 2**20  # context, cuBLAS workspaces, kernels' code: 450 to 600 MiB as nvidia-smi shows it idle
@@ -56,38 +57,61 @@ def training_step(config: Architecture, vocab_size: int, optimizer: Optimizer, b
     counts = accounting.parameters(config, vocab_size)
     weights = 4 * counts["total"] + 4 * config.seq_len * config.head_dim  # and the rotary table
     state = accounting.optimizer_bytes(config, vocab_size, optimizer)
-    kept, transient = _activations(config, batch, checkpointing)
+    kept = _kept(config, batch, checkpointing)
     chunk = logit_rows(vocab_size, "cuda" if batch.cuda else "cpu")
     loss, loss_backward = accounting.loss_bytes(config, vocab_size, batch, chunk)
     gradients = 4 * counts["total"]
     present = gradients if accumulate else 0
     embedding = 4 * vocab_size * config.width * (1 if accumulate else 0) + 4 * batch.tokens * config.width
-    moments = {
-        "loss": Memory(weights, present, state, kept, loss, 0, 0, 0),
-        "loss backward": Memory(weights, present, state, kept, loss_backward, 0, 0, 0),
-        "block backward": Memory(weights, max(present, 4 * counts["head"]), state, kept + transient, 0, 0, 0, 0),
-        "embedding backward": Memory(weights, gradients, state, embedding, 0, 0, 0, 0),
-        "update": Memory(weights, gradients, state, 16 * batch.tokens, 0, 0,
-                         accounting.update_bytes(config, vocab_size, optimizer, batch.cuda), 0),
-    }
-    return max(moments.values(), key=lambda moment: moment.total)
+    moments = [
+        Memory(weights, present, state, kept, loss, 0, 0, 0),
+        Memory(weights, present, state, kept, loss_backward, 0, 0, 0),
+        *(Memory(weights, present or made, state, left, 0, 0, 0, 0)
+          for made, left in _backward(config, counts, batch, checkpointing)),
+        Memory(weights, gradients, state, embedding, 0, 0, 0, 0),
+        Memory(weights, gradients, state, 16 * batch.tokens, 0, 0,
+               accounting.update_bytes(config, vocab_size, optimizer, batch.cuda), 0),
+    ]
+    return max(moments, key=lambda moment: moment.total)
 
 
-def _activations(config: Architecture, batch: Batch, checkpointing: bool) -> tuple[int, int]:
-    """Kept at the end of the forward pass, and what the first block to go back adds."""
-    blocks = [accounting.block_bytes(config, layer, batch) for layer in range(config.depth)]
+def _around(config: Architecture, batch: Batch) -> int:
+    """What the forward pass keeps outside of the blocks."""
     stream = batch.tokens * config.width * batch.itemsize
     if accounting.keeps_output(config, batch):
         around = stream * (not config.residual_scalars)  # x0, which else is the first block's
     else:  # the embedding and the last block's output, before their norms
         around = stream * (2 + (config.x0_scalars and not config.residual_scalars))
-    around += 8 * batch.tokens + 24 * batch.tokens
-    transient = accounting.backward_bytes(config, batch)
     masks = {accounting.mask_bytes(config, layer, batch) for layer in range(config.depth)}
-    around += sum(masks) // batch.itemsize  # the boolean ones, one a kind of window
+    return around + 8 * batch.tokens + 24 * batch.tokens + sum(masks) // batch.itemsize  # boolean ones, one a kind of window
+
+
+def _kept(config: Architecture, batch: Batch, checkpointing: bool) -> int:
+    """At the end of the forward pass."""
     if checkpointing:
-        return around + config.depth * stream, max(blocks) + transient
-    return around + sum(blocks), transient
+        return _around(config, batch) + config.depth * batch.tokens * config.width * batch.itemsize
+    return _around(config, batch) + sum(accounting.block_bytes(config, layer, batch) for layer in range(config.depth))
+
+
+def _backward(config: Architecture, counts: dict[str, int], batch: Batch, checkpointing: bool) -> Iterator[tuple[int, int]]:
+    """(gradients made so far, activations) inside each block's backward pass, the last block first.
+
+    With checkpointing a block's input is among what its second forward pass keeps; for each input that is let go there
+    is a gradient for x0 (the tracker's figures stay level from block to block).
+    """
+    stream = batch.tokens * config.width * batch.itemsize
+    blocks = [accounting.block_bytes(config, layer, batch) for layer in range(config.depth)]
+    valued = [has_value_embedding(config, layer) for layer in range(config.depth)]
+    transient, made = accounting.backward_bytes(config, batch), 4 * counts["head"]
+    if checkpointing:
+        transient = max(transient, accounting.again_bytes(config, batch))
+    for layer in reversed(range(config.depth)):
+        if checkpointing:
+            left = _kept(config, batch, True) - stream * config.residual_scalars + blocks[layer]
+        else:
+            left = _around(config, batch) + sum(blocks[: layer + 1])
+        yield made, left + transient
+        made += 4 * (counts["matrices"] // config.depth + valued[layer] * counts["value_embeddings"] // max(sum(valued), 1))
 
 
 def inference(config: Architecture, vocab_size: int, rows: int, length: int, itemsize: int) -> tuple[int, int]:

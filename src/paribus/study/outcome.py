@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from paribus import runtime
+from paribus.config import merge
 from paribus.study.space import Study
 
 
@@ -23,6 +25,54 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def counted(study: Any) -> int:
+    """Trials that were run: those the planner refused cost nothing and do not count."""
+    return sum(trial.state.name in ("COMPLETE", "PRUNED") and "skipped" not in trial.user_attrs
+               for trial in study.get_trials(deepcopy=False))
+
+
+def ranked(study: Any) -> list[Any]:
+    """Finished, feasible trials, the best first."""
+    done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+    return sorted((trial for trial in done if all(value <= 0 for value in trial.constraints.values())),
+                  key=lambda trial: trial.value)
+
+
+def summary(spec: Study, study: Any) -> dict[str, Any]:
+    """Counts, the best, claimed against re-tested, and the difference to the default seed by seed."""
+    trials, best = study.get_trials(deepcopy=False), ranked(study)
+    skipped = [trial for trial in trials if "skipped" in trial.user_attrs]
+    found: dict[str, Any] = {
+        "study": spec.name, "trials": counted(study), "complete": len(best),
+        "refused_by_plan": len(skipped), "minutes_saved": sum(t.user_attrs.get("seconds_saved", 0) for t in skipped) / 60,
+        "out_of_memory": sum("infeasible" in trial.user_attrs for trial in trials),
+        "pruned": sum(trial.state.name == "PRUNED" and not {"skipped", "infeasible"} & trial.user_attrs.keys()
+                      for trial in trials),
+        "retried": sum(trial.state.name == "FAIL" and "dropped" not in trial.user_attrs for trial in trials),
+        "best": {"trial": best[0].number, "val_bpb": best[0].value, "params": best[0].params} if best else None,
+        "retest": {},
+    }
+    again = study.user_attrs.get("retest", {"values": {}})
+    default = again["values"].get("default")
+    for arm, values in again["values"].items():
+        entry = {"claimed": again["claimed"].get(arm), **_spread(values), "seeds": len(values), "params": again["params"][arm]}
+        if default and arm != "default":
+            entry["minus_default"] = _spread([a - b for a, b in zip(values, default, strict=False)])
+        found["retest"][arm] = entry
+    return found
+
+
+def _spread(values: list[float]) -> dict[str, float | None]:
+    """Mean and interval as JSON has them: no bounds of one value."""
+    mean, low, high = interval(values)
+    return {"mean": mean, "low": low if math.isfinite(low) else None, "high": high if math.isfinite(high) else None}
+
+
+def _said(entry: dict[str, Any], form: str = ".4f") -> str:
+    between = "one seed, no interval" if entry["low"] is None else f"{entry['low']:{form}} to {entry['high']:{form}}"
+    return f"{entry['mean']:{form}} ({between})"
+
+
 def write_profile(study: Study, found: dict[str, Any]) -> Path:
     """The re-tested winner (the best claim, before a re-test) as a profile, with where it comes from."""
     tested = {arm: entry for arm, entry in found["retest"].items() if arm != "default"}
@@ -32,39 +82,28 @@ def write_profile(study: Study, found: dict[str, Any]) -> Path:
     head = [f"# Best of the study {study.name}: {arm} of {found['trials']} trials, {study.budget} {study.amount:g}, "
             f"{study.memory / 2**20:,.0f} MiB.",
             f"# commit {git['commit']}, claimed {found['best']['val_bpb']:.4f} bits per byte; re-tested: "
-            + (f"{tested[arm]['mean']:.4f} ({tested[arm]['low']:.4f} to {tested[arm]['high']:.4f}, {tested[arm]['seeds']} seeds)"
-               if tested else "no")]
+            + (f"{_said(tested[arm])} on {tested[arm]['seeds']} seeds" if tested else "no")]
+    if "minus_default" in tested.get(arm, {}):
+        head.append(f"# against the default, seed by seed: {_said(tested[arm]['minus_default'], '+.4f')} bits per byte")
     path = Path("experiments/profiles") / f"tuned-{study.name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"{key}: {json.dumps(value)}" for key, value in (study.overrides | values).items()]
-    runtime.write_atomic(path, "\n".join([*head, *_as_sections(lines)]) + "\n")
+    body = yaml.safe_dump(merge({}, study.overrides | values), sort_keys=False)
+    runtime.write_atomic(path, "\n".join(head) + "\n" + body)
     return path
-
-
-def _as_sections(lines: list[str]) -> list[str]:
-    """`a.b: 1` lines as nested YAML."""
-    import yaml
-
-    from paribus.config import merge
-
-    nested = merge({}, {key: yaml.safe_load(value) for key, value in (line.split(": ", 1) for line in lines)})
-    return str(yaml.safe_dump(nested, sort_keys=False)).rstrip().splitlines()
 
 
 def page(found: dict[str, Any]) -> str:
     """The summary for people."""
     lines = [f"study {found['study']}: {found['trials']} trials, {found['refused_by_plan']} points refused by the plan "
              f"({found['minutes_saved']:.1f} minutes saved), {found['out_of_memory']} over the memory budget, "
-             f"{found['retried']} taken up again"]
+             f"{found['pruned']} pruned, {found['retried']} taken up again"]
     if found["best"]:
         best = found["best"]
         lines.append(f"best: trial {best['trial']}, {best['val_bpb']:.4f} bits per byte: {best['params']}")
     for arm, entry in found["retest"].items():
         claimed = f"claimed {entry['claimed']:.4f}, " if entry["claimed"] is not None else ""
-        line = (f"{arm:>10}: {claimed}re-tested {entry['mean']:.4f} ({entry['low']:.4f} to {entry['high']:.4f}; "
-                f"{entry['seeds']} seeds)")
+        line = f"{arm:>10}: {claimed}re-tested {_said(entry)} on {entry['seeds']} seeds"
         if "minus_default" in entry:
-            paired = entry["minus_default"]
-            line += f"; against the default {paired['mean']:+.4f} ({paired['low']:+.4f} to {paired['high']:+.4f})"
+            line += f"; against the default {_said(entry['minus_default'], '+.4f')}"
         lines.append(line)
     return "\n".join(lines)

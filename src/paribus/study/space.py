@@ -3,7 +3,7 @@
     trials: 30
     budget: {tokens: 200000}          # or {flops: 1e12}, or {seconds: 60}
     memory: 600MiB                    # peak of a trial: of the GPU, or of its process on a CPU
-    overrides: {pretrain.eval_every: 10}
+    overrides: {pretrain.eval_tokens: 16384}
     space:
       optimizer.matrix_lr: {low: 0.005, high: 0.08, log: true}
       model.depth: {low: 2, high: 6}
@@ -15,6 +15,8 @@
 from __future__ import annotations
 
 import difflib
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from paribus.plan.memory import parse_bytes
 
 STUDIES = Path("experiments/tune")
 KEYS = {"trials", "budget", "memory", "overrides", "space", "retest", "warm_start"}
+OWN = {"pretrain.steps": "the budget says how many", "pretrain.tokens_per_parameter": "the budget says how many",
+       "pretrain.eval_every": "trials are evaluated after each eighth of their budget", "seed": "re-tests take fresh ones"}
 RANGE = {"low", "high", "log", "step", "choices"}
 
 
@@ -68,6 +72,7 @@ def read_study(name: str) -> Study:
     if set(retest) != {"top", "seeds"} or not all(isinstance(n, int) and n >= 1 for n in retest.values()):
         problems.append(f"{where}: retest: {retest!r}; expected {{top: 3, seeds: 3}}, whole numbers >= 1")
     overrides = flatten(raw.get("overrides") or {})
+    problems += [f"{where}: overrides.{key}: not of a study's choosing; {why}" for key, why in OWN.items() if key in overrides]
     problems += _space_problems(raw["space"], overrides, where)
     if problems:
         raise UserError(problems)
@@ -76,6 +81,29 @@ def read_study(name: str) -> Study:
                   raw["space"], retest["top"], retest["seeds"], list(raw.get("warm_start") or []))
     study.config()
     return study
+
+
+def inside(value: Any, spread: dict[str, Any]) -> bool:
+    """Whether a range or its choices hold a value."""
+    if "choices" in spread:
+        return value in spread["choices"]
+    return isinstance(value, (int, float)) and spread["low"] <= value <= spread["high"]
+
+
+def least_memory(study: Study, memory: Callable[[Config], int]) -> float:
+    """Bytes of the smallest point of the space, found key by key; infinite if the ends of the ranges never go together."""
+    ends = {key: spread.get("choices") or [spread["low"], spread["high"]] for key, spread in study.space.items()}
+
+    def cost(values: dict[str, Any]) -> float:
+        try:
+            return memory(study.config(values))
+        except UserError:
+            return math.inf
+
+    corner = {key: options[0] for key, options in ends.items()}
+    for key, options in ends.items():
+        corner[key] = min(options, key=lambda value: cost(corner | {key: value}))  # noqa: B023 - used at once
+    return cost(corner)
 
 
 def _positive(value: Any) -> bool:
@@ -93,7 +121,9 @@ def _space_problems(space: Any, overrides: dict[str, Any], where: str) -> list[s
         return [f"{where}: space: empty; name at least one dotted key with {{low, high}} or {{choices}}"]
     known, problems = flatten(load_config()), []
     for key, spread in space.items():
-        if key not in known:
+        if key in OWN:
+            problems.append(f"{where}: space.{key}: not of a study's choosing; {OWN[key]}")
+        elif key not in known:
             problems.append(f"{where}: space.{key}: unknown key; {_hint(key, list(known))}" if len(known) < 30 or
                             difflib.get_close_matches(key, list(known), n=1) else f"{where}: space.{key}: unknown key")
         elif not isinstance(spread, dict) or not _well_formed(spread):

@@ -1,6 +1,6 @@
 """One trial, in a process of its own: `python -m paribus.study.trial FOLDER`.
 
-FOLDER/trial.json says what to train; curve.jsonl gets a line at every evaluation, result.json comes last. The training
+FOLDER/trial.json says what to train; curve.jsonl gets a line at every eighth of its budget, result.json comes last. The training
 state is in FOLDER/state, so that a trial that was killed goes on. The process is capped at the study's memory: one that
 needs more ends with `{"out_of_memory": true}` and what it had reached, and takes nothing with it.
 """
@@ -12,6 +12,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import statistics
 import sys
@@ -19,8 +20,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from paribus.errors import UserError
 from paribus.journal import keep_rows, read_json, write_json
+from paribus.session import EXIT_PAUSED
 
+LOOKS = 8  # shares of its budget after which a trial is evaluated: those of trials with more or fewer steps compare
 TIMING_STEPS = 4  # of a time budget: the first is thrown away
 
 
@@ -33,13 +37,19 @@ def main(folder: Path) -> None:
         raise SystemExit("the study's process is gone")
     import torch
 
+    from paribus.train.loop import Paused
+
     try:
         result = _speed(job) if job["kind"] == "speed" else _train(folder, job)
+    except Paused as paused:
+        print(paused)
+        raise SystemExit(EXIT_PAUSED) from None
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_memory(error):
             raise
         result = {"out_of_memory": True, "peak_memory_bytes": _peak(job["memory"])}
     write_json(folder / "result.json", result)
+    shutil.rmtree(folder / "state", ignore_errors=True)  # only now: killed in between, it would begin again
 
 
 def _is_memory(error: BaseException) -> bool:
@@ -126,11 +136,13 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     keep_rows(folder / "curve.jsonl", lambda row: state is not None and row["step"] <= state.step)
     curve = (folder / "curve.jsonl").open("a", encoding="utf-8")  # after keep_rows, which puts a new file in its place
 
+    looks = {round(steps * share / LOOKS): share / LOOKS for share in range(1, LOOKS)}
+
     def evaluate(step: int) -> dict[str, float]:
-        if not schedule.eval_every or step % schedule.eval_every or step >= steps:
+        if step not in looks or not 0 < step < steps:
             return {}
         value = bpb(schedule.eval_tokens)
-        row = {"step": step, "fraction": step / steps, "val_bpb": value, "tokens": step * schedule.batch_tokens,
+        row = {"step": step, "fraction": looks[step], "val_bpb": value, "tokens": step * schedule.batch_tokens,
                "peak_memory_bytes": peak_memory_bytes(model.device)}
         curve.write(json.dumps(row) + "\n")
         curve.flush()
@@ -147,12 +159,18 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
                     interrupt, hooks)
         if state:
             loop.restore(state)
-        position = loop.run()
+        try:
+            loop.run()
+        except UserError as error:
+            if not loop.position.nonfinite:
+                raise  # the disk, not the values under trial
+            return {"diverged": str(error), "peak_memory_bytes": peak_memory_bytes(model.device)}
     model.eval()
+    position = loop.position
     result = {"val_bpb": bpb(config.eval.bpb_tokens), "steps": position.step, "tokens": position.tokens,
               "seconds": position.seconds, "peak_memory_bytes": peak_memory_bytes(model.device),
-              "tokens_per_second": position.tokens / position.train_seconds, "nonfinite": position.nonfinite}
-    store.clear()
+              "tokens_per_second": position.tokens / position.train_seconds, "nonfinite": position.nonfinite,
+              "went_on_from_step": state.step if state else 0}
     return result
 
 

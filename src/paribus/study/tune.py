@@ -1,45 +1,64 @@
 """`paribus tune`: Optuna over any dotted keys, at a fixed budget, within a memory budget. The only import of optuna.
 
 A trial is a process (`study/trial.py`); this one proposes, watches, prunes and records. What a study knows is in Optuna's
-storage and in `.paribus/tune/NAME`, so any number of workers may come and go: one that is killed leaves a trial without
-heartbeat, which the next asks again with the same values and goes on from its training state.
+storage and in `.paribus/tune/NAME`, so any number of workers may come and go. However one ends before its trial does
+(kill -9, Ctrl-C, a lost storage), its trial falls silent, and the next worker asks it again with the same values and goes
+on from its training state.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import os
 import signal
-import subprocess
 import sys
+import threading
 import time
+import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from paribus import runtime, tracking
-from paribus.config import Config, fingerprint, flatten, resolve_model, resolve_pretrain
+from paribus.config import Config, fingerprint, flatten
 from paribus.errors import UserError
-from paribus.graph import dvc_hash, tree_digest
-from paribus.journal import read_json, read_rows, write_json
-from paribus.model.accounting import flops_per_token, parameters
+from paribus.journal import Row, write_json
 from paribus.plan.estimate import stage_plan
-from paribus.plan.memory import max_device_batch
-from paribus.plan.probe import here
+from paribus.plan.probe import calibrated, here
 from paribus.plan.throughput import Device
-from paribus.study.outcome import interval, page, write_profile
-from paribus.study.space import Study, read_study
+from paribus.session import EXIT_PAUSED
+from paribus.study.launch import (
+    Discarded,
+    TrialCrashed,
+    data_digest,
+    finished,
+    folder_of,
+    job_of,
+    need_data,
+    open_log,
+    planned_seconds,
+    watch,
+)
+from paribus.study.outcome import counted, page, ranked, summary, write_profile
+from paribus.study.space import Study, inside, least_memory, read_study
 
 HEARTBEAT, GRACE = 5, 20  # seconds: a worker that has been silent for GRACE is taken as dead
-TOKENS, TOKENIZER = Path("data/tokens"), Path("data/tokenizer/tokenizer.json")
+BEGIN_SECONDS = 10.0  # a worker that made the study has put its starting points in by then, or died
 MAX_SKIPPED = 50  # points in a row that the planner refuses before the space is said to hold none
-POLL_SECONDS = 0.1
+MAX_CRASHES = 3  # of one trial's process, before it is given up
+LOST = (StorageInternalError, SQLAlchemyError)
+RETRY = RetryHeartbeatStaleTrialCallback
+
+
+# ---------------------------------------------------------------- the storage
 
 
 def storage_url(url: str | None) -> str:
@@ -47,29 +66,61 @@ def storage_url(url: str | None) -> str:
     return url or f"sqlite:///{runtime.state_root() / 'tune.db'}"
 
 
-def open_study(study: Study, url: str | None, *, create: bool = True) -> optuna.Study:
-    """Optuna's study of that name. Raises UserError where the storage cannot be had."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    import warnings
-
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    where = storage_url(url)
+def shown(url: str | None) -> str:
+    """A storage as it may be printed: without its password."""
     try:
-        storage = RDBStorage(where, heartbeat_interval=HEARTBEAT, grace_period=GRACE,
-                             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback())
-        sampler = optuna.samplers.TPESampler(constant_liar=True, n_startup_trials=8, multivariate=True)
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=25)
-        if not create:
-            return optuna.load_study(study_name=study.name, storage=storage, sampler=sampler, pruner=pruner)
-        return optuna.create_study(study_name=study.name, storage=storage, sampler=sampler, pruner=pruner,
-                                   load_if_exists=True, direction="minimize")
-    except KeyError:
-        raise UserError(f"{where}: no study {study.name!r} yet; `paribus tune run {study.name}` begins it") from None
-    except ModuleNotFoundError as error:
-        raise UserError(f"{where}: needs the package {error.name}; pip install it, or leave --storage out") from None
-    except Exception as error:  # SQLAlchemy and its drivers each have errors of their own
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"--storage {where}: not to be had: {lines[0][:200]}") from None
+        return make_url(storage_url(url)).render_as_string(hide_password=True)
+    except ArgumentError:
+        return storage_url(url)
+
+
+def connect(url: str | None) -> RDBStorage:
+    """The storage, with its tables. Raises UserError where it cannot be had."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    for attempt in range(10):
+        try:
+            return RDBStorage(storage_url(url), heartbeat_interval=HEARTBEAT, grace_period=GRACE,
+                              heartbeat_stale_trial_callback=RETRY(), engine_kwargs={"pool_pre_ping": True})
+        except ModuleNotFoundError as error:
+            raise UserError(f"--storage {shown(url)}: needs the package {error.name}; pip install it, or leave --storage "
+                            "out") from None
+        except Exception as error:  # SQLAlchemy and its drivers each have errors of their own
+            words = str(error).strip() or type(error).__name__
+            if attempt < 9 and any(sign in words for sign in ("already exists", "duplicate key", "UNIQUE constraint")):
+                time.sleep(0.2 * (attempt + 1))  # workers that begin at once all make the tables
+                continue
+            raise UserError(f"--storage {shown(url)}: not to be had: {words.splitlines()[0][:200]}") from None
+    raise AssertionError
+
+
+def open_study(study: Study, url: str | None, *, create: bool = True, seed: int | None = None) -> tuple[optuna.Study, bool]:
+    """(Optuna's study of that name, whether it is new). Raises UserError where there is none and none may be made."""
+    storage = connect(url)
+    settings: dict[str, Any] = {
+        "study_name": study.name, "storage": storage,
+        "sampler": optuna.samplers.TPESampler(constant_liar=True, n_startup_trials=8, multivariate=True, seed=seed),
+        "pruner": optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=25),
+    }
+    with lost_is_told(url):
+        if create:
+            with contextlib.suppress(DuplicatedStudyError):
+                return optuna.create_study(**settings, direction="minimize"), True
+        try:
+            return optuna.load_study(**settings), False
+        except KeyError:
+            raise UserError(f"{shown(url)}: no study {study.name!r} yet; `paribus tune run {study.name}` begins it") from None
+
+
+@contextlib.contextmanager
+def lost_is_told(url: str | None) -> Iterator[None]:
+    """A storage that goes away ends the command with a line and not a traceback."""
+    try:
+        yield
+    except LOST as error:
+        words = str(error.__cause__ or error).strip().splitlines()
+        raise UserError(f"--storage {shown(url)}: lost ({words[0][:150]}); trials so far are kept, those under way have their "
+                        "training state: run the same command again") from None
 
 
 # ---------------------------------------------------------------- running
@@ -79,41 +130,43 @@ def run(name: str, *, url: str | None = None, trials: int | None = None, worker:
     """Run trials until the study has as many as its file says. worker: one of several; no re-test, no report."""
     study = read_study(name)
     study = replace(study, trials=trials or study.trials)
-    _need_data()
-    optuna_study = open_study(study, url)
-    _same_study(study, optuna_study)
+    need_data()
     device, dtype = here(study.config())
     _smallest_fits(study, device, dtype)
-    _enqueue(study, optuna_study, url)
-    objective = Objective(study, device, dtype)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a background job of a shell inherits SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     try:
-        while _counted(optuna_study) < study.trials:
-            if _running(optuna_study) + _counted(optuna_study) >= study.trials:
-                time.sleep(1.0)  # others are at the last ones; should one of them die, its trial comes to us
-                optuna.storages.fail_stale_trials(optuna_study)
-                if not any(trial.state == TrialState.WAITING for trial in optuna_study.get_trials(deepcopy=False)):
-                    continue
-            optuna_study.optimize(objective, n_trials=1, catch=())
-    except optuna.exceptions.StorageInternalError as error:
-        raise UserError(f"--storage {storage_url(url)}: lost ({str(error).splitlines()[0][:150]}); trials so far are kept, "
-                        "the one under way has its training state: run the same command again") from None
-    if not worker:
-        retest(study, optuna_study, device, dtype)
-        report(name, url)
+        with lost_is_told(url):
+            optuna_study, new = open_study(study, url, seed=None if worker else study.config().seed)
+            _begin(study, optuna_study, url, new)
+            Worker(study, optuna_study, device, dtype).work()
+            if not worker:
+                retest(study, optuna_study, device, dtype)
+                report(name, url)
+    except KeyboardInterrupt:
+        print(f"study {name}: stopped; the same command goes on, the trial under way from its training state", file=sys.stderr)
+        raise SystemExit(EXIT_PAUSED) from None
 
 
-def _need_data() -> None:
-    missing = [str(path) for path in (TOKENS, TOKENIZER) if not path.exists()]
-    if missing:
-        raise UserError(f"{', '.join(missing)}: does not exist; `dvc repro tokens` makes what trials train on")
+def _smallest_fits(study: Study, device: Device, dtype: str) -> None:
+    """Raises UserError if not even the smallest point of the space is within the budget."""
+    least = least_memory(study, lambda config: stage_plan(config, "pretrain", device, dtype).memory.total)
+    if least > study.memory:
+        raise UserError(f"study {study.name}: memory: {study.memory / 2**20:,.0f} MiB is below the smallest model of the space "
+                        f"({least / 2**20:,.0f} MiB by `paribus plan`)")
 
 
-def _same_study(study: Study, optuna_study: optuna.Study) -> None:
-    """Trials of one study answer one question: same data, same budget, same settings, or another name."""
+def _begin(study: Study, optuna_study: optuna.Study, url: str | None, new: bool) -> None:
+    """Starting points and what the study asks, put in by whoever made it; later, the same question or another name."""
+    until = time.monotonic() + BEGIN_SECONDS
+    while not new and "question" not in optuna_study.user_attrs and time.monotonic() < until:
+        time.sleep(0.2)
     question = {"budget": {study.budget: study.amount}, "memory": study.memory, "overrides": study.overrides,
-                "base": fingerprint(config=flatten(study.config())), "data": tree_digest([TOKENS, TOKENIZER])}
+                "base": fingerprint(config=flatten(study.config())), "data": data_digest()}
     before = optuna_study.user_attrs.get("question")
     if before is None:
+        for start in _starts(study, url):
+            optuna_study.enqueue_trial(start, skip_if_exists=True)
         optuna_study.set_user_attr("question", question)
     elif before != question:
         changed = ", ".join(key for key in question if before.get(key) != question[key])
@@ -121,49 +174,15 @@ def _same_study(study: Study, optuna_study: optuna.Study) -> None:
                         "study's file another name")
 
 
-def _counted(optuna_study: optuna.Study) -> int:
-    """Trials that were run: those the planner refused cost nothing and do not count."""
-    done = (TrialState.COMPLETE, TrialState.PRUNED)
-    return sum("skipped" not in trial.user_attrs for trial in optuna_study.get_trials(deepcopy=False, states=done))
-
-
-def _running(optuna_study: optuna.Study) -> int:
-    return len(optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
-
-
-def _smallest_fits(study: Study, device: Device, dtype: str) -> None:
-    """Raises UserError if not even the cheapest corner of the space is within the budget."""
-    corner = {key: min(spread["choices"], key=_size) if "choices" in spread else spread["low"]
-              for key, spread in study.space.items()}
-    least = stage_plan(study.config(corner), "pretrain", device, dtype).memory.total
-    if least > study.memory:
-        raise UserError(f"study {study.name}: memory: {study.memory / 2**20:,.0f} MiB is below the smallest model of the space "
-                        f"({least / 2**20:,.0f} MiB by `paribus plan`)")
-
-
-def _size(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else 0.0
-
-
-def _enqueue(study: Study, optuna_study: optuna.Study, url: str | None) -> None:
-    """Begin with the default, then with the best of earlier studies; what is outside the space is left out."""
-    if optuna_study.user_attrs.get("begun"):
-        return
+def _starts(study: Study, url: str | None) -> list[dict[str, Any]]:
+    """The default, then the best of each earlier study; a value that is outside the space is left to the sampler."""
     flat = flatten(study.config())
     starts = [{key: flat[key] for key in study.space}]
     for name in study.warm_start:
-        earlier = open_study(replace(study, name=name), url, create=False)
-        starts += [trial.params for trial in _ranked(earlier)[:1]]
-    for start in starts:
-        known = {key: value for key, value in start.items() if key in study.space and _inside(value, study.space[key])}
-        optuna_study.enqueue_trial(known, skip_if_exists=True)
-    optuna_study.set_user_attr("begun", True)
-
-
-def _inside(value: Any, spread: dict[str, Any]) -> bool:
-    if "choices" in spread:
-        return value in spread["choices"]
-    return isinstance(value, (int, float)) and spread["low"] <= value <= spread["high"]
+        earlier, _ = open_study(replace(study, name=name), url, create=False)
+        starts += [trial.params for trial in ranked(earlier)[:1]]
+    return [{key: value for key, value in start.items() if key in study.space and inside(value, study.space[key])}
+            for start in starts]
 
 
 def suggest(trial: Trial, space: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -181,27 +200,107 @@ def suggest(trial: Trial, space: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return values
 
 
-class Objective:
-    """Plans a point, then trains it in a process of its own."""
+class Dropped(Exception):
+    """This trial is not to be run: the reason is kept with it, and it counts for nothing."""
 
-    def __init__(self, study: Study, device: Device, dtype: str) -> None:
-        self.study, self.device, self.dtype, self.skipped = study, device, dtype, 0
 
-    def __call__(self, trial: Trial) -> float:
+class Worker:
+    """Asks for points, plans them, trains those that fit in processes of their own."""
+
+    def __init__(self, study: Study, optuna_study: optuna.Study, device: Device, dtype: str) -> None:
+        self.study, self.optuna, self.device, self.dtype = study, optuna_study, device, dtype
+        self.skipped = 0
+        self.granted: set[int] = set()
+
+    def work(self) -> None:
+        """Until the study has its trials; while others are at the last ones, wait: should one die, its trial comes to us."""
+        while True:
+            self.take_up_dead()
+            trials = self.optuna.get_trials(deepcopy=False)
+            if counted(self.optuna) >= self.study.trials:
+                return
+            states = [trial.state for trial in trials]
+            if TrialState.WAITING not in states and states.count(TrialState.RUNNING) + counted(self.optuna) >= self.study.trials:
+                time.sleep(1.0)
+                continue
+            trial = self.optuna.ask()
+            with heartbeat(self.optuna, trial):
+                self._one(trial)
+
+    def take_up_dead(self) -> None:
+        """Put the trials of dead workers back, to be asked again with their values.
+
+        Optuna does so for a trial whose heartbeat has stopped. Two kinds it never sees: one whose worker died before the
+        first beat, which gets one beat here, to fall silent; and one whose finder died before putting it back.
+        """
+        optuna.storages.fail_stale_trials(self.optuna)
+        trials = self.optuna.get_trials(deepcopy=False)
+        again = {number for trial in trials for number in RETRY.retry_history(trial)}
+        for trial in trials:
+            if trial.state == TrialState.FAIL and trial.number not in again and "dropped" not in trial.user_attrs:
+                RETRY()(self.optuna, trial)
+            elif trial.state == TrialState.RUNNING and trial.user_attrs.get("alive") != trial.number not in self.granted:
+                self.granted.add(trial.number)
+                _beat(self.optuna, trial)
+
+    def _one(self, trial: Trial) -> None:
+        """Run a trial and tell what became of it. What is raised leaves it to be taken up again."""
+        try:
+            trial.set_user_attr("alive", trial.number)
+            value = self._objective(trial)
+            self.optuna.tell(trial, value)
+        except optuna.TrialPruned as why:
+            trial.set_user_attr("why", str(why))
+            self.optuna.tell(trial, state=TrialState.PRUNED)
+        except Dropped as why:
+            trial.set_user_attr("dropped", str(why))
+            self.optuna.tell(trial, state=TrialState.FAIL)
+        except TrialCrashed as crash:
+            self._crashed(trial, crash)
+        except UpdateFinishedTrialError:
+            print(f"study {self.study.name}: trial {trial.number} was taken up by another worker, as this one had been silent "
+                  f"for more than {GRACE} s", file=sys.stderr)
+
+    def _crashed(self, trial: Trial, crash: TrialCrashed) -> None:
+        """Stop the study: the cause is likely here to stay, and the trial can go on when it is mended."""
+        crashes = trial.user_attrs.get("crashes", 0) + 1
+        trial.set_user_attr("crashes", crashes)
+        if crashes < MAX_CRASHES:
+            raise UserError([*crash.problems, "run the same command again when that is mended: the trial goes on"])
+        trial.set_user_attr("dropped", crash.problems[-1])
+        self.optuna.tell(trial, state=TrialState.FAIL)
+        raise UserError([*crash.problems, f"the trial is given up after {crashes} crashes; the same command goes on with others"])
+
+    def _objective(self, trial: Trial) -> float:
+        """Bits per byte. Raises TrialPruned, Dropped, TrialCrashed."""
+        origin = (RETRY.retry_history(_frozen(trial)) or [trial.number])[0]
+        self._admit(trial, origin)
         values = suggest(trial, self.study.space)
         try:
             config = self.study.config(values)
         except UserError as error:  # fine one by one and not together
             self._skip(trial, str(error), 1.0, 0.0)
-        planned = stage_plan(config, "pretrain", self.device, self.dtype)
+        planned = stage_plan(config, "pretrain", calibrated(config, self.device, self.dtype), self.dtype)
         if planned.memory.total > self.study.memory:
-            saved = budget_seconds(self.study, config, planned.tokens_per_second or 1.0)
+            saved = planned_seconds(self.study, config, planned.tokens_per_second or 1.0)
             self._skip(trial, f"planned {planned.memory.total:,} bytes", planned.memory.total / self.study.memory - 1, saved)
         self.skipped = 0
-        origin = (RetryHeartbeatStaleTrialCallback.retry_history(_frozen(trial)) or [trial.number])[0]
-        trial.set_user_attr("origin", origin)
         trial.set_user_attr("predicted_memory_bytes", planned.memory.total)
-        return self._train(trial, config, trial_folder(self.study.name, origin))
+        speed = planned.tokens_per_second or 1.0
+        expected = {"predicted/memory_bytes": float(planned.memory.total), "predicted/tokens_per_second": speed,
+                    "predicted/seconds": planned_seconds(self.study, config, speed)}
+        return self._train(trial, config, expected, folder_of(self.study.name, f"trial-{origin:04d}"))
+
+    def _admit(self, trial: Trial, origin: int) -> None:
+        """Of workers that ask at the same moment, the one with the lower number goes on. Raises Dropped."""
+        trial.set_user_attr("origin", origin)
+        before = [one for one in self.optuna.get_trials(deepcopy=False)
+                  if one.number < trial.number and one.state != TrialState.FAIL and "skipped" not in one.user_attrs]
+        if origin != trial.number:
+            if any(one.user_attrs.get("origin") == origin for one in before):
+                raise Dropped("another worker has it")
+        elif len(before) >= self.study.trials:
+            raise Dropped("the study has its trials")
 
     def _skip(self, trial: Trial, why: str, excess: float, seconds: float) -> None:
         self.skipped += 1
@@ -209,153 +308,106 @@ class Objective:
         trial.set_user_attr("seconds_saved", seconds)
         trial.set_constraint("memory", excess)
         if self.skipped >= MAX_SKIPPED:
+            self.optuna.tell(trial, state=TrialState.PRUNED)
             raise UserError(f"study {self.study.name}: {MAX_SKIPPED} points in a row were refused, the last: {why}; "
                             "raise memory or narrow the space")
         raise optuna.TrialPruned(why)
 
-    def _train(self, trial: Trial, config: Config, folder: Path) -> float:
+    def _train(self, trial: Trial, config: Config, expected: dict[str, float], folder: Path) -> float:
         folder.mkdir(parents=True, exist_ok=True)
-        job = job_of(self.study, config)
-        write_json(folder / "trial.json", job)
-        with child_log(self.study, config, folder, {"trial": str(trial.number)}) as log:
+        job = job_of(config, self.study.memory, {self.study.budget: self.study.amount})
+        with open_log(self.study, config, folder, {"trial": str(trial.number)}) as log:
             try:
-                result = watch(folder, trial, log)
-            except optuna.TrialPruned:
+                result = watch(folder, job, Reporter(trial, log, expected))
+            except Discarded as why:
                 log.finish("KILLED")
-                raise
-            peak = result["peak_memory_bytes"]
-            trial.set_user_attr("peak_memory_bytes", peak)
-            over = bool(result.get("out_of_memory")) or peak > self.study.memory
-            trial.set_constraint("memory", max(peak / self.study.memory - 1, 1e-6) if over else peak / self.study.memory - 1)
-            log.summary(result)
-            if over:
-                log.finish("KILLED")
-                trial.set_user_attr("infeasible", f"reached {peak:,} of {self.study.memory:,} bytes")
-                raise optuna.TrialPruned("over the memory budget")
-            for key in ("steps", "tokens", "seconds", "tokens_per_second"):
+                raise optuna.TrialPruned(str(why)) from None
+            return self._result(trial, log, result)
+
+    def _result(self, trial: Trial, log: tracking.RunLog, result: dict[str, Any]) -> float:
+        """Keep what came of it with the trial and its run."""
+        log.summary(result)
+        peak = result["peak_memory_bytes"]
+        over = bool(result.get("out_of_memory")) or peak > self.study.memory
+        excess = peak / self.study.memory - 1
+        trial.set_constraint("memory", max(excess, 1e-6) if over else excess)
+        for key in ("steps", "tokens", "seconds", "tokens_per_second", "peak_memory_bytes", "went_on_from_step"):
+            if key in result:
                 trial.set_user_attr(key, result[key])
-            if not math.isfinite(result["val_bpb"]):
-                raise optuna.TrialPruned("not finite")
+        if not over and math.isfinite(result.get("val_bpb", math.nan)):
             return float(result["val_bpb"])
+        log.finish("KILLED")
+        if over:
+            trial.set_user_attr("infeasible", f"reached {peak:,} of {self.study.memory:,} bytes")
+            raise optuna.TrialPruned("over the memory budget")
+        raise optuna.TrialPruned(result.get("diverged", "not finite"))
+
+
+class Reporter:
+    """What a trial's curve is for: its log, and whether it is worth going on. Also notes if another has taken the trial."""
+
+    def __init__(self, trial: Trial, log: tracking.RunLog, expected: dict[str, float]) -> None:
+        self.trial, self.log = trial, log
+        self.logged = max((int(row["step"]) for row in log.rows()), default=-1)
+        if self.logged < 0:
+            log.log(0, expected)  # what the plan says, beside what it will take
+        self.looked = time.monotonic()
+
+    def __call__(self, rows: list[Row]) -> None:
+        """Raises Discarded to prune, UpdateFinishedTrialError where the trial is no longer ours."""
+        for row in rows:
+            if row["step"] > self.logged:
+                self.log.log(row["step"], {"val/bpb": row["val_bpb"], "train/peak_memory_bytes": row["peak_memory_bytes"]})
+            self.trial.report(row["val_bpb"], round(100 * row["fraction"]))
+        if rows and self.trial.should_prune():
+            raise Discarded(f"behind the median at {rows[-1]['fraction']:.0%} of the steps")
+        if time.monotonic() - self.looked > HEARTBEAT:
+            self.looked = time.monotonic()
+            if _frozen(self.trial).state.is_finished():
+                raise UpdateFinishedTrialError
 
 
 def _frozen(trial: Trial) -> FrozenTrial:
-    """`retry_history` wants a trial as the storage has it, not a live one."""
-    return trial.study.trials[trial.number]
+    """A trial as the storage has it."""
+    return trial.study.get_trials(deepcopy=False)[trial.number]
 
 
-def trial_folder(name: str, number: int) -> Path:
-    return runtime.state_root() / "tune" / name / f"trial-{number:04d}"
+@contextlib.contextmanager
+def heartbeat(optuna_study: optuna.Study, trial: Trial) -> Iterator[None]:
+    """Say every few seconds that the trial's worker lives. A storage that is away for a beat is no reason to stop."""
+    over = threading.Event()
 
+    def beats() -> None:
+        while not over.wait(HEARTBEAT):
+            with contextlib.suppress(*LOST):
+                _beat(optuna_study, trial)
 
-def job_of(study: Study, config: Config, kind: str = "train") -> dict[str, Any]:
-    """What a trial's process is told."""
-    from paribus.data.tokenizer import Tokenizer
-
-    vocab = Tokenizer.load(TOKENIZER).vocab_size
-    schedule = resolve_pretrain(config.pretrain, parameters(resolve_model(config.model), vocab)["total"], config.model.seq_len)
-    assert schedule.batch_tokens
-    steps = None
-    if study.budget != "seconds":
-        tokens = study.amount if study.budget == "tokens" else study.amount / flops_per_token(config.model, vocab)
-        steps = max(int(tokens / schedule.batch_tokens), 1)
-    values = _nested(replace(config, pretrain=schedule))
-    return {"kind": kind, "config": values, "vocab_size": vocab, "tokens": str(TOKENS.resolve()),
-            "tokenizer": str(TOKENIZER.resolve()), "memory": study.memory, "steps": steps,
-            "seconds": study.amount if study.budget == "seconds" else None, "parent": os.getpid()}
-
-
-def _nested(config: Config) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(config)
-
-
-def budget_seconds(study: Study, config: Config, tokens_per_second: float) -> float:
-    """What a trial would have taken."""
-    if study.budget == "seconds":
-        return study.amount
-    tokens = study.amount
-    if study.budget == "flops":
-        tokens /= flops_per_token(config.model, config.tokenizer.vocab_size)
-    return tokens / tokens_per_second
-
-
-# ---------------------------------------------------------------- watching
-
-
-def start(folder: Path) -> subprocess.Popen[bytes]:
-    """The trial's process; what it says goes to FOLDER/output.txt."""
-    (folder / "result.json").unlink(missing_ok=True)
-    environment = os.environ | {"MALLOC_ARENA_MAX": "2"}  # else each thread reserves memory that the cap would count
-    with (folder / "output.txt").open("wb") as output:
-        return subprocess.Popen([sys.executable, "-m", "paribus.study.trial", str(folder)], stdout=output,
-                                stderr=subprocess.STDOUT, env=environment)
-
-
-def watch(folder: Path, trial: Trial | None, log: tracking.RunLog | None) -> dict[str, Any]:
-    """Follow a trial to its end. Raises TrialPruned, and UserError with its last words if it crashed."""
-    process = start(folder)
-    seen = 0
+    _beat(optuna_study, trial)
+    thread = threading.Thread(target=beats, daemon=True)
+    thread.start()
     try:
-        while True:
-            ended = process.poll() is not None
-            rows = read_rows(folder / "curve.jsonl") if (folder / "curve.jsonl").exists() else []
-            for row in rows[seen:]:
-                if log is not None:
-                    log.log(row["step"], {"val/bpb": row["val_bpb"], "train/peak_memory_bytes": row["peak_memory_bytes"]})
-                if trial is not None:
-                    trial.report(row["val_bpb"], round(100 * row["fraction"]))
-            if trial is not None and len(rows) > seen and trial.should_prune():
-                raise optuna.TrialPruned(f"behind the median at {rows[-1]['fraction']:.0%}")
-            seen = max(seen, len(rows))
-            if ended:
-                break
-            time.sleep(POLL_SECONDS)
+        yield
     finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    result = read_json(folder / "result.json")
-    if result is None and process.returncode in (-signal.SIGKILL, -signal.SIGABRT):  # the kernel's own way with memory
-        peak = max([row["peak_memory_bytes"] for row in rows], default=0)
-        return {"out_of_memory": True, "peak_memory_bytes": peak}
-    if result is None:
-        words = (folder / "output.txt").read_text(errors="replace").strip().splitlines()
-        raise UserError([f"{folder}: the trial ended with status {process.returncode}; its last words:", *words[-5:]])
-    return result
+        over.set()
+        thread.join()
 
 
-def child_log(study: Study, config: Config, folder: Path, tags: dict[str, str]) -> tracking.RunLog:
-    """An MLflow run for a trial, child of the study's; a trial that goes on keeps its run."""
-    os.environ["DVC_EXP_NAME"] = f"tune {study.name}"
-    rows = read_rows(folder / "curve.jsonl") if (folder / "curve.jsonl").exists() else []
-    data = {str(path): (str(path), dvc_hash(path)) for path in (TOKENS,)}
-    root = runtime.state_root()
-    name = "-".join(folder.relative_to(root).parts)
-    return tracking.RunLog.open("tune", folder=root / "runs" / name, config=study.config(), params=flatten(config),
-                                fingerprint=fingerprint(config=flatten(config)), tags={"study": study.name, **tags},
-                                datasets=data, resume_step=rows[-1]["step"] if rows else None)
+def _beat(optuna_study: optuna.Study, trial: Trial | FrozenTrial) -> None:
+    storage: Any = optuna_study._storage
+    storage.record_heartbeat(trial._trial_id)
 
 
 # ---------------------------------------------------------------- the winner's curse
 
 
-def _ranked(optuna_study: optuna.Study) -> list[FrozenTrial]:
-    """Finished, feasible trials, the best first."""
-    done = optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    return sorted((trial for trial in done if all(value <= 0 for value in trial.constraints.values())),
-                  key=lambda trial: trial.value or 0.0)
-
-
 def retest(study: Study, optuna_study: optuna.Study, device: Device, dtype: str) -> None:
     """Train the best `top` and the default again on fresh seeds: the best of many is better by luck, too."""
-    ranked = _ranked(optuna_study)
-    if not ranked:
+    best = ranked(optuna_study)
+    if not best:
         print(f"study {study.name}: no trial was feasible; nothing to re-test", file=sys.stderr)
         return
     flat = flatten(study.config())
-    arms: dict[str, dict[str, Any]] = {f"trial {trial.number}": trial.params for trial in ranked[: study.top]}
+    arms: dict[str, dict[str, Any]] = {f"trial {trial.number}": trial.params for trial in best[: study.top]}
     arms["default"] = {key: flat[key] for key in study.space}
     results: dict[str, list[float]] = {}
     for arm, values in arms.items():
@@ -364,7 +416,7 @@ def retest(study: Study, optuna_study: optuna.Study, device: Device, dtype: str)
             value = _retest_run(study, arm, values, seed, device, dtype)
             if value is not None:
                 results.setdefault(arm, []).append(value)
-    claimed = {f"trial {trial.number}": trial.value for trial in ranked[: study.top]}
+    claimed = {f"trial {trial.number}": trial.value for trial in best[: study.top]}
     optuna_study.set_user_attr("retest", {"claimed": claimed, "values": results, "params": arms})
 
 
@@ -373,43 +425,14 @@ def _retest_run(study: Study, arm: str, values: dict[str, Any], seed: int, devic
     config = study.config(values | {"seed": seed})
     if stage_plan(config, "pretrain", device, dtype).memory.total > study.memory:
         return None
-    folder = runtime.state_root() / "tune" / study.name / "retest" / f"{arm.replace(' ', '-')}-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    result = read_json(folder / "result.json")
+    folder = folder_of(study.name, f"retest-{fingerprint(config=flatten(config))[:12]}")
+    job = job_of(config, study.memory, {study.budget: study.amount})
+    result = finished(folder, job)
     if result is None:
-        write_json(folder / "trial.json", job_of(study, config))
-        with child_log(study, config, folder, {"retest": arm}) as log:
-            result = watch(folder, None, log)
+        with open_log(study, config, folder, {"retest": arm}) as log:
+            result = watch(folder, job)
             log.summary(result)
-    return None if result.get("out_of_memory") else float(result["val_bpb"])
-
-
-# ---------------------------------------------------------------- what came of it
-
-
-def summary(study: Study, optuna_study: optuna.Study) -> dict[str, Any]:
-    """Counts, the best, claimed against re-tested, and the difference to the default seed by seed."""
-    trials = optuna_study.get_trials(deepcopy=False)
-    skipped = [trial for trial in trials if "skipped" in trial.user_attrs]
-    ranked, again = _ranked(optuna_study), optuna_study.user_attrs.get("retest", {"values": {}})
-    found: dict[str, Any] = {
-        "study": study.name, "trials": _counted(optuna_study), "complete": len(ranked),
-        "refused_by_plan": len(skipped), "minutes_saved": sum(t.user_attrs.get("seconds_saved", 0) for t in skipped) / 60,
-        "out_of_memory": sum("infeasible" in trial.user_attrs for trial in trials),
-        "retried": sum(trial.state == TrialState.FAIL for trial in trials),
-        "best": {"trial": ranked[0].number, "val_bpb": ranked[0].value, "params": ranked[0].params} if ranked else None,
-        "retest": {},
-    }
-    default = again["values"].get("default")
-    for arm, values in again["values"].items():
-        mean, low, high = interval(values)
-        entry: dict[str, Any] = {"claimed": again["claimed"].get(arm), "mean": mean, "low": low, "high": high,
-                                 "seeds": len(values), "params": again["params"][arm]}
-        if default and arm != "default":
-            paired = interval([a - b for a, b in zip(values, default, strict=False)])
-            entry["minus_default"] = dict(zip(("mean", "low", "high"), paired, strict=True))
-        found["retest"][arm] = entry
-    return found
+    return float(result["val_bpb"]) if "val_bpb" in result else None
 
 
 def report(name: str, url: str | None = None) -> None:
@@ -417,7 +440,7 @@ def report(name: str, url: str | None = None) -> None:
     from paribus.study.figures import write_figures
 
     study = read_study(name)
-    optuna_study = open_study(study, url, create=False)
+    optuna_study, _ = open_study(study, url, create=False)
     found = summary(study, optuna_study)
     folder = Path("report/tune") / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -425,52 +448,8 @@ def report(name: str, url: str | None = None) -> None:
     figures = write_figures(optuna_study, folder, study.memory)
     if found["best"]:
         write_profile(study, found)
-    with child_log(study, study.config(), runtime.state_root() / "tune" / name / "report", {"report": "true"}) as log:
+    with open_log(study, study.config(), folder_of(name, "report"), {"report": "true"}) as log:
         log.summary({"trials": found["trials"], "refused_by_plan": found["refused_by_plan"]})
         for path in [folder / "summary.json", *figures]:
             log.artifact(path, "tune")
     print(page(found))
-
-
-# ---------------------------------------------------------------- the device batch
-
-
-def batch(memory: str | None, *, json_out: bool = False) -> None:
-    """The fastest device batch that fits, tokens per step kept: each candidate is measured in a capped process."""
-    from paribus.config import load_config
-    from paribus.plan.memory import parse_bytes
-
-    config = load_config()
-    device, dtype = here(config)
-    budget = parse_bytes(memory, "--memory") if memory else device.memory
-    largest = max_device_batch(config, "pretrain", budget, device=device.kind, dtype=dtype)
-    if not largest:
-        raise UserError(f"--memory: not one row fits {budget / 2**20:,.0f} MiB by `paribus plan`")
-    tried = {}
-    for rows in sorted({min(2**power, largest) for power in range(largest.bit_length() + 1)}):
-        tried[rows] = _speed_of(config, rows, budget)
-        if tried[rows].get("out_of_memory"):
-            break
-    fit = {rows: entry["tokens_per_second"] for rows, entry in tried.items() if "tokens_per_second" in entry}
-    if not fit:
-        raise UserError(f"--memory: one row needs more than {budget / 2**20:,.0f} MiB")
-    best = max(fit, key=lambda rows: fit[rows])
-    if json_out:
-        print(json.dumps({"device_batch_size": best, "tokens_per_second": fit[best], "tried": tried}, indent=1))
-        return
-    for rows, entry in tried.items():
-        speed = f"{entry['tokens_per_second']:>10,.0f} tokens/s" if rows in fit else "  out of memory      "
-        mark = "  <- fastest" if rows == best else ""
-        print(f"{rows:>6} rows {speed}  peak {entry['peak_memory_bytes'] / 2**20:>8,.0f} MiB{mark}")
-    print(f"set pretrain.device_batch_size to {best}; the step's {config.pretrain.batch_tokens:,} tokens stay")
-
-
-def _speed_of(config: Config, rows: int, budget: int) -> dict[str, Any]:
-    study = Study("batch", 1, "tokens", float(2**62), budget, {}, {}, 1, 1, [])
-    changed = replace(config, pretrain=replace(config.pretrain, device_batch_size=rows))
-    folder = runtime.state_root() / "tune" / "batch" / f"rows-{rows}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        (folder / "curve.jsonl").unlink()
-    write_json(folder / "trial.json", job_of(study, changed, "speed"))
-    return watch(folder, None, None)

@@ -1,0 +1,73 @@
+"""`paribus tune batch`: the fastest device batch that fits, tokens per step kept; each candidate measured in a capped process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from typing import Any
+
+from paribus.config import Config, load_config, resolve_model, resolve_pretrain
+from paribus.errors import UserError
+from paribus.model.accounting import parameters
+from paribus.plan.memory import max_device_batch, parse_bytes
+from paribus.plan.probe import here
+from paribus.study.launch import folder_of, job_of, need_data, watch
+
+
+def batch(memory: str | None, *, json_out: bool = False) -> None:
+    """Measure, and print the fastest. Raises UserError where not one row fits."""
+    config = load_config()
+    device, dtype = here(config)
+    budget = parse_bytes(memory, "--memory") if memory else device.memory
+    need_data()
+    largest = max_device_batch(config, "pretrain", budget, device=device.kind, dtype=dtype)
+    if not largest:
+        raise UserError(f"--memory: not one row fits {budget / 2**20:,.0f} MiB by `paribus plan`")
+    tried = measure(config, candidates(rows_of_step(config), largest), budget)
+    fit = {rows: entry["tokens_per_second"] for rows, entry in tried.items() if "tokens_per_second" in entry}
+    if not fit:
+        raise UserError(f"--memory: one row needs more than {budget / 2**20:,.0f} MiB")
+    best = max(fit, key=lambda rows: fit[rows])
+    if json_out:
+        print(json.dumps({"device_batch_size": best, "tokens_per_second": fit[best], "tried": tried}, indent=1))
+        return
+    for rows, entry in tried.items():
+        speed = f"{entry['tokens_per_second']:>10,.0f} tokens/s" if rows in fit else "  out of memory      "
+        mark = "  <- fastest" if rows == best else ""
+        print(f"{rows:>6} rows {speed}  peak {entry['peak_memory_bytes'] / 2**20:>8,.0f} MiB{mark}")
+    print(f"set pretrain.device_batch_size to {best}; the step's {rows_of_step(config) * config.model.seq_len:,} tokens stay")
+
+
+def rows_of_step(config: Config) -> int:
+    """Rows of one optimiser step."""
+    model = resolve_model(config.model)
+    schedule = resolve_pretrain(config.pretrain, parameters(model, config.tokenizer.vocab_size)["total"], model.seq_len)
+    assert schedule.batch_tokens
+    return schedule.batch_tokens // model.seq_len
+
+
+def candidates(step_rows: int, largest: int) -> list[int]:
+    """Device batches worth a measurement: the step in as few passes as fit, then in about twice as many, and so on.
+
+    A step of `passes` equal passes costs what each pass costs by itself, times that, and what its rows cost: among the
+    batches with as many passes the smallest is the fastest, and doubling finds where caches prefer smaller ones.
+    """
+    found, passes = [], -(-step_rows // largest)
+    while passes <= step_rows:
+        found.append(-(-step_rows // passes))
+        passes *= 2
+    return sorted({*found, 1})
+
+
+def measure(config: Config, rows: list[int], budget: int) -> dict[int, dict[str, Any]]:
+    """rows -> {tokens_per_second, peak_memory_bytes}; from the first that runs out of memory on, no larger one is tried."""
+    tried: dict[int, dict[str, Any]] = {}
+    for count in sorted(rows):
+        changed = replace(config, pretrain=replace(config.pretrain, device_batch_size=count))
+        folder = folder_of("batch", f"rows-{count}")
+        shutil.rmtree(folder, ignore_errors=True)
+        tried[count] = watch(folder, job_of(changed, budget, {}, "speed"))
+        if tried[count].get("out_of_memory"):
+            break
+    return tried
