@@ -38,7 +38,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
-from project import Project  # noqa: E402
+from project import Project, senders  # noqa: E402
 
 from paribus.graph import stage_definitions  # noqa: E402
 from paribus.runtime import cpu_name  # noqa: E402
@@ -117,16 +117,10 @@ class Repro:
             victim = victim.replace("stage", "group")
             os.killpg(self.process.pid, signal.SIGKILL)
         if victim.endswith("sender"):
-            kill_sender(self.root)
+            for process in senders(self.root):  # it outlives stages and DVC
+                process.kill()
         self.process.wait()
         return victim
-
-
-def kill_sender(root: Path) -> None:
-    """Kill -9 the process that feeds MLflow, which outlives stages and DVC."""
-    for process in psutil.process_iter(["cmdline"]):
-        if (process.info["cmdline"] or [])[-2:] == [sender.__name__, str(root / ".paribus")]:
-            process.kill()
 
 
 # ---------------------------------------------------------------- when

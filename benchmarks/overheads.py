@@ -5,7 +5,7 @@
 All on the default's model and batch, in a project of its own with two megabytes of documents:
 
     start_up     seconds from `paribus pretrain` to the beginning of its first step
-    tracking     what a logged step costs the loop, and the background thread that feeds MLflow, as shares of a step
+    tracking     what a logged step costs the loop, and the process that feeds MLflow, as shares of a step
     saving       what a save costs the loop: the copy, and by how much steps are slower while it is written, in steps
 """
 
@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from small import Project, make_project
+from small import Project, make_project, senders
 from steps import machine
 
 from paribus import runtime
@@ -45,7 +45,7 @@ def start_up(project: Project) -> dict[str, float]:
 
 
 def tracking(config: Config, folder: Path, step_seconds: float) -> dict[str, float]:
-    """Seconds of logging one step, in the loop and behind it; what is paid once (importing mlflow) left out."""
+    """Seconds of logging one step, in the loop, and of the sender's processor; what is paid once (its imports) left out."""
     from paribus.journal import read_json
     from paribus.tracking import RunLog
 
@@ -55,13 +55,14 @@ def tracking(config: Config, folder: Path, step_seconds: float) -> dict[str, flo
         log.log(1, metrics)
         while "RUNNING" not in (read_json(log.folder / "mlflow.json") or {}).values():  # until mlflow is loaded
             time.sleep(0.2)
-        all_before, own_before = time.process_time(), time.thread_time()
+        [sender] = senders(folder)
+        sender_before, own_before = sum(sender.cpu_times()[:2]), time.thread_time()
         for step in range(2, LOGGED + 2):
             log.log(step, metrics)
         own = (time.thread_time() - own_before) / LOGGED
         log.finish()
-        behind = (time.process_time() - all_before - (time.thread_time() - own_before)) / LOGGED
-    return {"loop_seconds_per_step": own, "background_cpu_seconds_per_step": behind, "loop_share": own / step_seconds,
+        behind = (sum(sender.cpu_times()[:2]) - sender_before) / LOGGED
+    return {"loop_seconds_per_step": own, "sender_cpu_seconds_per_step": behind, "loop_share": own / step_seconds,
             "share": (own + behind) / step_seconds}
 
 

@@ -9,11 +9,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
 from conftest import TINY  # noqa: E402
-from project import Project  # noqa: E402
+from project import Project, senders  # noqa: E402
 
 from paribus.config import flatten, load_config  # noqa: E402
 
-__all__ = ["Project", "make_project"]
+__all__ = ["Project", "make_project", "senders"]
 DEFAULTS = ("model.", "tokenizer.", "tokens.", "train.", "pretrain.")  # sections taken as they are, not tiny
 
 

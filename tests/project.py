@@ -11,12 +11,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from conftest import TINY
 
 from paribus.config import merge, read_yaml
+from paribus.tracking import sender
 
 STAGES = ("base", "mid", "sft", "rl")
+
+
+def senders(root: Path) -> list[psutil.Process]:
+    """The processes that feed MLflow of the project at `root`."""
+    command = [sender.__name__, str(root / ".paribus")]
+    return [process for process in psutil.process_iter(["cmdline"]) if (process.info["cmdline"] or [])[-2:] == command]
 
 
 class Project:

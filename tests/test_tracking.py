@@ -13,13 +13,13 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from project import senders
 
 from paribus import config, runtime, tracking
 from paribus.journal import Journal, locked, read_rows
 from paribus.session import EXIT_PAUSED
-from paribus.tracking import RunLog, sender
+from paribus.tracking import RunLog
 
 # A stage in a process of its own. argv: its name, and `dies` to be killed -9 once MLflow has begun to take it.
 STAGE = """
@@ -126,12 +126,6 @@ def latest(client, key="train/loss"):
 
 def steps(client, run, key="train/loss"):
     return [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
-
-
-def senders(project):
-    """The processes that feed MLflow of this project."""
-    command = [sender.__name__, str(project / ".paribus")]
-    return [process for process in psutil.process_iter(["cmdline"]) if (process.info["cmdline"] or [])[-2:] == command]
 
 
 def eventually(condition, seconds=20):
