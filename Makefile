@@ -12,14 +12,19 @@ PIP := $(BIN)/python -m pip install --quiet
 CHECK_PYTHON := import sys; (3, 11) <= sys.version_info < (3, 14) or \
     sys.exit("paribus needs Python 3.11 to 3.13, not " + sys.version.split()[0] + "; name one: make PYTHON=python3.12")
 
-.PHONY: repro test lint types venv clean
+.PHONY: repro test test-long lint types venv clean
 .DELETE_ON_ERROR:
 
 repro: $(READY)  ## the whole curriculum
 	@$(BIN)/dvc repro
 
-test: $(READY)  ## the test suite
-	@$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+test: $(READY)  ## the test suite, but for the long ones
+	@$(PYTEST) -m "not long"
+
+test-long: $(READY)  ## kills, processes, queues and clones, a minute or more each
+	@$(PYTEST) -m long
 
 lint: $(READY)
 	@$(BIN)/ruff check .

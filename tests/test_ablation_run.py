@@ -18,6 +18,8 @@ from project import Project
 
 from paribus.journal import read_rows
 
+pytestmark = pytest.mark.long
+
 FILE: dict[str, Any] = {
     "question": "Is AdamW better?", "hypothesis": "It is not.", "baseline": {"set": {"pretrain.eval_every": 8}},
     "arms": {"adamw": {"optimizer.kind": "adamw"}}, "seeds": 2, "metric": "val_bpb", "smallest_effect": 0.01, "equal": "tokens",

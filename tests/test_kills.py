@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.timeout(900)
 def test_ten_kills_leave_no_trace(project_root: Path, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from project import Project
 
 from paribus.session import EXIT_PAUSED
 
+pytestmark = pytest.mark.long
+
 STEPS = 5
 ONE_STEP = 1e-6  # minutes: a session that is over after its first step
 # The first gradients of the scalars are rounding noise, of which AdamW with an eps below it takes the sign.

@@ -18,6 +18,8 @@ import pytest
 import yaml
 from test_pipeline import Project
 
+pytestmark = pytest.mark.long
+
 FIRST = ("corpus", "tokenizer", "tokens")  # data enough for what a remote has to do
 STAGES = (*FIRST, "pretrain")
 PATHS = ("data/corpus", "data/tokenizer", "data/tokens", "checkpoints/base")

@@ -17,6 +17,8 @@ from project import Project
 from paribus.errors import UserError
 from paribus.study import record, verify
 
+pytestmark = pytest.mark.long
+
 STAGES = ("corpus", "tokenizer", "tokens", "pretrain")
 
 
