@@ -81,12 +81,11 @@ def started(root: Path, name: str, url: str) -> subprocess.Popen[str]:
 
 
 def under_way(root: Path, name: str) -> Curve:
-    """The first trial that has a training state and an evaluation behind it, and is not finished."""
+    """The first trial that is."""
     until = time.monotonic() + 120
     while time.monotonic() < until:
         for folder in sorted((root / ".paribus/tune" / name).glob("trial-*")):
-            curve = folder / "curve.jsonl"
-            if curve.exists() and curve.read_text() and Curve(folder).newest_state() and not (folder / "result.json").exists():
+            if Curve(folder).under_way():
                 return Curve(folder)
         time.sleep(0.02)
     raise AssertionError("no trial got under way")
@@ -103,7 +102,7 @@ def check_each_once(trials: list[Any], wanted: int) -> None:
         assert again[dead.user_attrs["origin"]].params == dead.params, "a lost trial"
 
 
-LONG = {"budget": {"tokens": 256 * 300}, "overrides": {"train.save_seconds": 0.2}, "trials": 6,
+LONG = {"budget": {"tokens": 256 * 120}, "overrides": {"train.save_seconds": 0.2}, "trials": 6,
         "space": {"optimizer.matrix_lr": {"low": 0.005, "high": 0.08, "log": True}}}
 
 

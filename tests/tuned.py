@@ -51,9 +51,14 @@ class Curve:
         """The step of its newest training state; 0: none."""
         return max((int(path.stem.removeprefix("step-")) for path in (self.folder / "state").glob("step-*.json")), default=0)
 
+    def under_way(self) -> bool:
+        """Whether it has a training state and an evaluation behind it, and no end yet."""
+        curve = self.folder / "curve.jsonl"
+        return bool(self.newest_state() and curve.exists() and curve.read_text()) and not (self.folder / "result.json").exists()
+
     def wait_for_state(self, seconds: float) -> None:
-        """Until it has a training state and an evaluation behind it."""
+        """Until it is under way."""
         until = time.monotonic() + seconds
-        while not (self.newest_state() and (self.folder / "curve.jsonl").read_text()):
+        while not self.under_way():
             assert time.monotonic() < until, f"{self.folder}: no training state in {seconds} s"
             time.sleep(0.02)

@@ -78,6 +78,7 @@ def connect(url: str | None) -> RDBStorage:
     """The storage, with its tables. Raises UserError where it cannot be had."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used with")  # `heartbeat` beats here
     for attempt in range(10):
         try:
             return RDBStorage(storage_url(url), heartbeat_interval=HEARTBEAT, grace_period=GRACE,
