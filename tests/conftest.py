@@ -64,8 +64,8 @@ TINY = {
 
 
 # Files of minutes go first: one of them begun last would be waited for with the other core idle.
-LONGEST_FIRST = ("test_kills", "test_pipeline", "test_processes", "test_tune", "test_tracking", "test_distributed",
-                 "test_remotes")
+LONGEST_FIRST = ("test_kills", "test_verify", "test_processes", "test_tune_workers", "test_ablation_run", "test_pipeline",
+                 "test_tracking", "test_tune", "test_distributed", "test_remotes")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

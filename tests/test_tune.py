@@ -318,6 +318,7 @@ def killed(prepared: Path) -> dict[str, Any]:
     return {"left": left, "done": done, "root": prepared}
 
 
+@pytest.mark.long
 def test_a_killed_study_goes_on_with_its_trial_from_its_state(killed: dict[str, Any]) -> None:
     """The same values; not from the start; to the bit what it would have come to; and each point once."""
     import optuna
@@ -340,6 +341,7 @@ def test_a_killed_study_goes_on_with_its_trial_from_its_state(killed: dict[str, 
     assert len({trial.user_attrs["origin"] for trial in ran}) == len(ran) == 4
 
 
+@pytest.mark.long
 def test_claims_stand_beside_re_tests_and_the_profile_says_where_it_comes_from(killed: dict[str, Any]) -> None:
     from paribus.config import flatten, load_config, read_yaml
 
@@ -356,6 +358,7 @@ def test_claims_stand_beside_re_tests_and_the_profile_says_where_it_comes_from(k
     load_config(root / "params.yaml", values)
 
 
+@pytest.mark.long
 def test_figures_open_offline_in_a_browser_and_none_is_empty(killed: dict[str, Any]) -> None:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
@@ -383,6 +386,7 @@ def test_figures_open_offline_in_a_browser_and_none_is_empty(killed: dict[str, A
     assert messages == []
 
 
+@pytest.mark.long
 def test_trials_are_child_runs_with_study_and_number_and_predictions(killed: dict[str, Any],
                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(killed["root"])
@@ -399,6 +403,7 @@ def test_trials_are_child_runs_with_study_and_number_and_predictions(killed: dic
     assert {f"tune/{name}.html" for name in ("history", "importances", "memory", "parallel")} < kept
 
 
+@pytest.mark.long
 def test_predictions_are_graded_against_what_runs_took(killed: dict[str, Any]) -> None:
     """A stage's run and the trials', by `paribus plan --grade`."""
     root = killed["root"]

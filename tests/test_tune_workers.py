@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from tuned import Curve, command, prepare, write
 
+pytestmark = pytest.mark.long
+
 pytestmark = pytest.mark.timeout(300)
 
 
