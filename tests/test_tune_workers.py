@@ -17,9 +17,7 @@ from typing import Any
 import pytest
 from tuned import Curve, command, prepare, write
 
-pytestmark = pytest.mark.long
-
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 
 class Server:
