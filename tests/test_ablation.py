@@ -105,6 +105,41 @@ def test_a_file_that_is_not_committed_as_it_is_is_refused(tmp_path: Path, monkey
         registered(path)
 
 
+@pytest.mark.parametrize("killed", ["before", "while it sets aside", "before it gives back"])
+def test_a_kill_while_dvc_sets_an_experiment_aside_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                             killed: str) -> None:
+    """What DVC does to the checkout, step by step: the user's changes stashed, HEAD detached, params.yaml changed."""
+    from paribus.journal import write_json
+    from paribus.study.queue import Queue
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    params, notes = tmp_path / "params.yaml", tmp_path / "notes.md"
+    params.write_text("seed: 7")
+    notes.write_text("draft")
+    (tmp_path / ".gitignore").write_text(".paribus")
+    for command in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-qm", "a"]):
+        git(*command)
+    notes.write_text("what the user writes")
+    queue = Queue(tmp_path)
+    before = {"branch": "refs/heads/main", "commit": git("rev-parse", "HEAD"), "stash": None}
+    write_json(tmp_path / ".paribus/queueing.json", before)
+    if killed != "before":
+        git("stash", "push", "-q")
+    if killed == "while it sets aside":
+        git("checkout", "-q", "--detach")
+        git("stash", "apply", "-q")
+        params.write_text("seed: 8")
+    assert queue.mend() and not queue.mend()
+    assert git("symbolic-ref", "HEAD") == "refs/heads/main"
+    assert params.read_text() == "seed: 7" and notes.read_text() == "what the user writes"
+    assert not git("stash", "list")
+
+
 # ---------------------------------------------------------------- what it expands to
 
 

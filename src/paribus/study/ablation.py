@@ -42,7 +42,7 @@ from paribus.study.status import Display, table
 from paribus.study.verdict import judge, plan_of
 
 MAX_FAILURES = 3  # of a run for reasons outside it, before it is given up
-POLL_SECONDS = 2.0
+POLL_SECONDS = 3.0
 SUSPICIOUS_SECONDS = 15.0  # that a task may be without a process of its own: a worker sets it up, or collects it
 
 
@@ -212,6 +212,7 @@ class Driver:
                 failures = given_up(self.experiment.name, runs)
                 left = [run for run in runs if run.name not in have and run.name not in failures]
                 if (self.folder / "stop").exists():
+                    self.display.say(f"{self.experiment.name}: stopped; `paribus ablate run {self.experiment.name}` goes on")
                     raise SystemExit(EXIT_PAUSED)
                 if not left:
                     return [have[run.name] for run in runs if run.name in have]
@@ -395,13 +396,14 @@ def stop(name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stop").touch()
     queue = Queue(runtime.main_checkout())
-    tidy(queue, name)
-    ours = [task for task in queue.tasks() if re.fullmatch(rf"{re.escape(name)}-.+", task.name)]
-    queue.remove([task.name for task in ours if task.state == "queued"])
-    running = [task for task in ours if task.state == "running"]
-    for task in running:
-        print(f"{task.name}: asked to save and stop", file=sys.stderr)
-        queue.halt(task)
+    with locked(folder / "lock"):  # `paribus ablate run` has seen it then, and puts nothing more
+        tidy(queue, name)
+        ours = [task for task in queue.tasks() if task.name.startswith(f"{name}-")]
+        queue.remove([task.name for task in ours if task.state == "queued"])
+        running = [task for task in ours if task.state == "running"]
+        for task in running:
+            print(f"{task.name}: asked to save and stop", file=sys.stderr)
+            queue.halt(task)
     print(f"{experiment.name}: stopped, {len(running)} run(s) saved; `paribus ablate run {name}` goes on", file=sys.stderr)
 
 

@@ -221,12 +221,16 @@ class Queue:
     def halt(self, task: Task) -> None:
         """Have the task's stage save and exit 75, and wait for its end; one that takes too long is killed."""
         deadline = time.monotonic() + PAUSE_SECONDS
+        asked: set[Path] = set()
         while (process := _living(task.pid)) is not None and time.monotonic() < deadline:
             below = {child.pid for child in _children(process)}
-            for folder in (runtime.state_root() / "runs").glob("*/"):
+            for folder in set((runtime.state_root() / "runs").glob("*/")) - asked:
                 if (holder := lock_holder(folder)) and holder.get("pid") in below:
                     (folder / "pause").touch()
+                    asked.add(folder)
             time.sleep(0.2)
+        for folder in asked:  # one that ended by itself has not taken it; the next start would
+            (folder / "pause").unlink(missing_ok=True)
         if process is not None:
             for one in [*_children(process), process]:
                 with contextlib.suppress(psutil.NoSuchProcess):
