@@ -15,7 +15,7 @@ import yaml
 from project import Project
 
 from paribus.errors import UserError
-from paribus.study import record, verify
+from paribus.study import band, record, verify
 
 pytestmark = pytest.mark.long
 
@@ -84,7 +84,8 @@ def test_a_run_is_certified_bit_for_bit_and_nothing_of_it_is_touched(origin: Pro
 
     def fingers() -> dict[str, tuple[int, int]]:
         kept = [path for top in ("checkpoints", "data", ".dvc/cache", ".paribus/runs") for path in (origin.root / top).rglob("*")]
-        return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in kept if path.is_file()}
+        return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in kept
+                if path.is_file() and path.suffix != ".lock"}  # the project's own sender looks whether runs are over
 
     before = fingers()
     done = origin.run("paribus", "verify", "HEAD")
@@ -182,7 +183,7 @@ def test_another_seed_parts_and_the_step_is_named(project: Project) -> None:
     made = certify(steps=2)
     assert made["verdict"] == "not reproduced" and made["causes"] == ["params"] and "seed in dvc.lock" in whats(made, "params")
     assert made["outcome"]["parted"]["step"] == 2 and made["outcome"]["parted"]["column"] == "train_loss"
-    assert "They part at step 2: train_loss" in verify.page(made) and "Why: params." in verify.page(made)
+    assert "They part at step 2: train_loss" in verify.page(made) and "Why: params (seed in dvc.lock)." in verify.page(made)
 
 
 def test_another_thread_count_is_caught(project: Project) -> None:
@@ -198,6 +199,57 @@ def test_a_forged_record_is_caught_by_its_own_fingerprint(project: Project) -> N
     shutil.copytree(path.parent, project.root / "elsewhere")
     (project.root / "elsewhere/provenance.json").write_text(json.dumps(written))
     assert "fingerprint" in whats(certify("elsewhere"), "params")
+
+
+# ---------------------------------------------------------------- the band
+
+
+def log_seed(client: Any, experiment: str, written: dict[str, Any], curve: list[dict[str, str]], seed: int, shift: float) -> str:
+    """A finished run of pretraining in MLflow that differs in the seed, and in its losses by `shift`; its id."""
+    run_id = client.create_run(experiment, tags={"stage": "pretrain"}).info.run_id
+    moved = [row | {"train_loss": repr(float(row["train_loss"]) + shift)} for row in curve]
+    text = "\n".join([",".join(moved[0]), *(",".join(row.values()) for row in moved)])
+    client.log_text(run_id, json.dumps(written | {"params": written["params"] | {"seed": seed}}), "provenance.json")
+    client.log_text(run_id, text + "\n", "plots/pretrain.csv")
+    client.set_terminated(run_id)
+    return str(run_id)
+
+
+@pytest.mark.timeout(300)
+def test_the_band_is_that_of_runs_that_differ_in_the_seed_alone(project: Project) -> None:
+    """Losses of -.1, 0 and .1 beside the recorded one: t(2) x .1 x root 2 = .61 either way."""
+    from paribus.tracking.store import connect, tracking_uri
+
+    store = connect(tracking_uri(), "paribus", project.root / ".paribus")
+    one = record.find("HEAD")
+    written, curve = one.provenance("pretrain"), one.curve("pretrain")
+
+    def rebuilt(shift: float) -> list[dict[str, str]]:
+        return [row | {"train_loss": repr(float(row["train_loss"]) + shift)} for row in curve]
+
+    twin = log_seed(store.client, store.experiment, written, curve, seed=101, shift=-0.1)
+    other = written | {"params": written["params"] | {"model.depth": 3}}
+    log_seed(store.client, store.experiment, other, curve, seed=102, shift=5.0)
+    assert band.measured_band(one, "pretrain", curve, rebuilt(0.0)) is None, "two seeds are no spread; the other is no twin"
+    log_seed(store.client, store.experiment, written, curve, seed=103, shift=0.1)
+    near, far = (band.measured_band(one, "pretrain", curve, rebuilt(shift)) for shift in (0.5, 0.7))
+    assert near and far and near.within and not far.within and near.seeds == 3
+    assert near.half_width == pytest.approx(4.3027 * 0.1 * 2**0.5, rel=1e-3)
+    stored = record.find(twin)
+    assert stored.kind == "MLflow run" and stored.provenance("pretrain")["params"]["seed"] == 101
+    assert [row["step"] for row in stored.curve("pretrain")] == [row["step"] for row in curve]
+
+
+def test_a_difference_within_the_noise_is_reproduced_only_where_nothing_contradicts() -> None:
+    within = band.Band("train_loss", 0.1, 0.6, 3, True, "")
+    outcome = verify.Outcome(6, True, {"step": 2}, ("a", "b"), within)
+    machine = verify.Difference("hardware", "isa", "avx2", "avx512", False)
+    edited = verify.Difference("params", "seed in dvc.lock", 7, 8, True)
+    assert verify.judge([machine], outcome) == "within noise"
+    assert verify.judge([machine, edited], outcome) == "not reproduced"
+    assert verify.causes([machine, edited], "not reproduced") == ["params"]
+    assert verify.judge([machine], verify.Outcome(6, True, None, ("a", "a"), None)) == "bit-exact"
+    assert verify.judge([machine], verify.Outcome(6, True, None, ("a", "b"), None)) == "not reproduced", "the weights alone part"
 
 
 # ---------------------------------------------------------------- bad input

@@ -48,7 +48,7 @@ class Comparison:
     b: list[str]
     params: dict[str, Pair]
     code: dict[str, Pair]  # source file, or folder, that decides a result -> digests
-    other_code: list[str]  # source files that differ and decide no result
+    other_code: list[str]  # source files that differ between the commits, not in what decided the results
     trees: dict[str, Pair]  # commit, uncommitted changes
     data: dict[str, Pair]
     environment: dict[str, Pair]
@@ -231,7 +231,8 @@ def page(found: Comparison) -> list[RenderableType]:
     parts: list[RenderableType] = [f"A: {', '.join(found.a)}", f"B: {', '.join(found.b)}"]
     parts += [_table(title, values) for title, values in sections.items() if values]
     if found.other_code:
-        parts.append(f"code that decides no result: {', '.join(found.other_code)}\n")
+        parts.append(f"{len(found.other_code)} source files differ between the commits, and not in what decided the results: "
+                     f"{_few(found.other_code)}\n")
     told = {name: one for name, one in found.metrics.items() if one.difference or one.low is not None}
     parts += [_metrics_table(told)] if told else []
     if equal := found.metrics.keys() - told.keys():

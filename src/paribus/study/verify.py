@@ -341,7 +341,8 @@ def _sentences(made: dict[str, Any]) -> Iterator[str]:
         yield outcome["band"]["text"] if outcome["band"] else \
             "How far seeds differ was not measured (fewer than three runs that differ in the seed alone): there is no band."
     if made["causes"]:
-        yield f"Why: {', '.join(made['causes'])}."
+        first = {cause: next(one["what"] for one in made["differences"] if one["cause"] == cause) for cause in made["causes"]}
+        yield "Why: " + "; ".join(f"{cause} ({what})" for cause, what in first.items()) + "."
     elif verdict == "not reproduced":
         yield "Why: nothing that was recorded differs; the computation itself is not deterministic."
 
