@@ -18,7 +18,7 @@ CHECK_PYTHON := import sys; (3, 11) <= sys.version_info < (3, 14) or \
 repro: $(READY)  ## the whole curriculum
 	@$(BIN)/dvc repro
 
-PYTEST := $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 test: $(READY)  ## the test suite, but for the long ones
 	@$(PYTEST) -m "not long"
