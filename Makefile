@@ -18,13 +18,13 @@ CHECK_PYTHON := import sys; (3, 11) <= sys.version_info < (3, 14) or \
 repro: $(READY)  ## the whole curriculum
 	@$(BIN)/dvc repro
 
-PYTEST := $(BIN)/pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/pytest -q --dist loadfile --no-loadscope-reorder
 
 test: $(READY)  ## the test suite, but for the long ones
-	@$(PYTEST) -m "not long"
+	@$(PYTEST) -n 3 -m "not long"
 
 test-long: $(READY)  ## kills, processes, queues and clones, a minute or more each
-	@$(PYTEST) -m long
+	@$(PYTEST) -n 2 -m long
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -24,6 +24,8 @@ from paribus.train.objectives import NextToken, PolicyGradient
 from paribus.train.optim import MuonAdamW
 from paribus.train.rollout import rollout
 
+pytestmark = pytest.mark.long
+
 
 def join(rank: int, ranks: int, port: int) -> None:
     torch.set_num_threads(1)

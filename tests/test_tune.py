@@ -19,6 +19,8 @@ from tuned import Curve, command, prepare, write
 
 from paribus.errors import UserError
 
+pytestmark = pytest.mark.timeout(600)  # a killed study and its re-tests, on a busy machine
+
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Path:

@@ -20,7 +20,8 @@ STUDY = {"trials": 3, "budget": {"tokens": 1536}, "memory": "3GiB", "overrides":
 
 
 def prepare(root: Path, project_root: Path) -> Path:
-    """A project of TINY's size with its tokens made."""
+    """A project of TINY's size with its tokens made; its source is the one under test."""
+    (root / "src").symlink_to(project_root / "src")
     for name in ("dvc.yaml", "requirements.lock"):
         shutil.copy(project_root / name, root / name)
     (root / "params.yaml").write_text(yaml.safe_dump(merge(read_yaml(project_root / "params.yaml"), TINY), sort_keys=False))
