@@ -54,11 +54,11 @@ ARMS["value embeddings, all; swiglu; windows SSSL of 64"] = (
     VALUES | ARMS["swiglu"] | ARMS["windows SSSL of 64"])
 
 
-def measure(job: tuple[str, int, int]) -> tuple[str, int, dict[str, float]]:
-    """Pretrain one arm on one seed for so many steps -> validation bits per byte, tokens per CPU second, parameters."""
-    arm, seed, steps = job
+def measure(job: tuple[str, dict[str, object], int, int]) -> tuple[str, int, dict[str, float]]:
+    """Pretrain one arm (its overrides) on one seed for so many steps -> bits per byte, tokens per CPU second, parameters."""
+    arm, changes, seed, steps = job
     torch.set_num_threads(1)
-    settings = config.load_config(overrides=ARMS[arm])
+    settings = config.load_config(overrides=changes)
     words, schedule = Tokenizer.load(Path("data/tokenizer/tokenizer.json")), settings.pretrain
     model = GPT(settings.model, words.vocab_size)
     model.initialise(seed)
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     arms = ["default", *(arm for arm in options.arms if arm != "default")]
-    jobs = [(arm, seed, options.steps) for seed in options.seeds for arm in arms]
+    jobs = [(arm, ARMS[arm], seed, options.steps) for seed in options.seeds for arm in arms]
     results: dict[str, dict[int, dict[str, float]]] = {arm: {} for arm in arms}
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
         for arm, seed, result in pool.imap_unordered(measure, jobs):

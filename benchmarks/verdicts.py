@@ -1,7 +1,7 @@
 """Do the verdicts of paribus.study.statistics keep their word, and what do they cost? Simulations, and real A/A runs.
 
     python benchmarks/verdicts.py --out benchmarks/verdicts.json --picture docs/compute-to-verdict.png
-    python benchmarks/verdicts.py --runs runs.csv --metric val_bpb      # real runs: columns arm, seed and metrics
+    python benchmarks/verdicts.py --runs benchmarks/pool.csv            # real runs, of pool.py
 
 A/A: arms that do not differ; every "better" or "worse" is false. Coverage of the intervals. Power on planted effects, as
 planned. Compute to verdict: training runs until the verdict, at alpha .05 and power .8, of three designs:
@@ -11,10 +11,10 @@ planned. Compute to verdict: training runs until the verdict, at alpha .05 and p
     sequential  matched, with looks that are paid for; it stops at the verdict
 
 Everything that follows from normal noise depends on two measured figures: the standard deviation over seeds, and the
-correlation that matching leaves between arms. --noise takes a JSON file of them (metric -> {stdev, correlation, source}).
+correlation that matching leaves between arms, which is swept.
 
---runs takes a CSV or a folder of them; all arms must be the same recipe with seeds (or another inert thing) of their
-own. Arms are judged two by two, each against the next, so that pairs share no run; the seeds of a pair are matched in order.
+--runs takes the CSV of pool.py. Its A/A arms are judged by threes of seeds; for each arm that does differ: the correlation
+that matching leaves, and the runs that each design takes to find just this effect, its power found by drawing seeds.
 Sizes of effects are in standard deviations over seeds ("sd"). One core, about a minute.
 """
 
@@ -27,8 +27,8 @@ import math
 import re
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -44,14 +44,7 @@ from paribus.study import items, statistics  # noqa: E402
 
 ALPHA, POWER = 0.05, 0.8
 PLAN = statistics.looks(3, 12)
-# Before a study has measured it. Correlations are swept.
-NOISE = {
-    "val_bpb": {"stdev": 0.0012, "correlation": None,
-                "source": "seeds 7, 8, 9 of the default: .5246, .5237, .5222 (docs/default-world.md)"},
-    "gsm8k.rl": {"stdev": 0.017, "correlation": None, "source": "the same seeds: .500, .533, .523"},
-    "core": {"stdev": 0.0063, "correlation": None,
-             "source": "seven identical nanochat runs from .251 to .268 (its discussions): their range / 2.704"},
-}
+STDEV = 0.0012  # of val_bpb over seeds 7, 8, 9 of the default: .5246, .5237, .5222 (docs/default-world.md)
 CORRELATIONS = tuple(round(0.05 * i, 2) for i in range(20))
 SIZES = (0.5, 0.75, 1.0, 1.5, 2.0)  # of planted effects, in sd
 SHAPES: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = {  # of noise: mean 0, variance 1
@@ -348,60 +341,81 @@ def draw(found: dict[str, Any], path: Path) -> None:
 
 # ---- Real runs
 
-def read_runs(path: Path) -> list[dict[str, str]]:
-    files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
-    rows = [row for file in files for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines())]
-    if not rows or not {"arm", "seed"} <= rows[0].keys() or len(rows[0]) < 3:
-        sys.exit(f"--runs {path}: needs CSV rows with the columns arm, seed and at least one metric")
-    return rows
-
-
-def real(rows: Iterable[dict[str, str]], metrics: list[str], smallest: float) -> dict[str, Any]:
-    """Verdicts on pairs of arms that do not differ; smallest effect in sd over seeds."""
-    rows, found = list(rows), {}
-    for metric in metrics or [key for key in rows[0] if key not in ("arm", "seed")]:
-        arms: dict[str, dict[int, float]] = defaultdict(dict)
-        for row in rows:
-            arms[row["arm"]][int(row["seed"])] = float(row[metric])
-        values = [np.array([seeds[seed] for seed in sorted(seeds)]) for _, seeds in sorted(arms.items())]
-        found[metric] = judge(values, smallest)
+def real(path: Path, rng: np.random.Generator) -> dict[str, Any]:
+    """Arms of a CSV with the columns arm, seed, val_bpb: those called "base, …" are the base again, the rest differ from it."""
+    arms: dict[str, dict[int, float]] = defaultdict(dict)
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            arms[row["arm"]][int(row["seed"])] = float(row["val_bpb"])
+    base = np.array([arms["base"][seed] for seed in sorted(arms["base"])])
+    found: dict[str, Any] = {"runs": sum(map(len, arms.values())), "seeds": len(base), "mean": round(float(base.mean()), 5),
+                             "stdev": round(float(base.std(ddof=1)), 5), "same": {}, "effects": {}}
+    for name in list(arms)[1:]:
+        arm = np.array([arms[name][seed] for seed in sorted(arms[name])])
+        if name.startswith("base, "):
+            found["same"][name] = same_recipe(base, arm)
+        else:
+            found["effects"][name] = one_effect(base, arm, rng)
     return found
 
 
-def judge(values: list[np.ndarray], smallest: float) -> dict[str, Any]:
-    """What is said of each arm and the next; all are the same."""
-    sd = float(np.sqrt(np.mean([one.var(ddof=1) for one in values])))
-    pairs = [(a[:n], b[:n]) for a, b in zip(values[::2], values[1::2], strict=False) for n in [min(len(a), len(b))]]
-    said = [statistics.effects({"same": (b - a).tolist()}, direction="lower", smallest_effect=smallest * sd, alpha=ALPHA)["same"]
-            for a, b in pairs]
-    sides = [np.concatenate([one - one.mean() for one in side]) for side in zip(*pairs, strict=True)]
-    return {
-        "arms": len(values), "pairs": len(pairs), "seeds": sorted({one.n for one in said}), "stdev": sd,
-        "smallest_effect_sd": smallest, "correlation_of_pairs": round(float(np.corrcoef(*sides)[0, 1]), 3),
-        "verdicts": {name: sum(one.verdict == name for one in said) for name in ("better", "worse", "equivalent", "undecided")},
-        "false better or worse": rate([one.verdict in ("better", "worse") for one in said]),
-        "p at most .05": rate([one.p <= ALPHA for one in said]),
-        "unpaired z at most .05": rate([statistics.unpaired_z(a, b) <= ALPHA for a, b in pairs]),
-        "interval holds 0": rate([one.low <= 0 <= one.high for one in said])}
+def same_recipe(base: np.ndarray, again: np.ndarray, seeds: int = 3) -> dict[str, Any]:
+    """What is said of comparisons of `seeds` seeds each that share no run; every "better" or "worse" is false."""
+    split = [(base[i:i + seeds], again[i:i + seeds]) for i in range(0, len(base) - seeds + 1, seeds)]
+    smallest = 0.1 * float(base.std(ddof=1))
+    said = [statistics.effects({"same": (b - a).tolist()}, direction="lower", smallest_effect=smallest, alpha=ALPHA)["same"]
+            for a, b in split]
+    return {"stdev_of_differences": float(f"{(again - base).std(ddof=1):.3g}"), "correlation": correlation_of(base, again),
+            "comparisons": len(split), "seeds_each": seeds,
+            "verdicts": dict(Counter(one.verdict for one in said)),
+            "false better or worse": rate([one.verdict in ("better", "worse") for one in said]),
+            "p at most .05": rate([one.p <= ALPHA for one in said]),
+            "unpaired z at most .05": rate([statistics.unpaired_z(a, b) <= ALPHA for a, b in split]),
+            "interval holds 0": rate([one.low <= 0 <= one.high for one in said])}
+
+
+def one_effect(base: np.ndarray, arm: np.ndarray, rng: np.random.Generator, draws: int = 20_000) -> dict[str, Any]:
+    """Runs (both arms) each design needs to find this effect, planned for just it; powers by drawing seeds from these runs."""
+    differences = arm - base
+    mean, spread = abs(float(differences.mean())), float(differences.std(ddof=1))
+    stdev = math.sqrt((base.var(ddof=1) + arm.var(ddof=1)) / 2)
+    usual, matched = statistics.seeds_needed(mean, stdev, paired=False), statistics.seeds_needed(mean, spread)
+    assert usual is not None and matched is not None
+    last = sequential_last(mean / spread)
+    sign = math.copysign(1, differences.mean())
+
+    def drawn(values: np.ndarray, seeds: int) -> np.ndarray:
+        return rng.choice(values, (draws, seeds))
+
+    pooled = stats.ttest_ind(drawn(arm, usual), drawn(base, usual), axis=1)
+    t = t_of(drawn(differences, matched))
+    used, said = stops(drawn(differences, last) * sign, plan_to(last))
+    runs = {"unpaired": 2.0 * usual, "matched": 2.0 * matched, "matched + looks": 2 * round(float(used.mean()), 3)}
+    power = {"unpaired": float(((pooled.pvalue <= ALPHA) & (pooled.statistic * sign > 0)).mean()),
+             "matched": float((t * sign >= stats.t.isf(ALPHA / 2, matched - 1)).mean()),
+             "matched + looks": float((said == 1).mean())}
+    return {"effect": round(float(differences.mean()), 5), "effect_sd": round(mean / stdev, 3),
+            "stdev_of_differences": round(spread, 5), "correlation": correlation_of(base, arm), "runs": runs,
+            "power": {name: round(value, 3) for name, value in power.items()},
+            "share": round(runs["matched + looks"] / runs["unpaired"], 4)}
+
+
+def correlation_of(base: np.ndarray, arm: np.ndarray) -> float:
+    return round(float(np.corrcoef(base, arm)[0, 1]), 4)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--noise", type=Path, help="JSON of measured noise; default: the repository's figures")
-    parser.add_argument("--runs", type=Path, help="judge real A/A runs instead of simulating")
-    parser.add_argument("--metric", action="append", default=[], help="with --runs; default: every column")
-    parser.add_argument("--smallest", type=float, default=0.1, help="with --runs: smallest effect, in sd over seeds")
+    parser.add_argument("--runs", type=Path, help="judge real runs (pool.py) instead of simulating")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
     began, rng = time.process_time(), np.random.default_rng(args.seed)
     if args.runs:
-        found = real(read_runs(args.runs), args.metric, args.smallest)
+        found = {"command": " ".join(["python", *sys.argv]), "runs_of": args.runs.name} | real(args.runs, rng)
     else:
-        noise = json.loads(args.noise.read_text()) if args.noise else NOISE
-        stdev = next(iter(noise.values()))["stdev"]
-        found = {"command": " ".join(["python", *sys.argv]), "noise": noise, "same_arms": same_arms(rng, stdev),
+        found = {"command": " ".join(["python", *sys.argv]), "same_arms": same_arms(rng, STDEV),
                  "coverage": coverage(rng), "items": by_items(rng), "bands": by_curve(rng), "power": planned_power(rng),
                  "compute": compute_to_verdict(), "curves": curves()}
         if args.picture:

@@ -45,6 +45,24 @@ def conversations_of(batch_rows: torch.Tensor, tokenizer: Tokenizer) -> list[str
     return [text for row in batch_rows.tolist() for text in tokenizer.decode(row).split("<|bos|>") if text]
 
 
+def test_epochs_decide_how_often_a_source_is_seen(tokenizer: Tokenizer) -> None:
+    """Two passes over "short" within 80 batches, but for what packing pads; the other source fills the rest."""
+    steps, tokens = 80, 80 * ROWS * SEQ_LEN
+    batches = loader(tokenizer, {"longer": 1}, epochs={"short": 2}, tokens=tokens)
+    seen = Counter(text for step in range(steps)
+                   for text in conversations_of(batches.batch(step, range(ROWS), ROWS).inputs, tokenizer))
+    short = [count for text, count in seen.items() if "short" in text]
+    assert sum(short) == pytest.approx(2 * len(SOURCES["short"]), rel=0.05)
+    assert any("longer" in text for text in seen)
+
+
+@pytest.mark.parametrize(("mixture", "tokens", "words"), [({"longer": 1}, 1000, "ask for fewer"), ({}, 10**6, "another source")])
+def test_epochs_that_do_not_fill_the_stage_are_refused(tokenizer: Tokenizer, mixture: dict[str, float], tokens: int,
+                                                       words: str) -> None:
+    with pytest.raises(UserError, match=rf"epochs: 1 of short are [\d,]+ tokens, and the stage draws {tokens:,}.*{words}"):
+        loader(tokenizer, mixture, epochs={"short": 1}, tokens=tokens)
+
+
 def test_rows_hold_whole_conversations_with_their_own_mask(tokenizer: Tokenizer) -> None:
     known = {tuple(ids): mask for talks in SOURCES.values() for ids, mask in render_batch(talks, tokenizer)}
     batch = loader(tokenizer, {"short": 1, "longer": 1}).batch(0, range(ROWS), ROWS)

@@ -188,8 +188,10 @@ def _combinations(config: Config) -> list[str]:
     for name, stage in (("midtrain", config.midtrain), ("sft", config.sft)):
         if stage.batch_tokens is None:
             problems.append(f"{name}.batch_tokens: null is for pretrain only; give a number of tokens")
-        if not stage.mixture or sum(stage.mixture.values()) <= 0:
+        if sum(stage.mixture.values()) + sum(stage.epochs.values()) <= 0:
             problems.append(f"{name}.mixture: no source has a weight above 0")
+        problems += [f"{name}.epochs: {source} has a share in {name}.mixture too; one of them decides"
+                     for source in stage.epochs if stage.mixture.get(source)]
     for name, schedule in (("pretrain", config.pretrain), ("midtrain", config.midtrain), ("sft", config.sft)):
         if schedule.warmup_fraction + schedule.warmdown_fraction > 1:
             problems.append(f"{name}: warmup_fraction + warmdown_fraction is over 1")

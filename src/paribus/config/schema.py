@@ -175,6 +175,8 @@ class Conversations(Schedule):
     steps: int = key("optimiser steps", ge=1)
     mixture: dict[str, float] = key("share of tokens by source: a conversation file's name, `problems_worked`, "
                                     "`problems_direct` or `documents`", ge=0)
+    epochs: dict[str, float] = key("passes over a source within the stage's tokens, in place of a share; the mixture's sources "
+                                   "share what is left", ge=0)
     attend_across: bool = key("let packed conversations see those before them in the row")
 
 

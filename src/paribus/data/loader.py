@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -27,6 +28,7 @@ from paribus.errors import UserError
 
 NOT_LEARNED = -1
 BLOCK_ROWS = 512  # rows packed together: enough to fill them well, few enough to pack in a moment
+FILLED = 0.01  # of a stage's tokens: epochs alone may miss its end by so much
 MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
 SHIFTS = np.array([30, 27, 31], np.uint64)
 T = TypeVar("T")
@@ -107,6 +109,7 @@ class DocumentLoader:
         self.shards = TokenShards(folder, split)
         self.split, self.seq_len, self.seed = split, seq_len, seed
         self.rows_per_epoch = (len(self.shards) - 1) // seq_len
+        self.epoch_tokens = self.rows_per_epoch * seq_len
         if self.rows_per_epoch < 1:
             raise UserError(f"{folder}: {split} has {len(self.shards):,} tokens, fewer than one row of "
                             f"model.seq_len ({seq_len}) + 1; give more text or change tokens.val_fraction")
@@ -204,7 +207,8 @@ class ConversationLoader:
     """Rows packed with whole conversations of a mixture of sources, loss on what the assistant writes.
 
     sources: name -> conversations, or a DocumentLoader (its rows stay whole and are learned throughout).
-    mixture: name -> share of the tokens, normalised.
+    mixture: name -> weight: sources share by weight the tokens that `epochs` leaves.
+    epochs: name -> passes over that source within `tokens`, all that will be drawn (met but for what packing pads, a few %).
     attend_across: conversations see those before them in the row; else `Batch.documents` keeps them apart.
     truncated, dropped: how many conversations of each source lost their end, being longer than T + 1 tokens, or
     were left out, nothing in them being learned.
@@ -216,16 +220,15 @@ class ConversationLoader:
 
     def __init__(self, sources: Mapping[str, Sequence[Messages] | DocumentLoader],
                  mixture: Mapping[str, float], tokenizer: Tokenizer, seq_len: int, seed: int,
-                 attend_across: bool) -> None:
-        total = sum(mixture.values())
-        self.shares = {name: weight / total for name, weight in sorted(mixture.items()) if weight > 0}
-        unknown = [name for name in self.shares if name not in sources]
+                 attend_across: bool, epochs: Mapping[str, float] = MappingProxyType({}), tokens: int = 0) -> None:
+        names = sorted(name for name, amount in {**mixture, **epochs}.items() if amount > 0)
+        unknown = [name for name in names if name not in sources]
         if unknown:
             raise UserError(f"mixture: no source {name!r}; there are: {', '.join(sources)}" for name in unknown)
         self.seq_len, self.seed, self.attend_across, self.pad = seq_len, seed, attend_across, tokenizer.bos
         self._documents: dict[str, DocumentLoader] = {}
         self._sources: dict[str, _Source] = {}
-        for name in self.shares:
+        for name in names:
             source = sources[name]
             if isinstance(source, DocumentLoader):
                 self._documents[name] = source
@@ -233,8 +236,22 @@ class ConversationLoader:
                 self._sources[name] = _Source(name, render_batch(source, tokenizer), seq_len + 1, seed)
         self.truncated = {name: source.truncated for name, source in self._sources.items()}
         self.dropped = {name: source.dropped for name, source in self._sources.items()}
+        self.shares = self._shares(mixture, {name: epochs[name] for name in names if name in epochs}, tokens)
         self._ends = [0]  # global rows before each block
         self._recent: dict[int, list[list[Item]]] = {}
+
+    def _shares(self, mixture: Mapping[str, float], epochs: Mapping[str, float], tokens: int) -> dict[str, float]:
+        """Of the tokens, by source."""
+        wanted = {name: passes * (self._sources.get(name) or self._documents[name]).epoch_tokens
+                  for name, passes in epochs.items()}
+        weights = {name: weight for name, weight in mixture.items() if weight > 0}
+        left = tokens - sum(wanted.values()) if wanted else 1
+        if left < 0 or not weights and left > FILLED * tokens:
+            raise UserError(f"epochs: {', '.join(f'{passes:g} of {name}' for name, passes in epochs.items())} are"
+                            f" {sum(wanted.values()):,.0f} tokens, and the stage draws {tokens:,}; change its steps, or "
+                            + ("ask for fewer" if left < 0 else "give another source a weight"))
+        shares = {name: weight / sum(weights.values()) * left / (tokens if wanted else 1) for name, weight in weights.items()}
+        return dict(sorted((shares | {name: want / tokens for name, want in wanted.items()}).items()))
 
     def batch(self, step: int, rows: range, batch_rows: int) -> Batch:
         """Rows `rows` of the `batch_rows` of step `step`."""

@@ -145,11 +145,12 @@ def converse(stage: str, source: str, target: str, schedule: Conversations) -> N
     with session(stage) as run:
         words, model = load_tokenizer(CHECKPOINTS / source), load_model(run, source)
         seq_len, seed = model.config.seq_len, shuffle_key(run.config.seed, stage)  # not pretraining's order again
-        names = [name for name, weight in schedule.mixture.items() if weight > 0]
+        names = [name for name, amount in (schedule.mixture | schedule.epochs).items() if amount > 0]
         sources: dict[str, Any] = dict(load_sources(CORPUS, [name for name in names if name != "documents"]))
         if "documents" in names:
             sources["documents"] = DocumentLoader(TOKENS, "train", seq_len, seed)
-        loader = ConversationLoader(sources, schedule.mixture, words, seq_len, seed, schedule.attend_across)
+        loader = ConversationLoader(sources, schedule.mixture, words, seq_len, seed, schedule.attend_across, schedule.epochs,
+                                    schedule.steps * rows_of(schedule, seq_len) * seq_len)
         objective = NextToken(loader, rows_of(schedule, seq_len), schedule.device_batch_size, parallel.rank(),
                               parallel.ranks())
         params = flatten(model.config, "model.") | flatten(schedule, f"{stage}.")
