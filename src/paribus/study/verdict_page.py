@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from paribus import runtime, tracking
 from paribus.config import fingerprint, flatten
 from paribus.journal import read_json
@@ -17,6 +19,7 @@ from paribus.report import BLUE, FAINT, GOLD, GREEN, INK, RED, canvas, duration,
 from paribus.runtime import write_atomic
 from paribus.study.experiment import BASELINE, Experiment, Run
 from paribus.study.results import Result, events_of
+from paribus.study.scaling import Scaling, scaling
 from paribus.study.statistics import Effect
 from paribus.study.verdict import ArmVerdict, costs, plan_of, verdicts
 
@@ -28,7 +31,8 @@ RESULTS = Path("experiments/results")
 COLOURS = {"better": GREEN, "worse": RED, "equivalent": BLUE, "undecided": FAINT}
 LINES = (BLUE, RED, GOLD, GREEN, "#7d5ba6", "#5c7080")
 ALT = {"forest": "difference of every arm from the baseline with its interval",
-       "curve": "difference in bits per byte over training, with its band"}
+       "curve": "difference in bits per byte over training, with its band",
+       "scaling": "the metric over parameters at equal compute, with the parabola through it"}
 COST_ROWS = {  # of the cost table: name -> (words, how it is written)
     "tokens_per_second": ("tokens/s", quantity), "peak_memory_bytes": ("peak memory, bytes", quantity),
     "parameters": ("parameters", quantity), "steps": ("pretraining steps", quantity), "tokens": ("pretraining tokens", quantity),
@@ -40,8 +44,10 @@ def write_pages(experiment: Experiment, runs: Sequence[Run], results: Sequence[R
                 notes: Sequence[str]) -> Path:
     """Print the verdicts; write NAME.html, NAME.md and NAME.png into experiments/results; tell MLflow. Returns the page."""
     found = verdicts(experiment, results)
+    profile = scaling(experiment, found, results)
     values = page_values(experiment, runs, results, failures, notes, found)
-    figures = draw(experiment, found)
+    values["scaling"] = profile.sentence(experiment.metric.unit) if profile else None
+    figures = draw(experiment, found, profile)
     RESULTS.mkdir(parents=True, exist_ok=True)
     page = RESULTS / f"{experiment.name}.html"
     write_atomic(page, html(values, figures))
@@ -53,6 +59,8 @@ def write_pages(experiment: Experiment, runs: Sequence[Run], results: Sequence[R
     write_atomic(RESULTS / f"{experiment.name}.md", text)
     for verdict in values["verdicts"]:
         print(verdict["sentence"])
+    if values["scaling"]:
+        print(values["scaling"])
     for failure in values["failures"]:
         print(f"no result: {failure}")
     print(f"report: {page}")
@@ -206,13 +214,15 @@ def _file_diff(experiment: Experiment, results: Sequence[Result]) -> str:
 # ---------------------------------------------------------------- figures
 
 
-def draw(experiment: Experiment, found: Sequence[ArmVerdict]) -> dict[str, Figure]:
-    """forest: effects with intervals; curve: the difference over training, where it was measured."""
+def draw(experiment: Experiment, found: Sequence[ArmVerdict], profile: Scaling | None) -> dict[str, Figure]:
+    """forest: effects with intervals; curve: the difference over training, where it was measured; scaling: of one dial."""
     figures = {}
     if any(arm.effect for arm in found):
         figures["forest"] = _draw_forest(experiment, [arm for arm in found if arm.effect])
     if any(arm.over_tokens for arm in found):
         figures["curve"] = _draw_curves(found)
+    if profile:
+        figures["scaling"] = _draw_scaling(experiment, profile)
     return figures
 
 
@@ -256,6 +266,28 @@ def _draw_curves(found: Sequence[ArmVerdict]) -> Figure:
     return figure
 
 
+def _draw_scaling(experiment: Experiment, profile: Scaling) -> Figure:
+    figure, (axes,) = canvas(height=3.4)
+    for row in profile.values:
+        axes.plot(profile.sizes, row, marker="o", markersize=4, linestyle="", color=FAINT)
+    ends = [*profile.sizes, *([profile.best[0]] if profile.best else [])]
+    between = np.geomspace(min(ends), max(ends), 100)
+    axes.plot(between, profile.at(between), color=BLUE, linewidth=1.8)
+    if profile.best:
+        best, low, high = profile.best
+        axes.axvspan(low, high, color=GREEN, alpha=0.15, linewidth=0)
+        axes.plot(best, profile.at(best), marker="D", markersize=7, color=GREEN)
+    for size, value, mean in zip(profile.sizes, profile.dial, profile.values.mean(axis=0), strict=True):
+        axes.annotate(f"{profile.key.rpartition('.')[2]} {value:g}", (size, mean), xytext=(6, 8), textcoords="offset points",
+                      color=INK, fontsize=9)
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(profile.sizes, [quantity(size) for size in profile.sizes])
+    axes.margins(x=0.08, y=0.12)
+    title(axes, f"{experiment.metric.name} at equal FLOPs", "parameters", experiment.metric.unit)
+    return figure
+
+
 def _zero(axes: Axes) -> None:
     axes.axhline(0, color=INK, linewidth=1)
     axes.locator_params(axis="x", nbins=5)
@@ -283,7 +315,7 @@ def to_mlflow(experiment: Experiment, results: Sequence[Result], values: dict[st
     params = flatten(config) | flatten(changed)
     with tracking.RunLog.open("ablation", folder=folder, config=config, params=params, fingerprint=mark,
                               tags={"ablation": experiment.name, "mlflow.note.content": note, **runs}) as log:
-        for suffix in (".html", ".md", ".png", "-curve.png"):
+        for suffix in (".html", ".md", ".png", "-curve.png", "-scaling.png"):
             if (path := RESULTS / f"{experiment.name}{suffix}").is_file():
                 log.artifact(path, "report")
         if experiment.file.is_file():
