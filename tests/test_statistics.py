@@ -92,13 +92,14 @@ def test_looks_grow_by_half_and_end_where_asked() -> None:
 
 
 def test_spending_ends_at_alpha_and_a_single_look_has_it_all() -> None:
-    assert study.spent(1, 0.05) == pytest.approx(0.05)
+    assert study.spent(1, 0.05) == pytest.approx(0.05) and study.spent(0.25, 0.05) == pytest.approx(0.0125)
     assert study.alpha_at(5, (5,), 0.05) == pytest.approx(0.05)
 
 
 def test_a_look_that_a_lost_seed_made_is_allowed() -> None:
-    levels = [study.alpha_at(n, (3, 5, 8, 12), 0.05) for n in (5, 6, 7, 8)]
-    assert levels == sorted(levels)
+    """What is looked at after the look at 5 has to share what is spent from there on: the sooner, the less."""
+    levels = [study.alpha_at(n, (3, 5, 8, 12), 0.05) for n in (6, 7, 8)]
+    assert levels == sorted(levels) and 0 < levels[0] < 0.05
 
 
 @pytest.mark.parametrize("plan", [(3, 5, 8, 12), (2, 3, 5), (3, 5)])
