@@ -2,6 +2,7 @@
 
     python benchmarks/plan_memory.py --out benchmarks/plan_memory.json           # the grid, about 10 CPU minutes
     python benchmarks/plan_memory.py --only d16 --out benchmarks/plan_memory_d16.json
+    python benchmarks/plan_memory.py --only cpu --out benchmarks/plan_cpu.json   # real steps, what the process holds
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
 import statistics
 import time
 from pathlib import Path
@@ -18,8 +20,11 @@ import torch
 
 from paribus.config import flatten, load_config, read_yaml, resolve_model
 from paribus.model.accounting import Batch
-from paribus.plan.memory import training_step
+from paribus.model.gpt import GPT
+from paribus.plan.memory import CPU_PROCESS, stage_memory, training_step
 from paribus.plan.tracker import track_step
+from paribus.train.loop import peak_memory_bytes
+from paribus.train.optim import MuonAdamW
 
 BASE = {"model.width": 256, "model.head_dim": 64, "model.seq_len": 256}
 GRID = {
@@ -72,12 +77,47 @@ def d16() -> list[dict[str, Any]]:
     return rows
 
 
+def cpu() -> list[dict[str, Any]]:
+    """The most memory of a process that takes three real steps of the default, at other depths and device batches."""
+    rows = []
+    for depth, device_rows in itertools.product([2, 4, 6, 8], [2, 4, 8, 16]):
+        config = load_config(overrides={"model.depth": depth, "pretrain.device_batch_size": device_rows})
+        planned = stage_memory(config, "pretrain", device="cpu", dtype="float32")
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(1) as pool:
+            measured = pool.apply(take_steps, (depth, device_rows))
+        rows.append({"model.depth": depth, "rows": device_rows, "measured_bytes": measured, "tensor_bytes": planned.tensors,
+                     "predicted_bytes": planned.total, "error": planned.total / measured - 1,
+                     "heap": (measured - CPU_PROCESS) / planned.tensors - 1})
+        print(f"{rows[-1]['error']:+6.1%}  {measured / 1e6:7.0f} MB  depth {depth}, {device_rows} rows", flush=True)
+    return rows
+
+
+def take_steps(depth: int, rows: int, steps: int = 3) -> int:
+    """Peak bytes of this process."""
+    torch.set_num_threads(1)
+    config = load_config(overrides={"model.depth": depth})
+    model = GPT(config.model, config.tokenizer.vocab_size)
+    model.initialise(1)
+    optimizer = MuonAdamW(model, config.optimizer)
+    length = config.model.seq_len
+    batch = (config.pretrain.batch_tokens or 4096) // length
+    for _ in range(steps):
+        for _ in range(batch // rows):
+            tokens = torch.randint(config.tokenizer.vocab_size, (rows, length + 1))
+            model(tokens[:, :-1], tokens[:, 1:].contiguous()).backward()
+        optimizer.clip()
+        optimizer.step(1.0)
+        optimizer.zero_grad()
+    return peak_memory_bytes(torch.device("cpu"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=["grid", "d16"], default="grid")
+    parser.add_argument("--only", choices=["grid", "d16", "cpu"], default="grid")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    rows = d16() if options.only == "d16" else grid()
+    rows = {"grid": grid, "d16": d16, "cpu": cpu}[options.only]()
     errors = [abs(row["error"]) for row in rows]
     record = {"torch": torch.__version__, "points": len(rows), "median_error": statistics.median(errors),
               "largest_error": max(errors), "within_5_percent": sum(error <= 0.05 for error in errors), "rows": rows}

@@ -21,7 +21,10 @@ from paribus.model.shapes import has_value_embedding, logit_rows
 PROMPT_TOKENS = 256  # of a word problem with the chat format: GSM8K's longest is 240 with a 65,536-word vocabulary
 CUDA_CONTEXT = 600 * 2**20  # context, cuBLAS workspaces, kernels' code: 450 to 600 MiB as nvidia-smi shows it idle
 CUDA_ROUNDING = 0.03  # of the tensors: the caching allocator's blocks that nothing fits
-CPU_PROCESS = 420 * 2**20  # Python, torch, MLflow and their threads resident; measured with a model of 2 M parameters
+# On a CPU, measured (benchmarks/plan_cpu.json): Python, torch and its threads resident; and what glibc's malloc holds besides
+# living tensors, in shares of them: blocks freed between two that live are of no use to a larger tensor.
+CPU_PROCESS = 260 * 2**20
+CPU_HEAP = 1.1
 STAGES = ("pretrain", "midtrain", "sft", "rl", "evaluation")
 
 
@@ -182,7 +185,9 @@ def _evaluation(config: Config, model: Architecture, vocab: int, item: int, rows
 
 
 def _reserve(tensors: int, device: str) -> int:
-    return CUDA_CONTEXT + round(CUDA_ROUNDING * tensors) if device == "cuda" else CPU_PROCESS
+    if device == "cuda":
+        return CUDA_CONTEXT + round(CUDA_ROUNDING * tensors)
+    return CPU_PROCESS + round(CPU_HEAP * tensors)
 
 
 def max_device_batch(config: Config, stage: str, budget: int, *, device: str, dtype: str) -> int:

@@ -53,7 +53,9 @@ def main(folder: Path) -> None:
 
 
 def _is_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or re.search("out of memory|not enough memory|can't allocate", str(error)) is not None
+    """A thread's stack counts towards the cap like everything else."""
+    words = "out of memory|not enough memory|can't allocate|can't start new thread"
+    return isinstance(error, MemoryError) or re.search(words, str(error)) is not None
 
 
 def _peak(budget: int) -> int:
