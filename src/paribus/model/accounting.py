@@ -133,10 +133,10 @@ def loss_bytes(config: Architecture, vocab_size: int, batch: Batch, chunk_rows: 
     width, item = config.width, batch.itemsize
     weight, stream = vocab_size * width, batch.tokens * width * item
     rows = min(chunk_rows, batch.tokens)
-    logits = rows * vocab_size * 4
-    cast = rows * vocab_size * item if item < 4 else 0  # the logits, or their gradient, in the products' type
-    before = rows * vocab_size * item if batch.tokens > rows else 0  # the last chunk's gradient, until this one's is made
-    chunk = max(logits * (2 if config.softcap else 1) + cast + before, rows * vocab_size * item + weight * item)
+    later = min(chunk_rows, batch.tokens - rows)  # of the chunk after it
+    each = vocab_size * (4 * (2 if config.softcap else 1) + (item if item < 4 else 0))  # logits; or their gradient, cast
+    before = rows * vocab_size * item if later else 0  # the last chunk's gradient, until this one's is made
+    chunk = max(rows * each, later * each + before, rows * vocab_size * item + weight * item)
     forward = 2 * stream + 4 * weight + _copies(weight, batch) + chunk + 16 * batch.tokens
     backward = (3 if keeps_output(config, batch) else 2) * stream + 8 * weight
     return forward, backward
