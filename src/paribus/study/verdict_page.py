@@ -33,6 +33,7 @@ LINES = (BLUE, RED, GOLD, GREEN, "#7d5ba6", "#5c7080")
 ALT = {"forest": "difference of every arm from the baseline with its interval",
        "curve": "difference in bits per byte over training, with its band",
        "scaling": "the metric over parameters at equal compute, with the parabola through it"}
+UNEVEN = 0.1  # the quickest over the slowest run of one arm, from which its times say more of the machine than of the arm
 COST_ROWS = {  # of the cost table: name -> (words, how it is written)
     "tokens_per_second": ("tokens/s", quantity), "peak_memory_bytes": ("peak memory, bytes", quantity),
     "parameters": ("parameters", quantity), "steps": ("pretraining steps", quantity), "tokens": ("pretraining tokens", quantity),
@@ -119,7 +120,7 @@ def page_values(experiment: Experiment, runs: Sequence[Run], results: Sequence[R
         "values": _values(found), "items": [(arm.name, arm.items) for arm in found if arm.items],
         "times": [(arm.name, arm.at_equal_time) for arm in found if arm.at_equal_time],
         "failures": [f"{name}: {why}" for name, why in failures.items()],
-        "notes": [*experiment.warnings, *notes, *_mixtures(results)], "diff": _file_diff(experiment, results),
+        "notes": [*experiment.warnings, *notes, *_mixtures(results), *_uneven(results)], "diff": _file_diff(experiment, results),
         "runs": [_run_row(result) for result in sorted(results, key=lambda one: (one.seed, names.index(one.arm)))],
         "missing": len(runs) - len(results) - len(failures),
         "provenance": _provenance(experiment, results), "trouble": _trouble(experiment),
@@ -192,6 +193,19 @@ def _mixtures(results: Sequence[Result]) -> list[str]:
         if len(kinds) > 1:
             found.append(f"the runs differ in more than arm and seed: {name} is of {len(kinds)} kinds")
     return found
+
+
+def _uneven(results: Sequence[Result]) -> list[str]:
+    """A word of caution where runs of the same arm went at different speeds."""
+    speeds: dict[str, list[float]] = {}
+    for result in results:
+        if speed := result.number("pretrain", "tokens_per_second"):
+            speeds.setdefault(result.arm, []).append(speed)
+    worst = max((max(of) / min(of) - 1 for of in speeds.values()), default=0.0)
+    if worst <= UNEVEN:
+        return []
+    return [f"runs of the same arm differ by up to {worst:.0%} in tokens/s: other work ran on this machine, and what is said of "
+            "time (tokens/s, wall-clock, equal time) shows that as well"]
 
 
 def _trouble(experiment: Experiment) -> str:
