@@ -40,7 +40,8 @@ def main() -> None:
     chosen = max((rows for rows in tried if rows in rounds[0]), key=rounds[0].__getitem__)
     best = max(speeds, key=speeds.__getitem__)
     record = {"machine": platform.processor() or platform.machine(), "memory": options.memory, "candidates": tried,
-              "chosen": chosen, "best": best, "share_of_best": speeds[chosen] / speeds[best], "tokens_per_second": speeds, "rounds": rounds}
+              "chosen": chosen, "best": best,
+              "share_of_best": speeds[chosen] / speeds[best], "tokens_per_second": speeds, "rounds": rounds}
     print(f"chosen {chosen}, best {best}: {record['share_of_best']:.1%} of its speed")
     if options.out:
         options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

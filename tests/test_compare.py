@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def run(name: str, *, params: dict[str, Any] | None = None, metrics: dict[str, f
     provenance = {"stage": "pretrain", "files": {"src/paribus/train/loop.py": "a" * 64}, "deps": {}, "git": {"diff": None},
                   "versions": {"torch": "2.13.0"}, "hardware": {"threads": 2}} | written
     texts = {"checkpoints/base/provenance.json": json.dumps(provenance).encode()}
-    return Record(name, "experiment", "pipeline", None, params or {}, metrics or {}, {}, written.get("data", {}),
+    return Record(name, "revision", "pipeline", None, params or {}, metrics or {}, {}, written.get("data", {}),
                   (kept or {}).get, texts.get)
 
 
@@ -61,6 +62,19 @@ def test_what_else_differs_is_said() -> None:
                  "data (data/tokens)", "versions.torch", "uncommitted changes in B", "cannot be put down"):
         assert part in text
     assert "relu2" in shown(found) and "2.12.0" in shown(found)
+
+
+def test_what_follows_from_a_change_is_no_cause() -> None:
+    """A checkpoint of other params differs, as it must; DVC's own uncommitted params of an experiment are not a dirty tree."""
+    def experiment(name: str, rate: float) -> Record:
+        stage = {"params": {"params.yaml": {"optimizer": rate}}, "deps": [], "outs": [{"path": "checkpoints/base", "md5": name}]}
+        one = run(name, params={"optimizer.matrix_lr": rate}, data={"checkpoints/base": name}, git={"diff": name * 32})
+        return replace(one, kind="experiment", lock={"stages": {"pretrain": stage}})
+
+    found = comparison([experiment("a", 0.01)], [experiment("b", 0.02)])
+    assert summary(found) == "Differs: 1 params (optimizer.matrix_lr)." and list(found.outputs) == ["checkpoints/base"]
+    same = replace(experiment("b", 0.01), params={"optimizer.matrix_lr": 0.01})
+    assert "data (checkpoints/base)" in summary(comparison([experiment("a", 0.01)], [same]))  # nothing explains it
 
 
 def test_code_is_told_by_the_file() -> None:

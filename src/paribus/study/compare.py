@@ -23,6 +23,7 @@ ALPHA = 0.05
 ITEMS = {"core.core": "evals/core/items.parquet"} | {
     f"gsm8k.{path.removeprefix('checkpoints/')}.accuracy": f"evals/gsm8k/{path.removeprefix('checkpoints/')}/items.parquet"
     for path in CHECKPOINTS.values()}
+HASH = re.compile(r"[0-9a-f]{32,}(\.dir)?")
 _HELPERS = re.compile(r"\.(ci_low|ci_high|n|stderr|\w+_stderr|baseline|population)$|\.tasks\.|\.by_steps\.|\.paired\.|\.seconds$")
 Pair = tuple[Any, Any]  # of A and of B; a list where the runs of one side disagree, None where nothing is kept
 
@@ -50,12 +51,14 @@ class Comparison:
     code: dict[str, Pair]  # source file, or folder, that decides a result -> digests
     other_code: list[str]  # source files that differ between the commits, not in what decided the results
     trees: dict[str, Pair]  # commit, uncommitted changes
-    data: dict[str, Pair]
+    data: dict[str, Pair]  # what differs of itself
+    outputs: dict[str, Pair]  # what differs as what it is made from does
     environment: dict[str, Pair]
     metrics: dict[str, Measured]
 
     def as_json(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in ("a", "b", "params", "code", "other_code", "trees", "data", "environment")}
+        plain = {name: getattr(self, name) for name in ("a", "b", "params", "code", "other_code", "trees", "data", "outputs",
+                                                        "environment")}
         return plain | {"metrics": {name: {key: as_json(value) for key, value in vars(one).items()}
                                     for name, one in self.metrics.items()}}
 
@@ -77,12 +80,15 @@ def comparison(a: Sequence[Record], b: Sequence[Record]) -> Comparison:
     stages = [stage for stage in a[0].stages if stage in b[0].stages]
     kind = "files" if all(_code(one, "files", stages) for one in [*a, *b]) else "deps"
     code = differing([_code(one, kind, stages) for one in a], [_code(one, kind, stages) for one in b])
+    data = differing([one.data for one in a], [one.data for one in b], shared_only=not alike)
+    made = _made_otherwise(a, b)
     return Comparison(
         [one.name for one in a], [one.name for one in b],
         params=differing([one.params for one in a], [one.params for one in b], shared_only=not alike),
         code=code, other_code=[path for path in _changed_in_git(a, b) if not _covered(path, code)],
         trees=differing([_tree(one) for one in a], [_tree(one) for one in b]),
-        data=differing([one.data for one in a], [one.data for one in b], shared_only=not alike),
+        data={path: pair for path, pair in data.items() if path not in made},
+        outputs={path: pair for path, pair in data.items() if path in made},
         environment=differing([_environment(one, stages) for one in a], [_environment(one, stages) for one in b]),
         metrics=measured(a, b),
     )
@@ -131,10 +137,22 @@ def _covered(path: str, code: Mapping[str, Pair]) -> bool:
     return any(path == known or path.startswith(known + "/") for known in code)
 
 
+def _made_otherwise(a: Sequence[Record], b: Sequence[Record]) -> set[str]:
+    """Outputs of the stages that by their dvc.lock read other params or other files in A than in B."""
+    def stages(records: Sequence[Record]) -> dict[str, list[str]]:
+        return _values([{name: {key: stage.get(key) for key in ("params", "deps")}
+                         for name, stage in one.lock.get("stages", {}).items()} for one in records])
+
+    of_a, of_b = stages(a), stages(b)
+    return {out["path"] for one in [*a, *b] for name, stage in one.lock.get("stages", {}).items()
+            if of_a.get(name) != of_b.get(name) for out in stage.get("outs", [])}
+
+
 def _tree(record: Record) -> dict[str, Any]:
-    """Commit and uncommitted changes, by the provenance of its first stage."""
+    """Commit and uncommitted changes, by the provenance of its first stage. DVC commits what an experiment changes when it is
+    done, so that while it runs its own params are uncommitted changes, and say nothing."""
     written = record.provenance(record.stages[0]).get("git", {}) if record.stages else {}
-    return {"commit": record.commit, "uncommitted changes": written.get("diff")}
+    return {"commit": record.commit, "uncommitted changes": None if record.kind == "experiment" else written.get("diff")}
 
 
 def _environment(record: Record, stages: Sequence[str]) -> dict[str, Any]:
@@ -230,10 +248,12 @@ def page(found: Comparison) -> list[RenderableType]:
                 "environment": found.environment}
     parts: list[RenderableType] = [f"A: {', '.join(found.a)}", f"B: {', '.join(found.b)}"]
     parts += [_table(title, values) for title, values in sections.items() if values]
+    if found.outputs:
+        parts.append(f"{len(found.outputs)} outputs differ as what they are made from does: {_few(found.outputs)}\n")
     if found.other_code:
         parts.append(f"{len(found.other_code)} source files differ between the commits, and not in what decided the results: "
                      f"{_few(found.other_code)}\n")
-    told = {name: one for name, one in found.metrics.items() if one.difference or one.low is not None}
+    told = {name: one for name, one in found.metrics.items() if one.difference or one.low != one.high}
     parts += [_metrics_table(told)] if told else []
     if equal := found.metrics.keys() - told.keys():
         parts.append(f"{len(equal)} metrics are equal to the last digit: {_few(equal)}\n")
@@ -261,24 +281,28 @@ def _few(names: Collection[str]) -> str:
 
 def _table(title: str, values: Mapping[str, Pair]) -> RenderableType:
     from rich import box
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("", "A", "B", title=title, title_justify="left", box=box.SIMPLE)
+    table = Table(Column(no_wrap=True), "A", "B", title=title, title_justify="left", box=box.SIMPLE)
     for key, (a, b) in values.items():
         table.add_row(key, _text(a), _text(b))
     return table
 
 
 def _text(value: Any) -> str:
+    """Hashes cut short; several of them counted."""
     text = "–" if value is None else value if isinstance(value, str) else json.dumps(value)
-    return text[:10] if re.fullmatch(r"[0-9a-f]{32,}(\.dir)?", text) else text
+    if isinstance(value, list) and all(isinstance(one, str) and HASH.fullmatch(one) for one in value):
+        return f"{len(value)} different"
+    return text[:10] if HASH.fullmatch(text) else text
 
 
 def _metrics_table(metrics: Mapping[str, Measured]) -> RenderableType:
     from rich import box
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("", "A", "B", "B - A", "95 % interval", "p", "by", title="metrics", title_justify="left", box=box.SIMPLE)
+    whole = [Column(name, no_wrap=True) for name in ("", "A", "B", "B - A", "95 % interval", "p")]
+    table = Table(*whole, "by", title="metrics", title_justify="left", box=box.SIMPLE)
     for name, one in metrics.items():
         interval = "" if one.low is None or one.high is None else f"{one.low:+.4g} to {one.high:+.4g}"
         table.add_row(name, f"{one.a:.6g}", f"{one.b:.6g}", f"{one.difference:+.4g}", interval,
