@@ -301,10 +301,13 @@ def _metrics_table(metrics: Mapping[str, Measured]) -> RenderableType:
     from rich import box
     from rich.table import Column, Table
 
+    ways = {one.how for one in metrics.values()}
     whole = [Column(name, no_wrap=True) for name in ("", "A", "B", "B - A", "95 % interval", "p")]
-    table = Table(*whole, "by", title="metrics", title_justify="left", box=box.SIMPLE)
+    by = [] if len(ways) == 1 else [Column("by", min_width=20)]
+    caption = f"by {ways.pop()}" if not by else None
+    table = Table(*whole, *by, title="metrics", title_justify="left", caption=caption, caption_justify="left", box=box.SIMPLE)
     for name, one in metrics.items():
         interval = "" if one.low is None or one.high is None else f"{one.low:+.4g} to {one.high:+.4g}"
         table.add_row(name, f"{one.a:.6g}", f"{one.b:.6g}", f"{one.difference:+.4g}", interval,
-                      "" if one.p is None else f"{one.p:.3g}", one.how)
+                      "" if one.p is None else f"{one.p:.3g}", *([one.how] if by else []))
     return table
