@@ -19,8 +19,6 @@ from paribus.study.experiment import BASELINE, Experiment
 from paribus.study.results import Result
 from paribus.study.verdict import ArmVerdict, costs
 
-BEYOND = 2.0  # a best size may lie outside the sizes tried by so much, no further
-
 
 @dataclass(frozen=True)
 class Scaling:
@@ -28,7 +26,7 @@ class Scaling:
 
     coefficients: of the mean parabola in log2(parameters), highest power first. scatter: root mean square distance of values
     from their own seed's parabola, for the degrees of freedom left (None: three sizes leave none). best: (parameters, low,
-    high), or None: no best within a factor of BEYOND of the sizes tried, or a seed's parabola opens the wrong way.
+    high), or None: an end of the sizes tried is the best of them, or a seed's parabola opens the wrong way.
     """
 
     key: str
@@ -47,9 +45,8 @@ class Scaling:
         shape = f"a parabola in the logarithm of parameters, {self.key} {' / '.join(f'{value:g}' for value in self.dial)}"
         scatter = f"; values lie {self.scatter:.4f} from it" if self.scatter is not None else ""
         if self.best is None:
-            low, high = (float(self.values[:, place].mean()) for place in (0, -1))
-            return (f"No best size between {quantity(self.sizes[0])} and {quantity(self.sizes[-1])} parameters at this compute: "
-                    f"from one to the other it goes from {low:.4f} to {high:.4f} {unit} ({shape}{scatter}).")
+            means = ", ".join(f"{quantity(size)} {mean:.4f}" for size, mean in zip(self.sizes, self.values.mean(axis=0), strict=True))
+            return f"No best size is bracketed at this compute; {unit} by parameters: {means} ({shape}{scatter})."
         best, low, high = self.best
         return (f"The best size at this compute is {quantity(best)} parameters (95 % interval over seeds {quantity(low)} to "
                 f"{quantity(high)}), at {float(self.at(best)):.4f} {unit} ({shape}{scatter}).")
@@ -82,16 +79,16 @@ def fit(key: str, sizes: Sequence[float], dial: Sequence[float], values: NDArray
     left = len(sizes) - 3
     off = values - np.array([np.polyval(one, x) for one in own])
     scatter = math.sqrt(float((off**2).sum()) / (left * len(values))) if left else None
-    return Scaling(key, list(sizes), list(dial), values, own.mean(axis=0), scatter, _best(own, x, direction))
+    return Scaling(key, list(sizes), list(dial), values, own.mean(axis=0), scatter, _best(own, x, values, direction))
 
 
-def _best(own: NDArray[np.float64], x: NDArray[np.float64], direction: str) -> tuple[float, float, float] | None:
-    opens = own[:, 0] if direction == "lower" else -own[:, 0]
-    if (opens <= 0).any():
+def _best(own: NDArray[np.float64], x: NDArray[np.float64], values: NDArray[np.float64],
+          direction: str) -> tuple[float, float, float] | None:
+    sign = 1 if direction == "lower" else -1
+    if (sign * own[:, 0] <= 0).any() or (sign * values.mean(axis=0)).argmin() in (0, len(x) - 1):
         return None
     places = -own[:, 1] / (2 * own[:, 0])
-    reach = math.log2(BEYOND)
-    if not x.min() - reach <= places.mean() <= x.max() + reach:
+    if not x.min() <= places.mean() <= x.max():
         return None
     half = float(stats.t.isf(0.025, len(places) - 1) * places.std(ddof=1) / math.sqrt(len(places)))
     middle = float(places.mean())
