@@ -45,7 +45,8 @@ class Scaling:
         shape = f"a parabola in the logarithm of parameters, {self.key} {' / '.join(f'{value:g}' for value in self.dial)}"
         scatter = f"; values lie {self.scatter:.4f} from it" if self.scatter is not None else ""
         if self.best is None:
-            means = ", ".join(f"{quantity(size)} {mean:.4f}" for size, mean in zip(self.sizes, self.values.mean(axis=0), strict=True))
+            seen = zip(self.sizes, self.values.mean(axis=0), strict=True)
+            means = ", ".join(f"{quantity(size)} {mean:.4f}" for size, mean in seen)
             return f"No best size is bracketed at this compute; {unit} by parameters: {means} ({shape}{scatter})."
         best, low, high = self.best
         return (f"The best size at this compute is {quantity(best)} parameters (95 % interval over seeds {quantity(low)} to "
