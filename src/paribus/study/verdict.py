@@ -120,7 +120,8 @@ def _at(curve: Points, places: Sequence[float]) -> NDArray[np.float64]:
 
 
 def _curve(experiment: Experiment, pairs: Sequence[tuple[Result, Result]], axis: str) -> Curve | None:
-    """The difference of bits per byte over training, both arms brought to the same tokens or seconds."""
+    """The difference of bits per byte over training, both arms brought to the same tokens or seconds; None of arms that share
+    their pretraining."""
     table = [(points(base, axis), points(own, axis)) for base, own in pairs]
     if len(table) < 2 or any(len(one) < 2 for pair in table for one in pair):
         return None
@@ -132,6 +133,8 @@ def _curve(experiment: Experiment, pairs: Sequence[tuple[Result, Result]], axis:
     if len(grid) < 2:
         return None
     base, own = (np.array([_at(pair[side], grid) for pair in table]) for side in (0, 1))
+    if np.array_equal(base, own):
+        return None
     return difference_curve(grid, base, own, experiment.alpha)
 
 
@@ -143,7 +146,7 @@ def _at_equal_time(experiment: Experiment, pairs: Sequence[tuple[Result, Result]
             return None
         at = min(base[-1][0], own[-1][0])
         differences.append(float(_at(own, [at])[0] - _at(base, [at])[0]))
-    if not differences:
+    if not any(differences):
         return None
     return effects({"time": differences}, direction="lower", smallest_effect=experiment.smallest_effect,
                    alpha=experiment.alpha)["time"]
