@@ -21,8 +21,8 @@ from paribus.model.shapes import has_value_embedding, logit_rows
 PROMPT_TOKENS = 256  # of a word problem with the chat format: GSM8K's longest is 240 with a 65,536-word vocabulary
 CUDA_CONTEXT = 600 * 2**20  # context, cuBLAS workspaces, kernels' code: 450 to 600 MiB as nvidia-smi shows it idle
 CUDA_ROUNDING = 0.03  # of the tensors: the caching allocator's blocks that nothing fits
-# On a CPU, measured (benchmarks/plan_memory.py --only cpu): Python, torch and its threads resident; and what glibc's malloc holds besides
-# living tensors, in shares of them: blocks freed between two that live are of no use to a larger tensor.
+# On a CPU, measured (benchmarks/plan_memory.py --only cpu): Python, torch and its threads resident; and what glibc's malloc
+# holds besides living tensors, in shares of them: blocks freed between two that live are of no use to a larger tensor.
 CPU_PROCESS = 260 * 2**20
 CPU_HEAP = 1.1
 STAGES = ("pretrain", "midtrain", "sft", "rl", "evaluation")
