@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from optuna.trial import TrialState
 
 
 def write_figures(study: Any, folder: Path, budget: int) -> list[Path]:
     """One page a figure; a figure that the trials do not suffice for is left out. A pruned trial's value is that of a part of
     its budget, and no match for the others'."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
     feasible = [trial for trial in trials if all(value <= 0 for value in trial.constraints.values())]
     figures: dict[str, Any] = {}
     if feasible:
