@@ -1,7 +1,7 @@
 """A pool of real, tiny trainings, for `verdicts.py --runs`: the same recipe many times, and recipes that differ in one thing.
 
     dvc repro tokens
-    python benchmarks/pool.py --seeds 60 --out benchmarks/pool.csv
+    python benchmarks/pool.py --seeds 30 --out benchmarks/pool.csv
     python benchmarks/verdicts.py --runs benchmarks/pool.csv --out benchmarks/verdicts_real.json
 
 Depth 2, width 64, 40 steps of 1,024 tokens on the embedded world, one thread, three seconds a run. Arms:
@@ -36,7 +36,7 @@ OTHER_SEEDS = 1000
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=60)
+    parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="ARM")
     parser.add_argument("--jobs", type=int, default=2)

@@ -67,7 +67,9 @@ def scaling(experiment: Experiment, found: Sequence[ArmVerdict], results: Sequen
     seeds = [seed for seed in sorted({one.seed for one in results}) if all((arm, seed) in values for arm in dial)]
     if len(seeds) < 2:
         return None
-    sizes = {arm: costs(results, arm)["parameters"] or math.nan for arm in dial}
+    sizes = {arm: size for arm in dial if (size := costs(results, arm)["parameters"])}
+    if len(set(sizes.values())) < len(dial):  # parabolas need the size of every arm, and sizes that differ
+        return None
     order = sorted(dial, key=lambda arm: sizes[arm])
     return fit(key, [sizes[arm] for arm in order], [float(dial[arm]) for arm in order],
                np.array([[values[arm, seed] for arm in order] for seed in seeds], float), experiment.direction)

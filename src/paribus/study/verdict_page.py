@@ -284,8 +284,7 @@ def _draw_scaling(experiment: Experiment, profile: Scaling) -> Figure:
     figure, (axes,) = canvas(height=3.4)
     for row in profile.values:
         axes.plot(profile.sizes, row, marker="o", markersize=4, linestyle="", color=FAINT)
-    ends = [*profile.sizes, *([profile.best[0]] if profile.best else [])]
-    between = np.geomspace(min(ends), max(ends), 100)
+    between = np.geomspace(profile.sizes[0], profile.sizes[-1], 100)
     axes.plot(between, profile.at(between), color=BLUE, linewidth=1.8)
     if profile.best:
         best, low, high = profile.best
