@@ -65,7 +65,7 @@ def grid() -> list[dict[str, Any]]:
 
 
 def d16() -> list[dict[str, Any]]:
-    """Issue: depth 16, 65,536 words, 2,048 tokens, 16 rows within 24 GB with the optimiser's state."""
+    """Depth 16, 65,536 words, 2,048 tokens, 16 rows within 24 GB with the optimiser's state."""
     profile = flatten(read_yaml("experiments/profiles/d16-rtx3090.yaml"))
     rows = []
     for checkpointing in (False, True):

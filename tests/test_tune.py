@@ -282,6 +282,18 @@ def test_the_batch_that_is_found_is_within_5_percent_of_the_best(overhead: float
                 assert found <= min(seconds(rows, step) for rows in range(1, largest + 1)) / 0.95
 
 
+def test_slow_minutes_do_not_choose_the_batch() -> None:
+    """Sizes that take turns are compared within a turn: an hour of other work passes over all of them."""
+    from paribus.study.batch import step_seconds
+
+    true, slowed = {4: 1.0, 8: 0.9, 16: 1.05}, [1.0, 1.6, 1.3, 1.0, 2.0]
+    times = {rows: [seconds * factor for factor in slowed] for rows, seconds in true.items()}
+    times[8][0] = 5.0  # one disturbance within a turn
+    found = step_seconds(times)
+    assert min(found, key=lambda rows: found[rows]) == 8
+    assert found[16] / found[4] == pytest.approx(1.05)
+
+
 def test_the_fastest_batch_is_measured_and_named(inside: Path, capsys: pytest.CaptureFixture[str],
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     from paribus.config import merge, read_yaml
@@ -299,6 +311,7 @@ def test_the_fastest_batch_is_measured_and_named(inside: Path, capsys: pytest.Ca
     assert set(found["tried"]) == {"1", "2"}
     speeds = {int(rows): entry["tokens_per_second"] for rows, entry in found["tried"].items()}
     assert found["tokens_per_second"] == max(speeds.values()) == speeds[found["device_batch_size"]]
+    assert all(entry["peak_memory_bytes"] > 2**27 for entry in found["tried"].values())
 
 
 # ---------------------------------------------------------------- killed, and what is left at the end

@@ -26,6 +26,7 @@ from paribus.session import EXIT_PAUSED
 
 LOOKS = 8  # shares of its budget after which a trial is evaluated: those of trials with more or fewer steps compare
 TIMING_STEPS = 4  # of a time budget: the first is thrown away
+TIMED_STEPS = 2  # of a device batch, at each turn; the faster one counts, as other work only ever adds time
 
 
 def main(folder: Path) -> None:
@@ -184,7 +185,8 @@ def _steps(folder: Path, job: dict[str, Any], model: Any, optimizer: Any, forwar
     if known is None:
         from paribus import runtime
 
-        seconds = _step_seconds(forward, optimizer, objective, model.device)
+        times = [_step_seconds(forward, optimizer, objective, model.device, step) for step in range(TIMING_STEPS)]
+        seconds = statistics.median(times[1:])
         model.initialise(job["config"]["seed"])
         optimizer.load_state({}, 0)
         runtime.apply(runtime.detect(_train_section(job)), job["config"]["seed"])
@@ -199,25 +201,30 @@ def _train_section(job: dict[str, Any]) -> Any:
     return parse_config(job["config"]).train
 
 
-def _step_seconds(forward: Any, optimizer: Any, objective: Any, device: Any) -> float:
-    """Median seconds of an optimiser step on the study's own data."""
+def _step_seconds(forward: Any, optimizer: Any, objective: Any, device: Any, step: int) -> float:
+    """Of one optimiser step; the weights hardly move."""
+    import torch
+
     from paribus.train.loop import _to
 
-    times = []
-    for step in range(TIMING_STEPS):
-        work = objective.work(step)
-        began = time.perf_counter()
-        for micro in work.micro_batches:
-            (forward(*_to(device, micro)) / work.normaliser).backward()
-        float(optimizer.clip())
-        optimizer.step(1e-6)
-        optimizer.zero_grad()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[1:])
+    work = objective.work(step)
+    began = time.perf_counter()
+    for micro in work.micro_batches:
+        (forward(*_to(device, micro)) / work.normaliser).backward()
+    float(optimizer.clip())
+    optimizer.step(1e-6)
+    optimizer.zero_grad()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 def _speed(job: dict[str, Any]) -> dict[str, Any]:
-    """Tokens per second at a device batch, and the memory it took."""
+    """Seconds of a step at each device batch of job["rows"], which take turns; and the most memory that was taken.
+
+    Turns meet alike what changes meanwhile: other work, heat, clocks. Each begins with a step that is not counted, in which
+    memory and caches come to suit the new size.
+    """
     import torch
 
     from paribus.data.loader import Batch
@@ -232,10 +239,17 @@ def _speed(job: dict[str, Any]) -> dict[str, Any]:
             tokens = torch.randint(0, vocab, (len(rows), length + 1))
             return Batch(tokens[:, :-1], tokens[:, 1:], None)
 
-    objective = NextToken(Noise(), config.pretrain.batch_tokens // length, config.pretrain.device_batch_size)
-    forward = torch.compile(model) if hardware.compile else model
-    seconds = _step_seconds(forward, optimizer, objective, model.device)
-    return {"tokens_per_second": config.pretrain.batch_tokens / seconds, "peak_memory_bytes": peak_memory_bytes(model.device)}
+    torch._dynamo.config.recompile_limit = 2 * len(job["rows"]) + 8  # a size and its remainder each
+    forward = torch.compile(model, dynamic=False) if hardware.compile else model
+    times: dict[int, list[float]] = {rows: [] for rows in job["rows"]}
+    for turn in range(job["turns"]):
+        for rows in sorted(times, reverse=turn % 2 == 1):
+            if hardware.device == "cuda":
+                torch.cuda.empty_cache()  # else what another size left would count towards the cap
+            objective = NextToken(Noise(), config.pretrain.batch_tokens // length, rows)
+            times[rows].append(min([_step_seconds(forward, optimizer, objective, model.device, step)
+                                    for step in range(1 + TIMED_STEPS)][1:]))
+    return {"step_seconds": times, "peak_memory_bytes": peak_memory_bytes(model.device)}
 
 
 if __name__ == "__main__":
