@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from paribus import runtime
 from paribus.config import flatten, load_config, read_yaml, resolve_model
 from paribus.model.accounting import Batch
 from paribus.model.gpt import GPT
@@ -95,8 +96,8 @@ def cpu() -> list[dict[str, Any]]:
 
 def take_steps(depth: int, rows: int, steps: int = 3) -> int:
     """Peak bytes of this process."""
-    torch.set_num_threads(1)
-    config = load_config(overrides={"model.depth": depth})
+    config = load_config(overrides={"model.depth": depth, "train.device": "cpu", "train.threads": 1})
+    runtime.apply(runtime.detect(config.train), config.seed)
     model = GPT(config.model, config.tokenizer.vocab_size)
     model.initialise(1)
     optimizer = MuonAdamW(model, config.optimizer)

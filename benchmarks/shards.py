@@ -1,6 +1,6 @@
 """Writing token shards beside the tokenizer library alone, by wall clock.
 
-    python benchmarks/shards.py data/corpus/documents data/tokenizer/tokenizer.json --rounds 5
+    python benchmarks/shards.py data/corpus/documents data/tokenizer/tokenizer.json --rounds 5 --out benchmarks/shards.json
 
 The library: one call of `encode_batch_fast` with every document at once, already in memory, its result thrown away.
 paribus: `write_shards`, from the folder of documents to shards, index and manifest. Rounds alternate; ratio is the median of
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import shutil
 import statistics
 import sys
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("documents", type=Path, help="a folder of .jsonl")
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     texts = list(documents(options.documents))
     size = sum(len(text.encode()) for text in texts) / 1e6
@@ -61,7 +64,11 @@ def main() -> None:
         rounds.append({"library_mb_per_second": size / library, "paribus_mb_per_second": size / paribus,
                        "ratio": library / paribus})
     medians = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
-    print(json.dumps(medians | {"megabytes": size, "documents": len(texts), "rounds": rounds}, indent=1))
+    record = {"machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores", **medians, "megabytes": size,
+              "documents": len(texts), "rounds": rounds}
+    print(json.dumps(record, indent=1))
+    if options.out:
+        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from paribus.config import Config, flatten, load_config, read_yaml, resolve_mode
 from paribus.errors import UserError
 from paribus.model.accounting import Batch
 from paribus.plan import memory, throughput
-from paribus.plan.estimate import as_json, make_plan
+from paribus.plan.estimate import as_json, make_plan, stage_plan
 from paribus.plan.tracker import track_step
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -173,6 +173,24 @@ def test_a_probe_brings_the_estimate_to_what_steps_take(tmp_path: Path, monkeypa
     device, dtype = probe.here(config)
     found = probe.run_probe(config, device, dtype, seconds=1.0)
     after = probe.calibrated(config, device, dtype)
-    assert after.correction == found.correction and after.spread < device.spread
+    assert after.correction("pretrain") == found.correction and after.spread < device.spread
     other = load_config(ROOT / "params.yaml", TINY | {"model.depth": 3})
     assert probe.calibrated(other, device, dtype) == device
+
+
+def test_what_stages_took_corrects_the_next_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the median of the last ones, each stage by itself; what was never run goes by pretraining."""
+    from paribus.plan import probe
+
+    monkeypatch.chdir(tmp_path)
+    config = load_config(ROOT / "params.yaml", TINY)
+    device, dtype = probe.here(config)
+    for stage, seconds in [("pretrain", 20.0), ("pretrain", 21.0), ("pretrain", 500.0), ("rl", 7.0)]:  # one was disturbed
+        probe.remember(config, stage, seconds)
+    after = probe.calibrated(config, *probe.here(config))
+
+    def planned(stage: str) -> float:
+        return stage_plan(config, stage, after, dtype).seconds
+
+    assert planned("pretrain") == pytest.approx(21.0) and planned("rl") == pytest.approx(7.0)
+    assert after.correction("sft") == after.correction("pretrain") != after.correction("rl")

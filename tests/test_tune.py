@@ -428,9 +428,9 @@ def test_predictions_are_graded_against_what_runs_took(killed: dict[str, Any]) -
     graded = json.loads(done.stdout)
     assert {"pretrain", "tune"} == {row["stage"] for row in graded["runs"]}
     for row in graded["runs"]:
-        for kind in ("memory", "speed"):
+        for kind in ("memory", "seconds"):
             assert row[f"{kind}_error"] == pytest.approx(row[f"{kind}_predicted"] / row[kind] - 1) and row[kind] > 0
-    assert graded["memory_median_error"] < 1 and graded["speed_median_error"] >= 0
+    assert graded["memory_median_error"] < 1 and graded["seconds_median_error"] >= 0
 
 
 def test_intervals_are_student_s() -> None:

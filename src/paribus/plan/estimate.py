@@ -66,12 +66,13 @@ def stage_plan(config: Config, stage: str, device: Device, dtype: str, vram: int
     """One stage of the curriculum, or `evaluation`; `vram` bytes a card, by default what the device has."""
     model = resolve_model(config.model)
     work, tokens, speed = _work(config, model, stage, device, 4 if dtype == "float32" else 2, gpus)
-    seconds = work.total * device.correction
+    correction = device.correction(stage)
+    seconds = work.total * correction
     compiling = COMPILE_SECONDS if config.train.compile and stage != "evaluation" else 0.0
     rows = config.eval.gsm8k.rows if stage == "evaluation" else getattr(config, stage).device_batch_size
     return StagePlan(stage, stage_memory(config, stage, device=device.kind, dtype=dtype), rows,
                      max_device_batch(config, stage, vram or device.memory, device=device.kind, dtype=dtype),
-                     tokens, work, seconds + compiling, speed / device.correction if speed else None)
+                     tokens, work, seconds + compiling, speed / correction if speed else None)
 
 
 def _work(config: Config, model: Architecture, stage: str, device: Device, item: int,
@@ -178,7 +179,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
     longest = max(plan.stages.values(), key=lambda stage: stage.seconds)
     return {
         "device": plan.device.name, "gpus": plan.gpus, "dtype": plan.dtype, "vram_bytes": plan.vram,
-        "calibrated": plan.device.correction != 1.0,
+        "calibrated": bool(plan.device.corrections),
         "hours": plan.hours, "hours_low": plan.hours / spread, "hours_high": plan.hours * spread,
         "bound_by": longest.work.bound_by,
         "memory_bytes": {name: stage.memory.total for name, stage in plan.stages.items()},

@@ -23,8 +23,8 @@ CUDA_CONTEXT = 600 * 2**20  # context, cuBLAS workspaces, kernels' code: 450 to 
 CUDA_ROUNDING = 0.03  # of the tensors: the caching allocator's blocks that nothing fits
 # On a CPU, measured (benchmarks/plan_memory.py --only cpu): Python, torch and its threads resident; and what glibc's malloc
 # holds besides living tensors, in shares of them: blocks freed between two that live are of no use to a larger tensor.
-CPU_PROCESS = 260 * 2**20
-CPU_HEAP = 1.1
+CPU_PROCESS = 300 * 2**20
+CPU_HEAP = 0.7
 STAGES = ("pretrain", "midtrain", "sft", "rl", "evaluation")
 
 

@@ -90,7 +90,7 @@ LABELS = {"optimizer": "optimiser state", "logits": "logits, loss", "cache": "KV
 def page(made: Plan, profile: str | None) -> list[Any]:
     """What is printed, from top to bottom."""
     counts, device = made.parameters, made.device
-    measured = " · calibrated by a probe" if device.correction != 1 else ""
+    measured = " · calibrated by what was measured here" if device.corrections else ""
     head = (f"[bold]{profile or 'params.yaml'}[/bold]   {counts['total'] / 1e6:,.1f} M parameters "
             f"({counts['matrices'] / 1e6:,.1f} M in matrices)   {made.flops_per_token / 1e9:,.3g} GFLOP a token\n"
             f"{made.gpus} x {device.name}   {device.rate / 1e12:,.3g} TFLOP/s of large products in {made.dtype}   "
@@ -190,7 +190,7 @@ def grade(json_out: bool) -> None:
 
     rows = graded_runs(load_config().tracking.experiment)
     errors = {kind: [row[f"{kind}_error"] for row in rows if row.get(f"{kind}_error") is not None]
-              for kind in ("memory", "speed")}
+              for kind in ("memory", "seconds")}
     summary = {f"{kind}_median_error": statistics.median(map(abs, values)) for kind, values in errors.items() if values}
     if json_out:
         click.echo(json.dumps({"runs": rows, **summary}, indent=1))
@@ -199,10 +199,10 @@ def grade(json_out: bool) -> None:
         click.echo("no finished run in the store has a prediction; every training stage logs one when it starts")
         return
     table = _table("Predicted beside measured", "run", "stage", "hardware", "memory", "predicted", "error",
-                   "tokens/s", "predicted", "error")
+                   "time", "predicted", "error")
     for row in rows:
         table.add_row(row["run"][:8], row["stage"], row["hardware"][:28], _size(row["memory"]), _size(row["memory_predicted"]),
-                      f"{row['memory_error']:+.1%}", f"{row['speed']:,.0f}", f"{row['speed_predicted']:,.0f}",
-                      f"{row['speed_error']:+.1%}")
+                      f"{row['memory_error']:+.1%}", _time(row["seconds"]), _time(row["seconds_predicted"]),
+                      f"{row['seconds_error']:+.1%}")
     Console().print(table)
     click.echo("  ".join(f"{name.replace('_', ' ')}: {value:.1%}" for name, value in summary.items()))

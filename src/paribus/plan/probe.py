@@ -1,12 +1,16 @@
-"""The machine at hand: a card of the table by its name, a CPU by a few products, and a minute's measurement of real steps.
+"""The machine at hand: a card of the table by its name, a CPU by a few products; then by what real steps and stages took.
 
-A probe is kept in `.paribus/probes.json`, by device, type and model shape, and serves every later plan on the machine.
+A minute's probe, and every stage that ran to its end, leave in `.paribus/probes.json` by how much the estimate was off, by
+device, type and model shape; that serves every later plan on the machine.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +21,10 @@ from paribus.journal import read_json, write_json
 from paribus.model.accounting import parameters
 from paribus.plan.estimate import stage_plan, training_step_work
 from paribus.plan.memory import stage_memory
-from paribus.plan.throughput import CPU_SPREAD, PROBED_SPREAD, Device, device_named
+from paribus.plan.throughput import CPU_PROBED_SPREAD, CPU_SPREAD, PROBED_SPREAD, Device, device_named
 
 PROBE_SECONDS = 60.0
+KEPT = 5  # of a stage's last measurements: their median corrects, so that one on a busy machine does not
 
 
 @dataclass(frozen=True)
@@ -49,26 +54,33 @@ def here(config: Config) -> tuple[Device, str]:
 
 
 def _cpu(config: Config, hardware: runtime.Hardware) -> Device:
-    """FLOP/s of products of the model's own size and bytes/s of a large copy: a third of a second."""
+    """The processor, as fast as it is for products of the model's own size."""
     import psutil
-    import torch
 
     model = resolve_model(config.model)
-    threads, torch_dtype = torch.get_num_threads(), getattr(torch, hardware.dtype)
-    torch.set_num_threads(hardware.threads)
+    rows = min(config.pretrain.device_batch_size * model.seq_len, 2048)
+    flops, bandwidth = _rates(rows, model.width, hardware.dtype, hardware.threads)
+    return Device(name=hardware.device_name, flops=flops, bandwidth=bandwidth, memory=psutil.virtual_memory().total,
+                  attainable=1.0, watts=10.0 * hardware.threads, link=1e9, kind="cpu", source="measured here", spread=CPU_SPREAD)
+
+
+@functools.cache
+def _rates(rows: int, width: int, dtype: str, threads: int) -> tuple[float, float]:
+    """(FLOP/s of products, bytes/s of a large copy): a third of a second."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
-        rows = min(config.pretrain.device_batch_size * model.seq_len, 2048)
-        a = torch.ones(rows, model.width, dtype=torch_dtype)  # drawing numbers would move the run's own generator
-        b = torch.ones(model.width, 4 * model.width, dtype=torch_dtype)
+        a = torch.ones(rows, width, dtype=getattr(torch, dtype))  # drawing numbers would move the run's own generator
+        b = torch.ones(width, 4 * width, dtype=a.dtype)
         product = _best(lambda: a @ b)
         block = torch.empty(16 * 2**20)
         other = torch.empty_like(block)
         copy = _best(lambda: other.copy_(block))
     finally:
-        torch.set_num_threads(threads)
-    return Device(name=hardware.device_name, flops=2 * rows * model.width * 4 * model.width / product,
-                  bandwidth=2 * 4 * block.numel() / copy, memory=psutil.virtual_memory().total, attainable=1.0,
-                  watts=10.0 * hardware.threads, link=1e9, kind="cpu", source="measured here", spread=CPU_SPREAD)
+        torch.set_num_threads(before)
+    return 2 * rows * width * 4 * width / product, 2 * 4 * block.numel() / copy
 
 
 def _best(work: Any, seconds: float = 0.15) -> float:
@@ -84,15 +96,42 @@ def _best(work: Any, seconds: float = 0.15) -> float:
 def _key(config: Config, device: Device, dtype: str) -> str:
     """A correction holds for a shape of model, and how it is run."""
     shape = flatten(resolve_model(config.model)) | {"vocab": config.tokenizer.vocab_size, "compile": config.train.compile,
-                                                    "threads": config.train.threads, "kind": config.optimizer.kind}
+                                                    "threads": config.train.threads, "processes": config.train.processes,
+                                                    "kind": config.optimizer.kind}
     return f"{device.name} {dtype} {fingerprint(**{name.replace('.', '_'): value for name, value in shape.items()})}"
 
 
 def calibrated(config: Config, device: Device, dtype: str) -> Device:
-    """The device with the correction of a probe, if one was made here for this model."""
-    probes = read_json(runtime.state_root() / "probes.json") or {}
-    probe = probes.get(_key(config, device, dtype))
-    return dataclasses.replace(device, correction=probe["correction"], spread=PROBED_SPREAD) if probe else device
+    """The device as it was known, and how far off, when this model's stages or a probe of it were last measured here."""
+    known = _probes().get(_key(config, device, dtype))
+    if not known:
+        return device
+    corrections = {stage: statistics.median(ratios) for stage, ratios in known["corrections"].items()}
+    return dataclasses.replace(device, flops=known["flops"], bandwidth=known["bandwidth"], corrections=corrections,
+                               spread=CPU_PROBED_SPREAD if device.kind == "cpu" else PROBED_SPREAD)
+
+
+def remember(config: Config, stage: str, seconds: float) -> None:
+    """That the stage took so long, for later plans of it. A card that the table lacks is not planned for, nor remembered."""
+    try:
+        device, dtype = here(config)
+    except UserError:
+        return
+    _keep(config, device, dtype, stage, lambda bare: seconds / stage_plan(config, stage, bare, dtype).seconds)
+
+
+def _keep(config: Config, device: Device, dtype: str, stage: str, ratio: Callable[[Device], float]) -> float:
+    """Add a measured / estimated ratio; the estimate is of the device as first known, so that ratios compare."""
+    probes, key = _probes(), _key(config, device, dtype)
+    known = probes.setdefault(key, {"flops": device.flops, "bandwidth": device.bandwidth, "corrections": {}})
+    found = ratio(dataclasses.replace(device, flops=known["flops"], bandwidth=known["bandwidth"], corrections={}))
+    known["corrections"][stage] = [*known["corrections"].get(stage, []), found][-KEPT:]
+    write_json(runtime.state_root() / "probes.json", probes)
+    return found
+
+
+def _probes() -> dict[str, Any]:
+    return read_json(runtime.state_root() / "probes.json") or {}
 
 
 def run_probe(config: Config, device: Device, dtype: str, seconds: float = PROBE_SECONDS) -> Probe:
@@ -123,12 +162,11 @@ def run_probe(config: Config, device: Device, dtype: str, seconds: float = PROBE
         raise UserError(f"pretrain.device_batch_size: {schedule.device_batch_size} rows do not fit this machine; "
                         "`paribus plan` says how many do") from None
     step = passes * schedule.batch_tokens / (rows * resolved.seq_len) + updates
-    estimate = training_step_work(config, schedule, resolved, device, 4 if dtype == "float32" else 2).total
-    probe = Probe(device.name, dtype, rows, step, step / estimate, peak_memory_bytes(model.device),
-                  stage_memory(config, "pretrain", device=device.kind, dtype=dtype).total)
-    path = runtime.state_root() / "probes.json"
-    write_json(path, (read_json(path) or {}) | {_key(config, device, dtype): dataclasses.asdict(probe)})
-    return probe
+    item = 4 if dtype == "float32" else 2
+    found = _keep(config, device, dtype, "pretrain",
+                  lambda bare: step / training_step_work(config, schedule, resolved, bare, item).total)
+    return Probe(device.name, dtype, rows, step, found, peak_memory_bytes(model.device),
+                 stage_memory(config, "pretrain", device=device.kind, dtype=dtype).total)
 
 
 def _measure(model: Any, optimizer: Any, forward: Any, rows: int, seconds: float) -> tuple[float, float]:
@@ -154,8 +192,6 @@ def _measure(model: Any, optimizer: Any, forward: Any, rows: int, seconds: float
             sync()
             updates.append(time.perf_counter() - middle)
     return sorted(passes[1:])[len(passes[1:]) // 2], sorted(updates[1:])[len(updates[1:]) // 2]
-
-
 
 
 def prediction(config: Config, stage: str) -> dict[str, float]:

@@ -17,7 +17,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from paribus.config import Architecture, Optimizer, read_yaml, resolve_model
@@ -37,6 +38,7 @@ KERNELS = {True: 40, False: 150}  # a block, forward and backward; compiled or e
 SPREAD = 1.2  # nine public runs lie within this factor of the data-sheet estimate; identical runs differ by up to 1.11
 PROBED_SPREAD = 1.1
 CPU_SPREAD = 1.6
+CPU_PROBED_SPREAD = 1.25  # measured: the same steps, minutes apart on a quiet virtual machine, differ by up to 1.2
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,12 @@ class Device:
     kind: str  # cuda, mps or cpu
     source: str
     price: float | None = None
-    correction: float = 1.0  # measured seconds / estimated ones, of a probe
+    corrections: Mapping[str, float] = field(default_factory=dict)  # stage -> measured seconds / estimated ones, here
     spread: float = SPREAD
+
+    def correction(self, stage: str) -> float:
+        """That of the stage, else pretraining's; 1 where neither was measured."""
+        return self.corrections.get(stage, self.corrections.get("pretrain", 1.0))
 
     @property
     def rate(self) -> float:

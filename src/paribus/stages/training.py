@@ -215,6 +215,7 @@ def train(run: Session, model: GPT, objective: Objective, schedule: Any, evaluat
 
     before: measured once, at step 0, and logged there.
     """
+    from paribus.plan.probe import remember
     from paribus.train import parallel
     from paribus.train.checkpoint import StateStore
     from paribus.train.loop import Hooks
@@ -233,6 +234,7 @@ def train(run: Session, model: GPT, objective: Objective, schedule: Any, evaluat
         hooks = Hooks(log.log, log.event, log.sync, log.rewind, evaluate, lambda step, metrics: bar.update(step, **metrics))
         loop = prepared(hooks)
         run_loop(loop, run, state, before)
+        remember(run.config, run.stage, loop.position.seconds)
         yield log, loop.position
 
 

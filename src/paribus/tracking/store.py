@@ -112,18 +112,18 @@ def store_key(name: str) -> str:
 
 
 def graded_runs(experiment: str) -> list[dict[str, Any]]:
-    """Finished training runs that logged a prediction: memory (bytes) and speed (tokens/s), measured, predicted, error."""
+    """Finished training runs that logged a prediction: memory (bytes) and time (seconds), measured, predicted, error."""
     store = connect(tracking_uri(), experiment, runtime.state_root())
     rows = []
     for run in store.client.search_runs([store.experiment], "metrics.`predicted/memory_bytes` > 0", max_results=1000):
         metrics = run.data.metrics
-        speed = metrics.get("tokens_per_second", metrics.get("train/tokens_per_second"))
-        memory = metrics.get("train/peak_memory_bytes")
-        if run.info.status == "FINISHED" and speed and memory:
+        taken = {"memory": metrics.get("train/peak_memory_bytes"),
+                 "seconds": metrics.get("seconds", metrics.get("train/seconds"))}
+        if run.info.status == "FINISHED" and all(taken.values()):
             row: dict[str, Any] = {"run": run.info.run_id, "stage": run.data.tags.get("stage", ""),
-                                   "hardware": run.data.tags.get("hardware", ""), "memory": memory, "speed": speed}
-            for name, measured, key in (("memory", memory, "memory_bytes"), ("speed", speed, "tokens_per_second")):
-                row |= {f"{name}_predicted": metrics[f"predicted/{key}"],
-                        f"{name}_error": metrics[f"predicted/{key}"] / measured - 1}
+                                   "hardware": run.data.tags.get("hardware", ""), **taken}
+            for name, key in (("memory", "memory_bytes"), ("seconds", "seconds")):
+                predicted = metrics[f"predicted/{key}"]
+                row |= {f"{name}_predicted": predicted, f"{name}_error": predicted / row[name] - 1}
             rows.append(row)
     return rows
