@@ -38,6 +38,7 @@ KERNELS = {True: 40, False: 150}  # a block, forward and backward; compiled or e
 SPREAD = 1.2  # nine public runs lie within this factor of the data-sheet estimate; identical runs differ by up to 1.11
 PROBED_SPREAD = 1.1
 CPU_SPREAD = 1.6
+CPU_EFFICIENCY = 0.75  # measured: 0.6 to 1 of it at widths of 192 to 512, two cores, eager
 CPU_PROBED_SPREAD = 1.25  # measured: the same steps, minutes apart on a quiet virtual machine, differ by up to 1.2
 
 
@@ -131,9 +132,9 @@ class Work:
 def efficiency(device: Device, width: int) -> float:
     """Share of the best rate that products of an inner width reach: their operands' traffic is a share of their time.
 
-    A CPU's probe measures products of the model's own size.
+    On a CPU products of the model's own size were timed, and a step reaches a share of that.
     """
-    return 1.0 if device.kind == "cpu" else width / (width + SIZE * device.rate / device.bandwidth)
+    return CPU_EFFICIENCY if device.kind == "cpu" else width / (width + SIZE * device.rate / device.bandwidth)
 
 
 def forward_backward(model: Architecture, vocab_size: int, tokens: int, device: Device, *, compiled: bool,

@@ -226,14 +226,15 @@ def train(run: Session, model: GPT, objective: Objective, schedule: Any, evaluat
     state = parallel.newest(store)
     prepared = partial(prepare, run, model, objective, schedule, store)
     if parallel.rank() > 0:
-        run_loop(prepared(Hooks.silent(evaluate)), run, state, before)
+        run_loop(prepared(Hooks.silent(evaluate)), run, state, before, {})
         raise SystemExit(0)
+    expected = {} if state else predicted(run)  # before the log is open: its feeder's start would take a core from what is timed
     if state:
         print(f"paribus {run.stage}: going on from step {state.step} of {schedule.steps}", file=sys.stderr)
     with Progress(run.stage, schedule.steps, "step") as bar, run.open_log(params, state.step if state else None) as log:
         hooks = Hooks(log.log, log.event, log.sync, log.rewind, evaluate, lambda step, metrics: bar.update(step, **metrics))
         loop = prepared(hooks)
-        run_loop(loop, run, state, before)
+        run_loop(loop, run, state, before, expected)
         remember(run.config, run.stage, loop.position.seconds)
         yield log, loop.position
 
@@ -258,8 +259,12 @@ def prepare(run: Session, model: GPT, objective: Objective, schedule: Any, store
     return Loop(model, forward, MuonAdamW(model, config.optimizer), objective, plan, store, run.interrupt, hooks)
 
 
-def run_loop(loop: Loop, run: Session, state: State | None, before: Callable[[], dict[str, float]] | None) -> None:
-    """Train to the end; the model is whole then, and each process on its own. Exits with EXIT_PAUSED when paused."""
+def run_loop(loop: Loop, run: Session, state: State | None, before: Callable[[], dict[str, float]] | None,
+             expected: dict[str, float]) -> None:
+    """Train to the end; the model is whole then, and each process on its own. Exits with EXIT_PAUSED when paused.
+
+    expected: what the plan says, logged at step 0 with what `before` measures.
+    """
     from paribus.train import parallel
     from paribus.train.loop import Paused
 
@@ -267,7 +272,6 @@ def run_loop(loop: Loop, run: Session, state: State | None, before: Callable[[],
         if state:
             loop.restore(state)
         else:
-            expected = predicted(run) if parallel.rank() == 0 else {}
             loop.hooks.log(0, expected | (before() if before else {}))
         try:
             loop.run()
