@@ -351,7 +351,8 @@ def test_a_killed_study_goes_on_with_its_trial_from_its_state(killed: dict[str, 
     job = read_json(root / ".paribus/tune/killed/trial-0000/trial.json")
     assert job is not None
     whole = watch(root / "uninterrupted", job | {"parent": os.getpid()})
-    assert again[0].value == whole["val_bpb"] and whole["went_on_from_step"] == 0
+    start = json.loads((root / "uninterrupted/start.json").read_text())
+    assert again[0].value == whole["val_bpb"] and start == {"went_on_from_step": 0}
     ran = [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")]
     assert len({trial.user_attrs["origin"] for trial in ran}) == len(ran) == 4
 

@@ -28,13 +28,18 @@ def plan(profile: str | None, overrides: dict[str, Any], *, device: str | None, 
         problems.append(f"--gpus {gpus} --seeds {seeds}: both must be at least 1")
     if price is not None and price < 0:
         problems.append(f"--price: {price} is below 0")
+    at_hand = device is None or device.lower() in ("cpu", "here")
+    if probe and not at_hand:
+        problems.append("--probe measures the machine at hand; leave --device out")
     if problems:
         raise UserError(problems)
+    if device and device.lower() == "cpu":
+        overrides = overrides | {"train.device": "cpu"}
     config = load_config(overrides=(profile_overrides(profile) if profile else {}) | overrides)
-    chosen, dtype = choose(config, device)
+    chosen, dtype = choose(config, None if at_hand else device)
     if probe:
-        _probe(config, chosen, dtype, named=device is not None)
-    if not device:
+        _probe(config, chosen, dtype)
+    if at_hand:
         from paribus.plan.probe import calibrated
 
         chosen = calibrated(config, chosen, dtype)
@@ -58,12 +63,10 @@ def profile_overrides(name: str) -> dict[str, Any]:
 
 
 def choose(config: Config, name: str | None) -> tuple[Device, str]:
-    """The device asked for, else this machine's, and the type of its products."""
-    if name is None or name.lower() in ("cpu", "here"):
+    """The card asked for, else this machine's device, and the type of its products."""
+    if name is None:
         from paribus.plan.probe import here
 
-        if name and name.lower() == "cpu":
-            config = dataclasses.replace(config, train=dataclasses.replace(config.train, device="cpu"))
         return here(config)
     dtype = config.train.dtype
     if dtype == "auto":
@@ -71,11 +74,9 @@ def choose(config: Config, name: str | None) -> tuple[Device, str]:
     return device_named(name, dtype), dtype
 
 
-def _probe(config: Config, device: Device, dtype: str, named: bool) -> None:
+def _probe(config: Config, device: Device, dtype: str) -> None:
     from paribus.plan.probe import run_probe
 
-    if named and device.kind != "cpu":
-        raise UserError("--probe measures the machine at hand; leave --device out")
     found = run_probe(config, device, dtype)
     click.echo(f"probe: {found.seconds_per_step:.3g} s a step of pretraining, {found.correction:.2f} times the estimate; "
                f"peak memory {_size(found.peak_memory_bytes)}, predicted {_size(found.predicted_memory_bytes)}", err=True)

@@ -126,7 +126,7 @@ def _make_ready(folder: Path, job: dict[str, Any]) -> None:
     """Put the job into its folder; what another left there goes, but for its log."""
     if not _is_for(folder, job):
         shutil.rmtree(folder / "state", ignore_errors=True)
-        for name in ("curve.jsonl", "result.json", "steps.json"):
+        for name in ("curve.jsonl", "result.json", "start.json", "steps.json"):
             (folder / name).unlink(missing_ok=True)
     write_json(folder / "trial.json", job)
 

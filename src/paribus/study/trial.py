@@ -136,6 +136,7 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
 
     store = StateStore(folder / "state", 2)
     state = store.load()
+    write_json(folder / "start.json", {"went_on_from_step": state.step if state else 0})
     keep_rows(folder / "curve.jsonl", lambda row: state is not None and row["step"] <= state.step)
     curve = (folder / "curve.jsonl").open("a", encoding="utf-8")  # after keep_rows, which puts a new file in its place
 
@@ -172,8 +173,7 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     position = loop.position
     result = {"val_bpb": bpb(config.eval.bpb_tokens), "steps": position.step, "tokens": position.tokens,
               "seconds": position.seconds, "peak_memory_bytes": peak_memory_bytes(model.device),
-              "tokens_per_second": position.tokens / position.train_seconds, "nonfinite": position.nonfinite,
-              "went_on_from_step": state.step if state else 0}
+              "tokens_per_second": position.tokens / position.train_seconds, "nonfinite": position.nonfinite}
     return result
 
 

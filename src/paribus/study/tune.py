@@ -30,7 +30,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from paribus import runtime, tracking
 from paribus.config import Config, fingerprint, flatten
 from paribus.errors import UserError
-from paribus.journal import Row, write_json
+from paribus.journal import Row, read_json, write_json
 from paribus.plan.estimate import stage_plan
 from paribus.plan.probe import calibrated, here
 from paribus.plan.throughput import Device
@@ -321,9 +321,10 @@ class Worker:
             try:
                 result = watch(folder, job, Reporter(trial, log, expected))
             except Discarded as why:
+                self._note(trial, read_json(folder / "start.json") or {})
                 log.finish("KILLED")
                 raise optuna.TrialPruned(str(why)) from None
-            return self._result(trial, log, result)
+            return self._result(trial, log, result | (read_json(folder / "start.json") or {}))
 
     def _result(self, trial: Trial, log: tracking.RunLog, result: dict[str, Any]) -> float:
         """Keep what came of it with the trial and its run."""
@@ -332,9 +333,7 @@ class Worker:
         over = bool(result.get("out_of_memory")) or peak > self.study.memory
         excess = peak / self.study.memory - 1
         trial.set_constraint("memory", max(excess, 1e-6) if over else excess)
-        for key in ("steps", "tokens", "seconds", "tokens_per_second", "peak_memory_bytes", "went_on_from_step"):
-            if key in result:
-                trial.set_user_attr(key, result[key])
+        self._note(trial, result)
         if not over and math.isfinite(result.get("val_bpb", math.nan)):
             return float(result["val_bpb"])
         log.finish("KILLED")
@@ -342,6 +341,12 @@ class Worker:
             trial.set_user_attr("infeasible", f"reached {peak:,} of {self.study.memory:,} bytes")
             raise optuna.TrialPruned("over the memory budget")
         raise optuna.TrialPruned(result.get("diverged", "not finite"))
+
+
+    def _note(self, trial: Trial, found: dict[str, Any]) -> None:
+        for key in ("steps", "tokens", "seconds", "tokens_per_second", "peak_memory_bytes", "went_on_from_step"):
+            if key in found:
+                trial.set_user_attr(key, found[key])
 
 
 class Reporter:
