@@ -1,6 +1,6 @@
 """The machine at hand: a card of the table by its name, a CPU by a few products; then by what real steps and stages took.
 
-A minute's probe, and every stage that ran to its end, leave in `.paribus/probes.json` by how much the estimate was off, by
+A minute's probe, and every stage that ran to its end, leave in `.paribus/timings.json` by how much the estimate was off, by
 device, type and model shape; that serves every later plan on the machine.
 """
 
@@ -103,7 +103,7 @@ def _key(config: Config, device: Device, dtype: str) -> str:
 
 def calibrated(config: Config, device: Device, dtype: str) -> Device:
     """The device as it was known, and how far off, when this model's stages or a probe of it were last measured here."""
-    known = _probes().get(_key(config, device, dtype))
+    known = _timings().get(_key(config, device, dtype))
     if not known:
         return device
     corrections = {stage: statistics.median(ratios) for stage, ratios in known["corrections"].items()}
@@ -122,16 +122,16 @@ def remember(config: Config, stage: str, seconds: float) -> None:
 
 def _keep(config: Config, device: Device, dtype: str, stage: str, ratio: Callable[[Device], float]) -> float:
     """Add a measured / estimated ratio; the estimate is of the device as first known, so that ratios compare."""
-    probes, key = _probes(), _key(config, device, dtype)
-    known = probes.setdefault(key, {"flops": device.flops, "bandwidth": device.bandwidth, "corrections": {}})
+    timings, key = _timings(), _key(config, device, dtype)
+    known = timings.setdefault(key, {"flops": device.flops, "bandwidth": device.bandwidth, "corrections": {}})
     found = ratio(dataclasses.replace(device, flops=known["flops"], bandwidth=known["bandwidth"], corrections={}))
     known["corrections"][stage] = [*known["corrections"].get(stage, []), found][-KEPT:]
-    write_json(runtime.state_root() / "probes.json", probes)
+    write_json(runtime.state_root() / "timings.json", timings)
     return found
 
 
-def _probes() -> dict[str, Any]:
-    return read_json(runtime.state_root() / "probes.json") or {}
+def _timings() -> dict[str, Any]:
+    return read_json(runtime.state_root() / "timings.json") or {}
 
 
 def run_probe(config: Config, device: Device, dtype: str, seconds: float = PROBE_SECONDS) -> Probe:
