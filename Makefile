@@ -24,7 +24,7 @@ test: $(READY)  ## the test suite, but for the long ones
 	@$(PYTEST) -n 3 -m "not long"
 
 test-long: $(READY)  ## kills, processes, queues and clones, a minute or more each
-	@$(PYTEST) -n 2 --timeout 600 -m long
+	@$(PYTEST) -n 2 -m long
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -34,7 +34,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Pro
     return made
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", CONTRACT)
 def test_metrics_have_the_keys_of_the_contract(project: Project, name: str) -> None:
     assert CONTRACT[name] <= project.metrics(name).keys()
@@ -117,7 +117,7 @@ def test_wrong_value_explains_itself_before_any_compute(project: Project) -> Non
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(600)
 def test_queued_experiment_runs_rl_and_what_follows_only_into_the_same_store(project: Project) -> None:
     from mlflow import MlflowClient
 
@@ -136,7 +136,7 @@ def test_queued_experiment_runs_rl_and_what_follows_only_into_the_same_store(pro
     assert [run.info.status for run in runs] == ["FINISHED"]
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(600)
 def test_same_fingerprint_gives_the_same_bytes(project: Project, tmp_path: Path, project_root: Path) -> None:
     """Every training stage again, in another folder, without DVC: the same weights to the byte."""
     again = Project(tmp_path, project_root)
@@ -146,7 +146,7 @@ def test_same_fingerprint_gives_the_same_bytes(project: Project, tmp_path: Path,
     assert again.digests() == project.digests()
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(600)
 def test_core_during_training_is_a_curve_and_changes_no_weight(project: Project, tmp_path: Path, project_root: Path) -> None:
     watched = Project(tmp_path, project_root, **{"pretrain.core_every": 2, "pretrain.core_max_per_task": 3})
     shutil.copytree(project.root / "data", tmp_path / "data")

@@ -190,8 +190,7 @@ def grade(json_out: bool) -> None:
     from paribus.tracking.store import graded_runs
 
     rows = graded_runs(load_config().tracking.experiment)
-    errors = {kind: [row[f"{kind}_error"] for row in rows if row.get(f"{kind}_error") is not None]
-              for kind in ("memory", "seconds")}
+    errors = {kind: [row[f"{kind}_error"] for row in rows] for kind in ("memory", "seconds")}
     summary = {f"{kind}_median_error": statistics.median(map(abs, values)) for kind, values in errors.items() if values}
     if json_out:
         click.echo(json.dumps({"runs": rows, **summary}, indent=1))

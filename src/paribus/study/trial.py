@@ -239,8 +239,10 @@ def _speed(job: dict[str, Any]) -> dict[str, Any]:
             tokens = torch.randint(0, vocab, (len(rows), length + 1))
             return Batch(tokens[:, :-1], tokens[:, 1:], None)
 
-    torch._dynamo.config.recompile_limit = 2 * len(job["rows"]) + 8  # a size and its remainder each
-    forward = torch.compile(model, dynamic=False) if hardware.compile else model
+    forward = model
+    if hardware.compile:
+        torch._dynamo.config.recompile_limit = 2 * len(job["rows"]) + 8  # a size and its remainder each
+        forward = torch.compile(model, dynamic=False)
     times: dict[int, list[float]] = {rows: [] for rows in job["rows"]}
     for turn in range(job["turns"]):
         for rows in sorted(times, reverse=turn % 2 == 1):

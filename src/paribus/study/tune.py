@@ -342,7 +342,6 @@ class Worker:
             raise optuna.TrialPruned("over the memory budget")
         raise optuna.TrialPruned(result.get("diverged", "not finite"))
 
-
     def _note(self, trial: Trial, found: dict[str, Any]) -> None:
         for key in ("steps", "tokens", "seconds", "tokens_per_second", "peak_memory_bytes", "went_on_from_step"):
             if key in found:
