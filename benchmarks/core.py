@@ -56,8 +56,14 @@ class OwnModel:
         sys.path.insert(0, str(folder))
         peer = importlib.import_module("nanochat.gpt")
         heads = args.width // 64
-        shape = peer.GPTConfig(sequence_len=args.seq_len, vocab_size=args.vocab_size, n_layer=args.depth, n_head=heads,
-                               n_kv_head=heads, n_embd=args.width)
+        shape = peer.GPTConfig(
+            sequence_len=args.seq_len,
+            vocab_size=args.vocab_size,
+            n_layer=args.depth,
+            n_head=heads,
+            n_kv_head=heads,
+            n_embd=args.width,
+        )
         with torch.device("meta"):
             self.model = peer.GPT(shape)
         self.model.to_empty(device=args.device)
@@ -82,7 +88,9 @@ class PeerTokenizer:
 
 
 def load_peer(folder: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("peer_core_eval", folder / "nanochat" / "core_eval.py")
+    spec = importlib.util.spec_from_file_location(
+        "peer_core_eval", folder / "nanochat" / "core_eval.py"
+    )
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -98,7 +106,9 @@ def random_model(args: argparse.Namespace) -> GPT:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5)
+                parameter.copy_(
+                    torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5
+                )
     return model.to(args.device)
 
 
@@ -109,9 +119,18 @@ def corpus_texts(folder: Path) -> Iterator[str]:
                 yield json.loads(line)["text"]
 
 
-def run_peer(peer: ModuleType, model: PeerModel | OwnModel, tokenizer: PeerTokenizer, task: Task, device: str) -> list[bool]:
-    meta = {"task_type": task.kind, "num_fewshot": task.shots, "continuation_delimiter": task.delimiter}
-    return [bool(peer.evaluate_example(index, model, tokenizer, task.rows, device, meta)) for index in range(task.n)]
+def run_peer(
+    peer: ModuleType, model: PeerModel | OwnModel, tokenizer: PeerTokenizer, task: Task, device: str
+) -> list[bool]:
+    meta = {
+        "task_type": task.kind,
+        "num_fewshot": task.shots,
+        "continuation_delimiter": task.delimiter,
+    }
+    return [
+        bool(peer.evaluate_example(index, model, tokenizer, task.rows, device, meta))
+        for index in range(task.n)
+    ]
 
 
 def flips(ours: list[Item], theirs: list[bool]) -> tuple[int, int]:
@@ -125,21 +144,45 @@ def flips(ours: list[Item], theirs: list[bool]) -> tuple[int, int]:
 
 
 def machine() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")), platform.processor())
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load": os.getloadavg(),
-            "python": platform.python_version(), "torch": torch.__version__, "commit": commit}
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": commit,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--corpus", type=Path, required=True, help="folder of .jsonl with `text`, to train a tokenizer")
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        required=True,
+        help="folder of .jsonl with `text`, to train a tokenizer",
+    )
     parser.add_argument("--peer", type=Path, required=True, help="a checkout of nanochat")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--items", type=int, default=20, help="of each task")
-    parser.add_argument("--seconds", type=float, default=1e9, help="the peer may take for a task; then fewer items")
+    parser.add_argument(
+        "--seconds", type=float, default=1e9, help="the peer may take for a task; then fewer items"
+    )
     parser.add_argument("--tasks", nargs="*", help="labels; default: all that have data")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--depth", type=int, default=4)
@@ -149,49 +192,87 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     base = config.load_config(Path(__file__).parents[1] / "params.yaml").tokenizer
-    tokenizer = train_tokenizer(corpus_texts(args.corpus), dataclasses.replace(base, vocab_size=args.vocab_size))
+    tokenizer = train_tokenizer(
+        corpus_texts(args.corpus), dataclasses.replace(base, vocab_size=args.vocab_size)
+    )
     model, peer, own = random_model(args), load_peer(args.peer), OwnModel(args.peer, args)
-    tasks = [task for task in read_bundle(args.bundle).tasks if not args.tasks or task.label in args.tasks]
+    tasks = [
+        task
+        for task in read_bundle(args.bundle).tasks
+        if not args.tasks or task.label in args.tasks
+    ]
     shape = {name: value for name, value in vars(args).items() if not isinstance(value, Path)}
     report: dict[str, Any] = {"arguments": shape, "machine": machine(), "tasks": {}}
     for task in tasks:
-        report["tasks"][task.label] = row = compare(dataclasses.replace(task, n=min(args.items, task.population)),
-                                                    model, own, tokenizer, peer, args)
-        print(f"{task.label:34} items {row['items']:4}  flips {row['flips']}  excused {row['excused']}  "
-              + "  ".join(f"{name} {row[name]:.2f}" for name in ratios(row)), flush=True)
+        report["tasks"][task.label] = row = compare(
+            dataclasses.replace(task, n=min(args.items, task.population)),
+            model,
+            own,
+            tokenizer,
+            peer,
+            args,
+        )
+        print(
+            f"{task.label:34} items {row['items']:4}  flips {row['flips']}  excused {row['excused']}  "
+            + "  ".join(f"{name} {row[name]:.2f}" for name in ratios(row)),
+            flush=True,
+        )
     rows = report["tasks"].values()
     names = ("seconds", "cpu", "peer_seconds", "peer_cpu", "own_seconds", "own_cpu")
-    whole = {name: sum(row[name] * row["population"] / row["items"] for row in rows) for name in names}
+    whole = {
+        name: sum(row[name] * row["population"] / row["items"] for row in rows) for name in names
+    }
     report["whole"] = whole | ratios(whole)  # all items, at the rate of the first ones
     print(report["whole"])
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     sys.exit(any(row["flips"] > row["excused"] for row in rows))
 
 
-def compare(task: Task, model: GPT, own: OwnModel, tokenizer: Tokenizer, peer: ModuleType,
-            args: argparse.Namespace) -> dict[str, Any]:
+def compare(
+    task: Task,
+    model: GPT,
+    own: OwnModel,
+    tokenizer: Tokenizer,
+    peer: ModuleType,
+    args: argparse.Namespace,
+) -> dict[str, Any]:
     """One task on all sides; a first item warms each up, and tells how many fit the time."""
+
     def run(theirs: PeerModel | OwnModel, task: Task) -> tuple[list[bool], float, float]:
         return timed(lambda: run_peer(peer, theirs, PeerTokenizer(tokenizer), task, args.device))
 
     one = dataclasses.replace(task, n=1)
     evaluate_task(model, tokenizer, one, args.batch_size)
     run(own, one)
-    task = dataclasses.replace(task, n=max(min(task.n, round(args.seconds / run(PeerModel(model), one)[1])), 8))
+    task = dataclasses.replace(
+        task, n=max(min(task.n, round(args.seconds / run(PeerModel(model), one)[1])), 8)
+    )
     items, seconds, cpu = timed(lambda: evaluate_task(model, tokenizer, task, args.batch_size))
     theirs, peer_seconds, peer_cpu = run(PeerModel(model), task)
     _, own_seconds, own_cpu = run(own, task)
     differ, excused = flips(items, theirs)
-    row = {"items": task.n, "population": task.population, "flips": differ, "excused": excused,
-           "seconds": seconds, "cpu": cpu, "peer_seconds": peer_seconds, "peer_cpu": peer_cpu,
-           "own_seconds": own_seconds, "own_cpu": own_cpu}
+    row = {
+        "items": task.n,
+        "population": task.population,
+        "flips": differ,
+        "excused": excused,
+        "seconds": seconds,
+        "cpu": cpu,
+        "peer_seconds": peer_seconds,
+        "peer_cpu": peer_cpu,
+        "own_seconds": own_seconds,
+        "own_cpu": own_cpu,
+    }
     return row | ratios(row)
 
 
 def ratios(row: dict[str, Any]) -> dict[str, float]:
     """Times of the peer over paribus', by the clock and by the CPU."""
-    return {f"{side}_{kind}_ratio": row[f"{side}_{kind}"] / row[kind]
-            for side in ("peer", "own") for kind in ("seconds", "cpu")}
+    return {
+        f"{side}_{kind}_ratio": row[f"{side}_{kind}"] / row[kind]
+        for side in ("peer", "own")
+        for kind in ("seconds", "cpu")
+    }
 
 
 def timed(run: Callable[[], Any]) -> tuple[Any, float, float]:

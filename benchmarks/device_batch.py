@@ -23,11 +23,17 @@ from paribus.study.batch import candidates, measure, rows_of_step
 
 def speeds(tried: dict[int, dict[str, Any]]) -> dict[int, float]:
     """Of those that fit."""
-    return {rows: entry["tokens_per_second"] for rows, entry in tried.items() if "tokens_per_second" in entry}
+    return {
+        rows: entry["tokens_per_second"]
+        for rows, entry in tried.items()
+        if "tokens_per_second" in entry
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--memory", default="900MiB")
     parser.add_argument("--turns", type=int, default=11)
     parser.add_argument("--out", type=Path)
@@ -40,9 +46,15 @@ def main() -> None:
     chosen = max(tried, key=tried.__getitem__)
     every = speeds(measure(config, list(range(1, step_rows + 1)), budget, options.turns))
     best = max(every, key=every.__getitem__)
-    record = {"machine": platform.processor() or platform.machine(), "memory": options.memory, "turns": options.turns,
-              "chosen": chosen, "best": best, "share_of_best": every[chosen] / every[best],
-              "tokens_per_second": {"candidates": tried, "every": every}}
+    record = {
+        "machine": platform.processor() or platform.machine(),
+        "memory": options.memory,
+        "turns": options.turns,
+        "chosen": chosen,
+        "best": best,
+        "share_of_best": every[chosen] / every[best],
+        "tokens_per_second": {"candidates": tried, "every": every},
+    }
     print(json.dumps(record, indent=1))
     if options.out:
         options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -66,7 +66,13 @@ def randomise(model: torch.nn.Module) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
-                scale = 0.35 if "head" in name else 1.0 if "embed" in name or "wte" in name else parameter.shape[-1] ** -0.5
+                scale = (
+                    0.35
+                    if "head" in name
+                    else 1.0
+                    if "embed" in name or "wte" in name
+                    else parameter.shape[-1] ** -0.5
+                )
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
@@ -76,14 +82,23 @@ Run = Callable[[list[list[int]], Lengths, int], int]  # prompts, lengths, rows -
 
 def own_engine() -> Run:
     base = config.load_config(Path(__file__).parents[1] / "params.yaml").model
-    model = GPT(dataclasses.replace(base, depth=DEPTH, width=WIDTH, head_dim=HEAD_DIM, seq_len=CONTEXT), VOCAB)
+    model = GPT(
+        dataclasses.replace(base, depth=DEPTH, width=WIDTH, head_dim=HEAD_DIM, seq_len=CONTEXT),
+        VOCAB,
+    )
     randomise(model)
     engine = Engine(model, Codec())
 
     def run(prompts: list[list[int]], lengths: Lengths, rows: int) -> int:
         ends_at(lengths)
-        groups = engine.generate(prompts, samples=len(lengths[0]), max_new_tokens=max(map(max, lengths)),
-                                 temperature=1.0, rows=rows, stop=set())
+        groups = engine.generate(
+            prompts,
+            samples=len(lengths[0]),
+            max_new_tokens=max(map(max, lengths)),
+            temperature=1.0,
+            rows=rows,
+            stop=set(),
+        )
         return sum(len(answer.tokens) for group in groups for answer in group)
 
     return run
@@ -105,11 +120,24 @@ ADMIT = generate._Decoder._admit
 def peer_engine(folder: Path) -> Run:
     """nanochat's, question after question; it goes on until the longest answer is done."""
     sys.path.insert(0, str(folder))
-    for name in ("rustbpe", "tiktoken"):  # its tokenizers, which its engine imports and these shapes do not need
+    for name in (
+        "rustbpe",
+        "tiktoken",
+    ):  # its tokenizers, which its engine imports and these shapes do not need
         sys.modules.setdefault(name, types.ModuleType(name))
-    gpt, engine = importlib.import_module("nanochat.gpt"), importlib.import_module("nanochat.engine")
-    shape = gpt.GPTConfig(sequence_len=CONTEXT, vocab_size=VOCAB, n_layer=DEPTH, n_head=WIDTH // HEAD_DIM,
-                          n_kv_head=WIDTH // HEAD_DIM, n_embd=WIDTH, window_pattern="L")
+    gpt, engine = (
+        importlib.import_module("nanochat.gpt"),
+        importlib.import_module("nanochat.engine"),
+    )
+    shape = gpt.GPTConfig(
+        sequence_len=CONTEXT,
+        vocab_size=VOCAB,
+        n_layer=DEPTH,
+        n_head=WIDTH // HEAD_DIM,
+        n_kv_head=WIDTH // HEAD_DIM,
+        n_embd=WIDTH,
+        window_pattern="L",
+    )
     with torch.device("meta"):
         model = gpt.GPT(shape)
     model.to_empty(device="cpu")
@@ -119,7 +147,9 @@ def peer_engine(folder: Path) -> Run:
 
     def run(prompts: list[list[int]], lengths: Lengths, rows: int) -> int:
         for prompt, group in zip(prompts, lengths, strict=True):
-            for _ in answering.generate(prompt, num_samples=len(group), max_tokens=max(group), temperature=1.0):
+            for _ in answering.generate(
+                prompt, num_samples=len(group), max_tokens=max(group), temperature=1.0
+            ):
                 pass
         return sum(map(sum, lengths))
 
@@ -129,25 +159,42 @@ def peer_engine(folder: Path) -> Run:
 def timed(run: Callable[[], int]) -> dict[str, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     tokens = run()
-    return {"wall": tokens / (time.perf_counter() - wall), "cpu": tokens / (time.process_time() - cpu)}
+    return {
+        "wall": tokens / (time.perf_counter() - wall),
+        "cpu": tokens / (time.process_time() - cpu),
+    }
 
 
 def prompts(count: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(80, 121, (count,), generator=generator).tolist()
-    return [torch.randint(0, VOCAB - 16, (length,), generator=generator).tolist() for length in lengths]
+    return [
+        torch.randint(0, VOCAB - 16, (length,), generator=generator).tolist() for length in lengths
+    ]
 
 
 def answer_lengths(questions: int, samples: int, mean: int, sigma: float) -> Lengths:
     generator = torch.Generator().manual_seed(2)
     factors = torch.exp(sigma * torch.randn(questions, samples, generator=generator) - sigma**2 / 2)
-    return [[min(max(round(mean * factor), 1), CONTEXT - 121) for factor in row] for row in factors.tolist()]
+    return [
+        [min(max(round(mean * factor), 1), CONTEXT - 121) for factor in row]
+        for row in factors.tolist()
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 128, 256], help="answers side by side")
-    parser.add_argument("--questions", type=int, default=32, help="at the largest rows; fewer in proportion at others")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[1, 16, 128, 256], help="answers side by side"
+    )
+    parser.add_argument(
+        "--questions",
+        type=int,
+        default=32,
+        help="at the largest rows; fewer in proportion at others",
+    )
     parser.add_argument("--new", type=int, default=64, help="tokens of an answer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
@@ -165,7 +212,9 @@ def main() -> None:
             contenders[f"{kind} paribus rows={rows}"] = partial(own, *work, rows)
     if args.peer:
         peer = peer_engine(args.peer)
-        for (kind, sigma), (samples, questions) in product((("equal", 0.0), ("spread", 0.25)), ((1, 1), (SAMPLES, 4))):
+        for (kind, sigma), (samples, questions) in product(
+            (("equal", 0.0), ("spread", 0.25)), ((1, 1), (SAMPLES, 4))
+        ):
             work = prompts(questions), answer_lengths(questions, samples, args.new, sigma)
             contenders[f"{kind} nanochat rows={samples}"] = partial(peer, *work, samples)
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
@@ -174,23 +223,42 @@ def main() -> None:
             speed = timed(run)
             if turn:
                 rounds[name].append(speed)
-            print(f"round {turn} {name:28} {speed['wall']:8.0f} tokens/s {speed['cpu']:8.0f} tokens/cpu-s", flush=True)
+            print(
+                f"round {turn} {name:28} {speed['wall']:8.0f} tokens/s {speed['cpu']:8.0f} tokens/cpu-s",
+                flush=True,
+            )
     write(args, rounds)
 
 
 def write(args: argparse.Namespace, rounds: dict[str, list[dict[str, float]]]) -> None:
-    medians = {name: {kind: statistics.median(one[kind] for one in speeds) for kind in ("wall", "cpu")}
-               for name, speeds in rounds.items()}
+    medians = {
+        name: {kind: statistics.median(one[kind] for one in speeds) for kind in ("wall", "cpu")}
+        for name, speeds in rounds.items()
+    }
     report: dict[str, Any] = {
-        "tokens_per_second": medians, "rounds": rounds, "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "machine": platform.processor() or platform.machine(), "new_tokens": args.new,
+        "tokens_per_second": medians,
+        "rounds": rounds,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "machine": platform.processor() or platform.machine(),
+        "new_tokens": args.new,
     }
     if args.peer:
-        report["ratio"] = {kind: {clock: medians[f"{kind} paribus rows={max(args.rows)}"][clock]
-                                  / medians[f"{kind} nanochat rows={SAMPLES}"][clock] for clock in ("wall", "cpu")}
-                           for kind in ("equal", "spread")}
+        report["ratio"] = {
+            kind: {
+                clock: medians[f"{kind} paribus rows={max(args.rows)}"][clock]
+                / medians[f"{kind} nanochat rows={SAMPLES}"][clock]
+                for clock in ("wall", "cpu")
+            }
+            for kind in ("equal", "spread")
+        }
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({name: report[name] for name in ("tokens_per_second", "ratio") if name in report}, indent=1))
+    print(
+        json.dumps(
+            {name: report[name] for name in ("tokens_per_second", "ratio") if name in report},
+            indent=1,
+        )
+    )
 
 
 if __name__ == "__main__":

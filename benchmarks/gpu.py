@@ -49,11 +49,33 @@ from paribus.train.loop import Hooks, Loop, Plan, peak_memory_bytes
 from paribus.train.objectives import NextToken
 from paribus.train.optim import MuonAdamW
 
-SEED_SWITCHES = {"value_embeddings": "none", "x0_scalars": False, "residual_scalars": False, "window_pattern": "L"}
+SEED_SWITCHES = {
+    "value_embeddings": "none",
+    "x0_scalars": False,
+    "residual_scalars": False,
+    "window_pattern": "L",
+}
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "cuda": {"depths": [12, 16], "rows": 16, "length": 2048, "vocab": 65536, "head_dim": 128, "micro_batches": 4,
-             "steps": 20, "warmup": 5},
-    "cpu": {"depths": [1], "rows": 2, "length": 128, "vocab": 512, "head_dim": 16, "micro_batches": 2, "steps": 2, "warmup": 1},
+    "cuda": {
+        "depths": [12, 16],
+        "rows": 16,
+        "length": 2048,
+        "vocab": 65536,
+        "head_dim": 128,
+        "micro_batches": 4,
+        "steps": 20,
+        "warmup": 5,
+    },
+    "cpu": {
+        "depths": [1],
+        "rows": 2,
+        "length": 128,
+        "vocab": 512,
+        "head_dim": 16,
+        "micro_batches": 2,
+        "steps": 2,
+        "warmup": 1,
+    },
 }
 
 
@@ -85,9 +107,18 @@ def cases(options: argparse.Namespace) -> list[Case]:
     """What the options ask for, paribus and nanochat next to each other."""
     found = []
     for depth in options.depths:
-        shape = Shape(depth, 64 * depth, options.head_dim, options.vocab, options.length, options.rows, "SSSL")
-        case = partial(Case, shape=shape, device=options.device, micro_batches=options.micro_batches, steps=options.steps,
-                       warmup=options.warmup, compiled=options.device == "cuda")
+        shape = Shape(
+            depth, 64 * depth, options.head_dim, options.vocab, options.length, options.rows, "SSSL"
+        )
+        case = partial(
+            Case,
+            shape=shape,
+            device=options.device,
+            micro_batches=options.micro_batches,
+            steps=options.steps,
+            warmup=options.warmup,
+            compiled=options.device == "cuda",
+        )
         found.append(case(f"paribus d{depth}"))
         if options.peer:
             found.append(case(f"nanochat d{depth}", peer=options.peer))
@@ -110,7 +141,9 @@ def write_tokens(folder: Path, vocab: int, count: int) -> None:
     tokens = np.random.default_rng(0).integers(0, vocab, count).astype("<u2")
     tokens.tofile(folder / "train-00000.bin")
     shard = {"file": "train-00000.bin", "tokens": count}
-    (folder / "manifest.json").write_text(json.dumps({"dtype": "<u2", "vocab_size": vocab, "train": {"shards": [shard]}}))
+    (folder / "manifest.json").write_text(
+        json.dumps({"dtype": "<u2", "vocab_size": vocab, "train": {"shards": [shard]}})
+    )
 
 
 def own(case: Case) -> dict[str, Any]:
@@ -130,17 +163,43 @@ def own(case: Case) -> dict[str, Any]:
     plan = Plan(case.warmup + case.steps, lambda step: 1.0, flops, peak, math.inf)
     with tempfile.TemporaryDirectory(prefix="paribus-gpu-") as name:
         write_tokens(Path(name), shape.vocab, 64 * case.step_tokens + 1)
-        objective = NextToken(DocumentLoader(name, "train", shape.length, 1), case.micro_batches * shape.rows, shape.rows)
-        Loop(model, parallel.wrap(model, "ddp", case.compiled), MuonAdamW(model, OPTIMIZER), objective, plan,
-             Unsaved(Path(name) / "state", 1), Interrupt(), hooks).run()
+        objective = NextToken(
+            DocumentLoader(name, "train", shape.length, 1),
+            case.micro_batches * shape.rows,
+            shape.rows,
+        )
+        Loop(
+            model,
+            parallel.wrap(model, "ddp", case.compiled),
+            MuonAdamW(model, OPTIMIZER),
+            objective,
+            plan,
+            Unsaved(Path(name) / "state", 1),
+            Interrupt(),
+            hooks,
+        ).run()
     waited = rows[-1]["train/data_wait_seconds"] - rows[case.warmup - 1]["train/data_wait_seconds"]
     seconds = (times[-1] - times[case.warmup - 1]) / case.steps
-    planned = training_step(model.config, shape.vocab, OPTIMIZER,
-                            Batch(shape.rows, shape.length, 2 if case.dtype == "bfloat16" else 4, cuda=case.device == "cuda"),
-                            accumulate=case.micro_batches > 1, checkpointing=False)
+    planned = training_step(
+        model.config,
+        shape.vocab,
+        OPTIMIZER,
+        Batch(
+            shape.rows,
+            shape.length,
+            2 if case.dtype == "bfloat16" else 4,
+            cuda=case.device == "cuda",
+        ),
+        accumulate=case.micro_batches > 1,
+        checkpointing=False,
+    )
     return figures(case, seconds, flops, peak, model.device) | {
-        "data_wait_seconds": waited / case.steps, "planned_bytes": planned.tensors, "loss": rows[-1]["train/loss"],
-        "first_step_seconds": rows[0]["train/seconds"], "nonfinite": rows[-1]["train/nonfinite"]}
+        "data_wait_seconds": waited / case.steps,
+        "planned_bytes": planned.tensors,
+        "loss": rows[-1]["train/loss"],
+        "first_step_seconds": rows[0]["train/seconds"],
+        "nonfinite": rows[-1]["train/nonfinite"],
+    }
 
 
 def theirs(case: Case) -> dict[str, Any]:
@@ -157,14 +216,25 @@ def theirs(case: Case) -> dict[str, Any]:
     loss = loss.item()
     seconds = (time.perf_counter() - began) / case.steps
     flops = flops_per_token(resolve_model(case.shape.model()), case.shape.vocab)
-    return figures(case, seconds, flops, runtime.peak_flops(found), model.get_device()) | {"loss": loss}
+    return figures(case, seconds, flops, runtime.peak_flops(found), model.get_device()) | {
+        "loss": loss
+    }
 
 
-def figures(case: Case, seconds: float, flops: float, peak: float, device: torch.device) -> dict[str, Any]:
+def figures(
+    case: Case, seconds: float, flops: float, peak: float, device: torch.device
+) -> dict[str, Any]:
     """What every case says."""
     speed = case.step_tokens / seconds
-    return {"tokens_per_second": speed, "mfu": speed * flops / peak, "step_seconds": seconds, "step_tokens": case.step_tokens,
-            "flops_per_token": flops, "peak_flops": peak, "peak_memory_bytes": peak_memory_bytes(device)}
+    return {
+        "tokens_per_second": speed,
+        "mfu": speed * flops / peak,
+        "step_seconds": seconds,
+        "step_tokens": case.step_tokens,
+        "flops_per_token": flops,
+        "peak_flops": peak,
+        "peak_memory_bytes": peak_memory_bytes(device),
+    }
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -179,7 +249,12 @@ def in_process(case: Case) -> dict[str, Any]:
     environment = os.environ | {"NANOCHAT_DTYPE": case.dtype}
     if not case.compiled:
         environment["TORCHDYNAMO_DISABLE"] = "1"  # nanochat's optimiser is compiled too
-    done = subprocess.run([sys.executable, *sys.argv, "--case", case.name], env=environment, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, *sys.argv, "--case", case.name],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     if done.returncode:
         return {"error": f"exit status {done.returncode}; what it said is above"}
     return json.loads(done.stdout.splitlines()[-1])
@@ -193,19 +268,32 @@ def summary(rounds: dict[str, list[dict[str, Any]]], depths: list[int]) -> dict[
         return statistics.median(values) if values else math.nan
 
     deepest = depths[-1]
-    found = {f"d{depth}_tokens_per_second_to_peer": median(f"paribus d{depth}") / median(f"nanochat d{depth}")
-             for depth in depths}
+    found = {
+        f"d{depth}_tokens_per_second_to_peer": median(f"paribus d{depth}")
+        / median(f"nanochat d{depth}")
+        for depth in depths
+    }
     found |= {f"d{depth}_mfu": median(f"paribus d{depth}", "mfu") for depth in depths}
-    found |= {f"d{depth}_data_wait_share": median(f"paribus d{depth}", "data_wait_seconds")
-              / median(f"paribus d{depth}", "step_seconds") for depth in depths}
-    found["deterministic_cost"] = median(f"paribus d{deepest}") / median(f"deterministic d{deepest}") - 1
-    found |= {f"{name.replace(' ', '_')}_measured_to_planned": median(name, "peak_memory_bytes") / median(name, "planned_bytes")
-              for name in ("memory", "memory eager")}
+    found |= {
+        f"d{depth}_data_wait_share": median(f"paribus d{depth}", "data_wait_seconds")
+        / median(f"paribus d{depth}", "step_seconds")
+        for depth in depths
+    }
+    found["deterministic_cost"] = (
+        median(f"paribus d{deepest}") / median(f"deterministic d{deepest}") - 1
+    )
+    found |= {
+        f"{name.replace(' ', '_')}_measured_to_planned": median(name, "peak_memory_bytes")
+        / median(name, "planned_bytes")
+        for name in ("memory", "memory eager")
+    }
     return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--peer", type=Path, help="a checkout of nanochat")
     parser.add_argument("--device", choices=list(DEFAULTS), default="cuda")
     parser.add_argument("--depths", nargs="+", type=int, metavar="DEPTH")
@@ -224,11 +312,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     options = parse()
     if options.device == "cuda" and not torch.cuda.is_available():
-        print(f"gpu.py: torch {torch.__version__} sees no CUDA device here; --device cpu tries this on small shapes",
-              file=sys.stderr)
+        print(
+            f"gpu.py: torch {torch.__version__} sees no CUDA device here; --device cpu tries this on small shapes",
+            file=sys.stderr,
+        )
         return 2
     if options.case:
-        print(json.dumps(measure(next(case for case in cases(options) if case.name == options.case))))
+        print(
+            json.dumps(measure(next(case for case in cases(options) if case.name == options.case)))
+        )
         return 0
     rounds: dict[str, list[dict[str, Any]]] = {case.name: [] for case in cases(options)}
     for _ in range(options.rounds):
@@ -242,8 +334,14 @@ def write(options: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]) 
     """The record; 1 if a case failed."""
     card = torch.cuda.get_device_name() if options.device == "cuda" else runtime.cpu_name()
     settings = {name: getattr(options, name) for name in DEFAULTS[options.device]}
-    record = {"card": card, "cuda": torch.version.cuda, "machine": machine(), "settings": settings,
-              "summary": summary(rounds, options.depths), "cases": rounds}
+    record = {
+        "card": card,
+        "cuda": torch.version.cuda,
+        "machine": machine(),
+        "settings": settings,
+        "summary": summary(rounds, options.depths),
+        "cases": rounds,
+    }
     slug = re.sub(r"[^a-z0-9]+", "-", card.lower()).strip("-")
     out = options.out or Path(f"gpu-{slug}.json")
     out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -47,15 +47,30 @@ from paribus.tracking.mirror import all_sent  # noqa: E402
 
 TRAINING = ("pretrain", "midtrain", "sft", "rl")
 KILLS_PER_PASS = 25  # of one pipeline from nothing to its end
-MOMENTS = {True: {"any": 7, "working": 7, "saving": 3, "between": 3}, False: {"any": 7, "between": 3}}  # by "is training"
+MOMENTS = {
+    True: {"any": 7, "working": 7, "saving": 3, "between": 3},
+    False: {"any": 7, "between": 3},
+}  # by "is training"
 VICTIMS = {"group": 4, "group and sender": 2, "stage": 1, "stage and sender": 1, "dvc": 2}
 TIMES = ("seconds", "per_second", "peak_memory_bytes")  # metrics that are no part of the result
-DVC_FILES = {".dvc/tmp/rwlock": "RWLock-file", "dvc.lock": "dvc.lock"}  # and what its errors call them
+DVC_FILES = {
+    ".dvc/tmp/rwlock": "RWLock-file",
+    "dvc.lock": "dvc.lock",
+}  # and what its errors call them
 UNREADABLE = ("corrupted", "format error", "validation failed", "is invalid", "unable to read")
 MAX_STARTS = 30  # in a row without a kill: then something is stuck
 # Less work than the tests' tiny pipeline: a kill costs a start, and starts are what this takes its time for.
-SMALLER = {"corpus.world.megabytes": 0.05, "corpus.world.problems": 30, "corpus.world.conversations": 20, "eval.bpb_tokens": 256,
-           "pretrain.steps": 12, "midtrain.steps": 8, "sft.steps": 8, "rl.steps": 4, "eval.core.max_per_task": 2}
+SMALLER = {
+    "corpus.world.megabytes": 0.05,
+    "corpus.world.problems": 30,
+    "corpus.world.conversations": 20,
+    "eval.bpb_tokens": 256,
+    "pretrain.steps": 12,
+    "midtrain.steps": 8,
+    "sft.steps": 8,
+    "rl.steps": 4,
+    "eval.core.max_per_task": 2,
+}
 
 
 @dataclass
@@ -68,7 +83,9 @@ class Tally:
     by_victim: Counter[str] = field(default_factory=Counter)
     starts: int = 0
     failed_starts: int = 0  # that nobody killed: mostly the lock of an orphan that still runs
-    mended: list[str] = field(default_factory=list)  # DVC's own files, torn by a kill, that had to be removed by hand
+    mended: list[str] = field(
+        default_factory=list
+    )  # DVC's own files, torn by a kill, that had to be removed by hand
     passes: int = 0
     faults: list[str] = field(default_factory=list)
 
@@ -81,8 +98,14 @@ class Repro:
         self.log = project.root.parent / f"{project.root.name}.log"
         self.began = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(["dvc", "repro", *filter(None, [target])], cwd=project.root, stdout=log, stderr=log,
-                                            env=project.environment() | {"PYTHONUNBUFFERED": "1"}, start_new_session=True)
+            self.process = subprocess.Popen(
+                ["dvc", "repro", *filter(None, [target])],
+                cwd=project.root,
+                stdout=log,
+                stderr=log,
+                env=project.environment() | {"PYTHONUNBUFFERED": "1"},
+                start_new_session=True,
+            )
 
     def text(self) -> str:
         with self.log.open(encoding="utf-8", errors="replace") as file:
@@ -102,7 +125,10 @@ class Repro:
         """The stage, and not a shell around it."""
         try:
             below = psutil.Process(self.process.pid).children(recursive=True)
-            return next((child for child in reversed(below) if "paribus" in " ".join(child.cmdline()[:4])), None)
+            return next(
+                (child for child in reversed(below) if "paribus" in " ".join(child.cmdline()[:4])),
+                None,
+            )
         except psutil.NoSuchProcess:
             return None
 
@@ -146,10 +172,14 @@ def moment_comes(run: Repro, stage: str, moment: str, seconds: float, luck: rand
             return False
         seconds = 0.3 * seconds
     elif moment == "saving":
-        return wait_until(run, stage, lambda: bool(list_of(run.root, f"{stage}-*/state/.step-*")()), every=0.0005)
+        return wait_until(
+            run, stage, lambda: bool(list_of(run.root, f"{stage}-*/state/.step-*")()), every=0.0005
+        )
     elif moment == "between":
-        if not (wait_until(run, stage, lambda: run.stage_process() is not None, 0.05)
-                and wait_until(run, stage, lambda: run.stage_process() is None, 0.02)):
+        if not (
+            wait_until(run, stage, lambda: run.stage_process() is not None, 0.05)
+            and wait_until(run, stage, lambda: run.stage_process() is None, 0.02)
+        ):
             return False
         seconds = 0.5
     deadline = time.monotonic() + luck.uniform(0, seconds)
@@ -168,14 +198,22 @@ def quotas(stages: list[str], kills: int) -> Counter[str]:
     """How many kills each stage gets: training stages three times as many as others, to within one."""
     weights = [3 if stage in TRAINING else 1 for stage in stages]
     ends = [round(kills * sum(weights[: index + 1]) / sum(weights)) for index in range(len(stages))]
-    return Counter({stage: end - begin for stage, begin, end in zip(stages, [0, *ends], ends, strict=False)})
+    return Counter(
+        {stage: end - begin for stage, begin, end in zip(stages, [0, *ends], ends, strict=False)}
+    )
 
 
 # ---------------------------------------------------------------- one pipeline
 
 
-def reproduce(project: Project, target: str | None, durations: dict[str, float], quota: Counter[str], luck: random.Random,
-              tally: Tally) -> None:
+def reproduce(
+    project: Project,
+    target: str | None,
+    durations: dict[str, float],
+    quota: Counter[str],
+    luck: random.Random,
+    tally: Tally,
+) -> None:
     """Kill and restart until the pipeline is done."""
     idle = 0
     while idle < MAX_STARTS:
@@ -205,7 +243,9 @@ def mend(root: Path, said: str) -> list[str]:
     return torn
 
 
-def strike(run: Repro, durations: dict[str, float], quota: Counter[str], luck: random.Random, tally: Tally) -> bool:
+def strike(
+    run: Repro, durations: dict[str, float], quota: Counter[str], luck: random.Random, tally: Tally
+) -> bool:
     """Kill this start at a random instant of a stage that has kills left; False if it ended by itself."""
     before = ""
     for stage in begun_stages(run):
@@ -218,7 +258,11 @@ def strike(run: Repro, durations: dict[str, float], quota: Counter[str], luck: r
             victim = run.kill(draw(luck, VICTIMS))
             quota[stage] -= 1
             tally.kills += 1
-            for counts, name in ((tally.by_stage, stage), (tally.by_moment, moment), (tally.by_victim, victim)):
+            for counts, name in (
+                (tally.by_stage, stage),
+                (tally.by_moment, moment),
+                (tally.by_victim, victim),
+            ):
                 counts[name] += 1
             print(f"{tally.kills}: {victim} in {stage}, {moment}", flush=True)
             return True
@@ -254,9 +298,16 @@ def undisturbed(project: Project, target: str | None) -> dict[str, float]:
 def compare(project: Project, reference: Project) -> list[str]:
     """What is not as if nothing had happened."""
     wait_for_mlflow(project.root / ".paribus")
-    faults = [f"{stage}: weights differ" for stage, digest in reference.digests().items() if project.digests()[stage] != digest]
+    faults = [
+        f"{stage}: weights differ"
+        for stage, digest in reference.digests().items()
+        if project.digests()[stage] != digest
+    ]
     for path in sorted((reference.root / "metrics").glob("*.json")):
-        ours, theirs = (timeless(json.loads((one.root / "metrics" / path.name).read_text())) for one in (project, reference))
+        ours, theirs = (
+            timeless(json.loads((one.root / "metrics" / path.name).read_text()))
+            for one in (project, reference)
+        )
         if ours != theirs:
             faults.append(f"metrics/{path.name}: {ours} is not {theirs}")
     for stage in TRAINING:
@@ -267,7 +318,10 @@ def compare(project: Project, reference: Project) -> list[str]:
 def wait_for_mlflow(root: Path, seconds: float = 60.0) -> None:
     """Until it has every run: the sender may have been the last that was killed."""
     deadline = time.monotonic() + seconds
-    while not all(all_sent(path.parent) for path in root.glob("runs/*/run.json")) and time.monotonic() < deadline:
+    while (
+        not all(all_sent(path.parent) for path in root.glob("runs/*/run.json"))
+        and time.monotonic() < deadline
+    ):
         sender.ensure(root)
         time.sleep(0.5)
 
@@ -294,9 +348,18 @@ def check_steps(project: Project, stage: str) -> list[str]:
     if [run.info.status for run in runs] != ["FINISHED"]:
         faults.append(f"MLflow, {stage}: runs {[run.info.status for run in runs]}")
     for run in runs:
-        keys = [key for key in run.data.metrics if key.startswith(("train/", "val/", "rl/", "watch/"))]
-        curves = {key: [point.step for point in client.get_metric_history(run.info.run_id, key)] for key in keys}
-        faults += [f"MLflow, {stage}: {key} at steps {curve}" for key, curve in curves.items() if len(set(curve)) != len(curve)]
+        keys = [
+            key for key in run.data.metrics if key.startswith(("train/", "val/", "rl/", "watch/"))
+        ]
+        curves = {
+            key: [point.step for point in client.get_metric_history(run.info.run_id, key)]
+            for key in keys
+        }
+        faults += [
+            f"MLflow, {stage}: {key} at steps {curve}"
+            for key, curve in curves.items()
+            if len(set(curve)) != len(curve)
+        ]
         if sorted(curves.get("train/loss", [])) != steps:
             faults.append(f"MLflow, {stage}: train/loss at steps {curves.get('train/loss')}")
     return faults
@@ -310,7 +373,11 @@ def kill_test(folder: Path, kills: int, seed: int, target: str | None) -> dict[s
     luck, tally, began = random.Random(seed), Tally(), time.monotonic()
     reference = Project(make(folder / "reference"), ROOT, **SMALLER).start()
     durations = undisturbed(reference, target)
-    print("undisturbed:", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in durations.items()), flush=True)
+    print(
+        "undisturbed:",
+        ", ".join(f"{name} {seconds:.1f} s" for name, seconds in durations.items()),
+        flush=True,
+    )
     stages = [name for name in stage_definitions(ROOT / "dvc.yaml") if name in durations]
     while tally.kills < kills and not tally.faults:
         project = Project(make(folder / f"killed-{tally.passes}"), ROOT, **SMALLER).start()
@@ -319,10 +386,16 @@ def kill_test(folder: Path, kills: int, seed: int, target: str | None) -> dict[s
         tally.passes += 1
         if not tally.faults:
             tally.faults += compare(project, reference)
-        print(f"pass {tally.passes}: {tally.kills} kills, {tally.faults or 'all equal'}", flush=True)
+        print(
+            f"pass {tally.passes}: {tally.kills} kills, {tally.faults or 'all equal'}", flush=True
+        )
     return vars(tally) | {
-        "seed": seed, "seconds": time.monotonic() - began, "undisturbed_seconds": durations, "machine": cpu_name(),
-        "cores": os.cpu_count(), "versions": {name: version(name) for name in ("torch", "dvc", "mlflow")},
+        "seed": seed,
+        "seconds": time.monotonic() - began,
+        "undisturbed_seconds": durations,
+        "machine": cpu_name(),
+        "cores": os.cpu_count(),
+        "versions": {name: version(name) for name in ("torch", "dvc", "mlflow")},
     }
 
 
@@ -332,11 +405,17 @@ def make(folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--training-only", action="store_true", help="leave out evaluation and report")
-    parser.add_argument("--folder", type=Path, help="an empty folder to work in, kept; else a temporary one")
+    parser.add_argument(
+        "--training-only", action="store_true", help="leave out evaluation and report"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="an empty folder to work in, kept; else a temporary one"
+    )
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="paribus-kills-"))

@@ -55,13 +55,19 @@ def peer_batches(peer: Path, project: Project) -> Iterator[Any]:
     folder = project.root / "peer/base_data_climbmix"
     folder.mkdir(parents=True)
     table = pa.table({"text": list(documents(project.root / "data/corpus/documents"))})
-    for name in ("shard_00000.parquet", "shard_00001.parquet"):  # the last one is its validation split
+    for name in (
+        "shard_00000.parquet",
+        "shard_00001.parquet",
+    ):  # the last one is its validation split
         pq.write_table(table, folder / name, row_group_size=1000)
     os.environ["NANOCHAT_BASE_DIR"] = str(folder.parent)
     sys.path.insert(0, str(peer))
     module = importlib.import_module("nanochat.dataloader")
-    return iter(module.tokenizing_distributed_data_loader_bos_bestfit(PeerTokenizer(project.root), ROWS, LENGTH, "train",
-                                                                      device="cpu"))
+    return iter(
+        module.tokenizing_distributed_data_loader_bos_bestfit(
+            PeerTokenizer(project.root), ROWS, LENGTH, "train", device="cpu"
+        )
+    )
 
 
 def own_batches(project: Project) -> Iterator[Any]:
@@ -81,7 +87,10 @@ def speeds(batches: Iterator[Any], seconds: float) -> dict[str, float]:
         next(batches)
         count += 1
     tokens = count * ROWS * LENGTH
-    return {"wall": tokens / (time.perf_counter() - wall), "cpu": tokens / (time.process_time() - cpu)}
+    return {
+        "wall": tokens / (time.perf_counter() - wall),
+        "cpu": tokens / (time.process_time() - cpu),
+    }
 
 
 def loaders(project: Project, peer: Path | None, rounds: int, seconds: float) -> dict[str, Any]:
@@ -93,9 +102,15 @@ def loaders(project: Project, peer: Path | None, rounds: int, seconds: float) ->
     for _ in range(rounds):
         for name, batches in sides.items():
             found[name].append(speeds(batches, seconds))
-    medians = {name: {clock: statistics.median(one[clock] for one in values) for clock in ("wall", "cpu")}
-               for name, values in found.items()}
-    ratio = {clock: medians["paribus"][clock] / medians["nanochat"][clock] for clock in ("wall", "cpu")} if peer else None
+    medians = {
+        name: {clock: statistics.median(one[clock] for one in values) for clock in ("wall", "cpu")}
+        for name, values in found.items()
+    }
+    ratio = (
+        {clock: medians["paribus"][clock] / medians["nanochat"][clock] for clock in ("wall", "cpu")}
+        if peer
+        else None
+    )
     return {"tokens_per_second": medians, "ratio": ratio, "rounds": found}
 
 
@@ -107,12 +122,16 @@ def writing(project: Project) -> float:
     tokenizer = Tokenizer.load(project.root / "data/tokenizer/tokenizer.json")
     config = load_config(project.root / "params.yaml")
     began = time.perf_counter()
-    manifest = write_shards(project.root / "data/corpus/documents", tokenizer, config.tokens, project.root / "again")
+    manifest = write_shards(
+        project.root / "data/corpus/documents", tokenizer, config.tokens, project.root / "again"
+    )
     return (manifest["train"]["tokens"] + manifest["val"]["tokens"]) / (time.perf_counter() - began)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--peer", type=Path, help="a checkout of nanochat")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of a loader in a round")
@@ -121,8 +140,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="paribus-loader-") as name:
         os.environ["DVC_ROOT"] = name
         project = make_project(Path(name))
-        result = {"machine": machine(), "length": LENGTH, "rows": ROWS, "writing_tokens_per_second": writing(project),
-                  **loaders(project, args.peer, args.rounds, args.seconds)}
+        result = {
+            "machine": machine(),
+            "length": LENGTH,
+            "rows": ROWS,
+            "writing_tokens_per_second": writing(project),
+            **loaders(project, args.peer, args.rounds, args.seconds),
+        }
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))

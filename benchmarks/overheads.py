@@ -37,11 +37,18 @@ STEPS = 24
 def start_up(project: Project) -> dict[str, float]:
     """Seconds to the first step, as a user waits for it."""
     began = time.time()
-    project.run("paribus", "pretrain", PYTHONPATH=str(project.root / "src"), DVC_ROOT=str(project.root))
+    project.run(
+        "paribus", "pretrain", PYTHONPATH=str(project.root / "src"), DVC_ROOT=str(project.root)
+    )
     [path] = (project.root / ".paribus/runs").glob("pretrain-*/metrics.jsonl")
     rows = map(json.loads, path.read_text().splitlines())
-    first = next(row for row in rows if "train/seconds" in row)  # before it comes what the planner expects
-    return {"seconds": first["time"] - first["train/seconds"] - began, "first_step_seconds": first["train/seconds"]}
+    first = next(
+        row for row in rows if "train/seconds" in row
+    )  # before it comes what the planner expects
+    return {
+        "seconds": first["time"] - first["train/seconds"] - began,
+        "first_step_seconds": first["train/seconds"],
+    }
 
 
 def tracking(config: Config, folder: Path, step_seconds: float) -> dict[str, float]:
@@ -51,12 +58,23 @@ def tracking(config: Config, folder: Path, step_seconds: float) -> dict[str, flo
     from paribus.tracking.mirror import all_sent
 
     metrics = {f"train/{number}": 1.0 + number for number in range(10)}
-    with RunLog.open("overheads", folder=folder / ".paribus/runs/overheads", config=config, params=flatten(config),
-                     fingerprint="overheads") as log:
+    with RunLog.open(
+        "overheads",
+        folder=folder / ".paribus/runs/overheads",
+        config=config,
+        params=flatten(config),
+        fingerprint="overheads",
+    ) as log:
         log.log(1, metrics)
-        while "RUNNING" not in (read_json(log.folder / "mlflow.json") or {}).values():  # until mlflow is loaded
+        while (
+            "RUNNING" not in (read_json(log.folder / "mlflow.json") or {}).values()
+        ):  # until mlflow is loaded
             time.sleep(0.2)
-        sender_before, all_before, own_before = sender_seconds(folder), time.process_time(), time.thread_time()
+        sender_before, all_before, own_before = (
+            sender_seconds(folder),
+            time.process_time(),
+            time.thread_time(),
+        )
         for step in range(2, LOGGED + 2):
             log.log(step, metrics)
         own = (time.thread_time() - own_before) / LOGGED
@@ -64,8 +82,12 @@ def tracking(config: Config, folder: Path, step_seconds: float) -> dict[str, flo
         time.sleep(0.2)
     here = time.process_time() - all_before
     behind = (sender_seconds(folder) - sender_before + here) / LOGGED - own
-    return {"loop_seconds_per_step": own, "behind_cpu_seconds_per_step": behind, "loop_share": own / step_seconds,
-            "share": (own + behind) / step_seconds}
+    return {
+        "loop_seconds_per_step": own,
+        "behind_cpu_seconds_per_step": behind,
+        "loop_share": own / step_seconds,
+        "share": (own + behind) / step_seconds,
+    }
 
 
 def sender_seconds(root: Path) -> float:
@@ -92,8 +114,10 @@ class Clock:
     def steps(self) -> list[float]:
         """Seconds of each step but the first, saving left out."""
         saved = dict(zip(SAVES, self.blocked, strict=True))
-        return [end - begin - saved.get(number, 0.0)
-                for number, (begin, end) in enumerate(zip(self.ends, self.ends[1:], strict=False), 1)]
+        return [
+            end - begin - saved.get(number, 0.0)
+            for number, (begin, end) in enumerate(zip(self.ends, self.ends[1:], strict=False), 1)
+        ]
 
 
 def saving(project: Project, config: Config) -> dict[str, float]:
@@ -113,25 +137,38 @@ def saving(project: Project, config: Config) -> dict[str, float]:
     model = GPT(config.model, config.tokenizer.vocab_size, getattr(torch, hardware.dtype))
     model.initialise(config.seed)
     schedule, clock, store = config.pretrain, Clock(), StateStore(project.root / "state", 2)
-    loader = DocumentLoader(project.root / "data/tokens", "train", model.config.seq_len, config.seed)
-    objective = NextToken(loader, (schedule.batch_tokens or 4096) // model.config.seq_len, schedule.device_batch_size)
+    loader = DocumentLoader(
+        project.root / "data/tokens", "train", model.config.seq_len, config.seed
+    )
+    objective = NextToken(
+        loader, (schedule.batch_tokens or 4096) // model.config.seq_len, schedule.device_batch_size
+    )
     quiet = Hooks.silent(lambda step: {})
     hooks = Hooks(quiet.log, quiet.event, quiet.sync, quiet.rewind, quiet.evaluate, clock)
     plan = Plan(STEPS, lambda step: 1.0, 1.0, 1.0, math.inf)
-    clock.loop = Loop(model, model, MuonAdamW(model, config.optimizer), objective, plan, store, Interrupt(), hooks)
+    clock.loop = Loop(
+        model, model, MuonAdamW(model, config.optimizer), objective, plan, store, Interrupt(), hooks
+    )
     clock.loop.run()
     steps = list(enumerate(clock.steps(), 1))
     disturbed = {number for number, _ in steps if clock.writing[number] or number in SAVES}
     step = statistics.median(seconds for number, seconds in steps if number not in disturbed)
     slower = sum(seconds - step for number, seconds in steps if number in disturbed)
     blocked = statistics.mean(clock.blocked)
-    return {"step_seconds": step, "state_bytes": max(path.stat().st_size for path in (project.root / "state").iterdir()),
-            "blocked_seconds": blocked, "blocked_steps": blocked / step, "slower_steps": slower / len(SAVES) / step,
-            "stall_steps": (blocked + max(slower, 0.0) / len(SAVES)) / step}
+    return {
+        "step_seconds": step,
+        "state_bytes": max(path.stat().st_size for path in (project.root / "state").iterdir()),
+        "blocked_seconds": blocked,
+        "blocked_steps": blocked / step,
+        "slower_steps": slower / len(SAVES) / step,
+        "stall_steps": (blocked + max(slower, 0.0) / len(SAVES)) / step,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="paribus-overheads-") as name:

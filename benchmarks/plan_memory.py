@@ -1,8 +1,8 @@
 """The planner's memory beside torch's own tracker on fake tensors: a grid, and depth 16 on a 24 GB card. No GPU needed.
 
-    python benchmarks/plan_memory.py --out benchmarks/plan_memory.json           # the grid, about 10 CPU minutes
-    python benchmarks/plan_memory.py --only d16 --out benchmarks/plan_memory_d16.json
-    python benchmarks/plan_memory.py --only cpu --out benchmarks/plan_cpu.json   # real steps, what the process holds
+python benchmarks/plan_memory.py --out benchmarks/plan_memory.json           # the grid, about 10 CPU minutes
+python benchmarks/plan_memory.py --only d16 --out benchmarks/plan_memory_d16.json
+python benchmarks/plan_memory.py --only cpu --out benchmarks/plan_cpu.json   # real steps, what the process holds
 """
 
 from __future__ import annotations
@@ -39,17 +39,33 @@ GRID = {
 }
 
 
-def point(overrides: dict[str, Any], vocab: int, rows: int, dtype: str, accumulate: bool) -> dict[str, Any]:
+def point(
+    overrides: dict[str, Any], vocab: int, rows: int, dtype: str, accumulate: bool
+) -> dict[str, Any]:
     """One configuration: tracked, predicted and the error."""
-    batches = dict.fromkeys(("pretrain.batch_tokens", "midtrain.batch_tokens", "sft.batch_tokens"), 2**19)
+    batches = dict.fromkeys(
+        ("pretrain.batch_tokens", "midtrain.batch_tokens", "sft.batch_tokens"), 2**19
+    )
     config = load_config(overrides=overrides | batches)
     began = time.process_time()
     tracked = track_step(config, vocab, rows=rows, accumulate=accumulate, dtype=dtype)
     batch = Batch(rows, config.model.seq_len, 4 if dtype == "float32" else 2)
-    memory = training_step(resolve_model(config.model), vocab, config.optimizer, batch, accumulate=accumulate,
-                           checkpointing=config.train.activation_checkpointing)
-    return {"tracked_bytes": tracked.peak, "predicted_bytes": memory.total, "error": memory.total / tracked.peak - 1,
-            "update_bytes": tracked.update, "by_kind": tracked.by_kind, "cpu_seconds": time.process_time() - began}
+    memory = training_step(
+        resolve_model(config.model),
+        vocab,
+        config.optimizer,
+        batch,
+        accumulate=accumulate,
+        checkpointing=config.train.activation_checkpointing,
+    )
+    return {
+        "tracked_bytes": tracked.peak,
+        "predicted_bytes": memory.total,
+        "error": memory.total / tracked.peak - 1,
+        "update_bytes": tracked.update,
+        "by_kind": tracked.by_kind,
+        "cpu_seconds": time.process_time() - began,
+    }
 
 
 def grid() -> list[dict[str, Any]]:
@@ -61,7 +77,10 @@ def grid() -> list[dict[str, Any]]:
         dtype, accumulate = ("float32", "bfloat16")[number % 3 == 1], number % 2 == 1
         found = point(BASE | settings, chosen["vocab"], chosen["rows"], dtype, accumulate)
         rows.append(chosen | {"dtype": dtype, "accumulate": accumulate} | found)
-        print(f"{found['error']:+6.1%}  {found['tracked_bytes'] / 1e6:9.1f} MB  {chosen} {dtype} {accumulate}", flush=True)
+        print(
+            f"{found['error']:+6.1%}  {found['tracked_bytes'] / 1e6:9.1f} MB  {chosen} {dtype} {accumulate}",
+            flush=True,
+        )
     return rows
 
 
@@ -70,11 +89,23 @@ def d16() -> list[dict[str, Any]]:
     profile = flatten(read_yaml("experiments/profiles/d16-rtx3090.yaml"))
     rows = []
     for checkpointing in (False, True):
-        found = point(profile | {"train.activation_checkpointing": checkpointing}, 65536, 16, "bfloat16", True)
-        rows.append({"profile": "d16-rtx3090", "rows": 16, "activation_checkpointing": checkpointing, **found,
-                     "within_24_gb": found["tracked_bytes"] < 24e9})
-        print(f"checkpointing {checkpointing}: {found['tracked_bytes'] / 1e9:.2f} GB tracked, "
-              f"{found['predicted_bytes'] / 1e9:.2f} predicted", flush=True)
+        found = point(
+            profile | {"train.activation_checkpointing": checkpointing}, 65536, 16, "bfloat16", True
+        )
+        rows.append(
+            {
+                "profile": "d16-rtx3090",
+                "rows": 16,
+                "activation_checkpointing": checkpointing,
+                **found,
+                "within_24_gb": found["tracked_bytes"] < 24e9,
+            }
+        )
+        print(
+            f"checkpointing {checkpointing}: {found['tracked_bytes'] / 1e9:.2f} GB tracked, "
+            f"{found['predicted_bytes'] / 1e9:.2f} predicted",
+            flush=True,
+        )
     return rows
 
 
@@ -82,21 +113,36 @@ def cpu() -> list[dict[str, Any]]:
     """The most memory of a process that takes three real steps of the default, at other depths and device batches."""
     rows = []
     for depth, device_rows in itertools.product([2, 4, 6], [4, 16]):
-        config = load_config(overrides={"model.depth": depth, "pretrain.device_batch_size": device_rows})
+        config = load_config(
+            overrides={"model.depth": depth, "pretrain.device_batch_size": device_rows}
+        )
         planned = stage_memory(config, "pretrain", device="cpu", dtype="float32")
         context = multiprocessing.get_context("spawn")
         with context.Pool(1) as pool:
             measured = pool.apply(take_steps, (depth, device_rows))
-        rows.append({"model.depth": depth, "rows": device_rows, "measured_bytes": measured, "tensor_bytes": planned.tensors,
-                     "predicted_bytes": planned.total, "error": planned.total / measured - 1,
-                     "heap": (measured - CPU_PROCESS) / planned.tensors - 1})
-        print(f"{rows[-1]['error']:+6.1%}  {measured / 1e6:7.0f} MB  depth {depth}, {device_rows} rows", flush=True)
+        rows.append(
+            {
+                "model.depth": depth,
+                "rows": device_rows,
+                "measured_bytes": measured,
+                "tensor_bytes": planned.tensors,
+                "predicted_bytes": planned.total,
+                "error": planned.total / measured - 1,
+                "heap": (measured - CPU_PROCESS) / planned.tensors - 1,
+            }
+        )
+        print(
+            f"{rows[-1]['error']:+6.1%}  {measured / 1e6:7.0f} MB  depth {depth}, {device_rows} rows",
+            flush=True,
+        )
     return rows
 
 
 def take_steps(depth: int, rows: int, steps: int = 3) -> int:
     """Peak bytes of this process."""
-    config = load_config(overrides={"model.depth": depth, "train.device": "cpu", "train.threads": 1})
+    config = load_config(
+        overrides={"model.depth": depth, "train.device": "cpu", "train.threads": 1}
+    )
     runtime.apply(runtime.detect(config.train), config.seed)
     model = GPT(config.model, config.tokenizer.vocab_size)
     model.initialise(1)
@@ -114,14 +160,22 @@ def take_steps(depth: int, rows: int, steps: int = 3) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", choices=["grid", "d16", "cpu"], default="grid")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     rows = {"grid": grid, "d16": d16, "cpu": cpu}[options.only]()
     errors = [abs(row["error"]) for row in rows]
-    record = {"torch": torch.__version__, "points": len(rows), "median_error": statistics.median(errors),
-              "largest_error": max(errors), "within_5_percent": sum(error <= 0.05 for error in errors), "rows": rows}
+    record = {
+        "torch": torch.__version__,
+        "points": len(rows),
+        "median_error": statistics.median(errors),
+        "largest_error": max(errors),
+        "within_5_percent": sum(error <= 0.05 for error in errors),
+        "rows": rows,
+    }
     print({key: value for key, value in record.items() if key != "rows"})
     if options.out:
         options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

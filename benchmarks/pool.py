@@ -21,8 +21,15 @@ from pathlib import Path
 
 from switches import measure
 
-TINY: dict[str, object] = {"model.depth": 2, "model.width": 64, "model.head_dim": 32, "model.seq_len": 128,
-                           "pretrain.batch_tokens": 1024, "pretrain.device_batch_size": 4, "eval.bpb_tokens": 16384}
+TINY: dict[str, object] = {
+    "model.depth": 2,
+    "model.width": 64,
+    "model.head_dim": 32,
+    "model.seq_len": 128,
+    "pretrain.batch_tokens": 1024,
+    "pretrain.device_batch_size": 4,
+    "eval.bpb_tokens": 16384,
+}
 ARMS: dict[str, dict[str, object]] = {
     "base": {},
     "base, other passes": {"pretrain.device_batch_size": 1},
@@ -35,17 +42,24 @@ OTHER_SEEDS = 1000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="ARM")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    jobs = [(arm, TINY | ARMS[arm], seed + OTHER_SEEDS * (arm == "base, other seeds"), options.steps)
-            for seed in range(1, options.seeds + 1) for arm in options.arms]
-    with (multiprocessing.get_context("spawn").Pool(options.jobs) as pool,
-          options.out.open("w", encoding="utf-8", newline="") as file):
+    jobs = [
+        (arm, TINY | ARMS[arm], seed + OTHER_SEEDS * (arm == "base, other seeds"), options.steps)
+        for seed in range(1, options.seeds + 1)
+        for arm in options.arms
+    ]
+    with (
+        multiprocessing.get_context("spawn").Pool(options.jobs) as pool,
+        options.out.open("w", encoding="utf-8", newline="") as file,
+    ):
         rows = csv.writer(file)
         rows.writerow(["arm", "seed", "val_bpb"])
         for arm, seed, result in pool.imap(measure, jobs):

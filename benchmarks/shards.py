@@ -42,14 +42,18 @@ def paribus_seconds(path: Path, folder: Path) -> float:
     tokenizer = Tokenizer.load(path)
     out = Path(tempfile.mkdtemp())
     began = time.perf_counter()
-    write_shards(folder, tokenizer, config.Tokens(val_fraction=0.05, shard_tokens=4_000_000), out / "tokens")
+    write_shards(
+        folder, tokenizer, config.Tokens(val_fraction=0.05, shard_tokens=4_000_000), out / "tokens"
+    )
     seconds = time.perf_counter() - began
     shutil.rmtree(out)
     return seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("documents", type=Path, help="a folder of .jsonl")
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
@@ -61,11 +65,21 @@ def main() -> None:
     for _ in range(options.rounds):
         library = library_seconds(options.tokenizer, texts)
         paribus = paribus_seconds(options.tokenizer, options.documents)
-        rounds.append({"library_mb_per_second": size / library, "paribus_mb_per_second": size / paribus,
-                       "ratio": library / paribus})
+        rounds.append(
+            {
+                "library_mb_per_second": size / library,
+                "paribus_mb_per_second": size / paribus,
+                "ratio": library / paribus,
+            }
+        )
     medians = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
-    record = {"machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores", **medians, "megabytes": size,
-              "documents": len(texts), "rounds": rounds}
+    record = {
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        **medians,
+        "megabytes": size,
+        "documents": len(texts),
+        "rounds": rounds,
+    }
     print(json.dumps(record, indent=1))
     if options.out:
         options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -14,15 +14,30 @@ from project import Project, senders  # noqa: E402
 from paribus.config import flatten, load_config  # noqa: E402
 
 __all__ = ["Project", "make_project", "senders"]
-DEFAULTS = ("model.", "tokenizer.", "tokens.", "train.", "pretrain.")  # sections taken as they are, not tiny
+DEFAULTS = (
+    "model.",
+    "tokenizer.",
+    "tokens.",
+    "train.",
+    "pretrain.",
+)  # sections taken as they are, not tiny
 
 
 def make_project(folder: Path) -> Project:
     """Two megabytes of documents, their tokenizer and token shards written."""
     default = flatten(load_config(ROOT / "params.yaml"))
     kept = {key: default[key] for key in TINY if key.startswith(DEFAULTS)}
-    project = Project(folder, ROOT, **kept | {"corpus.world.megabytes": 2, "pretrain.steps": 3, "pretrain.eval_every": 0,
-                                              "tracking.system_metrics": True})
+    project = Project(
+        folder,
+        ROOT,
+        **kept
+        | {
+            "corpus.world.megabytes": 2,
+            "pretrain.steps": 3,
+            "pretrain.eval_every": 0,
+            "tracking.system_metrics": True,
+        },
+    )
     script = "from paribus import stages\nfor name in ('corpus', 'tokenizer', 'tokens'): getattr(stages, name)()"
     project.run(sys.executable, "-c", script, PYTHONPATH=str(folder / "src"), DVC_ROOT=str(folder))
     return project

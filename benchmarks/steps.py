@@ -49,24 +49,67 @@ class Shape:
     def model(self, **changes: Any) -> Model:
         """Ours with nanochat's switches."""
         fields: dict[str, Any] = {
-            "depth": self.depth, "aspect_ratio": 64, "width": self.width, "head_dim": self.head_dim, "n_heads": None,
-            "n_kv_heads": None, "seq_len": self.length, "mlp": "relu2", "mlp_ratio": 4.0, "norm": "rms", "qk_norm": True,
-            "position": "rope", "rope_base": 100_000.0, "window_pattern": self.window_pattern, "window": self.window,
-            "value_embeddings": "alternate", "x0_scalars": True, "residual_scalars": True, "tied_head": False, "softcap": 15.0,
+            "depth": self.depth,
+            "aspect_ratio": 64,
+            "width": self.width,
+            "head_dim": self.head_dim,
+            "n_heads": None,
+            "n_kv_heads": None,
+            "seq_len": self.length,
+            "mlp": "relu2",
+            "mlp_ratio": 4.0,
+            "norm": "rms",
+            "qk_norm": True,
+            "position": "rope",
+            "rope_base": 100_000.0,
+            "window_pattern": self.window_pattern,
+            "window": self.window,
+            "value_embeddings": "alternate",
+            "x0_scalars": True,
+            "residual_scalars": True,
+            "tied_head": False,
+            "softcap": 15.0,
         }
         return Model(**fields | changes)
 
 
-OPTIMIZER = Optimizer(kind="muon", matrix_lr=0.02, adamw_matrix_lr=0.002, embedding_lr=0.2, head_lr=0.004, scalar_lr=0.02,
-                      lr_reference_width=768, lr_width_exponent=-0.5, weight_decay=0.0, beta1=0.8, beta2=0.95, eps=1e-10,
-                      muon_momentum=0.95, muon_iterations=5, grad_clip=1.0)
+OPTIMIZER = Optimizer(
+    kind="muon",
+    matrix_lr=0.02,
+    adamw_matrix_lr=0.002,
+    embedding_lr=0.2,
+    head_lr=0.004,
+    scalar_lr=0.02,
+    lr_reference_width=768,
+    lr_width_exponent=-0.5,
+    weight_decay=0.0,
+    beta1=0.8,
+    beta2=0.95,
+    eps=1e-10,
+    muon_momentum=0.95,
+    muon_iterations=5,
+    grad_clip=1.0,
+)
 
 
-def hardware(device: str, dtype: str, compiled: bool, deterministic: bool, threads: int | None = None) -> runtime.Hardware:
+def hardware(
+    device: str, dtype: str, compiled: bool, deterministic: bool, threads: int | None = None
+) -> runtime.Hardware:
     """What a stage with these settings would find, and this process set up for it as a stage sets itself up."""
-    train: Any = {"device": device, "dtype": dtype, "threads": threads, "processes": 1, "sharding": "ddp",
-                  "compile": compiled, "deterministic": deterministic, "activation_checkpointing": False,
-                  "session_minutes": None, "save_seconds": 1e9, "keep_states": 1, "log_every": 1}
+    train: Any = {
+        "device": device,
+        "dtype": dtype,
+        "threads": threads,
+        "processes": 1,
+        "sharding": "ddp",
+        "compile": compiled,
+        "deterministic": deterministic,
+        "activation_checkpointing": False,
+        "session_minutes": None,
+        "save_seconds": 1e9,
+        "keep_states": 1,
+        "log_every": 1,
+    }
     found = runtime.detect(Train(**train))
     runtime.apply(found, seed=1)
     return found
@@ -84,14 +127,17 @@ def random_batches(shape: Shape, device: str) -> Batches:
     generator = torch.Generator(device).manual_seed(0)
 
     def batch() -> tuple[torch.Tensor, torch.Tensor]:
-        rows = torch.randint(0, shape.vocab, (shape.rows, shape.length + 1), generator=generator, device=device)
+        rows = torch.randint(
+            0, shape.vocab, (shape.rows, shape.length + 1), generator=generator, device=device
+        )
         return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
 
     return batch
 
 
-def peer_step(folder: Path, shape: Shape, device: str, compiled: bool,
-              micro_batches: int = 1) -> tuple[Callable[[], torch.Tensor], Any]:
+def peer_step(
+    folder: Path, shape: Shape, device: str, compiled: bool, micro_batches: int = 1
+) -> tuple[Callable[[], torch.Tensor], Any]:
     """(one optimiser step of nanochat as its pretraining script does it, its model); its dtype comes from NANOCHAT_DTYPE.
 
     Its tokens are made on the device: what its loader would add is not in the time.
@@ -99,8 +145,15 @@ def peer_step(folder: Path, shape: Shape, device: str, compiled: bool,
     sys.path.insert(0, str(folder))
     gpt = importlib.import_module("nanochat.gpt")
     heads = shape.width // shape.head_dim
-    config = gpt.GPTConfig(sequence_len=shape.length, vocab_size=shape.vocab, n_layer=shape.depth, n_head=heads,
-                           n_kv_head=heads, n_embd=shape.width, window_pattern=shape.window_pattern)
+    config = gpt.GPTConfig(
+        sequence_len=shape.length,
+        vocab_size=shape.vocab,
+        n_layer=shape.depth,
+        n_head=heads,
+        n_kv_head=heads,
+        n_embd=shape.width,
+        window_pattern=shape.window_pattern,
+    )
     with torch.device("meta"):
         model = gpt.GPT(config)
     model.to_empty(device=device)
@@ -122,5 +175,10 @@ def peer_step(folder: Path, shape: Shape, device: str, compiled: bool,
 
 def machine() -> dict[str, Any]:
     """Processor, cores, how busy they are, versions."""
-    return {"cpu": runtime.cpu_name(), "cores": runtime.available_cores(), "load": os.getloadavg(),
-            "python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "cpu": runtime.cpu_name(),
+        "cores": runtime.available_cores(),
+        "load": os.getloadavg(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }

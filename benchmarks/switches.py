@@ -48,10 +48,21 @@ ARMS: dict[str, dict[str, object]] = {
     "muon, rate / 2": {"optimizer.matrix_lr": 0.01},
 }
 VALUES = {"model.value_embeddings": "all"}
-ARMS |= {f"value embeddings, all; {name}": VALUES | ARMS[name] for name in (
-    "swiglu", "windows SSSL of 64", "no qk_norm", "no x0 scalars", "no residual scalars", "tied head", "muon, rate x 2")}
+ARMS |= {
+    f"value embeddings, all; {name}": VALUES | ARMS[name]
+    for name in (
+        "swiglu",
+        "windows SSSL of 64",
+        "no qk_norm",
+        "no x0 scalars",
+        "no residual scalars",
+        "tied head",
+        "muon, rate x 2",
+    )
+}
 ARMS["value embeddings, all; swiglu; windows SSSL of 64"] = (
-    VALUES | ARMS["swiglu"] | ARMS["windows SSSL of 64"])
+    VALUES | ARMS["swiglu"] | ARMS["windows SSSL of 64"]
+)
 
 
 def measure(job: tuple[str, dict[str, object], int, int]) -> tuple[str, int, dict[str, float]]:
@@ -63,26 +74,48 @@ def measure(job: tuple[str, dict[str, object], int, int]) -> tuple[str, int, dic
     model = GPT(settings.model, words.vocab_size)
     model.initialise(seed)
     length, rows = model.config.seq_len, (schedule.batch_tokens or 4096) // model.config.seq_len
-    objective = NextToken(DocumentLoader("data/tokens", "train", length, seed), rows, schedule.device_batch_size)
+    objective = NextToken(
+        DocumentLoader("data/tokens", "train", length, seed), rows, schedule.device_batch_size
+    )
     optimizer = MuonAdamW(model, settings.optimizer)
     began = time.process_time()
     for step in range(steps):
         work = objective.work(step)
         for micro in work.micro_batches:
-            (model(micro.tokens, micro.targets, micro.documents, micro.weights) / work.normaliser).backward()
+            (
+                model(micro.tokens, micro.targets, micro.documents, micro.weights) / work.normaliser
+            ).backward()
         optimizer.clip()
-        optimizer.step(lr_factor(step, steps, schedule.warmup_fraction, schedule.warmdown_fraction, schedule.final_lr_fraction))
+        optimizer.step(
+            lr_factor(
+                step,
+                steps,
+                schedule.warmup_fraction,
+                schedule.warmdown_fraction,
+                schedule.final_lr_fraction,
+            )
+        )
         optimizer.zero_grad()
     seconds = time.process_time() - began
     model.eval()
-    rows_held_out = DocumentLoader("data/tokens", "val", length, seed).validation_rows(16, settings.eval.bpb_tokens)
-    return arm, seed, {"val_bpb": bits_per_byte(model, rows_held_out, words.token_bytes).bpb,
-                       "tokens_per_cpu_second": steps * rows * length / seconds,
-                       "parameters": sum(p.numel() for p in model.parameters())}
+    rows_held_out = DocumentLoader("data/tokens", "val", length, seed).validation_rows(
+        16, settings.eval.bpb_tokens
+    )
+    return (
+        arm,
+        seed,
+        {
+            "val_bpb": bits_per_byte(model, rows_held_out, words.token_bytes).bpb,
+            "tokens_per_cpu_second": steps * rows * length / seconds,
+            "parameters": sum(p.numel() for p in model.parameters()),
+        },
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="ARM")
@@ -96,15 +129,28 @@ def main() -> None:
         for arm, seed, result in pool.imap_unordered(measure, jobs):
             results[arm][seed] = result
             print(f"{arm}, seed {seed}: {result['val_bpb']:.4f} bits per byte", flush=True)
-    print("\n| arm | val_bpb | difference | tokens/s, one thread | parameters |\n| --- | --- | --- | --- | --- |")
+    print(
+        "\n| arm | val_bpb | difference | tokens/s, one thread | parameters |\n| --- | --- | --- | --- | --- |"
+    )
     for arm, by_seed in results.items():
-        differences = [by_seed[seed]["val_bpb"] - results["default"][seed]["val_bpb"] for seed in by_seed]
-        mean = {key: statistics.mean(result[key] for result in by_seed.values()) for key in by_seed[options.seeds[0]]}
+        differences = [
+            by_seed[seed]["val_bpb"] - results["default"][seed]["val_bpb"] for seed in by_seed
+        ]
+        mean = {
+            key: statistics.mean(result[key] for result in by_seed.values())
+            for key in by_seed[options.seeds[0]]
+        }
         spread = f"{statistics.mean(differences):+.4f} ({min(differences):+.4f} to {max(differences):+.4f})"
-        print(f"| {arm} | {mean['val_bpb']:.4f} | {spread} | {mean['tokens_per_cpu_second']:.0f} | {mean['parameters']:.0f} |")
+        print(
+            f"| {arm} | {mean['val_bpb']:.4f} | {spread} | {mean['tokens_per_cpu_second']:.0f} | {mean['parameters']:.0f} |"
+        )
     if options.out:
-        record = {"steps": options.steps, "machine": platform.processor() or platform.machine(), "torch": torch.__version__,
-                  "arms": results}
+        record = {
+            "steps": options.steps,
+            "machine": platform.processor() or platform.machine(),
+            "torch": torch.__version__,
+            "arms": results,
+        }
         options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

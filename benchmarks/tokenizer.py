@@ -41,13 +41,20 @@ def growing(texts: list[str], megabytes: float) -> Iterator[str]:
         copy += 1
         rng, new = random.Random(copy), 0.6 * copy**-0.4
 
-        def renamed(found: re.Match[str], rng: random.Random = rng, new: float = new, copy: int = copy) -> str:
+        def renamed(
+            found: re.Match[str], rng: random.Random = rng, new: float = new, copy: int = copy
+        ) -> str:
             word = found[0]
             if word not in rare:
                 return word
             name = copy if rng.random() < new else rng.randrange(copy)
             mixed = name * 2654435761 % 2**32
-            tail = chr(97 + mixed % 26) + word[2:] + chr(97 + mixed // 26 % 26) + chr(97 + mixed // 676 % 26)
+            tail = (
+                chr(97 + mixed % 26)
+                + word[2:]
+                + chr(97 + mixed // 26 % 26)
+                + chr(97 + mixed // 676 % 26)
+            )
             return word[:2] + tail if name else word
 
         for text in texts:
@@ -64,7 +71,9 @@ def peak_bytes() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("documents", type=Path, help="a folder of .jsonl")
     parser.add_argument("--megabytes", type=float, default=2000)
     parser.add_argument("--vocab-size", type=int, default=65_536)
@@ -72,12 +81,21 @@ def main() -> None:
     options = parser.parse_args()
     texts = list(documents(options.documents))
     before, began, processor = peak_bytes(), time.perf_counter(), time.process_time()
-    tokenizer = train_tokenizer(growing(texts, options.megabytes), config.Tokenizer(options.vocab_size, 2, options.megabytes))
-    record = {"machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-              "tokenizers": tokenizers.__version__, "megabytes": options.megabytes, "vocab_size": options.vocab_size,
-              "seconds": time.perf_counter() - began,
-              "processor_seconds": time.process_time() - processor, "peak_bytes": peak_bytes(), "peak_bytes_before": before,
-              "bytes_per_token": compression(tokenizer, texts[::20])}
+    tokenizer = train_tokenizer(
+        growing(texts, options.megabytes),
+        config.Tokenizer(options.vocab_size, 2, options.megabytes),
+    )
+    record = {
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "tokenizers": tokenizers.__version__,
+        "megabytes": options.megabytes,
+        "vocab_size": options.vocab_size,
+        "seconds": time.perf_counter() - began,
+        "processor_seconds": time.process_time() - processor,
+        "peak_bytes": peak_bytes(),
+        "peak_bytes_before": before,
+        "bytes_per_token": compression(tokenizer, texts[::20]),
+    }
     print(json.dumps(record, indent=1))
     if options.out:
         options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

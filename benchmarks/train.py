@@ -26,8 +26,14 @@ from typing import Any
 from steps import OPTIMIZER, Shape, hardware, machine, own_model, peer_step, random_batches
 
 SHAPE = Shape(depth=4, width=256, head_dim=64, vocab=4096, length=256, rows=16)
-SIDES = ("paribus float32", "paribus float32 compiled", "paribus bfloat16 compiled",
-         "nanochat float32", "nanochat float32 compiled", "nanochat bfloat16 compiled")
+SIDES = (
+    "paribus float32",
+    "paribus float32 compiled",
+    "paribus bfloat16 compiled",
+    "nanochat float32",
+    "nanochat float32 compiled",
+    "nanochat bfloat16 compiled",
+)
 
 
 def own_step(dtype: str, compiled: bool, threads: int) -> Callable[[], None]:
@@ -63,7 +69,11 @@ def their_step(folder: Path, compiled: bool) -> Callable[[], None]:
 def serve(side: str, steps: int, threads: int, peer: Path | None) -> None:
     """Answer every line on stdin with the tokens per second (wall, processor) of so many steps."""
     program, dtype, *compiled = side.split()
-    step = their_step(peer, bool(compiled)) if program == "nanochat" and peer else own_step(dtype, bool(compiled), threads)
+    step = (
+        their_step(peer, bool(compiled))
+        if program == "nanochat" and peer
+        else own_step(dtype, bool(compiled), threads)
+    )
     for _ in range(3):
         step()
     print("ready", flush=True)
@@ -72,17 +82,34 @@ def serve(side: str, steps: int, threads: int, peer: Path | None) -> None:
         for _ in range(steps):
             step()
         tokens = steps * SHAPE.rows * SHAPE.length
-        speeds = {"wall": tokens / (time.perf_counter() - wall), "cpu": tokens / (time.process_time() - cpu)}
+        speeds = {
+            "wall": tokens / (time.perf_counter() - wall),
+            "cpu": tokens / (time.process_time() - cpu),
+        }
         print(json.dumps(speeds), flush=True)
 
 
 def start(side: str, args: argparse.Namespace) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": str(args.threads), "NANOCHAT_DTYPE": side.split()[1]}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(args.threads),
+        "NANOCHAT_DTYPE": side.split()[1],
+    }
     if "compiled" not in side:
         environment["TORCHDYNAMO_DISABLE"] = "1"  # nanochat's optimiser is compiled too
-    command = [sys.executable, __file__, "--side", side, "--steps", str(args.steps), "--threads", str(args.threads)]
+    command = [
+        sys.executable,
+        __file__,
+        "--side",
+        side,
+        "--steps",
+        str(args.steps),
+        "--threads",
+        str(args.threads),
+    ]
     command += ["--peer", str(args.peer)] if args.peer else []
-    process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     line = (process.stdout or sys.stdin).readline()
     while line.strip() != "ready":  # a peer prints what it likes while it starts
         if not line:
@@ -99,7 +126,9 @@ def ask(process: subprocess.Popen[str]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--peer", type=Path, help="a checkout of nanochat")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), metavar="SIDE")
     parser.add_argument("--steps", type=int, default=6, help="optimiser steps of one round")
@@ -117,25 +146,39 @@ def main() -> None:
         for side in sides:
             speeds = ask(processes[side])
             rounds[side].append(speeds)
-            print(f"round {turn + 1} {side:28} {speeds['wall']:8.0f} tokens/s {speeds['cpu']:8.0f} tokens/cpu-s", flush=True)
+            print(
+                f"round {turn + 1} {side:28} {speeds['wall']:8.0f} tokens/s {speeds['cpu']:8.0f} tokens/cpu-s",
+                flush=True,
+            )
     for process in processes.values():
         process.kill()
     write(args, rounds)
 
 
 def write(args: argparse.Namespace, rounds: dict[str, list[dict[str, float]]]) -> None:
-    medians = {side: {clock: statistics.median(one[clock] for one in speeds) for clock in ("wall", "cpu")}
-               for side, speeds in rounds.items()}
+    medians = {
+        side: {clock: statistics.median(one[clock] for one in speeds) for clock in ("wall", "cpu")}
+        for side, speeds in rounds.items()
+    }
 
     def best(program: str, clock: str) -> float:
         return max(speed[clock] for side, speed in medians.items() if side.startswith(program))
 
-    report: dict[str, Any] = {"machine": machine(), "threads": args.threads, "tokens_per_second": medians, "rounds": rounds}
+    report: dict[str, Any] = {
+        "machine": machine(),
+        "threads": args.threads,
+        "tokens_per_second": medians,
+        "rounds": rounds,
+    }
     if any(side.startswith("nanochat") for side in medians):
-        report["ratio_to_peer_best"] = {clock: best("paribus", clock) / best("nanochat", clock) for clock in ("wall", "cpu")}
+        report["ratio_to_peer_best"] = {
+            clock: best("paribus", clock) / best("nanochat", clock) for clock in ("wall", "cpu")
+        }
     if "nanochat float32 compiled" in medians:
         default = medians["nanochat float32 compiled"]
-        report["ratio_to_peer_default"] = {clock: best("paribus", clock) / default[clock] for clock in ("wall", "cpu")}
+        report["ratio_to_peer_default"] = {
+            clock: best("paribus", clock) / default[clock] for clock in ("wall", "cpu")
+        }
     if args.out:
         args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({name: value for name, value in report.items() if name != "rounds"}, indent=1))

@@ -47,7 +47,9 @@ PLAN = statistics.looks(3, 12)
 STDEV = 0.0012  # of val_bpb over seeds 7, 8, 9 of the default: .5246, .5237, .5222 (docs/default-world.md)
 CORRELATIONS = tuple(round(0.05 * i, 2) for i in range(20))
 SIZES = (0.5, 0.75, 1.0, 1.5, 2.0)  # of planted effects, in sd
-SHAPES: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = {  # of noise: mean 0, variance 1
+SHAPES: dict[
+    str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+] = {  # of noise: mean 0, variance 1
     "normal": lambda rng, shape: rng.standard_normal(shape),
     "heavy tails (t, 4 degrees)": lambda rng, shape: rng.standard_t(4, shape) / math.sqrt(2),
     "skewed (exponential)": lambda rng, shape: rng.exponential(size=shape) - 1,
@@ -57,10 +59,17 @@ SHAPES: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] 
 def rate(hits: Any) -> dict[str, Any]:
     hits = np.asarray(hits, bool).ravel()
     low, high = wilson(int(hits.sum()), hits.size)
-    return {"rate": round(float(hits.mean()), 5), "low": round(low, 5), "high": round(high, 5), "n": hits.size}
+    return {
+        "rate": round(float(hits.mean()), 5),
+        "low": round(low, 5),
+        "high": round(high, 5),
+        "n": hits.size,
+    }
 
 
-def runs_of(rng: np.random.Generator, shape: str, arms: int, seeds: int, correlation: float, count: int) -> np.ndarray:
+def runs_of(
+    rng: np.random.Generator, shape: str, arms: int, seeds: int, correlation: float, count: int
+) -> np.ndarray:
     """(count, arms, seeds) of metrics with unit sd; what arms of one seed share makes the correlation."""
     shared, own = SHAPES[shape](rng, (count, 1, seeds)), SHAPES[shape](rng, (count, arms, seeds))
     return math.sqrt(correlation) * shared + math.sqrt(1 - correlation) * own
@@ -72,7 +81,9 @@ def t_of(differences: np.ndarray) -> np.ndarray:
 
 
 def z_p(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    error = np.sqrt(first.var(-1, ddof=1) / first.shape[-1] + second.var(-1, ddof=1) / second.shape[-1])
+    error = np.sqrt(
+        first.var(-1, ddof=1) / first.shape[-1] + second.var(-1, ddof=1) / second.shape[-1]
+    )
     return 2 * stats.norm.sf(np.abs(second.mean(-1) - first.mean(-1)) / error)
 
 
@@ -81,7 +92,9 @@ def critical(n: int, plan: tuple[int, ...], alpha: float = ALPHA) -> float:
     return float(stats.t.isf(statistics.alpha_at(n, plan, alpha) / 2, n - 1))
 
 
-def stops(differences: np.ndarray, plan: tuple[int, ...], smallest: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+def stops(
+    differences: np.ndarray, plan: tuple[int, ...], smallest: float | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(seeds used, verdict) of sequential studies (count, seeds): 1 differs, 2 equivalent within `smallest`, 0 undecided."""
     used, said = np.full(len(differences), plan[-1]), np.zeros(len(differences), int)
     for n in plan:
@@ -89,7 +102,9 @@ def stops(differences: np.ndarray, plan: tuple[int, ...], smallest: float | None
         mean, error = part.mean(1), part.std(1, ddof=1) / math.sqrt(n)
         now = np.where(np.abs(mean) >= critical(n, plan) * error, 1, 0)
         if smallest is not None:
-            now = np.where((smallest - np.abs(mean)) >= critical(n, plan, 2 * ALPHA) * error, 2, now)
+            now = np.where(
+                (smallest - np.abs(mean)) >= critical(n, plan, 2 * ALPHA) * error, 2, now
+            )
         fresh = (said == 0) & (now > 0)
         used[fresh], said[fresh] = n, now[fresh]
     return used, said
@@ -97,11 +112,20 @@ def stops(differences: np.ndarray, plan: tuple[int, ...], smallest: float | None
 
 # ---- A/A
 
+
 def same_arms(rng: np.random.Generator, stdev: float) -> dict[str, Any]:
     """200 comparisons through the public function, and many through the same formulas."""
-    through, many, several = "through effects(), 200 comparisons of one arm", "many, one arm", "many, three arms (Holm)"
+    through, many, several = (
+        "through effects(), 200 comparisons of one arm",
+        "many, one arm",
+        "many, three arms (Holm)",
+    )
     found: dict[str, Any] = {through: {}, many: {}, several: {}}
-    for name, seeds, plan in (("3 seeds", 3, None), ("5 seeds", 5, None), (f"looks at {PLAN}", PLAN[-1], PLAN)):
+    for name, seeds, plan in (
+        ("3 seeds", 3, None),
+        ("5 seeds", 5, None),
+        (f"looks at {PLAN}", PLAN[-1], PLAN),
+    ):
         runs = stdev * runs_of(rng, "normal", 2, seeds, 0.5, 200)
         found[through][name] = rate([_claims(pair[1] - pair[0], plan, stdev) for pair in runs])
     for shape in SHAPES:
@@ -112,14 +136,22 @@ def same_arms(rng: np.random.Generator, stdev: float) -> dict[str, Any]:
             rows[f"{seeds} seeds"] = {
                 "matched t": rate(np.abs(t_of(arm - base)) >= stats.t.isf(ALPHA / 2, seeds - 1)),
                 "unpaired z, as people use": rate(z_p(own, arm) <= ALPHA),
-                "unpaired Welch t": rate(stats.ttest_ind(own, arm, axis=-1, equal_var=False).pvalue <= ALPHA)}
+                "unpaired Welch t": rate(
+                    stats.ttest_ind(own, arm, axis=-1, equal_var=False).pvalue <= ALPHA
+                ),
+            }
         base, arm = np.moveaxis(runs_of(rng, shape, 2, PLAN[-1], 0.5, 100_000), 1, 0)
-        rows[f"looks at {PLAN}"] = {"matched t, paid looks": rate(stops(arm - base, PLAN)[1] > 0),
-                                    "matched t, unpaid looks": rate(_peeked(arm - base, PLAN))}
+        rows[f"looks at {PLAN}"] = {
+            "matched t, paid looks": rate(stops(arm - base, PLAN)[1] > 0),
+            "matched t, unpaid looks": rate(_peeked(arm - base, PLAN)),
+        }
     for seeds in (3, 5):
         runs = runs_of(rng, "normal", 4, seeds, 0.5, 100_000)
         p = 2 * stats.t.sf(np.abs(t_of(runs[:, 1:] - runs[:, :1])), seeds - 1)
-        found[several][f"{seeds} seeds"] = {"Holm": rate(p.min(1) * 3 <= ALPHA), "uncorrected": rate(p.min(1) <= ALPHA)}
+        found[several][f"{seeds} seeds"] = {
+            "Holm": rate(p.min(1) * 3 <= ALPHA),
+            "uncorrected": rate(p.min(1) <= ALPHA),
+        }
     found["two looks at the levels of a known variance, (3, 5)"] = rate(_known_variance_looks(rng))
     found["3 seeds, then the more_seeds asked for, unpaid"] = topped_up(rng)
     return found
@@ -128,28 +160,40 @@ def same_arms(rng: np.random.Generator, stdev: float) -> dict[str, Any]:
 def _claims(differences: np.ndarray, plan: tuple[int, ...] | None, stdev: float) -> bool:
     """Whether the study ends in better or worse; smallest effect: a tenth of an sd, so that no equality hides a claim."""
     for n in plan or (len(differences),):
-        said = statistics.effects({"same": differences[:n].tolist()}, direction="lower", smallest_effect=0.1 * stdev,
-                                  alpha=ALPHA, plan=plan)
+        said = statistics.effects(
+            {"same": differences[:n].tolist()},
+            direction="lower",
+            smallest_effect=0.1 * stdev,
+            alpha=ALPHA,
+            plan=plan,
+        )
         if said["same"].verdict in ("better", "worse"):
             return True
     return False
 
 
 def _peeked(differences: np.ndarray, plan: tuple[int, ...]) -> np.ndarray:
-    return np.any([np.abs(t_of(differences[:, :n])) >= stats.t.isf(ALPHA / 2, n - 1) for n in plan], axis=0)
+    return np.any(
+        [np.abs(t_of(differences[:, :n])) >= stats.t.isf(ALPHA / 2, n - 1) for n in plan], axis=0
+    )
 
 
 def _known_variance_looks(rng: np.random.Generator) -> np.ndarray:
     """What the nominal levels of normal looks, the textbook's advice for t statistics, do at 3 and 5 seeds."""
     first = statistics.spent(3 / 5, ALPHA)
-    bound, normal = stats.norm.isf(first / 2), stats.multivariate_normal(cov=[[1, math.sqrt(3 / 5)], [math.sqrt(3 / 5), 1]])
+    bound, normal = (
+        stats.norm.isf(first / 2),
+        stats.multivariate_normal(cov=[[1, math.sqrt(3 / 5)], [math.sqrt(3 / 5), 1]]),
+    )
 
     def inside(at: float) -> float:
         return float(normal.cdf([bound, at], lower_limit=[-bound, -at]))
 
     second = 2 * stats.norm.sf(optimize.brentq(lambda at: inside(at) - (1 - ALPHA), 1, 5))
     draws = rng.standard_normal((400_000, 5))
-    return (np.abs(t_of(draws[:, :3])) >= stats.t.isf(first / 2, 2)) | (np.abs(t_of(draws)) >= stats.t.isf(second / 2, 4))
+    return (np.abs(t_of(draws[:, :3])) >= stats.t.isf(first / 2, 2)) | (
+        np.abs(t_of(draws)) >= stats.t.isf(second / 2, 4)
+    )
 
 
 def topped_up(rng: np.random.Generator) -> dict[str, Any]:
@@ -168,10 +212,13 @@ def topped_up(rng: np.random.Generator) -> dict[str, Any]:
 
 @lru_cache
 def _largest_stdev(n: int, effect: float) -> float:
-    return effect / float(optimize.brentq(lambda size: statistics.power_of(size, n) - POWER, 0.01, 5))
+    return effect / float(
+        optimize.brentq(lambda size: statistics.power_of(size, n) - POWER, 0.01, 5)
+    )
 
 
 # ---- Coverage and power
+
 
 def coverage(rng: np.random.Generator) -> dict[str, Any]:
     """How often 95 % intervals hold the planted effect of 1 sd."""
@@ -180,9 +227,14 @@ def coverage(rng: np.random.Generator) -> dict[str, Any]:
         rows = found[shape] = {}
         for seeds in (2, 3, 5, 8):
             runs = runs_of(rng, shape, 3, seeds, 0.5, 50_000)
-            difference, own = runs[:, 1] - runs[:, 0], runs_of(rng, shape, 1, seeds, 0.5, 50_000)[:, 0]
-            rows[f"{seeds} seeds"] = {"matched t": rate(np.abs(t_of(difference)) <= stats.t.isf(ALPHA / 2, seeds - 1)),
-                                      "unpaired z": rate(z_p(own, runs[:, 0]) > ALPHA)}
+            difference, own = (
+                runs[:, 1] - runs[:, 0],
+                runs_of(rng, shape, 1, seeds, 0.5, 50_000)[:, 0],
+            )
+            rows[f"{seeds} seeds"] = {
+                "matched t": rate(np.abs(t_of(difference)) <= stats.t.isf(ALPHA / 2, seeds - 1)),
+                "unpaired z": rate(z_p(own, runs[:, 0]) > ALPHA),
+            }
         runs = runs_of(rng, shape, 2, PLAN[-1], 0.5, 50_000)
         difference = runs[:, 1] - runs[:, 0]
         used, _ = stops(difference + 1, PLAN)
@@ -201,21 +253,32 @@ def by_items(rng: np.random.Generator) -> dict[str, Any]:
     for _ in range(400):
         moved, by_task = rng.normal(0, 0.3, tasks.size), rng.normal(0, 0.15, 22)[tasks]
         base = [rng.normal(0, 0.5, tasks.size) for _ in range(4)]
-        for name, effect, clusters in (("items", moved, None), ("tasks", moved + by_task, tasks),
-                                       ("tasks, taken as if items were alone", moved + by_task, None)):
-            arm = [rng.normal(0, 0.5, tasks.size) + rng.normal(0, 0.01) + effect + 0.1 for _ in range(4)]
+        for name, effect, clusters in (
+            ("items", moved, None),
+            ("tasks", moved + by_task, tasks),
+            ("tasks, taken as if items were alone", moved + by_task, None),
+        ):
+            arm = [
+                rng.normal(0, 0.5, tasks.size) + rng.normal(0, 0.01) + effect + 0.1
+                for _ in range(4)
+            ]
             said = items.item_effect(base, arm, clusters, smallest_effect=0.1, draws=1000)
             held[name].append(said.low <= 0.1 <= said.high)
             if name == "tasks":
                 means = np.array([a.mean() - b.mean() for a, b in zip(arm, base, strict=True)])
-                held["seeds alone (paired t)"].append(abs(float(t_of(means - 0.1))) <= stats.t.isf(ALPHA / 2, 3))
+                held["seeds alone (paired t)"].append(
+                    abs(float(t_of(means - 0.1))) <= stats.t.isf(ALPHA / 2, 3)
+                )
     return {name: rate(hits) for name, hits in held.items()}
 
 
 def by_curve(rng: np.random.Generator) -> dict[str, Any]:
     """How often the band over 25 steps holds the whole curve, for curves that wander and curves that forget."""
     found = {}
-    for name, keep in (("wandering (random walk)", None), ("forgetting (correlation .9 a step)", 0.9)):
+    for name, keep in (
+        ("wandering (random walk)", None),
+        ("forgetting (correlation .9 a step)", 0.9),
+    ):
         for seeds in (3, 5):
             held = []
             for _ in range(120):
@@ -237,14 +300,22 @@ def planned_power(rng: np.random.Generator) -> dict[str, Any]:
     for size in (0.5, 0.75, 1.0, 1.5, 2.0, 3.0):
         n, last = statistics.seeds_needed(size, 1.0), sequential_last(size)
         assert n is not None
-        fixed, looked = rng.standard_normal((40_000, n)) + size, rng.standard_normal((40_000, last)) + size
+        fixed, looked = (
+            rng.standard_normal((40_000, n)) + size,
+            rng.standard_normal((40_000, last)) + size,
+        )
         used, said = stops(looked, plan_to(last))
-        found[str(size)] = {"seeds": n, "matched": rate(np.abs(t_of(fixed)) >= stats.t.isf(ALPHA / 2, n - 1)),
-                            "sequential": rate(said == 1) | {"last": last, "mean seeds": round(float(used.mean()), 2)}}
+        found[str(size)] = {
+            "seeds": n,
+            "matched": rate(np.abs(t_of(fixed)) >= stats.t.isf(ALPHA / 2, n - 1)),
+            "sequential": rate(said == 1)
+            | {"last": last, "mean seeds": round(float(used.mean()), 2)},
+        }
     return found
 
 
 # ---- Compute to verdict
+
 
 def plan_to(last: int) -> tuple[int, ...]:
     return statistics.looks(min(3, last), last)
@@ -280,15 +351,27 @@ def compute_to_verdict() -> dict[str, Any]:
             within = size / math.sqrt(2 * (1 - correlation))  # in sd of the differences
             matched, last = statistics.seeds_needed(within, 1.0), sequential_last(within)
             assert matched is not None
-            row = {"effect_sd": size, "correlation": correlation, "unpaired_runs": 2 * usual, "matched_runs": 2 * matched}
+            row = {
+                "effect_sd": size,
+                "correlation": correlation,
+                "unpaired_runs": 2 * usual,
+                "matched_runs": 2 * matched,
+            }
             for times in (1, 1.5, 2, 3):
                 power, seeds = _sequential(last, within, within * times)
                 row[f"sequential_runs_at_{times}"] = round(2 * seeds, 2)
                 row[f"share_at_{times}"] = round(seeds / usual, 4)
                 row[f"power_at_{times}"] = round(power, 4)
             found, seeds = _sequential(last, within, 0.0)
-            rows.append(row | {"sequential_last": last, "matched_share": round(matched / usual, 4),
-                               "sequential_runs_when_equal": round(2 * seeds, 2), "found_equal": round(found, 4)})
+            rows.append(
+                row
+                | {
+                    "sequential_last": last,
+                    "matched_share": round(matched / usual, 4),
+                    "sequential_runs_when_equal": round(2 * seeds, 2),
+                    "found_equal": round(found, 4),
+                }
+            )
     return {"rows": rows, "quarter": quarter(rows)}
 
 
@@ -299,7 +382,9 @@ def quarter(rows: list[dict[str, Any]]) -> dict[str, Any]:
         of = [row for row in rows if row["effect_sd"] == size]
         for times in (1, 1.5, 2, 3):
             over = [row["correlation"] for row in of if row[f"share_at_{times}"] > 0.25]
-            found[f"{size} sd"][f"truth {times} x planned"] = next((c for c in CORRELATIONS if not over or c > max(over)), None)
+            found[f"{size} sd"][f"truth {times} x planned"] = next(
+                (c for c in CORRELATIONS if not over or c > max(over)), None
+            )
     return found
 
 
@@ -308,10 +393,17 @@ def curves() -> dict[str, list[tuple[float, float]]]:
     found = {"unpaired": [(2 * n, statistics.power_of(1.0, n, paired=False)) for n in range(2, 31)]}
     for correlation in (0.5, 0.75, 0.9):
         within = 1 / math.sqrt(2 * (1 - correlation))
-        found[f"matched, correlation {correlation}"] = [(2 * n, statistics.power_of(within, n)) for n in range(2, 31)]
+        found[f"matched, correlation {correlation}"] = [
+            (2 * n, statistics.power_of(within, n)) for n in range(2, 31)
+        ]
         points = (_sequential(last, within, within) for last in range(3, 31))
-        found[f"sequential, correlation {correlation}"] = [(2 * seeds, power) for power, seeds in points]
-    return {name: [(round(runs, 2), round(power, 4)) for runs, power in line if power < 0.9995] for name, line in found.items()}
+        found[f"sequential, correlation {correlation}"] = [
+            (2 * seeds, power) for power, seeds in points
+        ]
+    return {
+        name: [(round(runs, 2), round(power, 4)) for runs, power in line if power < 0.9995]
+        for name, line in found.items()
+    }
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
@@ -322,24 +414,41 @@ def draw(found: dict[str, Any], path: Path) -> None:
     colours = {"0.5": "#9ecae1", "0.75": "#4292c6", "0.9": "#08519c"}
     for name, line in found["curves"].items():
         colour = colours.get(name.rpartition(" ")[2], "#d62728")
-        left.plot(*zip(*line, strict=True), "-" if "seq" in name else "--" if "match" in name else "-", color=colour, label=name)
+        left.plot(
+            *zip(*line, strict=True),
+            "-" if "seq" in name else "--" if "match" in name else "-",
+            color=colour,
+            label=name,
+        )
     left.axhline(POWER, color="grey", linewidth=0.7)
-    left.set(xlabel="training runs (mean, both arms)", ylabel="power", xlim=(0, 45), ylim=(0, 1),
-             title="An effect of 1 sd over seeds")
+    left.set(
+        xlabel="training runs (mean, both arms)",
+        ylabel="power",
+        xlim=(0, 45),
+        ylim=(0, 1),
+        title="An effect of 1 sd over seeds",
+    )
     left.legend(fontsize=7, loc="lower right")
-    for size, colour in zip(SIZES, ("#fdae6b", "#fd8d3c", "#e6550d", "#a63603", "#521c00"), strict=True):
+    for size, colour in zip(
+        SIZES, ("#fdae6b", "#fd8d3c", "#e6550d", "#a63603", "#521c00"), strict=True
+    ):
         rows = [row for row in found["compute"]["rows"] if row["effect_sd"] == size]
         at = [row["correlation"] for row in rows]
         right.plot(at, [row["share_at_1"] for row in rows], color=colour, label=f"{size:g} sd")
         right.plot(at, [row["share_at_2"] for row in rows], ":", color=colour)
     right.axhline(0.25, color="grey", linewidth=0.7)
-    right.set(xlabel="correlation of matched seeds", ylabel="runs / runs of the unpaired design", ylim=(0, 1.3),
-              title="Matched and sequential, power .8\n(dotted: the truth is twice the planned effect)")
+    right.set(
+        xlabel="correlation of matched seeds",
+        ylabel="runs / runs of the unpaired design",
+        ylim=(0, 1.3),
+        title="Matched and sequential, power .8\n(dotted: the truth is twice the planned effect)",
+    )
     right.legend(fontsize=7, title="planned effect", title_fontsize=7)
     figure.savefig(path)
 
 
 # ---- Real runs
+
 
 def real(path: Path, rng: np.random.Generator) -> dict[str, Any]:
     """Arms of a CSV with the columns arm, seed, val_bpb: those called "base, …" are the base again, the rest differ from it."""
@@ -348,8 +457,14 @@ def real(path: Path, rng: np.random.Generator) -> dict[str, Any]:
         for row in csv.DictReader(file):
             arms[row["arm"]][int(row["seed"])] = float(row["val_bpb"])
     base = np.array([arms["base"][seed] for seed in sorted(arms["base"])])
-    found: dict[str, Any] = {"runs": sum(map(len, arms.values())), "seeds": len(base), "mean": round(float(base.mean()), 5),
-                             "stdev": round(float(base.std(ddof=1)), 5), "same": {}, "effects": {}}
+    found: dict[str, Any] = {
+        "runs": sum(map(len, arms.values())),
+        "seeds": len(base),
+        "mean": round(float(base.mean()), 5),
+        "stdev": round(float(base.std(ddof=1)), 5),
+        "same": {},
+        "effects": {},
+    }
     for name in list(arms)[1:]:
         arm = np.array([arms[name][seed] for seed in sorted(arms[name])])
         if name.startswith("base, "):
@@ -361,25 +476,40 @@ def real(path: Path, rng: np.random.Generator) -> dict[str, Any]:
 
 def same_recipe(base: np.ndarray, again: np.ndarray, seeds: int = 3) -> dict[str, Any]:
     """What is said of comparisons of `seeds` seeds each that share no run; every "better" or "worse" is false."""
-    split = [(base[i:i + seeds], again[i:i + seeds]) for i in range(0, len(base) - seeds + 1, seeds)]
+    split = [
+        (base[i : i + seeds], again[i : i + seeds]) for i in range(0, len(base) - seeds + 1, seeds)
+    ]
     smallest = 0.1 * float(base.std(ddof=1))
-    said = [statistics.effects({"same": (b - a).tolist()}, direction="lower", smallest_effect=smallest, alpha=ALPHA)["same"]
-            for a, b in split]
-    return {"stdev_of_differences": float(f"{(again - base).std(ddof=1):.3g}"), "correlation": correlation_of(base, again),
-            "comparisons": len(split), "seeds_each": seeds,
-            "verdicts": dict(Counter(one.verdict for one in said)),
-            "false better or worse": rate([one.verdict in ("better", "worse") for one in said]),
-            "p at most .05": rate([one.p <= ALPHA for one in said]),
-            "unpaired z at most .05": rate([statistics.unpaired_z(a, b) <= ALPHA for a, b in split]),
-            "interval holds 0": rate([one.low <= 0 <= one.high for one in said])}
+    said = [
+        statistics.effects(
+            {"same": (b - a).tolist()}, direction="lower", smallest_effect=smallest, alpha=ALPHA
+        )["same"]
+        for a, b in split
+    ]
+    return {
+        "stdev_of_differences": float(f"{(again - base).std(ddof=1):.3g}"),
+        "correlation": correlation_of(base, again),
+        "comparisons": len(split),
+        "seeds_each": seeds,
+        "verdicts": dict(Counter(one.verdict for one in said)),
+        "false better or worse": rate([one.verdict in ("better", "worse") for one in said]),
+        "p at most .05": rate([one.p <= ALPHA for one in said]),
+        "unpaired z at most .05": rate([statistics.unpaired_z(a, b) <= ALPHA for a, b in split]),
+        "interval holds 0": rate([one.low <= 0 <= one.high for one in said]),
+    }
 
 
-def one_effect(base: np.ndarray, arm: np.ndarray, rng: np.random.Generator, draws: int = 20_000) -> dict[str, Any]:
+def one_effect(
+    base: np.ndarray, arm: np.ndarray, rng: np.random.Generator, draws: int = 20_000
+) -> dict[str, Any]:
     """Runs (both arms) each design needs to find this effect, planned for just it; powers by drawing seeds from these runs."""
     differences = arm - base
     mean, spread = abs(float(differences.mean())), float(differences.std(ddof=1))
     stdev = math.sqrt((base.var(ddof=1) + arm.var(ddof=1)) / 2)
-    usual, matched = statistics.seeds_needed(mean, stdev, paired=False), statistics.seeds_needed(mean, spread)
+    usual, matched = (
+        statistics.seeds_needed(mean, stdev, paired=False),
+        statistics.seeds_needed(mean, spread),
+    )
     assert usual is not None and matched is not None
     last = sequential_last(mean / spread)
     sign = math.copysign(1, differences.mean())
@@ -390,14 +520,25 @@ def one_effect(base: np.ndarray, arm: np.ndarray, rng: np.random.Generator, draw
     pooled = stats.ttest_ind(drawn(arm, usual), drawn(base, usual), axis=1)
     t = t_of(drawn(differences, matched))
     used, said = stops(drawn(differences, last) * sign, plan_to(last))
-    runs = {"unpaired": 2.0 * usual, "matched": 2.0 * matched, "matched + looks": 2 * round(float(used.mean()), 3)}
-    power = {"unpaired": float(((pooled.pvalue <= ALPHA) & (pooled.statistic * sign > 0)).mean()),
-             "matched": float((t * sign >= stats.t.isf(ALPHA / 2, matched - 1)).mean()),
-             "matched + looks": float((said == 1).mean())}
-    return {"effect": round(float(differences.mean()), 5), "effect_sd": round(mean / stdev, 3),
-            "stdev_of_differences": round(spread, 5), "correlation": correlation_of(base, arm), "runs": runs,
-            "power": {name: round(value, 3) for name, value in power.items()},
-            "share": round(runs["matched + looks"] / runs["unpaired"], 4)}
+    runs = {
+        "unpaired": 2.0 * usual,
+        "matched": 2.0 * matched,
+        "matched + looks": 2 * round(float(used.mean()), 3),
+    }
+    power = {
+        "unpaired": float(((pooled.pvalue <= ALPHA) & (pooled.statistic * sign > 0)).mean()),
+        "matched": float((t * sign >= stats.t.isf(ALPHA / 2, matched - 1)).mean()),
+        "matched + looks": float((said == 1).mean()),
+    }
+    return {
+        "effect": round(float(differences.mean()), 5),
+        "effect_sd": round(mean / stdev, 3),
+        "stdev_of_differences": round(spread, 5),
+        "correlation": correlation_of(base, arm),
+        "runs": runs,
+        "power": {name: round(value, 3) for name, value in power.items()},
+        "share": round(runs["matched + looks"] / runs["unpaired"], 4),
+    }
 
 
 def correlation_of(base: np.ndarray, arm: np.ndarray) -> float:
@@ -405,7 +546,9 @@ def correlation_of(base: np.ndarray, arm: np.ndarray) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=Path, help="judge real runs (pool.py) instead of simulating")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path)
@@ -413,15 +556,26 @@ def main() -> None:
     args = parser.parse_args()
     began, rng = time.process_time(), np.random.default_rng(args.seed)
     if args.runs:
-        found = {"command": " ".join(["python", *sys.argv]), "runs_of": args.runs.name} | real(args.runs, rng)
+        found = {"command": " ".join(["python", *sys.argv]), "runs_of": args.runs.name} | real(
+            args.runs, rng
+        )
     else:
-        found = {"command": " ".join(["python", *sys.argv]), "same_arms": same_arms(rng, STDEV),
-                 "coverage": coverage(rng), "items": by_items(rng), "bands": by_curve(rng), "power": planned_power(rng),
-                 "compute": compute_to_verdict(), "curves": curves()}
+        found = {
+            "command": " ".join(["python", *sys.argv]),
+            "same_arms": same_arms(rng, STDEV),
+            "coverage": coverage(rng),
+            "items": by_items(rng),
+            "bands": by_curve(rng),
+            "power": planned_power(rng),
+            "compute": compute_to_verdict(),
+            "curves": curves(),
+        }
         if args.picture:
             draw(found, args.picture)
         found["cpu_seconds"] = round(time.process_time() - began, 1)
-    text = re.sub(r"[{\[][^{}\[\]]*[}\]]", lambda leaf: " ".join(leaf[0].split()), json.dumps(found, indent=1))
+    text = re.sub(
+        r"[{\[][^{}\[\]]*[}\]]", lambda leaf: " ".join(leaf[0].split()), json.dumps(found, indent=1)
+    )
     if args.out:
         args.out.write_text(text + "\n")
     print(text)

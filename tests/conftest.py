@@ -9,7 +9,9 @@ import pytest
 
 from paribus.config import Config, load_config
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test files run side by side; before torch is loaded
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # two test files run side by side; before torch is loaded
 
 # Small enough that every stage takes seconds on one core; whatever is not named here is as in params.yaml.
 TINY = {
@@ -64,8 +66,18 @@ TINY = {
 
 
 # Files of minutes go first: one of them begun last would be waited for with the other core idle.
-LONGEST_FIRST = ("test_kills", "test_verify", "test_processes", "test_tune_workers", "test_ablation_run", "test_pipeline",
-                 "test_tracking", "test_tune", "test_distributed", "test_remotes")
+LONGEST_FIRST = (
+    "test_kills",
+    "test_verify",
+    "test_processes",
+    "test_tune_workers",
+    "test_ablation_run",
+    "test_pipeline",
+    "test_tracking",
+    "test_tune",
+    "test_distributed",
+    "test_remotes",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

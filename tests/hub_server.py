@@ -33,7 +33,11 @@ class Hub:
         blob = hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
         entry = {"type": "file", "path": path, "size": len(data), "oid": blob}
         if not path.endswith((".md", ".jsonl")):
-            entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+            entry["lfs"] = {
+                "oid": hashlib.sha256(data).hexdigest(),
+                "size": len(data),
+                "pointerSize": 130,
+            }
         return entry
 
 
@@ -78,19 +82,29 @@ def serve(repositories: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
                 return self.answer(int(fault), Retry_After="0")
             if name not in hub.repositories or revision != REVISION:
                 return self.answer(404, b'{"error": "not found"}', X_Error_Code="RepoNotFound")
-            entries = [hub.entry(path, data) for path, data in hub.repositories[name].items()
-                       if path.startswith(f"{inside}/" if inside else "")]
+            entries = [
+                hub.entry(path, data)
+                for path, data in hub.repositories[name].items()
+                if path.startswith(f"{inside}/" if inside else "")
+            ]
             start = int((re.search(r"cursor=(\d+)", self.path) or [0, 0])[1])  # pages of three
             link = f'<{hub.url}{self.path.partition("?")[0]}?cursor={start + 3}>; rel="next"'
-            more = {"Link": link} if entries[start + 3:] else {}
-            self.answer(200, json.dumps(entries[start:start + 3]).encode(), Content_Type="application/json", **more)
+            more = {"Link": link} if entries[start + 3 :] else {}
+            self.answer(
+                200,
+                json.dumps(entries[start : start + 3]).encode(),
+                Content_Type="application/json",
+                **more,
+            )
 
         def file(self, name: str, data: bytes | None) -> None:
             if data is None:
                 return self.answer(404)
             span = self.headers.get("Range", "")
             hub.ranges.setdefault(name, []).append(span)
-            hub.tokens.setdefault(self.headers["Host"], []).append(self.headers.get("Authorization"))
+            hub.tokens.setdefault(self.headers["Host"], []).append(
+                self.headers.get("Authorization")
+            )
             fault = (hub.faults.get(name) or [None]).pop(0)
             if fault == "redirect":  # to another host, as storage is
                 port = hub.url.rpartition(":")[2]
@@ -116,20 +130,25 @@ def serve(repositories: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
             if fault == "silent":  # until the client has gone
                 self.connection.recv(1)
             if fault == "reset":
-                self.connection.setsockopt(1, 13, b"\1\0\0\0\0\0\0\0")  # SO_LINGER 0: close sends RST
+                self.connection.setsockopt(
+                    1, 13, b"\1\0\0\0\0\0\0\0"
+                )  # SO_LINGER 0: close sends RST
                 self.connection.close()
             self.close_connection = fault in ("reset", "short", "silent")
 
         def send(self, name: str, data: bytes) -> None:
             for first in range(0, len(data), 16384):
-                self.wfile.write(data[first:first + 16384])
-                hub.sent[name] += len(data[first:first + 16384])
+                self.wfile.write(data[first : first + 16384])
+                hub.sent[name] += len(data[first : first + 16384])
                 time.sleep(hub.pace)
 
         def handle_one_request(self) -> None:
             try:
                 super().handle_one_request()
-            except (ConnectionError, ValueError):  # a client that was killed, a socket closed by a fault
+            except (
+                ConnectionError,
+                ValueError,
+            ):  # a client that was killed, a socket closed by a fault
                 self.close_connection = True
 
         def finish(self) -> None:
@@ -139,7 +158,9 @@ def serve(repositories: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    )
     thread.start()
     try:
         yield hub

@@ -24,7 +24,11 @@ STAGES = ("base", "mid", "sft", "rl")
 def senders(root: Path) -> list[psutil.Process]:
     """The processes that feed MLflow of the project at `root`."""
     command = [sender.__name__, str(root / ".paribus")]
-    return [process for process in psutil.process_iter(["cmdline"]) if (process.info["cmdline"] or [])[-2:] == command]
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if (process.info["cmdline"] or [])[-2:] == command
+    ]
 
 
 class Project:
@@ -52,12 +56,26 @@ class Project:
     def environment(self) -> dict[str, str]:
         """A user's, with this Python's commands and none of the caller's settings of DVC and MLflow."""
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        clean = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "MLFLOW_"))}
+        clean = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("DVC_", "MLFLOW_"))
+        }
         return clean | {"PATH": path, "DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
-    def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(command, cwd=self.root, env=self.environment() | environment, capture_output=True, text=True)
-        assert done.returncode == 0 or not check, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    def run(
+        self, *command: str, check: bool = True, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command,
+            cwd=self.root,
+            env=self.environment() | environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0 or not check, (
+            f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        )
         return done
 
     def metrics(self, name: str) -> dict[str, Any]:
@@ -65,4 +83,6 @@ class Project:
 
     def digests(self) -> dict[str, str]:
         files = {stage: self.root / f"checkpoints/{stage}/model.safetensors" for stage in STAGES}
-        return {stage: hashlib.sha256(path.read_bytes()).hexdigest() for stage, path in files.items()}
+        return {
+            stage: hashlib.sha256(path.read_bytes()).hexdigest() for stage, path in files.items()
+        }

@@ -17,8 +17,17 @@ from paribus.model.gpt import GPT
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 60  # enough to be right more often than not at temperature 1
-SHAPE = {"depth": 2, "width": 64, "head_dim": 16, "n_heads": None, "n_kv_heads": 2, "seq_len": 96,
-         "mlp": "relu2", "window_pattern": "L", "value_embeddings": "none"}
+SHAPE = {
+    "depth": 2,
+    "width": 64,
+    "head_dim": 16,
+    "n_heads": None,
+    "n_kv_heads": 2,
+    "seq_len": 96,
+    "mlp": "relu2",
+    "window_pattern": "L",
+    "value_embeddings": "none",
+}
 
 
 def problem(a: int, b: int, c: int | None = None) -> dict[str, str]:
@@ -63,7 +72,9 @@ def talker() -> Engine:
     targets = torch.full_like(tokens, -1)
     for row, (ids, mask) in enumerate(rows):
         tokens[row, : len(ids)] = torch.tensor(ids)
-        targets[row, : len(ids) - 1] = torch.where(torch.tensor(mask[1:]) > 0, torch.tensor(ids[1:]), -1)
+        targets[row, : len(ids) - 1] = torch.where(
+            torch.tensor(mask[1:]) > 0, torch.tensor(ids[1:]), -1
+        )
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     for _ in range(STEPS):
         loss = model(tokens, targets) / (targets >= 0).sum()

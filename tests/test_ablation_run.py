@@ -21,8 +21,14 @@ from paribus.journal import read_rows
 pytestmark = pytest.mark.long
 
 FILE: dict[str, Any] = {
-    "question": "Is AdamW better?", "hypothesis": "It is not.", "baseline": {"set": {"pretrain.eval_every": 8}},
-    "arms": {"adamw": {"optimizer.kind": "adamw"}}, "seeds": 2, "metric": "val_bpb", "smallest_effect": 0.01, "equal": "tokens",
+    "question": "Is AdamW better?",
+    "hypothesis": "It is not.",
+    "baseline": {"set": {"pretrain.eval_every": 8}},
+    "arms": {"adamw": {"optimizer.kind": "adamw"}},
+    "seeds": 2,
+    "metric": "val_bpb",
+    "smallest_effect": 0.01,
+    "equal": "tokens",
     "stages": ["pretrain"],
 }
 
@@ -60,21 +66,40 @@ def ended(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Proje
     project.run("git", "add", "-A")
     project.run("git", "commit", "-qm", "data")
     with (project.root / "first.log").open("wb") as log:
-        first = subprocess.Popen(paribus(project, "run", "tiny", "--workers", "2"), cwd=project.root, env=environment(project),
-                                 stdout=log, stderr=log)
+        first = subprocess.Popen(
+            paribus(project, "run", "tiny", "--workers", "2"),
+            cwd=project.root,
+            env=environment(project),
+            stdout=log,
+            stderr=log,
+        )
     until = time.monotonic() + 120
     while not any(len(read_rows(path)) > 4 for path in trained(project)):
-        assert first.poll() is None and time.monotonic() < until, (project.root / "first.log").read_text()
+        assert first.poll() is None and time.monotonic() < until, (
+            project.root / "first.log"
+        ).read_text()
         time.sleep(0.05)
     for process in of_project(project):
         process.send_signal(signal.SIGKILL)
     first.wait()
-    (project.root / "killed.json").write_text(json.dumps({
-        "steps": {path.parent.name: len(read_rows(path)) for path in trained(project)},
-        "left": [path.name for path in (project.root / ".dvc/tmp/exps").glob("tmp*")]}))
-    (project.root / ".dvc/tmp/exps/rwlock").write_text('{"write": {')  # torn, as a kill may leave it
-    again = subprocess.run(paribus(project, "run", "tiny", "--workers", "2"), cwd=project.root, env=environment(project),
-                           capture_output=True, text=True)
+    (project.root / "killed.json").write_text(
+        json.dumps(
+            {
+                "steps": {path.parent.name: len(read_rows(path)) for path in trained(project)},
+                "left": [path.name for path in (project.root / ".dvc/tmp/exps").glob("tmp*")],
+            }
+        )
+    )
+    (project.root / ".dvc/tmp/exps/rwlock").write_text(
+        '{"write": {'
+    )  # torn, as a kill may leave it
+    again = subprocess.run(
+        paribus(project, "run", "tiny", "--workers", "2"),
+        cwd=project.root,
+        env=environment(project),
+        capture_output=True,
+        text=True,
+    )
     assert again.returncode == 0, again.stdout + again.stderr
     (project.root / "again.log").write_text(again.stdout + again.stderr)
     return project
@@ -91,7 +116,9 @@ def test_a_killed_ablation_goes_on_and_runs_nothing_twice(ended: Project) -> Non
     assert any(row["event"] == "interrupted" for row in events(ended))
     assert len(trained(ended)) == 4, "one training state a run"
     for path in trained(ended):
-        assert [row["step"] for row in read_rows(path) if row["step"] > 0 and "event" not in row] == list(range(1, 25))
+        assert [
+            row["step"] for row in read_rows(path) if row["step"] > 0 and "event" not in row
+        ] == list(range(1, 25))
     said = (ended.root / "again.log").read_text()
     killed = json.loads((ended.root / "killed.json").read_text())
     assert max(killed["steps"].values()) < 24 and "nobody runs it: taken out" in said
@@ -100,7 +127,9 @@ def test_a_killed_ablation_goes_on_and_runs_nothing_twice(ended: Project) -> Non
 
 
 def test_the_queues_dead_ends_are_cleared(ended: Project) -> None:
-    assert json.loads((ended.root / "killed.json").read_text())["left"], "the kill left folders behind"
+    assert json.loads((ended.root / "killed.json").read_text())["left"], (
+        "the kill left folders behind"
+    )
     assert not list((ended.root / ".dvc/tmp/exps").glob("tmp*"))
     assert "rwlock: left over by a killed run: removed" in (ended.root / "again.log").read_text()
     assert "No experiment tasks in the queue" in ended.run("dvc", "queue", "status").stdout
@@ -108,16 +137,26 @@ def test_the_queues_dead_ends_are_cleared(ended: Project) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_the_result_of_a_killed_run_is_that_of_an_undisturbed_one(ended: Project, tmp_path: Path, project_root: Path) -> None:
+def test_the_result_of_a_killed_run_is_that_of_an_undisturbed_one(
+    ended: Project, tmp_path: Path, project_root: Path
+) -> None:
     """The same arm and seed in another folder, without DVC and without a kill: the same value to the last bit."""
-    first = max(json.loads((ended.root / "killed.json").read_text())["steps"].items(), key=lambda pair: pair[1])[0]
+    first = max(
+        json.loads((ended.root / "killed.json").read_text())["steps"].items(),
+        key=lambda pair: pair[1],
+    )[0]
     run = json.loads((ended.root / f".paribus/runs/{first}/run.json").read_text())
     seed, kind = int(run["params"]["seed"]), run["params"]["optimizer.kind"]
     changes = {"pretrain.steps": 24, "pretrain.eval_every": 8, "seed": seed, "optimizer.kind": kind}
     again = Project(tmp_path, project_root, **changes)
     (tmp_path / "data").symlink_to(ended.root / "data")
-    again.run(sys.executable, "-c", "from paribus import stages; stages.pretrain()", PYTHONPATH=str(tmp_path / "src"),
-              DVC_ROOT=str(tmp_path))
+    again.run(
+        sys.executable,
+        "-c",
+        "from paribus import stages; stages.pretrain()",
+        PYTHONPATH=str(tmp_path / "src"),
+        DVC_ROOT=str(tmp_path),
+    )
     name = f"tiny-{'baseline' if kind == 'muon' else 'adamw'}-s{seed}"
     reference = ended.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").stdout
     [full] = [line for line in reference.split() if line.endswith(f"/{name}")]
@@ -127,7 +166,12 @@ def test_the_result_of_a_killed_run_is_that_of_an_undisturbed_one(ended: Project
 
 def test_the_pages_say_the_verdict_and_open_offline(ended: Project) -> None:
     page = (ended.root / "experiments/results/tiny.html").read_text()
-    assert "Is AdamW better?" in page and "adamw" in page and page.count("<svg") == 2 and "<script" not in page
+    assert (
+        "Is AdamW better?" in page
+        and "adamw" in page
+        and page.count("<svg") == 2
+        and "<script" not in page
+    )
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
     text = (ended.root / "experiments/results/tiny.md").read_text()
     said = (ended.root / "again.log").read_text()
@@ -145,7 +189,10 @@ def test_mlflow_has_the_report_with_links(ended: Project) -> None:
     stages = {run.info.run_id for run in runs if run.data.tags.get("stage") == "pretrain"}
     linked = {value for key, value in report.data.tags.items() if key.startswith("run.")}
     assert linked == stages and len(linked) == 4 and report.data.metrics["adamw.n"] == 2
-    assert {item.path for item in client.list_artifacts(report.info.run_id, "report")} >= {"report/tiny.html", "report/tiny.md"}
+    assert {item.path for item in client.list_artifacts(report.info.run_id, "report")} >= {
+        "report/tiny.html",
+        "report/tiny.md",
+    }
 
 
 def test_called_a_third_time_it_runs_nothing_and_a_changed_file_is_shown(ended: Project) -> None:
@@ -153,7 +200,13 @@ def test_called_a_third_time_it_runs_nothing_and_a_changed_file_is_shown(ended: 
     path = ended.root / "experiments/tiny.yaml"
     path.write_text(path.read_text().replace("0.01", "0.5"))
     ended.run("git", "commit", "-qam", "a wider margin")
-    done = subprocess.run(paribus(ended, "run", "tiny"), cwd=ended.root, env=environment(ended), capture_output=True, text=True)
+    done = subprocess.run(
+        paribus(ended, "run", "tiny"),
+        cwd=ended.root,
+        env=environment(ended),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and len(events(ended)) == before
     assert "was changed after its first result" in done.stderr
     page = (ended.root / "experiments/results/tiny.html").read_text()
@@ -175,6 +228,12 @@ def test_arms_of_a_seed_read_the_same_rows(ended: Project, monkeypatch: pytest.M
     for arm in experiment.names:
         config = experiment.config(arm)
         loader = document_rows(config.pretrain, config.model.seq_len, config.seed)
-        objective = NextToken(loader, rows_of(config.pretrain, config.model.seq_len), config.pretrain.device_batch_size, 0, 1)
+        objective = NextToken(
+            loader,
+            rows_of(config.pretrain, config.model.seq_len),
+            config.pretrain.device_batch_size,
+            0,
+            1,
+        )
         first.append(objective.work(0).micro_batches[0].tokens)
     assert torch.equal(*first)

@@ -19,14 +19,29 @@ from paribus.train.loop import MAX_NONFINITE, Loop, Paused
 from paribus.train.objectives import MicroBatch, Work
 from paribus.train.optim import MuonAdamW
 
-TIMES = ("train/seconds", "train/tokens_per_second", "train/mfu", "train/peak_memory_bytes", "train/data_wait_seconds")
+TIMES = (
+    "train/seconds",
+    "train/tokens_per_second",
+    "train/mfu",
+    "train/peak_memory_bytes",
+    "train/data_wait_seconds",
+)
 
 
-def started_loop(config: Config, folder: Path, *, ahead: bool, bad: tuple[int, ...] = (), save_seconds: float = 1000.0,
-                 **settings: Any) -> tuple[Loop, Journal]:
+def started_loop(
+    config: Config,
+    folder: Path,
+    *,
+    ahead: bool,
+    bad: tuple[int, ...] = (),
+    save_seconds: float = 1000.0,
+    **settings: Any,
+) -> tuple[Loop, Journal]:
     """A loop on an optimizer as on CUDA; the loss of the `bad` steps is not a number."""
     loop, journal = make(config, folder, save_seconds=save_seconds, **settings)
-    loop.optimizer = MuonAdamW(loop.model, dataclasses.replace(config.optimizer, weight_decay=0.1), on_device=True)
+    loop.optimizer = MuonAdamW(
+        loop.model, dataclasses.replace(config.optimizer, weight_decay=0.1), on_device=True
+    )
     loop.ahead = ahead
     spoilt = [Rows().batch(step, range(1), ROWS).inputs for step in bad]
 
@@ -42,24 +57,43 @@ def record(loop: Loop, journal: Journal) -> tuple[Any, ...]:
     """All that a run leaves but for times."""
     position = dataclasses.asdict(loop.position)
     kept = {name: value for name, value in position.items() if "seconds" not in name}
-    rows = {step: {key: value for key, value in row.items() if key not in TIMES} for step, row in journal.rows.items()}
-    return kept, repr(rows), journal.events, journal.calls, loop.optimizer.updates, loop.store.steps()
+    rows = {
+        step: {key: value for key, value in row.items() if key not in TIMES}
+        for step, row in journal.rows.items()
+    }
+    return (
+        kept,
+        repr(rows),
+        journal.events,
+        journal.calls,
+        loop.optimizer.updates,
+        loop.store.steps(),
+    )
 
 
-@pytest.mark.parametrize("bad", [(), (3,), (0, 4), tuple(range(3, 3 + MAX_NONFINITE)), (7,)], ids=str)
+@pytest.mark.parametrize(
+    "bad", [(), (3,), (0, 4), tuple(range(3, 3 + MAX_NONFINITE)), (7,)], ids=str
+)
 @pytest.mark.parametrize("save_seconds", [0.0, 1000.0])
-def test_the_run_is_the_same(tiny_config: Config, tmp_path: Path, bad: tuple[int, ...], save_seconds: float) -> None:
+def test_the_run_is_the_same(
+    tiny_config: Config, tmp_path: Path, bad: tuple[int, ...], save_seconds: float
+) -> None:
     if len(bad) == MAX_NONFINITE and save_seconds:
         pytest.skip("no state to go back to")
     runs = []
     for ahead in (False, True):
-        loop, journal = started_loop(tiny_config, tmp_path / str(ahead), ahead=ahead, bad=bad, save_seconds=save_seconds)
+        loop, journal = started_loop(
+            tiny_config, tmp_path / str(ahead), ahead=ahead, bad=bad, save_seconds=save_seconds
+        )
         loop.run()
         runs.append((loop, journal))
     (plain, plain_journal), (ahead_loop, ahead_journal) = runs
     assert torch.equal(weights(plain), weights(ahead_loop)) and torch.isfinite(weights(plain)).all()
     assert record(plain, plain_journal) == record(ahead_loop, ahead_journal)
-    assert all(torch.equal(plain.optimizer.state[name], tensor) for name, tensor in ahead_loop.optimizer.state.items())
+    assert all(
+        torch.equal(plain.optimizer.state[name], tensor)
+        for name, tensor in ahead_loop.optimizer.state.items()
+    )
 
 
 def test_an_evaluation_sees_the_weights_of_its_step(tiny_config: Config, tmp_path: Path) -> None:
@@ -69,11 +103,17 @@ def test_an_evaluation_sees_the_weights_of_its_step(tiny_config: Config, tmp_pat
         model = loop.model
 
         def evaluate(step: int, model: GPT = model) -> dict[str, float]:
-            return {"val/sum": float(sum(p.detach().abs().sum() for p in model.parameters()))} if step % 3 == 0 else {}
+            return (
+                {"val/sum": float(sum(p.detach().abs().sum() for p in model.parameters()))}
+                if step % 3 == 0
+                else {}
+            )
 
         loop.hooks = dataclasses.replace(loop.hooks, evaluate=evaluate)
         loop.run()
-        seen[ahead] = {step: row["val/sum"] for step, row in journal.rows.items() if "val/sum" in row}
+        seen[ahead] = {
+            step: row["val/sum"] for step, row in journal.rows.items() if "val/sum" in row
+        }
     assert seen[False] == seen[True] and list(seen[True]) == [3, 6]
 
 
@@ -94,11 +134,15 @@ def test_a_pause_saves_the_step_it_names(tiny_config: Config, tmp_path: Path, pa
 
 
 @pytest.mark.parametrize("ahead", [True, False])
-def test_nothing_is_read_back_while_a_step_is_started(tiny_config: Config, tmp_path: Path, ahead: bool) -> None:
+def test_nothing_is_read_back_while_a_step_is_started(
+    tiny_config: Config, tmp_path: Path, ahead: bool
+) -> None:
     """Tensors without values: any read of one raises. Numbers that are known at once are such a read."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         loop, _ = make(tiny_config, tmp_path)
-        loop.optimizer = MuonAdamW(loop.model, dataclasses.replace(tiny_config.optimizer, weight_decay=0.1), on_device=True)
+        loop.optimizer = MuonAdamW(
+            loop.model, dataclasses.replace(tiny_config.optimizer, weight_decay=0.1), on_device=True
+        )
         loop.ahead = ahead
         row = torch.zeros(ROWS, 16, dtype=torch.int64)
         work = Work([MicroBatch(row, row)], row.numel(), row.numel())
@@ -112,7 +156,10 @@ def test_nothing_is_read_back_while_a_step_is_started(tiny_config: Config, tmp_p
 def test_the_fused_kernel_is_the_same_adamw(tiny_config: Config) -> None:
     config = dataclasses.replace(tiny_config.optimizer, kind="adamw", eps=1e-4, weight_decay=0.1)
     models = [GPT(tiny_config.model, 50) for _ in range(2)]
-    optimizers = [MuonAdamW(model, config, on_device=fused) for model, fused in zip(models, (False, True), strict=True)]
+    optimizers = [
+        MuonAdamW(model, config, on_device=fused)
+        for model, fused in zip(models, (False, True), strict=True)
+    ]
     tokens = torch.randint(0, 50, (2, 16), generator=torch.Generator().manual_seed(0))
     for model, optimizer in zip(models, optimizers, strict=True):
         model.initialise(1)

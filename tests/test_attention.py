@@ -33,20 +33,35 @@ def documents() -> torch.Tensor:
 @pytest.mark.parametrize("window", [None, 1, 20, 140, LENGTH])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("packed", [False, True])
-def test_blocks_see_what_the_mask_does(flex: None, documents: torch.Tensor, window: int | None, kv_heads: int,
-                                       packed: bool) -> None:
+def test_blocks_see_what_the_mask_does(
+    flex: None, documents: torch.Tensor, window: int | None, kv_heads: int, packed: bool
+) -> None:
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(2, heads, LENGTH, 16, generator=generator) for heads in (4, kv_heads, kv_heads))
+    q, k, v = (
+        torch.randn(2, heads, LENGTH, 16, generator=generator) for heads in (4, kv_heads, kv_heads)
+    )
     apart = documents if packed else None
     blocks = attention.block_mask(LENGTH, window, apart, torch.device("cpu"))
     mask = attention.dense_mask(torch.arange(LENGTH)[None], window, apart, None)
-    torch.testing.assert_close(attention.attend(q, k, v, blocks), attention.attend(q, k, v, mask), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        attention.attend(q, k, v, blocks), attention.attend(q, k, v, mask), atol=2e-6, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_model_with_cudas_choice_of_kernels_computes_the_same(flex: None, tiny_config: Config, documents: torch.Tensor,
-                                                                monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
-    model = GPT(dataclasses.replace(tiny_config.model, depth=3, seq_len=LENGTH, window=20, window_pattern="SL"), 50)
+def test_a_model_with_cudas_choice_of_kernels_computes_the_same(
+    flex: None,
+    tiny_config: Config,
+    documents: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    packed: bool,
+) -> None:
+    model = GPT(
+        dataclasses.replace(
+            tiny_config.model, depth=3, seq_len=LENGTH, window=20, window_pattern="SL"
+        ),
+        50,
+    )
     model.initialise(1)
     with torch.no_grad():
         for block in model.blocks:
@@ -67,13 +82,24 @@ def test_the_backend_follows_from_what_is_seen() -> None:
     for on in (cuda, cpu):
         assert on(64, None, documents=False, read=False) == "causal"
         assert on(64, 16, documents=False, read=True) == "masked"
-    assert cuda(64, 16, documents=False, read=False) == cuda(64, None, documents=True, read=False) == "flex"
-    assert cpu(64, 16, documents=False, read=False) == cpu(64, None, documents=True, read=False) == "masked"
+    assert (
+        cuda(64, 16, documents=False, read=False)
+        == cuda(64, None, documents=True, read=False)
+        == "flex"
+    )
+    assert (
+        cpu(64, 16, documents=False, read=False)
+        == cpu(64, None, documents=True, read=False)
+        == "masked"
+    )
     assert cuda(64, 64, documents=False, read=False) == "causal"  # the window covers the sequence
 
 
 @pytest.mark.parametrize("head_dim", [8, 264])
 def test_heads_without_a_kernel_are_refused(head_dim: int) -> None:
     attention.check_head_dim(head_dim, "cpu")
-    with pytest.raises(UserError, match=f"model.head_dim: {head_dim} has no attention kernels on CUDA; 16 to 256 have"):
+    with pytest.raises(
+        UserError,
+        match=f"model.head_dim: {head_dim} has no attention kernels on CUDA; 16 to 256 have",
+    ):
         attention.check_head_dim(head_dim, "cuda")

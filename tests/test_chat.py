@@ -36,8 +36,13 @@ def user(text: str) -> dict[str, str]:
 
 def tokens(text: str) -> list[int]:
     """`!name|text|…` as tokens."""
-    return [token for part in text.split("|")
-            for token in ([codec().special[f"<|{part[1:]}|>"]] if part.startswith("!") else codec().encode(part))]
+    return [
+        token
+        for part in text.split("|")
+        for token in (
+            [codec().special[f"<|{part[1:]}|>"]] if part.startswith("!") else codec().encode(part)
+        )
+    ]
 
 
 # ---------------------------------------------------------------- answers
@@ -47,14 +52,16 @@ def test_answers_are_the_engines_and_become_history(speaker: Speaker) -> None:
     messages: Messages = [user(QUESTION)]
     answer = speaker.answer(messages, SHORT)
     pieces = list(answer)
-    (expected,), = talker().generate([render_prompt(messages, codec())], max_new_tokens=40)
+    ((expected,),) = talker().generate([render_prompt(messages, codec())], max_new_tokens=40)
     assert answer.finished == expected.finished and answer.n_tokens == len(expected.tokens)
     calls = [part for part in answer.parts if part["type"] == "tool_call"]
     assert len(calls) == expected.tool_calls > 0
     assert "".join(piece.text for piece in pieces) == "".join(part["text"] for part in answer.parts)
     ids = render_prompt([*messages, answer.message], codec())
     body = [token for token in expected.tokens if token != codec().special["<|end|>"]]
-    assert ids[:-1] == [*render_prompt(messages, codec()), *body, codec().special["<|end|>"]], "history is what was said"
+    assert ids[:-1] == [*render_prompt(messages, codec()), *body, codec().special["<|end|>"]], (
+        "history is what was said"
+    )
 
 
 def test_pieces_tell_calls_results_and_text_apart() -> None:
@@ -62,7 +69,13 @@ def test_pieces_tell_calls_results_and_text_apart() -> None:
     answer = Answer(iter(tokens(said)), codec(), 0)
     list(answer)
     assert [(part["type"], part["text"]) for part in answer.parts] == [
-        ("text", "3*4="), ("tool_call", "3*4"), ("tool_result", "12"), ("text", "12"), ("tool_call", "1/0"), ("tool_result", "")]
+        ("text", "3*4="),
+        ("tool_call", "3*4"),
+        ("tool_result", "12"),
+        ("text", "12"),
+        ("tool_call", "1/0"),
+        ("tool_result", ""),
+    ]
     assert answer.finished and answer.message["content"][-1] == {"type": "tool_result", "text": ""}
 
 
@@ -71,13 +84,18 @@ def test_characters_of_several_bytes_come_whole() -> None:
     ids = codec().encode(text)
     assert len(ids) > len(text), "this tokenizer spreads them over tokens"
     pieces = list(Answer(iter(ids), codec(), 0))
-    assert "".join(piece.text for piece in pieces) == text and not any("\ufffd" in piece.text for piece in pieces)
+    assert "".join(piece.text for piece in pieces) == text and not any(
+        "\ufffd" in piece.text for piece in pieces
+    )
 
 
 def test_history_that_no_longer_fits_loses_its_oldest_turns(speaker: Speaker) -> None:
     turns: Messages = []
     for place in range(6):
-        turns += [user(f"Mia has {place} shells. How many now?"), {"role": "assistant", "content": f"#### {place}"}]
+        turns += [
+            user(f"Mia has {place} shells. How many now?"),
+            {"role": "assistant", "content": f"#### {place}"},
+        ]
     prompt, dropped = speaker.fit([*turns, user(QUESTION)], 40)
     limit = talker().model.config.seq_len
     assert len(prompt) <= limit - 40 and dropped % 2 == 0 and 0 < dropped < 12
@@ -125,24 +143,48 @@ def session(speaker: Speaker, text: str) -> tuple[str, terminal.Terminal]:
 
 def test_calls_are_shown_and_history_is_kept(speaker: Speaker) -> None:
     shown, held = session(speaker, f"{QUESTION}\n\n")
-    result = next(part["text"] for part in held.messages[1]["content"] if part["type"] == "tool_result")
-    assert f"[{next(p['text'] for p in held.messages[1]['content'] if p['type'] == 'tool_call')} → {result}]" in shown
+    result = next(
+        part["text"] for part in held.messages[1]["content"] if part["type"] == "tool_result"
+    )
+    assert (
+        f"[{next(p['text'] for p in held.messages[1]['content'] if p['type'] == 'tool_call')} → {result}]"
+        in shown
+    )
     assert [message["role"] for message in held.messages] == ["user", "assistant"]
 
 
 def test_calls_without_a_value_say_so(speaker: Speaker) -> None:
     out = io.StringIO()
-    held = terminal.Terminal(speaker, SHORT, lambda name: speaker, Console(file=out, width=80), io.StringIO(""))
+    held = terminal.Terminal(
+        speaker, SHORT, lambda name: speaker, Console(file=out, width=80), io.StringIO("")
+    )
     said = "!tool|1/0|!tool_end|!result|!result_end|!tool|2+3|!tool_end|!result|5|!result_end|!end"
     held.show(Answer(iter(tokens(said)), codec(), 0))
     assert out.getvalue() == "[1/0 → no result] [2+3 → 5]\n"
 
 
 def test_commands(speaker: Speaker) -> None:
-    said = (QUESTION, "/reset", "/help", "/rest", "/checkpoint", "/checkpoint xl", "/checkpoint rl", "/quit", QUESTION)
+    said = (
+        QUESTION,
+        "/reset",
+        "/help",
+        "/rest",
+        "/checkpoint",
+        "/checkpoint xl",
+        "/checkpoint rl",
+        "/quit",
+        QUESTION,
+    )
     shown, held = session(speaker, "\n".join(said))
     assert held.messages == [] and held.speaker.name == "rl", "nothing is read after /quit"
-    for expected in ("forgotten", "/checkpoint  NAME", "did you mean /reset?", "/checkpoint NAME:", "no checkpoint 'xl'", "rl: "):
+    for expected in (
+        "forgotten",
+        "/checkpoint  NAME",
+        "did you mean /reset?",
+        "/checkpoint NAME:",
+        "no checkpoint 'xl'",
+        "rl: ",
+    ):
         assert expected in shown
 
 
@@ -150,20 +192,32 @@ def test_commands(speaker: Speaker) -> None:
 def project(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Path:
     root = tmp_path_factory.mktemp("chat")
     quick = {"train.device": "cpu", "train.dtype": "float32", "train.threads": 1}
-    (root / "params.yaml").write_text(json.dumps(merge(read_yaml(project_root / "params.yaml"), quick)))  # JSON is YAML
+    (root / "params.yaml").write_text(
+        json.dumps(merge(read_yaml(project_root / "params.yaml"), quick))
+    )  # JSON is YAML
     (root / "dvc.yaml").write_text((project_root / "dvc.yaml").read_text())
     codec().save(root / "tokenizer.json")
     for name, stage in (("base", "pretrain"), ("sft", "sft")):
-        save_checkpoint(root / "checkpoints" / name, talker().model, root / "tokenizer.json", {"stage": stage})
+        save_checkpoint(
+            root / "checkpoints" / name, talker().model, root / "tokenizer.json", {"stage": stage}
+        )
     return root
 
 
 def paribus(*arguments: str, cwd: Path, said: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "paribus", *arguments], cwd=cwd, input=said, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "paribus", *arguments],
+        cwd=cwd,
+        input=said,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_a_pipe_works(project: Path, speaker: Speaker) -> None:
-    done = paribus("chat", "--checkpoint", "sft", "--max-tokens", "40", cwd=project, said=f"{QUESTION}\n")
+    done = paribus(
+        "chat", "--checkpoint", "sft", "--max-tokens", "40", cwd=project, said=f"{QUESTION}\n"
+    )
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout == session(speaker, f"{QUESTION}\n")[0]
 
@@ -172,7 +226,8 @@ def test_wrong_names_and_options_are_told(project: Path) -> None:
     done = paribus("chat", "--web", "--checkpoints", "bse,sft,rl", "--port", "0", cwd=project)
     assert done.returncode == 2 and done.stderr.splitlines() == [
         "paribus: no checkpoint 'bse'; did you mean base? there are: base, sft",
-        "paribus: no checkpoint 'rl'; there are: base, sft"]
+        "paribus: no checkpoint 'rl'; there are: base, sft",
+    ]
     done = paribus("chat", "--port", "80", "--checkpoints", "sft", cwd=project)
     assert done.returncode == 2 and "paribus: --port: only with --web" in done.stderr
 
@@ -202,7 +257,11 @@ def address(speaker: Speaker) -> Iterator[str]:
 
     speakers = {"base": Speaker("base", talker(), codec(), "pretrain"), "sft": speaker}
     listener = web.listen(0)
-    server = uvicorn.Server(uvicorn.Config(web.application(speakers, SHORT, (QUESTION, "<b>5</b>")), log_level="warning"))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            web.application(speakers, SHORT, (QUESTION, "<b>5</b>")), log_level="warning"
+        )
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -228,8 +287,10 @@ def test_the_page_in_a_browser(address: str, speaker: Speaker) -> None:
     requests: list[str] = []
     idle = "!document.getElementById('send').disabled"
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium,
-                                         args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+        browser = driver.chromium.launch(
+            executable_path=chromium,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
         tab = browser.new_page(viewport={"width": 1100, "height": 800})
         tab.on("console", lambda message: messages.append(message.text))
         tab.on("pageerror", lambda error: messages.append(str(error)))
@@ -238,7 +299,9 @@ def test_the_page_in_a_browser(address: str, speaker: Speaker) -> None:
         tab.fill("#message", QUESTION)
         tab.keyboard.press("Enter")
         tab.wait_for_function(idle)
-        answers = {name: tab.inner_text(f"[data-name={name}] .assistant") for name in ("base", "sft")}
+        answers = {
+            name: tab.inner_text(f"[data-name={name}] .assistant") for name in ("base", "sft")
+        }
         calls = tab.locator("[data-name=sft] .tool_call").all_inner_texts()
         results = tab.locator("[data-name=sft] .tool_result").all_inner_texts()
         tab.click(".prompts button:nth-child(2)")
@@ -255,11 +318,16 @@ def test_the_page_in_a_browser(address: str, speaker: Speaker) -> None:
         for scheme in ("light", "dark"):
             tab.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
             colours.append(tab.evaluate("getComputedStyle(document.body).color"))
-        sideways = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        sideways = tab.evaluate(
+            "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
         browser.close()
     expected = speaker.answer([user(QUESTION)], SHORT)
     list(expected)
-    parts = {kind: [part["text"] for part in expected.parts if part["type"] == kind] for kind in ("tool_call", "tool_result")}
+    parts = {
+        kind: [part["text"] for part in expected.parts if part["type"] == kind]
+        for kind in ("tool_call", "tool_result")
+    }
     assert calls == parts["tool_call"] and results == parts["tool_result"] and calls
     text = "".join(part["text"] for part in expected.parts)
     assert answers["sft"].split() == text.split() and answers["base"] != answers["sft"]
@@ -267,5 +335,7 @@ def test_the_page_in_a_browser(address: str, speaker: Speaker) -> None:
     assert "shorten it" in trouble
     # The browser itself reports the refused message; nothing else may be on the console.
     assert [text for text in messages if "400" not in text] == [] and len(messages) == 1
-    assert {url.split("/")[2] for url in requests if not url.startswith("data:")} == {address.split("/")[2]}
+    assert {url.split("/")[2] for url in requests if not url.startswith("data:")} == {
+        address.split("/")[2]
+    }
     assert colours == ["rgb(34, 48, 60)", "rgb(219, 228, 236)"] and sideways <= 0

@@ -34,7 +34,9 @@ def test_only_the_last_ones_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "bit flipped", "header cut", "tensors gone"])
-def test_damaged_state_is_passed_over_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str) -> None:
+def test_damaged_state_is_passed_over_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
     store = store_with(tmp_path, range(1, 3))
     data, header = tmp_path / "step-00000002.safetensors", tmp_path / "step-00000002.json"
     content = bytearray(data.read_bytes())
@@ -61,8 +63,9 @@ def test_saving_copies_before_it_returns(tmp_path: Path) -> None:
     assert state is not None and not state.tensors["w"].any()
 
 
-def test_full_disk_keeps_the_state_before_and_stops_in_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_keeps_the_state_before_and_stops_in_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = store_with(tmp_path, range(1, 2))
 
     def full(*_: object) -> None:

@@ -16,7 +16,9 @@ PROFILES = sorted((Path(__file__).resolve().parent.parent / "experiments/profile
 
 
 def paribus(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "paribus", *arguments], cwd=cwd, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "paribus", *arguments], cwd=cwd, capture_output=True, text=True
+    )
 
 
 @pytest.fixture
@@ -27,7 +29,17 @@ def project(tmp_path: Path, project_root: Path) -> Path:
     return tmp_path
 
 
-COMMANDS = [[], ["pretrain"], ["eval"], ["eval", "core"], ["eval", "lm"], ["report"], ["profile"], ["chat"], ["ui"]]
+COMMANDS = [
+    [],
+    ["pretrain"],
+    ["eval"],
+    ["eval", "core"],
+    ["eval", "lm"],
+    ["report"],
+    ["profile"],
+    ["chat"],
+    ["ui"],
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
@@ -44,7 +56,9 @@ def test_help_is_quick(project_root: Path, command: list[str]) -> None:
 
 
 def test_every_problem_of_params_is_told_with_exit_status_2(project: Path) -> None:
-    params = merge(read_yaml(project / "params.yaml"), {"model.dept": 6, "rl.steps": 0, "train.device": "tpu"})
+    params = merge(
+        read_yaml(project / "params.yaml"), {"model.dept": 6, "rl.steps": 0, "train.device": "tpu"}
+    )
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     done = paribus("pretrain", cwd=project)
     assert done.returncode == 2 and "Traceback" not in done.stderr
@@ -93,7 +107,9 @@ def test_dvc_reads_back_what_the_profile_says(path: Path, project: Path) -> None
 
     words = shlex.split(paribus("profile", "args", path.stem, cwd=project).stdout)[1::2]
     apply_overrides(project / "params.yaml", words)
-    expected = merge(read_yaml(PROFILES[0].parent.parent.parent / "params.yaml"), flatten(read_yaml(path)))
+    expected = merge(
+        read_yaml(PROFILES[0].parent.parent.parent / "params.yaml"), flatten(read_yaml(path))
+    )
     assert flatten(read_yaml(project / "params.yaml")) == flatten(expected)
 
 

@@ -28,12 +28,35 @@ PUBLISHED = {
     "bigbench_repeat_copy_logic": (0.0, 0), "squad": (0.132829, 0), "coqa": (0.168608, 0), "boolq": (0.592355, 62),
     "bigbench_language_identification": (0.2522, 9.1),
 }  # fmt: skip
-WORDS = ("the", "red", "fox", "sees", "a", "blue", "moon", "near", "old", "rivers;", "nine", "birds", "and", "42",
-         "green", "frogs,", "who", "said", '"no",', "can't", "swim.")
+WORDS = (
+    "the",
+    "red",
+    "fox",
+    "sees",
+    "a",
+    "blue",
+    "moon",
+    "near",
+    "old",
+    "rivers;",
+    "nine",
+    "birds",
+    "and",
+    "42",
+    "green",
+    "frogs,",
+    "who",
+    "said",
+    '"no",',
+    "can't",
+    "swim.",
+)
 
 
 def phrase(seed: int, length: int) -> str:
-    return " ".join(WORDS[(seed * 7 + 3 * place + place * place * seed) % len(WORDS)] for place in range(length))
+    return " ".join(
+        WORDS[(seed * 7 + 3 * place + place * place * seed) % len(WORDS)] for place in range(length)
+    )
 
 
 def rows(kind: str, n: int) -> list[dict[str, Any]]:
@@ -49,7 +72,9 @@ def rows(kind: str, n: int) -> list[dict[str, Any]]:
         elif kind == "schema":
             stem = phrase(i, 4)
             contexts = [f"{stem} {WORDS[i % 9]}", f"{stem} {WORDS[i % 5 + 3]} {WORDS[i % 4]}"]
-            made.append({"context_options": contexts, "continuation": phrase(i + 1, 3), "gold": i % 2})
+            made.append(
+                {"context_options": contexts, "continuation": phrase(i + 1, 3), "gold": i % 2}
+            )
         else:
             answer = "red" if i % 3 else phrase(i, 2) + " " * (i % 4 == 3)
             context = "\n" * (i % 6 == 4) + f"{phrase(i, 3)}\nthe colour is:" + " " * (i % 2)
@@ -72,8 +97,15 @@ def make_bundle(folder: Path, tasks: dict[str, tuple[str, int, str, float, int]]
     (folder / "eval_data").mkdir(parents=True)
     entries, baselines = [], ["Eval Task,Task Category,Random baseline"]
     for label, (kind, shots, delimiter, baseline, n) in tasks.items():
-        entries.append({"label": label, "dataset_uri": f"{label}.jsonl", "num_fewshot": [shots],
-                        "icl_task_type": kind, "continuation_delimiter": delimiter})
+        entries.append(
+            {
+                "label": label,
+                "dataset_uri": f"{label}.jsonl",
+                "num_fewshot": [shots],
+                "icl_task_type": kind,
+                "continuation_delimiter": delimiter,
+            }
+        )
         baselines.append(f"{label},testing,{baseline}")
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows(kind, n)]
         (folder / "eval_data" / f"{label}.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -89,7 +121,9 @@ def tiny_model(config: Config, vocab_size: int, seq_len: int, seed: int = 1, **s
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5)
+                parameter.copy_(
+                    torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5
+                )
     return model
 
 
@@ -119,7 +153,10 @@ def test_error_bars_match_a_simulation() -> None:
     """Draw 30 of 120 items again and again: the scatter of the accuracy is what score_task says."""
     generator = torch.Generator().manual_seed(0)
     population = torch.rand(120, generator=generator) < 0.6
-    draws = [population[torch.randperm(120, generator=generator)[:30]].float().mean() for _ in range(4000)]
+    draws = [
+        population[torch.randperm(120, generator=generator)[:30]].float().mean()
+        for _ in range(4000)
+    ]
     scatter = torch.stack(draws).std().item()
     p = population.float().mean().item()
     correct = [True] * round(30 * p) + [False] * (30 - round(30 * p))
@@ -131,25 +168,38 @@ def test_error_bars_match_a_simulation() -> None:
     assert stderr_of_mean([0.03, 0.04]) == pytest.approx(0.025)
 
 
-def test_partial_bundle_is_never_called_core(model: GPT, word_tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_partial_bundle_is_never_called_core(
+    model: GPT, word_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     folder = make_bundle(tmp_path / "bundle")
     (folder / "eval_data" / "either.jsonl").unlink()
     result = evaluate_core(model, word_tokenizer, folder, max_per_task=2, batch_size=8)
     summary = result.summary()
     assert summary["core"] is None and summary["partial"] and summary["missing"] == ["either"]
-    assert summary["core_partial"] == pytest.approx(sum(s.centered for s in result.tasks.values()) / 5)
+    assert summary["core_partial"] == pytest.approx(
+        sum(s.centered for s in result.tasks.values()) / 5
+    )
     assert len(summary["bundle"]) == 64
     with pytest.raises(UserError, match="either.jsonl: missing"):
         evaluate_core(model, word_tokenizer, folder, max_per_task=2, batch_size=8, synthetic=True)
 
 
-def test_whole_and_synthetic_bundles_have_a_core(model: GPT, word_tokenizer: Tokenizer, bundle: Path,
-                                                 tmp_path: Path) -> None:
-    every = make_bundle(tmp_path / "bundle", dict.fromkeys(CORE_LABELS, ("multiple_choice", 0, " ", 25.0, 3)))
+def test_whole_and_synthetic_bundles_have_a_core(
+    model: GPT, word_tokenizer: Tokenizer, bundle: Path, tmp_path: Path
+) -> None:
+    every = make_bundle(
+        tmp_path / "bundle", dict.fromkeys(CORE_LABELS, ("multiple_choice", 0, " ", 25.0, 3))
+    )
     summary = evaluate_core(model, word_tokenizer, every, max_per_task=None, batch_size=8).summary()
-    assert summary["core"] is not None and not summary["partial"] and summary["core_partial"] is None
-    summary = evaluate_core(model, word_tokenizer, bundle, max_per_task=2, batch_size=8, synthetic=True).summary()
-    assert summary["bundle"] == "synthetic" and summary["core"] is not None and not summary["partial"]
+    assert (
+        summary["core"] is not None and not summary["partial"] and summary["core_partial"] is None
+    )
+    summary = evaluate_core(
+        model, word_tokenizer, bundle, max_per_task=2, batch_size=8, synthetic=True
+    ).summary()
+    assert (
+        summary["bundle"] == "synthetic" and summary["core"] is not None and not summary["partial"]
+    )
 
 
 def test_every_broken_file_is_named_before_any_compute(tmp_path: Path) -> None:
@@ -160,30 +210,51 @@ def test_every_broken_file_is_named_before_any_compute(tmp_path: Path) -> None:
     lines[4] = json.dumps({"query": "q", "choices": ["a", "b"], "gold": 2})
     lines[5] = json.dumps({"query": "q", "options": ["a", "b"], "gold": 0})
     (data / "choice.jsonl").write_text("\n".join(lines) + "\n")
-    (data / "word.jsonl").write_bytes(b'{"context": "caf\xe9", "continuation": "x"}\n'
-                                      b'{"context": "a", "continuation": " "}\n')
+    (data / "word.jsonl").write_bytes(
+        b'{"context": "caf\xe9", "continuation": "x"}\n{"context": "a", "continuation": " "}\n'
+    )
     (data / "either.jsonl").write_text("")
-    table = (folder / "eval_meta_data.csv").read_text().replace("word_shown,testing,0", "word_shown,testing,often")
+    table = (
+        (folder / "eval_meta_data.csv")
+        .read_text()
+        .replace("word_shown,testing,0", "word_shown,testing,often")
+    )
     (folder / "eval_meta_data.csv").write_text(table)
     with pytest.raises(UserError) as caught:
         evaluate_core(None, None, folder, max_per_task=None, batch_size=8)  # type: ignore[arg-type]  # reads no model
     text = str(caught.value)
-    for part in ("choice.jsonl:3: not JSON", "choice.jsonl:5: gold is 2", "choice.jsonl:6: no column 'choices'",
-                 "word.jsonl:1: not JSON in UTF-8", "word.jsonl:2: continuation is blank", "either.jsonl: empty",
-                 "eval_meta_data.csv:7: Random baseline 'often'"):
+    for part in (
+        "choice.jsonl:3: not JSON",
+        "choice.jsonl:5: gold is 2",
+        "choice.jsonl:6: no column 'choices'",
+        "word.jsonl:1: not JSON in UTF-8",
+        "word.jsonl:2: continuation is blank",
+        "either.jsonl: empty",
+        "eval_meta_data.csv:7: Random baseline 'often'",
+    ):
         assert part in text
     assert len(caught.value.problems) == 7
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda f: (f / "core.yaml").unlink(), "core.yaml: No such file"),
-    (lambda f: (f / "core.yaml").write_text("icl_tasks: 3"), "icl_tasks: expected a list"),
-    (lambda f: (f / "core.yaml").write_text("icl_tasks: [{label: a, dataset_uri: a, icl_task_type: mc}]"),
-     "task 1: icl_task_type: expected one of multiple_choice, schema, language_modeling, not 'mc'"),
-    (lambda f: (f / "eval_meta_data.csv").unlink(), "eval_meta_data.csv: cannot be read"),
-    (lambda f: (f / "eval_meta_data.csv").write_text("Task,Baseline\n"), "no column 'Eval Task' and 'Random baseline'"),
-    (lambda f: (f / "eval_data").rename(f / "elsewhere"), "holds the data of none"),
-])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda f: (f / "core.yaml").unlink(), "core.yaml: No such file"),
+        (lambda f: (f / "core.yaml").write_text("icl_tasks: 3"), "icl_tasks: expected a list"),
+        (
+            lambda f: (f / "core.yaml").write_text(
+                "icl_tasks: [{label: a, dataset_uri: a, icl_task_type: mc}]"
+            ),
+            "task 1: icl_task_type: expected one of multiple_choice, schema, language_modeling, not 'mc'",
+        ),
+        (lambda f: (f / "eval_meta_data.csv").unlink(), "eval_meta_data.csv: cannot be read"),
+        (
+            lambda f: (f / "eval_meta_data.csv").write_text("Task,Baseline\n"),
+            "no column 'Eval Task' and 'Random baseline'",
+        ),
+        (lambda f: (f / "eval_data").rename(f / "elsewhere"), "holds the data of none"),
+    ],
+)
 def test_broken_bundle_explains_itself(damage: Any, message: str, tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "bundle")
     damage(folder)
@@ -191,15 +262,23 @@ def test_broken_bundle_explains_itself(damage: Any, message: str, tmp_path: Path
         read_bundle(folder)
 
 
-def test_killed_run_goes_on_with_the_next_task(model: GPT, word_tokenizer: Tokenizer, bundle: Path, tmp_path: Path,
-                                               tiny_config: Config) -> None:
+def test_killed_run_goes_on_with_the_next_task(
+    model: GPT, word_tokenizer: Tokenizer, bundle: Path, tmp_path: Path, tiny_config: Config
+) -> None:
     def killed(label: str, done: int, n: int) -> None:
         if label == "either":
             raise KeyboardInterrupt
 
     def run(on_progress: Any, model: GPT = model) -> Any:
-        return evaluate_core(model, word_tokenizer, bundle, max_per_task=None, batch_size=8, cache=tmp_path,
-                             on_progress=on_progress)
+        return evaluate_core(
+            model,
+            word_tokenizer,
+            bundle,
+            max_per_task=None,
+            batch_size=8,
+            cache=tmp_path,
+            on_progress=on_progress,
+        )
 
     with pytest.raises(KeyboardInterrupt):
         run(killed)
@@ -208,19 +287,28 @@ def test_killed_run_goes_on_with_the_next_task(model: GPT, word_tokenizer: Token
     assert seen == {"either", "either_shown", "word", "word_shown"}
     assert resumed == evaluate_core(model, word_tokenizer, bundle, max_per_task=None, batch_size=8)
     seen.clear()
-    run(lambda label, done, n: seen.add(label), tiny_model(tiny_config, word_tokenizer.vocab_size, 512, seed=2))
+    run(
+        lambda label, done, n: seen.add(label),
+        tiny_model(tiny_config, word_tokenizer.vocab_size, 512, seed=2),
+    )
     assert seen == set(TASKS), "another model's outcomes must not be taken over"
 
 
-def test_outcomes_are_kept_item_by_item(model: GPT, word_tokenizer: Tokenizer, bundle: Path, tmp_path: Path) -> None:
+def test_outcomes_are_kept_item_by_item(
+    model: GPT, word_tokenizer: Tokenizer, bundle: Path, tmp_path: Path
+) -> None:
     import pyarrow.parquet as pq
 
     result = evaluate_core(model, word_tokenizer, bundle, max_per_task=None, batch_size=8)
     write_items(tmp_path, result)
     kept = pq.read_table(tmp_path / "items.parquet").to_pylist()
     assert [(row["task"], row["index"], row["correct"], tuple(row["losses"])) for row in kept] == [
-        (item.task, item.index, item.correct, item.losses) for item in result.items]
+        (item.task, item.index, item.correct, item.losses) for item in result.items
+    ]
     summary = json.loads((tmp_path / "summary.json").read_text())
     for label, score in summary["tasks"].items():
         mine = [row["correct"] for row in kept if row["task"] == label]
-        assert score["accuracy"] == sum(mine) / len(mine) and score["n"] == len(mine) == TASKS[label][4]
+        assert (
+            score["accuracy"] == sum(mine) / len(mine)
+            and score["n"] == len(mine) == TASKS[label][4]
+        )

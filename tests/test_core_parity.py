@@ -42,12 +42,16 @@ def reference_prompts(rows: Any, index: int, kind: str, shots: int, delimiter: s
     if kind == "multiple_choice":
         return [start + row["query"] + delimiter + choice for choice in row["choices"]]
     if kind == "schema":
-        return [start + context + delimiter + row["continuation"] for context in row["context_options"]]
+        return [
+            start + context + delimiter + row["continuation"] for context in row["context_options"]
+        ]
     without = start + row["context"].strip() + delimiter
     return [without.strip(), without + row["continuation"]]
 
 
-def reference_item(model: GPT, tokenizer: Tokenizer, task: Task, index: int) -> tuple[bool, list[float]]:
+def reference_item(
+    model: GPT, tokenizer: Tokenizer, task: Task, index: int
+) -> tuple[bool, list[float]]:
     """(correct, mean loss of each option), by the public protocol; nan where nothing of an option can be scored."""
     prompts = reference_prompts(task.rows, index, task.kind, task.shots, task.delimiter)
     ids = [[tokenizer.bos, *tokenizer.encode(prompt)] for prompt in prompts]
@@ -72,9 +76,17 @@ def reference_item(model: GPT, tokenizer: Tokenizer, task: Task, index: int) -> 
             continue
         with torch.no_grad():
             logits = model.logits(model.hidden(torch.tensor([tokens])))[0]
-        each = [-logits[place - 1].log_softmax(-1)[tokens[place]].item() for place in range(start, len(tokens))]
+        each = [
+            -logits[place - 1].log_softmax(-1)[tokens[place]].item()
+            for place in range(start, len(tokens))
+        ]
         losses.append(sum(each) / len(each))
-        greedy.append(all(logits[place - 1].argmax().item() == tokens[place] for place in range(start, len(tokens))))
+        greedy.append(
+            all(
+                logits[place - 1].argmax().item() == tokens[place]
+                for place in range(start, len(tokens))
+            )
+        )
     if task.kind == "language_modeling":
         return greedy[0], losses
     return losses.index(min(losses)) == task.rows[index]["gold"], losses
@@ -87,7 +99,10 @@ def with_nan(losses: tuple[float | None, ...]) -> list[float]:
 def assert_parity(model: GPT, tokenizer: Tokenizer, task: Task, items: list[Item]) -> None:
     for item in items:
         correct, losses = reference_item(model, tokenizer, task, item.index)
-        assert with_nan(item.losses) == pytest.approx(losses, abs=TIE, nan_ok=True), (task.label, item.index)
+        assert with_nan(item.losses) == pytest.approx(losses, abs=TIE, nan_ok=True), (
+            task.label,
+            item.index,
+        )
         best = sorted(loss for loss in losses if not math.isnan(loss))[:2]
         tied = task.kind != "language_modeling" and len(best) == 2 and best[1] - best[0] < TIE
         assert item.correct == correct or tied, (task.label, item.index)
@@ -99,7 +114,9 @@ def fitted(tiny_config: Config, word_tokenizer: Tokenizer, bundle: Path) -> GPT:
     model = tiny_model(tiny_config, word_tokenizer.vocab_size, seq_len=512)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     task = next(task for task in read_bundle(bundle).tasks if task.label == "word_shown")
-    texts = [reference_prompts(task.rows, i, task.kind, task.shots, task.delimiter)[1] for i in range(6)]
+    texts = [
+        reference_prompts(task.rows, i, task.kind, task.shots, task.delimiter)[1] for i in range(6)
+    ]
     for step in range(36):
         tokens = torch.tensor([[word_tokenizer.bos, *word_tokenizer.encode(texts[step % 6])]])
         loss = model(tokens[:, :-1], tokens[:, 1:])
@@ -110,8 +127,9 @@ def fitted(tiny_config: Config, word_tokenizer: Tokenizer, bundle: Path) -> GPT:
 
 
 @pytest.mark.parametrize("seq_len", [512, 96, 24])
-def test_every_item_of_every_kind_as_the_reference(seq_len: int, fitted: GPT, word_tokenizer: Tokenizer,
-                                                   bundle: Path, tiny_config: Config) -> None:
+def test_every_item_of_every_kind_as_the_reference(
+    seq_len: int, fitted: GPT, word_tokenizer: Tokenizer, bundle: Path, tiny_config: Config
+) -> None:
     """At 96 the few-shot prompts are truncated; at 24 even questions are."""
     short = tiny_model(tiny_config, word_tokenizer.vocab_size, seq_len)
     short.load_state_dict(fitted.state_dict())
@@ -121,29 +139,45 @@ def test_every_item_of_every_kind_as_the_reference(seq_len: int, fitted: GPT, wo
         assert [item.index for item in items] == list(range(TASKS[task.label][4]))
         assert_parity(short, word_tokenizer, task, items)
         right[task.label] = sum(item.correct for item in items)
-    assert seq_len < 512 or 0 < right["word_shown"] < TASKS["word_shown"][4], "both outcomes must occur"
+    assert seq_len < 512 or 0 < right["word_shown"] < TASKS["word_shown"][4], (
+        "both outcomes must occur"
+    )
 
 
-@pytest.mark.parametrize("shape", [{"window_pattern": "SL", "window": 16}, {"n_kv_heads": 1},
-                                   {"position": "learned", "value_embeddings": "all"}])
-def test_other_architectures_as_the_reference(shape: dict[str, Any], word_tokenizer: Tokenizer, bundle: Path,
-                                              tiny_config: Config) -> None:
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"window_pattern": "SL", "window": 16},
+        {"n_kv_heads": 1},
+        {"position": "learned", "value_embeddings": "all"},
+    ],
+)
+def test_other_architectures_as_the_reference(
+    shape: dict[str, Any], word_tokenizer: Tokenizer, bundle: Path, tiny_config: Config
+) -> None:
     other = tiny_model(tiny_config, word_tokenizer.vocab_size, 96, **shape)
     for task in read_bundle(bundle, max_per_task=6).tasks:
-        assert_parity(other, word_tokenizer, task, evaluate_task(other, word_tokenizer, task, batch_size=8))
+        assert_parity(
+            other, word_tokenizer, task, evaluate_task(other, word_tokenizer, task, batch_size=8)
+        )
 
 
-def test_results_do_not_depend_on_the_batch_size(fitted: GPT, word_tokenizer: Tokenizer, bundle: Path) -> None:
-    one, eight, many = (evaluate_core(fitted, word_tokenizer, bundle, max_per_task=None, batch_size=size).items
-                        for size in (1, 8, 32))
+def test_results_do_not_depend_on_the_batch_size(
+    fitted: GPT, word_tokenizer: Tokenizer, bundle: Path
+) -> None:
+    one, eight, many = (
+        evaluate_core(fitted, word_tokenizer, bundle, max_per_task=None, batch_size=size).items
+        for size in (1, 8, 32)
+    )
     for a, b, c in zip(one, eight, many, strict=True):
         assert (a.correct, a.prediction) == (b.correct, b.prediction) == (c.correct, c.prediction)
         for other in (b, c):
             assert with_nan(other.losses) == pytest.approx(with_nan(a.losses), abs=TIE, nan_ok=True)
 
 
-def test_sub_sampling_keeps_the_shuffle_and_the_examples_inside(fitted: GPT, word_tokenizer: Tokenizer,
-                                                               bundle: Path) -> None:
+def test_sub_sampling_keeps_the_shuffle_and_the_examples_inside(
+    fitted: GPT, word_tokenizer: Tokenizer, bundle: Path
+) -> None:
     """The first items after random.Random(1337).shuffle, shown only each other."""
     for task in read_bundle(bundle, max_per_task=6).tasks:
         path = bundle / "eval_data" / f"{task.label}.jsonl"
@@ -156,24 +190,39 @@ def test_sub_sampling_keeps_the_shuffle_and_the_examples_inside(fitted: GPT, wor
 
 
 def test_fewer_items_than_examples_borrow_the_next_as_examples(bundle: Path) -> None:
-    task = next(task for task in read_bundle(bundle, max_per_task=2).tasks if task.label == "word_shown")
+    task = next(
+        task for task in read_bundle(bundle, max_per_task=2).tasks if task.label == "word_shown"
+    )
     assert (task.n, len(task.rows)) == (2, task.shots + 1)
 
 
 def test_examples_joined_from_parts_are_the_whole_text_tokenised(word_tokenizer: Tokenizer) -> None:
     """Random text around the blank line, white space of all sorts included."""
     rng, alphabet = random.Random(5), " \n\t\r,.!?'\"aZ9é中\u0301\u00a0\u2028ł-"
-    rows = [{"query": "".join(rng.choices(alphabet, k=rng.randint(0, 9))), "gold": 0,
-             "choices": ["".join(rng.choices(alphabet, k=rng.randint(0, 9))) for _ in range(2)]} for _ in range(400)]
+    rows = [
+        {
+            "query": "".join(rng.choices(alphabet, k=rng.randint(0, 9))),
+            "gold": 0,
+            "choices": ["".join(rng.choices(alphabet, k=rng.randint(0, 9))) for _ in range(2)],
+        }
+        for _ in range(400)
+    ]
     task = Task("x", "multiple_choice", 3, " ", 0.5, tuple(rows), len(rows), len(rows), "")
     prompts = Prompts(word_tokenizer, task)
     assert prompts._joins
-    whole = [[[word_tokenizer.bos, *word_tokenizer.encode(text)]
-              for text in reference_prompts(rows, index, "multiple_choice", 3, " ")] for index in range(len(rows))]
+    whole = [
+        [
+            [word_tokenizer.bos, *word_tokenizer.encode(text)]
+            for text in reference_prompts(rows, index, "multiple_choice", 3, " ")
+        ]
+        for index in range(len(rows))
+    ]
     assert prompts.encode(range(len(rows))) == whole
 
 
-def test_a_tokenizer_that_merges_over_blank_lines_reads_the_whole(word_tokenizer: Tokenizer, bundle: Path) -> None:
+def test_a_tokenizer_that_merges_over_blank_lines_reads_the_whole(
+    word_tokenizer: Tokenizer, bundle: Path
+) -> None:
     class Merging(Tokenizer):
         """Reads a blank line and the letter after it as one token."""
 
@@ -191,7 +240,9 @@ def test_a_tokenizer_that_merges_over_blank_lines_reads_the_whole(word_tokenizer
 
 
 @pytest.mark.parametrize("seq_len, items", [(2048, 1), (200, 3)])
-def test_the_real_bundle_as_the_reference(seq_len: int, items: int, shared_data: Path, tiny_config: Config) -> None:
+def test_the_real_bundle_as_the_reference(
+    seq_len: int, items: int, shared_data: Path, tiny_config: Config
+) -> None:
     folder = shared_data / "eval_bundle"
     files = sorted((folder / "eval_data").rglob("*.jsonl"))
     lines = (line for file in files for line in islice(file.open(encoding="utf-8"), 60))

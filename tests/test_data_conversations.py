@@ -21,12 +21,22 @@ ROWS = 8
 
 
 def talk(kind: str, number: int) -> Messages:
-    return [{"role": "user", "content": f"{kind} {number}?" + " well" * (number % 11)},
-            {"role": "assistant", "content": f"answer {number} " + f" {kind}" * (number % 17)}]
+    return [
+        {"role": "user", "content": f"{kind} {number}?" + " well" * (number % 11)},
+        {"role": "assistant", "content": f"answer {number} " + f" {kind}" * (number % 17)},
+    ]
 
 
-SOURCES = {kind: [talk(kind, number) for number in range(count)] for kind, count in (("short", 500), ("longer", 300))}
-TEXTS = [str(message["content"]) for talks in SOURCES.values() for messages in talks for message in messages]
+SOURCES = {
+    kind: [talk(kind, number) for number in range(count)]
+    for kind, count in (("short", 500), ("longer", 300))
+}
+TEXTS = [
+    str(message["content"])
+    for talks in SOURCES.values()
+    for messages in talks
+    for message in messages
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,40 +44,62 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(TEXTS, config.Tokenizer(vocab_size=300, max_digits=2, train_megabytes=1))
 
 
-def loader(tokenizer: Tokenizer, mixture: dict[str, float], sources: dict | None = None,
-           **options: object) -> ConversationLoader:
+def loader(
+    tokenizer: Tokenizer, mixture: dict[str, float], sources: dict | None = None, **options: object
+) -> ConversationLoader:
     settings: dict = {"seq_len": SEQ_LEN, "seed": 5, "attend_across": False} | options
     return ConversationLoader(sources or SOURCES, mixture, tokenizer, **settings)
 
 
 def conversations_of(batch_rows: torch.Tensor, tokenizer: Tokenizer) -> list[str]:
     """The texts of the conversations in rows of inputs."""
-    return [text for row in batch_rows.tolist() for text in tokenizer.decode(row).split("<|bos|>") if text]
+    return [
+        text
+        for row in batch_rows.tolist()
+        for text in tokenizer.decode(row).split("<|bos|>")
+        if text
+    ]
 
 
 def test_epochs_decide_how_often_a_source_is_seen(tokenizer: Tokenizer) -> None:
     """Two passes over "short" within 80 batches, but for what packing pads; the other source fills the rest."""
     steps, tokens = 80, 80 * ROWS * SEQ_LEN
     batches = loader(tokenizer, {"longer": 1}, epochs={"short": 2}, tokens=tokens)
-    seen = Counter(text for step in range(steps)
-                   for text in conversations_of(batches.batch(step, range(ROWS), ROWS).inputs, tokenizer))
+    seen = Counter(
+        text
+        for step in range(steps)
+        for text in conversations_of(batches.batch(step, range(ROWS), ROWS).inputs, tokenizer)
+    )
     short = [count for text, count in seen.items() if "short" in text]
     assert sum(short) == pytest.approx(2 * len(SOURCES["short"]), rel=0.05)
     assert any("longer" in text for text in seen)
 
 
-@pytest.mark.parametrize(("mixture", "tokens", "words"), [({"longer": 1}, 1000, "ask for fewer"), ({}, 10**6, "another source")])
-def test_epochs_that_do_not_fill_the_stage_are_refused(tokenizer: Tokenizer, mixture: dict[str, float], tokens: int,
-                                                       words: str) -> None:
-    with pytest.raises(UserError, match=rf"epochs: 1 of short are [\d,]+ tokens, and the stage draws {tokens:,}.*{words}"):
+@pytest.mark.parametrize(
+    ("mixture", "tokens", "words"),
+    [({"longer": 1}, 1000, "ask for fewer"), ({}, 10**6, "another source")],
+)
+def test_epochs_that_do_not_fill_the_stage_are_refused(
+    tokenizer: Tokenizer, mixture: dict[str, float], tokens: int, words: str
+) -> None:
+    with pytest.raises(
+        UserError,
+        match=rf"epochs: 1 of short are [\d,]+ tokens, and the stage draws {tokens:,}.*{words}",
+    ):
         loader(tokenizer, mixture, epochs={"short": 1}, tokens=tokens)
 
 
 def test_rows_hold_whole_conversations_with_their_own_mask(tokenizer: Tokenizer) -> None:
-    known = {tuple(ids): mask for talks in SOURCES.values() for ids, mask in render_batch(talks, tokenizer)}
+    known = {
+        tuple(ids): mask
+        for talks in SOURCES.values()
+        for ids, mask in render_batch(talks, tokenizer)
+    }
     batch = loader(tokenizer, {"short": 1, "longer": 1}).batch(0, range(ROWS), ROWS)
     assert batch.documents is not None
-    for inputs, targets, documents in zip(batch.inputs, batch.targets, batch.documents, strict=True):
+    for inputs, targets, documents in zip(
+        batch.inputs, batch.targets, batch.documents, strict=True
+    ):
         assert inputs[0] == tokenizer.bos
         for document in range(int(documents.max()) + 1):
             places = torch.nonzero(documents == document).flatten().tolist()
@@ -76,11 +108,13 @@ def test_rows_hold_whole_conversations_with_their_own_mask(tokenizer: Tokenizer)
             if ids == [tokenizer.bos] * len(ids):
                 assert (targets[places] == -1).all()  # padding
                 continue
-            if targets[places[-1]] >= 0:  # the row ends with the conversation's last token as a target
+            if (
+                targets[places[-1]] >= 0
+            ):  # the row ends with the conversation's last token as a target
                 ids.append(int(targets[places[-1]]))
             mask = known[tuple(ids)]
             expected = [token if bit else -1 for token, bit in zip(ids[1:], mask[1:], strict=True)]
-            assert targets[places].tolist() == (expected + [-1])[:len(places)]
+            assert targets[places].tolist() == (expected + [-1])[: len(places)]
 
 
 def test_each_conversation_comes_once_an_epoch(tokenizer: Tokenizer) -> None:
@@ -96,7 +130,12 @@ def test_shares_are_shares_of_tokens_and_padding_is_little(tokenizer: Tokenizer)
     packed = loader(tokenizer, {"short": 3, "longer": 1}, seq_len=128)
     inputs = packed.batch(0, range(600), 600).inputs
     texts = conversations_of(inputs, tokenizer)
-    tokens = Counter({kind: sum(len(tokenizer.encode(text)) for text in texts if kind in text) for kind in SOURCES})
+    tokens = Counter(
+        {
+            kind: sum(len(tokenizer.encode(text)) for text in texts if kind in text)
+            for kind in SOURCES
+        }
+    )
     assert tokens["short"] / tokens["longer"] == pytest.approx(3, rel=0.1)
     padding = inputs.numel() - int((inputs != tokenizer.bos).sum()) - len(texts)
     assert padding / inputs.numel() < 0.04  # packed in order of arrival it is 0.10
@@ -105,7 +144,9 @@ def test_shares_are_shares_of_tokens_and_padding_is_little(tokenizer: Tokenizer)
 def test_the_place_in_a_row_says_nothing_about_the_kind(tokenizer: Tokenizer) -> None:
     """Longest-first packing without the shuffle would open every row with the longest kind."""
     inputs = loader(tokenizer, {"short": 1, "longer": 1}).batch(0, range(500), 500).inputs
-    texts = [[text for text in tokenizer.decode(row).split("<|bos|>") if text] for row in inputs.tolist()]
+    texts = [
+        [text for text in tokenizer.decode(row).split("<|bos|>") if text] for row in inputs.tolist()
+    ]
     first = sum("longer" in row[0] for row in texts) / len(texts)
     overall = sum("longer" in text for row in texts for text in row) / sum(map(len, texts))
     assert abs(first - overall) < 0.08
@@ -117,11 +158,18 @@ def test_a_batch_is_the_same_for_any_ranks_and_after_any_steps(tokenizer: Tokeni
         whole = loader(tokenizer, {"longer": 0.3, "short": 0.7}).batch(step, range(ROWS), ROWS)
         for ranks in (2, 4):
             share = ROWS // ranks
-            parts = [used.batch(step, range(rank * share, (rank + 1) * share), ROWS) for rank in range(ranks)]
+            parts = [
+                used.batch(step, range(rank * share, (rank + 1) * share), ROWS)
+                for rank in range(ranks)
+            ]
             for name in ("inputs", "targets", "documents"):
-                assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
-    assert not torch.equal(loader(tokenizer, {"short": 1}, seed=6).batch(0, range(ROWS), ROWS).inputs,
-                           loader(tokenizer, {"short": 1}).batch(0, range(ROWS), ROWS).inputs)
+                assert torch.equal(
+                    torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)
+                )
+    assert not torch.equal(
+        loader(tokenizer, {"short": 1}, seed=6).batch(0, range(ROWS), ROWS).inputs,
+        loader(tokenizer, {"short": 1}).batch(0, range(ROWS), ROWS).inputs,
+    )
 
 
 def test_another_seed_draws_other_conversations(tokenizer: Tokenizer) -> None:
@@ -134,9 +182,13 @@ def test_another_seed_draws_other_conversations(tokenizer: Tokenizer) -> None:
 
 
 def test_attend_across_changes_only_the_documents(tokenizer: Tokenizer) -> None:
-    across, apart = (loader(tokenizer, {"short": 1}, attend_across=flag).batch(1, range(4), 4)
-                     for flag in (True, False))
-    assert across.documents is None and apart.documents is not None and int(apart.documents.max()) > 0
+    across, apart = (
+        loader(tokenizer, {"short": 1}, attend_across=flag).batch(1, range(4), 4)
+        for flag in (True, False)
+    )
+    assert (
+        across.documents is None and apart.documents is not None and int(apart.documents.max()) > 0
+    )
     assert torch.equal(across.inputs, apart.inputs) and torch.equal(across.targets, apart.targets)
 
 
@@ -150,8 +202,13 @@ def test_documents_fill_their_share_of_rows(tokenizer: Tokenizer, tmp_path: Path
     assert "<|assistant|>" not in tokenizer.decode(batch.inputs[plain].flatten().tolist())
 
 
-def test_long_conversations_keep_their_start_and_silent_ones_are_dropped(tokenizer: Tokenizer) -> None:
-    long = [{"role": "user", "content": "tell"}, {"role": "assistant", "content": "more and " * 200}]
+def test_long_conversations_keep_their_start_and_silent_ones_are_dropped(
+    tokenizer: Tokenizer,
+) -> None:
+    long = [
+        {"role": "user", "content": "tell"},
+        {"role": "assistant", "content": "more and " * 200},
+    ]
     late = [{"role": "user", "content": "tell " * 200}, {"role": "assistant", "content": "no"}]
     packed = loader(tokenizer, {"own": 1}, {"own": [long, late, *SOURCES["short"][:20]]})
     assert packed.truncated == {"own": 2} and packed.dropped == {"own": 1}

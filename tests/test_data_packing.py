@@ -21,8 +21,14 @@ from paribus.data.shards import TokenShards, split_of, write_shards
 from paribus.data.tokenizer import Tokenizer, train_tokenizer
 from paribus.stages.training import document_rows
 
-TEXTS = [" ".join(random.Random(n).choices(["cat", "dog", "sat", "ran", "mat", "hill", "and", "7"], k=1 + n * n % 97))
-         for n in range(900)]
+TEXTS = [
+    " ".join(
+        random.Random(n).choices(
+            ["cat", "dog", "sat", "ran", "mat", "hill", "and", "7"], k=1 + n * n % 97
+        )
+    )
+    for n in range(900)
+]
 SEQ_LEN = 32
 
 
@@ -59,7 +65,9 @@ def test_the_index_says_where_documents_begin(folder: Path, tokenizer: Tokenizer
     assert len(shards.document_starts()) == sum(split_of(text, 0.1) == "train" for text in TEXTS)
 
 
-def test_every_row_opens_with_a_document_and_every_token_comes_once(folder: Path, tokenizer: Tokenizer) -> None:
+def test_every_row_opens_with_a_document_and_every_token_comes_once(
+    folder: Path, tokenizer: Tokenizer
+) -> None:
     rows = epoch(PackedLoader(folder, "train", SEQ_LEN, seed=3))
     assert (rows[:, 0] == tokenizer.bos).all()
     found: Counter[str] = Counter()
@@ -69,7 +77,10 @@ def test_every_row_opens_with_a_document_and_every_token_comes_once(folder: Path
     for text in TEXTS:
         ids = tokenizer.encode(text)
         if split_of(text, 0.1) == "train":
-            expected.update(tokenizer.decode(ids[start:start + SEQ_LEN]) for start in range(0, len(ids), SEQ_LEN))
+            expected.update(
+                tokenizer.decode(ids[start : start + SEQ_LEN])
+                for start in range(0, len(ids), SEQ_LEN)
+            )
     assert found == expected
     assert (rows >= 0).float().mean() > 0.97
 
@@ -81,23 +92,36 @@ def test_packed_batches_are_the_same_for_any_ranks_and_after_any_steps(folder: P
         whole = PackedLoader(folder, "train", SEQ_LEN, seed=3).batch(step, range(8), 8)
         for ranks in (2, 4):
             share = 8 // ranks
-            parts = [used.batch(step, range(rank * share, (rank + 1) * share), 8) for rank in range(ranks)]
+            parts = [
+                used.batch(step, range(rank * share, (rank + 1) * share), 8)
+                for rank in range(ranks)
+            ]
             assert torch.equal(torch.cat([part.inputs for part in parts]), whole.inputs)
             assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets)
 
 
 def test_epochs_and_seeds_differ_in_order_only(folder: Path) -> None:
     loader = PackedLoader(folder, "train", SEQ_LEN, seed=3)
-    first, second, other = epoch(loader), epoch(loader, 1), epoch(PackedLoader(folder, "train", SEQ_LEN, seed=4))
+    first, second, other = (
+        epoch(loader),
+        epoch(loader, 1),
+        epoch(PackedLoader(folder, "train", SEQ_LEN, seed=4)),
+    )
     for rows in (second, other):
         assert not torch.equal(rows, first)
         assert torch.equal(rows.flatten().sort()[0], first.flatten().sort()[0])
 
 
-def test_packing_takes_effect(root: Path, tiny_config: config.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packing_takes_effect(
+    root: Path, tiny_config: config.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(root)
-    batches = [document_rows(dataclasses.replace(tiny_config.pretrain, packing=packing), SEQ_LEN, 1).batch(0, range(8), 8)
-               for packing in ("concatenate", "best_fit")]
+    batches = [
+        document_rows(dataclasses.replace(tiny_config.pretrain, packing=packing), SEQ_LEN, 1).batch(
+            0, range(8), 8
+        )
+        for packing in ("concatenate", "best_fit")
+    ]
     assert not torch.equal(batches[0].inputs, batches[1].inputs)
 
 
@@ -108,15 +132,21 @@ def test_a_hundred_gigabytes_of_shards_need_less_than_one_of_memory(tmp_path: Pa
         with (tmp_path / str(shard["file"])).open("wb") as file:
             file.truncate(2 * 10**9)
     split = {"documents": 1, "tokens": 50 * 10**9, "bytes": 1, "shards": shards}
-    (tmp_path / "manifest.json").write_text(json.dumps({"dtype": "<u2", "vocab_size": 65536, "train": split}))
-    script = ("import sys; import torch; from paribus.train.loop import peak_memory_bytes; from paribus.data import shards;"
-              "from paribus.data.loader import DocumentLoader;"
-              "shards.RELEASE_BYTES = 20_000_000;"
-              "loader = DocumentLoader(sys.argv[1], 'train', 2048, 1);"
-              "peak = lambda: peak_memory_bytes(torch.device('cpu')) // 1024;"
-              "before = peak();"
-              "[loader.batch(step, range(128), 128) for step in range(10)];"
-              "print(before, peak())")
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    (tmp_path / "manifest.json").write_text(
+        json.dumps({"dtype": "<u2", "vocab_size": 65536, "train": split})
+    )
+    script = (
+        "import sys; import torch; from paribus.train.loop import peak_memory_bytes; from paribus.data import shards;"
+        "from paribus.data.loader import DocumentLoader;"
+        "shards.RELEASE_BYTES = 20_000_000;"
+        "loader = DocumentLoader(sys.argv[1], 'train', 2048, 1);"
+        "peak = lambda: peak_memory_bytes(torch.device('cpu')) // 1024;"
+        "before = peak();"
+        "[loader.batch(step, range(128), 128) for step in range(10)];"
+        "print(before, peak())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     before, after = map(int, done.stdout.split())
     assert after < 1_000_000 and after - before < 60_000  # kB

@@ -17,8 +17,26 @@ from paribus.data.shards import TokenShards, split_of, write_shards
 from paribus.data.tokenizer import Tokenizer, train_tokenizer
 from paribus.errors import UserError
 
-WORDS = ["the", "a", "cat", "dog", "sat", "ran", "on", "by", "mat", "hill", "and", "then", "so", "7", "12"]
-TEXTS = [" ".join(random.Random(n).choices(WORDS, k=20 + n % 60)) + f" number {n}." for n in range(400)]
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sat",
+    "ran",
+    "on",
+    "by",
+    "mat",
+    "hill",
+    "and",
+    "then",
+    "so",
+    "7",
+    "12",
+]
+TEXTS = [
+    " ".join(random.Random(n).choices(WORDS, k=20 + n % 60)) + f" number {n}." for n in range(400)
+]
 CONFIG = config.Tokens(val_fraction=0.1, shard_tokens=1000)
 SEQ_LEN = 32
 
@@ -46,21 +64,31 @@ def all_tokens(folder: Path, split: str) -> np.ndarray:
 def test_shards_hold_every_document_after_bos(folder: Path, tokenizer: Tokenizer) -> None:
     for split in ("train", "val"):
         documents = tokenizer.decode(all_tokens(folder, split)).split("<|bos|>")
-        assert documents == ["", *(text for text in TEXTS if split_of(text, CONFIG.val_fraction) == split)]
+        assert documents == [
+            "",
+            *(text for text in TEXTS if split_of(text, CONFIG.val_fraction) == split),
+        ]
         entry = TokenShards(folder, split).manifest[split]
         assert entry["bytes"] == sum(len(text.encode()) for text in documents)
         sizes = [shard["tokens"] for shard in entry["shards"]]
         assert set(sizes[:-1]) == {CONFIG.shard_tokens} and 0 < sizes[-1] <= CONFIG.shard_tokens
 
 
-def test_the_split_does_not_depend_on_order(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_the_split_does_not_depend_on_order(
+    folder: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     write_jsonl(tmp_path / "documents/0.jsonl", ({"text": text} for text in reversed(TEXTS)))
     write_shards(tmp_path / "documents", tokenizer, CONFIG, tmp_path / "tokens")
-    there, here = (tokenizer.decode(all_tokens(path, "val")).split("<|bos|>") for path in (tmp_path / "tokens", folder))
+    there, here = (
+        tokenizer.decode(all_tokens(path, "val")).split("<|bos|>")
+        for path in (tmp_path / "tokens", folder)
+    )
     assert there[1:] == here[:0:-1] and 10 < len(here) < 80
 
 
-def test_no_validation_document_is_said_and_leaves_nothing(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_no_validation_document_is_said_and_leaves_nothing(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     write_jsonl(tmp_path / "documents/0.jsonl", [{"text": "only one"}])
     with pytest.raises(UserError, match="of 1 documents none fell into"):
         write_shards(tmp_path / "documents", tokenizer, CONFIG, tmp_path / "tokens")
@@ -100,7 +128,9 @@ def test_an_epoch_sees_every_row_once_and_the_next_in_another_order(folder: Path
     tokens = all_tokens(folder, "train")
     count = loader.rows_per_epoch
     assert count == (len(tokens) - 1) // SEQ_LEN
-    expected = Counter(tuple(tokens[row * SEQ_LEN:(row + 1) * SEQ_LEN + 1]) for row in range(count))
+    expected = Counter(
+        tuple(tokens[row * SEQ_LEN : (row + 1) * SEQ_LEN + 1]) for row in range(count)
+    )
     epochs = []
     for epoch in (0, 1):
         batch = loader.batch(epoch, range(count), count)
@@ -117,11 +147,16 @@ def test_a_batch_is_the_same_for_any_ranks_and_after_any_steps(folder: Path) -> 
         whole = DocumentLoader(folder, "train", SEQ_LEN, seed=3).batch(step, range(8), 8)
         for ranks in (2, 4):
             share = 8 // ranks
-            parts = [loader.batch(step, range(rank * share, (rank + 1) * share), 8) for rank in range(ranks)]
+            parts = [
+                loader.batch(step, range(rank * share, (rank + 1) * share), 8)
+                for rank in range(ranks)
+            ]
             assert torch.equal(torch.cat([part.inputs for part in parts]), whole.inputs)
             assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets)
-    assert not torch.equal(DocumentLoader(folder, "train", SEQ_LEN, seed=4).batch(0, range(8), 8).inputs,
-                           loader.batch(0, range(8), 8).inputs)
+    assert not torch.equal(
+        DocumentLoader(folder, "train", SEQ_LEN, seed=4).batch(0, range(8), 8).inputs,
+        loader.batch(0, range(8), 8).inputs,
+    )
 
 
 @pytest.mark.parametrize("limit", [None, 100, 7])
@@ -129,8 +164,11 @@ def test_validation_covers_each_token_once_in_order(folder: Path, limit: int | N
     tokens = all_tokens(folder, "val")
     batches = list(DocumentLoader(folder, "val", SEQ_LEN, seed=0).validation_rows(5, limit))
     targets = torch.cat([batch.targets.flatten() for batch in batches])
-    assert targets[targets >= 0].tolist() == tokens[1:1 + (limit or len(tokens))].tolist()
-    assert max(len(batch.inputs) for batch in batches) <= 5 and min(batch.inputs.min() for batch in batches) >= 0
+    assert targets[targets >= 0].tolist() == tokens[1 : 1 + (limit or len(tokens))].tolist()
+    assert (
+        max(len(batch.inputs) for batch in batches) <= 5
+        and min(batch.inputs.min() for batch in batches) >= 0
+    )
 
 
 def test_too_few_tokens_for_a_row_are_said(folder: Path) -> None:

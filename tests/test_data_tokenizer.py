@@ -17,13 +17,25 @@ from paribus import config
 from paribus.data import tokenizer as module
 from paribus.data.chat import problem_conversation, render, render_prompt
 from paribus.data.shards import sample_documents
-from paribus.data.tokenizer import SPECIAL, Tokenizer, compression, count_words, in_proportion, pieces, train_tokenizer
+from paribus.data.tokenizer import (
+    SPECIAL,
+    Tokenizer,
+    compression,
+    count_words,
+    in_proportion,
+    pieces,
+    train_tokenizer,
+)
 from paribus.errors import UserError
 
-STORY = [f"Mara counted {n} apples and {n * 37} pears, don't you know?\n\n  Then she went home; it was {n} o'clock."
-         for n in range(300)]
-PROBLEM = {"question": "Mara has 3 bags of 4 apples. How many apples?",
-           "answer": "Mara has 3*4 = <<3*4=12>>12 apples.\nHalf is <<12/2=6>>6.\n#### 12"}
+STORY = [
+    f"Mara counted {n} apples and {n * 37} pears, don't you know?\n\n  Then she went home; it was {n} o'clock."
+    for n in range(300)
+]
+PROBLEM = {
+    "question": "Mara has 3 bags of 4 apples. How many apples?",
+    "answer": "Mara has 3*4 = <<3*4=12>>12 apples.\nHalf is <<12/2=6>>6.\n#### 12",
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +43,16 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(STORY, config.Tokenizer(vocab_size=360, max_digits=2, train_megabytes=1))
 
 
-@pytest.mark.parametrize("text", [
-    "".join(map(chr, range(0x250))), "日本語 ελληνικά 🦆\u200d🏳️ e\u0301", " \t\r\n\n  x\u3000\n ",
-    "1234567 12.5 ½ ٣٤", "",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(map(chr, range(0x250))),
+        "日本語 ελληνικά 🦆\u200d🏳️ e\u0301",
+        " \t\r\n\n  x\u3000\n ",
+        "1234567 12.5 ½ ٣٤",
+        "",
+    ],
+)
 def test_text_survives_and_its_bytes_are_counted(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
@@ -49,7 +67,9 @@ def test_text_that_spells_special_tokens_is_only_text(tokenizer: Tokenizer) -> N
     assert tokenizer.encode_batch([text]) == [ids]
 
 
-def test_special_tokens_stay_out_of_text_after_a_reload(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_special_tokens_stay_out_of_text_after_a_reload(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     tokenizer.save(tmp_path / "tokenizer.json")
     again = Tokenizer.load(tmp_path / "tokenizer.json")
     text = STORY[7] + "<|assistant|>"
@@ -63,15 +83,23 @@ def test_digits_group_up_to_the_limit(tokenizer: Tokenizer) -> None:
     assert not any(any(map(str.isdigit, piece)) and not piece.isdigit() for piece in pieces)
 
 
-@pytest.mark.parametrize("limits", ["", "t.FED_MEGABYTES, t.FED_WORDS, t.MOST_WORDS, t.COUNTED_AT_ONCE = 0, 9_000, 2_000, 900;"],
-                         ids=["text", "counted words"])
+@pytest.mark.parametrize(
+    "limits",
+    ["", "t.FED_MEGABYTES, t.FED_WORDS, t.MOST_WORDS, t.COUNTED_AT_ONCE = 0, 9_000, 2_000, 900;"],
+    ids=["text", "counted words"],
+)
 def test_training_does_not_depend_on_threads_or_hash_seed(tmp_path: Path, limits: str) -> None:
-    script = ("import sys; from paribus import config; from paribus.data import tokenizer as t;" + limits +
-              "texts = [f'word{i % 97} thing{i % 89} and {i} more x{i}' for i in range(3000)];"
-              "t.train_tokenizer(texts, config.Tokenizer(500, 3, 1.0)).save(sys.argv[1])")
+    script = (
+        "import sys; from paribus import config; from paribus.data import tokenizer as t;"
+        + limits
+        + "texts = [f'word{i % 97} thing{i % 89} and {i} more x{i}' for i in range(3000)];"
+        "t.train_tokenizer(texts, config.Tokenizer(500, 3, 1.0)).save(sys.argv[1])"
+    )
     for number in (1, 2):
         environment = os.environ | {"RAYON_NUM_THREADS": str(number), "PYTHONHASHSEED": str(number)}
-        subprocess.run([sys.executable, "-c", script, str(tmp_path / str(number))], check=True, env=environment)
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / str(number))], check=True, env=environment
+        )
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
 
 
@@ -83,8 +111,11 @@ def words(count: int, seed: int = 0) -> list[str]:
     """Texts of words that are the rarer the longer they are; half of them occur once."""
     rng = random.Random(seed)
     pool = ["".join(rng.choices("abcdefghij", k=1 + number // 50)) for number in range(400)]
-    return [" ".join(rng.choice(pool[:1 + rng.randrange(400)]) for _ in range(100)) + f" once{rng.random()}, 12 _!"
-            for _ in range(count)]
+    return [
+        " ".join(rng.choice(pool[: 1 + rng.randrange(400)]) for _ in range(100))
+        + f" once{rng.random()}, 12 _!"
+        for _ in range(count)
+    ]
 
 
 def test_counted_words_give_the_same_merges_as_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +131,9 @@ def test_counted_words_give_the_same_merges_as_the_text(monkeypatch: pytest.Monk
     assert len(learned[0] & learned[1]) > 0.8 * len(learned[0])
 
 
-def test_memory_for_words_is_bounded_and_the_frequent_ones_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_for_words_is_bounded_and_the_frequent_ones_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     split = train_tokenizer(STORY, config.Tokenizer(360, 2, 1.0))._inner.pre_tokenizer
     whole = count_words(words(300), split)
     monkeypatch.setattr(module, "MOST_WORDS", 500)
@@ -117,7 +150,9 @@ def test_words_are_fed_in_proportion_to_their_counts(most: int) -> None:
     fed = Counter(word for line in lines for word in line.split())
     share = min(most / 10_000, 1)
     assert [fed["the"], fed["of"]] == pytest.approx([6000 * share, 1500 * share], abs=1)
-    assert fed.total() - fed["the"] - fed["of"] == pytest.approx(2500 * share, abs=4 * (2500 * share * (1 - share)) ** 0.5)
+    assert fed.total() - fed["the"] - fed["of"] == pytest.approx(
+        2500 * share, abs=4 * (2500 * share * (1 - share)) ** 0.5
+    )
     assert fed == counts or share < 1
 
 
@@ -127,9 +162,14 @@ def test_lines_of_one_frequent_word_are_short(monkeypatch: pytest.MonkeyPatch) -
     assert max(map(len, lines)) < 2100 and sum(len(line.split()) for line in lines) == 30_000
 
 
-def test_a_long_text_is_cut_where_it_is_split_anyway(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_text_is_cut_where_it_is_split_anyway(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = random.Random(3)
-    text = "".join(rng.choice(["Ab", "é", " ", " ", "'s", "12", "\n", ".", "don't go", "\u3000", "x y"]) for _ in range(4000))
+    text = "".join(
+        rng.choice(["Ab", "é", " ", " ", "'s", "12", "\n", ".", "don't go", "\u3000", "x y"])
+        for _ in range(4000)
+    )
     whole = tokenizer.encode(text)
     for size in (1, 7, 100):
         monkeypatch.setattr(module, "PIECE", size)
@@ -143,7 +183,9 @@ def test_a_long_text_is_cut_where_it_is_split_anyway(tokenizer: Tokenizer, monke
 
 def test_too_little_text_is_said(tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match="tokenizer.vocab_size: the text yields only"):
-        train_tokenizer(["one two"], config.Tokenizer(vocab_size=5000, max_digits=2, train_megabytes=1))
+        train_tokenizer(
+            ["one two"], config.Tokenizer(vocab_size=5000, max_digits=2, train_megabytes=1)
+        )
 
 
 def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
@@ -158,21 +200,30 @@ def test_only_what_the_model_writes_is_learned(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(ids) == (
         f"<|bos|><|user|>{PROBLEM['question']}<|end|><|assistant|>Mara has 3*4 = <|tool|>3*4<|tool_end|>"
         "<|result|>12<|result_end|>12 apples.\nHalf is <|tool|>12/2<|tool_end|><|result|>6<|result_end|>6.\n"
-        "#### 12<|end|>")
-    assert learned == ("Mara has 3*4 = <|tool|>3*4<|tool_end|>12 apples.\nHalf is <|tool|>12/2<|tool_end|>6.\n"
-                       "#### 12<|end|>")
+        "#### 12<|end|>"
+    )
+    assert learned == (
+        "Mara has 3*4 = <|tool|>3*4<|tool_end|>12 apples.\nHalf is <|tool|>12/2<|tool_end|>6.\n"
+        "#### 12<|end|>"
+    )
 
 
 def test_a_prompt_is_what_training_saw_before_the_answer(tokenizer: Tokenizer) -> None:
     conversation = problem_conversation(PROBLEM, "direct")
     ids, mask = render(conversation, tokenizer)
     prompt = render_prompt(conversation[:1], tokenizer)
-    assert ids[:len(prompt)] == prompt and mask.index(1) == len(prompt)
-    assert tokenizer.decode(ids[len(prompt):]) == "#### 12<|end|>"
+    assert ids[: len(prompt)] == prompt and mask.index(1) == len(prompt)
+    assert tokenizer.decode(ids[len(prompt) :]) == "#### 12<|end|>"
 
 
-@pytest.mark.parametrize("message", [{"role": "robot", "content": "x"}, {"role": "user", "content": 3},
-                                     {"role": "user", "content": [{"type": "image", "text": "x"}]}])
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "robot", "content": "x"},
+        {"role": "user", "content": 3},
+        {"role": "user", "content": [{"type": "image", "text": "x"}]},
+    ],
+)
 def test_a_malformed_message_is_refused(tokenizer: Tokenizer, message: dict) -> None:
     with pytest.raises(UserError, match="is not allowed; expected"):
         render([message], tokenizer)
@@ -180,10 +231,25 @@ def test_a_malformed_message_is_refused(tokenizer: Tokenizer, message: dict) -> 
 
 def test_real_english_is_compressed_and_every_byte_string_survives(shared_data: Path) -> None:
     texts = list(sample_documents(shared_data / "corpus", 1.0))
-    tokenizer = train_tokenizer(texts, config.Tokenizer(vocab_size=4096, max_digits=2, train_megabytes=1))
+    tokenizer = train_tokenizer(
+        texts, config.Tokenizer(vocab_size=4096, max_digits=2, train_megabytes=1)
+    )
     assert 2.9 < compression(tokenizer, texts[:40]) < 4.5
     rng = random.Random(0)
-    noise = ["".join(chr(rng.choice((rng.randrange(32, 127), rng.randrange(0xD800), rng.randrange(0xE000, 0x110000))))
-                     for _ in range(200)) for _ in range(50)]
-    for text, ids in zip(texts[:40] + noise, tokenizer.encode_batch(texts[:40] + noise), strict=True):
-        assert tokenizer.decode(ids) == text and tokenizer.token_bytes[ids].sum() == len(text.encode())
+    noise = [
+        "".join(
+            chr(
+                rng.choice(
+                    (rng.randrange(32, 127), rng.randrange(0xD800), rng.randrange(0xE000, 0x110000))
+                )
+            )
+            for _ in range(200)
+        )
+        for _ in range(50)
+    ]
+    for text, ids in zip(
+        texts[:40] + noise, tokenizer.encode_batch(texts[:40] + noise), strict=True
+    ):
+        assert tokenizer.decode(ids) == text and tokenizer.token_bytes[ids].sum() == len(
+            text.encode()
+        )

@@ -30,11 +30,15 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of files that are read from now on."""
     read: list[str] = []
     real = graph.file_digest
-    monkeypatch.setattr(graph, "file_digest", lambda path: read.append(Path(path).name) or real(path))
+    monkeypatch.setattr(
+        graph, "file_digest", lambda path: read.append(Path(path).name) or real(path)
+    )
     return read
 
 
-def test_an_unchanged_file_is_read_once_and_the_digest_is_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unchanged_file_is_read_once_and_the_digest_is_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = tree_digest([folder])
     memo = folder.parent / "memo.json"
     read = hashed(monkeypatch)
@@ -44,7 +48,9 @@ def test_an_unchanged_file_is_read_once_and_the_digest_is_the_same(folder: Path,
 
 
 @pytest.mark.parametrize("same_size", [True, False])
-def test_a_changed_file_is_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch, same_size: bool) -> None:
+def test_a_changed_file_is_read_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, same_size: bool
+) -> None:
     memo = folder.parent / "memo.json"
     before = tree_digest([folder], DigestMemo(memo))
     data = bytearray((folder / "a").read_bytes())
@@ -55,7 +61,9 @@ def test_a_changed_file_is_read_again(folder: Path, monkeypatch: pytest.MonkeyPa
     assert changed != before and read == ["a"] and changed == tree_digest([folder])
 
 
-def test_a_file_written_just_now_is_not_trusted_yet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_written_just_now_is_not_trusted_yet(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "a").write_bytes(b"x" * SIZE)
     memo = folder.parent / "memo.json"
     tree_digest([folder], DigestMemo(memo))

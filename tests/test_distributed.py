@@ -34,29 +34,49 @@ def join(rank: int, ranks: int, port: int) -> None:
         dist.init_process_group("gloo", rank=rank, world_size=ranks)
 
 
-def run_rank(rank: int, ranks: int, config: Config, folder: Path, steps: int, port: int, rows: int) -> None:
+def run_rank(
+    rank: int, ranks: int, config: Config, folder: Path, steps: int, port: int, rows: int
+) -> None:
     """Train to `steps`, going on from the state in `folder` if there is one; rank 0 leaves weights and losses."""
     join(rank, ranks, port)
     model = GPT(config.model, 50)
     model.initialise(1)
     losses: list[float] = []
-    hooks = Hooks(lambda step, metrics: losses.append(metrics["train/loss"]), lambda *_: None, lambda: None,
-                  lambda step: None, lambda step: {}, lambda *_: None)
-    loop = Loop(model, DistributedDataParallel(model) if ranks > 1 else model, MuonAdamW(model, config.optimizer),
-                NextToken(Rows(), rows, 1, rank, ranks), Plan(steps, lambda step: 1.0, 1.0, 1.0, 0.0),
-                StateStore(folder / "state", 2), Interrupt(), hooks)
+    hooks = Hooks(
+        lambda step, metrics: losses.append(metrics["train/loss"]),
+        lambda *_: None,
+        lambda: None,
+        lambda step: None,
+        lambda step: {},
+        lambda *_: None,
+    )
+    loop = Loop(
+        model,
+        DistributedDataParallel(model) if ranks > 1 else model,
+        MuonAdamW(model, config.optimizer),
+        NextToken(Rows(), rows, 1, rank, ranks),
+        Plan(steps, lambda step: 1.0, 1.0, 1.0, 0.0),
+        StateStore(folder / "state", 2),
+        Interrupt(),
+        hooks,
+    )
     if state := loop.store.load():
         loop.restore(state)
     loop.run()
     if ranks > 1:
         dist.barrier()
     if rank == 0:
-        torch.save({"losses": losses, "weights": [p.detach() for p in model.parameters()]}, folder / "result.pt")
+        torch.save(
+            {"losses": losses, "weights": [p.detach() for p in model.parameters()]},
+            folder / "result.pt",
+        )
     if ranks > 1:
         dist.destroy_process_group()
 
 
-def train(config: Config, folder: Path, ranks: int, steps: int, port: int, rows: int = ROWS) -> dict[str, list]:
+def train(
+    config: Config, folder: Path, ranks: int, steps: int, port: int, rows: int = ROWS
+) -> dict[str, list]:
     folder.mkdir(exist_ok=True)
     arguments = (ranks, config, folder, steps, port, rows)
     if ranks > 1:
@@ -71,15 +91,21 @@ def alone(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> dict
     return train(tiny_config, tmp_path_factory.mktemp("alone"), 1, 4, 0)
 
 
-def test_two_ranks_train_the_same_model(tiny_config: Config, tmp_path: Path, alone: dict[str, list]) -> None:
+def test_two_ranks_train_the_same_model(
+    tiny_config: Config, tmp_path: Path, alone: dict[str, list]
+) -> None:
     together = train(tiny_config, tmp_path / "two", 2, 4, 29517)
     assert together["losses"] == pytest.approx(alone["losses"], rel=1e-4)
-    one, two = (torch.cat([tensor.flatten() for tensor in run["weights"]]) for run in (alone, together))
+    one, two = (
+        torch.cat([tensor.flatten() for tensor in run["weights"]]) for run in (alone, together)
+    )
     # AdamW makes a full step of a gradient that is all rounding, so single weights may part; their sum must not.
     assert (one - two).norm() < 1e-3 * one.norm()
 
 
-def test_a_run_of_two_ranks_goes_on_with_one(tiny_config: Config, tmp_path: Path, alone: dict[str, list]) -> None:
+def test_a_run_of_two_ranks_goes_on_with_one(
+    tiny_config: Config, tmp_path: Path, alone: dict[str, list]
+) -> None:
     train(tiny_config, tmp_path / "moved", 2, 2, 29518)
     rest = train(tiny_config, tmp_path / "moved", 1, 4, 0)
     assert rest["losses"] == pytest.approx(alone["losses"][2:], rel=1e-4)
@@ -95,25 +121,45 @@ def test_a_rank_without_rows_takes_part(tiny_config: Config, tmp_path: Path) -> 
 def roll_out(rank: int, ranks: int, config: Config, folder: Path, port: int) -> None:
     """One RL step's rollout, and this rank's share of its rows."""
     join(rank, ranks, port)
-    cfg = dataclasses.replace(config.rl, questions_per_step=3, samples_per_question=4, max_new_tokens=50, dynamic_sampling=1)
+    cfg = dataclasses.replace(
+        config.rl,
+        questions_per_step=3,
+        samples_per_question=4,
+        max_new_tokens=50,
+        dynamic_sampling=1,
+    )
     model = GPT(model_config(), codec().vocab_size)
     model.load_state_dict(torch.load(folder / "talker.pt", weights_only=True))
     step = rollout(Engine(model, codec()), PROBLEMS, cfg=cfg, seed=1, step=0)
     work = PolicyGradient(lambda _: step, 100, rank, ranks).work(0)
     mine = [row.tolist() for micro in work.micro_batches for row in micro.targets]
-    torch.save({"step": [step.tokens.tolist(), step.weights.tolist(), step.texts], "normaliser": work.normaliser,
-                "statistics": str(step.statistics), "learned": sorted([t for t in row if t >= 0] for row in mine)},
-               folder / f"{ranks}-{rank}.pt")
+    torch.save(
+        {
+            "step": [step.tokens.tolist(), step.weights.tolist(), step.texts],
+            "normaliser": work.normaliser,
+            "statistics": str(step.statistics),
+            "learned": sorted([t for t in row if t >= 0] for row in mine),
+        },
+        folder / f"{ranks}-{rank}.pt",
+    )
     if ranks > 1:
         dist.destroy_process_group()
 
 
-def test_ranks_share_the_questions_of_a_rollout_and_all_have_the_whole_step(tiny_config: Config, tmp_path: Path) -> None:
+def test_ranks_share_the_questions_of_a_rollout_and_all_have_the_whole_step(
+    tiny_config: Config, tmp_path: Path
+) -> None:
     torch.save(talker().model.state_dict(), tmp_path / "talker.pt")
     roll_out(0, 1, tiny_config, tmp_path, 0)
     mp.spawn(roll_out, (2, tiny_config, tmp_path, 29520), nprocs=2)
-    alone, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
+    alone, first, second = (
+        torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1")
+    )
     for key in ("step", "statistics"):
         assert first[key] == second[key] == alone[key]
     assert first["normaliser"] + second["normaliser"] == alone["normaliser"]
-    assert sorted(first["learned"] + second["learned"]) == alone["learned"] and first["learned"] and second["learned"]
+    assert (
+        sorted(first["learned"] + second["learned"]) == alone["learned"]
+        and first["learned"]
+        and second["learned"]
+    )

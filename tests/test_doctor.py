@@ -19,9 +19,17 @@ def template(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Pa
     root = tmp_path_factory.mktemp("template")
     for name in ("params.yaml", "dvc.yaml", "requirements.lock"):
         shutil.copy(project_root / name, root / name)
-    for command in ("git init -q -b main", "git config user.email a@example.org", "git config user.name A",
-                    f"{sys.executable} -m dvc init -q", "git add -A", "git commit -qm start"):
-        subprocess.run(command.split(), check=True, cwd=root, env=os.environ | {"DVC_NO_ANALYTICS": "1"})
+    for command in (
+        "git init -q -b main",
+        "git config user.email a@example.org",
+        "git config user.name A",
+        f"{sys.executable} -m dvc init -q",
+        "git add -A",
+        "git commit -qm start",
+    ):
+        subprocess.run(
+            command.split(), check=True, cwd=root, env=os.environ | {"DVC_NO_ANALYTICS": "1"}
+        )
     return root
 
 
@@ -41,18 +49,28 @@ def found(name: str) -> doctor.Finding:
 
 def test_every_check_has_its_line_and_the_exit_status_tells(project: Path) -> None:
     (project / "mlflow.db").write_text("no database at all, and longer than a header" * 9)
-    done = subprocess.run([sys.executable, "-m", "paribus", "doctor"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "paribus", "doctor"], capture_output=True, text=True
+    )
     lines = done.stdout.splitlines()
     assert [line.split()[1] for line in lines] == list(doctor.CHECKS)
-    assert done.returncode == 1 and any(line.startswith("broken store ") and "move it away" in line for line in lines)
+    assert done.returncode == 1 and any(
+        line.startswith("broken store ") and "move it away" in line for line in lines
+    )
     assert all(line.split()[0] in ("ok", "note", "broken") for line in lines)
 
 
 def test_another_version_than_the_locks_is_named(project: Path) -> None:
     lock = (project / "requirements.lock").read_text()
-    (project / "requirements.lock").write_text(lock.replace("click==", "click==0.") + "no-such-thing==1.0\n")
+    (project / "requirements.lock").write_text(
+        lock.replace("click==", "click==0.") + "no-such-thing==1.0\n"
+    )
     text = found("versions").text
-    assert found("versions").state == "broken" and "click is" in text and "no-such-thing 1.0 is missing" in text
+    assert (
+        found("versions").state == "broken"
+        and "click is" in text
+        and "no-such-thing 1.0 is missing" in text
+    )
 
 
 def test_a_gpu_that_is_asked_for_and_absent_is_broken(project: Path) -> None:
@@ -73,11 +91,15 @@ def test_a_full_disk_is_broken(project: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_clock_behind_the_last_commit_is_broken(project: Path) -> None:
     late = {"GIT_COMMITTER_DATE": "2099-01-01T00:00:00Z"}
-    subprocess.run(["git", "commit", "-q", "--allow-empty", "-m", "later"], check=True, env=os.environ | late)
+    subprocess.run(
+        ["git", "commit", "-q", "--allow-empty", "-m", "later"], check=True, env=os.environ | late
+    )
     assert found("clock").state == "broken"
 
 
-def test_git_without_a_name_and_without_commits_is_broken(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_git_without_a_name_and_without_commits_is_broken(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert found("git").state == "ok"
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
@@ -88,24 +110,39 @@ def test_git_without_a_name_and_without_commits_is_broken(project: Path, monkeyp
 
 
 def test_a_wrong_key_is_told_as_everywhere(project: Path) -> None:
-    (project / "params.yaml").write_text((project / "params.yaml").read_text().replace("  depth:", "  dept:"))
+    (project / "params.yaml").write_text(
+        (project / "params.yaml").read_text().replace("  depth:", "  dept:")
+    )
     findings = dict(doctor.examine())
-    assert findings["params"].state == "broken" and "did you mean model.depth?" in findings["params"].text
+    assert (
+        findings["params"].state == "broken"
+        and "did you mean model.depth?" in findings["params"].text
+    )
 
 
 def test_outputs_that_are_nowhere_are_named(project: Path) -> None:
     assert "nothing has run yet" in found("outputs").text
-    (project / "dvc.lock").write_text(f"stages: {{corpus: {{outs: [{{path: data/corpus, md5: {'ab' * 16}.dir}}]}}}}")
-    assert found("outputs").state == "note" and "data/corpus" in found("outputs").text and "dvc pull" in found("outputs").text
+    (project / "dvc.lock").write_text(
+        f"stages: {{corpus: {{outs: [{{path: data/corpus, md5: {'ab' * 16}.dir}}]}}}}"
+    )
+    assert (
+        found("outputs").state == "note"
+        and "data/corpus" in found("outputs").text
+        and "dvc pull" in found("outputs").text
+    )
 
 
-@pytest.mark.parametrize("end", ["    deps:\n    - ", "    cmd: x\n    deps:\n    - path: a\n      md", "    cmd: 'x"])
+@pytest.mark.parametrize(
+    "end", ["    deps:\n    - ", "    cmd: x\n    deps:\n    - path: a\n      md", "    cmd: 'x"]
+)
 def test_a_torn_lock_file_is_broken(project: Path, end: str) -> None:
     (project / "dvc.lock").write_text(f"schema: '2.0'\nstages:\n  corpus:\n{end}")
     assert found("outputs").state == "broken" and "rm dvc.lock" in found("outputs").text
 
 
-def test_a_server_that_does_not_answer_is_broken(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer_is_broken(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert found("store").state == "broken" and "does not answer" in found("store").text
 

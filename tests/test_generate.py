@@ -14,15 +14,23 @@ from paribus.generate import Completion, Engine, choose, stream_seed, uniform
 from paribus.model.gpt import GPT
 
 SHAPES = [
-    {}, {"n_kv_heads": 4}, {"n_kv_heads": 1}, {"window_pattern": "SL", "window": 9}, {"position": "learned"},
-    {"position": "none", "norm": "layer", "mlp": "swiglu"}, {"value_embeddings": "all", "tied_head": True, "softcap": 0.0},
+    {},
+    {"n_kv_heads": 4},
+    {"n_kv_heads": 1},
+    {"window_pattern": "SL", "window": 9},
+    {"position": "learned"},
+    {"position": "none", "norm": "layer", "mlp": "swiglu"},
+    {"value_embeddings": "all", "tied_head": True, "softcap": 0.0},
 ]
 
 
 def prompts(count: int = 7, longest: int = 50) -> list[list[int]]:
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(1, longest, (count,), generator=generator).tolist()
-    return [[0, *torch.randint(8, codec().vocab_size, (length,), generator=generator).tolist()] for length in lengths]
+    return [
+        [0, *torch.randint(8, codec().vocab_size, (length,), generator=generator).tolist()]
+        for length in lengths
+    ]
 
 
 def slow_greedy(model: GPT, prompt: list[int], count: int) -> list[int]:
@@ -35,7 +43,7 @@ def slow_greedy(model: GPT, prompt: list[int], count: int) -> list[int]:
             sequence.append(int(model.logits(hidden).argmax()))
             if sequence[-1] in stop:
                 break
-    return sequence[len(prompt):]
+    return sequence[len(prompt) :]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -48,17 +56,25 @@ def test_cached_equals_uncached(shape: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("shape", [{}, {"window_pattern": "SL", "window": 9}], ids=str)
-def test_decoded_logits_equal_uncached_ones(monkeypatch: pytest.MonkeyPatch, shape: dict[str, object]) -> None:
+def test_decoded_logits_equal_uncached_ones(
+    monkeypatch: pytest.MonkeyPatch, shape: dict[str, object]
+) -> None:
     """To float tolerance, for several answers to each prompt: every logit that a token was chosen from."""
     model, batch = random_model(**shape), prompts(3)
     seen: list[torch.Tensor] = []
     logits_of = GPT.logits
-    monkeypatch.setattr(GPT, "logits", lambda self, hidden: seen.append(logits_of(self, hidden)) or seen[-1])
-    groups = Engine(model, codec()).generate(batch, samples=4, max_new_tokens=9, temperature=1.0, rows=12, tools=False)
+    monkeypatch.setattr(
+        GPT, "logits", lambda self, hidden: seen.append(logits_of(self, hidden)) or seen[-1]
+    )
+    groups = Engine(model, codec()).generate(
+        batch, samples=4, max_new_tokens=9, temperature=1.0, rows=12, tools=False
+    )
     chosen_from = torch.cat([logits for logits in seen if len(logits) > 1])
     for prompt, answers in zip(batch, groups, strict=True):
         for answer in answers:
-            uncached = logits_of(model, model.hidden(torch.tensor([prompt + answer.tokens])))[0, len(prompt) - 1 : -1]
+            uncached = logits_of(model, model.hidden(torch.tensor([prompt + answer.tokens])))[
+                0, len(prompt) - 1 : -1
+            ]
             nearest = torch.cdist(uncached, chosen_from, p=torch.inf).min(dim=1).values
             assert nearest.max() < 1e-4
 
@@ -66,7 +82,13 @@ def test_decoded_logits_equal_uncached_ones(monkeypatch: pytest.MonkeyPatch, sha
 @pytest.mark.parametrize(("temperature", "top_k"), [(0.0, 0), (1.0, 0), (0.7, 5)])
 def test_answers_do_not_depend_on_rows(temperature: float, top_k: int) -> None:
     engine = Engine(random_model(window_pattern="SL", window=9), codec())
-    options = {"samples": 3, "max_new_tokens": 12, "temperature": temperature, "top_k": top_k, "seed": 7}
+    options = {
+        "samples": 3,
+        "max_new_tokens": 12,
+        "temperature": temperature,
+        "top_k": top_k,
+        "seed": 7,
+    }
     first, *others = [engine.generate(prompts(), rows=rows, **options) for rows in (1, 3, 16)]
     assert all(other == first for other in others)
     different = {tuple(answer.tokens) for group in first for answer in group}
@@ -76,9 +98,16 @@ def test_answers_do_not_depend_on_rows(temperature: float, top_k: int) -> None:
 def test_answers_do_not_depend_on_the_other_prompts() -> None:
     engine = Engine(random_model(), codec())
     whole = engine.generate(prompts(), samples=2, max_new_tokens=15, temperature=1.0, seed=3)
-    alone = engine.generate(prompts()[4:5], samples=2, max_new_tokens=15, temperature=1.0, seed=3, ids=[4])
+    alone = engine.generate(
+        prompts()[4:5], samples=2, max_new_tokens=15, temperature=1.0, seed=3, ids=[4]
+    )
     assert alone[0] == whole[4]
-    assert engine.generate(prompts()[4:5], samples=2, max_new_tokens=15, temperature=1.0, seed=4, ids=[4])[0] != whole[4]
+    assert (
+        engine.generate(
+            prompts()[4:5], samples=2, max_new_tokens=15, temperature=1.0, seed=4, ids=[4]
+        )[0]
+        != whole[4]
+    )
 
 
 def test_slots_are_refilled_and_rows_leave() -> None:
@@ -104,50 +133,76 @@ def test_slots_are_refilled_and_rows_leave() -> None:
 def test_tool_results_are_computed_and_forced() -> None:
     tokenizer = codec()
     prompt = chat_prompt(tokenizer, PROBLEMS[0]["question"])
-    (answer,), = talker().generate([prompt], max_new_tokens=60)
+    ((answer,),) = talker().generate([prompt], max_new_tokens=60)
     text = tokenizer.decode(answer.tokens)
     assert "<|tool|>3+4<|tool_end|><|result|>7<|result_end|>" in text
-    forced = [token for token, sampled in zip(answer.tokens, answer.sampled, strict=True) if not sampled]
+    forced = [
+        token for token, sampled in zip(answer.tokens, answer.sampled, strict=True) if not sampled
+    ]
     assert tokenizer.decode(forced) == "<|result|>7<|result_end|>"
     assert (answer.tool_calls, answer.well_formed_tool_calls, answer.finished) == (1, 1, True)
     ids, mask = render(problem_conversation(PROBLEMS[0], "worked"), tokenizer)
-    assert ids == prompt + answer.tokens, "the model has learned this one; training and sampling write it alike"
-    assert [bool(bit) for bit in mask[len(prompt):]] == answer.sampled, "forced when sampling is unlearned in training"
+    assert ids == prompt + answer.tokens, (
+        "the model has learned this one; training and sampling write it alike"
+    )
+    assert [bool(bit) for bit in mask[len(prompt) :]] == answer.sampled, (
+        "forced when sampling is unlearned in training"
+    )
 
 
 def test_tools_off_forces_nothing() -> None:
     prompt = chat_prompt(codec(), PROBLEMS[0]["question"])
-    (answer,), = talker().generate([prompt], max_new_tokens=60, tools=False)
+    ((answer,),) = talker().generate([prompt], max_new_tokens=60, tools=False)
     assert all(answer.sampled) and answer.tool_calls == 0
 
 
 def scripted(text: str, **options: object) -> Completion:
     """The answer of a model whose next token follows `text` by position, whatever it reads."""
     tokenizer = codec()
-    script = [token for part in text.split("|") for token in
-              ([tokenizer.special[f"<|{part[1:]}|>"]] if part.startswith("!") else tokenizer.encode(part))]
+    script = [
+        token
+        for part in text.split("|")
+        for token in (
+            [tokenizer.special[f"<|{part[1:]}|>"]]
+            if part.startswith("!")
+            else tokenizer.encode(part)
+        )
+    ]
     prompt = [tokenizer.bos, *tokenizer.encode("Q")]
-    config = model_config(position="learned", depth=1, width=128, n_kv_heads=None, x0_scalars=False, residual_scalars=False)
+    config = model_config(
+        position="learned",
+        depth=1,
+        width=128,
+        n_kv_heads=None,
+        x0_scalars=False,
+        residual_scalars=False,
+    )
     model = GPT(config, tokenizer.vocab_size)
     for parameter in model.parameters():
         parameter.data.zero_()
     for place, token in enumerate(script):
         model.positions.weight.data[len(prompt) - 1 + place, place] = 1.0
         model.head.weight.data[token, place] += 10.0
-    (answer,), = Engine(model, tokenizer).generate([prompt], max_new_tokens=40, **options)
+    ((answer,),) = Engine(model, tokenizer).generate([prompt], max_new_tokens=40, **options)
     return answer
 
 
 def test_calls_without_a_value_get_an_empty_result() -> None:
     # The forced tokens take positions too, so the script is written around them: `..` stands under the result.
     answer = scripted("!tool|1/0|!tool_end|..|ok|!end")
-    assert codec().decode(answer.tokens) == "<|tool|>1/0<|tool_end|><|result|><|result_end|>ok<|end|>"
+    assert (
+        codec().decode(answer.tokens) == "<|tool|>1/0<|tool_end|><|result|><|result_end|>ok<|end|>"
+    )
     assert (answer.tool_calls, answer.well_formed_tool_calls) == (1, 0)
 
 
 def test_a_close_without_a_call_is_text() -> None:
     answer = scripted("!tool_end|3|!end")
-    assert codec().decode(answer.tokens) == "<|tool_end|>3<|end|>" and all(answer.sampled) and answer.tool_calls == 0
+    assert (
+        codec().decode(answer.tokens) == "<|tool_end|>3<|end|>"
+        and all(answer.sampled)
+        and answer.tool_calls == 0
+    )
 
 
 def test_bos_ends_an_answer_unfinished() -> None:
@@ -160,7 +215,9 @@ def test_limits() -> None:
     context = engine.model.config.seq_len
     nothing = {"stop": set(), "max_new_tokens": 40}
     assert len(engine.generate([[0, 9]], **nothing)[0][0].tokens) <= 40
-    full = engine.generate([[0] + [9] * (context - 4), [9] * context, [9] * (context + 5)], **nothing)
+    full = engine.generate(
+        [[0] + [9] * (context - 4), [9] * context, [9] * (context + 5)], **nothing
+    )
     assert [len(answer.tokens) for (answer,) in full] == [3, 0, 0]
     assert not any(answer.finished for (answer,) in full)
     assert engine.generate([], max_new_tokens=5) == []
@@ -171,18 +228,28 @@ def test_a_text_ends_answers_with_the_token_that_completes_it(rows: int) -> None
     engine = Engine(random_model(), codec())
     options = {"max_new_tokens": 20, "rows": rows, "stop": set(), "tools": False}
     endless = [answer.tokens for (answer,) in engine.generate(prompts(), **options)]
-    until = [codec().decode(endless[0][3:5]), codec().decode(endless[1][6:7]), "a text that never comes"]
+    until = [
+        codec().decode(endless[0][3:5]),
+        codec().decode(endless[1][6:7]),
+        "a text that never comes",
+    ]
     answers = [answer for (answer,) in engine.generate(prompts(), until=until, **options)]
     for tokens, answer in zip(endless, answers, strict=True):
-        ends = [count for count in range(1, len(tokens) + 1) if any(text in codec().decode(tokens[:count]) for text in until)]
-        assert answer.tokens == tokens[: min(ends, default=len(tokens))] and answer.finished == bool(ends)
+        ends = [
+            count
+            for count in range(1, len(tokens) + 1)
+            if any(text in codec().decode(tokens[:count]) for text in until)
+        ]
+        assert answer.tokens == tokens[
+            : min(ends, default=len(tokens))
+        ] and answer.finished == bool(ends)
     assert len(answers[0].tokens) <= 5 and len(answers[1].tokens) <= 7
 
 
 def test_stream_gives_what_generate_gives() -> None:
     prompt = chat_prompt(codec(), PROBLEMS[4]["question"])
     options = {"max_new_tokens": 60, "temperature": 1.0, "seed": 5}
-    (answer,), = talker().generate([prompt], **options)
+    ((answer,),) = talker().generate([prompt], **options)
     assert list(talker().stream(prompt, **options)) == answer.tokens
     assert False in answer.sampled, "a forced result is part of it"
 
@@ -191,8 +258,13 @@ def test_each_prompt_is_reported_once_when_it_is_done() -> None:
     reported: dict[int, list[Completion]] = {}
     progress: list[tuple[int, int]] = []
     groups = Engine(random_model(), codec()).generate(
-        prompts(), samples=2, max_new_tokens=8, rows=3, on_done=lambda prompt, group: reported.setdefault(prompt, group),
-        on_progress=lambda done, total: progress.append((done, total)))
+        prompts(),
+        samples=2,
+        max_new_tokens=8,
+        rows=3,
+        on_done=lambda prompt, group: reported.setdefault(prompt, group),
+        on_progress=lambda done, total: progress.append((done, total)),
+    )
     assert [reported[prompt] for prompt in range(7)] == groups
     assert progress == [(done, 7) for done in range(1, 8)]
 
@@ -209,7 +281,11 @@ def test_sampling_follows_the_softmax() -> None:
     uniforms = torch.rand(200_000, 2, generator=torch.Generator().manual_seed(1))
     for temperature, top_k in ((1.0, 0), (0.5, 0), (1.3, 7)):
         tokens, _ = choose(logits.expand(len(uniforms), -1), uniforms, temperature, top_k)
-        kept = logits if not top_k else logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
+        kept = (
+            logits
+            if not top_k
+            else logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
+        )
         expected = torch.softmax(kept / temperature, dim=0)
         shares = torch.bincount(tokens, minlength=50) / len(uniforms)
         assert (shares - expected).abs().max() < 5 * (0.25 / len(uniforms)) ** 0.5
@@ -225,7 +301,9 @@ def test_close_calls_are_seen() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_deciding_a_token_alone_gives_the_same_token(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+def test_deciding_a_token_alone_gives_the_same_token(
+    monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
     """If every token were a close call, no answer would change: also with forced results in it."""
     prompts = [chat_prompt(codec(), problem["question"]) for problem in PROBLEMS[:4]]
     options = {"samples": 2, "max_new_tokens": 50, "temperature": temperature, "seed": 2}

@@ -29,19 +29,45 @@ from paribus.generate import Completion, Engine
 
 @pytest.fixture
 def cfg(tiny_config: Config) -> Gsm8k:
-    return dataclasses.replace(tiny_config.eval.gsm8k, questions=None, sampled_questions=6, samples=4, max_new_tokens=50,
-                               rows=64)
+    return dataclasses.replace(
+        tiny_config.eval.gsm8k,
+        questions=None,
+        sampled_questions=6,
+        samples=4,
+        max_new_tokens=50,
+        rows=64,
+    )
 
 
 # ---------------------------------------------------------------- scorer
 
 
-@pytest.mark.parametrize(("text", "answer"), [
-    ("so it is 12.\n#### 12", "12"), ("#### 1,234", "1234"), ("#### $5.50", "5.5"), ("#### 12.00", "12"), ("####7", "7"),
-    ("#### -3<|end|>", "-3"), ("#### -$3", "-3"), ("#### $-3", "-3"), ("#### 12.", "12"), ("#### .5", "0.5"),
-    ("#### -0", "0"), ("#### 007", "7"), ("#### 0", "0"), ("#### 5 apples #### 6", "5"), ("#### so #### 6", "6"),
-    ("12", None), ("####", None), ("#### twelve", None), ("#### ,", None), ("### 12", None), ("#### ٣", None),
-])
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("so it is 12.\n#### 12", "12"),
+        ("#### 1,234", "1234"),
+        ("#### $5.50", "5.5"),
+        ("#### 12.00", "12"),
+        ("####7", "7"),
+        ("#### -3<|end|>", "-3"),
+        ("#### -$3", "-3"),
+        ("#### $-3", "-3"),
+        ("#### 12.", "12"),
+        ("#### .5", "0.5"),
+        ("#### -0", "0"),
+        ("#### 007", "7"),
+        ("#### 0", "0"),
+        ("#### 5 apples #### 6", "5"),
+        ("#### so #### 6", "6"),
+        ("12", None),
+        ("####", None),
+        ("#### twelve", None),
+        ("#### ,", None),
+        ("### 12", None),
+        ("#### ٣", None),
+    ],
+)
 def test_final_answer(text: str, answer: str | None) -> None:
     assert final_answer(text) == answer
 
@@ -74,8 +100,12 @@ def test_solution_steps() -> None:
 
 def test_wilson_against_published_values() -> None:
     """Newcombe (1998), table I, method 3."""
-    for (k, n), expected in {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0.0, 0.1611),
-                             (1, 29): (0.0061, 0.1718)}.items():
+    for (k, n), expected in {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0.0, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }.items():
         assert wilson(k, n) == pytest.approx(expected, abs=5e-5)
     assert wilson(29, 29)[1] == 1.0 and wilson(0, 0) == (0.0, 1.0)
 
@@ -94,7 +124,12 @@ def test_mcnemar_is_a_two_sided_sign_test() -> None:
     assert mcnemar_exact(1, 8) == pytest.approx(2 * (1 + 9) / 2**9)
     assert mcnemar_exact(400, 900) == mcnemar_exact(900, 400) < 1e-40
     both = compare([True, True, False, False], [True, False, True, True])
-    assert (both["only_first"], both["only_second"], both["difference"], both["p"]) == (1, 2, 0.25, 1.0)
+    assert (both["only_first"], both["only_second"], both["difference"], both["p"]) == (
+        1,
+        2,
+        0.25,
+        1.0,
+    )
 
 
 def test_mean_and_stderr() -> None:
@@ -108,9 +143,13 @@ def test_mean_and_stderr() -> None:
 def test_few_shot_prompt_is_prose_and_drops_shots_that_do_not_fit() -> None:
     prompt = few_shot_prompt(codec(), PROBLEMS[:3], "How many?")
     text = codec().decode(prompt)
-    assert text.startswith(f"<|bos|>Question: {PROBLEMS[0]['question']}\nAnswer: 3+4=7 shells. #### 7\n\nQuestion: ")
+    assert text.startswith(
+        f"<|bos|>Question: {PROBLEMS[0]['question']}\nAnswer: 3+4=7 shells. #### 7\n\nQuestion: "
+    )
     assert text.endswith("\n\nQuestion: How many?\nAnswer:") and "<<" not in text
-    shorter = codec().decode(few_shot_prompt(codec(), PROBLEMS[:3], "How many?", room=len(prompt) - 1))
+    shorter = codec().decode(
+        few_shot_prompt(codec(), PROBLEMS[:3], "How many?", room=len(prompt) - 1)
+    )
     assert shorter == "<|bos|>" + text.partition("\n\n")[2]
     bare = few_shot_prompt(codec(), PROBLEMS[:3], "How many?", room=5)
     assert codec().decode(bare) == "<|bos|>Question: How many?\nAnswer:"
@@ -118,7 +157,10 @@ def test_few_shot_prompt_is_prose_and_drops_shots_that_do_not_fit() -> None:
 
 def test_line_ends_are_all_tokens_with_a_line_end() -> None:
     ends = line_ends(codec())
-    assert set(codec().encode(".\n\n")) & ends and not set(codec().encode("no line end. 12 #### 3")) & ends
+    assert (
+        set(codec().encode(".\n\n")) & ends
+        and not set(codec().encode("no line end. 12 #### 3")) & ends
+    )
 
 
 # ---------------------------------------------------------------- evaluation
@@ -127,23 +169,40 @@ def test_line_ends_are_all_tokens_with_a_line_end() -> None:
 def test_summary_counts_what_the_items_say(cfg: Gsm8k) -> None:
     result = evaluate_gsm8k(talker(), PROBLEMS, cfg, stage="sft", seed=1)
     items, summary = result.items, result.summary
-    assert summary["n"] == len(items) == 12 and summary["n_sampled"] == 6 and summary["samples"] == 4
+    assert (
+        summary["n"] == len(items) == 12 and summary["n_sampled"] == 6 and summary["samples"] == 4
+    )
     right = [item.correct for item in items]
-    assert summary["accuracy"] == sum(right) / 12 and (summary["ci_low"], summary["ci_high"]) == wilson(sum(right), 12)
+    assert summary["accuracy"] == sum(right) / 12 and (
+        summary["ci_low"],
+        summary["ci_high"],
+    ) == wilson(sum(right), 12)
     assert summary["accuracy"] > 0.5, "the talker has learned its problems"
     for item in items:
-        assert item.correct == (item.prediction == final_answer(item.reference)) and item.text.count("<|end|>") == item.finished
+        assert (
+            item.correct == (item.prediction == final_answer(item.reference))
+            and item.text.count("<|end|>") == item.finished
+        )
     sampled = [item for item in items if item.n_samples]
     assert [item.index for item in sampled] == list(range(6))
     assert summary["pass_at_1"] == pytest.approx(sum(item.n_correct for item in sampled) / 24)
-    assert summary["pass_at_1"] < summary["pass_at_2"] < summary["pass_at_4"] and "pass_at_8" not in summary
-    assert 0 < summary["well_formed"] <= 1 and summary["tool_calls"] > 0.9 and summary["formatted"] > 0.9
+    assert (
+        summary["pass_at_1"] < summary["pass_at_2"] < summary["pass_at_4"]
+        and "pass_at_8" not in summary
+    )
+    assert (
+        0 < summary["well_formed"] <= 1
+        and summary["tool_calls"] > 0.9
+        and summary["formatted"] > 0.9
+    )
     assert summary["by_steps"]["1"]["n"] == 4 and summary["by_steps"]["2"]["n"] == 8
 
 
 def test_rows_change_nothing(cfg: Gsm8k) -> None:
-    first, second = (evaluate_gsm8k(talker(), PROBLEMS, dataclasses.replace(cfg, rows=rows), stage="sft", seed=1)
-                     for rows in (5, 64))
+    first, second = (
+        evaluate_gsm8k(talker(), PROBLEMS, dataclasses.replace(cfg, rows=rows), stage="sft", seed=1)
+        for rows in (5, 64)
+    )
     assert first == second
 
 
@@ -162,13 +221,26 @@ def test_a_killed_evaluation_ends_in_the_same_result(cfg: Gsm8k, tmp_path: Path)
                 raise _Killed
 
         with pytest.raises(_Killed):
-            evaluate_gsm8k(talker(), PROBLEMS, cfg, stage="sft", seed=1, cache=cache, on_progress=kill)
+            evaluate_gsm8k(
+                talker(), PROBLEMS, cfg, stage="sft", seed=1, cache=cache, on_progress=kill
+            )
         file = cache / "answers.jsonl"
-        assert len(file.read_bytes().splitlines()) == kill_at + 1  # one a question, after the header
-        file.write_bytes(file.read_bytes()[:-7])  # the last line cut off, as a kill in the middle of a write leaves it
+        assert (
+            len(file.read_bytes().splitlines()) == kill_at + 1
+        )  # one a question, after the header
+        file.write_bytes(
+            file.read_bytes()[:-7]
+        )  # the last line cut off, as a kill in the middle of a write leaves it
         seen: list[int] = []
-        again = evaluate_gsm8k(talker(), PROBLEMS, cfg, stage="sft", seed=1, cache=cache,
-                               on_progress=lambda done, total, seen=seen: seen.append(done))
+        again = evaluate_gsm8k(
+            talker(),
+            PROBLEMS,
+            cfg,
+            stage="sft",
+            seed=1,
+            cache=cache,
+            on_progress=lambda done, total, seen=seen: seen.append(done),
+        )
         assert again == whole
         assert min(seen) >= min(kill_at - 1, 12) and seen[-1] == 18, "it went on from what was kept"
 
@@ -182,9 +254,18 @@ def test_a_cache_of_another_evaluation_is_not_used(cfg: Gsm8k, tmp_path: Path) -
 
 def test_base_model_is_asked_in_prose_and_stops_at_the_line_end(cfg: Gsm8k) -> None:
     engine = _Recorder(random_model(seq_len=256), codec())
-    result = evaluate_gsm8k(engine, PROBLEMS[:2], dataclasses.replace(cfg, few_shot=2, samples=1), stage="base",
-                            shots=PROBLEMS[4:], seed=1)
-    assert codec().decode(engine.prompts[0]).count("Question:") == 3 and result.summary["few_shot"] == 2
+    result = evaluate_gsm8k(
+        engine,
+        PROBLEMS[:2],
+        dataclasses.replace(cfg, few_shot=2, samples=1),
+        stage="base",
+        shots=PROBLEMS[4:],
+        seed=1,
+    )
+    assert (
+        codec().decode(engine.prompts[0]).count("Question:") == 3
+        and result.summary["few_shot"] == 2
+    )
     assert engine.options["stop"] == line_ends(codec()) and not engine.options["tools"]
 
 
@@ -199,7 +280,11 @@ class _Recorder(Engine):
 def test_questions_that_fill_the_context_are_wrong_not_fatal(cfg: Gsm8k) -> None:
     endless = {"question": "How many shells? " * 60, "answer": "#### 7"}
     result = evaluate_gsm8k(talker(), [endless, PROBLEMS[0]], cfg, stage="sft", seed=1)
-    assert not result.items[0].correct and result.summary["no_room"] == 1 and result.items[1].tokens > 0
+    assert (
+        not result.items[0].correct
+        and result.summary["no_room"] == 1
+        and result.items[1].tokens > 0
+    )
 
 
 def test_files_say_what_the_result_says(cfg: Gsm8k, tmp_path: Path) -> None:
@@ -207,8 +292,15 @@ def test_files_say_what_the_result_says(cfg: Gsm8k, tmp_path: Path) -> None:
     write_items(tmp_path, result)
     rows = pyarrow.parquet.read_table(tmp_path / "items.parquet").to_pylist()
     assert rows == [dataclasses.asdict(item) for item in result.items]
-    failures = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [one["index"] for one in failures] == [item.index for item in result.items if not item.correct] != []
+    failures = [
+        json.loads(line)
+        for line in (tmp_path / "failures.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    assert (
+        [one["index"] for one in failures]
+        == [item.index for item in result.items if not item.correct]
+        != []
+    )
     assert all(one["prediction"] != one["expected"] for one in failures)
     assert len(json.loads((tmp_path / "samples.json").read_text())) == 12
     assert json.loads((tmp_path / "summary.json").read_text()) == result.summary
@@ -216,4 +308,9 @@ def test_files_say_what_the_result_says(cfg: Gsm8k, tmp_path: Path) -> None:
 
 def test_completion_is_what_the_engine_promises() -> None:
     assert [field.name for field in dataclasses.fields(Completion)] == [
-        "tokens", "sampled", "finished", "tool_calls", "well_formed_tool_calls"]
+        "tokens",
+        "sampled",
+        "finished",
+        "tool_calls",
+        "well_formed_tool_calls",
+    ]

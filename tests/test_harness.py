@@ -31,7 +31,9 @@ def slow(model: GPT, tokens: list[int], start: int) -> tuple[float, bool]:
     total, greedy, limit = 0.0, True, model.config.seq_len
     for place in range(start, len(tokens)):
         with torch.no_grad():
-            logits = model.logits(model.hidden(torch.tensor([tokens[max(place - limit, 0) : place]])))[0, -1]
+            logits = model.logits(
+                model.hidden(torch.tensor([tokens[max(place - limit, 0) : place]]))
+            )[0, -1]
         total += float(logits.log_softmax(dim=-1)[tokens[place]])
         greedy &= int(logits.argmax()) == tokens[place]
     return total, greedy
@@ -49,13 +51,23 @@ def test_loglikelihoods_are_those_of_a_plain_forward(batch_size: int) -> None:
 
 def test_loglikelihoods_are_those_of_core() -> None:
     """The same items through CORE's own path: mean losses of its options, summed, are the harness's."""
-    rows = tuple({"query": problem["question"], "choices": ["shells and 7", "finds 3", "more now"], "gold": 0}
-                 for problem in PROBLEMS[:6])
-    assert len({codec().encode(f" {choice}")[0] for choice in rows[0]["choices"]}) == 3, "CORE scores from the first difference"
+    rows = tuple(
+        {
+            "query": problem["question"],
+            "choices": ["shells and 7", "finds 3", "more now"],
+            "gold": 0,
+        }
+        for problem in PROBLEMS[:6]
+    )
+    assert len({codec().encode(f" {choice}")[0] for choice in rows[0]["choices"]}) == 3, (
+        "CORE scores from the first difference"
+    )
     task = Task("choice", "multiple_choice", 0, " ", 0.25, rows, len(rows), len(rows), "")
     items = evaluate_task(talker().model, codec(), task, 8)
     for row, item in zip(rows, items, strict=True):
-        scores = Responder(talker().model, codec(), 8).loglikelihood([(row["query"], f" {one}") for one in row["choices"]])
+        scores = Responder(talker().model, codec(), 8).loglikelihood(
+            [(row["query"], f" {one}") for one in row["choices"]]
+        )
         for choice, loss, (total, _) in zip(row["choices"], item.losses, scores, strict=True):
             assert loss is not None
             assert total == pytest.approx(-loss * len(codec().encode(f" {choice}")), abs=1e-4)
@@ -64,7 +76,9 @@ def test_loglikelihoods_are_those_of_core() -> None:
 def test_greedy_continuations_are_seen() -> None:
     engine = talker()
     prompt = PROBLEMS[0]["question"]
-    (answer,), = engine.generate([[codec().bos, *codec().encode(prompt)]], max_new_tokens=4, tools=False)
+    ((answer,),) = engine.generate(
+        [[codec().bos, *codec().encode(prompt)]], max_new_tokens=4, tools=False
+    )
     text = codec().decode(answer.tokens)
     if codec().encode(prompt + text) == codec().encode(prompt) + answer.tokens:
         assert Responder(engine.model, codec(), 4).loglikelihood([(prompt, text)])[0][1]
@@ -90,14 +104,21 @@ def test_rolling_is_the_sum_over_windows() -> None:
     for batch_size in (1, 8):
         short, total = Responder(model, codec(), batch_size).rolling(["Mia", text])
         assert total == pytest.approx(expected, abs=1e-3)
-        assert short == pytest.approx(slow(model, [codec().bos, *codec().encode("Mia")], 1)[0], abs=1e-4)
+        assert short == pytest.approx(
+            slow(model, [codec().bos, *codec().encode("Mia")], 1)[0], abs=1e-4
+        )
     assert Responder(model, codec(), 8).rolling([""]) == [0.0]
 
 
 def test_generations_end_before_a_stop_text_whatever_the_batch_size() -> None:
-    requests = [(problem["question"], {"until": until, "max_gen_toks": 30})
-                for problem in PROBLEMS[:5] for until in (["\n"], ["shells", "7"], "a word that never comes")]
-    first, second = (Responder(talker().model, codec(), size).generate(requests) for size in (2, 16))
+    requests = [
+        (problem["question"], {"until": until, "max_gen_toks": 30})
+        for problem in PROBLEMS[:5]
+        for until in (["\n"], ["shells", "7"], "a word that never comes")
+    ]
+    first, second = (
+        Responder(talker().model, codec(), size).generate(requests) for size in (2, 16)
+    )
     assert first == second and any(first)
     endless = first[2::3]
     for place, text in enumerate(first[1::3]):
@@ -108,9 +129,13 @@ def test_generations_end_before_a_stop_text_whatever_the_batch_size() -> None:
 def test_a_context_too_long_loses_its_beginning() -> None:
     responder = Responder(talker().model, codec(), 4)
     question = PROBLEMS[0]["question"]
-    cut, = responder.generate([("9 9 " * 200 + question, {"max_gen_toks": 1000})])
+    (cut,) = responder.generate([("9 9 " * 200 + question, {"max_gen_toks": 1000})])
     prompt = responder._prompt("9 9 " * 200 + question, 1000)
-    assert len(prompt) == responder.model.config.seq_len // 2 and codec().decode(prompt).endswith(question) and cut is not None
+    assert (
+        len(prompt) == responder.model.config.seq_len // 2
+        and codec().decode(prompt).endswith(question)
+        and cut is not None
+    )
 
 
 def test_settings_that_the_engine_lacks_are_named() -> None:
@@ -143,16 +168,26 @@ def project(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Pat
     """A project with a checkpoint and a folder of tasks whose data are local files."""
     root = tmp_path_factory.mktemp("lm")
     (root / "dvc.yaml").write_text((project_root / "dvc.yaml").read_text())
-    quick = {"train.device": "cpu", "train.dtype": "float32", "train.threads": 1, "tracking.system_metrics": False}
-    (root / "params.yaml").write_text(json.dumps(merge(read_yaml(project_root / "params.yaml"), quick)))  # JSON is YAML
+    quick = {
+        "train.device": "cpu",
+        "train.dtype": "float32",
+        "train.threads": 1,
+        "tracking.system_metrics": False,
+    }
+    (root / "params.yaml").write_text(
+        json.dumps(merge(read_yaml(project_root / "params.yaml"), quick))
+    )  # JSON is YAML
     (root / "tasks").mkdir()
     for name, (body, rows) in TASKS.items():
         data = root / f"tasks/{name}.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         (root / f"tasks/{name}.yaml").write_text(
-            f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n{body}")
+            f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n{body}"
+        )
     codec().save(root / "tokenizer.json")
-    save_checkpoint(root / "checkpoints/sft", talker().model, root / "tokenizer.json", {"stage": "sft"})
+    save_checkpoint(
+        root / "checkpoints/sft", talker().model, root / "tokenizer.json", {"stage": "sft"}
+    )
     return root
 
 
@@ -173,12 +208,27 @@ def inside(project: Path) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def ran(inside: Path) -> Result:
     """The command on a task of each kind; in this process, as one of its own would import for seconds."""
-    return CliRunner().invoke(commands, ["eval", "lm", "--tasks", ",".join(TASKS), "--checkpoint", "sft",
-                                         "--include-path", "tasks", "--limit", "4", "--batch-size", "5"])
+    return CliRunner().invoke(
+        commands,
+        [
+            "eval",
+            "lm",
+            "--tasks",
+            ",".join(TASKS),
+            "--checkpoint",
+            "sft",
+            "--include-path",
+            "tasks",
+            "--limit",
+            "4",
+            "--batch-size",
+            "5",
+        ],
+    )
 
 
 def kept(project: Path) -> dict[str, dict[str, Any]]:
-    path, = (project / "evals/lm/sft").glob("tiny_choice-and-2-more-*.json")
+    (path,) = (project / "evals/lm/sft").glob("tiny_choice-and-2-more-*.json")
     return {row["task"]: row for row in json.loads(path.read_text())["rows"]}
 
 
@@ -186,7 +236,12 @@ def test_each_kind_of_task_gives_the_native_figures(inside: Path, ran: Result) -
     assert ran.exit_code == 0, ran.output
     rows, native, right = kept(inside), Responder(talker().model, codec(), 3), 0
     for row in TASKS["tiny_choice"][1][:4]:
-        scores = [total for total, _ in native.loglikelihood([(row["question"], f" {one}") for one in row["choices"]])]
+        scores = [
+            total
+            for total, _ in native.loglikelihood(
+                [(row["question"], f" {one}") for one in row["choices"]]
+            )
+        ]
         right += scores.index(max(scores)) == row["gold"]
     accuracy = rows["tiny_choice"]["value"]
     assert accuracy == right / 4 and rows["tiny_choice"]["n"] == 4
@@ -202,21 +257,31 @@ def test_the_command_prints_a_table_and_logs_a_run(inside: Path, ran: Result) ->
 
     rows = kept(inside)
     for task, row in rows.items():
-        line, = (line for line in ran.stdout.splitlines() if line.startswith(f"{task} "))
+        (line,) = (line for line in ran.stdout.splitlines() if line.startswith(f"{task} "))
         assert f"{row['value']:.4f}" in line and ("±" in line) == (row["stderr"] is not None)
     client = MlflowClient(f"sqlite:///{inside / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("paribus")
-    run, = client.search_runs([experiment.experiment_id], "tags.stage = 'lm'")
-    assert run.info.status == "FINISHED" and run.data.metrics["tiny_choice.acc"] == rows["tiny_choice"]["value"]
+    (run,) = client.search_runs([experiment.experiment_id], "tags.stage = 'lm'")
+    assert (
+        run.info.status == "FINISHED"
+        and run.data.metrics["tiny_choice.acc"] == rows["tiny_choice"]["value"]
+    )
     assert run.data.params["lm.limit"] == "4" and run.data.tags["checkpoint"] == "sft"
-    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "tables/lm.json", "type": "table"}]
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [
+        {"path": "tables/lm.json", "type": "table"}
+    ]
 
 
 def test_unknown_tasks_are_told_with_the_nearest_names(project: Path) -> None:
     known = task_manager(list(TASKS), project / "tasks").all_tasks
-    assert set(known) >= set(TASKS), "lm_eval's own index, which takes seconds, is not asked where it is not needed"
+    assert set(known) >= set(TASKS), (
+        "lm_eval's own index, which takes seconds, is not asked where it is not needed"
+    )
     first, second = unknown_tasks(["tiny_choise", "tiny_choice", "mmlu"], known)
-    assert first.startswith("--tasks: no task 'tiny_choise'; did you mean tiny_choice") and "'mmlu'" in second
+    assert (
+        first.startswith("--tasks: no task 'tiny_choise'; did you mean tiny_choice")
+        and "'mmlu'" in second
+    )
     with pytest.raises(UserError, match="no such folder"):
         task_manager(["tiny_choice"], project / "nowhere")
 
@@ -224,6 +289,7 @@ def test_unknown_tasks_are_told_with_the_nearest_names(project: Path) -> None:
 def test_data_out_of_reach_is_an_error_for_people(inside: Path) -> None:
     (inside / "tasks/gone.yaml").write_text(
         "task: gone\ndataset_path: json\ndataset_kwargs: {data_files: {test: /nowhere/gone.jsonl}}\ntest_split: test\n"
-        'output_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: "{{text}}"\n')
+        'output_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: "{{text}}"\n'
+    )
     with pytest.raises(UserError, match="the data of gone is not to be had"):
         evaluate_tasks(inside / "checkpoints/sft", ["gone"], include_path=inside / "tasks")

@@ -15,8 +15,19 @@ pytestmark = pytest.mark.long
 @pytest.mark.timeout(900)
 def test_ten_kills_leave_no_trace(project_root: Path, tmp_path: Path) -> None:
     """The short form of `benchmarks/kills.py --kills 100`: the training stages only."""
-    command = [sys.executable, str(project_root / "benchmarks/kills.py"), "--kills", "10", "--seed", "1", "--training-only",
-               "--folder", str(tmp_path / "work"), "--out", str(tmp_path / "kills.json")]
+    command = [
+        sys.executable,
+        str(project_root / "benchmarks/kills.py"),
+        "--kills",
+        "10",
+        "--seed",
+        "1",
+        "--training-only",
+        "--folder",
+        str(tmp_path / "work"),
+        "--out",
+        str(tmp_path / "kills.json"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads((tmp_path / "kills.json").read_text())

@@ -9,14 +9,56 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "src" / "paribus"
 # From the ground up; a module may import from its own layer's package and from those before it.
-LAYERS = ["errors", "config", "session", "graph", "runtime", "progress", "journal", "tracking", "model", "data", "calculator",
-          "generate", "evaluate", "train", "plan", "summary", "report", "stages", "study", "chat", "doctor", "tools", "cli"]
-BARE = {"model", "data", "calculator", "generate", "evaluate", "train"}  # must run where only torch and its like are
+LAYERS = [
+    "errors",
+    "config",
+    "session",
+    "graph",
+    "runtime",
+    "progress",
+    "journal",
+    "tracking",
+    "model",
+    "data",
+    "calculator",
+    "generate",
+    "evaluate",
+    "train",
+    "plan",
+    "summary",
+    "report",
+    "stages",
+    "study",
+    "chat",
+    "doctor",
+    "tools",
+    "cli",
+]
+BARE = {
+    "model",
+    "data",
+    "calculator",
+    "generate",
+    "evaluate",
+    "train",
+}  # must run where only torch and its like are
 BARE_LIBRARIES = {"torch", "numpy", "tokenizers", "safetensors", "paribus"}
-LAZY_LIBRARIES = {"yaml", "pyarrow", "zstandard", "datasets", "huggingface_hub", "httpx2", "lm_eval"}
+LAZY_LIBRARIES = {
+    "yaml",
+    "pyarrow",
+    "zstandard",
+    "datasets",
+    "huggingface_hub",
+    "httpx2",
+    "lm_eval",
+}
 ONLY_HOME = {"mlflow": "tracking", "optuna": "study/tune", "lm_eval": "evaluate/harness"}
 
-MODULES = sorted(path for path in ROOT.rglob("*.py") if path.name not in ("__main__.py",) and path != ROOT / "__init__.py")
+MODULES = sorted(
+    path
+    for path in ROOT.rglob("*.py")
+    if path.name not in ("__main__.py",) and path != ROOT / "__init__.py"
+)
 
 
 def name_of(path: Path) -> str:
@@ -32,7 +74,11 @@ def imports(path: Path) -> list[tuple[str, bool]]:
         if isinstance(node, ast.Import):
             found += [(alias.name, id(node) not in eager) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "paribus" else [node.module or ""]
+            names = (
+                [f"{node.module}.{a.name}" for a in node.names]
+                if node.module == "paribus"
+                else [node.module or ""]
+            )
             found += [(name, id(node) not in eager) for name in names]
     return found
 
@@ -44,16 +90,22 @@ def test_imports_point_down(path: Path) -> None:
         if module.startswith("paribus."):
             layer = module.split(".")[1]
             if layer != "__version__":
-                assert LAYERS.index(layer) <= here, f"{name_of(path)} imports {module}, which is above it"
+                assert LAYERS.index(layer) <= here, (
+                    f"{name_of(path)} imports {module}, which is above it"
+                )
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if name_of(p).split("/")[0] in BARE], ids=name_of)
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if name_of(p).split("/")[0] in BARE], ids=name_of
+)
 def test_core_needs_only_torch_and_its_like(path: Path) -> None:
     import sys
 
     for module, lazy in imports(path):
         library = module.split(".")[0]
-        allowed = BARE_LIBRARIES | set(sys.stdlib_module_names) | (LAZY_LIBRARIES if lazy else set())
+        allowed = (
+            BARE_LIBRARIES | set(sys.stdlib_module_names) | (LAZY_LIBRARIES if lazy else set())
+        )
         assert library in allowed, f"{name_of(path)} imports {module}"
 
 
@@ -61,9 +113,13 @@ def test_core_needs_only_torch_and_its_like(path: Path) -> None:
 def test_each_tool_has_one_home(path: Path) -> None:
     for module, _ in imports(path):
         home = ONLY_HOME.get(module.split(".")[0])
-        assert home is None or name_of(path).startswith(home), f"{name_of(path)} imports {module}; only {home} may"
+        assert home is None or name_of(path).startswith(home), (
+            f"{name_of(path)} imports {module}; only {home} may"
+        )
 
 
 def test_no_file_is_too_long() -> None:
-    long = {name_of(path): lines for path in MODULES if (lines := path.read_text().count("\n")) > 500}
+    long = {
+        name_of(path): lines for path in MODULES if (lines := path.read_text().count("\n")) > 500
+    }
     assert not long

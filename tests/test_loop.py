@@ -25,7 +25,10 @@ class Rows:
     """Tokens that are a function of (step, row)."""
 
     def batch(self, step: int, rows: range, batch_rows: int) -> Batch:
-        tokens = [torch.randint(0, 50, (17,), generator=torch.Generator().manual_seed(1000 * step + row)) for row in rows]
+        tokens = [
+            torch.randint(0, 50, (17,), generator=torch.Generator().manual_seed(1000 * step + row))
+            for row in rows
+        ]
         stacked = torch.stack(tokens)
         return Batch(stacked[:, :-1], stacked[:, 1:], None)
 
@@ -46,8 +49,14 @@ class Journal:
         self.rows = {kept: row for kept, row in self.rows.items() if kept <= step}
 
 
-def make(config: Config, folder: Path, *, stop_after: int | None = None, device_batch_size: int = 4,
-         save_seconds: float = 0.0) -> tuple[Loop, Journal]:
+def make(
+    config: Config,
+    folder: Path,
+    *,
+    stop_after: int | None = None,
+    device_batch_size: int = 4,
+    save_seconds: float = 0.0,
+) -> tuple[Loop, Journal]:
     model = GPT(config.model, 50)
     model.initialise(1)
     journal, interrupt = Journal(), Interrupt(folder)
@@ -58,10 +67,24 @@ def make(config: Config, folder: Path, *, stop_after: int | None = None, device_
             interrupt.reason = "the test"
         return {}
 
-    hooks = Hooks(journal.log, lambda step, name, _: journal.events.append((step, name)), lambda: None, journal.rewind,
-                  evaluate, lambda step, metrics: None)
-    loop = Loop(model, model, MuonAdamW(model, config.optimizer), NextToken(Rows(), ROWS, device_batch_size),
-                Plan(STEPS, lambda step: 1.0, 1.0, 1.0, save_seconds), StateStore(folder / "state", 2), interrupt, hooks)
+    hooks = Hooks(
+        journal.log,
+        lambda step, name, _: journal.events.append((step, name)),
+        lambda: None,
+        journal.rewind,
+        evaluate,
+        lambda step, metrics: None,
+    )
+    loop = Loop(
+        model,
+        model,
+        MuonAdamW(model, config.optimizer),
+        NextToken(Rows(), ROWS, device_batch_size),
+        Plan(STEPS, lambda step: 1.0, 1.0, 1.0, save_seconds),
+        StateStore(folder / "state", 2),
+        interrupt,
+        hooks,
+    )
     return loop, journal
 
 
@@ -77,8 +100,9 @@ def reference(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.parametrize("pause", range(1, STEPS))
-def test_resume_at_any_step_ends_in_the_same_bits(tiny_config: Config, tmp_path: Path, reference: torch.Tensor,
-                                                  pause: int) -> None:
+def test_resume_at_any_step_ends_in_the_same_bits(
+    tiny_config: Config, tmp_path: Path, reference: torch.Tensor, pause: int
+) -> None:
     first, before = make(tiny_config, tmp_path, stop_after=pause)
     with pytest.raises(Paused, match=f"saved at step {pause} of {STEPS}"):
         first.run()
@@ -92,7 +116,9 @@ def test_resume_at_any_step_ends_in_the_same_bits(tiny_config: Config, tmp_path:
     assert second.position.tokens == STEPS * ROWS * 16
 
 
-def test_death_between_saves_goes_back_to_the_last_state(tiny_config: Config, tmp_path: Path, reference: torch.Tensor) -> None:
+def test_death_between_saves_goes_back_to_the_last_state(
+    tiny_config: Config, tmp_path: Path, reference: torch.Tensor
+) -> None:
     """As after kill -9: the loop is abandoned mid-way, and what it did since its last save is done again."""
     first, _ = make(tiny_config, tmp_path)
 
@@ -113,7 +139,9 @@ def test_death_between_saves_goes_back_to_the_last_state(tiny_config: Config, tm
     assert torch.equal(weights(second), reference)
 
 
-def test_micro_batches_change_memory_not_results(tiny_config: Config, tmp_path: Path, reference: torch.Tensor) -> None:
+def test_micro_batches_change_memory_not_results(
+    tiny_config: Config, tmp_path: Path, reference: torch.Tensor
+) -> None:
     loop, _ = make(tiny_config, tmp_path, device_batch_size=1)
     loop.run()
     # AdamW makes a full step of a gradient that is all rounding, so single weights may part; their sum must not.
@@ -122,10 +150,14 @@ def test_micro_batches_change_memory_not_results(tiny_config: Config, tmp_path: 
 
 def spoil(loop: Loop, *steps: int) -> None:
     """Make the gradient of these steps not a number."""
-    loop.model.embedding.weight.register_hook(lambda grad: grad * float("nan") if loop.position.step in steps else grad)
+    loop.model.embedding.weight.register_hook(
+        lambda grad: grad * float("nan") if loop.position.step in steps else grad
+    )
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_counted(tiny_config: Config, tmp_path: Path) -> None:
+def test_a_step_that_is_not_finite_is_skipped_and_counted(
+    tiny_config: Config, tmp_path: Path
+) -> None:
     loop, journal = make(tiny_config, tmp_path)
     spoil(loop, 3)
     position = loop.run()
@@ -134,7 +166,9 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tiny_config: Config, t
     assert journal.rows[STEPS]["train/nonfinite"] == 1
 
 
-def test_a_run_of_them_rolls_back_and_passes_the_steps_over(tiny_config: Config, tmp_path: Path) -> None:
+def test_a_run_of_them_rolls_back_and_passes_the_steps_over(
+    tiny_config: Config, tmp_path: Path
+) -> None:
     bad = tuple(range(3, 3 + MAX_NONFINITE))
     loop, journal = make(tiny_config, tmp_path)
     spoil(loop, *bad)

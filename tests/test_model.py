@@ -44,12 +44,24 @@ def tokens() -> torch.Tensor:
 
 # Each changes one field from the default of tiny_config.
 SWITCHES: dict[str, dict[str, object]] = {
-    "depth": {"depth": 4}, "heads": {"head_dim": 16}, "n_kv_heads": {"n_kv_heads": 2}, "gelu": {"mlp": "gelu"},
-    "relu2": {"mlp": "relu2"}, "mlp_ratio": {"mlp_ratio": 2.0}, "norm": {"norm": "layer"}, "qk_norm": {"qk_norm": False},
-    "learned": {"position": "learned"}, "none": {"position": "none"}, "rope_base": {"rope_base": 100.0},
-    "window": {"window_pattern": "S", "window": 4}, "value_alternate": {"value_embeddings": "alternate"},
-    "value_none": {"value_embeddings": "none"}, "x0": {"x0_scalars": False}, "residual": {"residual_scalars": False},
-    "tied": {"tied_head": True}, "softcap": {"softcap": 0.0},
+    "depth": {"depth": 4},
+    "heads": {"head_dim": 16},
+    "n_kv_heads": {"n_kv_heads": 2},
+    "gelu": {"mlp": "gelu"},
+    "relu2": {"mlp": "relu2"},
+    "mlp_ratio": {"mlp_ratio": 2.0},
+    "norm": {"norm": "layer"},
+    "qk_norm": {"qk_norm": False},
+    "learned": {"position": "learned"},
+    "none": {"position": "none"},
+    "rope_base": {"rope_base": 100.0},
+    "window": {"window_pattern": "S", "window": 4},
+    "value_alternate": {"value_embeddings": "alternate"},
+    "value_none": {"value_embeddings": "none"},
+    "x0": {"x0_scalars": False},
+    "residual": {"residual_scalars": False},
+    "tied": {"tied_head": True},
+    "softcap": {"softcap": 0.0},
 }
 
 
@@ -57,7 +69,9 @@ SWITCHES: dict[str, dict[str, object]] = {
 def test_every_switch_takes_effect(config: Model, tokens: torch.Tensor, changes: dict) -> None:
     default, changed = build(config), build(config, **changes)
     with torch.no_grad():
-        assert not torch.allclose(default.logits(default.hidden(tokens)), changed.logits(changed.hidden(tokens)))
+        assert not torch.allclose(
+            default.logits(default.hidden(tokens)), changed.logits(changed.hidden(tokens))
+        )
 
 
 @pytest.mark.parametrize("changes", SWITCHES.values(), ids=SWITCHES.keys())
@@ -93,14 +107,23 @@ def test_right_padding_in_the_cache_is_harmless(config: Model, tokens: torch.Ten
 
 @pytest.mark.parametrize("softcap", [0.0, 15.0])
 @pytest.mark.parametrize("chunk_tokens", [7, 10_000])
-def test_chunked_cross_entropy_is_the_plain_one(config: Model, tokens: torch.Tensor, softcap: float, chunk_tokens: int,
-                                                monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunked_cross_entropy_is_the_plain_one(
+    config: Model,
+    tokens: torch.Tensor,
+    softcap: float,
+    chunk_tokens: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(gpt_module, "logit_rows", lambda vocab_size, device_type: chunk_tokens)
     model = build(config, softcap=softcap)
     targets = tokens.roll(-1, 1).masked_fill(torch.rand(tokens.shape) < 0.2, -1)
     weights = torch.randn(tokens.shape)
-    losses = F.cross_entropy(model.logits(model.hidden(tokens)).flatten(0, 1), targets.flatten(), ignore_index=-1,
-                             reduction="none")
+    losses = F.cross_entropy(
+        model.logits(model.hidden(tokens)).flatten(0, 1),
+        targets.flatten(),
+        ignore_index=-1,
+        reduction="none",
+    )
     plain = (losses * weights.flatten()).sum()
     expected = torch.autograd.grad(plain, list(model.parameters()))
     loss = model(tokens, targets, weights=weights)
@@ -126,7 +149,9 @@ def test_documents_do_not_see_each_other(config: Model, tokens: torch.Tensor) ->
     documents = torch.zeros_like(tokens)
     documents[:, 10:] = 1
     with torch.no_grad():
-        assert torch.allclose(model.hidden(tokens, documents)[:, 10:], model.hidden(tokens[:, 10:]), atol=1e-5)
+        assert torch.allclose(
+            model.hidden(tokens, documents)[:, 10:], model.hidden(tokens[:, 10:]), atol=1e-5
+        )
 
 
 def test_activation_checkpointing_changes_nothing(config: Model, tokens: torch.Tensor) -> None:
@@ -141,11 +166,18 @@ def test_activation_checkpointing_changes_nothing(config: Model, tokens: torch.T
 
 def test_arms_share_the_values_of_shared_tensors(config: Model) -> None:
     """Matched seeds: a change in one part leaves the initial values of all others as they are."""
-    default, arm = GPT(config, VOCAB), GPT(dataclasses.replace(config, mlp="swiglu", value_embeddings="all"), VOCAB)
+    default, arm = (
+        GPT(config, VOCAB),
+        GPT(dataclasses.replace(config, mlp="swiglu", value_embeddings="all"), VOCAB),
+    )
     default.initialise(3)
     arm.initialise(3)
     shared = default.state_dict()
-    same = [name for name, tensor in arm.state_dict().items() if name in shared and tensor.shape == shared[name].shape]
+    same = [
+        name
+        for name, tensor in arm.state_dict().items()
+        if name in shared and tensor.shape == shared[name].shape
+    ]
     assert len(same) > 10
     assert all(torch.equal(arm.state_dict()[name], shared[name]) for name in same)
 
@@ -208,5 +240,8 @@ def test_own_norm_is_torchs(tokens: torch.Tensor) -> None:
     """Forward and backward, against torch's own in double precision."""
     x = torch.randn(5, 7, 24, dtype=torch.float64, requires_grad=True)
     assert torch.allclose(layers.normalise(x, "rms"), F.rms_norm(x, (24,)), atol=1e-6)
-    found, expected = (torch.autograd.grad((y**3).sum(), x)[0] for y in (layers.normalise(x, "rms"), F.rms_norm(x, (24,))))
+    found, expected = (
+        torch.autograd.grad((y**3).sum(), x)[0]
+        for y in (layers.normalise(x, "rms"), F.rms_norm(x, (24,)))
+    )
     assert torch.allclose(found, expected, atol=1e-5)

@@ -20,14 +20,23 @@ def test_newton_schulz_brings_singular_values_near_one() -> None:
 
 
 def test_adamw_is_torchs(tiny_config: Config) -> None:
-    config = dataclasses.replace(tiny_config.optimizer, kind="adamw", grad_clip=0.0, weight_decay=0.0)
+    config = dataclasses.replace(
+        tiny_config.optimizer, kind="adamw", grad_clip=0.0, weight_decay=0.0
+    )
     ours, theirs = (GPT(tiny_config.model, 50) for _ in range(2))
     ours.initialise(1)
     theirs.initialise(1)
     optimizer = MuonAdamW(ours, config)
-    groups = [{"params": [dict(theirs.named_parameters())[name] for name in group.parameters], "lr": group.lr}
-              for group in parameter_groups(ours, config)]
-    reference = torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=0.0)
+    groups = [
+        {
+            "params": [dict(theirs.named_parameters())[name] for name in group.parameters],
+            "lr": group.lr,
+        }
+        for group in parameter_groups(ours, config)
+    ]
+    reference = torch.optim.AdamW(
+        groups, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=0.0
+    )
     tokens = torch.randint(0, 50, (2, 16), generator=torch.Generator().manual_seed(0))
     for _ in range(3):
         for model in (ours, theirs):
@@ -53,12 +62,27 @@ def trained(config: Config, **changes: object) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize("changes", [
-    {"kind": "adamw"}, {"matrix_lr": 0.1}, {"embedding_lr": 0.01}, {"head_lr": 0.1}, {"scalar_lr": 0.2},
-    {"lr_reference_width": 1024}, {"weight_decay": 0.5}, {"beta1": 0.5}, {"beta2": 0.5}, {"eps": 1e-2},
-    {"muon_momentum": 0.5}, {"muon_iterations": 2}, {"grad_clip": 1e-3}, {"kind": "adamw", "adamw_matrix_lr": 0.1},
-    {"lr_width_exponent": 0.0, "lr_reference_width": 1024},
-], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "adamw"},
+        {"matrix_lr": 0.1},
+        {"embedding_lr": 0.01},
+        {"head_lr": 0.1},
+        {"scalar_lr": 0.2},
+        {"lr_reference_width": 1024},
+        {"weight_decay": 0.5},
+        {"beta1": 0.5},
+        {"beta2": 0.5},
+        {"eps": 1e-2},
+        {"muon_momentum": 0.5},
+        {"muon_iterations": 2},
+        {"grad_clip": 1e-3},
+        {"kind": "adamw", "adamw_matrix_lr": 0.1},
+        {"lr_width_exponent": 0.0, "lr_reference_width": 1024},
+    ],
+    ids=str,
+)
 def test_every_switch_takes_effect(tiny_config: Config, changes: dict) -> None:
     assert not torch.equal(trained(tiny_config), trained(tiny_config, **changes))
 
@@ -70,7 +94,9 @@ def test_clip_bounds_the_global_norm(tiny_config: Config) -> None:
     tokens = torch.zeros(2, 16, dtype=torch.int64)
     model(tokens, tokens).backward()
     before = optimizer.clip()
-    after = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in optimizer.parameters if p.grad is not None]))
+    after = torch.linalg.vector_norm(
+        torch.stack([p.grad.norm() for p in optimizer.parameters if p.grad is not None])
+    )
     assert before > 0.5 and after == pytest.approx(0.5, rel=1e-4)
 
 

@@ -22,7 +22,12 @@ pytestmark = pytest.mark.long
 STEPS = 5
 ONE_STEP = 1e-6  # minutes: a session that is over after its first step
 # The first gradients of the scalars are rounding noise, of which AdamW with an eps below it takes the sign.
-SETTINGS = {"pretrain.steps": STEPS, "pretrain.eval_every": 2, "eval.bpb_tokens": 256, "optimizer.eps": 1e-6}
+SETTINGS = {
+    "pretrain.steps": STEPS,
+    "pretrain.eval_every": 2,
+    "eval.bpb_tokens": 256,
+    "optimizer.eps": 1e-6,
+}
 
 
 class Trainer(Project):
@@ -37,8 +42,17 @@ class Trainer(Project):
         params = yaml.safe_load((self.root / "params.yaml").read_text())
         params["train"] |= train
         (self.root / "params.yaml").write_text(yaml.safe_dump(params))
-        environment = self.environment() | {"PYTHONPATH": str(self.root / "src"), "DVC_ROOT": str(self.root)}
-        return subprocess.Popen(["paribus", "pretrain"], cwd=self.root, env=environment, stderr=subprocess.PIPE, text=True)
+        environment = self.environment() | {
+            "PYTHONPATH": str(self.root / "src"),
+            "DVC_ROOT": str(self.root),
+        }
+        return subprocess.Popen(
+            ["paribus", "pretrain"],
+            cwd=self.root,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def train(self, **train: object) -> tuple[int, str]:
         """Exit status and what was said."""
@@ -48,8 +62,15 @@ class Trainer(Project):
 
     def rows(self) -> list[dict[str, float]]:
         """The log's steps and events so far."""
-        logs = [path.read_text() for path in (self.root / ".paribus/runs").glob("pretrain-*/metrics.jsonl")]
-        return [json.loads(line) for line in "".join(logs).splitlines(keepends=True) if line.endswith("\n")]
+        logs = [
+            path.read_text()
+            for path in (self.root / ".paribus/runs").glob("pretrain-*/metrics.jsonl")
+        ]
+        return [
+            json.loads(line)
+            for line in "".join(logs).splitlines(keepends=True)
+            if line.endswith("\n")
+        ]
 
     def steps(self) -> list[dict[str, float]]:
         return [row for row in self.rows() if "train/loss" in row]
@@ -70,11 +91,15 @@ def alone(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Train
 
 
 @pytest.mark.timeout(600)
-def test_a_run_on_1_4_and_2_processes_ddp_and_fsdp_is_the_run_of_one(alone: Trainer, tmp_path: Path, project_root: Path) -> None:
+def test_a_run_on_1_4_and_2_processes_ddp_and_fsdp_is_the_run_of_one(
+    alone: Trainer, tmp_path: Path, project_root: Path
+) -> None:
     """Every session goes on with another number of processes; exit 75 passes through the launcher."""
     moving = Trainer(tmp_path, project_root)
     for processes, sharding in ((2, "ddp"), (1, "ddp"), (4, "ddp"), (2, "fsdp")):
-        status, said = moving.train(processes=processes, sharding=sharding, session_minutes=ONE_STEP)
+        status, said = moving.train(
+            processes=processes, sharding=sharding, session_minutes=ONE_STEP
+        )
         assert status == EXIT_PAUSED and "Traceback" not in said, said
         assert said.count("saved at step") == 1  # one process speaks
     status, said = moving.train(processes=1, session_minutes=None)
@@ -82,15 +107,26 @@ def test_a_run_on_1_4_and_2_processes_ddp_and_fsdp_is_the_run_of_one(alone: Trai
     ours, theirs = moving.steps(), alone.steps()
     assert [row["step"] for row in ours] == list(range(1, STEPS + 1))
     for name in ("train/loss", "train/grad_norm", "val/bpb"):
-        assert [row[name] for row in ours if name in row] == pytest.approx([row[name] for row in theirs if name in row], rel=1e-3)
+        assert [row[name] for row in ours if name in row] == pytest.approx(
+            [row[name] for row in theirs if name in row], rel=1e-3
+        )
     assert ours[-1]["train/tokens"] == theirs[-1]["train/tokens"]
     changes = [row["detail"] for row in moving.rows() if row.get("event") == "processes"]
-    assert changes == ["1 processes, 2 before", "4 processes, 1 before", "2 processes, 4 before", "1 processes, 2 before"]
+    assert changes == [
+        "1 processes, 2 before",
+        "4 processes, 1 before",
+        "2 processes, 4 before",
+        "1 processes, 2 before",
+    ]
 
 
 @pytest.mark.timeout(600)
-def test_a_signal_saves_and_a_killed_process_ends_the_stage_and_both_go_on(tmp_path: Path, project_root: Path) -> None:
-    trainer = Trainer(tmp_path, project_root, **{"pretrain.steps": 100_000, "pretrain.eval_every": 0})
+def test_a_signal_saves_and_a_killed_process_ends_the_stage_and_both_go_on(
+    tmp_path: Path, project_root: Path
+) -> None:
+    trainer = Trainer(
+        tmp_path, project_root, **{"pretrain.steps": 100_000, "pretrain.eval_every": 0}
+    )
     stage = trainer.start(processes=2)
     trainer.wait_for_steps(2)
     stage.send_signal(signal.SIGTERM)
@@ -103,7 +139,11 @@ def test_a_signal_saves_and_a_killed_process_ends_the_stage_and_both_go_on(tmp_p
     [second] = [rank for rank in ranks if rank.environ()["RANK"] == "1"]
     os.kill(second.pid, signal.SIGKILL)
     said = stage.communicate(timeout=60)[1]
-    assert stage.returncode == 1 and "process 1 of 2 was killed (SIGKILL)" in said and "Traceback" not in said, said
+    assert (
+        stage.returncode == 1
+        and "process 1 of 2 was killed (SIGKILL)" in said
+        and "Traceback" not in said
+    ), said
     assert not any(rank.is_running() for rank in ranks)
 
     status, said = trainer.train(processes=1, session_minutes=ONE_STEP)

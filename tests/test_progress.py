@@ -62,11 +62,15 @@ def test_a_terminal_gets_a_live_bar():
         for task in range(1, 4):
             bar.update(task, accuracy=0.25)
     shown = b""
-    with contextlib.suppress(OSError):  # the kernel's word for the end: nobody has the terminal any more
+    with contextlib.suppress(
+        OSError
+    ):  # the kernel's word for the end: nobody has the terminal any more
         while chunk := os.read(master, 100_000):
             shown += chunk
     os.close(master)
-    assert "task 3/3" in shown.decode() and "accuracy 0.25" in shown.decode() and "━" in shown.decode()
+    assert (
+        "task 3/3" in shown.decode() and "accuracy 0.25" in shown.decode() and "━" in shown.decode()
+    )
 
 
 def test_update_is_cheap():

@@ -32,7 +32,9 @@ class Clone(Project):
         self.root = root
         subprocess.run(["git", "clone", "-q", str(origin.root), str(root)], check=True)
         if remote is not None:
-            (root / ".dvc/config.local").write_text(f"['remote \"nas\"']\n    url = {remote}\n    verify = true\n")
+            (root / ".dvc/config.local").write_text(
+                f"['remote \"nas\"']\n    url = {remote}\n    verify = true\n"
+            )
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +68,19 @@ def commit(project: Project, message: str) -> None:
 def pull_and_run_nothing(origin: Project, clone: Clone, **environment: str) -> None:
     clone.run("dvc", "pull", "--run-cache", *PATHS, **environment)
     for path in PATHS:
-        there = {file.relative_to(origin.root): file.read_bytes() for file in (origin.root / path).rglob("*") if file.is_file()}
+        there = {
+            file.relative_to(origin.root): file.read_bytes()
+            for file in (origin.root / path).rglob("*")
+            if file.is_file()
+        }
         assert there == {file: (clone.root / file).read_bytes() for file in there} and there
     assert "Running stage" not in clone.run("dvc", "repro", *STAGES).stdout
 
 
 @pytest.mark.timeout(300)
-def test_a_second_clone_pulls_from_a_folder_and_runs_nothing(origin: Project, nas: Path, tmp_path: Path) -> None:
+def test_a_second_clone_pulls_from_a_folder_and_runs_nothing(
+    origin: Project, nas: Path, tmp_path: Path
+) -> None:
     """Nor does it run what ran elsewhere with another value: the run-cache has it."""
     clone = Clone(tmp_path / "clone", origin, nas)
     pull_and_run_nothing(origin, clone)
@@ -84,7 +92,9 @@ def test_a_second_clone_pulls_from_a_folder_and_runs_nothing(origin: Project, na
 
 
 @pytest.mark.parametrize("fault", ["absent", "damaged"])
-def test_an_object_that_is_not_as_it_should_be_is_an_error(origin: Project, nas: Path, tmp_path: Path, fault: str) -> None:
+def test_an_object_that_is_not_as_it_should_be_is_an_error(
+    origin: Project, nas: Path, tmp_path: Path, fault: str
+) -> None:
     lock = yaml.safe_load((origin.root / "dvc.lock").read_text())["stages"]["tokenizer"]["outs"]
     tokenizer = next(entry["md5"] for entry in lock if entry["path"] == "data/tokenizer")
     listing = nas / "files/md5" / tokenizer[:2] / tokenizer[2:]
@@ -98,7 +108,9 @@ def test_an_object_that_is_not_as_it_should_be_is_an_error(origin: Project, nas:
     done = Clone(tmp_path / "clone", origin, nas).run("dvc", "pull", "data/tokenizer", check=False)
     text = done.stdout + done.stderr
     assert done.returncode != 0 and "ERROR: failed to" in text and "Traceback" not in text
-    assert held in text or "data/tokenizer" in text  # which of the two DVC names depends on how it failed
+    assert (
+        held in text or "data/tokenizer" in text
+    )  # which of the two DVC names depends on how it failed
 
 
 @pytest.fixture
@@ -110,17 +122,25 @@ def s3(tmp_path: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL,
-                              stderr=subprocess.DEVNULL, env=os.environ | {"MOTO_ALLOW_NONEXISTENT_REGION": "1"})
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"MOTO_ALLOW_NONEXISTENT_REGION": "1"},
+    )
     address = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 60
         while True:
             try:
-                urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT"), timeout=5).close()
+                urllib.request.urlopen(
+                    urllib.request.Request(f"{address}/bucket", method="PUT"), timeout=5
+                ).close()
                 break
             except OSError:
-                assert time.monotonic() < deadline and server.poll() is None, "the S3 server did not start"
+                assert time.monotonic() < deadline and server.poll() is None, (
+                    "the S3 server did not start"
+                )
                 time.sleep(0.2)
         yield address
     finally:
@@ -129,8 +149,14 @@ def s3(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.timeout(300)
-def test_a_second_clone_pulls_from_s3_and_runs_nothing(origin: Project, s3: str, tmp_path: Path) -> None:
-    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+def test_a_second_clone_pulls_from_s3_and_runs_nothing(
+    origin: Project, s3: str, tmp_path: Path
+) -> None:
+    keys = {
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
     origin.run("dvc", "remote", "add", "lab", "s3://bucket/paribus")
     origin.run("dvc", "remote", "modify", "lab", "endpointurl", s3)
     origin.run("dvc", "remote", "default", "lab")

@@ -18,7 +18,15 @@ from paribus.config import load_config
 from paribus.data.prompts import PROMPTS
 from paribus.errors import UserError
 from paribus.evaluate import core, gsm8k, intervals
-from paribus.report import FIGURES, STAGES, build_report, figures, read_results, render, save_figures
+from paribus.report import (
+    FIGURES,
+    STAGES,
+    build_report,
+    figures,
+    read_results,
+    render,
+    save_figures,
+)
 from paribus.summary import CURVES, write_csv, write_json
 
 ACCURACY = {"base": 0.004, "mid": 0.31, "sft": 0.61, "rl": 0.84}
@@ -53,7 +61,11 @@ def results(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Pat
 
 def write_training(root: Path, rng: random.Random) -> None:
     write_json(root / "metrics/tokenizer.json", {"vocab_size": 1024, "bytes_per_token": 3.12})
-    for stage, steps, seconds in (("pretrain", 250, 205.0), ("midtrain", 100, 83.0), ("sft", 70, 57.5)):
+    for stage, steps, seconds in (
+        ("pretrain", 250, 205.0),
+        ("midtrain", 100, 83.0),
+        ("sft", 70, 57.5),
+    ):
         tokens = steps * 8192
         write_json(
             root / f"metrics/{stage}.json",
@@ -95,7 +107,11 @@ def write_core(root: Path, rng: random.Random, *, synthetic: bool) -> None:
         for label, (chance, baseline) in chances.items()
     }
     result = core.CoreResult(
-        scores, (), () if synthetic else ("jeopardy", "coqa"), not synthetic, "synthetic" if synthetic else "5e" * 32
+        scores,
+        (),
+        () if synthetic else ("jeopardy", "coqa"),
+        not synthetic,
+        "synthetic" if synthetic else "5e" * 32,
     )
     core.write_items(root / "evals/core", result)
     write_json(root / "metrics/core.json", result.summary())
@@ -104,25 +120,37 @@ def write_core(root: Path, rng: random.Random, *, synthetic: bool) -> None:
 def write_gsm8k(root: Path, rng: random.Random) -> None:
     questions = [rng.random() for _ in range(500)]
     items = {
-        stage: [gsm8k_item(rng, index, hardness, stage) for index, hardness in enumerate(questions)] for stage in STAGES
+        stage: [gsm8k_item(rng, index, hardness, stage) for index, hardness in enumerate(questions)]
+        for stage in STAGES
     }
     for stage, answered in items.items():
         summary = gsm8k.summarise(answered) | {"few_shot": 4 if stage == "base" else 0}
         gsm8k.write_items(root / "evals/gsm8k" / stage, gsm8k.Gsm8kResult(answered, summary))
-        answers = [{"prompt": prompt, "answer": f"{stage} on {prompt} <|tool|>1+2<|tool_end|><|result|>3<|result_end|><|end|>"}
-                   for prompt in PROMPTS]
+        answers = [
+            {
+                "prompt": prompt,
+                "answer": f"{stage} on {prompt} <|tool|>1+2<|tool_end|><|result|>3<|result_end|><|end|>",
+            }
+            for prompt in PROMPTS
+        ]
         write_json(root / f"evals/gsm8k/{stage}/prompts.json", answers)
     metrics: dict[str, Any] = {
-        stage: json.loads((root / f"evals/gsm8k/{stage}/summary.json").read_text()) for stage in STAGES
+        stage: json.loads((root / f"evals/gsm8k/{stage}/summary.json").read_text())
+        for stage in STAGES
     }
     names = list(STAGES)
     right = {stage: [item.correct for item in answered] for stage, answered in items.items()}
     metrics["paired"] = {
-        f"{a}_{b}": intervals.compare(right[a], right[b]) for a, b in zip(names, names[1:], strict=False)
+        f"{a}_{b}": intervals.compare(right[a], right[b])
+        for a, b in zip(names, names[1:], strict=False)
     }
     write_json(root / "metrics/gsm8k.json", metrics | {"dataset": "world"})
     columns = ("accuracy", "ci_low", "ci_high")
-    write_csv(root / "plots/gsm8k.csv", ("stage", *columns), [(s, *(metrics[s][c] for c in columns)) for s in STAGES])
+    write_csv(
+        root / "plots/gsm8k.csv",
+        ("stage", *columns),
+        [(s, *(metrics[s][c] for c in columns)) for s in STAGES],
+    )
 
 
 def gsm8k_item(rng: random.Random, index: int, hardness: float, stage: str) -> gsm8k.Item:
@@ -238,9 +266,9 @@ def test_nothing_is_fetched(page: str) -> None:
 def test_ids_are_unique_and_every_reference_has_its_target(page: str) -> None:
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
-    assert set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page)) <= {(name, "") for name in ids} | {
-        ("", name) for name in ids
-    }
+    assert set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page)) <= {
+        (name, "") for name in ids
+    } | {("", name) for name in ids}
 
 
 def test_figures_of_the_summary_are_those_of_the_metrics(page: str, results: Path) -> None:
@@ -248,13 +276,17 @@ def test_figures_of_the_summary_are_those_of_the_metrics(page: str, results: Pat
     text = re.sub(
         r"\s+",
         " ",
-        re.sub(r"<[^>]+>", "", page[page.index("<header>") : page.index("</header>")]).replace("&nbsp;", " "),
+        re.sub(r"<[^>]+>", "", page[page.index("<header>") : page.index("</header>")]).replace(
+            "&nbsp;", " "
+        ),
     )
     assert (
         f"{100 * summary['accuracy']:.1f} % (95 %: {100 * summary['ci_low']:.1f} % to {100 * summary['ci_high']:.1f} %)"
         in text
     )
-    assert "3.67 M parameters, pretrained on 2.05 M tokens" in text and "0.432 bits per byte" in text
+    assert (
+        "3.67 M parameters, pretrained on 2.05 M tokens" in text and "0.432 bits per byte" in text
+    )
     assert "0123456789abcdef0123" in text
 
 
@@ -271,7 +303,11 @@ def test_every_section_shows_its_inputs(page: str, results: Path) -> None:
     ]
     for label, task in json.loads((results / "metrics/core.json").read_text())["tasks"].items():
         row = page[page.index(f"<th>{label}</th>") :].split("</tr>")[0]
-        assert f"{task['accuracy']:.4f}" in row and f"± {task['stderr']:.4f}" in row and f"<td>{task['n']}</td>" in row
+        assert (
+            f"{task['accuracy']:.4f}" in row
+            and f"± {task['stderr']:.4f}" in row
+            and f"<td>{task['n']}</td>" in row
+        )
     assert (
         "24.0\u202f% were all wrong" in page
         and "29.0\u202f% all right" in page
@@ -283,7 +319,9 @@ def test_every_section_shows_its_inputs(page: str, results: Path) -> None:
 
 
 def test_tool_calls_are_shown_and_text_is_escaped(page: str) -> None:
-    assert re.search(r"That is <code>3\*4</code><code>1[23]</code>1[23] pears\.\n#### 1[23]</div>", page)
+    assert re.search(
+        r"That is <code>3\*4</code><code>1[23]</code>1[23] pears\.\n#### 1[23]</div>", page
+    )
     assert "&lt;b&gt;How many&lt;/b&gt; pears &amp; boxes" in page and "&lt;|" not in page
 
 
@@ -299,7 +337,11 @@ def test_synthetic_tasks_are_not_called_core(page: str) -> None:
 def test_a_partial_bundle_is_labelled_and_names_what_is_missing(copied: Path) -> None:
     write_core(copied, random.Random(1), synthetic=False)
     page = without_figures(copied)
-    assert "<b>not CORE</b>" in page and "Without data: jeopardy, coqa" in page and "<th>CORE</th>" not in page
+    assert (
+        "<b>not CORE</b>" in page
+        and "Without data: jeopardy, coqa" in page
+        and "<th>CORE</th>" not in page
+    )
 
 
 def test_steps_that_taught_nothing_are_counted(copied: Path) -> None:
@@ -319,7 +361,13 @@ def test_without_sampled_answers_there_is_no_pass_at_k(copied: Path) -> None:
     for stage in STAGES:
         path = copied / f"evals/gsm8k/{stage}/summary.json"
         path.write_text(
-            json.dumps({key: value for key, value in json.loads(path.read_text()).items() if "pass_at" not in key})
+            json.dumps(
+                {
+                    key: value
+                    for key, value in json.loads(path.read_text()).items()
+                    if "pass_at" not in key
+                }
+            )
         )
     page = without_figures(copied)
     assert "pass@" not in page[page.index('<section id="gsm8k">') : page.index("<h3>")]
@@ -353,7 +401,9 @@ def test_every_missing_or_damaged_input_is_named_with_its_stage(copied: Path) ->
     problems = sorted(error.value.problems)
     assert problems[0] == "evals/gsm8k/sft/summary.json: missing; run `dvc repro gsm8k_stage@sft`"
     assert problems[1] == "metrics/core.json: missing; run `dvc repro core`"
-    assert problems[2].startswith("metrics/rl.json: damaged (") and problems[2].endswith("run `dvc repro --force rl`")
+    assert problems[2].startswith("metrics/rl.json: damaged (") and problems[2].endswith(
+        "run `dvc repro --force rl`"
+    )
     assert problems[3].startswith("plots/pretrain.csv: damaged (") and len(problems) == 4
     assert not (copied / "report.html").exists()
 
@@ -361,7 +411,9 @@ def test_every_missing_or_damaged_input_is_named_with_its_stage(copied: Path) ->
 def test_inputs_are_outputs_of_the_stages_they_name(project_root: Path) -> None:
     definitions = graph.stage_definitions(project_root / "dvc.yaml")
     for name, stage in report.INPUTS.items():
-        assert any(name == out or name.startswith(out + "/") for out in definitions[stage].outs), name
+        assert any(name == out or name.startswith(out + "/") for out in definitions[stage].outs), (
+            name
+        )
 
 
 # ---------------------------------------------------------------- figures
@@ -373,10 +425,13 @@ def test_every_figure_draws_every_value(results: Path) -> None:
     loss, bpb = drawn["pretrain"].axes
     assert len(loss.lines[0].get_xdata()) == 250
     assert list(bpb.lines[0].get_xdata()) == [step * 8192 for step in (50, 100, 150, 200, 250)]
-    assert bpb.lines[0].get_ydata()[-1] == 0.4321  # the final figure, measured on more tokens than those before
+    assert (
+        bpb.lines[0].get_ydata()[-1] == 0.4321
+    )  # the final figure, measured on more tokens than those before
     assert len(drawn["core"].axes[0].patches) == 5
     assert [bar.get_height() for bar in drawn["gsm8k"].axes[0].patches] == [
-        json.loads((results / f"evals/gsm8k/{stage}/summary.json").read_text())["accuracy"] for stage in STAGES
+        json.loads((results / f"evals/gsm8k/{stage}/summary.json").read_text())["accuracy"]
+        for stage in STAGES
     ]
     groups, reward = drawn["sparsity"].axes
     assert len(groups.collections) == 3 and len(reward.lines) == 3
@@ -396,18 +451,27 @@ def test_long_curves_are_drawn_by_means(copied: Path) -> None:
     assert len(line.get_xdata()) == report.MOST_POINTS and set(line.get_ydata()) == {0.5}
 
 
-def test_figures_are_saved_as_pictures_with_something_in_them(results: Path, tmp_path: Path) -> None:
+def test_figures_are_saved_as_pictures_with_something_in_them(
+    results: Path, tmp_path: Path
+) -> None:
     from matplotlib.image import imread
 
     paths = save_figures(results, tmp_path / "figures")
-    assert [path.name for path in paths] == ["pretrain.png", "core.png", "gsm8k.png", "sparsity.png"]
+    assert [path.name for path in paths] == [
+        "pretrain.png",
+        "core.png",
+        "gsm8k.png",
+        "sparsity.png",
+    ]
     for path in paths:
         pixels = imread(path)
         assert pixels.shape[1] > 1000 and (pixels[..., :3].min(axis=-1) < 0.9).mean() > 0.01
 
 
 def test_numbers_in_words() -> None:
-    assert [report.quantity(value) for value in (3, 0.25, 65.13, 9_993.6, 12_300, 3_670_016, 2.1e12)] == [
+    assert [
+        report.quantity(value) for value in (3, 0.25, 65.13, 9_993.6, 12_300, 3_670_016, 2.1e12)
+    ] == [
         "3",
         "0.25",
         "65.1",
@@ -422,7 +486,11 @@ def test_numbers_in_words() -> None:
         "2\u202fh 05\u202fmin",
         "100\u202fh 00\u202fmin",
     ]
-    assert report.number(-0.5, 2) == "−0.50" and report.p_value(1e-9) == "p < 0.0001" and report.percent(None) == "–"
+    assert (
+        report.number(-0.5, 2) == "−0.50"
+        and report.p_value(1e-9) == "p < 0.0001"
+        and report.percent(None) == "–"
+    )
 
 
 # ---------------------------------------------------------------- a real browser
@@ -439,7 +507,8 @@ def test_opens_offline_in_a_browser(results: Path, page: str) -> None:
     requests: list[str] = []
     with sync_playwright() as driver:
         browser = driver.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+            executable_path=chromium,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
         tab = browser.new_page(viewport={"width": 1100, "height": 900})
         tab.on("console", lambda message: messages.append(message.text))
@@ -452,13 +521,21 @@ def test_opens_offline_in_a_browser(results: Path, page: str) -> None:
         inks = []
         for scheme in ("light", "dark"):
             tab.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
-            inks.append(tab.eval_on_selector("svg.figure text", "text => getComputedStyle(text).fill"))
-        sideways = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            inks.append(
+                tab.eval_on_selector("svg.figure text", "text => getComputedStyle(text).fill")
+            )
+        sideways = tab.evaluate(
+            "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
         browser.close()
-    assert messages == [] and [url.partition(":")[0] for url in requests if not url.startswith("data:")] == ["file"]
+    assert messages == [] and [
+        url.partition(":")[0] for url in requests if not url.startswith("data:")
+    ] == ["file"]
     assert len(pictures) == 4
     for picture in pictures:
         assert picture.shape[0] > 200 and picture.shape[1] > 800
         assert (picture[..., :3].min(axis=-1) < 0.9).mean() > 0.01, "an empty plot"
-    assert inks == ["rgb(34, 48, 60)", "rgb(219, 228, 236)"], "the figures' text follows the reader's colours"
+    assert inks == ["rgb(34, 48, 60)", "rgb(219, 228, 236)"], (
+        "the figures' text follows the reader's colours"
+    )
     assert sideways <= 0

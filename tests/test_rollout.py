@@ -16,8 +16,14 @@ from paribus.train.rollout import Rollout, advantages_of, questions_of_step, rol
 
 @pytest.fixture
 def cfg(tiny_config: Config) -> RL:
-    return dataclasses.replace(tiny_config.rl, questions_per_step=5, samples_per_question=4, max_new_tokens=50, steps=10,
-                               rollout_rows=64)
+    return dataclasses.replace(
+        tiny_config.rl,
+        questions_per_step=5,
+        samples_per_question=4,
+        max_new_tokens=50,
+        steps=10,
+        rollout_rows=64,
+    )
 
 
 @pytest.fixture
@@ -26,7 +32,9 @@ def step(cfg: RL) -> Rollout:
 
 
 def test_a_step_is_a_pure_function(cfg: RL, step: Rollout) -> None:
-    again = rollout(talker(), PROBLEMS, cfg=dataclasses.replace(cfg, rollout_rows=3), seed=1, step=0)
+    again = rollout(
+        talker(), PROBLEMS, cfg=dataclasses.replace(cfg, rollout_rows=3), seed=1, step=0
+    )
     assert torch.equal(step.tokens, again.tokens) and torch.equal(step.weights, again.weights)
     assert step.statistics == again.statistics
     assert rollout(talker(), PROBLEMS, cfg=cfg, seed=1, step=1).texts != step.texts
@@ -41,8 +49,11 @@ def test_batch_holds_the_answers_with_the_advantage_on_what_was_sampled(step: Ro
         learned = targets >= 0
         assert torch.equal(learned, weights != 0)
         first, last = int(learned.nonzero()[0]), int(learned.nonzero()[-1])
-        question = next(index for index, one in enumerate(PROBLEMS)
-                        if chat_prompt(codec(), one["question"]) == tokens[: first + 1].tolist())
+        question = next(
+            index
+            for index, one in enumerate(PROBLEMS)
+            if chat_prompt(codec(), one["question"]) == tokens[: first + 1].tolist()
+        )
         answer = [*tokens[first + 1 : last + 1].tolist(), int(targets[last])]
         correct = score(codec().decode(answer), PROBLEMS[question]["answer"]).correct
         group = by_question[question]
@@ -50,14 +61,20 @@ def test_batch_holds_the_answers_with_the_advantage_on_what_was_sampled(step: Ro
         assert float(weights[first]) == float(step.advantages[group, places[0]])
         assert len(set(weights[learned].tolist())) == 1
         forced = [place for place in range(first, last) if not learned[place]]
-        assert all(targets[place] == tokens[place + 1] for place in range(first, last) if learned[place])
+        assert all(
+            targets[place] == tokens[place + 1] for place in range(first, last) if learned[place]
+        )
         assert (len(forced) > 0) == (tool_result in answer)
         assert tool_result not in targets[learned].tolist()
 
 
-def test_normaliser_counts_every_sampled_token_also_of_rows_left_out(cfg: RL, step: Rollout) -> None:
+def test_normaliser_counts_every_sampled_token_also_of_rows_left_out(
+    cfg: RL, step: Rollout
+) -> None:
     assert step.n_sampled_tokens == step.statistics["sampled_tokens"]
-    assert step.n_sampled_tokens > int((step.targets >= 0).sum()), "some group of this step carries no gradient"
+    assert step.n_sampled_tokens > int((step.targets >= 0).sum()), (
+        "some group of this step carries no gradient"
+    )
     wasted = 1 - int((step.targets >= 0).sum()) / step.n_sampled_tokens
     assert step.statistics["wasted_token_fraction"] == pytest.approx(wasted)
 
@@ -65,8 +82,12 @@ def test_normaliser_counts_every_sampled_token_also_of_rows_left_out(cfg: RL, st
 def test_statistics_follow_from_the_rewards(step: Rollout) -> None:
     rewards, statistics = step.rewards, step.statistics
     assert statistics["mean_reward"] == pytest.approx(float(rewards.mean()))
-    assert statistics["zero_reward_groups"] == pytest.approx(float((rewards.sum(1) == 0).float().mean()))
-    assert statistics["all_reward_groups"] == pytest.approx(float((rewards.sum(1) == 4).float().mean()))
+    assert statistics["zero_reward_groups"] == pytest.approx(
+        float((rewards.sum(1) == 0).float().mean())
+    )
+    assert statistics["all_reward_groups"] == pytest.approx(
+        float((rewards.sum(1) == 4).float().mean())
+    )
     idle = statistics["zero_reward_groups"] + statistics["all_reward_groups"]
     assert statistics["zero_gradient_groups"] == pytest.approx(idle)
     assert statistics["gradient_samples"] == 4 * int((step.advantages != 0).any(1).sum())
@@ -93,19 +114,29 @@ def test_a_step_without_any_gradient_has_an_empty_batch(cfg: RL) -> None:
 def test_format_reward_makes_variance_and_is_not_a_right_answer(cfg: RL) -> None:
     unsolvable = [{"question": one["question"], "answer": "#### 999"} for one in PROBLEMS]
     plain = rollout(talker(), unsolvable, cfg=cfg, seed=1, step=0)
-    paid = rollout(talker(), unsolvable, cfg=dataclasses.replace(cfg, format_reward=0.25), seed=1, step=0)
+    paid = rollout(
+        talker(), unsolvable, cfg=dataclasses.replace(cfg, format_reward=0.25), seed=1, step=0
+    )
     assert plain.statistics["zero_gradient_groups"] == 1.0 and plain.statistics["mean_reward"] == 0
     assert set(paid.rewards.flatten().tolist()) == {0.0, 0.25}
-    assert paid.statistics["zero_gradient_groups"] < 1.0 and paid.statistics["zero_reward_groups"] == 1.0
+    assert (
+        paid.statistics["zero_gradient_groups"] < 1.0
+        and paid.statistics["zero_reward_groups"] == 1.0
+    )
     assert paid.statistics["mean_reward"] == pytest.approx(0.25 * paid.statistics["formatted"])
 
 
 def test_dynamic_sampling_redraws_and_counts_the_cost(cfg: RL, step: Rollout) -> None:
-    redrawn = rollout(talker(), PROBLEMS, cfg=dataclasses.replace(cfg, dynamic_sampling=2), seed=1, step=0)
+    redrawn = rollout(
+        talker(), PROBLEMS, cfg=dataclasses.replace(cfg, dynamic_sampling=2), seed=1, step=0
+    )
     idle = step.statistics["zero_gradient_groups"]
     assert idle > 0
     cost = redrawn.statistics["samples_drawn"] - step.statistics["samples_drawn"]
-    assert cost == redrawn.statistics["redrawn_samples"] > 0 and step.statistics["redrawn_samples"] == 0
+    assert (
+        cost == redrawn.statistics["redrawn_samples"] > 0
+        and step.statistics["redrawn_samples"] == 0
+    )
     assert int((redrawn.advantages != 0).any(1).sum()) > int((step.advantages != 0).any(1).sum())
     assert redrawn.rewards.shape == step.rewards.shape
     assert len(set(redrawn.questions)) == 5, "no question twice"
@@ -116,22 +147,35 @@ def test_dynamic_sampling_redraws_and_counts_the_cost(cfg: RL, step: Rollout) ->
 def test_dynamic_sampling_ends_when_no_question_is_left(cfg: RL) -> None:
     greedy = dataclasses.replace(cfg, dynamic_sampling=50)
     step = rollout(Engine(random_model(), codec()), PROBLEMS, cfg=greedy, seed=1, step=0)
-    assert step.statistics["groups"] == len(PROBLEMS), "each asked once, then none is left to redraw"
+    assert step.statistics["groups"] == len(PROBLEMS), (
+        "each asked once, then none is left to redraw"
+    )
 
 
 def test_an_epoch_asks_every_question_once(cfg: RL) -> None:
     many = [problem(a, b) for a in range(10) for b in range(5)]
-    epochs = [[question for step in range(start, start + 10) for question in questions_of_step(many, cfg, 3, step)]
-              for start in (0, 10)]
+    epochs = [
+        [
+            question
+            for step in range(start, start + 10)
+            for question in questions_of_step(many, cfg, 3, step)
+        ]
+        for start in (0, 10)
+    ]
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs) and epochs[0] != epochs[1]
     assert questions_of_step(many, cfg, 4, 0) != questions_of_step(many, cfg, 3, 0)
-    assert len(questions_of_step(many[:2], cfg, 3, 0)) == 5, "fewer problems than questions: asked again"
+    assert len(questions_of_step(many[:2], cfg, 3, 0)) == 5, (
+        "fewer problems than questions: asked again"
+    )
 
 
 def test_curriculum_opens_harder_questions_as_it_goes(cfg: RL) -> None:
     gentle = dataclasses.replace(cfg, curriculum=True)
     many = [problem(a, b, c) for a in range(10) for b in range(5) for c in (None, 2)]
-    hardest = [max(solution_steps(many[index]) for index in questions_of_step(many, gentle, 3, step)) for step in range(10)]
+    hardest = [
+        max(solution_steps(many[index]) for index in questions_of_step(many, gentle, 3, step))
+        for step in range(10)
+    ]
     assert hardest[:4] == [1] * 4 and 2 in hardest[6:]
     assert len(set(questions_of_step(many, gentle, 3, 0))) == 5
     assert questions_of_step(many, gentle, 3, 2) == questions_of_step(many, gentle, 3, 2)

@@ -57,7 +57,9 @@ def project(tmp_path, monkeypatch, project_root):
 
 
 def run_python(code: str, *arguments: str, **options: object) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, **options
+    )  # type: ignore[call-overload]
 
 
 # ---------------------------------------------------------------- folders
@@ -88,7 +90,13 @@ def test_auto_is_resolved_and_what_decides_bits_is_in_the_class(tiny_config):
     assert hardware.dtype == ("bfloat16" if quick else "float32")
     assert hardware.threads == len(os.sched_getaffinity(0))
     one = hardware.hardware_class()
-    for name, value in {"threads": 99, "dtype": "x", "compile": True, "isa": "x", "deterministic": False}.items():
+    for name, value in {
+        "threads": 99,
+        "dtype": "x",
+        "compile": True,
+        "isa": "x",
+        "deterministic": False,
+    }.items():
         assert dataclasses.replace(hardware, **{name: value}).hardware_class() != one
 
 
@@ -100,11 +108,19 @@ def test_asking_for_cuda_without_it_says_what_there_is(tiny_config):
 
 def test_the_instruction_set_is_one_the_cpu_names():
     flags = Path("/proc/cpuinfo").read_text()
-    assert runtime.instruction_set().replace("avx512", "avx512f", 1).replace("avx512f_", "avx512_") in flags
+    assert (
+        runtime.instruction_set().replace("avx512", "avx512f", 1).replace("avx512f_", "avx512_")
+        in flags
+    )
 
 
 def draw() -> list[float]:
-    return [random.random(), random.gauss(0, 1), float(numpy.random.randn()), *torch.randn(3).tolist()]
+    return [
+        random.random(),
+        random.gauss(0, 1),
+        float(numpy.random.randn()),
+        *torch.randn(3).tolist(),
+    ]
 
 
 def test_apply_seeds_everything(tiny_config):
@@ -154,17 +170,34 @@ def test_tree_digest_sees_names_and_contents_and_not_caches(project):
 
 def test_stage_definitions_have_dvcs_names(project):
     stages = graph.stage_definitions()
-    assert list(stages) == ["tokens", "pretrain", "gsm8k@base", "gsm8k@mid",
-                            "grid@s-arm0", "grid@s-arm1", "grid@l-arm0", "grid@l-arm1"]
-    assert stages["gsm8k@mid"].deps == ["checkpoints/mid"] and stages["gsm8k@mid"].params == ["eval.gsm8k"]
+    assert list(stages) == [
+        "tokens",
+        "pretrain",
+        "gsm8k@base",
+        "gsm8k@mid",
+        "grid@s-arm0",
+        "grid@s-arm1",
+        "grid@l-arm0",
+        "grid@l-arm1",
+    ]
+    assert stages["gsm8k@mid"].deps == ["checkpoints/mid"] and stages["gsm8k@mid"].params == [
+        "eval.gsm8k"
+    ]
     assert stages["pretrain"].outs == ["checkpoints/base", "metrics/pretrain.json"]
-    with pytest.raises(UserError, match="no stage 'gsm8k'; there are: tokens, pretrain, gsm8k@base"):
+    with pytest.raises(
+        UserError, match="no stage 'gsm8k'; there are: tokens, pretrain, gsm8k@base"
+    ):
         graph.stage_definition("gsm8k")
 
 
 def test_the_projects_own_stages_are_named_as_dvc_names_them(project_root):
-    listed = subprocess.run([sys.executable, "-m", "dvc", "stage", "list", "--name-only"], cwd=project_root,
-                            capture_output=True, text=True, check=True).stdout.split()
+    listed = subprocess.run(
+        [sys.executable, "-m", "dvc", "stage", "list", "--name-only"],
+        cwd=project_root,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
     assert sorted(graph.stage_definitions(project_root / "dvc.yaml")) == sorted(listed)
 
 
@@ -172,10 +205,17 @@ def test_the_fingerprint_follows_params_deps_and_hardware_and_nothing_else(proje
     hardware = runtime.detect(tiny_config.train)
 
     def named(overrides: dict | None = None, hardware: runtime.Hardware = hardware) -> str:
-        return runtime.stage_fingerprint("pretrain", config.load_config(overrides=overrides), hardware)
+        return runtime.stage_fingerprint(
+            "pretrain", config.load_config(overrides=overrides), hardware
+        )
 
     first = named()
-    same = {"train.session_minutes": 5, "tracking.experiment": "x", "rl.steps": 7, "eval.core.max_per_task": 3}
+    same = {
+        "train.session_minutes": 5,
+        "tracking.experiment": "x",
+        "rl.steps": 7,
+        "eval.core.max_per_task": 3,
+    }
     assert named(same) == first
     assert named({"model.depth": 5}) != first  # of a section
     assert named({"eval.core.batch_size": 5}) != first  # a leaf
@@ -207,7 +247,12 @@ def test_dirty_means_sources_not_outputs(project):
     git("init", "-q", "-b", "trunk")
     (project / "metrics").mkdir()
     (project / "metrics/pretrain.json").write_text("{}")
-    assert runtime.git_state() | {"diff": None} == {"commit": None, "branch": "trunk", "dirty": True, "diff": None}
+    assert runtime.git_state() | {"diff": None} == {
+        "commit": None,
+        "branch": "trunk",
+        "dirty": True,
+        "diff": None,
+    }
     git("add", ".")
     git("commit", "-qm", "first")
     clean = {"commit": git("rev-parse", "HEAD"), "branch": "trunk", "dirty": False, "diff": None}
@@ -228,12 +273,17 @@ def test_dirty_means_sources_not_outputs(project):
 
 
 def test_a_second_holder_is_refused_and_told_who_the_first_is_until_it_is_killed(tmp_path):
-    code = ("import sys, time; from pathlib import Path; from paribus.session import StateLock\n"
-            "with StateLock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)")
+    code = (
+        "import sys, time; from pathlib import Path; from paribus.session import StateLock\n"
+        "with StateLock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
     holder = run_python(code, str(tmp_path))
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     assert (session.lock_holder(tmp_path) or {})["pid"] == holder.pid
-    with pytest.raises(UserError, match=f"in use by process {holder.pid} on "), session.StateLock(tmp_path, 0.1):
+    with (
+        pytest.raises(UserError, match=f"in use by process {holder.pid} on "),
+        session.StateLock(tmp_path, 0.1),
+    ):
         pass
     os.kill(holder.pid, signal.SIGKILL)
     with session.StateLock(tmp_path):
@@ -270,7 +320,9 @@ def wait_for(path: Path, seconds: float = 20) -> str:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_ask_for_a_stop_even_where_the_shell_had_them_ignored(tmp_path, number):
-    stage = run_python(STAGE, str(tmp_path), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    stage = run_python(
+        STAGE, str(tmp_path), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
+    )
     wait_for(tmp_path / "pid")
     stage.send_signal(number)
     assert stage.wait(10) == session.EXIT_PAUSED
@@ -282,7 +334,9 @@ def test_a_pause_is_honoured_once(tmp_path):
         assert not interrupt.requested()
         (tmp_path / "pause").touch()
         interrupt._next_look = 0
-        assert interrupt.requested() and interrupt.requested() and interrupt.reason == "paribus pause"
+        assert (
+            interrupt.requested() and interrupt.requested() and interrupt.reason == "paribus pause"
+        )
     with session.Interrupt(tmp_path) as interrupt:
         assert not interrupt.requested()
 
@@ -300,13 +354,19 @@ def test_a_stage_started_by_dvc_notices_that_dvc_was_killed(tmp_path):
     """The real DVC, with a shell between it and the stage that lives on."""
     script = tmp_path / "stage.py"
     script.write_text(STAGE)
-    (tmp_path / "dvc.yaml").write_text(f"stages:\n  train:\n    cmd: {sys.executable} {script} {tmp_path}; true\n")
-    environment = {name: value for name, value in os.environ.items() if name not in ("DVC_ROOT", "DVC_STAGE")}
+    (tmp_path / "dvc.yaml").write_text(
+        f"stages:\n  train:\n    cmd: {sys.executable} {script} {tmp_path}; true\n"
+    )
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("DVC_ROOT", "DVC_STAGE")
+    }
     dvc = [sys.executable, "-m", "dvc"]
     subprocess.run([*dvc, "init", "--no-scm", "-q"], cwd=tmp_path, env=environment, check=True)
     repro = subprocess.Popen([*dvc, "repro", "-q"], cwd=tmp_path, env=environment)
     stage = int(wait_for(tmp_path / "pid"))
-    assert Path(f"/proc/{stage}/stat").read_text().split()[3] != str(repro.pid)  # the shell is its parent
+    assert Path(f"/proc/{stage}/stat").read_text().split()[3] != str(
+        repro.pid
+    )  # the shell is its parent
     time.sleep(0.5)
     assert not (tmp_path / "reason").exists()
     repro.kill()
@@ -315,13 +375,17 @@ def test_a_stage_started_by_dvc_notices_that_dvc_was_killed(tmp_path):
 
 
 def test_a_direct_child_notices_too(tmp_path):
-    start = ("import os, subprocess, sys\n"
-             "subprocess.run([sys.executable, '-c', *sys.argv[1:]], env=os.environ | {'DVC_STAGE': 'train'})")
+    start = (
+        "import os, subprocess, sys\n"
+        "subprocess.run([sys.executable, '-c', *sys.argv[1:]], env=os.environ | {'DVC_STAGE': 'train'})"
+    )
     environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
     launcher = run_python(start, STAGE, str(tmp_path), env=environment)
     wait_for(tmp_path / "pid")
     launcher.kill()
-    assert "DVC" in wait_for(tmp_path / "reason", 3)  # also while the dead launcher is still a zombie
+    assert "DVC" in wait_for(
+        tmp_path / "reason", 3
+    )  # also while the dead launcher is still a zombie
     launcher.wait()
 
 

@@ -11,7 +11,9 @@ SIZES = [1e6, 3e6, 8e6, 2e7]
 DIAL = [2.0, 4.0, 6.0, 8.0]
 
 
-def measured(best: float, rng: np.random.Generator, seeds: int = 3, noise: float = 0.002) -> np.ndarray:
+def measured(
+    best: float, rng: np.random.Generator, seeds: int = 3, noise: float = 0.002
+) -> np.ndarray:
     """(seeds, sizes): a parabola with its best at `best`, a level of each seed's own, and noise of each run."""
     bend = 0.01 * (np.log2(SIZES) - np.log2(best)) ** 2
     return 0.9 + bend + rng.normal(0, 0.02, (seeds, 1)) + rng.normal(0, noise, (seeds, len(SIZES)))
@@ -34,7 +36,12 @@ def test_noise_of_single_runs_is_measured_and_that_of_seeds_is_not() -> None:
 def test_no_best_is_made_up() -> None:
     falling = 1 - 0.05 * np.log2(SIZES)[None] + np.random.default_rng(2).normal(0, 0.01, (3, 4))
     found = fit("model.depth", SIZES, DIAL, falling, "lower")
-    assert found.best is None and found.sentence("bits per byte").startswith("No best size is bracketed")
+    assert found.best is None and found.sentence("bits per byte").startswith(
+        "No best size is bracketed"
+    )
     at_the_end = fit("model.depth", SIZES, DIAL, measured(1.1e6, np.random.default_rng(1)), "lower")
     assert at_the_end.best is None  # of the sizes tried the smallest is the best
-    assert fit("model.depth", SIZES, DIAL, measured(5e6, np.random.default_rng(1)), "higher").best is None
+    assert (
+        fit("model.depth", SIZES, DIAL, measured(5e6, np.random.default_rng(1)), "higher").best
+        is None
+    )

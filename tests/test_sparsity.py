@@ -13,13 +13,20 @@ from paribus.evaluate.sparsity import predict, sparsity, sparsity_report
 
 def test_groups_are_told_apart() -> None:
     fractions = sparsity([0, 0, 0, 8, 3], 8)
-    assert fractions == {"zero_reward_groups": 0.6, "all_reward_groups": 0.2, "zero_gradient_groups": 0.8}
+    assert fractions == {
+        "zero_reward_groups": 0.6,
+        "all_reward_groups": 0.2,
+        "zero_gradient_groups": 0.8,
+    }
 
 
 def test_prediction_is_exact_over_all_subsets() -> None:
     counts, samples, size = [0, 1, 5, 6], 6, 3
-    subsets = [sum(subset) for count in counts
-               for subset in combinations([1] * count + [0] * (samples - count), size)]
+    subsets = [
+        sum(subset)
+        for count in counts
+        for subset in combinations([1] * count + [0] * (samples - count), size)
+    ]
     predicted = predict(counts, samples, size)
     assert predicted["zero_reward_groups"] == pytest.approx(subsets.count(0) / len(subsets))
     assert predicted["all_reward_groups"] == pytest.approx(subsets.count(size) / len(subsets))
@@ -29,7 +36,9 @@ def test_prediction_is_exact_over_all_subsets() -> None:
 def test_prediction_at_the_drawn_size_is_the_count() -> None:
     counts = [0, 3, 8, 0, 5]
     predicted = predict(counts, 8, 8)
-    assert {name: predicted[name] for name in sparsity(counts, 8)} == pytest.approx(sparsity(counts, 8))
+    assert {name: predicted[name] for name in sparsity(counts, 8)} == pytest.approx(
+        sparsity(counts, 8)
+    )
 
 
 def draw(rng: random.Random, rates: list[float], samples: int) -> list[int]:
@@ -48,15 +57,26 @@ def test_predictions_come_true(size: int) -> None:
     assert predicted["extrapolated"] == (size > 8)
 
 
-@pytest.mark.parametrize(("counts", "zero", "full"), [
-    ([0, 0, 0], 1.0, 0.0), ([4, 4], 0.0, 1.0), ([0, 4, 0, 4], 0.5, 0.5), ([2, 2, 2], 0.5**64, 0.5**64)])
+@pytest.mark.parametrize(
+    ("counts", "zero", "full"),
+    [
+        ([0, 0, 0], 1.0, 0.0),
+        ([4, 4], 0.0, 1.0),
+        ([0, 4, 0, 4], 0.5, 0.5),
+        ([2, 2, 2], 0.5**64, 0.5**64),
+    ],
+)
 def test_extrapolation_at_its_ends(counts: list[int], zero: float, full: float) -> None:
     predicted = predict(counts, 4, 64)
-    assert (predicted["zero_reward_groups"], predicted["all_reward_groups"]) == pytest.approx((zero, full))
+    assert (predicted["zero_reward_groups"], predicted["all_reward_groups"]) == pytest.approx(
+        (zero, full)
+    )
 
 
 def report(counts: list[int], group_size: int = 8) -> dict[str, Any]:
-    return sparsity_report(counts, [1] * len(counts), 16, samples_per_second=100.0, group_size=group_size)
+    return sparsity_report(
+        counts, [1] * len(counts), 16, samples_per_second=100.0, group_size=group_size
+    )
 
 
 def test_report() -> None:
@@ -64,16 +84,28 @@ def test_report() -> None:
     result = sparsity_report(counts, [3, 2, 2, 1], 16, samples_per_second=100.0, group_size=8)
     assert result["pass_at_1"] == pytest.approx(21 / 64) and result["pass_at_16"] == 0.75
     row = result["by_group_size"]["8"]
-    assert row["gradient_groups_per_hour"] == pytest.approx((1 - row["zero_gradient_groups"]) * 360_000 / 8)
+    assert row["gradient_groups_per_hour"] == pytest.approx(
+        (1 - row["zero_gradient_groups"]) * 360_000 / 8
+    )
     assert list(result["by_steps"]) == ["1", "2", "3"]
-    assert result["by_steps"]["1"]["all_reward_groups"] == 1.0 and result["by_steps"]["2"]["groups"] == 2
+    assert (
+        result["by_steps"]["1"]["all_reward_groups"] == 1.0
+        and result["by_steps"]["2"]["groups"] == 2
+    )
     with pytest.raises(ValueError, match="at least one question"):
         sparsity_report([], [], 16, samples_per_second=1.0, group_size=8)
 
 
-@pytest.mark.parametrize(("counts", "words"), [
-    ([0] * 20, "nothing to reinforce"), ([0] * 15 + [1] * 5, "out of reach"), ([16] * 15 + [8] * 5, "Mostly solved"),
-    ([0] * 6 + [16] * 6 + [8] * 8, "both ends"), ([8] * 20, "Go ahead")])
+@pytest.mark.parametrize(
+    ("counts", "words"),
+    [
+        ([0] * 20, "nothing to reinforce"),
+        ([0] * 15 + [1] * 5, "out of reach"),
+        ([16] * 15 + [8] * 5, "Mostly solved"),
+        ([0] * 6 + [16] * 6 + [8] * 8, "both ends"),
+        ([8] * 20, "Go ahead"),
+    ],
+)
 def test_recommendation(counts: list[int], words: str) -> None:
     assert words in report(counts)["recommendation"]
 

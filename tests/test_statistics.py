@@ -17,9 +17,16 @@ from paribus.study import statistics as study
 RNG = np.random.default_rng(5)
 
 
-def judge(differences: dict[str, list[float]], plan: tuple[int, ...] | None = None, direction: str = "lower",
-          smallest: float = 0.01, alpha: float = 0.05) -> dict[str, study.Effect]:
-    return study.effects(differences, direction=direction, smallest_effect=smallest, alpha=alpha, plan=plan)
+def judge(
+    differences: dict[str, list[float]],
+    plan: tuple[int, ...] | None = None,
+    direction: str = "lower",
+    smallest: float = 0.01,
+    alpha: float = 0.05,
+) -> dict[str, study.Effect]:
+    return study.effects(
+        differences, direction=direction, smallest_effect=smallest, alpha=alpha, plan=plan
+    )
 
 
 def verdict(differences: list[float], **options: object) -> str:
@@ -43,12 +50,21 @@ def test_interval_and_p_are_scipys_paired_t() -> None:
     found = judge({"arm": list(second - first)}, smallest=0.1)["arm"]
     peer = stats.ttest_rel(second, first)
     interval = peer.confidence_interval(0.95)
-    assert (found.p, found.low, found.high) == pytest.approx((peer.pvalue, interval.low, interval.high))
+    assert (found.p, found.low, found.high) == pytest.approx(
+        (peer.pvalue, interval.low, interval.high)
+    )
 
 
 def test_one_seed_decides_nothing_and_two_seeds_have_a_wide_interval() -> None:
     one = judge({"arm": [-5.0]})["arm"]
-    assert (one.low, one.high, one.p, one.stdev, one.verdict, one.more_seeds) == (-math.inf, math.inf, 1.0, None, "undecided", 2)
+    assert (one.low, one.high, one.p, one.stdev, one.verdict, one.more_seeds) == (
+        -math.inf,
+        math.inf,
+        1.0,
+        None,
+        "undecided",
+        2,
+    )
     two = judge({"arm": [-0.030, -0.028]})["arm"]
     assert two.high - two.low == pytest.approx(2 * 12.706 * 0.001, rel=1e-3)
 
@@ -59,28 +75,45 @@ def test_equal_arms_are_equivalent_and_equal_differences_prove_nothing() -> None
 
 
 def test_holm_in_order_over_the_arms() -> None:
-    found = judge({name: [mean + x for x in (-0.01, 0.0, 0.01, 0.005, -0.005)]
-                   for name, mean in {"a": -0.011, "b": -0.05, "c": -0.009}.items()}, smallest=0.001)
+    found = judge(
+        {
+            name: [mean + x for x in (-0.01, 0.0, 0.01, 0.005, -0.005)]
+            for name, mean in {"a": -0.011, "b": -0.05, "c": -0.009}.items()
+        },
+        smallest=0.001,
+    )
     p = {name: effect.p for name, effect in found.items()}
     assert found["b"].p_adjusted == pytest.approx(3 * p["b"])
     assert found["a"].p_adjusted == pytest.approx(2 * p["a"])
     assert found["c"].p_adjusted == pytest.approx(max(p["c"], 2 * p["a"]))
-    assert p["a"] < 0.05 < found["a"].p_adjusted and found["a"].verdict == "undecided"  # alone it would have been better
+    assert (
+        p["a"] < 0.05 < found["a"].p_adjusted and found["a"].verdict == "undecided"
+    )  # alone it would have been better
 
 
 def test_holm_and_power_are_those_of_statsmodels() -> None:
     p = {str(arm): float(value) for arm, value in enumerate(RNG.random(9) ** 3)}
     adjusted = study._holm(p)
-    assert [adjusted[arm] for arm in p] == pytest.approx(multipletests(list(p.values()), method="holm")[1])
+    assert [adjusted[arm] for arm in p] == pytest.approx(
+        multipletests(list(p.values()), method="holm")[1]
+    )
     for n in (2, 3, 12):
         assert study.power_of(0.9, n) == pytest.approx(TTestPower().power(0.9, n, 0.05), abs=1e-5)
-        assert study.power_of(0.9, n, paired=False) == pytest.approx(TTestIndPower().power(0.9, n, 0.05), abs=1e-5)
+        assert study.power_of(0.9, n, paired=False) == pytest.approx(
+            TTestIndPower().power(0.9, n, 0.05), abs=1e-5
+        )
 
 
 def test_equivalence_is_two_one_sided_t_tests() -> None:
     values = RNG.normal(0.002, 0.004, 8)
-    lower, upper = (stats.ttest_1samp(values, at, alternative=side).pvalue for at, side in ((-0.01, "greater"), (0.01, "less")))
-    for alpha, expected in ((max(lower, upper) * 1.01, "equivalent"), (max(lower, upper) * 0.99, "undecided")):
+    lower, upper = (
+        stats.ttest_1samp(values, at, alternative=side).pvalue
+        for at, side in ((-0.01, "greater"), (0.01, "less"))
+    )
+    for alpha, expected in (
+        (max(lower, upper) * 1.01, "equivalent"),
+        (max(lower, upper) * 0.99, "undecided"),
+    ):
         if alpha < min(0.5, judge({"arm": list(values)})["arm"].p):
             assert verdict(list(values), alpha=alpha) == expected
 
@@ -92,7 +125,9 @@ def test_looks_grow_by_half_and_end_where_asked() -> None:
 
 
 def test_spending_ends_at_alpha_and_a_single_look_has_it_all() -> None:
-    assert study.spent(1, 0.05) == pytest.approx(0.05) and study.spent(0.25, 0.05) == pytest.approx(0.0125)
+    assert study.spent(1, 0.05) == pytest.approx(0.05) and study.spent(0.25, 0.05) == pytest.approx(
+        0.0125
+    )
     assert study.alpha_at(5, (5,), 0.05) == pytest.approx(0.05)
 
 
@@ -167,10 +202,16 @@ def test_hopeless_sizes_are_said_to_be_so() -> None:
 
 # ---- Items
 
-def outcomes(rng: np.random.Generator, seeds: int, count: int, shift: float) -> tuple[list[np.ndarray], list[np.ndarray]]:
+
+def outcomes(
+    rng: np.random.Generator, seeds: int, count: int, shift: float
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Two arms on the same items: noise of the seed, of the item, of the arm on the item, and the rest."""
     item, moved = rng.normal(0, 1, count), rng.normal(0, 0.3, count)
-    base, arm = ([item + rng.normal(0, 0.1) + rng.normal(0, 0.5, count) for _ in range(seeds)] for _ in range(2))
+    base, arm = (
+        [item + rng.normal(0, 0.1) + rng.normal(0, 0.5, count) for _ in range(seeds)]
+        for _ in range(2)
+    )
     return base, [one + moved + shift for one in arm]
 
 
@@ -204,17 +245,24 @@ def test_clusters_widen_the_interval_when_items_of_a_task_move_together() -> Non
 def test_tasks_count_the_same_when_asked() -> None:
     task = np.array([0] * 90 + [1] * 10)
     arm = np.where(task == 0, 0.0, 1.0)
-    by_item, by_task = (items.item_effect([np.zeros(100)], [arm], task, smallest_effect=0.1, equal_clusters=equal).mean
-                        for equal in (False, True))
+    by_item, by_task = (
+        items.item_effect(
+            [np.zeros(100)], [arm], task, smallest_effect=0.1, equal_clusters=equal
+        ).mean
+        for equal in (False, True)
+    )
     assert (by_item, by_task) == pytest.approx((0.1, 0.5))
 
 
 # ---- Noise floors and curves
 
+
 def test_noise_table_measures_what_pairing_gains() -> None:
     shared = RNG.normal(0, 0.010, 30)
     seen, other = shared + RNG.normal(0, 0.004, 30), shared + RNG.normal(0, 0.004, 30)
-    rows = study.noise_table({"val_bpb": list(seen)}, {"val_bpb": [0.01, 0.005]}, {"val_bpb": list(other)})
+    rows = study.noise_table(
+        {"val_bpb": list(seen)}, {"val_bpb": [0.01, 0.005]}, {"val_bpb": list(other)}
+    )
     assert [row.effect for row in rows] == [0.01, 0.005]
     for row in rows:
         assert row.correlation is not None and row.correlation > 0.7
@@ -236,23 +284,37 @@ def test_the_band_of_a_curve_holds_at_all_steps_and_the_interval_at_each() -> No
 
 # ---- Bad input
 
+
 def test_everything_wrong_is_told_at_once() -> None:
     with pytest.raises(UserError) as told:
-        study.effects({"muon": [0.1, math.nan], "adamw": []}, direction="down", smallest_effect=0, alpha=5, plan=(3, 3))
+        study.effects(
+            {"muon": [0.1, math.nan], "adamw": []},
+            direction="down",
+            smallest_effect=0,
+            alpha=5,
+            plan=(3, 3),
+        )
     assert len(told.value.problems) == 6
-    assert "muon, number 2 is nan" in str(told.value) and "'down' is neither lower nor higher" in str(told.value)
+    assert "muon, number 2 is nan" in str(
+        told.value
+    ) and "'down' is neither lower nor higher" in str(told.value)
 
 
-@pytest.mark.parametrize("call", [
-    lambda: study.effects({}, direction="lower", smallest_effect=1, alpha=0.05),
-    lambda: study.effects({"a": [1.0] * 9}, direction="lower", smallest_effect=1, alpha=0.05, plan=(3, 8)),
-    lambda: study.looks(5, 3),
-    lambda: study.alpha_at(9, (3, 8), 0.05),
-    lambda: items.item_effect([np.zeros(3)], [np.zeros(4)], smallest_effect=1),
-    lambda: items.item_effect([np.zeros(3)], [np.zeros(3)], np.zeros(3), smallest_effect=1),
-    lambda: study.noise_table({"val_bpb": [1.0, 2.0]}, {"val_bpb": [1.0]}),
-    lambda: study.difference_curve([1, 2], np.zeros((3, 2)), np.zeros((3, 3))),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: study.effects({}, direction="lower", smallest_effect=1, alpha=0.05),
+        lambda: study.effects(
+            {"a": [1.0] * 9}, direction="lower", smallest_effect=1, alpha=0.05, plan=(3, 8)
+        ),
+        lambda: study.looks(5, 3),
+        lambda: study.alpha_at(9, (3, 8), 0.05),
+        lambda: items.item_effect([np.zeros(3)], [np.zeros(4)], smallest_effect=1),
+        lambda: items.item_effect([np.zeros(3)], [np.zeros(3)], np.zeros(3), smallest_effect=1),
+        lambda: study.noise_table({"val_bpb": [1.0, 2.0]}, {"val_bpb": [1.0]}),
+        lambda: study.difference_curve([1, 2], np.zeros((3, 2)), np.zeros((3, 3))),
+    ],
+)
 def test_bad_input_is_refused(call: object) -> None:
     with pytest.raises(UserError):
         call()  # type: ignore[operator]

@@ -68,13 +68,23 @@ def project(tmp_path_factory, project_root):
         (root / "params.yaml").write_text((project_root / "params.yaml").read_text())
         (root / ".gitignore").write_text("*\n!params.yaml\n")
         for command in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-qm", "first"]):
-            subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *command], check=True)
-        stages = [subprocess.Popen([sys.executable, "-c", STAGE, name, *(["dies"] if name == "killed" else [])],
-                                   stderr=subprocess.PIPE, text=True) for name in FOUR]
+            subprocess.run(
+                ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *command], check=True
+            )
+        stages = [
+            subprocess.Popen(
+                [sys.executable, "-c", STAGE, name, *(["dies"] if name == "killed" else [])],
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for name in FOUR
+        ]
         while len(list(root.glob("*.ready"))) < 4:
             time.sleep(0.01)
         (root / "go").touch()
-        (root / "four.json").write_text(json.dumps([(stage.wait(), stage.communicate()[1]) for stage in stages]))
+        (root / "four.json").write_text(
+            json.dumps([(stage.wait(), stage.communicate()[1]) for stage in stages])
+        )
         patch.setattr(tracking, "FLUSH_SECONDS", 0.1)
         yield root
 
@@ -106,7 +116,11 @@ def runs_of(client, experiment):
 
 
 def children(client, stage="pretrain"):
-    return [run for run in runs_of(client, os.environ["DVC_EXP_NAME"]) if run.data.tags.get("stage") == stage]
+    return [
+        run
+        for run in runs_of(client, os.environ["DVC_EXP_NAME"])
+        if run.data.tags.get("stage") == stage
+    ]
 
 
 def child(client, stage="pretrain"):
@@ -139,16 +153,22 @@ def eventually(condition, seconds=20):
 
 
 def test_four_processes_may_touch_a_new_store_at_once(project, client):
-    assert json.loads((project / "four.json").read_text()) == [[0, ""]] * 3 + [[-signal.SIGKILL, ""]]  # no complaint
+    assert json.loads((project / "four.json").read_text()) == [[0, ""]] * 3 + [
+        [-signal.SIGKILL, ""]
+    ]  # no complaint
     mine = runs_of(client, None)
     [parent] = [run for run in mine if "mlflow.parentRunId" not in run.data.tags]
-    children = [run for run in mine if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    children = [
+        run for run in mine if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    ]
     assert sorted(run.info.run_name for run in children) == sorted(FOUR)
     assert all(steps(client, run) == list(range(1, 31)) for run in children)
     assert {run.info.run_name for run in children if run.info.status == "FINISHED"} >= set(FOUR[:3])
     eventually(lambda: named(client, "killed").info.status == "KILLED")
     assert len(senders(project)) == 1
-    assert parent.info.run_name.startswith("workspace ") and parent.data.tags["git.dirty"] == "false"
+    assert (
+        parent.info.run_name.startswith("workspace ") and parent.data.tags["git.dirty"] == "false"
+    )
 
 
 def test_a_clone_of_an_experiment_uses_the_main_checkouts_store(project, monkeypatch, tmp_path):
@@ -170,40 +190,74 @@ def test_a_run_as_mlflow_shows_it(project, settings, client, monkeypatch, tmp_pa
     sample = tmp_path / "samples.md"
     sample.write_text("2 and 2 are 4")
     wanted = config.load_config(project / "params.yaml", {"tracking.system_metrics": True})
-    with begin(wanted, params={"model.depth": 4, "model.window": None, "train.compile": False},
-               tags={"hardware": "abacus"}, datasets={"tokens": ("data/tokens", "0123456789" * 5)}) as run:
+    with begin(
+        wanted,
+        params={"model.depth": 4, "model.window": None, "train.compile": False},
+        tags={"hardware": "abacus"},
+        datasets={"tokens": ("data/tokens", "0123456789" * 5)},
+    ) as run:
         for step in range(1, 2501):
             run.log(step, {"train/loss": 5 / step, "val/bpb": math.inf if step == 1 else 1.5})
         run.event(7, "spike", "loss 9.1 after 2.2")
         run.event(9, "spike", "loss 8.0 after 2.1")
         run.artifact(sample, "answers")
-        run.summary({"val_bpb": 1.25, "tasks": {"arc@easy": {"accuracy": 0.5}}, "bundle": "synthetic"})
-        eventually(lambda: (run.folder / "system.jsonl").exists() and (run.folder / "system.jsonl").read_text())
+        run.summary(
+            {"val_bpb": 1.25, "tasks": {"arc@easy": {"accuracy": 0.5}}, "bundle": "synthetic"}
+        )
+        eventually(
+            lambda: (
+                (run.folder / "system.jsonl").exists() and (run.folder / "system.jsonl").read_text()
+            )
+        )
     found = child(client)
     assert found.info.status == "FINISHED" and found.info.run_name == "pretrain"
-    assert found.data.params == {"model.depth": "4", "model.window": "null", "train.compile": "false"}
-    tags = {"stage": "pretrain", "fingerprint": "f" * 20, "hardware": "abacus", "git.branch": "main"}
+    assert found.data.params == {
+        "model.depth": "4",
+        "model.window": "null",
+        "train.compile": "false",
+    }
+    tags = {
+        "stage": "pretrain",
+        "fingerprint": "f" * 20,
+        "hardware": "abacus",
+        "git.branch": "main",
+    }
     assert tags.items() <= found.data.tags.items()
     assert steps(client, found) == list(range(1, 2501))
-    assert found.data.metrics["events/spike"] == 2 and "step 9: loss 8.0" in found.data.tags["event.spike"]
+    assert (
+        found.data.metrics["events/spike"] == 2
+        and "step 9: loss 8.0" in found.data.tags["event.spike"]
+    )
     assert client.get_metric_history(found.info.run_id, "val/bpb")[0].value > 1e308
     assert found.data.metrics["system/process_memory_megabytes"] > 10
     [dataset] = [entry.dataset for entry in found.inputs.dataset_inputs]
-    assert (dataset.name, dataset.digest) == ("tokens", ("0123456789" * 5)[:36]) and "data/tokens" in dataset.source
+    assert (dataset.name, dataset.digest) == (
+        "tokens",
+        ("0123456789" * 5)[:36],
+    ) and "data/tokens" in dataset.source
     place = client.download_artifacts(found.info.run_id, "answers/samples.md")
     assert Path(place).read_text() == "2 and 2 are 4"
     assert found.info.artifact_uri.startswith((project / "mlartifacts").as_uri())
 
     parent = client.get_run(found.data.tags["mlflow.parentRunId"])
-    assert parent.info.run_name == "test_a_run_as_mlflow_shows_it" and parent.info.status == "FINISHED"
+    assert (
+        parent.info.run_name == "test_a_run_as_mlflow_shows_it" and parent.info.status == "FINISHED"
+    )
     assert parent.data.params["midtrain.mixture.facts"] == str(settings.midtrain.mixture["facts"])
-    assert parent.data.metrics == {"pretrain.val_bpb": 1.25, "pretrain.tasks.arc.easy.accuracy": 0.5}
+    assert parent.data.metrics == {
+        "pretrain.val_bpb": 1.25,
+        "pretrain.tasks.arc.easy.accuracy": 0.5,
+    }
     assert parent.data.tags["pretrain.bundle"] == found.data.tags["bundle"] == "synthetic"
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
     assert parent.data.tags["git.commit"] == found.data.tags["git.commit"] == head
 
 
-def test_the_stages_of_an_execution_share_a_parent_until_it_is_closed(settings, client, monkeypatch):
+def test_the_stages_of_an_execution_share_a_parent_until_it_is_closed(
+    settings, client, monkeypatch
+):
     def parent_of(name):
         with begin(settings, name):
             pass
@@ -222,7 +276,10 @@ def test_the_stages_of_an_execution_share_a_parent_until_it_is_closed(settings, 
 def test_a_paused_run_goes_on_without_a_step_twice_or_missing(settings, client):
     with pytest.raises(SystemExit), begin(settings) as run:
         for step in range(1, 21):
-            run.log(step, {"train/loss": step, "val/bpb": 2.0} if step % 10 == 0 else {"train/loss": step})
+            run.log(
+                step,
+                {"train/loss": step, "val/bpb": 2.0} if step % 10 == 0 else {"train/loss": step},
+            )
         eventually(lambda: latest(client) == 20)
         raise SystemExit(EXIT_PAUSED)
     assert child(client).info.status == "KILLED"
@@ -232,17 +289,26 @@ def test_a_paused_run_goes_on_without_a_step_twice_or_missing(settings, client):
         assert [row["step"] for row in run.rows()] == list(range(1, 13))
         eventually(lambda: child(client).info.status == "RUNNING")
         for step in range(13, 31):
-            run.log(step, {"train/loss": step, "val/bpb": 2.0} if step % 10 == 0 else {"train/loss": step})
+            run.log(
+                step,
+                {"train/loss": step, "val/bpb": 2.0} if step % 10 == 0 else {"train/loss": step},
+            )
     found = child(client)  # one run
     assert found.info.status == "FINISHED"
-    assert steps(client, found) == list(range(1, 31)) and steps(client, found, "val/bpb") == [10, 20, 30]
+    assert steps(client, found) == list(range(1, 31)) and steps(client, found, "val/bpb") == [
+        10,
+        20,
+        30,
+    ]
     assert [row["step"] for row in run.rows()] == list(range(1, 31))
 
 
 def test_a_run_that_was_killed_goes_on(project, tiny_config, client):
     """kill -9 of a real process of which MLflow has some steps; then the same steps come again."""
     folder = runtime.state_root() / "runs" / "killed"
-    with RunLog.open("killed", folder=folder, config=tiny_config, params={}, fingerprint="k", resume_step=12) as run:
+    with RunLog.open(
+        "killed", folder=folder, config=tiny_config, params={}, fingerprint="k", resume_step=12
+    ) as run:
         for step in range(13, 41):
             run.log(step, {"train/loss": step})
     found = named(client, "killed")
@@ -261,7 +327,9 @@ def test_a_sender_killed_between_a_batch_and_whatever_would_note_it(project, set
         assert dying.wait() == -signal.SIGKILL
         for step in range(21, 31):
             run.log(step, {"train/loss": step})
-    assert child(client).info.status == "FINISHED" and steps(client, child(client)) == list(range(1, 31))
+    assert child(client).info.status == "FINISHED" and steps(client, child(client)) == list(
+        range(1, 31)
+    )
 
 
 def lock_is_held(path):
@@ -277,9 +345,13 @@ def test_a_run_that_was_killed_before_its_first_state_starts_over_in_the_same_ru
         eventually(lambda: latest(client) == 3)
         run._background._finishing.set()
         run._held.close()  # as if killed: run.json still says RUNNING
-        eventually(lambda: child(client).info.status == "KILLED")  # and is not shown as running for ever
+        eventually(
+            lambda: child(client).info.status == "KILLED"
+        )  # and is not shown as running for ever
         if attempt == 0:
-            (run.folder / "mlflow.json").unlink()  # as if the sender had been killed before it noted MLflow's run id
+            (
+                run.folder / "mlflow.json"
+            ).unlink()  # as if the sender had been killed before it noted MLflow's run id
     assert steps(client, child(client)) == [1, 2, 3]
 
 
@@ -310,7 +382,9 @@ def test_a_rollback_keeps_the_events_and_repeats_nothing(settings, client):
     found = child(client)
     assert steps(client, found) == list(range(1, 16))
     assert [row["step"] for row in run.rows()] == list(range(1, 16)) and len(run.events()) == 2
-    assert [metric.value for metric in client.get_metric_history(found.info.run_id, "events/rollback")] == [1, 2]
+    assert [
+        metric.value for metric in client.get_metric_history(found.info.run_id, "events/rollback")
+    ] == [1, 2]
 
 
 # ---------------------------------------------------------------- a server that is down
@@ -323,7 +397,10 @@ class Server:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.environment = {"_MLFLOW_SERVER_FILE_STORE": store, "_MLFLOW_SERVER_ARTIFACT_ROOT": str(artifacts)}
+        self.environment = {
+            "_MLFLOW_SERVER_FILE_STORE": store,
+            "_MLFLOW_SERVER_ARTIFACT_ROOT": str(artifacts),
+        }
 
     def start(self) -> None:
         os.environ |= self.environment
@@ -342,19 +419,27 @@ def test_what_a_server_misses_is_sent_later(project, settings, client, monkeypat
     server = Server(tracking.tracking_uri(), project / "mlartifacts")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.port}")
-    for count in (1, 2):  # nobody listens from start to end, and the second run takes the folder of the first
+    for count in (
+        1,
+        2,
+    ):  # nobody listens from start to end, and the second run takes the folder of the first
         with begin(settings, "missed") as run:
             for step in range(1, 6):
                 run.log(step, {"train/loss": step})
             run.summary({"val_bpb": 1.0})
         assert len(caplog.messages) == count
-    assert f"http://127.0.0.1:{server.port}" in caplog.messages[0] and "sent later" in caplog.messages[0]
+    assert (
+        f"http://127.0.0.1:{server.port}" in caplog.messages[0]
+        and "sent later" in caplog.messages[0]
+    )
     assert children(client, "missed") == []
 
     server.start()
     with begin(settings) as run:  # the next start sends it
         run.log(1, {"train/loss": 1})
-        eventually(lambda: [one.info.status for one in children(client, "missed")] == ["FINISHED"] * 2)
+        eventually(
+            lambda: [one.info.status for one in children(client, "missed")] == ["FINISHED"] * 2
+        )
         assert [steps(client, one) for one in children(client, "missed")] == [[1, 2, 3, 4, 5]] * 2
         eventually(lambda: not list((runtime.state_root() / "unsent").iterdir()))
         eventually(lambda: latest(client) == 1)
@@ -367,7 +452,9 @@ def test_what_a_server_misses_is_sent_later(project, settings, client, monkeypat
         run.log(4, {"train/loss": 4})
     server.stop()
     assert steps(client, child(client)) == [1, 2, 3, 4] and child(client).info.status == "FINISHED"
-    assert client.get_run(child(client).data.tags["mlflow.parentRunId"]).data.metrics == {"missed.val_bpb": 1.0}
+    assert client.get_run(child(client).data.tags["mlflow.parentRunId"]).data.metrics == {
+        "missed.val_bpb": 1.0
+    }
     assert len(caplog.messages) == 3  # one a run
 
 
@@ -389,15 +476,22 @@ def test_what_is_not_finite_stays_strict_json_and_comes_back(settings):
         run.log(1, {"loss": math.nan, "low": -math.inf, "one": 1.0})
         row = run.rows()[0]
     assert math.isnan(row["loss"]) and row["low"] == -math.inf and row["one"] == 1.0
-    json.loads((run.folder / "metrics.jsonl").read_text(), parse_constant=lambda name: pytest.fail(name))
+    json.loads(
+        (run.folder / "metrics.jsonl").read_text(), parse_constant=lambda name: pytest.fail(name)
+    )
 
 
 def test_a_full_disk_costs_a_warning_and_no_line(tmp_path):
     warnings = []
     journal = Journal(tmp_path / "metrics.jsonl", warnings.append)
-    before, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    before, limits = (
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+    )
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))  # the kernel then writes a part, and then refuses
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (200, limits[1])
+        )  # the kernel then writes a part, and then refuses
         for step in range(50):
             journal.append({"step": step})
         assert warnings and (tmp_path / "metrics.jsonl").stat().st_size == 200
@@ -412,8 +506,10 @@ def test_a_store_whose_making_was_killed_is_made_anew(tmp_path):
     from paribus.tracking.store import connect
 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    code = ("import sys; from pathlib import Path; from paribus.tracking.store import connect; "
-            "connect(*sys.argv[1:3], Path(sys.argv[3]))")
+    code = (
+        "import sys; from pathlib import Path; from paribus.tracking.store import connect; "
+        "connect(*sys.argv[1:3], Path(sys.argv[3]))"
+    )
     maker = subprocess.Popen([sys.executable, "-c", code, uri, "x", str(tmp_path)])
     aside = tmp_path / "mlflow.db.new"
     while not (aside.exists() and aside.stat().st_size > 50_000):
@@ -422,4 +518,8 @@ def test_a_store_whose_making_was_killed_is_made_anew(tmp_path):
     maker.kill()
     maker.wait()
     assert not (tmp_path / "mlflow.db").exists()
-    assert connect(uri, "x", tmp_path).experiment and (tmp_path / "mlflow.db").exists() and not aside.exists()
+    assert (
+        connect(uri, "x", tmp_path).experiment
+        and (tmp_path / "mlflow.db").exists()
+        and not aside.exists()
+    )

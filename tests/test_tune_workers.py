@@ -32,15 +32,33 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"postgresql://paribus@127.0.0.1:{self.port}/postgres"
-        self._run("initdb", "-D", str(self.folder / "data"), "-U", "paribus", "-A", "trust", "--no-sync")
+        self._run(
+            "initdb", "-D", str(self.folder / "data"), "-U", "paribus", "-A", "trust", "--no-sync"
+        )
 
     def _run(self, program: str, *arguments: str) -> None:
-        subprocess.run([self.programs / program, *arguments], user=self.account, cwd=self.folder, check=True,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            [self.programs / program, *arguments],
+            user=self.account,
+            cwd=self.folder,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
 
     def start(self) -> None:
         options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        self._run("pg_ctl", "-D", str(self.folder / "data"), "-w", "-l", str(self.folder / "log"), "-o", options, "start")
+        self._run(
+            "pg_ctl",
+            "-D",
+            str(self.folder / "data"),
+            "-w",
+            "-l",
+            str(self.folder / "log"),
+            "-o",
+            options,
+            "start",
+        )
 
     def stop(self) -> None:
         self._run("pg_ctl", "-D", str(self.folder / "data"), "-w", "-m", "immediate", "stop")
@@ -48,12 +66,22 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    found = shutil.which("initdb") or next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)), None)
+    found = shutil.which("initdb") or next(
+        iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)), None
+    )
     if found is None:
         pytest.skip("no PostgreSQL here: apt-get install postgresql")
     account = None
     if os.geteuid() == 0:
-        account = next((user.pw_name for name in ("postgres", "nobody") for user in pwd.getpwall() if user.pw_name == name), None)
+        account = next(
+            (
+                user.pw_name
+                for name in ("postgres", "nobody")
+                for user in pwd.getpwall()
+                if user.pw_name == name
+            ),
+            None,
+        )
         if account is None:
             pytest.skip("PostgreSQL refuses root, and there is no account postgres or nobody")
     made = Server(Path(found).parent, account)
@@ -76,8 +104,13 @@ def trials_of(name: str, url: str) -> list[Any]:
 
 
 def started(root: Path, name: str, url: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(command("run", name, "--worker", "--storage", url), cwd=root, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command("run", name, "--worker", "--storage", url),
+        cwd=root,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def under_way(root: Path, name: str) -> Curve:
@@ -94,19 +127,33 @@ def under_way(root: Path, name: str) -> Curve:
 def check_each_once(trials: list[Any], wanted: int) -> None:
     """Every trial has ended; each point that was asked was run to its end once."""
     assert all(trial.state.is_finished() for trial in trials)
-    ran = [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED") and "skipped" not in trial.user_attrs]
+    ran = [
+        trial
+        for trial in trials
+        if trial.state.name in ("COMPLETE", "PRUNED") and "skipped" not in trial.user_attrs
+    ]
     assert len(ran) == wanted == len({trial.user_attrs["origin"] for trial in ran})
-    others = [trial for trial in trials if trial.state.name == "FAIL" and "dropped" not in trial.user_attrs]
+    others = [
+        trial
+        for trial in trials
+        if trial.state.name == "FAIL" and "dropped" not in trial.user_attrs
+    ]
     again = {trial.user_attrs["origin"]: trial for trial in ran}
     for dead in others:
         assert again[dead.user_attrs["origin"]].params == dead.params, "a lost trial"
 
 
-LONG = {"budget": {"tokens": 256 * 120}, "overrides": {"train.save_seconds": 0.2}, "trials": 6,
-        "space": {"optimizer.matrix_lr": {"low": 0.005, "high": 0.08, "log": True}}}
+LONG = {
+    "budget": {"tokens": 256 * 120},
+    "overrides": {"train.save_seconds": 0.2},
+    "trials": 6,
+    "space": {"optimizer.matrix_lr": {"low": 0.005, "high": 0.08, "log": True}},
+}
 
 
-def test_four_workers_one_killed_and_no_trial_is_lost_or_doubled(prepared: Path, server: Server) -> None:
+def test_four_workers_one_killed_and_no_trial_is_lost_or_doubled(
+    prepared: Path, server: Server
+) -> None:
     """They begin at the same moment, on a database without tables."""
     write(prepared, "crowd", **LONG)
     workers = [started(prepared, "crowd", server.url) for _ in range(4)]
@@ -121,9 +168,15 @@ def test_four_workers_one_killed_and_no_trial_is_lost_or_doubled(prepared: Path,
     trials = trials_of("crowd", server.url)
     check_each_once(trials, 6)
     origin = int(trial.folder.name.removeprefix("trial-"))
-    again = next(one for one in trials if one.user_attrs.get("origin") == origin and one.state.name != "FAIL")
+    again = next(
+        one for one in trials if one.user_attrs.get("origin") == origin and one.state.name != "FAIL"
+    )
     assert again.number != origin and again.user_attrs["went_on_from_step"] >= left > 0
-    defaults = [one for one in trials if "fixed_params" in one.system_attrs and "failed_trial" not in one.system_attrs]
+    defaults = [
+        one
+        for one in trials
+        if "fixed_params" in one.system_attrs and "failed_trial" not in one.system_attrs
+    ]
     assert len(defaults) == 1
 
 
@@ -133,7 +186,12 @@ def test_a_storage_lost_midway_loses_nothing(prepared: Path, server: Server) -> 
     trial = under_way(prepared, "lost")
     server.stop()
     _, said = worker.communicate(timeout=120)
-    assert worker.returncode == 2 and "Traceback" not in said and "lost" in said and "same command again" in said, said
+    assert (
+        worker.returncode == 2
+        and "Traceback" not in said
+        and "lost" in said
+        and "same command again" in said
+    ), said
     left = trial.newest_state()
     server.start()
     worker = started(prepared, "lost", server.url)

@@ -25,7 +25,9 @@ STAGES = ("corpus", "tokenizer", "tokens", "pretrain")
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Project:
     """A project that is committed, in which pretraining has run, and its outputs are committed as a user does."""
-    made = Project(tmp_path_factory.mktemp("origin"), project_root, **{"train.threads": None}).start()
+    made = Project(
+        tmp_path_factory.mktemp("origin"), project_root, **{"train.threads": None}
+    ).start()
     made.run("dvc", "repro", *STAGES)
     made.run("git", "add", "-A")
     made.run("git", "commit", "-qm", "first run")
@@ -37,7 +39,12 @@ def project(origin: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A copy to be damaged, and the working folder. The cache's files are read-only and shared: replace, never write."""
     copy = Project.__new__(Project)
     copy.root = tmp_path / "project"
-    shutil.copytree(origin.root, copy.root, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts"))
+    shutil.copytree(
+        origin.root,
+        copy.root,
+        symlinks=True,
+        ignore=shutil.ignore_patterns("mlflow.db*", "mlartifacts"),
+    )
     monkeypatch.chdir(copy.root)
     for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
         monkeypatch.delenv(name)
@@ -69,7 +76,9 @@ def swap(first: Path, second: Path) -> None:
 
 
 def objects(out: str) -> dict[str, Path]:
-    found = record.graph.cached_files(record.find("workspace").data[out], Path(".dvc/cache/files/md5").resolve())
+    found = record.graph.cached_files(
+        record.find("workspace").data[out], Path(".dvc/cache/files/md5").resolve()
+    )
     assert found
     return found
 
@@ -83,9 +92,16 @@ def test_a_run_is_certified_bit_for_bit_and_nothing_of_it_is_touched(origin: Pro
     from mlflow import MlflowClient
 
     def fingers() -> dict[str, tuple[int, int]]:
-        kept = [path for top in ("checkpoints", "data", ".dvc/cache", ".paribus/runs") for path in (origin.root / top).rglob("*")]
-        return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in kept
-                if path.is_file() and path.suffix != ".lock"}  # the project's own sender looks whether runs are over
+        kept = [
+            path
+            for top in ("checkpoints", "data", ".dvc/cache", ".paribus/runs")
+            for path in (origin.root / top).rglob("*")
+        ]
+        return {
+            str(path): (path.stat().st_mtime_ns, path.stat().st_size)
+            for path in kept
+            if path.is_file() and path.suffix != ".lock"
+        }  # the project's own sender looks whether runs are over
 
     before = fingers()
     done = origin.run("paribus", "verify", "HEAD")
@@ -97,9 +113,13 @@ def test_a_run_is_certified_bit_for_bit_and_nothing_of_it_is_touched(origin: Pro
     client = MlflowClient(f"sqlite:///{origin.root / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("paribus").experiment_id
     runs = client.search_runs([experiment], "tags.stage = 'pretrain'")
-    assert [run.data.tags["verify.verdict"] for run in runs] == ["bit-exact"], "one run: the rebuilt one is not in this store"
+    assert [run.data.tags["verify.verdict"] for run in runs] == ["bit-exact"], (
+        "one run: the rebuilt one is not in this store"
+    )
     assert {item.path for item in client.list_artifacts(runs[0].info.run_id, "verify")} == {
-        f"verify/{path.name}", f"verify/{path.stem}.md"}
+        f"verify/{path.name}",
+        f"verify/{path.stem}.md",
+    }
     assert runs[0].data.tags["weights_sha256"] == origin_weights(origin)
 
 
@@ -131,7 +151,9 @@ def test_a_dvc_lock_that_names_what_nobody_has_is_not_reproduced(project: Projec
 
     edit_lock(edit)
     made = certify(steps=None)
-    assert made["verdict"] == "not reproduced" and "data/tokens is not to be had" in whats(made, "data")
+    assert made["verdict"] == "not reproduced" and "data/tokens is not to be had" in whats(
+        made, "data"
+    )
 
 
 def test_a_dvc_lock_that_names_another_checkpoint_is_caught(project: Project) -> None:
@@ -147,8 +169,10 @@ def test_dirty_code_is_caught_by_the_file(project: Project) -> None:
     """The run used an optimiser that was never committed. Its record is made as a run makes it, without training."""
     source = project.root / "src/paribus/train/optim.py"
     source.write_text(source.read_text() + "\nUNCOMMITTED = True\n")
-    script = ("import json; from paribus.stages.context import session\n"
-              "with session('pretrain') as run: print(json.dumps(run.provenance))")
+    script = (
+        "import json; from paribus.stages.context import session\n"
+        "with session('pretrain') as run: print(json.dumps(run.provenance))"
+    )
     written = project.run(sys.executable, "-c", script, PYTHONPATH=str(project.root / "src")).stdout
     shutil.copytree(project.root / "checkpoints/base", project.root / "mine")
     (project.root / "mine/provenance.json").write_text(written)
@@ -158,7 +182,11 @@ def test_dirty_code_is_caught_by_the_file(project: Project) -> None:
 
 
 def test_a_swapped_shard_is_caught_by_the_file(project: Project) -> None:
-    shards = {name: path for name, path in objects("data/tokens").items() if name.endswith("-documents.bin") or "train" in name}
+    shards = {
+        name: path
+        for name, path in objects("data/tokens").items()
+        if name.endswith("-documents.bin") or "train" in name
+    }
     names = sorted(shards)[:2]
     swap(shards[names[0]], shards[names[1]])
     made = certify()
@@ -173,7 +201,11 @@ def test_a_changed_tokenizer_is_caught(project: Project) -> None:
     path.write_text(text + "\n")
     project.run("dvc", "commit", "-q", "-f", "tokenizer")
     made = certify()
-    assert made["verdict"] == "contradicted" and "data/tokenizer" in whats(made, "data") and "data" in made["causes"]
+    assert (
+        made["verdict"] == "contradicted"
+        and "data/tokenizer" in whats(made, "data")
+        and "data" in made["causes"]
+    )
 
 
 @pytest.mark.timeout(600)
@@ -181,13 +213,24 @@ def test_another_seed_parts_and_the_step_is_named(project: Project) -> None:
     """dvc.lock says seed 8; the checkpoint is of seed 7. At step 1 the head is zero, so any seed's loss is ln(vocabulary)."""
     edit_lock(lambda stages: stages["pretrain"]["params"]["params.yaml"].update(seed=8))
     made = certify(steps=2)
-    assert made["verdict"] == "not reproduced" and made["causes"] == ["params"] and "seed in dvc.lock" in whats(made, "params")
-    assert made["outcome"]["parted"]["step"] == 2 and made["outcome"]["parted"]["column"] == "train_loss"
-    assert "They part at step 2: train_loss" in verify.page(made) and "Why: params (seed in dvc.lock)." in verify.page(made)
+    assert (
+        made["verdict"] == "not reproduced"
+        and made["causes"] == ["params"]
+        and "seed in dvc.lock" in whats(made, "params")
+    )
+    assert (
+        made["outcome"]["parted"]["step"] == 2
+        and made["outcome"]["parted"]["column"] == "train_loss"
+    )
+    assert "They part at step 2: train_loss" in verify.page(
+        made
+    ) and "Why: params (seed in dvc.lock)." in verify.page(made)
 
 
 def test_another_thread_count_is_caught(project: Project) -> None:
-    edit_lock(lambda stages: stages["pretrain"]["params"]["params.yaml"].update({"train.threads": 3}))
+    edit_lock(
+        lambda stages: stages["pretrain"]["params"]["params.yaml"].update({"train.threads": 3})
+    )
     made = certify()
     assert made["causes"] == ["threads"] and made["differences"][0]["what"] == "train.threads"
 
@@ -204,12 +247,23 @@ def test_a_forged_record_is_caught_by_its_own_fingerprint(project: Project) -> N
 # ---------------------------------------------------------------- the band
 
 
-def log_seed(client: Any, experiment: str, written: dict[str, Any], curve: list[dict[str, str]], seed: int, shift: float) -> str:
+def log_seed(
+    client: Any,
+    experiment: str,
+    written: dict[str, Any],
+    curve: list[dict[str, str]],
+    seed: int,
+    shift: float,
+) -> str:
     """A finished run of pretraining in MLflow that differs in the seed, and in its losses by `shift`; its id."""
     run_id = client.create_run(experiment, tags={"stage": "pretrain"}).info.run_id
     moved = [row | {"train_loss": repr(float(row["train_loss"]) + shift)} for row in curve]
     text = "\n".join([",".join(moved[0]), *(",".join(row.values()) for row in moved)])
-    client.log_text(run_id, json.dumps(written | {"params": written["params"] | {"seed": seed}}), "provenance.json")
+    client.log_text(
+        run_id,
+        json.dumps(written | {"params": written["params"] | {"seed": seed}}),
+        "provenance.json",
+    )
     client.log_text(run_id, text + "\n", "plots/pretrain.csv")
     client.set_terminated(run_id)
     return str(run_id)
@@ -230,7 +284,9 @@ def test_the_band_is_that_of_runs_that_differ_in_the_seed_alone(project: Project
     twin = log_seed(store.client, store.experiment, written, curve, seed=101, shift=-0.1)
     other = written | {"params": written["params"] | {"model.depth": 3}}
     log_seed(store.client, store.experiment, other, curve, seed=102, shift=5.0)
-    assert band.measured_band(one, "pretrain", curve, rebuilt(0.0)) is None, "two seeds are no spread; the other is no twin"
+    assert band.measured_band(one, "pretrain", curve, rebuilt(0.0)) is None, (
+        "two seeds are no spread; the other is no twin"
+    )
     log_seed(store.client, store.experiment, written, curve, seed=103, shift=0.1)
     near, far = (band.measured_band(one, "pretrain", curve, rebuilt(shift)) for shift in (0.5, 0.7))
     assert near and far and near.within and not far.within and near.seeds == 3
@@ -249,7 +305,9 @@ def test_a_difference_within_the_noise_is_reproduced_only_where_nothing_contradi
     assert verify.judge([machine, edited], outcome) == "not reproduced"
     assert verify.causes([machine, edited], "not reproduced") == ["params"]
     assert verify.judge([machine], verify.Outcome(6, True, None, ("a", "a"), None)) == "bit-exact"
-    assert verify.judge([machine], verify.Outcome(6, True, None, ("a", "b"), None)) == "not reproduced", "the weights alone part"
+    assert (
+        verify.judge([machine], verify.Outcome(6, True, None, ("a", "b"), None)) == "not reproduced"
+    ), "the weights alone part"
 
 
 # ---------------------------------------------------------------- bad input
@@ -259,9 +317,15 @@ def test_a_name_that_nothing_has_names_the_nearest(project: Project) -> None:
     with pytest.raises(UserError, match=r"'checkpoints/bse'; did you mean checkpoints/base"):
         record.find("checkpoints/bse")
     done = project.run("paribus", "verify", "mian", check=False)
-    assert done.returncode == 2 and "did you mean main?" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "did you mean main?" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_a_stage_that_did_not_run_is_said(project: Project) -> None:
-    with pytest.raises(UserError, match=r"no checkpoints/rl/provenance.json is kept here.*\(pretrain\)"):
+    with pytest.raises(
+        UserError, match=r"no checkpoints/rl/provenance.json is kept here.*\(pretrain\)"
+    ):
         verify.choose_stage(record.find("HEAD"), "rl", None)

@@ -26,7 +26,14 @@ from paribus.data.world.rng import stream
 from paribus.data.world.text import DOMAINS, GOODS, PEOPLE, TOWNS, plural
 from paribus.errors import UserError
 
-SMALL = dict(megabytes=0.3, problems=400, validation_problems=60, test_problems=60, conversations=50, core_items=20)
+SMALL = dict(
+    megabytes=0.3,
+    problems=400,
+    validation_problems=60,
+    test_problems=60,
+    conversations=50,
+    core_items=20,
+)
 GOLDEN = "71e9accbe0123e3f0be0eaa0db041305815302542c71d0ffa68501ad287cf7e9"
 ANNOTATION = re.compile(r"<<([^=>]+)=([0-9]+)>>")
 SPELLED = r"\b(two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b"
@@ -76,7 +83,9 @@ def test_golden_bytes(world_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("hash_seed", ["0", "1"])
-def test_bytes_do_not_depend_on_the_hash_seed(world_dir: Path, tmp_path: Path, hash_seed: str) -> None:
+def test_bytes_do_not_depend_on_the_hash_seed(
+    world_dir: Path, tmp_path: Path, hash_seed: str
+) -> None:
     code = f"import pathlib; from paribus.data.world import generate; generate(pathlib.Path('out'), seed=1, **{SMALL})"
     source = str(Path(__file__).parents[1] / "src")
     env = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": source}
@@ -86,11 +95,18 @@ def test_bytes_do_not_depend_on_the_hash_seed(world_dir: Path, tmp_path: Path, h
 
 def test_a_larger_world_continues_a_smaller_one(world_dir: Path, tmp_path: Path) -> None:
     larger = dict(
-        megabytes=0.5, problems=450, validation_problems=61, test_problems=70, conversations=55, core_items=25
+        megabytes=0.5,
+        problems=450,
+        validation_problems=61,
+        test_problems=70,
+        conversations=55,
+        core_items=25,
     )
     generate(tmp_path, seed=1, **larger)
     for path in sorted(world_dir.rglob("*.jsonl")):
-        assert (tmp_path / path.relative_to(world_dir)).read_bytes().startswith(path.read_bytes()), path
+        assert (
+            (tmp_path / path.relative_to(world_dir)).read_bytes().startswith(path.read_bytes())
+        ), path
 
 
 def test_seeds_give_different_worlds() -> None:
@@ -104,7 +120,9 @@ def test_size_and_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     shards = sorted((tmp_path / "documents").iterdir())
     texts = [row["text"] for shard in shards for row in rows(shard)]
     assert [shard.name for shard in shards] == ["0000.jsonl", "0001.jsonl", "0002.jsonl"]
-    assert counts["documents"] == len(texts) and counts["document_bytes"] == sum(len(text) for text in texts)
+    assert counts["documents"] == len(texts) and counts["document_bytes"] == sum(
+        len(text) for text in texts
+    )
     assert 300_000 <= counts["document_bytes"] < 302_000
 
 
@@ -167,7 +185,9 @@ def skeleton(question: str) -> str:
     """The question without its names, numbers and things."""
     nouns = [noun for d in DOMAINS for noun in d.things + d.containers + d.kinds] + list(GOODS)
     masks = [name for name, _ in PEOPLE] + list(TOWNS) + nouns + [plural(noun) for noun in nouns]
-    return re.sub(r"\b(" + "|".join(sorted(masks, key=lambda w: (-len(w), w))) + r")\b|[0-9]+", "_", question)
+    return re.sub(
+        r"\b(" + "|".join(sorted(masks, key=lambda w: (-len(w), w))) + r")\b|[0-9]+", "_", question
+    )
 
 
 def test_variety(many: list[Any]) -> None:
@@ -187,7 +207,10 @@ def test_prose_states_the_result_without_annotations(many: list[Any]) -> None:
 
 
 def test_splits_share_no_question_with_each_other_or_any_other_text(world_dir: Path) -> None:
-    sets = {s: [canonical(row["question"]) for row in rows(world_dir / "problems" / f"{s}.jsonl")] for s in SPLITS}
+    sets = {
+        s: [canonical(row["question"]) for row in rows(world_dir / "problems" / f"{s}.jsonl")]
+        for s in SPLITS
+    }
     assert [len(sets[s]) for s in SPLITS] == [400, 60, 60]
     assert all(len(set(found)) == len(found) for found in sets.values())
     elsewhere = " ".join(
@@ -214,7 +237,10 @@ def test_problems_in_documents_are_training_problems() -> None:
 
 def test_the_hash_gives_a_tenth_each_to_validation_and_test(many: list[Any]) -> None:
     shares = Counter(split_of(problem.question) for problem in many)
-    assert abs(shares["validation"] / len(many) - 0.1) < 0.02 and abs(shares["test"] / len(many) - 0.1) < 0.02
+    assert (
+        abs(shares["validation"] / len(many) - 0.1) < 0.02
+        and abs(shares["test"] / len(many) - 0.1) < 0.02
+    )
 
 
 def test_no_question_comes_twice_in_a_split() -> None:
@@ -235,7 +261,9 @@ def kind_of(text: str) -> str:
     paragraph = text.split("\n\n")[0]
     if re.search(r"\? .*[0-9]", paragraph) and "Question:" not in paragraph:
         return "problems"
-    if "Question:" in paragraph or (len(paragraph) < 400 and not re.search("[0-9]", paragraph) and text.count("\n\n")):
+    if "Question:" in paragraph or (
+        len(paragraph) < 400 and not re.search("[0-9]", paragraph) and text.count("\n\n")
+    ):
         return "facts"
     return "other"
 
@@ -252,7 +280,9 @@ def test_shares_of_the_mixture() -> None:
 
 def test_text_is_varied(world_dir: Path) -> None:
     """Not one template again and again: gzip does not find more than a factor of five."""
-    texts = "\n".join(row["text"] for path in (world_dir / "documents").iterdir() for row in rows(path)).encode()
+    texts = "\n".join(
+        row["text"] for path in (world_dir / "documents").iterdir() for row in rows(path)
+    ).encode()
     assert 2 < len(texts) / len(gzip.compress(texts, 6)) < 5
 
 
@@ -272,7 +302,9 @@ def test_conversations_alternate(world_dir: Path) -> None:
         for row in rows(path):
             roles = [message["role"] for message in row["messages"]]
             assert roles == ["user", "assistant"] * (len(roles) // 2) and 2 <= len(roles) <= 6
-            assert all(message["content"] and "{" not in message["content"] for message in row["messages"])
+            assert all(
+                message["content"] and "{" not in message["content"] for message in row["messages"]
+            )
 
 
 # --- facts and CORE ---------------------------------------------------------------------------------------------------
@@ -291,7 +323,10 @@ def test_documents_state_every_fact_repeatedly() -> None:
     text = "\n".join(document(world, 1, index) for index in range(2600))
     sentences = Counter(re.split(r"(?<=[.?]) |\n", text))
     stated = [
-        sum(sentences[s.format_map(fact.entity.fields(fact.value))] for s in fact.relation.statements)
+        sum(
+            sentences[s.format_map(fact.entity.fields(fact.value))]
+            for s in fact.relation.statements
+        )
         for fact in world.facts
     ]
     assert sum(count >= 5 for count in stated) > 0.9 * len(stated), sorted(stated)[:60]
@@ -299,18 +334,31 @@ def test_documents_state_every_fact_repeatedly() -> None:
 
 def test_core_files_have_the_layout_of_the_bundle(world_dir: Path) -> None:
     config = yaml.safe_load((world_dir / "core" / "core.yaml").read_text())["icl_tasks"]
-    meta = {row["Eval Task"]: row for row in csv.DictReader((world_dir / "core" / "eval_meta_data.csv").open())}
+    meta = {
+        row["Eval Task"]: row
+        for row in csv.DictReader((world_dir / "core" / "eval_meta_data.csv").open())
+    }
     kinds = Counter(task["icl_task_type"] for task in config)
     assert min(kinds[kind] for kind in ("multiple_choice", "schema", "language_modeling")) >= 2
     for task in config:
         found = rows(world_dir / "core" / "eval_data" / task["dataset_uri"])
         row = meta[task["label"]]
-        assert len(found) == 20 == int(row["#datapoints"]) and int(row["#shots"]) == task["num_fewshot"][0] <= 5
-        options = {"multiple_choice": "choices", "schema": "context_options"}.get(task["icl_task_type"])
+        assert (
+            len(found) == 20 == int(row["#datapoints"])
+            and int(row["#shots"]) == task["num_fewshot"][0] <= 5
+        )
+        options = {"multiple_choice": "choices", "schema": "context_options"}.get(
+            task["icl_task_type"]
+        )
         if options is None:
-            assert float(row["Random baseline"]) == 0 and all(r["context"] and r["continuation"] for r in found)
+            assert float(row["Random baseline"]) == 0 and all(
+                r["context"] and r["continuation"] for r in found
+            )
         else:
-            assert all(len(set(r[options])) == len(r[options]) and 0 <= r["gold"] < len(r[options]) for r in found)
+            assert all(
+                len(set(r[options])) == len(r[options]) and 0 <= r["gold"] < len(r[options])
+                for r in found
+            )
             assert {100 / len(r[options]) for r in found} == {float(row["Random baseline"])}
         assert task.get("continuation_delimiter", " ") in (" ", "\nAnswer: ")
 
@@ -330,15 +378,24 @@ def test_core_knowledge_agrees_with_the_facts() -> None:
     true: set[str] = set()
     for fact in world.facts:
         fields = fact.entity.fields("")
-        asked.update((f"Question: {q.format_map(fields)}", fact.value) for q in fact.relation.questions)
+        asked.update(
+            (f"Question: {q.format_map(fields)}", fact.value) for q in fact.relation.questions
+        )
         asked.update((prefix.format_map(fields), fact.value) for prefix in fact.relation.prefixes)
-        true.update(f"{prefix.format_map(fields)} {fact.value}." for prefix in fact.relation.prefixes)
+        true.update(
+            f"{prefix.format_map(fields)} {fact.value}." for prefix in fact.relation.prefixes
+        )
     tasks = {task.label: task_rows(world, 1, task, 150) for task in TASKS}
     for row in tasks["world_people"] + tasks["world_towns"] + tasks["world_things"]:
-        assert row["choices"][row["gold"]] == asked[row["query"]] and row["choices"].count(asked[row["query"]]) == 1
+        assert (
+            row["choices"][row["gold"]] == asked[row["query"]]
+            and row["choices"].count(asked[row["query"]]) == 1
+        )
     assert all(row["continuation"] == asked[row["context"]] for row in tasks["world_facts"])
     for row in tasks["world_who"]:
-        assert [f"{o} {row['continuation']}" in true for o in row["context_options"]].index(True) == row["gold"]
+        assert [f"{o} {row['continuation']}" in true for o in row["context_options"]].index(
+            True
+        ) == row["gold"]
         assert sum(f"{o} {row['continuation']}" in true for o in row["context_options"]) == 1
 
 

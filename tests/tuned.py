@@ -14,9 +14,17 @@ from conftest import TINY
 
 from paribus.config import merge, read_yaml
 
-STUDY = {"trials": 3, "budget": {"tokens": 1536}, "memory": "3GiB", "overrides": {"eval": {"bpb_tokens": 512}},
-         "space": {"optimizer.matrix_lr": {"low": 0.005, "high": 0.08, "log": True}, "model.depth": {"low": 1, "high": 3}},
-         "retest": {"top": 1, "seeds": 2}}
+STUDY = {
+    "trials": 3,
+    "budget": {"tokens": 1536},
+    "memory": "3GiB",
+    "overrides": {"eval": {"bpb_tokens": 512}},
+    "space": {
+        "optimizer.matrix_lr": {"low": 0.005, "high": 0.08, "log": True},
+        "model.depth": {"low": 1, "high": 3},
+    },
+    "retest": {"top": 1, "seeds": 2},
+}
 
 
 def prepare(root: Path, project_root: Path) -> Path:
@@ -24,7 +32,9 @@ def prepare(root: Path, project_root: Path) -> Path:
     (root / "src").symlink_to(project_root / "src")
     for name in ("dvc.yaml", "requirements.lock"):
         shutil.copy(project_root / name, root / name)
-    (root / "params.yaml").write_text(yaml.safe_dump(merge(read_yaml(project_root / "params.yaml"), TINY), sort_keys=False))
+    (root / "params.yaml").write_text(
+        yaml.safe_dump(merge(read_yaml(project_root / "params.yaml"), TINY), sort_keys=False)
+    )
     (root / "experiments/tune").mkdir(parents=True)
     code = "from paribus import stages; stages.corpus(); stages.tokenizer(); stages.tokens()"
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True)
@@ -50,12 +60,21 @@ class Curve:
 
     def newest_state(self) -> int:
         """The step of its newest training state; 0: none."""
-        return max((int(path.stem.removeprefix("step-")) for path in (self.folder / "state").glob("step-*.json")), default=0)
+        return max(
+            (
+                int(path.stem.removeprefix("step-"))
+                for path in (self.folder / "state").glob("step-*.json")
+            ),
+            default=0,
+        )
 
     def under_way(self) -> bool:
         """Whether it has a training state and an evaluation behind it, and no end yet."""
         curve = self.folder / "curve.jsonl"
-        return bool(self.newest_state() and curve.exists() and curve.read_text()) and not (self.folder / "result.json").exists()
+        return (
+            bool(self.newest_state() and curve.exists() and curve.read_text())
+            and not (self.folder / "result.json").exists()
+        )
 
     def wait_for_state(self, seconds: float) -> None:
         """Until it is under way."""

@@ -18,7 +18,9 @@ MAX_NESTING = 12  # brackets and signs within each other
 MAX_MAGNITUDE = 10**15  # of every value on the way: the same on every machine, and short to print
 
 _TOKEN = re.compile(
-    r"\s*(?:\$?(?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)|(?P<sign>[-+*/()%]))\s*", re.ASCII)
+    r"\s*(?:\$?(?P<number>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+)|(?P<sign>[-+*/()%]))\s*",
+    re.ASCII,
+)
 
 
 class _NoResult(Exception):
@@ -95,7 +97,11 @@ class _Parser:
     def term(self) -> Fraction:
         value = self.factor()
         while self.next in ("*", "/"):
-            value = _bounded(value * self.factor()) if self.take() == "*" else _divide(value, self.factor())
+            value = (
+                _bounded(value * self.factor())
+                if self.take() == "*"
+                else _divide(value, self.factor())
+            )
         return value
 
     def factor(self) -> Fraction:

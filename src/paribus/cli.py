@@ -33,8 +33,11 @@ def run_own_code() -> None:
     """In a checkout other than the installed one (a queued experiment's clone), start again from its own code."""
     here = Path("src/paribus/cli.py")
     if here.is_file() and not here.samefile(__file__):
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path("src").resolve()),
-                                                                              os.environ.get("PYTHONPATH")]))}
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, [str(Path("src").resolve()), os.environ.get("PYTHONPATH")])
+            )
+        }
         os.execve(sys.executable, [sys.executable, "-m", "paribus", *sys.argv[1:]], environment)
 
 
@@ -106,19 +109,48 @@ def sparsity(checkpoint: str, questions: int, samples: int, as_json: bool) -> No
 
 
 @evaluate.command("lm")
-@click.option("--tasks", required=True, help="Tasks, groups or tags of lm-evaluation-harness, with commas between.")
-@click.option("--checkpoint", default="base", show_default=True, help="Name below checkpoints/, or a folder.")
-@click.option("--include-path", type=click.Path(path_type=Path), help="Folder of task files (YAML) of your own.")
+@click.option(
+    "--tasks",
+    required=True,
+    help="Tasks, groups or tags of lm-evaluation-harness, with commas between.",
+)
+@click.option(
+    "--checkpoint", default="base", show_default=True, help="Name below checkpoints/, or a folder."
+)
+@click.option(
+    "--include-path",
+    type=click.Path(path_type=Path),
+    help="Folder of task files (YAML) of your own.",
+)
 @click.option("--limit", type=click.IntRange(1), help="Items of each task.")
 @click.option("--num-fewshot", type=click.IntRange(0), help="Examples before each item.")
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Rows of one forward pass.")
-def lm(tasks: str, checkpoint: str, include_path: Path | None, limit: int | None, num_fewshot: int | None,
-       batch_size: int) -> None:
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Rows of one forward pass.",
+)
+def lm(
+    tasks: str,
+    checkpoint: str,
+    include_path: Path | None,
+    limit: int | None,
+    num_fewshot: int | None,
+    batch_size: int,
+) -> None:
     """Tasks of lm-evaluation-harness -> a table, evals/lm, a run in MLflow."""
     from paribus import tools
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    tools.lm(checkpoint, names, include_path=include_path, limit=limit, num_fewshot=num_fewshot, batch_size=batch_size)
+    tools.lm(
+        checkpoint,
+        names,
+        include_path=include_path,
+        limit=limit,
+        num_fewshot=num_fewshot,
+        batch_size=batch_size,
+    )
 
 
 @evaluate.command("compare-stages")
@@ -132,21 +164,48 @@ def compare_stages() -> None:
 @commands.command()
 @click.option("--checkpoint", help="Name below checkpoints/, or a folder.  [default: rl]")
 @click.option("--web", is_flag=True, help="A page that puts checkpoints side by side.")
-@click.option("--checkpoints", help="For --web: names or folders, with commas between.  [default: base,sft,rl]")
-@click.option("--port", type=click.IntRange(0, 65535), help="For --web; 0: any that is free.  [default: 8000]")
-@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0: the likeliest token.")
-@click.option("--top-k", type=click.IntRange(0), default=0, show_default=True, help="Draw among the k likeliest; 0: all.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of what is drawn.")
-@click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer.")
-def chat(checkpoint: str | None, web: bool, checkpoints: str | None, port: int | None, **drawing: Any) -> None:
+@click.option(
+    "--checkpoints",
+    help="For --web: names or folders, with commas between.  [default: base,sft,rl]",
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="For --web; 0: any that is free.  [default: 8000]"
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="0: the likeliest token.",
+)
+@click.option(
+    "--top-k",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Draw among the k likeliest; 0: all.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of what is drawn."
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer."
+)
+def chat(
+    checkpoint: str | None, web: bool, checkpoints: str | None, port: int | None, **drawing: Any
+) -> None:
     """Talk to a checkpoint, here or on a page; a pipe works too: echo 'What is 3*4?' | paribus chat"""
     from paribus import tools
 
     unused = {"--checkpoint": checkpoint} if web else {"--checkpoints": checkpoints, "--port": port}
     if wrong := [option for option, value in unused.items() if value is not None]:
-        raise UserError([f"{option}: only {'without' if web else 'with'} --web" for option in wrong])
+        raise UserError(
+            [f"{option}: only {'without' if web else 'with'} --web" for option in wrong]
+        )
     if web:
-        tools.chat_page((checkpoints or "base,sft,rl").split(","), 8000 if port is None else port, **drawing)
+        tools.chat_page(
+            (checkpoints or "base,sft,rl").split(","), 8000 if port is None else port, **drawing
+        )
     else:
         tools.chat(checkpoint or "rl", **drawing)
 
@@ -211,8 +270,13 @@ def doctor() -> None:
 
 @commands.command()
 @click.argument("profile", required=False)
-@click.option("-S", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, as in dvc exp run.")
-@click.option("--device", help="A card of plan/devices.yaml, as 'RTX 3090' or h100, or cpu; default: this machine.")
+@click.option(
+    "-S", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, as in dvc exp run."
+)
+@click.option(
+    "--device",
+    help="A card of plan/devices.yaml, as 'RTX 3090' or h100, or cpu; default: this machine.",
+)
 @click.option("--vram", help="Memory budget, as 24GiB; default: the device's.")
 @click.option("--gpus", default=1, show_default=True, help="Cards that train together.")
 @click.option("--price", type=float, help="USD an hour and card; default: typical of the card.")
@@ -220,7 +284,9 @@ def doctor() -> None:
 @click.option("--probe", is_flag=True, help="Train for a minute here first, and calibrate by it.")
 @click.option("--grade", is_flag=True, help="Predictions beside measurements of all runs so far.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def plan(profile: str | None, overrides: tuple[str, ...], grade: bool, as_json: bool, **options: Any) -> None:
+def plan(
+    profile: str | None, overrides: tuple[str, ...], grade: bool, as_json: bool, **options: Any
+) -> None:
     """What params.yaml, or PROFILE, will need: memory, hours, disk, money. Needs no GPU."""
     from paribus.plan import page
 
@@ -239,9 +305,13 @@ def tune() -> None:
 
 @tune.command("run")
 @click.argument("name")
-@click.option("--storage", "url", help="Optuna storage, as postgresql://host/db; default: sqlite in .paribus.")
+@click.option(
+    "--storage", "url", help="Optuna storage, as postgresql://host/db; default: sqlite in .paribus."
+)
 @click.option("--trials", type=click.IntRange(1), help="In place of the file's.")
-@click.option("--worker", is_flag=True, help="One of several on the same storage: no re-test, no report.")
+@click.option(
+    "--worker", is_flag=True, help="One of several on the same storage: no re-test, no report."
+)
 def tune_run(name: str, **options: Any) -> None:
     """Run, or go on with, the study NAME; then re-test its best and report."""
     from paribus.study import tune
@@ -282,9 +352,19 @@ def compare(a: str, b: str, as_json: bool) -> None:
 
 @commands.command()
 @click.argument("run")
-@click.option("--stage", type=click.Choice(["pretrain", "midtrain", "sft", "rl"]), help="Of an experiment or revision.")
-@click.option("--steps", type=click.IntRange(0), help="Only the first so many; 0: compare records, run nothing.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the certificate.")
+@click.option(
+    "--stage",
+    type=click.Choice(["pretrain", "midtrain", "sft", "rl"]),
+    help="Of an experiment or revision.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(0),
+    help="Only the first so many; 0: compare records, run nothing.",
+)
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the certificate."
+)
 def verify(run: str, **options: Any) -> None:
     """Make RUN again from its record in a clean clone, and certify that it is the same; exit 1 if it is not, and why."""
     from paribus.study import verify
@@ -302,7 +382,11 @@ def ablate() -> None:
 
 @ablate.command("run")
 @click.argument("name")
-@click.option("--workers", type=click.IntRange(1), help="Runs side by side; default: the file's, or one a card of --gpus.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Runs side by side; default: the file's, or one a card of --gpus.",
+)
 @click.option("--gpus", help="Cards for the workers in turn, as 0,1; default: all.")
 def ablate_run(name: str, **options: Any) -> None:
     """Run, or go on with, the ablation NAME; then report. Kill it, and call it again."""
@@ -342,7 +426,12 @@ def ablate_report(name: str) -> None:
 @commands.command()
 @click.argument("profile")
 @click.option("--seeds", type=int, default=5, show_default=True, help="Runs, at least 3.")
-@click.option("--metric", "metrics", multiple=True, help="As in an ablation's file; may be repeated.  [default: val_bpb]")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    help="As in an ablation's file; may be repeated.  [default: val_bpb]",
+)
 @click.option("--workers", type=click.IntRange(1), help="Runs side by side.")
 @click.option("--gpus", help="Cards for the workers in turn, as 0,1; default: all.")
 def noise(profile: str, **options: Any) -> None:

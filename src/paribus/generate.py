@@ -32,7 +32,9 @@ from paribus.model.prefix_cache import PrefixCache
 # standard deviation 4.5: at most 2e-5 in a logit, 8e-7 in the edge of a block, 3e-6 in the edge of a token within it.
 CLOSE_LOGITS, CLOSE_BLOCK, CLOSE_TOKEN = 1e-4, 2e-6, 6e-6
 PREFILL_TOKENS = 4096  # of one prefill batch, padding included
-PREFILL_ANSWERS = 16  # prompts for so many answers are prefilled at once, where rows are free or soon will be
+PREFILL_ANSWERS = (
+    16  # prompts for so many answers are prefilled at once, where rows are free or soon will be
+)
 _MASK = (1 << 64) - 1
 
 
@@ -104,7 +106,9 @@ def _signed(value: int) -> int:
 # ---------------------------------------------------------------- choosing a token
 
 
-def choose(logits: Tensor, uniforms: Tensor, temperature: float, top_k: int) -> tuple[Tensor, Tensor]:
+def choose(
+    logits: Tensor, uniforms: Tensor, temperature: float, top_k: int
+) -> tuple[Tensor, Tensor]:
     """Next tokens (R,) for logits (R, V), and (R,) True where rounding could have decided.
 
     Greedy at temperature 0. Else drawn with `uniforms` (R, 2): first a block of about sqrt(V) tokens, then a token
@@ -117,12 +121,16 @@ def choose(logits: Tensor, uniforms: Tensor, temperature: float, top_k: int) -> 
     ambiguous = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     if 0 < top_k < logits.shape[-1]:
         top = logits.topk(top_k + 1, dim=-1).values
-        ambiguous = top[:, -2] - top[:, -1] < CLOSE_LOGITS  # who belongs to the k is itself a close call
+        ambiguous = (
+            top[:, -2] - top[:, -1] < CLOSE_LOGITS
+        )  # who belongs to the k is itself a close call
         logits = logits.masked_fill(logits < top[:, -2:-1], -torch.inf)
     if temperature != 1:
         logits = logits / temperature
     size = 1 << (logits.shape[-1] - 1).bit_length() // 2
-    weights = pad(torch.softmax(logits, dim=-1), (0, -logits.shape[-1] % size)).unflatten(-1, (-1, size))
+    weights = pad(torch.softmax(logits, dim=-1), (0, -logits.shape[-1] % size)).unflatten(
+        -1, (-1, size)
+    )
     wider = max(1 / temperature, 1.0)
     block, close_block = _draw(weights.sum(dim=-1), uniforms[:, :1], CLOSE_BLOCK * wider)
     within = weights.gather(1, block[:, None, None].expand(-1, 1, size))[:, 0]
@@ -151,11 +159,23 @@ class Engine:
         self.tokenizer = tokenizer
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[Sequence[int]], *, samples: int = 1, max_new_tokens: int,
-                 temperature: float = 0.0, top_k: int = 0, seed: int = 0, rows: int = 128, stop: set[int] | None = None,
-                 tools: bool = True, until: Sequence[str] = (), ids: Sequence[int] | None = None,
-                 on_done: Callable[[int, list[Completion]], None] | None = None,
-                 on_progress: Callable[[int, int], None] | None = None) -> list[list[Completion]]:
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        samples: int = 1,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        seed: int = 0,
+        rows: int = 128,
+        stop: set[int] | None = None,
+        tools: bool = True,
+        until: Sequence[str] = (),
+        ids: Sequence[int] | None = None,
+        on_done: Callable[[int, list[Completion]], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[list[Completion]]:
         """`samples` answers to each prompt (token ids), `rows` decoded side by side.
 
         An answer's random stream is (seed, ids[prompt], sample); `ids` defaults to the prompts' indices. `stop`
@@ -169,7 +189,15 @@ class Engine:
         missing = [samples] * len(prompts)
         done = 0
         streams = list(range(len(prompts))) if ids is None else list(ids)
-        decoder = _Decoder(self, prompts, streams, samples, sampling, seed, min(rows, max(samples * len(prompts), 1)))
+        decoder = _Decoder(
+            self,
+            prompts,
+            streams,
+            samples,
+            sampling,
+            seed,
+            min(rows, max(samples * len(prompts), 1)),
+        )
         for prompt, sample, completion in decoder.run():
             answers[prompt][sample] = completion
             missing[prompt] -= 1
@@ -181,19 +209,37 @@ class Engine:
                     on_progress(done, len(prompts))
         return [[answer for answer in group if answer is not None] for group in answers]
 
-    def stream(self, prompt: Sequence[int], *, max_new_tokens: int, temperature: float = 0.0, top_k: int = 0,
-               seed: int = 0, stop: set[int] | None = None, tools: bool = True) -> Iterator[int]:
+    def stream(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        seed: int = 0,
+        stop: set[int] | None = None,
+        tools: bool = True,
+    ) -> Iterator[int]:
         """The tokens of one answer as they come, forced ones included: the same as `generate` gives."""
         sampling = self._sampling(max_new_tokens, temperature, top_k, stop, tools)
         with torch.inference_mode():
             decoder = _Decoder(self, [prompt], [0], 1, sampling, seed, 1)
         while decoder.busy():
-            with torch.inference_mode():  # entered anew each step: a generator must not hold it while suspended
+            with (
+                torch.inference_mode()
+            ):  # entered anew each step: a generator must not hold it while suspended
                 finished = decoder.step()
             yield finished[0][2].tokens[-1] if finished else int(decoder.token[0])
 
-    def _sampling(self, max_new_tokens: int, temperature: float, top_k: int, stop: set[int] | None,
-                  tools: bool, until: Sequence[str] = ()) -> Sampling:
+    def _sampling(
+        self,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int,
+        stop: set[int] | None,
+        tools: bool,
+        until: Sequence[str] = (),
+    ) -> Sampling:
         chosen = frozenset(stop if stop is not None else {self.tokenizer.special["<|end|>"]})
         return Sampling(max_new_tokens, temperature, top_k, chosen, tools, tuple(until))
 
@@ -201,22 +247,46 @@ class Engine:
 class _Decoder:
     """Rows of answers in progress, and the queue of those to come."""
 
-    def __init__(self, engine: Engine, prompts: Sequence[Sequence[int]], streams: Sequence[int], samples: int,
-                 sampling: Sampling, seed: int, rows: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: Sequence[Sequence[int]],
+        streams: Sequence[int],
+        samples: int,
+        sampling: Sampling,
+        seed: int,
+        rows: int,
+    ) -> None:
         self.model, self.tokenizer, self.sampling = engine.model, engine.tokenizer, sampling
         self.prompts, self.streams, self.samples, self.seed = prompts, streams, samples, seed
         device, context = self.model.device, self.model.config.seq_len
-        self.room = [max(min(sampling.max_new_tokens, context - len(prompt)), 0) for prompt in prompts]
-        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))  # likely the longest answers first
+        self.room = [
+            max(min(sampling.max_new_tokens, context - len(prompt)), 0) for prompt in prompts
+        ]
+        order = sorted(
+            range(len(prompts)), key=lambda index: -len(prompts[index])
+        )  # likely the longest answers first
         self.pending = deque(index for index in order if self.room[index])
-        self.without_room = [(index, sample) for index in order if not self.room[index] for sample in range(samples)]
-        self.staged: deque[tuple[int, int, int]] = deque()  # prompt, sample, slot of the prompt: prefilled
+        self.without_room = [
+            (index, sample) for index in order if not self.room[index] for sample in range(samples)
+        ]
+        self.staged: deque[tuple[int, int, int]] = (
+            deque()
+        )  # prompt, sample, slot of the prompt: prefilled
         slots = min(2 * -(-rows // samples) + PREFILL_ANSWERS, len(prompts))
         self.free_slots = list(range(slots))
         self.slot_answers: dict[int, int] = {}  # slot in use -> answers still to be finished
         width = max(self.room, default=0) or 1
-        self.cache = PrefixCache(self.model.config, rows, slots, samples, max(map(len, prompts), default=1), width,
-                                 device, self.model.compute_dtype)
+        self.cache = PrefixCache(
+            self.model.config,
+            rows,
+            slots,
+            samples,
+            max(map(len, prompts), default=1),
+            width,
+            device,
+            self.model.compute_dtype,
+        )
         self.jobs: list[tuple[int, int] | None] = [None] * rows
         self.forced: dict[int, deque[int]] = {}  # row -> tokens that must come next
         self.calls: dict[int, _Calls] = {}
@@ -232,7 +302,13 @@ class _Decoder:
         self.ends = sampling.stop | {self.tokenizer.bos}
         self.eventful = torch.zeros(self.model.vocab_size, dtype=torch.bool, device=device)
         tools = (self.tool, self.tool_end) if sampling.tools else ()
-        self.eventful[[*self.ends, *tools, *_completing(self.tokenizer, self.model.vocab_size, sampling.until)]] = True
+        self.eventful[
+            [
+                *self.ends,
+                *tools,
+                *_completing(self.tokenizer, self.model.vocab_size, sampling.until),
+            ]
+        ] = True
 
     def run(self) -> Iterator[tuple[int, int, Completion]]:
         """(prompt, sample, answer) of each answer when it is done."""
@@ -258,7 +334,11 @@ class _Decoder:
     # ------------------------------------------------------------ rows come and go
 
     def _refill(self) -> None:
-        idle = [row for row, job in enumerate(self.jobs) if job is None] if self.pending or self.staged else []
+        idle = (
+            [row for row, job in enumerate(self.jobs) if job is None]
+            if self.pending or self.staged
+            else []
+        )
         while idle and (self.staged or (self.pending and self.free_slots)):
             if not self.staged:
                 self._prefill(len(idle))
@@ -268,8 +348,12 @@ class _Decoder:
     def _prefill(self, wanted: int) -> None:
         """Stage the next prompts, for about `wanted` answers. Their last tokens are the rows' first inputs."""
         longest = len(self.prompts[self.pending[0]])
-        count = min(-(-max(wanted, PREFILL_ANSWERS) // self.samples), max(PREFILL_TOKENS // longest, 1),
-                    len(self.free_slots), len(self.pending))
+        count = min(
+            -(-max(wanted, PREFILL_ANSWERS) // self.samples),
+            max(PREFILL_TOKENS // longest, 1),
+            len(self.free_slots),
+            len(self.pending),
+        )
         batch = [self.pending.popleft() for _ in range(count)]
         slots = self.free_slots[:count]
         self.free_slots = self.free_slots[count:]
@@ -278,21 +362,33 @@ class _Decoder:
         if longest > 1:
             tokens = torch.tensor([_pad(self.prompts[index][:-1], longest - 1) for index in batch])
             self.model.hidden(tokens.to(device), cache=staging)
-            staging.advance(torch.tensor([len(self.prompts[index]) - 1 for index in batch], device=device))
+            staging.advance(
+                torch.tensor([len(self.prompts[index]) - 1 for index in batch], device=device)
+            )
         self.cache.store(torch.tensor(slots, device=device), staging)
         self.slot_answers |= dict.fromkeys(slots, self.samples)
-        self.staged.extend((index, sample, slot) for index, slot in zip(batch, slots, strict=True)
-                           for sample in range(self.samples))
+        self.staged.extend(
+            (index, sample, slot)
+            for index, slot in zip(batch, slots, strict=True)
+            for sample in range(self.samples)
+        )
 
     def _admit(self, rows: list[int], staged: list[tuple[int, int, int]]) -> None:
         device = self.model.device
         index, columns = torch.tensor(rows, device=device), torch.tensor(staged, device=device).T
         self.cache.assign(index, columns[2], columns[1])
         self.cache.slots_used = 1 + max(self.slot_answers)
-        seeds = [_signed(stream_seed(self.seed, self.streams[prompt], sample)) for prompt, sample, _ in staged]
+        seeds = [
+            _signed(stream_seed(self.seed, self.streams[prompt], sample))
+            for prompt, sample, _ in staged
+        ]
         self.stream[index] = torch.tensor(seeds, device=device)
-        self.token[index] = torch.tensor([self.prompts[prompt][-1] for prompt, _, _ in staged], device=device)
-        self.limit[index] = torch.tensor([self.room[prompt] for prompt, _, _ in staged], device=device)
+        self.token[index] = torch.tensor(
+            [self.prompts[prompt][-1] for prompt, _, _ in staged], device=device
+        )
+        self.limit[index] = torch.tensor(
+            [self.room[prompt] for prompt, _, _ in staged], device=device
+        )
         self.count[index], self.active[index], self.free[index] = 0, 1, True
         for row, (prompt, sample, _) in zip(rows, staged, strict=True):
             self.jobs[row] = (prompt, sample)
@@ -317,9 +413,13 @@ class _Decoder:
     def _next_tokens(self, logits: Tensor) -> Tensor:
         """(R, V) -> (R,): chosen, or forced. Raises UserError if the model is broken."""
         if not logits[:, 0].isfinite().all():
-            raise UserError("generation: the model's logits are not finite; its training diverged: "
-                            "use an earlier checkpoint, or lower the learning rate and train again")
-        uniforms = torch.stack([uniform(self.stream, 2 * self.count), uniform(self.stream, 2 * self.count + 1)], dim=1)
+            raise UserError(
+                "generation: the model's logits are not finite; its training diverged: "
+                "use an earlier checkpoint, or lower the learning rate and train again"
+            )
+        uniforms = torch.stack(
+            [uniform(self.stream, 2 * self.count), uniform(self.stream, 2 * self.count + 1)], dim=1
+        )
         tokens, close = choose(logits, uniforms, self.sampling.temperature, self.sampling.top_k)
         if self.model.compute_dtype == torch.float32:
             for row in (close & self.active.bool()).nonzero()[:, 0].tolist():
@@ -337,7 +437,9 @@ class _Decoder:
         prompt, _ = self._job(row)
         sequence = [*self.prompts[prompt], *self.out[row, : self.count[row]].tolist()]
         hidden = self.model.hidden(torch.tensor([sequence], device=self.model.device))[:, -1]
-        return choose(self.model.logits(hidden), point[None], self.sampling.temperature, self.sampling.top_k)[0][0]
+        return choose(
+            self.model.logits(hidden), point[None], self.sampling.temperature, self.sampling.top_k
+        )[0][0]
 
     def _record(self, tokens: Tensor) -> None:
         place = self.count.clamp(max=self.out.shape[1] - 1)[:, None]  # an idle row may be full
@@ -358,12 +460,19 @@ class _Decoder:
             calls.opened += 1
             calls.start = count
         elif token == self.tool_end and calls.start is not None:
-            result = calculate(self.tokenizer.decode(self.out[row, calls.start : count - 1].tolist()))
+            result = calculate(
+                self.tokenizer.decode(self.out[row, calls.start : count - 1].tolist())
+            )
             calls.start = None
             calls.well_formed += result is not None
             special = self.tokenizer.special
             self.forced[row] = deque(
-                [special["<|result|>"], *self.tokenizer.encode(result or ""), special["<|result_end|>"]])
+                [
+                    special["<|result|>"],
+                    *self.tokenizer.encode(result or ""),
+                    special["<|result_end|>"],
+                ]
+            )
         return []
 
     def _until(self, row: int) -> bool:
@@ -374,8 +483,13 @@ class _Decoder:
     def _finish(self, row: int, finished: bool) -> tuple[int, int, Completion]:
         prompt, sample = self._job(row)
         count, calls = int(self.count[row]), self.calls.pop(row)
-        completion = Completion(self.out[row, :count].tolist(), self.free[row, :count].tolist(), finished,
-                                calls.opened, calls.well_formed)
+        completion = Completion(
+            self.out[row, :count].tolist(),
+            self.free[row, :count].tolist(),
+            finished,
+            calls.opened,
+            calls.well_formed,
+        )
         self.jobs[row] = None
         self.forced.pop(row, None)
         self.active[row] = 0
@@ -411,7 +525,11 @@ class _Calls:
 def _completing(tokenizer: TextCodec, vocab_size: int, until: Sequence[str]) -> list[int]:
     """Tokens that may complete one of the texts: they hold the last character of it, or a part of some character."""
     last = {text[-1] for text in until} | {"\ufffd"}
-    return [token for token in range(vocab_size) if last & set(tokenizer.decode([token]))] if until else []
+    return (
+        [token for token in range(vocab_size) if last & set(tokenizer.decode([token]))]
+        if until
+        else []
+    )
 
 
 def _pad(tokens: Sequence[int], length: int) -> list[int]:

@@ -35,8 +35,12 @@ def stage_definitions(path: str | Path = "dvc.yaml") -> dict[str, StageDefinitio
     for name, raw in (config.read_yaml(path).get("stages") or {}).items():
         for suffix, values in _instances(raw):
             body = raw.get("do", raw)
-            fields = {field: [_fill(entry, values, f"{path}: {name}") for entry in _names(body.get(field))]
-                      for field in ("params", "deps", "outs", "metrics", "plots")}
+            fields = {
+                field: [
+                    _fill(entry, values, f"{path}: {name}") for entry in _names(body.get(field))
+                ]
+                for field in ("params", "deps", "outs", "metrics", "plots")
+            }
             outs = fields["outs"] + fields["metrics"] + fields["plots"]
             definitions[name + suffix] = StageDefinition(fields["params"], fields["deps"], outs)
     return definitions
@@ -59,8 +63,11 @@ def chain(targets: Iterable[str], definitions: dict[str, StageDefinition]) -> li
         if name not in found:
             found.add(name)
             deps = [Path(dep) for dep in definitions[name].deps]
-            waiting += [other for other, definition in definitions.items()
-                        if any(_overlap(dep, Path(out)) for dep in deps for out in definition.outs)]
+            waiting += [
+                other
+                for other, definition in definitions.items()
+                if any(_overlap(dep, Path(out)) for dep in deps for out in definition.outs)
+            ]
     return [name for name in definitions if name in found]
 
 
@@ -71,14 +78,22 @@ def _overlap(a: Path, b: Path) -> bool:
 def assignments(overrides: dict[str, Any]) -> list[str]:
     """Dotted overrides as `dvc exp run -S` takes them: `key=value`, `+key=value` where params.yaml has no such key."""
     known = config.flatten(config.load_config())
-    return [f"{key if key in known else '+' + key}={_hydra(value)}" for key, value in overrides.items()]
+    return [
+        f"{key if key in known else '+' + key}={_hydra(value)}" for key, value in overrides.items()
+    ]
 
 
 def _hydra(value: Any) -> str:
     """A value as DVC's -S reads it: YAML, but for null and quotes."""
     if isinstance(value, str) and not re.fullmatch(r"[\w./-]+", value):
         return f"'{value}'"
-    return "null" if value is None else json.dumps(value) if isinstance(value, (bool, list)) else str(value)
+    return (
+        "null"
+        if value is None
+        else json.dumps(value)
+        if isinstance(value, (bool, list))
+        else str(value)
+    )
 
 
 def _instances(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -86,9 +101,15 @@ def _instances(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     if "matrix" in raw:
         rows: list[tuple[list[str], dict[str, Any]]] = [([], {})]
         for key, values in raw["matrix"].items():
-            short = [f"{key}{i}" if isinstance(value, dict | list) else str(value) for i, value in enumerate(values)]
-            rows = [([*names, name], row | {key: value})
-                    for names, row in rows for name, value in zip(short, values, strict=True)]
+            short = [
+                f"{key}{i}" if isinstance(value, dict | list) else str(value)
+                for i, value in enumerate(values)
+            ]
+            rows = [
+                ([*names, name], row | {key: value})
+                for names, row in rows
+                for name, value in zip(short, values, strict=True)
+            ]
         yield from (("@" + "-".join(names), {"item": row}) for names, row in rows)
     elif isinstance(raw.get("foreach"), dict):
         yield from ((f"@{key}", {"key": key, "item": item}) for key, item in raw["foreach"].items())
@@ -110,6 +131,7 @@ def _names(entries: Any) -> Iterator[str]:
 
 def _fill(text: str, values: dict[str, Any], where: str) -> str:
     """`text` with `${item}` and `${item.name}` replaced."""
+
     def look_up(match: re.Match[str]) -> str:
         value: Any = values
         for part in match[1].strip().split("."):
@@ -126,11 +148,17 @@ def declared_params(definition: StageDefinition, settings: config.Config) -> dic
     flat = config.flatten(settings)
     found: dict[str, Any] = {}
     for declared in definition.params:
-        matches = {key: value for key, value in flat.items() if key == declared or key.startswith(declared + ".")}
+        matches = {
+            key: value
+            for key, value in flat.items()
+            if key == declared or key.startswith(declared + ".")
+        }
         if not matches:
             raise UserError(f"dvc.yaml: params: {declared} is no key of params.yaml")
         found |= matches
-    return {key: value for key, value in found.items() if key.split(".")[0] not in _NOT_IN_FINGERPRINT}
+    return {
+        key: value for key, value in found.items() if key.split(".")[0] not in _NOT_IN_FINGERPRINT
+    }
 
 
 # ---------------------------------------------------------------- names of data
@@ -156,7 +184,10 @@ class DigestMemo:
         self.path = path
         try:
             self._known: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # none yet, or cut short by a power failure: everything is hashed again
+        except (
+            OSError,
+            ValueError,
+        ):  # none yet, or cut short by a power failure: everything is hashed again
             self._known = {}
         self._new: dict[str, str] = {}
 
@@ -194,10 +225,14 @@ def tree_digest(paths: Iterable[str | Path], memo: DigestMemo | None = None) -> 
     files: list[tuple[str, Path]] = []
     for path in sorted(Path(path) for path in paths):
         if not path.exists():
-            raise UserError(f"{path}: does not exist; `dvc repro` makes what the stages before it write")
+            raise UserError(
+                f"{path}: does not exist; `dvc repro` makes what the stages before it write"
+            )
         files += files_below(path) if path.is_dir() else [(path.name, path)]
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
-        digests = list(pool.map(lambda pair: memo.digest(pair[1]) if memo else file_digest(pair[1]), files))
+        digests = list(
+            pool.map(lambda pair: memo.digest(pair[1]) if memo else file_digest(pair[1]), files)
+        )
     if memo:
         memo.save()
     lines = [f"{digest}  {name}\n" for (name, _), digest in zip(files, digests, strict=True)]
@@ -206,7 +241,9 @@ def tree_digest(paths: Iterable[str | Path], memo: DigestMemo | None = None) -> 
 
 def files_below(folder: Path) -> list[tuple[str, Path]]:
     """(name relative to the folder, path) of every file below it, in order."""
-    found = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    found = [
+        path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ]
     return sorted((path.relative_to(folder).as_posix(), path) for path in found)
 
 
@@ -235,7 +272,11 @@ def data_versions(definition: StageDefinition) -> dict[str, str]:
 
 def locked_outs(lock: dict[str, Any]) -> dict[str, str]:
     """Output -> md5 of every stage in a dvc.lock."""
-    return {out["path"]: str(out.get("md5")) for stage in lock.get("stages", {}).values() for out in stage.get("outs", [])}
+    return {
+        out["path"]: str(out.get("md5"))
+        for stage in lock.get("stages", {}).values()
+        for out in stage.get("outs", [])
+    }
 
 
 def is_code(dep: str) -> bool:
@@ -255,7 +296,9 @@ def code_files(definition: StageDefinition, root: Path = Path()) -> dict[str, st
 
 def cache_folder(root: Path) -> Path:
     """The folder of the objects in DVC's cache of the checkout at `root`."""
-    return Path(_dvc_settings(root).get("cache", {}).get("dir") or root / ".dvc/cache") / "files/md5"
+    return (
+        Path(_dvc_settings(root).get("cache", {}).get("dir") or root / ".dvc/cache") / "files/md5"
+    )
 
 
 def has_remote(root: Path) -> bool:
@@ -279,13 +322,23 @@ def cached_files(md5: str, cache: Path) -> dict[str, Path] | None:
     listing = cache / md5[:2] / md5[2:]
     if not listing.is_file():
         return None
-    return {entry["relpath"]: cache / entry["md5"][:2] / entry["md5"][2:] for entry in json.loads(listing.read_text())}
+    return {
+        entry["relpath"]: cache / entry["md5"][:2] / entry["md5"][2:]
+        for entry in json.loads(listing.read_text())
+    }
 
 
 def dvc_digest(folder: Path) -> str:
     """DVC's name for a folder: the md5 of the list of its files' md5s."""
-    entries = [{"md5": _md5(path.read_bytes()), "relpath": name} for name, path in files_below(folder)]
-    return _md5(json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True).encode()) + ".dir"
+    entries = [
+        {"md5": _md5(path.read_bytes()), "relpath": name} for name, path in files_below(folder)
+    ]
+    return (
+        _md5(
+            json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True).encode()
+        )
+        + ".dir"
+    )
 
 
 def _md5(data: bytes) -> str:

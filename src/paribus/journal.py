@@ -43,7 +43,7 @@ class Journal:
         with self._lock:
             self._unwritten += line.encode() + b"\n"
             try:
-                self._unwritten = self._unwritten[os.write(self._file, self._unwritten):]
+                self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
             except OSError as error:
                 self._warn(f"{self.path}: {error.strerror}; the log waits in memory")
 

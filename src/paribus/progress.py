@@ -23,7 +23,9 @@ class Progress:
     costs about a microsecond. It goes to stderr, so that a command's own output stays clean.
     """
 
-    def __init__(self, name: str, total: int = 0, unit: str = "", stream: TextIO | None = None) -> None:
+    def __init__(
+        self, name: str, total: int = 0, unit: str = "", stream: TextIO | None = None
+    ) -> None:
         """total: 0 where only `count` will tell."""
         self.name, self.total, self.unit = name, total, unit
         self._stream = stream or sys.stderr
@@ -32,7 +34,9 @@ class Progress:
         self._every = BAR_SECONDS if self._bar else LINE_SECONDS
         self._due = 0.0
         self._began = time.monotonic()
-        self._first: tuple[float, int] | None = None  # a first step that compiles says nothing of the rate
+        self._first: tuple[float, int] | None = (
+            None  # a first step that compiles says nothing of the rate
+        )
         self._part, self._step, self._values = "", 0, dict[str, float]()
         self._shown: tuple[str, int] | None = None
 
@@ -41,13 +45,19 @@ class Progress:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         if self._first is not None and self._shown != (self._part, self._step):
             self._show(time.monotonic())
         if self._bar:
             self._bar.stop()
         if kind is None and self._step >= self.total:
-            print(f"{self.name}: done in {_clock(time.monotonic() - self._began)}", file=self._stream, flush=True)
+            print(
+                f"{self.name}: done in {_clock(time.monotonic() - self._began)}",
+                file=self._stream,
+                flush=True,
+            )
 
     def update(self, step: int, **values: float) -> None:
         """`step` units are done; the first few of `values` are shown beside them."""
@@ -75,13 +85,23 @@ class Progress:
         self._shown = (self._part, self._step)
         left = self.seconds_left(now)
         words = [" ".join(filter(None, (self._part, self.unit, f"{self._step:,}/{self.total:,}")))]
-        words += [_value(name, value) for name, value in itertools.islice(self._values.items(), MAX_VALUES)]
-        if not self._values and self._first is not None and self._step > self._first[1] and now > self._first[0]:
+        words += [
+            _value(name, value)
+            for name, value in itertools.islice(self._values.items(), MAX_VALUES)
+        ]
+        if (
+            not self._values
+            and self._first is not None
+            and self._step > self._first[1]
+            and now > self._first[0]
+        ):
             rate = (self._step - self._first[1]) / (now - self._first[0])
             words.append(f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s")
         words += [f"{_clock(left)} left"] if left is not None else []
         if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=self._step, total=self.total, text="  ".join(words))
+            self._bar.update(
+                self._task, completed=self._step, total=self.total, text="  ".join(words)
+            )
             self._bar.refresh()
         else:
             print(f"{self.name}: {'  '.join(words)}", file=self._stream, flush=True)
@@ -93,7 +113,11 @@ def _live_bar(stream: TextIO) -> Bar:
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.fields[text]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[text]}"),
+    )
     return Bar(*columns, console=Console(file=stream), auto_refresh=False)
 
 

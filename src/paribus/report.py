@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-STAGES = {"base": "base", "mid": "mid", "sft": "SFT", "rl": "RL"}  # checkpoints and their names in print
+STAGES = {
+    "base": "base",
+    "mid": "mid",
+    "sft": "SFT",
+    "rl": "RL",
+}  # checkpoints and their names in print
 TRAINED_BY = {"base": "pretrain", "mid": "midtrain", "sft": "sft", "rl": "rl"}
 INK, FAINT = "#22303c", "#8a97a3"  # INK becomes the page's text colour in SVG
 BLUE, RED, GOLD, GREEN = "#3a80ba", "#c95d4b", "#d9a441", "#4f9d69"
@@ -95,7 +100,10 @@ def read_results(root: Path) -> Results:
 def _rows(text: str) -> list[Any]:
     """The rows of a curve; an empty cell is nan, the column `stage` is text."""
     reader = csv.DictReader(io.StringIO(text), strict=True)
-    rows = [{key: value if key == "stage" else float(value or "nan") for key, value in row.items()} for row in reader]
+    rows = [
+        {key: value if key == "stage" else float(value or "nan") for key, value in row.items()}
+        for row in reader
+    ]
     if not rows:
         raise ValueError("no rows")
     return rows
@@ -110,7 +118,9 @@ def build_report(root: Path, out: Path) -> Path:
     The same inputs give the same bytes. Raises UserError where an input is missing or damaged.
     """
     results = read_results(root)
-    page = render(results, {name: svg(draw(results), name, ALT[name]) for name, draw in FIGURES.items()})
+    page = render(
+        results, {name: svg(draw(results), name, ALT[name]) for name, draw in FIGURES.items()}
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, page)
     return out
@@ -121,7 +131,9 @@ def render(results: Results, drawn: Mapping[str, str]) -> str:
     from markupsafe import Markup
 
     figures = {name: Markup(text) for name, text in drawn.items()}
-    return templates().get_template("report.html.j2").render(figures=figures, **page_values(results))
+    return (
+        templates().get_template("report.html.j2").render(figures=figures, **page_values(results))
+    )
 
 
 def templates(escape: bool = True) -> jinja2.Environment:
@@ -129,8 +141,11 @@ def templates(escape: bool = True) -> jinja2.Environment:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")), autoescape=escape,
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=escape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= FILTERS
     return environment
@@ -162,11 +177,27 @@ def timeline(results: Results) -> dict[str, Any]:
     rows = []
     for stage in TRAINED_BY.values():
         metrics = results.metrics(stage)
-        work = (metrics["samples"], "answers") if stage == "rl" else (metrics["train_tokens"], "tokens")
-        rows.append({"stage": stage, "steps": metrics["steps"], "seconds": metrics["seconds"], "amount": work[0],
-                     "unit": work[1], "rate": work[0] / max(metrics["seconds"], 1e-9)})
+        work = (
+            (metrics["samples"], "answers")
+            if stage == "rl"
+            else (metrics["train_tokens"], "tokens")
+        )
+        rows.append(
+            {
+                "stage": stage,
+                "steps": metrics["steps"],
+                "seconds": metrics["seconds"],
+                "amount": work[0],
+                "unit": work[1],
+                "rate": work[0] / max(metrics["seconds"], 1e-9),
+            }
+        )
     total = sum(row["seconds"] for row in rows)
-    return {"rows": rows, "seconds": total, "shares": [row["seconds"] / max(total, 1e-9) for row in rows]}
+    return {
+        "rows": rows,
+        "seconds": total,
+        "shares": [row["seconds"] / max(total, 1e-9) for row in rows],
+    }
 
 
 def core_table(results: Results) -> dict[str, Any]:
@@ -174,24 +205,39 @@ def core_table(results: Results) -> dict[str, Any]:
     metrics = results.metrics("core")
     partial = metrics["core"] is None
     kind = "synthetic" if metrics["bundle"] == "synthetic" else "partial" if partial else "full"
-    return metrics | {"kind": kind, "mean": metrics["core_partial"] if partial else metrics["core"],
-                      "missing": results.files["evals/core/summary.json"]["missing"]}
+    return metrics | {
+        "kind": kind,
+        "mean": metrics["core_partial"] if partial else metrics["core"],
+        "missing": results.files["evals/core/summary.json"]["missing"],
+    }
 
 
 def gsm8k_table(results: Results) -> dict[str, Any]:
     """The stages' summaries in order, and each one's paired comparison with the stage before."""
     metrics = results.metrics("gsm8k")
     names = list(STAGES)
-    pairs = [{"before": a, "after": b, **metrics["paired"][f"{a}_{b}"]} for a, b in zip(names, names[1:], strict=False)]
+    pairs = [
+        {"before": a, "after": b, **metrics["paired"][f"{a}_{b}"]}
+        for a, b in zip(names, names[1:], strict=False)
+    ]
     stages = {name: results.answers(name) for name in names}
-    difficulties = sorted({steps for summary in stages.values() for steps in summary["by_steps"]}, key=int)
-    return {"stages": stages, "pairs": pairs, "dataset": metrics["dataset"], "k": pass_at(results),
-            "difficulties": difficulties}
+    difficulties = sorted(
+        {steps for summary in stages.values() for steps in summary["by_steps"]}, key=int
+    )
+    return {
+        "stages": stages,
+        "pairs": pairs,
+        "dataset": metrics["dataset"],
+        "k": pass_at(results),
+        "difficulties": difficulties,
+    }
 
 
 def pass_at(results: Results) -> int | None:
     """The largest k of the pass@k that every stage was measured at; None where no answers were sampled."""
-    measured = [set(re.findall(r"\bpass_at_(\d+)\b", " ".join(results.answers(stage)))) for stage in STAGES]
+    measured = [
+        set(re.findall(r"\bpass_at_(\d+)\b", " ".join(results.answers(stage)))) for stage in STAGES
+    ]
     return max(map(int, set.intersection(*measured)), default=None)
 
 
@@ -201,37 +247,63 @@ def sparsity(results: Results) -> dict[str, Any]:
     quarter = max(len(rows) // 4, 1)
     ends = {"first": rows[:quarter], "last": rows[-quarter:]}
     keys = ("zero_reward_groups", "all_reward_groups", "reward")
-    means = {end: {key: _mean([row[key] for row in part]) for key in keys} for end, part in ends.items()}
-    return means | {"silent_steps": sum(row["zero_gradient_groups"] >= 1 for row in rows), "steps": len(rows)}
+    means = {
+        end: {key: _mean([row[key] for row in part]) for key in keys} for end, part in ends.items()
+    }
+    return means | {
+        "silent_steps": sum(row["zero_gradient_groups"] >= 1 for row in rows),
+        "steps": len(rows),
+    }
 
 
 def prompts(results: Results) -> list[dict[str, Any]]:
     """Each fixed prompt with every stage's answer, as `_sample` has it."""
     answers = {stage: results.files[f"evals/gsm8k/{stage}/prompts.json"] for stage in STAGES}
-    return [{"prompt": row["prompt"], "answers": {stage: _sample(rows[place]) for stage, rows in answers.items()}}
-            for place, row in enumerate(answers["rl"])]
+    return [
+        {
+            "prompt": row["prompt"],
+            "answers": {stage: _sample(rows[place]) for stage, rows in answers.items()},
+        }
+        for place, row in enumerate(answers["rl"])
+    ]
 
 
 def _sample(sample: dict[str, Any]) -> dict[str, Any]:
     """A sample with its answer in parts: text, tool_call, tool_result."""
-    parts = re.split(r"<\|tool\|>(.*?)<\|tool_end\|>|<\|result\|>(.*?)<\|result_end\|>", sample["answer"], flags=re.S)
+    parts = re.split(
+        r"<\|tool\|>(.*?)<\|tool_end\|>|<\|result\|>(.*?)<\|result_end\|>",
+        sample["answer"],
+        flags=re.S,
+    )
     kinds = ("text", "tool_call", "tool_result")
     found = [{"type": kinds[place % 3], "text": text} for place, text in enumerate(parts) if text]
-    return sample | {"parts": [part | {"text": re.sub(r"<\|(end|bos)\|>\s*$", "", part["text"])} for part in found]}
+    return sample | {
+        "parts": [
+            part | {"text": re.sub(r"<\|(end|bos)\|>\s*$", "", part["text"])} for part in found
+        ]
+    }
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """Nested mappings as dotted keys, in order, without params, which have a table of their own."""
     if not isinstance(value, dict):
         return [(prefix.rstrip("."), value)]
-    return [pair for key, item in value.items() if prefix + key != "params" for pair in _flat(item, f"{prefix}{key}.")]
+    return [
+        pair
+        for key, item in value.items()
+        if prefix + key != "params"
+        for pair in _flat(item, f"{prefix}{key}.")
+    ]
 
 
 def _params(settings: config.Config) -> list[tuple[str, Any, Any]]:
     """(dotted key, value, metadata) of every key that holds a value."""
     documented = {key: meta for key, _, meta in config.describe()}
     flat = config.flatten(settings)
-    return [(key, value, documented.get(key) or documented[key.rpartition(".")[0]]) for key, value in flat.items()]
+    return [
+        (key, value, documented.get(key) or documented[key.rpartition(".")[0]])
+        for key, value in flat.items()
+    ]
 
 
 # ---------------------------------------------------------------- words for numbers
@@ -271,7 +343,11 @@ def p_value(value: float) -> str:
 
 
 FILTERS: dict[str, Callable[..., str]] = {
-    "percent": percent, "number": number, "quantity": quantity, "duration": duration, "p_value": p_value,
+    "percent": percent,
+    "number": number,
+    "quantity": quantity,
+    "duration": duration,
+    "p_value": p_value,
 }
 
 
@@ -294,7 +370,9 @@ def save_figures(root: Path, folder: Path) -> list[Path]:
     return paths
 
 
-def canvas(rows: int = 1, columns: int = 1, height: float = 3.2, **options: Any) -> tuple[Figure, list[Axes]]:
+def canvas(
+    rows: int = 1, columns: int = 1, height: float = 3.2, **options: Any
+) -> tuple[Figure, list[Axes]]:
     """A figure of the page's width that belongs to no window, with quiet axes."""
     from matplotlib.figure import Figure
 
@@ -317,9 +395,19 @@ def title(axes: Axes, text: str, x: str = "", y: str = "") -> None:
 
 def legend_above(axes: Axes) -> None:
     """The legend in a row between title and axes."""
-    axes.set_title(axes.get_title(loc="left"), loc="left", fontsize=10.5, color=INK, fontweight="bold", pad=27)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=3,
-                borderaxespad=0, handlelength=1.4)
+    axes.set_title(
+        axes.get_title(loc="left"), loc="left", fontsize=10.5, color=INK, fontweight="bold", pad=27
+    )
+    axes.legend(
+        frameon=False,
+        fontsize=9,
+        labelcolor=INK,
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 0.99),
+        ncols=3,
+        borderaxespad=0,
+        handlelength=1.4,
+    )
 
 
 def svg(figure: Figure, name: str, alt: str) -> str:
@@ -328,9 +416,11 @@ def svg(figure: Figure, name: str, alt: str) -> str:
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": f"paribus {name}", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
     text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg"):], flags=re.S)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
     text = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{name}-", text).replace(INK, "currentColor")
     return text.replace("<svg ", f'<svg class="figure" role="img" aria-label="{alt}" ', 1)
 
@@ -344,13 +434,15 @@ def _mean(values: Sequence[float]) -> float:
 def _binned(rows: list[Row], *keys: str) -> list[list[float]]:
     """The columns, by the means of at most MOST_POINTS bins of rows."""
     size = math.ceil(len(rows) / MOST_POINTS)
-    bins = [rows[start:start + size] for start in range(0, len(rows), size)]
+    bins = [rows[start : start + size] for start in range(0, len(rows), size)]
     return [[_mean([row[key] for row in part]) for part in bins] for key in keys]
 
 
 def _smooth(values: Sequence[float], reach: int) -> list[float]:
     """Centred moving mean over `2 reach + 1` values, fewer at the ends."""
-    return [_mean(values[max(place - reach, 0):place + reach + 1]) for place in range(len(values))]
+    return [
+        _mean(values[max(place - reach, 0) : place + reach + 1]) for place in range(len(values))
+    ]
 
 
 def _draw_pretrain(results: Results) -> Figure:
@@ -365,7 +457,12 @@ def _draw_pretrain(results: Results) -> Figure:
     final = (rows[-1]["tokens"], results.metrics("pretrain")["val_bpb"])
     x, y = zip(*measured, final, strict=True)
     bpb_axes.plot(x, y, color=GREEN, marker="o", markersize=4.5, linewidth=1.8)
-    label: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "color": INK, "fontsize": 9}
+    label: dict[str, Any] = {
+        "textcoords": "offset points",
+        "ha": "center",
+        "color": INK,
+        "fontsize": 9,
+    }
     bpb_axes.annotate(f"{final[1]:.3f}", final, (0, -15), **label)
     bpb_axes.margins(y=0.15)
     title(bpb_axes, "Validation", "tokens", "bits per byte")
@@ -381,15 +478,28 @@ def _draw_core(results: Results) -> Figure:
     tasks = sorted(results.metrics("core")["tasks"].items(), key=lambda item: item[1]["centered"])
     figure, (axes,) = canvas(height=1.0 + 0.27 * len(tasks))
     values = [task["centered"] for _, task in tasks]
-    scale = [(task["accuracy"] - 1) / (task["centered"] - 1) if task["centered"] != 1 else 1.0 for _, task in tasks]
+    scale = [
+        (task["accuracy"] - 1) / (task["centered"] - 1) if task["centered"] != 1 else 1.0
+        for _, task in tasks
+    ]
     errors = [task["stderr"] / factor for (_, task), factor in zip(tasks, scale, strict=True)]
-    axes.barh([name for name, _ in tasks], values, height=0.62, color=[BLUE if value >= 0 else RED for value in values],
-              xerr=errors, error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2.5})
+    axes.barh(
+        [name for name, _ in tasks],
+        values,
+        height=0.62,
+        color=[BLUE if value >= 0 else RED for value in values],
+        xerr=errors,
+        error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2.5},
+    )
     axes.axvline(0, color=INK, linewidth=1)
     axes.grid(axis="x", color=FAINT, alpha=0.25, linewidth=0.7)
     axes.grid(visible=False, axis="y")
     axes.margins(y=0.02)
-    title(axes, "Centred accuracy of the base model", "0: guessing, 1: all right; whiskers: one standard error")
+    title(
+        axes,
+        "Centred accuracy of the base model",
+        "0: guessing, 1: all right; whiskers: one standard error",
+    )
     return figure
 
 
@@ -400,14 +510,35 @@ def _draw_gsm8k(results: Results) -> Figure:
     for place, row in enumerate(rows):
         accuracy = row["accuracy"]
         reach = [[accuracy - row["ci_low"]], [row["ci_high"] - accuracy]]
-        axes.bar(place, accuracy, width=0.5, color=BLUE, alpha=0.85, label=None if place else "greedy, 95 % interval")
+        axes.bar(
+            place,
+            accuracy,
+            width=0.5,
+            color=BLUE,
+            alpha=0.85,
+            label=None if place else "greedy, 95 % interval",
+        )
         axes.errorbar(place, accuracy, yerr=reach, color=INK, capsize=6, elinewidth=1.4)
-        axes.annotate(percent(accuracy), (place, row["ci_high"]), xytext=(0, 5), textcoords="offset points",
-                      ha="center", color=INK, fontsize=9.5)
+        axes.annotate(
+            percent(accuracy),
+            (place, row["ci_high"]),
+            xytext=(0, 5),
+            textcoords="offset points",
+            ha="center",
+            color=INK,
+            fontsize=9.5,
+        )
     if k := pass_at(results):
         sampled = [results.answers(row["stage"])[f"pass_at_{k}"] for row in rows]
-        axes.plot([place + 0.34 for place in range(len(rows))], sampled, linestyle="none", marker="D", markersize=6.5,
-                  color=GOLD, label=f"pass@{k}, sampled")
+        axes.plot(
+            [place + 0.34 for place in range(len(rows))],
+            sampled,
+            linestyle="none",
+            marker="D",
+            markersize=6.5,
+            color=GOLD,
+            label=f"pass@{k}, sampled",
+        )
     axes.set_xticks(range(len(rows)), [STAGES[row["stage"]] for row in rows])
     axes.set_ylim(0, 1.09)
     axes.yaxis.set_major_formatter(lambda value, _: percent(value, 0))
@@ -424,23 +555,47 @@ def _draw_sparsity(results: Results) -> Figure:
     reach = len(steps) // 30
     wrong, right = _smooth(wrong, reach), _smooth(right, reach)
     mixed = [1 - a - b for a, b in zip(wrong, right, strict=True)]
-    bands = {"all wrong: nothing learned": (wrong, RED), "mixed: the groups that teach": (mixed, BLUE),
-             "all right: nothing learned": (right, GOLD)}
-    groups.stackplot(steps, *(shares for shares, _ in bands.values()), colors=[color for _, color in bands.values()],
-                     alpha=0.85, linewidth=0, labels=list(bands))
+    bands = {
+        "all wrong: nothing learned": (wrong, RED),
+        "mixed: the groups that teach": (mixed, BLUE),
+        "all right: nothing learned": (right, GOLD),
+    }
+    groups.stackplot(
+        steps,
+        *(shares for shares, _ in bands.values()),
+        colors=[color for _, color in bands.values()],
+        alpha=0.85,
+        linewidth=0,
+        labels=list(bands),
+    )
     groups.set_ylim(0, 1)
     groups.margins(x=0)
     groups.yaxis.set_major_formatter(lambda value, _: percent(value, 0))
-    title(groups, f"Groups of answers (moving mean of {2 * reach + 1} steps)" if reach else "Groups of answers")
+    title(
+        groups,
+        f"Groups of answers (moving mean of {2 * reach + 1} steps)"
+        if reach
+        else "Groups of answers",
+    )
     legend_above(groups)
     groups.tick_params(labelbottom=True)
     reward.plot(steps, rewards, color=GREEN, alpha=0.3, linewidth=1)
     trend = _smooth(rewards, max(len(steps) // 20, 1))
     reward.plot(steps, trend, color=GREEN, linewidth=1.8, label="mean reward, training")
-    looks = [(step, value) for step, value in zip(steps, watched, strict=True) if not math.isnan(value)]
+    looks = [
+        (step, value) for step, value in zip(steps, watched, strict=True) if not math.isnan(value)
+    ]
     if looks:
-        reward.plot(*zip(*looks, strict=True), color=INK, marker="o", markersize=5, linestyle="none", clip_on=False,
-                    zorder=3, label="greedy accuracy, held out")
+        reward.plot(
+            *zip(*looks, strict=True),
+            color=INK,
+            marker="o",
+            markersize=5,
+            linestyle="none",
+            clip_on=False,
+            zorder=3,
+            label="greedy accuracy, held out",
+        )
     reward.yaxis.set_major_formatter(lambda value, _: percent(value, 0))
     title(reward, "Reward", "RL step")
     legend_above(reward)
@@ -454,5 +609,8 @@ ALT = {  # for who cannot see them; the numbers are in the tables
     "sparsity": "shares of all-wrong, mixed and all-right groups over the RL steps, and the reward",
 }
 FIGURES: dict[str, Callable[[Results], Figure]] = {
-    "pretrain": _draw_pretrain, "core": _draw_core, "gsm8k": _draw_gsm8k, "sparsity": _draw_sparsity,
+    "pretrain": _draw_pretrain,
+    "core": _draw_core,
+    "gsm8k": _draw_gsm8k,
+    "sparsity": _draw_sparsity,
 }

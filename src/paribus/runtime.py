@@ -74,7 +74,9 @@ def find_checkpoint(name: str | Path) -> Path:
     names = sorted(path.parent.name for path in Path("checkpoints").glob("*/config.json"))
     near = difflib.get_close_matches(str(name), names, n=1)
     there = f"there are: {', '.join(names)}" if names else "`dvc repro` makes them"
-    raise UserError(f"no checkpoint {str(name)!r}; " + (f"did you mean {near[0]}? {there}" if near else there))
+    raise UserError(
+        f"no checkpoint {str(name)!r}; " + (f"did you mean {near[0]}? {there}" if near else there)
+    )
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -112,7 +114,15 @@ class Hardware:
         Measured: eager and compiled differ, and so do numbers of threads and instruction sets on a CPU. So do numbers
         of processes, but a run may go on with another number of them: they are in the provenance instead.
         """
-        names = ["device", "dtype", "isa", "compile", "deterministic", "activation_checkpointing", "torch_version"]
+        names = [
+            "device",
+            "dtype",
+            "isa",
+            "compile",
+            "deterministic",
+            "activation_checkpointing",
+            "torch_version",
+        ]
         names.append("threads" if self.device == "cpu" else "device_name")
         return {name: getattr(self, name) for name in names}
 
@@ -121,12 +131,18 @@ def detect(train: config.Train) -> Hardware:
     """The hardware that `train.*` asks for. Raises UserError where this machine does not have it."""
     import torch
 
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     device = ("cuda" if available["cuda"] else "cpu") if train.device == "auto" else train.device
     if not available[device]:
         present = ", ".join(name for name, there in available.items() if there)
-        raise UserError(f"train.device: {device} is not available to torch {torch.__version__} here; "
-                        f"there is: {present} (or auto)")
+        raise UserError(
+            f"train.device: {device} is not available to torch {torch.__version__} here; "
+            f"there is: {present} (or auto)"
+        )
     isa = instruction_set()
     threads, here = train.threads or available_cores(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return Hardware(
@@ -168,7 +184,12 @@ def available_cores() -> int:
 def instruction_set() -> str:
     """amx_bf16, avx512_bf16, avx512, avx2, or the machine's name where none of them is."""
     flags = set(_cpuinfo("flags").split())
-    best_first = {"amx_bf16": "amx_bf16", "avx512_bf16": "avx512_bf16", "avx512f": "avx512", "avx2": "avx2"}
+    best_first = {
+        "amx_bf16": "amx_bf16",
+        "avx512_bf16": "avx512_bf16",
+        "avx512f": "avx512",
+        "avx2": "avx2",
+    }
     for flag, name in best_first.items():
         if flag in flags:
             return name
@@ -249,12 +270,16 @@ class MachineUse:
             "process_cpu_percentage": self._process.cpu_percent(),
             "process_memory_megabytes": self._process.memory_info().rss / 1e6,
         }
-        torch = sys.modules.get("torch")  # of a process that has not loaded it, the GPU is no concern
+        torch = sys.modules.get(
+            "torch"
+        )  # of a process that has not loaded it, the GPU is no concern
         if torch is not None and torch.cuda.is_initialized():
             for index in range(torch.cuda.device_count()):
                 free, total = torch.cuda.mem_get_info(index)
                 use[f"gpu_{index}_memory_usage_megabytes"] = (total - free) / 1e6
-                with contextlib.suppress(ImportError):  # asks nvidia-ml-py, which a bare machine may lack
+                with contextlib.suppress(
+                    ImportError
+                ):  # asks nvidia-ml-py, which a bare machine may lack
                     use[f"gpu_{index}_utilization_percentage"] = torch.cuda.utilization(index)
         return use
 
@@ -278,7 +303,9 @@ def rng_state() -> dict[str, Tensor]:
     state = {
         "python": torch.tensor(python, dtype=torch.int64),
         "python_gauss": torch.tensor([math.nan if gauss is None else gauss], dtype=torch.float64),
-        "numpy": torch.tensor([*numbers["state"]["key"].tolist(), numbers["state"]["pos"], numbers["has_gauss"]]),
+        "numpy": torch.tensor(
+            [*numbers["state"]["key"].tolist(), numbers["state"]["pos"], numbers["has_gauss"]]
+        ),
         "numpy_gauss": torch.tensor([numbers["gauss"]], dtype=torch.float64),
         "torch": torch.get_rng_state(),
     }
@@ -299,7 +326,9 @@ def restore_rng(state: dict[str, Tensor]) -> None:
     random.setstate((3, tuple(state["python"].tolist()), None if math.isnan(gauss) else gauss))
     *key, position, has_gauss = state["numpy"].tolist()
     cached = float(state["numpy_gauss"])
-    numpy.random.set_state(("MT19937", numpy.array(key, dtype=numpy.uint32), position, has_gauss, cached))
+    numpy.random.set_state(
+        ("MT19937", numpy.array(key, dtype=numpy.uint32), position, has_gauss, cached)
+    )
     torch.set_rng_state(state["torch"])
     for index in range(torch.cuda.device_count()):
         if f"cuda.{index}" in state:
@@ -334,8 +363,14 @@ def provenance(hardware: Hardware | None = None) -> dict[str, Any]:
 
     `git.dirty` speaks of sources: what stages write (outs, metrics, plots, dvc.lock) always differs while they run.
     """
-    lock = next((folder / "requirements.lock" for folder in (Path.cwd(), main_checkout())
-                 if (folder / "requirements.lock").is_file()), None)
+    lock = next(
+        (
+            folder / "requirements.lock"
+            for folder in (Path.cwd(), main_checkout())
+            if (folder / "requirements.lock").is_file()
+        ),
+        None,
+    )
     return {
         "git": git_state(),
         "dvc_experiment": os.environ.get("DVC_EXP_NAME"),
@@ -363,7 +398,9 @@ def git_state() -> dict[str, Any]:
         "commit": _git("rev-parse", "--verify", "--quiet", "HEAD"),
         "branch": _git("symbolic-ref", "--quiet", "--short", "HEAD"),
         "dirty": bool(status),
-        "diff": hashlib.sha256(changes.encode(errors="surrogateescape")).hexdigest() if status else None,
+        "diff": hashlib.sha256(changes.encode(errors="surrogateescape")).hexdigest()
+        if status
+        else None,
     }
 
 
@@ -387,7 +424,17 @@ def _versions() -> dict[str, str | None]:
     from importlib import metadata
 
     versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("torch", "numpy", "tokenizers", "safetensors", "dvc", "mlflow", "optuna", "lm_eval", "datasets"):
+    for package in (
+        "torch",
+        "numpy",
+        "tokenizers",
+        "safetensors",
+        "dvc",
+        "mlflow",
+        "optuna",
+        "lm_eval",
+        "datasets",
+    ):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -398,7 +445,13 @@ def _versions() -> dict[str, str | None]:
 # ---------------------------------------------------------------- speed of matrix products
 
 # Dense bf16 FLOP/s with fp32 accumulation, from the vendors' data sheets; anything else is measured.
-_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "RTX 3090": 71e12, "RTX 4090": 165e12}
+_PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "RTX 3090": 71e12,
+    "RTX 4090": 165e12,
+}
 
 
 def peak_flops(hardware: Hardware) -> float:

@@ -16,7 +16,9 @@ from typing import Any
 
 from paribus.errors import UserError
 
-EXIT_PAUSED = 75  # EX_TEMPFAIL: DVC takes the stage as not done, so the next `dvc repro` goes on with it
+EXIT_PAUSED = (
+    75  # EX_TEMPFAIL: DVC takes the stage as not done, so the next `dvc repro` goes on with it
+)
 
 # ---------------------------------------------------------------- one trainer per state
 
@@ -37,11 +39,17 @@ class StateLock:
         while not _try_lock(self._file):
             if time.monotonic() > deadline:
                 os.close(self._file)
-                raise UserError(f"{self.folder}: in use by {_describe_holder(self.folder)}; "
-                                "wait for it, or stop it with `paribus pause`")
+                raise UserError(
+                    f"{self.folder}: in use by {_describe_holder(self.folder)}; "
+                    "wait for it, or stop it with `paribus pause`"
+                )
             time.sleep(0.05)
-        me = {"pid": os.getpid(), "host": os.uname().nodename, "command": shlex.join(sys.argv),
-              "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        me = {
+            "pid": os.getpid(),
+            "host": os.uname().nodename,
+            "command": shlex.join(sys.argv),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, json.dumps(me).encode(), 0)
         return self
@@ -167,7 +175,9 @@ def launcher_gone() -> bool:
     if os.getppid() != _PARENT:
         return True
     processes = ((_process(pid), start) for pid, start in _LAUNCHERS)
-    return any(process is None or process[0] == "Z" or process[2] != start for process, start in processes)
+    return any(
+        process is None or process[0] == "Z" or process[2] != start for process, start in processes
+    )
 
 
 # Taken on import, before torch is loaded, so that a DVC that dies in those seconds is noticed too.

@@ -19,7 +19,7 @@ Row = dict[str, float]  # of a log: step and metrics
 def supervised_metrics(log: list[Row], position: Position) -> dict[str, Any]:
     """The figures every supervised stage reports."""
     rows = [row for row in log if "train/loss" in row]
-    last = rows[-max(len(rows) // 20, 1):]
+    last = rows[-max(len(rows) // 20, 1) :]
     return {
         "train_loss": sum(row["train/loss"] for row in last) / len(last),
         "train_tokens": position.tokens,
@@ -48,7 +48,8 @@ def rl_metrics(log: list[Row], position: Position) -> dict[str, Any]:
 
     before_after = {
         f"pass_at_{k}_{when}": look.get(f"watch/pass_at_{k}")
-        for k in (1, 8) for when, look in (("before", looks[0]), ("after", looks[-1]))
+        for k in (1, 8)
+        for when, look in (("before", looks[0]), ("after", looks[-1]))
     }
     return {
         "steps": position.step,
@@ -58,11 +59,15 @@ def rl_metrics(log: list[Row], position: Position) -> dict[str, Any]:
         "zero_reward_groups": of_groups("zero_reward_groups"),
         "all_reward_groups": of_groups("all_reward_groups"),
         "zero_gradient_groups": of_groups("zero_gradient_groups"),
-        "steps_without_gradient": sum(row["rl/zero_gradient_groups"] == 1 for row in rows) / len(rows),
+        "steps_without_gradient": sum(row["rl/zero_gradient_groups"] == 1 for row in rows)
+        / len(rows),
         "samples": int(sum(row["rl/samples_drawn"] for row in rows)),
         "redrawn_samples": int(sum(row["rl/redrawn_samples"] for row in rows)),
-        "effective_samples_per_second": sum(row["rl/gradient_samples"] for row in rows) / position.train_seconds,
-        "wasted_token_fraction": sum(row["rl/wasted_token_fraction"] * row["rl/sampled_tokens"] for row in rows)
+        "effective_samples_per_second": sum(row["rl/gradient_samples"] for row in rows)
+        / position.train_seconds,
+        "wasted_token_fraction": sum(
+            row["rl/wasted_token_fraction"] * row["rl/sampled_tokens"] for row in rows
+        )
         / max(sampled, 1),
         **before_after,
         "by_steps": by_steps(rows),
@@ -73,25 +78,51 @@ def rl_metrics(log: list[Row], position: Position) -> dict[str, Any]:
 
 def by_steps(rows: list[Row]) -> dict[str, dict[str, float]]:
     """The groups of a whole run by difficulty, the number of solution steps: how many, and the shares that taught nothing."""
-    names = sorted({key.split(".")[1] for row in rows for key in row if key.startswith("rl/by_steps.")}, key=int)
+    names = sorted(
+        {key.split(".")[1] for row in rows for key in row if key.startswith("rl/by_steps.")},
+        key=int,
+    )
     found = {}
     for name in names:
-        parts = [{key.rpartition(".")[2]: value for key, value in row.items() if key.startswith(f"rl/by_steps.{name}.")}
-                 for row in rows]
+        parts = [
+            {
+                key.rpartition(".")[2]: value
+                for key, value in row.items()
+                if key.startswith(f"rl/by_steps.{name}.")
+            }
+            for row in rows
+        ]
         parts = [part for part in parts if part]
         groups = sum(part["groups"] for part in parts)
         found[name] = {"groups": int(groups)} | {
             key: sum(part[key] * part["groups"] for part in parts) / groups
-            for key in ("accuracy", "zero_reward_groups", "all_reward_groups", "zero_gradient_groups")}
+            for key in (
+                "accuracy",
+                "zero_reward_groups",
+                "all_reward_groups",
+                "zero_gradient_groups",
+            )
+        }
     return found
 
 
 CURVES = {  # file -> column: key of the log
-    "pretrain": {"step": "step", "tokens": "train/tokens", "seconds": "train/seconds", "train_loss": "train/loss",
-                 "val_bpb": "val/bpb"},
-    "rl": {"step": "step", "reward": "rl/mean_reward", "zero_reward_groups": "rl/zero_reward_groups",
-           "all_reward_groups": "rl/all_reward_groups", "zero_gradient_groups": "rl/zero_gradient_groups",
-           "wasted_token_fraction": "rl/wasted_token_fraction", "watch_accuracy": "watch/accuracy"},
+    "pretrain": {
+        "step": "step",
+        "tokens": "train/tokens",
+        "seconds": "train/seconds",
+        "train_loss": "train/loss",
+        "val_bpb": "val/bpb",
+    },
+    "rl": {
+        "step": "step",
+        "reward": "rl/mean_reward",
+        "zero_reward_groups": "rl/zero_reward_groups",
+        "all_reward_groups": "rl/all_reward_groups",
+        "zero_gradient_groups": "rl/zero_gradient_groups",
+        "wasted_token_fraction": "rl/wasted_token_fraction",
+        "watch_accuracy": "watch/accuracy",
+    },
 }
 
 
@@ -101,9 +132,17 @@ MEASURED = {f"val_{name}": f"val/{name}" for name in ("core", "core_partial", "c
 
 def write_curve(path: Path, stage: str, log: list[Row]) -> None:
     """The curve of a training stage, a line a step; what was not measured at a step is left empty."""
-    columns = CURVES.get(stage, {name: key for name, key in CURVES["pretrain"].items() if name != "val_bpb"})
-    columns = columns | {name: key for name, key in MEASURED.items() if any(key in row for row in log)}
-    write_csv(path, tuple(columns), [[row.get(key, "") for key in columns.values()] for row in log if row["step"] > 0])
+    columns = CURVES.get(
+        stage, {name: key for name, key in CURVES["pretrain"].items() if name != "val_bpb"}
+    )
+    columns = columns | {
+        name: key for name, key in MEASURED.items() if any(key in row for row in log)
+    }
+    write_csv(
+        path,
+        tuple(columns),
+        [[row.get(key, "") for key in columns.values()] for row in log if row["step"] > 0],
+    )
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -14,7 +14,15 @@ from typing import Any
 import click
 
 from paribus import runtime, tracking
-from paribus.config import allowed, describe, fingerprint, flatten, load_config, parse_config, read_yaml
+from paribus.config import (
+    allowed,
+    describe,
+    fingerprint,
+    flatten,
+    load_config,
+    parse_config,
+    read_yaml,
+)
 from paribus.errors import UserError
 from paribus.graph import assignments, tree_digest
 from paribus.progress import Progress
@@ -29,16 +37,22 @@ def print_keys(pattern: str) -> None:
     values = flatten(load_config())
     for path, hint, meta in describe():
         if path in values and pattern in path:
-            options = getattr(hint, "__args__", ()) if type(None) in getattr(hint, "__args__", ()) else ()
+            options = (
+                getattr(hint, "__args__", ()) if type(None) in getattr(hint, "__args__", ()) else ()
+            )
             kind = next((option for option in options if option is not type(None)), hint)
-            click.echo(f"{path}: {json.dumps(values[path])}\n    {meta['doc']} ({allowed(kind, meta, bool(options))})")
+            click.echo(
+                f"{path}: {json.dumps(values[path])}\n    {meta['doc']} ({allowed(kind, meta, bool(options))})"
+            )
 
 
 def read_profile(name: str) -> dict[str, Any]:
     """The dotted overrides of a profile, checked against params.yaml. Raises UserError."""
     path = PROFILES / f"{name}.yaml"
     if not path.is_file():
-        raise UserError(f"no profile {name!r}; there are: {', '.join(sorted(p.stem for p in PROFILES.glob('*.yaml')))}")
+        raise UserError(
+            f"no profile {name!r}; there are: {', '.join(sorted(p.stem for p in PROFILES.glob('*.yaml')))}"
+        )
     overrides = flatten(read_yaml(path))
     load_config(overrides=overrides)
     return overrides
@@ -66,7 +80,9 @@ def _number(value: Any) -> Any:
 def list_profiles() -> None:
     """Name and first comment line of every profile."""
     for path in sorted(PROFILES.glob("*.yaml")):
-        click.echo(f"{path.stem:16} {path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
+        click.echo(
+            f"{path.stem:16} {path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}"
+        )
 
 
 def print_profile_args(name: str) -> None:
@@ -109,39 +125,72 @@ def sparsity(checkpoint: str, questions: int, samples: int, as_json: bool) -> No
     from paribus.model.gpt import load_checkpoint
 
     if questions < 1 or samples < 2:
-        raise UserError(f"--questions {questions} --samples {samples}: at least 1 question and 2 samples are needed")
+        raise UserError(
+            f"--questions {questions} --samples {samples}: at least 1 question and 2 samples are needed"
+        )
     config = load_config()
     hardware = runtime.detect(config.train)
     runtime.apply(hardware, config.seed)
     folder = runtime.find_checkpoint(checkpoint)
     words = Tokenizer.load(folder / "tokenizer.json")
-    engine = Engine(load_checkpoint(folder, hardware.device, getattr(torch, hardware.dtype)).eval(), words)
+    engine = Engine(
+        load_checkpoint(folder, hardware.device, getattr(torch, hardware.dtype)).eval(), words
+    )
     problems = list(load_jsonl(Path("data/corpus/problems/validation.jsonl")))[:questions]
     began = time.perf_counter()
     with Progress("sparsity", len(problems), "questions") as bar:
-        answers = engine.generate([chat_prompt(words, row["question"]) for row in problems], samples=samples,
-                                  max_new_tokens=config.rl.max_new_tokens, temperature=config.rl.temperature,
-                                  top_k=config.rl.top_k, seed=config.seed, rows=config.rl.rollout_rows, on_progress=bar.count)
+        answers = engine.generate(
+            [chat_prompt(words, row["question"]) for row in problems],
+            samples=samples,
+            max_new_tokens=config.rl.max_new_tokens,
+            temperature=config.rl.temperature,
+            top_k=config.rl.top_k,
+            seed=config.seed,
+            rows=config.rl.rollout_rows,
+            on_progress=bar.count,
+        )
     rate = len(problems) * samples / (time.perf_counter() - began)
-    correct = [sum(score(words.decode(one.tokens), row["answer"]).correct for one in group)
-               for row, group in zip(problems, answers, strict=True)]
-    found = sparsity_report(correct, [solution_steps(row) for row in problems], samples, samples_per_second=rate,
-                            group_size=config.rl.samples_per_question)
+    correct = [
+        sum(score(words.decode(one.tokens), row["answer"]).correct for one in group)
+        for row, group in zip(problems, answers, strict=True)
+    ]
+    found = sparsity_report(
+        correct,
+        [solution_steps(row) for row in problems],
+        samples,
+        samples_per_second=rate,
+        group_size=config.rl.samples_per_question,
+    )
     click.echo(json.dumps(found, indent=1) if as_json else _sparsity_page(found))
 
 
 def _sparsity_page(found: dict[str, Any]) -> str:
-    lines = [f"{found['questions']} questions, {found['samples']} answers each, {found['samples_per_second']:.1f} answers/s"]
-    lines += [f"pass@{key.removeprefix('pass_at_'):<3} {value:.3f}" for key, value in found.items() if key.startswith("pass_at_")]
+    lines = [
+        f"{found['questions']} questions, {found['samples']} answers each, {found['samples_per_second']:.1f} answers/s"
+    ]
+    lines += [
+        f"pass@{key.removeprefix('pass_at_'):<3} {value:.3f}"
+        for key, value in found.items()
+        if key.startswith("pass_at_")
+    ]
     lines += ["group size   no gradient   all wrong   all right   useful groups/hour"]
-    lines += [f"{size:>10}   {row['zero_gradient_groups']:>11.1%}   {row['zero_reward_groups']:>9.1%}   "
-              f"{row['all_reward_groups']:>9.1%}   {row['gradient_groups_per_hour']:>18,.0f}"
-              for size, row in found["by_group_size"].items()]
+    lines += [
+        f"{size:>10}   {row['zero_gradient_groups']:>11.1%}   {row['zero_reward_groups']:>9.1%}   "
+        f"{row['all_reward_groups']:>9.1%}   {row['gradient_groups_per_hour']:>18,.0f}"
+        for size, row in found["by_group_size"].items()
+    ]
     return "\n".join([*lines, found["recommendation"]])
 
 
-def lm(checkpoint: str, tasks: list[str], *, include_path: Path | None, limit: int | None, num_fewshot: int | None,
-       batch_size: int) -> None:
+def lm(
+    checkpoint: str,
+    tasks: list[str],
+    *,
+    include_path: Path | None,
+    limit: int | None,
+    num_fewshot: int | None,
+    batch_size: int,
+) -> None:
     """Run tasks of lm-evaluation-harness: a table to read, JSON under evals/lm, a run in MLflow."""
     from paribus.evaluate.harness import evaluate_tasks, rows_of
 
@@ -150,22 +199,51 @@ def lm(checkpoint: str, tasks: list[str], *, include_path: Path | None, limit: i
     config, folder = load_config(), runtime.find_checkpoint(checkpoint)
     hardware = runtime.detect(config.train)
     runtime.apply(hardware, config.seed)
-    settings = {"checkpoint": str(folder), "tasks": tasks, "include_path": str(include_path or ""), "limit": limit,
-                "num_fewshot": num_fewshot}
+    settings = {
+        "checkpoint": str(folder),
+        "tasks": tasks,
+        "include_path": str(include_path or ""),
+        "limit": limit,
+        "num_fewshot": num_fewshot,
+    }
     digest = tree_digest([folder])
-    name = fingerprint(stage="lm", weights=digest, seed=config.seed, hardware=hardware.hardware_class(), **settings)
+    name = fingerprint(
+        stage="lm", weights=digest, seed=config.seed, hardware=hardware.hardware_class(), **settings
+    )
     state = runtime.state_root() / "runs" / f"lm-{name}"
     with StateLock(state), Progress("lm") as bar:
-        found = evaluate_tasks(folder, tasks, device=hardware.device, dtype=hardware.dtype, include_path=include_path,
-                               limit=limit, num_fewshot=num_fewshot, batch_size=batch_size, seed=config.seed,
-                               on_progress=bar.count)
+        found = evaluate_tasks(
+            folder,
+            tasks,
+            device=hardware.device,
+            dtype=hardware.dtype,
+            include_path=include_path,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            batch_size=batch_size,
+            seed=config.seed,
+            on_progress=bar.count,
+        )
         rows = rows_of(found)
-        path = Path("evals/lm") / folder.name / f"{tasks[0]}{f'-and-{len(tasks) - 1}-more' if tasks[1:] else ''}-{name[:8]}.json"
+        path = (
+            Path("evals/lm")
+            / folder.name
+            / f"{tasks[0]}{f'-and-{len(tasks) - 1}-more' if tasks[1:] else ''}-{name[:8]}.json"
+        )
         write_json(path, settings | {"weights": digest, "rows": rows} | found)
-        with tracking.RunLog.open("lm", folder=state, config=config, fingerprint=name,
-                                  params=flatten(config) | {f"lm.{key}": value for key, value in settings.items()},
-                                  tags={"checkpoint": folder.name, "hardware": hardware.device_name, "dtype": hardware.dtype},
-                                  datasets={str(folder): (str(folder), digest)}) as log:
+        with tracking.RunLog.open(
+            "lm",
+            folder=state,
+            config=config,
+            fingerprint=name,
+            params=flatten(config) | {f"lm.{key}": value for key, value in settings.items()},
+            tags={
+                "checkpoint": folder.name,
+                "hardware": hardware.device_name,
+                "dtype": hardware.dtype,
+            },
+            datasets={str(folder): (str(folder), digest)},
+        ) as log:
             log.table("lm", rows)
             log.artifact(path)
             log.summary(_lm_metrics(rows))
@@ -177,7 +255,9 @@ def _lm_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:
     """`<task>.<metric>` and its `_stderr`; the filter's name with it where there is one."""
     metrics: dict[str, float] = {}
     for row in rows:
-        key = f"{row['task']}.{row['metric']}" + ("" if row["filter"] == "none" else f".{row['filter']}")
+        key = f"{row['task']}.{row['metric']}" + (
+            "" if row["filter"] == "none" else f".{row['filter']}"
+        )
         metrics[key] = row["value"]
         if row["stderr"] is not None:
             metrics[f"{key}_stderr"] = row["stderr"]
@@ -191,7 +271,9 @@ def _lm_page(rows: list[dict[str, Any]]) -> str:
         metric = row["metric"] + ("" if row["filter"] == "none" else f" ({row['filter']})")
         stderr = f"± {row['stderr']:>7.4f}" if row["stderr"] is not None else f"  {'-':>7}"
         count, shots = ("-" if row[key] is None else row[key] for key in ("n", "shots"))
-        lines.append(f"{row['task']:{width}}  {metric:24}  {row['value']:>9.4f}  {stderr}  {count:>7}  {shots:>5}")
+        lines.append(
+            f"{row['task']:{width}}  {metric:24}  {row['value']:>9.4f}  {stderr}  {count:>7}  {shots:>5}"
+        )
     return "\n".join(lines)
 
 
@@ -202,7 +284,9 @@ def chat(checkpoint: str, *, temperature: float, top_k: int, seed: int, max_toke
     terminal.chat(checkpoint, Options(max_tokens, temperature, top_k, seed), load_config())
 
 
-def chat_page(checkpoints: list[str], port: int, *, temperature: float, top_k: int, seed: int, max_tokens: int) -> None:
+def chat_page(
+    checkpoints: list[str], port: int, *, temperature: float, top_k: int, seed: int, max_tokens: int
+) -> None:
     """Serve a page that puts checkpoints side by side."""
     from paribus.chat import Options, web
     from paribus.data.prompts import PROMPTS
@@ -213,7 +297,11 @@ def chat_page(checkpoints: list[str], port: int, *, temperature: float, top_k: i
 
 def pause() -> None:
     """Leave a request in the state folder of every running stage."""
-    running = [folder for folder in sorted((runtime.state_root() / "runs").glob("*")) if lock_holder(folder)]
+    running = [
+        folder
+        for folder in sorted((runtime.state_root() / "runs").glob("*"))
+        if lock_holder(folder)
+    ]
     for folder in running:
         (folder / "pause").touch()
         click.echo(f"asked {folder.name} to save and stop")
@@ -223,6 +311,18 @@ def pause() -> None:
 
 def mlflow_ui(port: int) -> None:
     """Become `mlflow ui` on this project's store."""
-    os.environ |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = ["mlflow", "ui", "--backend-store-uri", tracking.tracking_uri(), "--port", str(port), "--workers", "1"]
+    os.environ |= {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    command = [
+        "mlflow",
+        "ui",
+        "--backend-store-uri",
+        tracking.tracking_uri(),
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     os.execv(sys.executable, [sys.executable, "-m", *command])

@@ -23,7 +23,9 @@ Kind = Literal["text", "tool_call", "tool_result"]
 OPENING: dict[str, Kind] = {"<|tool|>": "tool_call", "<|result|>": "tool_result"}
 CLOSING = ("<|tool_end|>", "<|result_end|>")
 ENDING = ("<|end|>", "<|bos|>")
-LONGEST_CHARACTER = 8  # tokens that a character of several bytes may be spread over, with room to spare
+LONGEST_CHARACTER = (
+    8  # tokens that a character of several bytes may be spread over, with room to spare
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class Answer:
     """An answer on its way: iterate once for its pieces; what it was is known afterwards."""
 
     def __init__(self, tokens: Iterator[int], words: Tokenizer, dropped: int) -> None:
-        self.dropped = dropped  # messages at the beginning of the history that did not fit the context
+        self.dropped = (
+            dropped  # messages at the beginning of the history that did not fit the context
+        )
         self.n_tokens = 0  # forced ones included
         self.finished = False  # ended by itself, not by a limit
         self.parts: list[dict[str, str]] = []
@@ -57,7 +61,10 @@ class Answer:
     @property
     def message(self) -> dict[str, Any]:
         """As the next turn's history has it."""
-        return {"role": "assistant", "content": [part for part in self.parts if part["text"] or part["type"] != "text"]}
+        return {
+            "role": "assistant",
+            "content": [part for part in self.parts if part["text"] or part["type"] != "text"],
+        }
 
     def __iter__(self) -> Iterator[Piece]:
         for piece in self._pieces():
@@ -75,7 +82,9 @@ class Answer:
             name = names.get(token)
             pending += [token] if name is None else []
             text = self._words.decode(pending)
-            if pending and (name is not None or len(pending) == LONGEST_CHARACTER or not text.endswith("\ufffd")):
+            if pending and (
+                name is not None or len(pending) == LONGEST_CHARACTER or not text.endswith("\ufffd")
+            ):
                 yield Piece(kind, text)
                 pending = []
             if name in OPENING:
@@ -91,7 +100,9 @@ class Answer:
 class Speaker:
     """A checkpoint to talk to. One that was only pretrained knows no turns: it continues the text so far."""
 
-    def __init__(self, name: str, engine: Engine, words: Tokenizer, stage: str | None = None) -> None:
+    def __init__(
+        self, name: str, engine: Engine, words: Tokenizer, stage: str | None = None
+    ) -> None:
         self.name, self.engine, self.words, self.stage = name, engine, words, stage
         self.continues = stage == "pretrain"
 
@@ -126,7 +137,9 @@ class Speaker:
 
         prompt, dropped = self.fit(messages, options.max_new_tokens)
         drawing = dataclasses.asdict(options) | {"seed": stream_seed(options.seed, len(messages))}
-        tokens = self.engine.stream(prompt, stop=set() if self.continues else None, tools=not self.continues, **drawing)
+        tokens = self.engine.stream(
+            prompt, stop=set() if self.continues else None, tools=not self.continues, **drawing
+        )
         return Answer(tokens, self.words, dropped)
 
     def fit(self, messages: Messages, new_tokens: int) -> tuple[list[int], int]:
@@ -142,8 +155,10 @@ class Speaker:
             prompt = render_prompt(messages[dropped:], self.words)
             if len(prompt) <= room:
                 return prompt, dropped
-        raise UserError(f"the message takes {len(prompt)} tokens; {self.name} has a context of {limit}, "
-                        f"of which {room} are for the question: shorten it")
+        raise UserError(
+            f"the message takes {len(prompt)} tokens; {self.name} has a context of {limit}, "
+            f"of which {room} are for the question: shorten it"
+        )
 
 
 def plain(content: str | Sequence[dict[str, str]]) -> str:

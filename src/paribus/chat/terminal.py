@@ -23,8 +23,14 @@ NO_RESULT = "no result"
 class Terminal:
     """A conversation with one checkpoint at a time."""
 
-    def __init__(self, speaker: Speaker, options: Options, open_speaker: Callable[[str], Speaker], console: Console,
-                 lines: TextIO) -> None:
+    def __init__(
+        self,
+        speaker: Speaker,
+        options: Options,
+        open_speaker: Callable[[str], Speaker],
+        console: Console,
+        lines: TextIO,
+    ) -> None:
         self.speaker, self.options, self.open_speaker = speaker, options, open_speaker
         self.console, self.lines, self.interactive = console, lines, lines.isatty()
         self.messages: Messages = []
@@ -93,7 +99,9 @@ class Terminal:
         self.write(_seam(before, "text", empty), "dim")
         self.console.print()
         if answer.dropped:
-            self.note(f"(the first {answer.dropped} messages no longer fit the context and were left out)")
+            self.note(
+                f"(the first {answer.dropped} messages no longer fit the context and were left out)"
+            )
         if not answer.finished:
             self.note("(cut off at the limit)")
 
@@ -110,7 +118,10 @@ class Terminal:
         name, _, rest = line.partition(" ")
         if name not in self.commands:
             near = difflib.get_close_matches(name, self.commands, n=1)
-            raise UserError(f"no command {name}; " + (f"did you mean {near[0]}?" if near else "/help lists them"))
+            raise UserError(
+                f"no command {name}; "
+                + (f"did you mean {near[0]}?" if near else "/help lists them")
+            )
         self.commands[name][0](rest.strip())
 
     def reset(self, _: str = "") -> None:
@@ -139,7 +150,9 @@ def _seam(before: Kind, after: Kind, empty: bool) -> str:
     """What is shown where one kind of piece ends and another begins; `empty`: nothing came in between."""
     if (before, after) == ("tool_call", "tool_result"):
         return " → "
-    closing = "" if before == "text" else f"{NO_RESULT if before == 'tool_result' and empty else ''}]"
+    closing = (
+        "" if before == "text" else f"{NO_RESULT if before == 'tool_result' and empty else ''}]"
+    )
     opening = {"text": "", "tool_call": "[", "tool_result": "[ → "}[after]
     return closing + (" " if closing and opening else "") + opening
 
@@ -147,4 +160,10 @@ def _seam(before: Kind, after: Kind, empty: bool) -> str:
 def chat(checkpoint: str, options: Options, settings: config.Config) -> None:
     """Talk to a checkpoint on this process's terminal or pipe."""
     console = Console(highlight=False, markup=False, emoji=False)
-    Terminal(Speaker.open(checkpoint, settings), options, lambda name: Speaker.open(name, settings), console, sys.stdin).run()
+    Terminal(
+        Speaker.open(checkpoint, settings),
+        options,
+        lambda name: Speaker.open(name, settings),
+        console,
+        sys.stdin,
+    ).run()

@@ -4,7 +4,15 @@ Only the standard library is needed (PyYAML to read a file), so that the trainer
 """
 
 from paribus.config.derived import resolve_model, resolve_pretrain
-from paribus.config.parsing import allowed, fingerprint, load_config, merge, parse_config, parse_yaml, read_yaml
+from paribus.config.parsing import (
+    allowed,
+    fingerprint,
+    load_config,
+    merge,
+    parse_config,
+    parse_yaml,
+    read_yaml,
+)
 from paribus.config.schema import (
     RL,
     Architecture,

@@ -10,7 +10,9 @@ from paribus.config.schema import Architecture, Model, Pretrain
 
 def shape(model: Model) -> tuple[int, int, int, int]:
     """width, n_heads, n_kv_heads, window."""
-    width = model.width or math.ceil(model.depth * model.aspect_ratio / model.head_dim) * model.head_dim
+    width = (
+        model.width or math.ceil(model.depth * model.aspect_ratio / model.head_dim) * model.head_dim
+    )
     n_heads = model.n_heads or max(width // model.head_dim, 1)
     return width, n_heads, model.n_kv_heads or n_heads, model.window or max(model.seq_len // 2, 1)
 
@@ -19,7 +21,9 @@ def resolve_model(model: Model) -> Architecture:
     """The model with every derived value filled in."""
     width, n_heads, n_kv_heads, window = shape(model)
     values = {field.name: getattr(model, field.name) for field in dataclasses.fields(Model)}
-    return Architecture(**values | {"width": width, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "window": window})
+    return Architecture(
+        **values | {"width": width, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "window": window}
+    )
 
 
 def resolve_pretrain(pretrain: Pretrain, parameters: int, seq_len: int) -> Pretrain:
@@ -31,6 +35,10 @@ def resolve_pretrain(pretrain: Pretrain, parameters: int, seq_len: int) -> Pretr
     batch, steps = pretrain.batch_tokens, pretrain.steps
     horizon = pretrain.tokens_per_parameter * parameters
     if batch is None:
-        batch = 2 ** round(math.log2(2**19 * (horizon / 2.2e9) ** 0.383)) if steps is None else 2**19
+        batch = (
+            2 ** round(math.log2(2**19 * (horizon / 2.2e9) ** 0.383)) if steps is None else 2**19
+        )
         batch = max(batch // seq_len, 1) * seq_len
-    return dataclasses.replace(pretrain, batch_tokens=batch, steps=steps or max(math.ceil(horizon / batch), 1))
+    return dataclasses.replace(
+        pretrain, batch_tokens=batch, steps=steps or max(math.ceil(horizon / batch), 1)
+    )

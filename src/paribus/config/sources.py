@@ -43,8 +43,10 @@ def source_problem(key: str, text: str, allowed: tuple[type, ...]) -> str | None
     """What is wrong with the source that a key names, or None."""
     source = parse_source(text)
     if isinstance(source, HubFiles) and not re.fullmatch(r"[0-9a-f]{40}", source.revision):
-        return (f"{key}: {text!r} is not pinned: {source.revision!r} can come to mean something else; write the 40 hexadecimal "
-                f"digits of the commit (https://huggingface.co/datasets/{source.name}/commits/{source.revision})")
+        return (
+            f"{key}: {text!r} is not pinned: {source.revision!r} can come to mean something else; write the 40 hexadecimal "
+            f"digits of the commit (https://huggingface.co/datasets/{source.name}/commits/{source.revision})"
+        )
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         return f"{key}: {text!r} lacks its checksum; write it as URL#sha256=HEX, so that it cannot change unnoticed"
     if not isinstance(source, allowed):

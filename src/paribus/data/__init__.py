@@ -14,9 +14,13 @@ from typing import IO, Any
 
 from paribus.errors import UserError
 
-MOST_PROBLEMS = 20  # a file with more broken lines than this is broken as a whole: nobody reads the 21st
+MOST_PROBLEMS = (
+    20  # a file with more broken lines than this is broken as a whole: nobody reads the 21st
+)
 
-Progress = Callable[[str, float, float], None]  # what is under way, done, total; both in the same unit
+Progress = Callable[
+    [str, float, float], None
+]  # what is under way, done, total; both in the same unit
 
 
 class _Unzstd(io.RawIOBase):
@@ -25,7 +29,10 @@ class _Unzstd(io.RawIOBase):
     def __init__(self, path: Path) -> None:
         import zstandard
 
-        self._start_frame, self._corrupt = zstandard.ZstdDecompressor().decompressobj, zstandard.ZstdError
+        self._start_frame, self._corrupt = (
+            zstandard.ZstdDecompressor().decompressobj,
+            zstandard.ZstdError,
+        )
         self._file, self._frame, self._ready = path.open("rb"), self._start_frame(), b""
         self._packed, self._between_frames = b"", True
 

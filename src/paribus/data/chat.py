@@ -23,8 +23,13 @@ Messages = list[Message]
 Rendered = tuple[list[int], list[int]]  # token ids, mask of those learned
 Piece = tuple[str, bool, bool]  # text or the name of a special token; is it special; is it learned
 
-ANNOTATION = re.compile(r"<<([^<>=]*)=([^<>]*)>>")  # GSM8K's calculator annotation, arXiv:2110.14168
-BRACKETS = {"tool_call": ("<|tool|>", "<|tool_end|>"), "tool_result": ("<|result|>", "<|result_end|>")}
+ANNOTATION = re.compile(
+    r"<<([^<>=]*)=([^<>]*)>>"
+)  # GSM8K's calculator annotation, arXiv:2110.14168
+BRACKETS = {
+    "tool_call": ("<|tool|>", "<|tool_end|>"),
+    "tool_result": ("<|result|>", "<|result_end|>"),
+}
 STYLES = ("worked", "direct")
 
 
@@ -64,12 +69,16 @@ def _pieces(messages: Messages) -> list[Piece]:
     for message in messages:
         role, content = message.get("role"), message.get("content")
         if role not in ("user", "assistant"):
-            raise UserError(f"conversation: role {role!r} is not allowed; expected user or assistant")
+            raise UserError(
+                f"conversation: role {role!r} is not allowed; expected user or assistant"
+            )
         learned = role == "assistant"
         pieces.append((f"<|{role}|>", True, False))
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(parts, list):
-            raise UserError(f"conversation: content {content!r} is not allowed; expected a string or parts")
+            raise UserError(
+                f"conversation: content {content!r} is not allowed; expected a string or parts"
+            )
         for part in parts:
             pieces += _part(part, learned)
         pieces.append(("<|end|>", True, learned))
@@ -79,8 +88,10 @@ def _pieces(messages: Messages) -> list[Piece]:
 def _part(part: dict[str, str], learned: bool) -> list[Piece]:
     kind, text = part.get("type"), part.get("text")
     if not isinstance(text, str) or kind not in ("text", *BRACKETS):
-        raise UserError(f"conversation: part {part!r} is not allowed; "
-                        f"expected a text with type text, {' or '.join(BRACKETS)}")
+        raise UserError(
+            f"conversation: part {part!r} is not allowed; "
+            f"expected a text with type text, {' or '.join(BRACKETS)}"
+        )
     learned = learned and kind != "tool_result"
     if kind == "text":
         return [(text, False, learned)]
@@ -97,15 +108,20 @@ def problem_conversation(problem: dict[str, str], style: Literal["worked", "dire
     if style not in STYLES:
         raise ValueError(f"style {style!r}: expected one of {STYLES}")
     answer = problem["answer"]
-    content = _worked(answer) if style == "worked" else "#### " + answer.rpartition("####")[2].strip()
-    return [{"role": "user", "content": problem["question"]}, {"role": "assistant", "content": content}]
+    content = (
+        _worked(answer) if style == "worked" else "#### " + answer.rpartition("####")[2].strip()
+    )
+    return [
+        {"role": "user", "content": problem["question"]},
+        {"role": "assistant", "content": content},
+    ]
 
 
 def _worked(answer: str) -> list[dict[str, str]]:
     parts = []
     position = 0
     for match in ANNOTATION.finditer(answer):
-        parts.append({"type": "text", "text": answer[position:match.start()]})
+        parts.append({"type": "text", "text": answer[position : match.start()]})
         parts.append({"type": "tool_call", "text": match[1].strip()})
         parts.append({"type": "tool_result", "text": match[2].strip()})
         position = match.end()
@@ -124,11 +140,14 @@ def load_sources(corpus: Path, names: Collection[str]) -> dict[str, list[Message
     unknown = [name for name in names if name not in files and name not in styles]
     if unknown:
         known = ", ".join([*files, *styles, "documents"])
-        raise UserError([f"mixture: no source {name!r} in {corpus}; there are: {known}" for name in unknown])
+        raise UserError(
+            [f"mixture: no source {name!r} in {corpus}; there are: {known}" for name in unknown]
+        )
     wanted = any(name in styles for name in names)
     problems = list(load_jsonl(corpus / "problems/train.jsonl")) if wanted else []
     return {
         name: [problem_conversation(problem, styles[name]) for problem in problems]  # type: ignore[arg-type]
-        if name in styles else [row["messages"] for row in load_jsonl(files[name])]
+        if name in styles
+        else [row["messages"] for row in load_jsonl(files[name])]
         for name in names
     }

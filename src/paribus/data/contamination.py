@@ -17,7 +17,9 @@ from paribus.data import load_jsonl
 WORDS = 13
 _BASE = np.uint64(0x9E3779B97F4A7C15 | 1)
 _STEP = np.uint64(0xBF58476D1CE4E5B9)
-_LETTER = np.zeros(256, np.uint64)  # of each byte: 0 where no word goes on, else what it counts in a word's hash
+_LETTER = np.zeros(
+    256, np.uint64
+)  # of each byte: 0 where no word goes on, else what it counts in a word's hash
 for _byte in range(256):
     if _byte >= 128 or chr(_byte).isalnum():
         _LETTER[_byte] = ord(chr(_byte).lower()) + 1 if _byte < 128 else _byte + 1
@@ -38,10 +40,10 @@ def word_ngrams(texts: list[str], length: int = WORDS) -> tuple[np.ndarray, np.n
         count = len(words) - length + 1
         hashes = np.zeros(count, np.uint64)
         for place in range(length):
-            hashes = hashes * _STEP + words[place:place + count]
+            hashes = hashes * _STEP + words[place : place + count]
     limits = np.cumsum([len(text) + 1 for text in encoded])
     owner = np.searchsorted(limits, starts, "right")
-    whole = owner[:count] == owner[length - 1:]
+    whole = owner[:count] == owner[length - 1 :]
     return hashes[whole], owner[:count][whole]
 
 
@@ -60,12 +62,18 @@ class Items:
 
     def __init__(self, benchmarks: dict[str, list[list[str]]]) -> None:
         self._sizes = {name: len(items) for name, items in benchmarks.items()}
-        texts = [(number, text) for number, item in enumerate(item for items in benchmarks.values() for item in items)
-                 for text in item]
+        texts = [
+            (number, text)
+            for number, item in enumerate(item for items in benchmarks.values() for item in items)
+            for text in item
+        ]
         hashes, owner = word_ngrams([text for _, text in texts])
         items = np.array([number for number, _ in texts], np.int64)[owner]
         self._runs, place = np.unique(hashes, return_inverse=True)
-        self._pairs = np.stack(np.divmod(np.unique(items * max(len(self._runs), 1) + place), max(len(self._runs), 1)), 1)
+        self._pairs = np.stack(
+            np.divmod(np.unique(items * max(len(self._runs), 1) + place), max(len(self._runs), 1)),
+            1,
+        )
         self._met = np.zeros(len(self._runs), bool)
         self.documents = 0
 
@@ -90,7 +98,11 @@ class Items:
         benchmarks, first = {}, 0
         for name, size in self._sizes.items():
             part = slice(first, first + size)
-            benchmarks[name] = {"items": size, "checked": int(checked[part].sum()), "found": int(met[part].sum())}
+            benchmarks[name] = {
+                "items": size,
+                "checked": int(checked[part].sum()),
+                "found": int(met[part].sum()),
+            }
             first += size
         return {"words": WORDS, "documents": self.documents, "benchmarks": benchmarks}
 
@@ -99,7 +111,9 @@ def read_items(problems: Path | None, core: Path | None) -> dict[str, list[list[
     """The test problems of a problems folder and the items of every file of a CORE bundle, each as its texts."""
     items: dict[str, list[list[str]]] = {}
     if problems is not None:
-        items["problems"] = [[row["question"], row["answer"]] for row in load_jsonl(problems / "test.jsonl")]
+        items["problems"] = [
+            [row["question"], row["answer"]] for row in load_jsonl(problems / "test.jsonl")
+        ]
     for path in sorted((core / "eval_data").rglob("*.jsonl")) if core is not None else []:
         items[path.stem] = [list(_texts(row)) for row in load_jsonl(path)]
     return items

@@ -21,7 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from paribus import config
-from paribus.data import Progress, hub, load_jsonl, open_bytes, open_text, sha256_file, whole_folder, world, write_jsonl
+from paribus.data import (
+    Progress,
+    hub,
+    load_jsonl,
+    open_bytes,
+    open_text,
+    sha256_file,
+    whole_folder,
+    world,
+    write_jsonl,
+)
 from paribus.data.contamination import Items, read_items
 from paribus.data.conversations import read_rows, to_conversation
 from paribus.data.duplicates import Seen
@@ -29,21 +39,35 @@ from paribus.errors import UserError
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 PACKED = (".gz", ".zst")
-DOWNLOADS = Path(".paribus/downloads")  # in the main checkout: what was fetched outlives the corpus made of it
+DOWNLOADS = Path(
+    ".paribus/downloads"
+)  # in the main checkout: what was fetched outlives the corpus made of it
 SHARD_BYTES = 64_000_000  # of one documents file
 CHECK_BYTES = 4_000_000  # of text compared with the test items at once
-UNREADABLE = (OSError, EOFError, ValueError, NotImplementedError, zlib.error)  # what corrupt files raise
+UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    NotImplementedError,
+    zlib.error,
+)  # what corrupt files raise
 Entry = dict[str, Any]
 
 
-def build_corpus(cfg: config.Corpus, out: Path, root: Path, progress: Progress | None = None) -> dict[str, Any]:
+def build_corpus(
+    cfg: config.Corpus, out: Path, root: Path, progress: Progress | None = None
+) -> dict[str, Any]:
     """Write the corpus folder `out` and return its manifest. Relative paths of `cfg` start at `root`.
 
     Raises UserError that lists everything wrong with every source (missing, corrupt, broken lines with file and
     line, no text column, nothing in it); `out` is then left as it was.
     """
     # Documents last: they are checked against the test items. What is wrong is told in the order of the configuration.
-    builders = {"problems": (cfg.problems, _problems), "core": (cfg.core, _core_bundle), "documents": (cfg.source, _documents)}
+    builders = {
+        "problems": (cfg.problems, _problems),
+        "core": (cfg.core, _core_bundle),
+        "documents": (cfg.source, _documents),
+    }
     manifest: dict[str, Any] = {"world": dataclasses.asdict(cfg.world)}
     wrong: dict[str, list[str]] = {}
     with whole_folder(out) as partial:
@@ -54,7 +78,11 @@ def build_corpus(cfg: config.Corpus, out: Path, root: Path, progress: Progress |
             except UserError as error:
                 wrong[name] = error.problems
         own, wrong["conversations"] = _own_conversations(cfg, partial / "own", root, progress)
-        problems = [problem for name in ("documents", "conversations", "problems", "core") for problem in wrong.get(name, [])]
+        problems = [
+            problem
+            for name in ("documents", "conversations", "problems", "core")
+            for problem in wrong.get(name, [])
+        ]
         if problems:
             raise UserError(problems)
         manifest |= _add_world(cfg, partial, {"conversations", *builders} - manifest.keys())
@@ -74,17 +102,24 @@ def _add_world(cfg: config.Corpus, out: Path, parts: set[str]) -> dict[str, Entr
     problems = "problems" in parts
     temporary = out / "world"
     counts = world.generate(
-        temporary, seed=cfg.world.seed,
+        temporary,
+        seed=cfg.world.seed,
         megabytes=cfg.world.megabytes if "documents" in parts else 0,
         problems=cfg.world.problems if problems else 0,
         validation_problems=cfg.validation_problems if problems else 0,
         test_problems=cfg.world.test_problems if problems else 0,
-        conversations=cfg.world.conversations, core_items=cfg.world.core_items)
+        conversations=cfg.world.conversations,
+        core_items=cfg.world.core_items,
+    )
     for name in parts:
         (temporary / name).rename(out / name)
     shutil.rmtree(temporary)
     more: dict[str, Entry] = {
-        "documents": {"documents": counts["documents"], "bytes": counts["document_bytes"], "empty": 0},
+        "documents": {
+            "documents": counts["documents"],
+            "bytes": counts["document_bytes"],
+            "empty": 0,
+        },
         "core": {"bundle": "synthetic", "missing": []},
     }
     return {name: {"source": "world", "files": []} | more.get(name, {}) for name in sorted(parts)}
@@ -137,11 +172,17 @@ class _DocumentWriter:
     def _write(self, text: str) -> None:
         if self._file is None or self._room <= 0:
             self._close_file()
-            self._file = (self.folder / f"{self._files:05d}.jsonl").open("w", encoding="utf-8", newline="\n")
+            self._file = (self.folder / f"{self._files:05d}.jsonl").open(
+                "w", encoding="utf-8", newline="\n"
+            )
             self._files, self._room = self._files + 1, SHARD_BYTES
         size = len(text.encode())
         self._file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-        self.documents, self.bytes, self._room = self.documents + 1, self.bytes + size, self._room - size
+        self.documents, self.bytes, self._room = (
+            self.documents + 1,
+            self.bytes + size,
+            self._room - size,
+        )
 
     def _close_file(self) -> None:
         if self._file is not None:
@@ -152,16 +193,24 @@ class _DocumentWriter:
         self.flush()
         self._close_file()
         counts: Entry = {"documents": self.documents, "bytes": self.bytes, "empty": self.empty}
-        counts["near_duplicates"] = self._seen.summary() | {"dropped": self._cfg.drop_near_duplicates}
+        counts["near_duplicates"] = self._seen.summary() | {
+            "dropped": self._cfg.drop_near_duplicates
+        }
         if self._items is not None:
-            counts["contamination"] = self._items.summary() | {"dropped": self._cfg.drop_contaminated}
+            counts["contamination"] = self._items.summary() | {
+                "dropped": self._cfg.drop_contaminated
+            }
         return counts
 
 
 def _documents(cfg: config.Corpus, out: Path, root: Path, progress: Progress | None) -> Entry:
     """The first `corpus.megabytes` of the documents of the files that `corpus.paths` names, in their order."""
     if cfg.source == "hub":
-        sources = [source for path in cfg.paths if isinstance(source := config.parse_source(path), config.HubFiles)]
+        sources = [
+            source
+            for path in cfg.paths
+            if isinstance(source := config.parse_source(path), config.HubFiles)
+        ]
         fetched = hub.documents(sources, cfg.text_column, cfg.megabytes, root / DOWNLOADS, progress)
         files: Iterable[tuple[str, Path]] = ((file.name, file.path) for file in fetched)
         total, problems = None, list[str]()
@@ -178,7 +227,11 @@ def _documents(cfg: config.Corpus, out: Path, root: Path, progress: Progress | N
         if progress is not None and total is not None:
             progress("documents", done, total)
         elif progress is not None:
-            progress("text MB", min(writer.bytes, limit) // 1e6, (limit if cfg.megabytes else max(writer.bytes, 1)) // 1e6)
+            progress(
+                "text MB",
+                min(writer.bytes, limit) // 1e6,
+                (limit if cfg.megabytes else max(writer.bytes, 1)) // 1e6,
+            )
         if writer.bytes >= limit:
             break
     counts = writer.close()
@@ -190,7 +243,9 @@ def _documents(cfg: config.Corpus, out: Path, root: Path, progress: Progress | N
     return counts | {"files": entries}
 
 
-def _take(writer: _DocumentWriter, name: str, path: Path, column: str, limit: float, problems: list[str]) -> Entry:
+def _take(
+    writer: _DocumentWriter, name: str, path: Path, column: str, limit: float, problems: list[str]
+) -> Entry:
     """Write the documents of one file until `limit` bytes are reached; what is wrong goes to `problems`."""
     before = writer.documents
     try:
@@ -213,21 +268,33 @@ def _test_items(cfg: config.Corpus, folder: Path) -> Items | None:
     there = (folder / "problems/test.jsonl").is_file(), (folder / "core/eval_data").is_dir()
     if not (problems and there[0]) and not (core and there[1]):
         if cfg.drop_contaminated and not problems and not core:
-            raise UserError("corpus.drop_contaminated: nothing to compare with: corpus.problems and corpus.core are the world's")
+            raise UserError(
+                "corpus.drop_contaminated: nothing to compare with: corpus.problems and corpus.core are the world's"
+            )
         return None
-    return Items(read_items(folder / "problems" if problems and there[0] else None,
-                                folder / "core" if core and there[1] else None))
+    return Items(
+        read_items(
+            folder / "problems" if problems and there[0] else None,
+            folder / "core" if core and there[1] else None,
+        )
+    )
 
 
 def _say_findings(counts: Entry) -> None:
     """Near-duplicates and test items among the documents, a line each."""
     repeated = counts["near_duplicates"]
-    hub.say(f"{repeated['documents']:,} documents are near-duplicates of an earlier one{_left_out(repeated)}")
+    hub.say(
+        f"{repeated['documents']:,} documents are near-duplicates of an earlier one{_left_out(repeated)}"
+    )
     if found := counts.get("contamination"):
         worst = sorted(found["benchmarks"].items(), key=lambda pair: -pair[1]["found"])[:3]
-        shown = ", ".join(f"{name} {one['found']} of {one['checked']}" for name, one in worst if one["found"])
-        hub.say(f"{found['documents']:,} documents share {found['words']} words in a row with test items"
-                f"{_left_out(found)}{f' (items found: {shown})' if shown else ''}")
+        shown = ", ".join(
+            f"{name} {one['found']} of {one['checked']}" for name, one in worst if one["found"]
+        )
+        hub.say(
+            f"{found['documents']:,} documents share {found['words']} words in a row with test items"
+            f"{_left_out(found)}{f' (items found: {shown})' if shown else ''}"
+        )
 
 
 def _left_out(found: Entry) -> str:
@@ -247,16 +314,29 @@ def find_files(paths: Iterable[str], root: Path) -> tuple[list[tuple[str, Path]]
     for spec in paths:
         base = root / Path(spec).expanduser()
         if base.is_dir():
-            files = sorted(path for path in base.rglob("*") if path.is_file() and _format(path) in FORMATS)
+            files = sorted(
+                path for path in base.rglob("*") if path.is_file() and _format(path) in FORMATS
+            )
         elif base.is_file():
             files = [base] if _format(base) in FORMATS else []
         else:
-            files = sorted(path for name in glob.glob(str(base), recursive=True)
-                           if (path := Path(name)).is_file() and _format(path) in FORMATS)
+            files = sorted(
+                path
+                for name in glob.glob(str(base), recursive=True)
+                if (path := Path(name)).is_file() and _format(path) in FORMATS
+            )
         if not files:
-            what = "holds no file" if base.is_dir() else "is not a file" if base.is_file() else "names no file"
+            what = (
+                "holds no file"
+                if base.is_dir()
+                else "is not a file"
+                if base.is_file()
+                else "names no file"
+            )
             allowed = f"{', '.join(FORMATS)}, alone or with {' or '.join(PACKED)}"
-            problems.append(f"corpus.paths: {spec} {what} that can be read (looked at {base}; readable: {allowed})")
+            problems.append(
+                f"corpus.paths: {spec} {what} that can be read (looked at {base}; readable: {allowed})"
+            )
         for path in files:
             name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
             found.setdefault(path.resolve(), name)
@@ -285,8 +365,10 @@ def read_documents(path: Path, text_column: str) -> Iterator[str | None]:
 def _jsonl_texts(path: Path, column: str) -> Iterator[str | None]:
     for number, row in enumerate(load_jsonl(path), 1):
         if column not in row or not isinstance(row[column], str | None):
-            raise UserError(f"{path}: row {number} has no text in column {column!r} (corpus.text_column); "
-                            f"it has: {', '.join(row)}")
+            raise UserError(
+                f"{path}: row {number} has no text in column {column!r} (corpus.text_column); "
+                f"it has: {', '.join(row)}"
+            )
         yield row[column]
 
 
@@ -294,7 +376,9 @@ def _parquet_texts(path: Path, column: str) -> Iterator[str | None]:
     import pyarrow
     import pyarrow.parquet
 
-    packed = path.suffix in PACKED  # a packed one has to be unpacked in memory: parquet is read from its end
+    packed = (
+        path.suffix in PACKED
+    )  # a packed one has to be unpacked in memory: parquet is read from its end
     source = io.BytesIO(open_bytes(path).read()) if packed else path
     with pyarrow.parquet.ParquetFile(source) as file:
         if column not in file.schema_arrow.names:
@@ -310,7 +394,9 @@ def _parquet_texts(path: Path, column: str) -> Iterator[str | None]:
 # ---------------------------------------------------------------- conversations
 
 
-def _own_conversations(cfg: config.Corpus, out: Path, root: Path, progress: Progress | None) -> tuple[list[Entry], list[str]]:
+def _own_conversations(
+    cfg: config.Corpus, out: Path, root: Path, progress: Progress | None
+) -> tuple[list[Entry], list[str]]:
     """<name>.jsonl of every source in `corpus.conversations`: the files they come from, and the problems met."""
     out.mkdir()
     entries: list[Entry] = []
@@ -322,7 +408,10 @@ def _own_conversations(cfg: config.Corpus, out: Path, root: Path, progress: Prog
             rows = (row for _, path in files for row in _conversations(path, counts))
             if not write_jsonl(out / f"{name}.jsonl", rows):
                 problems.append(f"corpus.conversations.{name}: {text} holds no conversation")
-            entries += [_describe(path, file, source=name) | {"skipped": counts[str(path)]} for file, path in files]
+            entries += [
+                _describe(path, file, source=name) | {"skipped": counts[str(path)]}
+                for file, path in files
+            ]
         except UserError as error:
             problems += error.problems
         except UNREADABLE as error:
@@ -330,7 +419,9 @@ def _own_conversations(cfg: config.Corpus, out: Path, root: Path, progress: Prog
     return entries, problems
 
 
-def _conversation_files(text: str, key: str, root: Path, progress: Progress | None) -> list[tuple[str, Path]]:
+def _conversation_files(
+    text: str, key: str, root: Path, progress: Progress | None
+) -> list[tuple[str, Path]]:
     source = config.parse_source(text)
     if isinstance(source, config.HubFiles):
         files = hub.list_files(source, root / DOWNLOADS)
@@ -373,9 +464,13 @@ def _problems(cfg: config.Corpus, out: Path, root: Path, progress: Progress | No
     tested = {row["question"] for row in rows["test"]}
     train = [row for row in rows["train"] if row["question"] not in tested]
     if len(train) <= cfg.validation_problems:
-        raise UserError(f"corpus.validation_problems: {cfg.validation_problems} of the {len(train)} training problems "
-                        f"of {cfg.problems} leave none to train on")
-    held_out = set(sorted((row["question"] for row in train), key=_digest)[:cfg.validation_problems])
+        raise UserError(
+            f"corpus.validation_problems: {cfg.validation_problems} of the {len(train)} training problems "
+            f"of {cfg.problems} leave none to train on"
+        )
+    held_out = set(
+        sorted((row["question"] for row in train), key=_digest)[: cfg.validation_problems]
+    )
     write_jsonl(out / "train.jsonl", (row for row in train if row["question"] not in held_out))
     write_jsonl(out / "validation.jsonl", (row for row in train if row["question"] in held_out))
     write_jsonl(out / "test.jsonl", rows["test"])
@@ -383,29 +478,43 @@ def _problems(cfg: config.Corpus, out: Path, root: Path, progress: Progress | No
     return {"files": entries, "in_test_too": len(rows["train"]) - len(train)}
 
 
-def _problem_files(cfg: config.Corpus, root: Path, progress: Progress | None) -> dict[str, list[tuple[str, Path]]]:
+def _problem_files(
+    cfg: config.Corpus, root: Path, progress: Progress | None
+) -> dict[str, list[tuple[str, Path]]]:
     """(name, path) of the files of train and test."""
     source = config.parse_source(cfg.problems)
     if not isinstance(source, config.HubFiles):
         folder = root / Path(cfg.problems).expanduser()
-        return {split: [(f"{cfg.problems}/{split}.jsonl", folder / f"{split}.jsonl")] for split in ("train", "test")}
+        return {
+            split: [(f"{cfg.problems}/{split}.jsonl", folder / f"{split}.jsonl")]
+            for split in ("train", "test")
+        }
     files = hub.list_files(source, root / DOWNLOADS)
-    by_split = {split: [file for file in files if file.path.name.startswith(split)] for split in ("train", "test")}
+    by_split = {
+        split: [file for file in files if file.path.name.startswith(split)]
+        for split in ("train", "test")
+    }
     if lacking := [split for split, some in by_split.items() if not some]:
-        raise UserError(f"corpus.problems: {cfg.problems}: no file of it is named {split}*" for split in lacking)
+        raise UserError(
+            f"corpus.problems: {cfg.problems}: no file of it is named {split}*" for split in lacking
+        )
     hub.fetch([file for some in by_split.values() for file in some], progress)
     return {split: [(file.name, file.path) for file in some] for split, some in by_split.items()}
 
 
 def _read_problems(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
-        raise UserError(f"{path}: missing (corpus.problems names a folder with train.jsonl and test.jsonl)")
+        raise UserError(
+            f"{path}: missing (corpus.problems names a folder with train.jsonl and test.jsonl)"
+        )
     rows = list(read_rows(path))
     for number, row in enumerate(rows, 1):
         texts = isinstance(row.get("question"), str) and isinstance(row.get("answer"), str)
         if not texts or "####" not in row["answer"]:
-            raise UserError(f"{path}: row {number} is not a problem: expected a text `question` and an `answer` "
-                            "that ends in `#### ` and the result")
+            raise UserError(
+                f"{path}: row {number} is not a problem: expected a text `question` and an `answer` "
+                "that ends in `#### ` and the result"
+            )
     if not rows:
         raise UserError(f"{path}: no problem in it")
     return rows
@@ -427,9 +536,13 @@ def _core_bundle(cfg: config.Corpus, out: Path, root: Path, progress: Progress |
     tasks = _core_tasks(folder)
     wanted = {task["label"]: f"eval_data/{task['dataset_uri']}" for task in tasks}
     inside = folder.resolve()
-    outside = [uri for uri in wanted.values() if not (folder / uri).resolve().is_relative_to(inside)]
+    outside = [
+        uri for uri in wanted.values() if not (folder / uri).resolve().is_relative_to(inside)
+    ]
     if outside:
-        raise UserError(f"{folder / 'core.yaml'}: dataset_uri {uri} leads out of the bundle" for uri in outside)
+        raise UserError(
+            f"{folder / 'core.yaml'}: dataset_uri {uri} leads out of the bundle" for uri in outside
+        )
     missing = [label for label, uri in wanted.items() if not (folder / uri).is_file()]
     if len(missing) == len(wanted):
         raise UserError(f"corpus.core: {folder} holds the data of none of its {len(wanted)} tasks")
@@ -447,12 +560,21 @@ def _core_tasks(folder: Path) -> list[dict[str, Any]]:
     needed = (folder / "core.yaml", folder / "eval_meta_data.csv")
     absent = [path for path in needed if not path.is_file()]
     if absent:
-        raise UserError(f"{path}: missing (corpus.core names a folder in the DCLM bundle's layout)" for path in absent)
+        raise UserError(
+            f"{path}: missing (corpus.core names a folder in the DCLM bundle's layout)"
+            for path in absent
+        )
     tasks = config.read_yaml(needed[0]).get("icl_tasks")
     if not isinstance(tasks, list) or not tasks or not all(map(_is_task, tasks)):
-        raise UserError(f"{needed[0]}: expected a list `icl_tasks`, each with a `label` and a `dataset_uri`")
+        raise UserError(
+            f"{needed[0]}: expected a list `icl_tasks`, each with a `label` and a `dataset_uri`"
+        )
     return tasks
 
 
 def _is_task(task: Any) -> bool:
-    return isinstance(task, dict) and isinstance(task.get("label"), str) and isinstance(task.get("dataset_uri"), str)
+    return (
+        isinstance(task, dict)
+        and isinstance(task.get("label"), str)
+        and isinstance(task.get("dataset_uri"), str)
+    )

@@ -34,9 +34,15 @@ STALL_SECONDS = 30.0
 PAUSE = 1.0  # seconds before the first new attempt, doubled for each one after it
 LONGEST_PAUSE = 120.0
 CHUNK = 1 << 18
-BROKEN = (OSError, http.client.HTTPException)  # resets, time-outs, refusals, DNS; urllib's own errors are OSErrors
-HINTS = {401: "log in with `hf auth login`, or set HF_TOKEN", 403: "accept its terms on its page, then `hf auth login`",
-         404: "there is no such file at this address"}
+BROKEN = (
+    OSError,
+    http.client.HTTPException,
+)  # resets, time-outs, refusals, DNS; urllib's own errors are OSErrors
+HINTS = {
+    401: "log in with `hf auth login`, or set HF_TOKEN",
+    403: "accept its terms on its page, then `hf auth login`",
+    404: "there is no such file at this address",
+}
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ def _git_blob(path: Path) -> str:
 
 def present(files: Iterable[Remote], say: Callable[[str], None]) -> list[Remote]:
     """Those that are there and right; one that is not is named and removed, so that it is fetched again."""
+
     def check(file: Remote) -> bool:
         if not file.path.is_file():
             return False
@@ -88,12 +95,17 @@ def present(files: Iterable[Remote], say: Callable[[str], None]) -> list[Remote]
 
 def missing_bytes(files: Iterable[Remote]) -> int:
     """What is still to come of files that are not there, parts taken off."""
-    return sum(max((file.size or 0) - _size(_part(file)), 0) for file in files if not file.path.exists())
+    return sum(
+        max((file.size or 0) - _size(_part(file)), 0) for file in files if not file.path.exists()
+    )
 
 
 def in_bytes(size: float) -> str:
     """1234567890 -> 1.23 GB."""
-    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= unit), (1.0, "bytes"))
+    unit, name = next(
+        ((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= unit),
+        (1.0, "bytes"),
+    )
     return f"{size / unit:,.{0 if unit == 1 else 2}f} {name}"
 
 
@@ -102,12 +114,18 @@ def need_space(folder: Path, needed: int, why: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise UserError(f"{folder}: {in_bytes(needed)} are needed ({why}), and {in_bytes(free)} are free; make room, "
-                        "take less (corpus.megabytes), or put the folder on another disk")
+        raise UserError(
+            f"{folder}: {in_bytes(needed)} are needed ({why}), and {in_bytes(free)} are free; make room, "
+            "take less (corpus.megabytes), or put the folder on another disk"
+        )
 
 
-def fetch_all(files: list[Remote], headers: Mapping[str, str], progress: Progress | None = None,
-              connections: int = CONNECTIONS) -> None:
+def fetch_all(
+    files: list[Remote],
+    headers: Mapping[str, str],
+    progress: Progress | None = None,
+    connections: int = CONNECTIONS,
+) -> None:
     """Every file to its path.
 
     Raises UserError that names every file that could not be had; what came of it stays for the next start.
@@ -142,13 +160,23 @@ class _Count:
         with self._lock:
             self._done += count
             if self._progress is not None:
-                self._progress("download MB", self._done // 1_000_000, max(self._total, self._done) // 1_000_000)
+                self._progress(
+                    "download MB",
+                    self._done // 1_000_000,
+                    max(self._total, self._done) // 1_000_000,
+                )
 
 
 class _Fetch:
     """One file under way."""
 
-    def __init__(self, file: Remote, headers: Mapping[str, str], count: Callable[[int], None], stop: threading.Event) -> None:
+    def __init__(
+        self,
+        file: Remote,
+        headers: Mapping[str, str],
+        count: Callable[[int], None],
+        stop: threading.Event,
+    ) -> None:
         self.file, self.headers, self.count, self.stop = file, dict(headers), count, stop
 
     def run(self) -> None:
@@ -164,7 +192,9 @@ class _Fetch:
                 out.truncate(0)
                 wrong += 1
                 if wrong == WRONG_CONTENTS:
-                    raise UserError(f"{self.file.name}: {problem}; fetched {wrong} times from {self.file.url}")
+                    raise UserError(
+                        f"{self.file.name}: {problem}; fetched {wrong} times from {self.file.url}"
+                    )
             out.flush()
             os.fsync(out.fileno())
             _part(self.file).rename(self.file.path)
@@ -185,8 +215,10 @@ class _Fetch:
                 problem = str(error) or type(error).__name__
             failures = failures + 1 if out.seek(0, os.SEEK_END) <= before else 1
             if failures > ATTEMPTS:
-                raise UserError(f"{self.file.name}: {problem} ({self.file.url}, {failures} attempts); {out.tell():,} bytes are "
-                                "kept: start again to go on from there")
+                raise UserError(
+                    f"{self.file.name}: {problem} ({self.file.url}, {failures} attempts); {out.tell():,} bytes are "
+                    "kept: start again to go on from there"
+                )
             self._rest(wait, failures)
         out.flush()
         return self.file.problem(_part(self.file))
@@ -195,8 +227,10 @@ class _Fetch:
         if _passing(error.code):
             return f"the server answered {error.code} {error.reason}"
         hint = HINTS.get(error.code, "")
-        raise UserError(f"{self.file.name}: the server answered {error.code} {error.reason}{'; ' + hint if hint else ''} "
-                        f"({self.file.url})") from None
+        raise UserError(
+            f"{self.file.name}: the server answered {error.code} {error.reason}{'; ' + hint if hint else ''} "
+            f"({self.file.url})"
+        ) from None
 
     def _rest(self, wait: float | None, failures: int) -> None:
         """As long as the server asks for, else ever longer; uneven, lest all threads come back at once."""
@@ -207,7 +241,11 @@ class _Fetch:
     def _append(self, out: IO[bytes]) -> bool:
         """One request for what is missing; whether the server sent all it announced."""
         have = out.seek(0, os.SEEK_END)
-        headers = self.headers | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+        headers = (
+            self.headers
+            | {"Accept-Encoding": "identity"}
+            | ({"Range": f"bytes={have}-"} if have else {})
+        )
         try:
             response = open_url(self.file.url, headers)
         except urllib.error.HTTPError as error:
@@ -244,7 +282,11 @@ def read_range(url: str, headers: Mapping[str, str], start: int, stop: int) -> b
                     raise OSError(f"{url}: the server cannot send a part of a file")
                 return bytes(answer.read())
         except BROKEN as error:
-            if attempt == ATTEMPTS or isinstance(error, urllib.error.HTTPError) and not _passing(error.code):
+            if (
+                attempt == ATTEMPTS
+                or isinstance(error, urllib.error.HTTPError)
+                and not _passing(error.code)
+            ):
                 raise
             time.sleep(min(PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE))
     raise OSError(url)
@@ -258,8 +300,15 @@ def open_url(url: str, headers: Mapping[str, str]) -> Any:
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Leaves the token behind when it is led to another host, as storage behind a hub is."""
 
-    def redirect_request(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage,
-                         newurl: str) -> urllib.request.Request | None:
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if request is not None and urlsplit(newurl).netloc != urlsplit(req.full_url).netloc:
             request.remove_header("Authorization")

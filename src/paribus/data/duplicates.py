@@ -28,7 +28,9 @@ def band_hashes(texts: list[str]) -> np.ndarray:
     starts = np.flatnonzero(np.diff(owner, prepend=-1))
     minima = np.empty((BANDS * ROWS, len(texts)), np.uint32)
     for row, factor, offset in zip(minima, _FACTORS, _OFFSETS, strict=True):
-        np.minimum.reduceat(hashes * factor + offset, starts, out=row)  # wraps: a permutation of 32 bits
+        np.minimum.reduceat(
+            hashes * factor + offset, starts, out=row
+        )  # wraps: a permutation of 32 bits
     with np.errstate(over="ignore"):
         bands = (minima.T.reshape(len(texts), BANDS, ROWS) * _WEIGHTS).sum(2)
     return np.asarray(bands ^ (bands >> np.uint64(32)))
@@ -38,7 +40,10 @@ def _shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """(hash, number of the text) by text; one with fewer than WORDS words has one, of all that it says."""
     hashes, owner = word_ngrams(texts, WORDS)
     short = np.setdiff1d(np.arange(len(texts)), owner)
-    own = [hashlib.sha256(" ".join(texts[number].lower().split()).encode()).digest() for number in short]
+    own = [
+        hashlib.sha256(" ".join(texts[number].lower().split()).encode()).digest()
+        for number in short
+    ]
     owner = np.concatenate([owner, short])
     order = np.argsort(owner, kind="stable")
     parts = (hashes >> np.uint64(32)).astype(np.uint32), np.frombuffer(b"".join(own), "<u4")[::8]
@@ -49,7 +54,9 @@ class Seen:
     """What documents have been met. 112 bytes of memory a document, and for moments three times that."""
 
     def __init__(self) -> None:
-        self._runs: list[np.ndarray] = []  # sorted, without repetition, each more than twice as long as the next
+        self._runs: list[
+            np.ndarray
+        ] = []  # sorted, without repetition, each more than twice as long as the next
         self.documents = 0
 
     def duplicates(self, texts: list[str]) -> np.ndarray:

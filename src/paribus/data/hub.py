@@ -24,10 +24,23 @@ from typing import Any
 
 from paribus.config import Archive, HubFiles
 from paribus.data import Progress, whole_folder
-from paribus.data.download import BROKEN, CONNECTIONS, Remote, fetch_all, in_bytes, missing_bytes, need_space, present, read_range
+from paribus.data.download import (
+    BROKEN,
+    CONNECTIONS,
+    Remote,
+    fetch_all,
+    in_bytes,
+    missing_bytes,
+    need_space,
+    present,
+    read_range,
+)
 from paribus.errors import UserError
 
-UNPACKED = {".zst": 3.0, ".gz": 3.0}  # text of a packed file / its size, about; of parquet it is read from the file's end
+UNPACKED = {
+    ".zst": 3.0,
+    ".gz": 3.0,
+}  # text of a packed file / its size, about; of parquet it is read from the file's end
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,18 @@ def list_files(source: HubFiles, store: Path) -> list[HubFile]:
         if matches(entry["path"]) and entry["path"].count("/") == depth:
             url = f"{endpoint()}/datasets/{source.name}/resolve/{source.revision}/{entry['path']}"
             name = f"{source.name}@{source.revision}:{entry['path']}"
-            files.append(HubFile(Remote(url, folder / entry["path"], name, entry["size"], entry["sha256"], entry["git_blob"])))
+            files.append(
+                HubFile(
+                    Remote(
+                        url,
+                        folder / entry["path"],
+                        name,
+                        entry["size"],
+                        entry["sha256"],
+                        entry["git_blob"],
+                    )
+                )
+            )
     if not files:
         raise UserError(f"{source.name}@{source.revision}: no file matches {source.pattern!r}")
     return sorted(files, key=lambda file: file.name)
@@ -82,14 +106,18 @@ def list_files(source: HubFiles, store: Path) -> list[HubFile]:
 def _listing(source: HubFiles, folder: Path) -> list[dict[str, Any]]:
     """Path, size, sha256 (None for a file that is not in LFS) and git's hash of every file near the pattern."""
     parents = PurePosixPath(source.pattern).parts[:-1]
-    fixed = next((i for i, part in enumerate(parents) if any(mark in part for mark in "*?[")), len(parents))
+    fixed = next(
+        (i for i, part in enumerate(parents) if any(mark in part for mark in "*?[")), len(parents)
+    )
     inside = "/".join(parents[:fixed])
     kept = folder / f"listing-{inside.replace('/', '--') or 'all'}.json"
     if kept.is_file():
         return list(json.loads(kept.read_text(encoding="utf-8")))
     if offline():
-        raise UserError(f"{source.name}@{source.revision}: HF_HUB_OFFLINE is set and the list of its files is not cached "
-                        f"({kept}); fetch it once with a network")
+        raise UserError(
+            f"{source.name}@{source.revision}: HF_HUB_OFFLINE is set and the list of its files is not cached "
+            f"({kept}); fetch it once with a network"
+        )
     entries = _ask_listing(source, inside)
     kept.parent.mkdir(parents=True, exist_ok=True)
     aside = kept.with_name(f".{kept.name}.{os.getpid()}")
@@ -106,19 +134,36 @@ def _ask_listing(source: HubFiles, inside: str) -> list[dict[str, Any]]:
 
     where = f"{source.name}@{source.revision}"
     try:
-        tree = HfApi(endpoint=endpoint()).list_repo_tree(source.name, inside or None, recursive=True, revision=source.revision,
-                                                         repo_type="dataset")
-        return [{"path": entry.path, "size": entry.size, "sha256": entry.lfs and entry.lfs.sha256, "git_blob": entry.blob_id}
-                for entry in tree if isinstance(entry, RepoFile)]
+        tree = HfApi(endpoint=endpoint()).list_repo_tree(
+            source.name,
+            inside or None,
+            recursive=True,
+            revision=source.revision,
+            repo_type="dataset",
+        )
+        return [
+            {
+                "path": entry.path,
+                "size": entry.size,
+                "sha256": entry.lfs and entry.lfs.sha256,
+                "git_blob": entry.blob_id,
+            }
+            for entry in tree
+            if isinstance(entry, RepoFile)
+        ]
     except HfHubHTTPError as error:
         code = error.response.status_code if error.response is not None else 0
-        hint = {401: "no such dataset, or it is private or gated: log in with `hf auth login`",
-                403: "accept its terms on its page, then `hf auth login`",
-                404: "there is no such dataset, commit or folder"}.get(code, "the hub may have trouble; start again later")
+        hint = {
+            401: "no such dataset, or it is private or gated: log in with `hf auth login`",
+            403: "accept its terms on its page, then `hf auth login`",
+            404: "there is no such dataset, commit or folder",
+        }.get(code, "the hub may have trouble; start again later")
         raise UserError(f"{where}: {endpoint()} answered {code}: {hint}") from None
     except (httpx2.HTTPError, OSError) as error:
-        raise UserError(f"{where}: {endpoint()} cannot be reached ({error or type(error).__name__}); what is cached can be used "
-                        "with HF_HUB_OFFLINE=1") from None
+        raise UserError(
+            f"{where}: {endpoint()} cannot be reached ({error or type(error).__name__}); what is cached can be used "
+            "with HF_HUB_OFFLINE=1"
+        ) from None
 
 
 # ---------------------------------------------------------------- fetching
@@ -138,7 +183,10 @@ def fetch(files: list[HubFile], progress: Progress | None = None) -> None:
     here = present(remotes, say)
     missing = [remote for remote in remotes if remote not in here]
     if missing and offline():
-        raise UserError(f"{remote.name}: not cached ({remote.path}), and HF_HUB_OFFLINE is set" for remote in missing)
+        raise UserError(
+            f"{remote.name}: not cached ({remote.path}), and HF_HUB_OFFLINE is set"
+            for remote in missing
+        )
     if missing:
         fetch_all(missing, _headers(), progress)
 
@@ -160,8 +208,13 @@ def _from_cache(remote: Remote) -> None:
     aside.rename(remote.path)
 
 
-def documents(sources: list[HubFiles], column: str, megabytes: float | None, store: Path,
-              progress: Progress | None = None) -> Iterator[HubFile]:
+def documents(
+    sources: list[HubFiles],
+    column: str,
+    megabytes: float | None,
+    store: Path,
+    progress: Progress | None = None,
+) -> Iterator[HubFile]:
     """The files that hold the first `megabytes` of text (None: all), fetched side by side before the first is given.
 
     What will be fetched and how much room it takes is said, and checked, before. Should they hold less text than
@@ -169,16 +222,22 @@ def documents(sources: list[HubFiles], column: str, megabytes: float | None, sto
     """
     files = [file for source in sources for file in list_files(source, store)]
     texts = _enough(files, column, megabytes)
-    planned = files[:len(texts)]
+    planned = files[: len(texts)]
     text = sum(texts) if megabytes is None else min(sum(texts), megabytes * 1e6)
     missing = missing_bytes(file.remote for file in planned)
     total = sum(file.remote.size or 0 for file in planned)
-    say(f"{len(planned)} of {len(files)} files, {in_bytes(total)}, for {in_bytes(text)} of text (about "
-        f"{text / 4.8e6:,.1f} million tokens); {in_bytes(missing)} to fetch")
-    need_space(store, int(text) + (0 if offline() else missing), "for the files and the text taken from them")
+    say(
+        f"{len(planned)} of {len(files)} files, {in_bytes(total)}, for {in_bytes(text)} of text (about "
+        f"{text / 4.8e6:,.1f} million tokens); {in_bytes(missing)} to fetch"
+    )
+    need_space(
+        store,
+        int(text) + (0 if offline() else missing),
+        "for the files and the text taken from them",
+    )
     fetch(planned, progress)
     yield from planned
-    for file in files[len(planned):]:
+    for file in files[len(planned) :]:
         say(f"{file.name}: one file more, as those before it held less text than foretold")
         fetch([file], progress)
         yield file
@@ -191,7 +250,9 @@ def _enough(files: list[HubFile], column: str, megabytes: float | None) -> list[
         for first in range(0, len(files), CONNECTIONS):
             if megabytes is not None and sum(texts) >= megabytes * 1e6:
                 break
-            texts += pool.map(partial(_text_bytes, column=column), files[first:first + CONNECTIONS])
+            texts += pool.map(
+                partial(_text_bytes, column=column), files[first : first + CONNECTIONS]
+            )
     if megabytes is None:
         return texts
     taken = 0.0
@@ -221,7 +282,10 @@ def _text_bytes(file: HubFile, column: str) -> float:
         raise UserError(f"{file.name}: its parquet footer cannot be read: {error}") from None
     groups = (about.row_group(group) for group in range(about.num_row_groups))
     columns = (group.column(index) for group in groups for index in range(group.num_columns))
-    return float(sum(one.total_uncompressed_size for one in columns if one.path_in_schema == column)) or size
+    return (
+        float(sum(one.total_uncompressed_size for one in columns if one.path_in_schema == column))
+        or size
+    )
 
 
 class _Tail(io.RawIOBase):
@@ -240,7 +304,9 @@ class _Tail(io.RawIOBase):
         return self._place
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._remote.size or 0}[whence]
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._remote.size or 0}[
+            whence
+        ]
         self._place = start + offset
         return self._place
 
@@ -249,7 +315,7 @@ class _Tail(io.RawIOBase):
         if want <= 0:
             return 0
         data = read_range(self._remote.url, self._headers, self._place, self._place + want)
-        buffer[:len(data)] = data
+        buffer[: len(data)] = data
         self._place += len(data)
         return len(data)
 
@@ -261,10 +327,17 @@ def archive(source: Archive, store: Path, progress: Progress | None = None) -> P
     """The folder with core.yaml in an archive, fetched and unpacked once. Raises UserError."""
     folder = store / "archives" / source.sha256
     if not folder.is_dir():
-        packed = Remote(source.url, store / "archives" / f"{source.sha256}.zip", source.url, sha256=source.sha256)
+        packed = Remote(
+            source.url,
+            store / "archives" / f"{source.sha256}.zip",
+            source.url,
+            sha256=source.sha256,
+        )
         if not present([packed], say):
             if offline():
-                raise UserError(f"{source.url}: not cached ({packed.path}), and HF_HUB_OFFLINE is set")
+                raise UserError(
+                    f"{source.url}: not cached ({packed.path}), and HF_HUB_OFFLINE is set"
+                )
             fetch_all([packed], {"User-Agent": "paribus"}, progress)
         _unpack(packed.path, folder)
     found = sorted(folder.rglob("core.yaml"), key=lambda path: len(path.parts))
@@ -277,7 +350,11 @@ def _unpack(packed: Path, folder: Path) -> None:
     """All of a .zip, or nothing."""
     try:
         with zipfile.ZipFile(packed) as zipped, whole_folder(folder) as partial_folder:
-            need_space(folder.parent, sum(entry.file_size for entry in zipped.infolist()), f"to unpack {packed.name}")
+            need_space(
+                folder.parent,
+                sum(entry.file_size for entry in zipped.infolist()),
+                f"to unpack {packed.name}",
+            )
             zipped.extractall(partial_folder)  # names that lead outside are cut by zipfile
     except (zipfile.BadZipFile, NotImplementedError) as error:
         raise UserError(f"{packed}: not a .zip that can be read: {error}") from None

@@ -111,14 +111,18 @@ class DocumentLoader:
         self.rows_per_epoch = (len(self.shards) - 1) // seq_len
         self.epoch_tokens = self.rows_per_epoch * seq_len
         if self.rows_per_epoch < 1:
-            raise UserError(f"{folder}: {split} has {len(self.shards):,} tokens, fewer than one row of "
-                            f"model.seq_len ({seq_len}) + 1; give more text or change tokens.val_fraction")
+            raise UserError(
+                f"{folder}: {split} has {len(self.shards):,} tokens, fewer than one row of "
+                f"model.seq_len ({seq_len}) + 1; give more text or change tokens.val_fraction"
+            )
 
     def batch(self, step: int, rows: range, batch_rows: int) -> Batch:
         """Rows `rows` of the `batch_rows` of step `step`."""
         first = step * batch_rows
         tokens = self.tokens(np.arange(first + rows.start, first + rows.stop, rows.step))
-        inputs, targets = (torch.from_numpy(part.astype(np.int64)) for part in (tokens[:, :-1], tokens[:, 1:]))
+        inputs, targets = (
+            torch.from_numpy(part.astype(np.int64)) for part in (tokens[:, :-1], tokens[:, 1:])
+        )
         return Batch(inputs, targets, None)
 
     def tokens(self, global_rows: np.ndarray) -> np.ndarray:
@@ -141,11 +145,15 @@ class DocumentLoader:
         targets = min(len(self.shards) - 1, max_tokens or len(self.shards))
         starts = range(0, targets, self.seq_len)
         for first in range(0, len(starts), rows):
-            here = starts[first:first + rows]
+            here = starts[first : first + rows]
             tokens = np.full((len(here), self.seq_len + 1), NOT_LEARNED, np.int64)
             for row, start in zip(tokens, here, strict=True):
-                self.shards.read(start, row[:min(self.seq_len, targets - start) + 1])
-            yield Batch(torch.from_numpy(tokens[:, :-1].clip(0)), torch.from_numpy(tokens[:, 1:].copy()), None)
+                self.shards.read(start, row[: min(self.seq_len, targets - start) + 1])
+            yield Batch(
+                torch.from_numpy(tokens[:, :-1].clip(0)),
+                torch.from_numpy(tokens[:, 1:].copy()),
+                None,
+            )
 
 
 # ---------------------------------------------------------------- conversations
@@ -160,8 +168,10 @@ class _Source:
         self.truncated = sum(len(ids) > longest for ids, _ in rendered)
         self.dropped = len(cut) - len(kept)
         if not kept:
-            raise UserError(f"mixture: source {name!r} has no conversation in which the assistant says anything"
-                            f" within the first {longest} tokens (model.seq_len + 1)")
+            raise UserError(
+                f"mixture: source {name!r} has no conversation in which the assistant says anything"
+                f" within the first {longest} tokens (model.seq_len + 1)"
+            )
         self.name, self.seed = name, seed
         self.lengths = np.array([len(ids) for ids, _ in kept])
         self.starts = np.cumsum(self.lengths) - self.lengths
@@ -175,7 +185,9 @@ class _Source:
         parts = []
         for epoch in range(start // self.epoch_tokens, -(-stop // self.epoch_tokens)):
             order, begins = self._epoch(epoch)
-            first, last = np.searchsorted(begins, np.array([start, stop]) - epoch * self.epoch_tokens)
+            first, last = np.searchsorted(
+                begins, np.array([start, stop]) - epoch * self.epoch_tokens
+            )
             parts.append(order[first:last])
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
@@ -218,14 +230,29 @@ class ConversationLoader:
     first in every row, and a model then answers a lone question in that kind's manner.
     """
 
-    def __init__(self, sources: Mapping[str, Sequence[Messages] | DocumentLoader],
-                 mixture: Mapping[str, float], tokenizer: Tokenizer, seq_len: int, seed: int,
-                 attend_across: bool, epochs: Mapping[str, float] = MappingProxyType({}), tokens: int = 0) -> None:
+    def __init__(
+        self,
+        sources: Mapping[str, Sequence[Messages] | DocumentLoader],
+        mixture: Mapping[str, float],
+        tokenizer: Tokenizer,
+        seq_len: int,
+        seed: int,
+        attend_across: bool,
+        epochs: Mapping[str, float] = MappingProxyType({}),
+        tokens: int = 0,
+    ) -> None:
         names = sorted(name for name, amount in {**mixture, **epochs}.items() if amount > 0)
         unknown = [name for name in names if name not in sources]
         if unknown:
-            raise UserError(f"mixture: no source {name!r}; there are: {', '.join(sources)}" for name in unknown)
-        self.seq_len, self.seed, self.attend_across, self.pad = seq_len, seed, attend_across, tokenizer.bos
+            raise UserError(
+                f"mixture: no source {name!r}; there are: {', '.join(sources)}" for name in unknown
+            )
+        self.seq_len, self.seed, self.attend_across, self.pad = (
+            seq_len,
+            seed,
+            attend_across,
+            tokenizer.bos,
+        )
         self._documents: dict[str, DocumentLoader] = {}
         self._sources: dict[str, _Source] = {}
         for name in names:
@@ -233,25 +260,40 @@ class ConversationLoader:
             if isinstance(source, DocumentLoader):
                 self._documents[name] = source
             else:
-                self._sources[name] = _Source(name, render_batch(source, tokenizer), seq_len + 1, seed)
+                self._sources[name] = _Source(
+                    name, render_batch(source, tokenizer), seq_len + 1, seed
+                )
         self.truncated = {name: source.truncated for name, source in self._sources.items()}
         self.dropped = {name: source.dropped for name, source in self._sources.items()}
-        self.shares = self._shares(mixture, {name: epochs[name] for name in names if name in epochs}, tokens)
+        self.shares = self._shares(
+            mixture, {name: epochs[name] for name in names if name in epochs}, tokens
+        )
         self._ends = [0]  # global rows before each block
         self._recent: dict[int, list[list[Item]]] = {}
 
-    def _shares(self, mixture: Mapping[str, float], epochs: Mapping[str, float], tokens: int) -> dict[str, float]:
+    def _shares(
+        self, mixture: Mapping[str, float], epochs: Mapping[str, float], tokens: int
+    ) -> dict[str, float]:
         """Of the tokens, by source."""
-        wanted = {name: passes * (self._sources.get(name) or self._documents[name]).epoch_tokens
-                  for name, passes in epochs.items()}
+        wanted = {
+            name: passes * (self._sources.get(name) or self._documents[name]).epoch_tokens
+            for name, passes in epochs.items()
+        }
         weights = {name: weight for name, weight in mixture.items() if weight > 0}
         left = tokens - sum(wanted.values()) if wanted else 1
         if left < 0 or not weights and left > FILLED * tokens:
-            raise UserError(f"epochs: {', '.join(f'{passes:g} of {name}' for name, passes in epochs.items())} are"
-                            f" {sum(wanted.values()):,.0f} tokens, and the stage draws {tokens:,}; change its steps, or "
-                            + ("ask for fewer" if left < 0 else "give another source a weight"))
-        shares = {name: weight / sum(weights.values()) * left / (tokens if wanted else 1) for name, weight in weights.items()}
-        return dict(sorted((shares | {name: want / tokens for name, want in wanted.items()}).items()))
+            raise UserError(
+                f"epochs: {', '.join(f'{passes:g} of {name}' for name, passes in epochs.items())} are"
+                f" {sum(wanted.values()):,.0f} tokens, and the stage draws {tokens:,}; change its steps, or "
+                + ("ask for fewer" if left < 0 else "give another source a weight")
+            )
+        shares = {
+            name: weight / sum(weights.values()) * left / (tokens if wanted else 1)
+            for name, weight in weights.items()
+        }
+        return dict(
+            sorted((shares | {name: want / tokens for name, want in wanted.items()}).items())
+        )
 
     def batch(self, step: int, rows: range, batch_rows: int) -> Batch:
         """Rows `rows` of the `batch_rows` of step `step`."""
@@ -271,14 +313,20 @@ class ConversationLoader:
         ids = None if self.attend_across else torch.from_numpy(documents[:, :-1].copy())
         return Batch(torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(targets), ids)
 
-    def _fill(self, items: list[Item], tokens: np.ndarray, learned: np.ndarray, documents: np.ndarray) -> None:
+    def _fill(
+        self, items: list[Item], tokens: np.ndarray, learned: np.ndarray, documents: np.ndarray
+    ) -> None:
         """Write a row's conversations into its (T + 1,) arrays; what is left over is padding, a document of its own."""
         position = 0
         for number, (name, index) in enumerate(items):
             source = self._sources[name]
             length, start = int(source.lengths[index]), int(source.starts[index])
             here, there = slice(position, position + length), slice(start, start + length)
-            tokens[here], learned[here], documents[here] = source.tokens[there], source.learned[there], number
+            tokens[here], learned[here], documents[here] = (
+                source.tokens[there],
+                source.learned[there],
+                number,
+            )
             position += length
         documents[position:] = len(items)
 
@@ -308,7 +356,9 @@ class ConversationLoader:
                 indices = self._sources[name].between(tokens.start, tokens.stop)
                 items += [(name, index) for index in indices.tolist()]
         lengths = [int(self._sources[name].lengths[index]) for name, index in items]
-        luck = mix(np.arange(len(items), dtype=np.uint64), shuffle_key(self.seed, "within", number)).tolist()
+        luck = mix(
+            np.arange(len(items), dtype=np.uint64), shuffle_key(self.seed, "within", number)
+        ).tolist()
         for packed in pack(lengths, self.seq_len + 1):
             rows.append([items[index] for index in sorted(packed, key=luck.__getitem__)])
         order = permute(np.arange(len(rows)), len(rows), shuffle_key(self.seed, "rows", number))
@@ -330,12 +380,16 @@ class Prefetcher(Generic[T]):
     as a context manager, or call close(), so that the thread ends when the consumer stops early.
     """
 
-    def __init__(self, make_batch: Callable[[int], T], start: int, stop: int, depth: int = 2) -> None:
+    def __init__(
+        self, make_batch: Callable[[int], T], start: int, stop: int, depth: int = 2
+    ) -> None:
         self.waited = 0.0
         self._left = max(stop - start, 0)
         self._queue: queue.Queue[tuple[int, T | BaseException]] = queue.Queue(depth)
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(make_batch, range(start, stop)), daemon=True)
+        self._thread = threading.Thread(
+            target=self._work, args=(make_batch, range(start, stop)), daemon=True
+        )
         self._thread.start()
 
     def _work(self, make_batch: Callable[[int], T], steps: range) -> None:

@@ -39,38 +39,53 @@ class PackedLoader:
         self.bos = int(first[0])
         self._begins = self.shards.document_starts()
         groups = -(-len(self.shards) // (GROUP_ROWS * (seq_len + 1)))
-        self._firsts = np.searchsorted(self._begins, np.arange(groups + 1) * GROUP_ROWS * (seq_len + 1))
+        self._firsts = np.searchsorted(
+            self._begins, np.arange(groups + 1) * GROUP_ROWS * (seq_len + 1)
+        )
         self._group = lru_cache(KEPT_GROUPS)(self._pack_group)
         self._ends = np.cumsum([len(self._pack_group(group)) for group in range(groups)])
         self.rows_per_epoch = int(self._ends[-1])
 
     def batch(self, step: int, rows: range, batch_rows: int) -> Batch:
         """Rows `rows` of the `batch_rows` of step `step`."""
-        epochs, places = np.divmod(np.arange(rows.start, rows.stop, rows.step) + step * batch_rows, self.rows_per_epoch)
+        epochs, places = np.divmod(
+            np.arange(rows.start, rows.stop, rows.step) + step * batch_rows, self.rows_per_epoch
+        )
         tokens = np.full((len(places), self.seq_len + 1), self.bos, np.int64)
         targets = np.full(tokens.shape, NOT_LEARNED, np.int64)
         for row, (epoch, place) in enumerate(zip(epochs.tolist(), places.tolist(), strict=True)):
             key = shuffle_key(self.seed, self.split, "packed", epoch)
-            filled = self._fill(int(permute(np.array([place]), self.rows_per_epoch, key)[0]), tokens[row])
+            filled = self._fill(
+                int(permute(np.array([place]), self.rows_per_epoch, key)[0]), tokens[row]
+            )
             targets[row, :filled] = tokens[row, :filled]
-        return Batch(torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(targets[:, 1:].copy()), None)
+        return Batch(
+            torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(targets[:, 1:].copy()), None
+        )
 
     def _fill(self, number: int, row: np.ndarray) -> int:
         """Write packed row `number` into `row` (T + 1,), <|bos|> throughout; how many of its places are taken."""
         group = int(np.searchsorted(self._ends, number, "right"))
         pieces = self._group(group)[number - (int(self._ends[group - 1]) if group else 0)]
-        luck = mix(pieces[:, 0].astype(np.uint64), shuffle_key(self.seed, "within"))  # else the longest came first in every row
+        luck = mix(
+            pieces[:, 0].astype(np.uint64), shuffle_key(self.seed, "within")
+        )  # else the longest came first in every row
         filled = 0
         for start, length in pieces[np.argsort(luck, kind="stable")].tolist():
-            self.shards.read(start + 1, row[filled + 1:filled + length])  # after the <|bos|> that is there
+            self.shards.read(
+                start + 1, row[filled + 1 : filled + length]
+            )  # after the <|bos|> that is there
             filled += length
         return filled
 
     def _pack_group(self, group: int) -> list[np.ndarray]:
         """The rows of a group: of each the pieces (n, 2) int64, the place before its text and its length with <|bos|>."""
-        first, last = self._firsts[group:group + 2].tolist()
+        first, last = self._firsts[group : group + 2].tolist()
         begins = self._begins[first:last]
-        ends = np.append(self._begins[first + 1:last + 1], [len(self.shards)] if last == len(self._begins) else [])
+        ends = np.append(
+            self._begins[first + 1 : last + 1],
+            [len(self.shards)] if last == len(self._begins) else [],
+        )
         text = (ends - begins - 1).astype(np.int64)  # tokens without <|bos|>
         counts = np.maximum(-(-text // self.seq_len), 1)
         within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)

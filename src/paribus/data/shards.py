@@ -25,7 +25,9 @@ from paribus.data import Progress, load_jsonl, sha256_file, whole_folder
 from paribus.data.tokenizer import Tokenizer, chunks
 from paribus.errors import UserError
 
-CHUNK_BYTES = 4_000_000  # text encoded at once: enough to keep many cores busy, little enough to bound memory
+CHUNK_BYTES = (
+    4_000_000  # text encoded at once: enough to keep many cores busy, little enough to bound memory
+)
 AHEAD = 2  # chunks being encoded
 RELEASE_BYTES = 512_000_000  # read through the maps before their pages are given back; one read counts its neighbours too
 SPLITS = ("train", "val")
@@ -41,7 +43,11 @@ def documents(folder: Path) -> Iterator[str]:
 def sample_documents(folder: Path, megabytes: float) -> Iterator[str]:
     """About so many megabytes of documents spread over the whole folder, chosen by their hash."""
     share = megabytes * 1e6 / max(sum(path.stat().st_size for path in folder.glob("*.jsonl")), 1)
-    return (text for text in documents(folder) if share >= 1 or _hash_fraction(b"sample:" + text.encode()) < share)
+    return (
+        text
+        for text in documents(folder)
+        if share >= 1 or _hash_fraction(b"sample:" + text.encode()) < share
+    )
 
 
 def split_of(text: str, val_fraction: float) -> str:
@@ -72,7 +78,9 @@ class _Writer:
         self.entry["bytes"] += text_bytes
         tokens = np.concatenate(documents) if documents else np.empty(0, self.dtype)
         while len(tokens):
-            self._shard = self._shard or _Hashed(self.folder / f"{self.split}-{len(self.entry['shards']):05d}.bin")
+            self._shard = self._shard or _Hashed(
+                self.folder / f"{self.split}-{len(self.entry['shards']):05d}.bin"
+            )
             room = self.shard_tokens - self._shard.size // self.dtype.itemsize
             self._shard.write(tokens[:room].tobytes())
             tokens = tokens[room:]
@@ -88,7 +96,9 @@ class _Writer:
         if self._shard is not None:
             entry = self._shard.close()
             tokens = self._shard.size // self.dtype.itemsize
-            self.entry["shards"].append({"file": entry["file"], "tokens": tokens, "sha256": entry["sha256"]})
+            self.entry["shards"].append(
+                {"file": entry["file"], "tokens": tokens, "sha256": entry["sha256"]}
+            )
             self._shard = None
 
 
@@ -109,8 +119,13 @@ class _Hashed:
         return {"file": self.path.name, "sha256": self._digest.hexdigest()}
 
 
-def write_shards(folder: Path, tokenizer: Tokenizer, cfg: config.Tokens, out: Path,
-                 progress: Progress | None = None) -> dict[str, Any]:
+def write_shards(
+    folder: Path,
+    tokenizer: Tokenizer,
+    cfg: config.Tokens,
+    out: Path,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Encode the documents of `folder` into token shards in `out`; returns the manifest.
 
     The manifest has dtype, vocab_size and for each split documents, tokens, bytes (of text), shards, index.
@@ -137,11 +152,15 @@ def write_shards(folder: Path, tokenizer: Tokenizer, cfg: config.Tokens, out: Pa
         manifest: dict[str, Any] = {"dtype": dtype.str, "vocab_size": tokenizer.vocab_size}
         manifest |= {split: writer.close() for split, writer in writers.items()}
         _check_splits(manifest, folder, cfg.val_fraction)
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        (partial / "manifest.json").write_text(
+            json.dumps(manifest, indent=1) + "\n", encoding="utf-8"
+        )
     return manifest
 
 
-def _encoded(tokenizer: Tokenizer, texts: Iterable[str], dtype: np.dtype[Any]) -> Iterator[tuple[list[str], list[np.ndarray]]]:
+def _encoded(
+    tokenizer: Tokenizer, texts: Iterable[str], dtype: np.dtype[Any]
+) -> Iterator[tuple[list[str], list[np.ndarray]]]:
     """Chunks of texts with their token ids, opened by <|bos|>, in order.
 
     Two chunks are under way at a time: while the library's threads encode, Python writes out what came before, and
@@ -162,8 +181,10 @@ def _check_splits(manifest: dict[str, Any], folder: Path, val_fraction: float) -
     documents = sum(manifest[split]["documents"] for split in SPLITS)
     empty = [split for split in SPLITS if not manifest[split]["documents"]]
     if empty:
-        raise UserError(f"{folder}: of {documents} documents none fell into {' and '.join(empty)}; "
-                        f"give more documents, or change tokens.val_fraction ({val_fraction})")
+        raise UserError(
+            f"{folder}: of {documents} documents none fell into {' and '.join(empty)}; "
+            f"give more documents, or change tokens.val_fraction ({val_fraction})"
+        )
 
 
 _ADVICE = "write the shards again (paribus tokens, or dvc repro --force tokens)"
@@ -206,7 +227,9 @@ class TokenShards:
         entry = self.manifest[self.split]
         path = self.folder / entry["index"]["file"]
         if not path.is_file() or path.stat().st_size != 8 * entry["documents"]:
-            raise UserError(f"{path}: missing or not of 8 bytes for each of {entry['documents']:,} documents; {_ADVICE}")
+            raise UserError(
+                f"{path}: missing or not of 8 bytes for each of {entry['documents']:,} documents; {_ADVICE}"
+            )
         return np.frombuffer(_map(path), "<i8")
 
     def _problem(self, shard: dict[str, Any], verify: bool) -> str | None:
@@ -228,8 +251,8 @@ class TokenShards:
         filled = 0
         while filled < len(out):
             offset = start + filled - self._starts[shard]
-            part = self._arrays[shard][offset:offset + len(out) - filled]
-            out[filled:filled + len(part)] = part
+            part = self._arrays[shard][offset : offset + len(out) - filled]
+            out[filled : filled + len(part)] = part
             filled += len(part)
             shard += 1
         self._read += out.size * self.dtype.itemsize + (1 << 16)

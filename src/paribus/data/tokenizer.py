@@ -18,8 +18,16 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from paribus import config
 from paribus.errors import UserError
 
-SPECIAL = ("<|bos|>", "<|user|>", "<|assistant|>", "<|end|>",
-           "<|tool|>", "<|tool_end|>", "<|result|>", "<|result_end|>")
+SPECIAL = (
+    "<|bos|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|end|>",
+    "<|tool|>",
+    "<|tool_end|>",
+    "<|result|>",
+    "<|result_end|>",
+)
 
 # GPT-2's on FineWeb-Edu: 4,208,518 bytes in 900,364 tokens, as nanochat's evaluation of tokenizers prints it (model card
 # of nanochat-students/nanochat-tokenizer-2B, pull request 328 of karpathy/nanochat). On other text than English of the
@@ -31,7 +39,9 @@ GPT2_BYTES_PER_TOKEN = 4.674
 PIECE = 100_000  # characters of a text handed over at once
 COUNTED_AT_ONCE = 25_000_000  # characters
 MOST_WORDS = 4_000_000  # different words counted
-FED_MEGABYTES = 250  # text that merges are learned from as it is; of more the words are counted first
+FED_MEGABYTES = (
+    250  # text that merges are learned from as it is; of more the words are counted first
+)
 FED_WORDS = 50_000_000  # as many as that of English: of more counted ones, their counts are divided
 _BETWEEN_WORDS = re.compile("(?<=[A-Za-z]) (?=[A-Za-z])")
 
@@ -42,12 +52,14 @@ def pre_split(max_digits: int) -> str:
     In order: English contractions; a word with the one mark or space before it; at most `max_digits` digits;
     punctuation with the line ends after it; line ends; other white space, its last blank left to a next word.
     """
-    return (r"'(?i:[sdmt]|ll|ve|re)"
-            r"|[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+"
-            rf"|\p{{N}}{{1,{max_digits}}}"
-            r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
-            r"|\s*[\r\n]+"
-            r"|\s+(?!\S)|\s+")
+    return (
+        r"'(?i:[sdmt]|ll|ve|re)"
+        r"|[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+"
+        rf"|\p{{N}}{{1,{max_digits}}}"
+        r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+"
+    )
 
 
 class Tokenizer:
@@ -76,15 +88,24 @@ class Tokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, on as many threads as RAYON_NUM_THREADS allows."""
-        return [encoding.ids for encoding in self._inner.encode_batch_fast(texts, add_special_tokens=False)]
+        return [
+            encoding.ids
+            for encoding in self._inner.encode_batch_fast(texts, add_special_tokens=False)
+        ]
 
     def encode_documents(self, texts: list[str], dtype: np.dtype[Any]) -> list[np.ndarray]:
         """<|bos|> and the token ids of each text, (n,) of `dtype`; long texts are split among the threads."""
         parts = [list(pieces(text)) for text in texts]
-        encodings = iter(self._inner.encode_batch_fast([part for one in parts for part in one], add_special_tokens=False))
+        encodings = iter(
+            self._inner.encode_batch_fast(
+                [part for one in parts for part in one], add_special_tokens=False
+            )
+        )
         documents = []
         for one in parts:
-            ids = array("I", [self.bos])  # takes a list in a third of the time that numpy does, or an array of "H"
+            ids = array(
+                "I", [self.bos]
+            )  # takes a list in a third of the time that numpy does, or an array of "H"
             for _ in one:
                 ids.fromlist(next(encodings).ids)
             documents.append(np.array(ids, dtype))
@@ -118,7 +139,7 @@ def pieces(text: str) -> Iterator[str]:
     """A long text in pieces of about PIECE characters, cut where it is split anyway: between two words."""
     start = 0
     while len(text) - start > PIECE and (cut := _BETWEEN_WORDS.search(text, start + PIECE)):
-        yield text[start:cut.start()]
+        yield text[start : cut.start()]
         start = cut.start()
     yield text[start:] if start else text
 
@@ -129,24 +150,38 @@ def train_tokenizer(texts: Iterable[str], cfg: config.Tokenizer) -> Tokenizer:
     The words of more than FED_MEGABYTES are counted first; merges are then learned from FED_WORDS of them, in proportion.
     Raises UserError when the text has too little variety for `cfg.vocab_size`.
     """
-    split = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(tokenizers.Regex(pre_split(cfg.max_digits)), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    split = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(pre_split(cfg.max_digits)), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     inner = tokenizers.Tokenizer(models.BPE())
     inner.pre_tokenizer, inner.decoder = split, decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=cfg.vocab_size, special_tokens=list(SPECIAL),
-                                  show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    feed: Iterator[str] = (piece for text in first_bytes(texts, round(cfg.train_megabytes * 1e6)) for piece in pieces(text))
+    trainer = trainers.BpeTrainer(
+        vocab_size=cfg.vocab_size,
+        special_tokens=list(SPECIAL),
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    feed: Iterator[str] = (
+        piece
+        for text in first_bytes(texts, round(cfg.train_megabytes * 1e6))
+        for piece in pieces(text)
+    )
     if cfg.train_megabytes > FED_MEGABYTES:
         feed = in_proportion(count_words(feed, split), FED_WORDS)
-        inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # counted words are split, and in the byte-level alphabet
+        inner.pre_tokenizer = (
+            pre_tokenizers.WhitespaceSplit()
+        )  # counted words are split, and in the byte-level alphabet
     inner.train_from_iterator(feed, trainer)
     inner.pre_tokenizer = split
     tokenizer = Tokenizer(inner)
     if tokenizer.vocab_size != cfg.vocab_size:
-        raise UserError(f"tokenizer.vocab_size: the text yields only {tokenizer.vocab_size} tokens, not "
-                        f"{cfg.vocab_size}; lower it, or give more text (corpus.*, tokenizer.train_megabytes)")
+        raise UserError(
+            f"tokenizer.vocab_size: the text yields only {tokenizer.vocab_size} tokens, not "
+            f"{cfg.vocab_size}; lower it, or give more text (corpus.*, tokenizer.train_megabytes)"
+        )
     return tokenizer
 
 
@@ -177,7 +212,11 @@ def in_proportion(counts: Counter[str], most: int) -> Iterator[str]:
     have in common is counted right.
     """
     share = min(most / max(counts.total(), 1), 1.0)
-    lines = (part for word, count in sorted(counts.items()) for part in _times(word, int(count * share + _fraction(word))))
+    lines = (
+        part
+        for word, count in sorted(counts.items())
+        for part in _times(word, int(count * share + _fraction(word)))
+    )
     return ("".join(line) for line in chunks(lines, PIECE))
 
 

@@ -32,12 +32,16 @@ from paribus.model.gpt import GPT, KVCache
 
 FEW_SHOT_SEED = 1234
 CHUNK_ITEMS = 256  # items tokenised and sorted by length together: bounds the tokens held in memory
-CPU_TOKENS = 2048  # of one forward pass on a CPU, whose caches a larger batch outgrows (benchmarks/core.py)
+CPU_TOKENS = (
+    2048  # of one forward pass on a CPU, whose caches a larger batch outgrows (benchmarks/core.py)
+)
 READ_CHUNK = 512  # places whose logits exist at once
 PROBES = 4  # items of a task on which tokenising in parts is compared with tokenising whole
 
 Progress = Callable[[str, int, int], None]
-Scores = dict[tuple[int, int], tuple[float, bool]]  # (item, option) -> mean loss, every token the likeliest
+Scores = dict[
+    tuple[int, int], tuple[float, bool]
+]  # (item, option) -> mean loss, every token the likeliest
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,9 @@ class CoreResult:
             "core": None if self.partial else mean,
             "core_partial": mean if self.partial else None,
             "core_stderr": stderr_of_mean([score.centered_stderr for score in scores]),
-            "core_subsample_stderr": stderr_of_mean([s.subsample_stderr / (1 - s.baseline) for s in scores]),
+            "core_subsample_stderr": stderr_of_mean(
+                [s.subsample_stderr / (1 - s.baseline) for s in scores]
+            ),
             "bundle": self.bundle,
             "partial": self.partial,
             "missing": list(self.missing),
@@ -97,9 +103,17 @@ class CoreResult:
 
 
 @torch.inference_mode()
-def evaluate_core(model: GPT, tokenizer: Tokenizer, bundle: Path, *, max_per_task: int | None, batch_size: int,
-                  synthetic: bool = False, cache: Path | None = None,
-                  on_progress: Progress | None = None) -> CoreResult:
+def evaluate_core(
+    model: GPT,
+    tokenizer: Tokenizer,
+    bundle: Path,
+    *,
+    max_per_task: int | None,
+    batch_size: int,
+    synthetic: bool = False,
+    cache: Path | None = None,
+    on_progress: Progress | None = None,
+) -> CoreResult:
     """Score a model on a bundle.
 
     batch_size: most rows of one forward pass; changes nothing but rounding. synthetic: the embedded world's tasks,
@@ -112,14 +126,23 @@ def evaluate_core(model: GPT, tokenizer: Tokenizer, bundle: Path, *, max_per_tas
     identity = _model_digest(model) if cache else ""
     items: list[Item] = []
     for task in read.tasks:
+
         def run(task: Task = task) -> list[Item]:
             return evaluate_task(model, tokenizer, task, batch_size, on_progress)
 
         items += _kept(cache, task, identity, tokenizer, run) if cache else run()
-    scores = {task.label: score_task([item.correct for item in items if item.task == task.label],
-                                     task.baseline, task.population) for task in read.tasks}
+    scores = {
+        task.label: score_task(
+            [item.correct for item in items if item.task == task.label],
+            task.baseline,
+            task.population,
+        )
+        for task in read.tasks
+    }
     partial = read.partial and not synthetic
-    return CoreResult(scores, tuple(items), read.missing, partial, "synthetic" if synthetic else read.digest)
+    return CoreResult(
+        scores, tuple(items), read.missing, partial, "synthetic" if synthetic else read.digest
+    )
 
 
 def write_items(folder: Path, result: CoreResult) -> None:
@@ -128,11 +151,20 @@ def write_items(folder: Path, result: CoreResult) -> None:
     import pyarrow.parquet as pq
 
     folder.mkdir(parents=True, exist_ok=True)
-    schema = pa.schema({"task": pa.string(), "index": pa.int32(), "correct": pa.bool_(), "prediction": pa.int32(),
-                        "losses": pa.list_(pa.float64())})
+    schema = pa.schema(
+        {
+            "task": pa.string(),
+            "index": pa.int32(),
+            "correct": pa.bool_(),
+            "prediction": pa.int32(),
+            "losses": pa.list_(pa.float64()),
+        }
+    )
     table = pa.Table.from_pylist([dataclasses.asdict(item) for item in result.items], schema)
     pq.write_table(table, folder / "items.parquet")
-    (folder / "summary.json").write_text(json.dumps(result.summary(), indent=1) + "\n", encoding="utf-8")
+    (folder / "summary.json").write_text(
+        json.dumps(result.summary(), indent=1) + "\n", encoding="utf-8"
+    )
 
 
 # ---------------------------------------------------------------- scores
@@ -154,8 +186,16 @@ def score_task(correct: list[bool], baseline: float, population: int) -> TaskSco
     accuracy = sum(correct) / n
     stderr = math.sqrt(accuracy * (1 - accuracy) / n)
     left_out = (population - n) / (population - 1) if population > 1 else 0.0
-    return TaskScore(accuracy, centre(accuracy, baseline), stderr, stderr / (1 - baseline),
-                     stderr * math.sqrt(left_out), baseline, n, population)
+    return TaskScore(
+        accuracy,
+        centre(accuracy, baseline),
+        stderr,
+        stderr / (1 - baseline),
+        stderr * math.sqrt(left_out),
+        baseline,
+        n,
+        population,
+    )
 
 
 # ---------------------------------------------------------------- prompts
@@ -184,7 +224,9 @@ def example(task: Task, index: int) -> str:
 
 def question(task: Task, index: int) -> list[str]:
     """The item itself, once per option; in language modelling without its continuation, then with it."""
-    texts = [before + task.delimiter + after for before, after in candidates(task.kind, task.rows[index])]
+    texts = [
+        before + task.delimiter + after for before, after in candidates(task.kind, task.rows[index])
+    ]
     if task.kind == "language_modeling":
         texts.insert(0, texts[0].removesuffix(task.rows[index]["continuation"]))
     return texts
@@ -204,7 +246,8 @@ class Prompts:
         probes = range(min(PROBES, task.n))
         self._joins = task.shots > 0 and all(
             not joined or joined == whole
-            for joined, whole in zip(self._joined(probes), self._whole(probes), strict=True))
+            for joined, whole in zip(self._joined(probes), self._whole(probes), strict=True)
+        )
 
     def encode(self, indices: range) -> list[list[list[int]]]:
         """Item -> prompt -> token ids."""
@@ -216,7 +259,9 @@ class Prompts:
     def _whole(self, indices: range) -> list[list[list[int]]]:
         texts = []
         for index in indices:
-            shown = "".join(example(self.task, other) for other in few_shot_indices(self.task, index))
+            shown = "".join(
+                example(self.task, other) for other in few_shot_indices(self.task, index)
+            )
             texts.append([shown + text for text in question(self.task, index)])
             if self.task.kind == "language_modeling":
                 texts[-1][0] = texts[-1][0].strip()
@@ -233,11 +278,15 @@ class Prompts:
         for texts in questions:
             if self.task.kind == "language_modeling":
                 texts[0] = texts[0].rstrip()
-        return [self._join(others, texts, tails) for others, texts, tails
-                in zip(shown, questions, self._encode(questions), strict=True)]
+        return [
+            self._join(others, texts, tails)
+            for others, texts, tails in zip(shown, questions, self._encode(questions), strict=True)
+        ]
 
     def _join(self, others: list[int], texts: list[str], tails: list[list[int]]) -> list[list[int]]:
-        if not all(self._examples[other] for other in others) or any(not text or text[0].isspace() for text in texts):
+        if not all(self._examples[other] for other in others) or any(
+            not text or text[0].isspace() for text in texts
+        ):
             return []
         head = [self.tokenizer.bos]
         for other in others:
@@ -309,7 +358,10 @@ def units_of(item: int, options: list[tuple[list[int], int]], limit: int) -> lis
         if cut < start < len(tokens):
             groups.setdefault(tuple(tokens[cut:start]), []).append((option, tokens[start:]))
     # Longest tails first: the n-th tails of several items then differ least in length, and need least padding.
-    return [Unit(item, list(prefix), sorted(tails, key=lambda tail: -len(tail[1]))) for prefix, tails in groups.items()]
+    return [
+        Unit(item, list(prefix), sorted(tails, key=lambda tail: -len(tail[1])))
+        for prefix, tails in groups.items()
+    ]
 
 
 def batches(units: list[Unit], rows: int, tokens: int, limit: int) -> Iterator[list[Unit]]:
@@ -319,7 +371,9 @@ def batches(units: list[Unit], rows: int, tokens: int, limit: int) -> Iterator[l
     for unit in sorted(units, key=lambda unit: len(unit.trunk)):
         width, own = len(unit.trunk), max(map(len, unit.branches), default=0)
         reach = max(reach, own)
-        if batch and (len(batch) == rows or (len(batch) + 1) * width > tokens or width + reach > limit):
+        if batch and (
+            len(batch) == rows or (len(batch) + 1) * width > tokens or width + reach > limit
+        ):
             yield batch
             batch, reach = [], own
         batch.append(unit)
@@ -337,7 +391,9 @@ def score_units(model: GPT, units: list[Unit]) -> Scores:
             if unit.branches:
                 hidden.append(branches[place][row, : len(tail) - 1])
     tails = [((unit.item, option), tail) for unit in units for option, tail in unit.tails]
-    losses, hits = read_tokens(model, torch.cat(hidden), [token for _, tail in tails for token in tail])
+    losses, hits = read_tokens(
+        model, torch.cat(hidden), [token for _, tail in tails for token in tail]
+    )
     scores: Scores = {}
     start = 0
     for owner, tail in tails:
@@ -364,8 +420,10 @@ def forward_units(model: GPT, units: list[Unit]) -> tuple[Tensor, list[Tensor]]:
         return trunk, [trunk[:, :0]] * len(branches)
     cache.advance(lengths)
     # Every branch starts behind the trunk: the cache does not advance, each is written over the one before.
-    return trunk, [model.hidden(pad(level, model.device), cache=cache) if any(level) else trunk[:, :0]
-                   for level in branches]
+    return trunk, [
+        model.hidden(pad(level, model.device), cache=cache) if any(level) else trunk[:, :0]
+        for level in branches
+    ]
 
 
 def read_tokens(model: GPT, hidden: Tensor, targets: list[int]) -> tuple[list[float], list[bool]]:
@@ -390,8 +448,13 @@ def pad(rows: list[list[int]], device: torch.device) -> Tensor:
 
 
 @torch.inference_mode()
-def evaluate_task(model: GPT, tokenizer: Tokenizer, task: Task, batch_size: int,
-                  on_progress: Progress | None = None) -> list[Item]:
+def evaluate_task(
+    model: GPT,
+    tokenizer: Tokenizer,
+    task: Task,
+    batch_size: int,
+    on_progress: Progress | None = None,
+) -> list[Item]:
     """The outcome of the first `task.n` items, in order."""
     prompts, limit = Prompts(tokenizer, task), model.config.seq_len
     tokens = CPU_TOKENS if model.device.type == "cpu" else batch_size * limit
@@ -399,7 +462,9 @@ def evaluate_task(model: GPT, tokenizer: Tokenizer, task: Task, batch_size: int,
     for start in range(0, task.n, CHUNK_ITEMS):
         indices = range(start, min(start + CHUNK_ITEMS, task.n))
         options = [spans(task.kind, encoded) for encoded in prompts.encode(indices)]
-        units = [unit for index in indices for unit in units_of(index, options[index - start], limit)]
+        units = [
+            unit for index in indices for unit in units_of(index, options[index - start], limit)
+        ]
         scores: Scores = {}
         done = 0
         for batch in batches(units, batch_size, tokens, limit):
@@ -407,8 +472,14 @@ def evaluate_task(model: GPT, tokenizer: Tokenizer, task: Task, batch_size: int,
             done += len(batch)
             if on_progress:
                 on_progress(task.label, start + len(indices) * done // len(units), task.n)
-        items += [_item(task, index, [scores.get((index, option)) for option in range(len(options[index - start]))])
-                  for index in indices]
+        items += [
+            _item(
+                task,
+                index,
+                [scores.get((index, option)) for option in range(len(options[index - start]))],
+            )
+            for index in indices
+        ]
     return items
 
 
@@ -434,17 +505,30 @@ def _model_digest(model: GPT) -> str:
     return digest.hexdigest()
 
 
-def _kept(cache: Path, task: Task, identity: str, tokenizer: Tokenizer, run: Callable[[], list[Item]]) -> list[Item]:
+def _kept(
+    cache: Path, task: Task, identity: str, tokenizer: Tokenizer, run: Callable[[], list[Item]]
+) -> list[Item]:
     """The items that an earlier start kept for exactly this task, model and tokenizer; else run and keep them."""
     path = cache / f"{task.label}.json"
     sample = tokenizer.encode(json.dumps(task.rows[:PROBES], ensure_ascii=False))
-    asked = (task.label, task.kind, task.shots, task.delimiter, task.n, len(task.rows), task.digest, sample)
+    asked = (
+        task.label,
+        task.kind,
+        task.shots,
+        task.delimiter,
+        task.n,
+        len(task.rows),
+        task.digest,
+        sample,
+    )
     key = hashlib.sha256(repr((identity, asked)).encode()).hexdigest()
     if path.is_file():
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["key"] == key:
-            return [Item(task.label, index, correct, prediction, tuple(losses))
-                    for index, (correct, prediction, losses) in enumerate(kept["items"])]
+            return [
+                Item(task.label, index, correct, prediction, tuple(losses))
+                for index, (correct, prediction, losses) in enumerate(kept["items"])
+            ]
     items = run()
     cache.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".tmp")

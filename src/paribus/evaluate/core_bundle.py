@@ -73,7 +73,9 @@ def read_bundle(folder: Path, max_per_task: int | None = None, complete: bool = 
     """
     problems: list[str] = []
     entries = _entries(folder / "core.yaml", problems)
-    baselines = _baselines(folder / "eval_meta_data.csv", [entry["label"] for entry in entries], problems)
+    baselines = _baselines(
+        folder / "eval_meta_data.csv", [entry["label"] for entry in entries], problems
+    )
     files: dict[tuple[str, str], tuple[list[Row], str] | None] = {}
     tasks, missing = [], []
     for entry in entries:
@@ -88,27 +90,48 @@ def read_bundle(folder: Path, max_per_task: int | None = None, complete: bool = 
         elif entry["label"] in baselines:
             tasks.append(_task(entry, baselines[entry["label"]], *file, max_per_task))
     if not problems:
-        problems += [f"{task.label}: {task.population} items are too few for {task.shots} examples and a question"
-                     for task in tasks if task.population <= task.shots]
+        problems += [
+            f"{task.label}: {task.population} items are too few for {task.shots} examples and a question"
+            for task in tasks
+            if task.population <= task.shots
+        ]
     if not problems and not tasks:
-        problems.append(f"{folder / 'eval_data'}: holds the data of none of the {len(entries)} tasks in core.yaml")
+        problems.append(
+            f"{folder / 'eval_data'}: holds the data of none of the {len(entries)} tasks in core.yaml"
+        )
     if problems:
         raise UserError(problems)
-    named = {"core.yaml": _sha256(folder / "core.yaml"), "eval_meta_data.csv": _sha256(folder / "eval_meta_data.csv")}
+    named = {
+        "core.yaml": _sha256(folder / "core.yaml"),
+        "eval_meta_data.csv": _sha256(folder / "eval_meta_data.csv"),
+    }
     named |= {f"eval_data/{uri}": file[1] for (uri, _), file in files.items() if file}
-    digest = hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in sorted(named.items())).encode())
+    digest = hashlib.sha256(
+        "".join(f"{digest}  {name}\n" for name, digest in sorted(named.items())).encode()
+    )
     return Bundle(tuple(tasks), tuple(missing), digest.hexdigest())
 
 
-def _task(entry: Row, baseline: float, rows: list[Row], digest: str, max_per_task: int | None) -> Task:
+def _task(
+    entry: Row, baseline: float, rows: list[Row], digest: str, max_per_task: int | None
+) -> Task:
     shots = entry["num_fewshot"][0]
     shuffled = list(rows)
     random.Random(SHUFFLE_SEED).shuffle(shuffled)
     if max_per_task is not None:
         shuffled = shuffled[: max(max_per_task, shots + 1)]
     n = len(shuffled) if max_per_task is None else min(max_per_task, len(shuffled))
-    return Task(entry["label"], entry["icl_task_type"], shots, entry.get("continuation_delimiter", " "), baseline,
-                tuple(shuffled), n, len(rows), digest)
+    return Task(
+        entry["label"],
+        entry["icl_task_type"],
+        shots,
+        entry.get("continuation_delimiter", " "),
+        baseline,
+        tuple(shuffled),
+        n,
+        len(rows),
+        digest,
+    )
 
 
 def _sha256(path: Path) -> str:
@@ -142,15 +165,22 @@ def _entries(path: Path, problems: list[str]) -> list[Row]:
 def _entry_problems(entry: Any) -> list[str]:
     if not isinstance(entry, dict):
         return [f"expected keys and values, not {entry!r}"]
-    wrong = [f"{name}: expected text, not {entry.get(name)!r}" for name in ("label", "dataset_uri")
-             if not isinstance(entry.get(name), str)]
+    wrong = [
+        f"{name}: expected text, not {entry.get(name)!r}"
+        for name in ("label", "dataset_uri")
+        if not isinstance(entry.get(name), str)
+    ]
     shots = entry.get("num_fewshot")
     if not (isinstance(shots, list) and len(shots) == 1 and _is_index(shots[0])):
         wrong.append(f"num_fewshot: expected a list of one whole number, not {shots!r}")
     if entry.get("icl_task_type") not in KINDS:
-        wrong.append(f"icl_task_type: expected one of {', '.join(KINDS)}, not {entry.get('icl_task_type')!r}")
+        wrong.append(
+            f"icl_task_type: expected one of {', '.join(KINDS)}, not {entry.get('icl_task_type')!r}"
+        )
     if not isinstance(entry.get("continuation_delimiter", " "), str):
-        wrong.append(f"continuation_delimiter: expected text, not {entry['continuation_delimiter']!r}")
+        wrong.append(
+            f"continuation_delimiter: expected text, not {entry['continuation_delimiter']!r}"
+        )
     return wrong
 
 
@@ -163,9 +193,13 @@ def _baselines(path: Path, labels: list[str], problems: list[str]) -> dict[str, 
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         problems.append(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
         return {}
-    absent = [name for name in ("Eval Task", "Random baseline") if name not in (reader.fieldnames or [])]
+    absent = [
+        name for name in ("Eval Task", "Random baseline") if name not in (reader.fieldnames or [])
+    ]
     if absent:
-        problems.append(f"{path}:1: no column {' and '.join(map(repr, absent))}; there are {reader.fieldnames}")
+        problems.append(
+            f"{path}:1: no column {' and '.join(map(repr, absent))}; there are {reader.fieldnames}"
+        )
         return {}
     found = {}
     for line, row in lines:
@@ -173,8 +207,12 @@ def _baselines(path: Path, labels: list[str], problems: list[str]) -> dict[str, 
         if label in labels:
             found[label] = _per_cent(text)
             if not 0 <= found[label] < 1:
-                problems.append(f"{path}:{line}: Random baseline {text!r} of {label}; expected per cent >= 0 and < 100")
-    problems += [f"{path}: no Random baseline for {label}" for label in labels if label not in found]
+                problems.append(
+                    f"{path}:{line}: Random baseline {text!r} of {label}; expected per cent >= 0 and < 100"
+                )
+    problems += [
+        f"{path}: no Random baseline for {label}" for label in labels if label not in found
+    ]
     return found
 
 
@@ -216,7 +254,11 @@ def _row_problem(row: Any, kind: str) -> str | None:
     """What keeps a row from being an item of this kind."""
     if not isinstance(row, dict):
         return f"expected a {kind} row, not {row!r:.60}"
-    texts = {"multiple_choice": ["query"], "schema": ["continuation"], "language_modeling": ["context", "continuation"]}
+    texts = {
+        "multiple_choice": ["query"],
+        "schema": ["continuation"],
+        "language_modeling": ["context", "continuation"],
+    }
     for name in texts[kind]:
         if not isinstance(row.get(name), str):
             return _column_problem(row, name, kind, "text")
@@ -224,7 +266,11 @@ def _row_problem(row: Any, kind: str) -> str | None:
         return None if row["continuation"].strip() else "continuation is blank"
     name = "choices" if kind == "multiple_choice" else "context_options"
     options = row.get(name)
-    if not isinstance(options, list) or len(options) < 2 or not all(isinstance(option, str) for option in options):
+    if (
+        not isinstance(options, list)
+        or len(options) < 2
+        or not all(isinstance(option, str) for option in options)
+    ):
         return _column_problem(row, name, kind, "a list of two or more texts")
     if not _is_index(row.get("gold")) or row["gold"] >= len(options):
         return f"gold is {row.get('gold')!r}; expected a whole number from 0 to {len(options) - 1}"

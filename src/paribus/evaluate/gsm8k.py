@@ -27,7 +27,9 @@ SAMPLES_SHOWN = 12
 
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 _FINAL = re.compile(
-    r"####\s*(?P<sign>-?)\s*\$?\s*(?P<minus>-?)(?=\.?\d)(?P<whole>\d[\d,]*)?(?P<fraction>\.\d+)?", re.ASCII)
+    r"####\s*(?P<sign>-?)\s*\$?\s*(?P<minus>-?)(?=\.?\d)(?P<whole>\d[\d,]*)?(?P<fraction>\.\d+)?",
+    re.ASCII,
+)
 
 
 # ---------------------------------------------------------------- the scorer
@@ -55,7 +57,9 @@ def score(text: str, reference_answer: str) -> Score:
     """Is the final answer of `text` that of the reference? Raises UserError if the reference has none."""
     expected = final_answer(reference_answer)
     if expected is None:
-        raise UserError(f"problem: the reference answer {reference_answer!r} does not end in `#### number`")
+        raise UserError(
+            f"problem: the reference answer {reference_answer!r} does not end in `#### number`"
+        )
     given = final_answer(text)
     return Score(correct=given == expected, formatted=given is not None)
 
@@ -74,8 +78,9 @@ def chat_prompt(tokenizer: Tokenizer, question: str) -> list[int]:
     return render_prompt([{"role": "user", "content": question}], tokenizer)
 
 
-def few_shot_prompt(tokenizer: Tokenizer, shots: Sequence[Problem], question: str,
-                    room: int | None = None) -> list[int]:
+def few_shot_prompt(
+    tokenizer: Tokenizer, shots: Sequence[Problem], question: str, room: int | None = None
+) -> list[int]:
     """A prompt for a base model, which knows running text only: worked problems, then the question.
 
     Answers are one line each and without annotations, so that a line end ends an answer. If `room` tokens do not
@@ -129,9 +134,17 @@ class Gsm8kResult:
     summary: dict[str, Any]
 
 
-def evaluate_gsm8k(engine: Engine, problems: Sequence[Problem], cfg: Gsm8k, *, stage: str,
-                   shots: Sequence[Problem] = (), seed: int, cache: Path | None = None,
-                   on_progress: Callable[[int, int], None] | None = None) -> Gsm8kResult:
+def evaluate_gsm8k(
+    engine: Engine,
+    problems: Sequence[Problem],
+    cfg: Gsm8k,
+    *,
+    stage: str,
+    shots: Sequence[Problem] = (),
+    seed: int,
+    cache: Path | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Gsm8kResult:
     """Greedy answers to the first `cfg.questions` problems; samples, for pass@k, of the first `cfg.sampled_questions`.
 
     stage "base" is asked with `shots`, as running text and without the tool; all others as a chat. The random
@@ -154,38 +167,79 @@ def evaluate_gsm8k(engine: Engine, problems: Sequence[Problem], cfg: Gsm8k, *, s
 
     ask("greedy", greedy, 1, 0.0, advance)
     ask("sampled", sampled, cfg.samples, cfg.temperature, advance)
-    items = [_item(index, problems[index], journal.records[("greedy", index)],
-                   journal.records.get(("sampled", index))) for index in greedy]
+    items = [
+        _item(
+            index,
+            problems[index],
+            journal.records[("greedy", index)],
+            journal.records.get(("sampled", index)),
+        )
+        for index in greedy
+    ]
     return Gsm8kResult(items, summarise(items) | {"few_shot": len(shots) if stage == "base" else 0})
 
 
 class _Asker:
     """Puts the problems that the journal lacks to the engine."""
 
-    def __init__(self, engine: Engine, problems: Sequence[Problem], cfg: Gsm8k, stage: str, shots: Sequence[Problem],
-                 seed: int, journal: _Journal) -> None:
-        self.engine, self.problems, self.cfg, self.seed, self.journal = engine, problems, cfg, seed, journal
+    def __init__(
+        self,
+        engine: Engine,
+        problems: Sequence[Problem],
+        cfg: Gsm8k,
+        stage: str,
+        shots: Sequence[Problem],
+        seed: int,
+        journal: _Journal,
+    ) -> None:
+        self.engine, self.problems, self.cfg, self.seed, self.journal = (
+            engine,
+            problems,
+            cfg,
+            seed,
+            journal,
+        )
         self.base = stage == "base"
         self.shots = shots
         tokenizer: Any = engine.tokenizer
         self.tokenizer: Tokenizer = tokenizer
         self.stop = line_ends(self.tokenizer) if self.base else None
 
-    def __call__(self, phase: str, wanted: list[int], samples: int, temperature: float,
-                 advance: Callable[[int], None]) -> None:
+    def __call__(
+        self,
+        phase: str,
+        wanted: list[int],
+        samples: int,
+        temperature: float,
+        advance: Callable[[int], None],
+    ) -> None:
         todo = [index for index in wanted if (phase, index) not in self.journal.records]
         advance(len(wanted) - len(todo))
 
         def on_done(place: int, completions: list[Completion]) -> None:
             index = todo[place]
             reference = self.problems[index]["answer"]
-            self.journal.add({"phase": phase, "index": index,
-                              "answers": [_answer(self.tokenizer, one, reference) for one in completions]})
+            self.journal.add(
+                {
+                    "phase": phase,
+                    "index": index,
+                    "answers": [_answer(self.tokenizer, one, reference) for one in completions],
+                }
+            )
             advance(1)
 
-        self.engine.generate([self._prompt(index) for index in todo], samples=samples, temperature=temperature,
-                             max_new_tokens=self.cfg.max_new_tokens, seed=self.seed, rows=self.cfg.rows,
-                             stop=self.stop, tools=not self.base, ids=todo, on_done=on_done)
+        self.engine.generate(
+            [self._prompt(index) for index in todo],
+            samples=samples,
+            temperature=temperature,
+            max_new_tokens=self.cfg.max_new_tokens,
+            seed=self.seed,
+            rows=self.cfg.rows,
+            stop=self.stop,
+            tools=not self.base,
+            ids=todo,
+            on_done=on_done,
+        )
 
     def _prompt(self, index: int) -> list[int]:
         question = self.problems[index]["question"]
@@ -198,17 +252,29 @@ class _Asker:
 def _answer(tokenizer: Tokenizer, completion: Completion, reference: str) -> dict[str, Any]:
     text = tokenizer.decode(completion.tokens)
     return score(text, reference)._asdict() | {
-        "text": text, "finished": completion.finished, "tokens": len(completion.tokens),
-        "tool_calls": completion.tool_calls, "well_formed_tool_calls": completion.well_formed_tool_calls,
+        "text": text,
+        "finished": completion.finished,
+        "tokens": len(completion.tokens),
+        "tool_calls": completion.tool_calls,
+        "well_formed_tool_calls": completion.well_formed_tool_calls,
     }
 
 
-def _item(index: int, problem: Problem, greedy: dict[str, Any], sampled: dict[str, Any] | None) -> Item:
+def _item(
+    index: int, problem: Problem, greedy: dict[str, Any], sampled: dict[str, Any] | None
+) -> Item:
     answer = greedy["answers"][0]
     samples = sampled["answers"] if sampled else []
-    return Item(index=index, question=problem["question"], reference=problem["answer"], steps=solution_steps(problem),
-                prediction=final_answer(answer["text"]), n_samples=len(samples),
-                n_correct=sum(sample["correct"] for sample in samples), **answer)
+    return Item(
+        index=index,
+        question=problem["question"],
+        reference=problem["answer"],
+        steps=solution_steps(problem),
+        prediction=final_answer(answer["text"]),
+        n_samples=len(samples),
+        n_correct=sum(sample["correct"] for sample in samples),
+        **answer,
+    )
 
 
 def summarise(items: Sequence[Item]) -> dict[str, Any]:
@@ -221,13 +287,23 @@ def summarise(items: Sequence[Item]) -> dict[str, Any]:
     low, high = wilson(correct, n)
     calls = sum(item.tool_calls for item in items)
     shares = {
-        "formatted": _share([item.formatted for item in items]), "finished": _share([item.finished for item in items]),
+        "formatted": _share([item.formatted for item in items]),
+        "finished": _share([item.finished for item in items]),
         "tool_calls": _share([item.tool_calls > 0 for item in items]),
-        "well_formed": sum(item.well_formed_tool_calls for item in items) / calls if calls else None,
+        "well_formed": sum(item.well_formed_tool_calls for item in items) / calls
+        if calls
+        else None,
         "no_room": sum(item.tokens == 0 for item in items),
     }
-    return {"accuracy": correct / max(n, 1), "ci_low": low, "ci_high": high, "n": n, **_pass_curve(items), **shares,
-            "by_steps": _by_steps(items)}
+    return {
+        "accuracy": correct / max(n, 1),
+        "ci_low": low,
+        "ci_high": high,
+        "n": n,
+        **_pass_curve(items),
+        **shares,
+        "by_steps": _by_steps(items),
+    }
 
 
 def _pass_curve(items: Sequence[Item]) -> dict[str, Any]:
@@ -235,7 +311,9 @@ def _pass_curve(items: Sequence[Item]) -> dict[str, Any]:
     curve: dict[str, Any] = {"n_sampled": len(drawn), "samples": drawn[0].n_samples if drawn else 0}
     k = 1
     while k <= curve["samples"]:
-        mean, stderr = mean_and_stderr([pass_at_k(item.n_samples, item.n_correct, k) for item in drawn])
+        mean, stderr = mean_and_stderr(
+            [pass_at_k(item.n_samples, item.n_correct, k) for item in drawn]
+        )
         curve |= {f"pass_at_{k}": mean, f"pass_at_{k}_stderr": stderr}
         k *= 2
     return curve
@@ -245,7 +323,10 @@ def _by_steps(items: Sequence[Item]) -> dict[str, dict[str, float]]:
     groups: dict[int, list[bool]] = {}
     for item in items:
         groups.setdefault(item.steps, []).append(item.correct)
-    return {str(steps): {"accuracy": _share(group), "n": len(group)} for steps, group in sorted(groups.items())}
+    return {
+        str(steps): {"accuracy": _share(group), "n": len(group)}
+        for steps, group in sorted(groups.items())
+    }
 
 
 def _share(values: Sequence[bool]) -> float:
@@ -267,7 +348,9 @@ class _Journal:
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         if not lines or lines[0] != _line(header):
             lines = [_line(header)]
-        kept = [line for line in lines if line.endswith(b"\n")]  # the last one may have been cut off by a kill
+        kept = [
+            line for line in lines if line.endswith(b"\n")
+        ]  # the last one may have been cut off by a kill
         for line in kept[1:]:
             self._remember(json.loads(line))
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -295,26 +378,44 @@ def write_items(folder: Path, result: Gsm8kResult) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     rows = [asdict(item) for item in result.items]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=_schema(pyarrow)), folder / "items.parquet")
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist(rows, schema=_schema(pyarrow)), folder / "items.parquet"
+    )
     failures = [_readable(item) for item in result.items if not item.correct]
     (folder / "failures.jsonl").write_bytes(b"".join(map(_line, failures)))
     samples = [_readable(item) | {"correct": item.correct} for item in result.items[:SAMPLES_SHOWN]]
     (folder / "samples.json").write_text(json.dumps(samples, indent=1) + "\n", encoding="utf-8")
-    (folder / "summary.json").write_text(json.dumps(result.summary, indent=1) + "\n", encoding="utf-8")
+    (folder / "summary.json").write_text(
+        json.dumps(result.summary, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 def read_correct(folder: Path) -> list[bool]:
     """Whether each problem was answered rightly, as `write_items` kept it."""
     import pyarrow.parquet
 
-    return [bool(value) for value in pyarrow.parquet.read_table(folder / "items.parquet")["correct"].to_pylist()]
+    return [
+        bool(value)
+        for value in pyarrow.parquet.read_table(folder / "items.parquet")["correct"].to_pylist()
+    ]
 
 
 def _readable(item: Item) -> dict[str, Any]:
-    return {"index": item.index, "question": item.question, "reference": item.reference, "answer": item.text,
-            "prediction": item.prediction, "expected": final_answer(item.reference)}
+    return {
+        "index": item.index,
+        "question": item.question,
+        "reference": item.reference,
+        "answer": item.text,
+        "prediction": item.prediction,
+        "expected": final_answer(item.reference),
+    }
 
 
 def _schema(pyarrow: Any) -> Any:
-    kinds = {"int": pyarrow.int64(), "str": pyarrow.string(), "str | None": pyarrow.string(), "bool": pyarrow.bool_()}
+    kinds = {
+        "int": pyarrow.int64(),
+        "str": pyarrow.string(),
+        "str | None": pyarrow.string(),
+        "bool": pyarrow.bool_(),
+    }
     return pyarrow.schema([(name, kinds[str(kind)]) for name, kind in Item.__annotations__.items()])

@@ -31,9 +31,16 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 MODEL = "paribus"  # its name among lm_eval's models
-BOOTSTRAP = 1000  # draws behind a standard error that has no formula; lm_eval's 100,000 take minutes
+BOOTSTRAP = (
+    1000  # draws behind a standard error that has no formula; lm_eval's 100,000 take minutes
+)
 MAX_NEW_TOKENS = 256  # of a generation whose task sets none: lm_eval's own default
-LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # names of it, the first counts
+LENGTHS = (
+    "max_gen_toks",
+    "max_new_tokens",
+    "max_tokens",
+    "max_completion_tokens",
+)  # names of it, the first counts
 KNOWN = {*LENGTHS, "until", "do_sample", "temperature", "top_k"}  # of a task's generation_kwargs
 
 Score = tuple[float, bool]  # log-likelihood, every token the likeliest
@@ -55,12 +62,20 @@ class Responder:
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         """Of each (context, continuation); white space that ends the context counts to the continuation."""
-        wholes = self.tokenizer.encode_batch([context + continuation for context, continuation in pairs])
+        wholes = self.tokenizer.encode_batch(
+            [context + continuation for context, continuation in pairs]
+        )
         contexts = self.tokenizer.encode_batch([context.rstrip() for context, _ in pairs])
         # Where the tokenizer merges across the seam, the token that it merged is the continuation's.
-        starts = [min(len(context), len(whole) - 1) for context, whole in zip(contexts, wholes, strict=True)]
-        return self._score([[self.tokenizer.bos, *whole] for whole in wholes], [max(start, 0) + 1 for start in starts],
-                           "loglikelihood")
+        starts = [
+            min(len(context), len(whole) - 1)
+            for context, whole in zip(contexts, wholes, strict=True)
+        ]
+        return self._score(
+            [[self.tokenizer.bos, *whole] for whole in wholes],
+            [max(start, 0) + 1 for start in starts],
+            "loglikelihood",
+        )
 
     def rolling(self, texts: Sequence[str]) -> list[float]:
         """Of each whole text. One longer than the context is cut into windows: each token is predicted once, the last
@@ -72,16 +87,28 @@ class Responder:
     def _score(self, sequences: list[list[int]], starts: list[int], kind: str) -> list[Score]:
         """Of the tokens of each sequence from its start on."""
         limit = self.model.config.seq_len
-        parts = [list(windows(tokens, start, limit)) for tokens, start in zip(sequences, starts, strict=True)]
+        parts = [
+            list(windows(tokens, start, limit))
+            for tokens, start in zip(sequences, starts, strict=True)
+        ]
         # Windows that share what comes before (a question's options) share one cached copy of it.
         groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         for owner, windows_of in enumerate(parts):
             for place, (tokens, first) in enumerate(windows_of):
                 groups.setdefault(tuple(tokens[:first]), []).append((owner, place))
         options = [[parts[owner][place] for owner, place in members] for members in groups.values()]
-        units = [unit for number, group in enumerate(options) for unit in units_of(number, group, limit + 1)]
+        units = [
+            unit
+            for number, group in enumerate(options)
+            for unit in units_of(number, group, limit + 1)
+        ]
         room = CPU_TOKENS if self.model.device.type == "cpu" else self.batch_size * limit
-        totals, greedy, done, members_of = [0.0] * len(sequences), [True] * len(sequences), 0, list(groups.values())
+        totals, greedy, done, members_of = (
+            [0.0] * len(sequences),
+            [True] * len(sequences),
+            0,
+            list(groups.values()),
+        )
         for batch in batches(units, self.batch_size, room, limit):
             for (number, option), (mean, hit) in score_units(self.model, batch).items():
                 owner, place = members_of[number][option]
@@ -100,18 +127,37 @@ class Responder:
             groups.setdefault(_generation(kwargs), []).append(index)
         answers: dict[int, str] = {}
         for settings, members in groups.items():
-            prompts = [self._prompt(requests[index][0], settings.max_new_tokens) for index in members]
-            answers |= zip(members, self._complete(prompts, members, settings, len(answers), len(requests)), strict=True)
+            prompts = [
+                self._prompt(requests[index][0], settings.max_new_tokens) for index in members
+            ]
+            answers |= zip(
+                members,
+                self._complete(prompts, members, settings, len(answers), len(requests)),
+                strict=True,
+            )
         return [answers[index] for index in range(len(requests))]
 
-    def _complete(self, prompts: list[list[int]], ids: list[int], settings: _Generation, done: int, total: int) -> list[str]:
+    def _complete(
+        self, prompts: list[list[int]], ids: list[int], settings: _Generation, done: int, total: int
+    ) -> list[str]:
         groups = Engine(self.model, self.tokenizer).generate(
-            prompts, ids=ids, rows=self.batch_size, tools=False, seed=self.seed, **dataclasses.asdict(settings),
-            on_progress=lambda some, _: self._progress("generation", done + some, total))
+            prompts,
+            ids=ids,
+            rows=self.batch_size,
+            tools=False,
+            seed=self.seed,
+            **dataclasses.asdict(settings),
+            on_progress=lambda some, _: self._progress("generation", done + some, total),
+        )
         special = set(self.tokenizer.special.values())
-        texts = [self.tokenizer.decode(token for token in answer.tokens if token not in special) for (answer,) in groups]
+        texts = [
+            self.tokenizer.decode(token for token in answer.tokens if token not in special)
+            for (answer,) in groups
+        ]
         ends = [[text.find(stop) for stop in settings.until if stop in text] for text in texts]
-        return [text[: min(found, default=len(text))] for text, found in zip(texts, ends, strict=True)]
+        return [
+            text[: min(found, default=len(text))] for text, found in zip(texts, ends, strict=True)
+        ]
 
     def _prompt(self, context: str, new_tokens: int) -> list[int]:
         """At least half of the model's context is the prompt's."""
@@ -144,13 +190,25 @@ class _Generation:
 
 def _generation(kwargs: dict[str, Any]) -> _Generation:
     """A task's generation_kwargs in the engine's terms. Raises UserError for what the engine cannot do."""
-    unknown = [key for key in kwargs if key not in KNOWN and not (key == "top_p" and kwargs[key] in (None, 1, 1.0))]
+    unknown = [
+        key
+        for key in kwargs
+        if key not in KNOWN and not (key == "top_p" and kwargs[key] in (None, 1, 1.0))
+    ]
     if unknown:
-        raise UserError([f"generation_kwargs: {key}: {kwargs[key]!r} is not supported; there are: {', '.join(sorted(KNOWN))}"
-                         for key in unknown])
+        raise UserError(
+            [
+                f"generation_kwargs: {key}: {kwargs[key]!r} is not supported; there are: {', '.join(sorted(KNOWN))}"
+                for key in unknown
+            ]
+        )
     until = kwargs.get("until") or []
-    length = next((int(kwargs[name]) for name in LENGTHS if kwargs.get(name) is not None), MAX_NEW_TOKENS)
-    temperature = 0.0 if kwargs.get("do_sample") is False else float(kwargs.get("temperature") or 0.0)
+    length = next(
+        (int(kwargs[name]) for name in LENGTHS if kwargs.get(name) is not None), MAX_NEW_TOKENS
+    )
+    temperature = (
+        0.0 if kwargs.get("do_sample") is False else float(kwargs.get("temperature") or 0.0)
+    )
     texts = tuple(text for text in ([until] if isinstance(until, str) else until) if text)
     return _Generation(texts, length, temperature, int(kwargs.get("top_k") or 0))
 
@@ -170,8 +228,16 @@ def register() -> type:
 
         tokenizer_name = MODEL
 
-        def __init__(self, checkpoint: str, batch_size: int = 16, device: str = "cpu", dtype: str = "float32", seed: int = 0,
-                     on_progress: OnProgress | None = None, max_batch_size: int | None = None) -> None:
+        def __init__(
+            self,
+            checkpoint: str,
+            batch_size: int = 16,
+            device: str = "cpu",
+            dtype: str = "float32",
+            seed: int = 0,
+            on_progress: OnProgress | None = None,
+            max_batch_size: int | None = None,
+        ) -> None:
             super().__init__()
             model = load_checkpoint(checkpoint, device, getattr(torch, dtype)).eval()
             tokenizer = Tokenizer.load(Path(checkpoint) / "tokenizer.json")
@@ -189,9 +255,19 @@ def register() -> type:
     return Paribus
 
 
-def evaluate_tasks(checkpoint: Path, tasks: Sequence[str], *, device: str = "cpu", dtype: str = "float32",
-                   include_path: Path | None = None, limit: int | None = None, num_fewshot: int | None = None,
-                   batch_size: int = 16, seed: int = 0, on_progress: OnProgress | None = None) -> dict[str, Any]:
+def evaluate_tasks(
+    checkpoint: Path,
+    tasks: Sequence[str],
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    include_path: Path | None = None,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
     """Run tasks, groups or tags through lm_eval's `simple_evaluate`: its results, plain JSON values, without samples.
 
     include_path: a folder of task files (YAML), whose names go before lm_eval's own. limit: items of each task.
@@ -202,17 +278,38 @@ def evaluate_tasks(checkpoint: Path, tasks: Sequence[str], *, device: str = "cpu
 
     register()
     manager = task_manager(tasks, include_path)
-    arguments = {"checkpoint": str(checkpoint), "device": device, "dtype": dtype, "seed": seed, "on_progress": on_progress}
+    arguments = {
+        "checkpoint": str(checkpoint),
+        "device": device,
+        "dtype": dtype,
+        "seed": seed,
+        "on_progress": on_progress,
+    }
     try:
         found = simple_evaluate(
-            model=MODEL, model_args=arguments, tasks=list(tasks), num_fewshot=num_fewshot, limit=limit,
-            task_manager=manager, batch_size=batch_size, log_samples=False, bootstrap_iters=BOOTSTRAP,
-            random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed)
+            model=MODEL,
+            model_args=arguments,
+            tasks=list(tasks),
+            num_fewshot=num_fewshot,
+            limit=limit,
+            task_manager=manager,
+            batch_size=batch_size,
+            log_samples=False,
+            bootstrap_iters=BOOTSTRAP,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
     except OSError as error:  # datasets' own errors for what is not there or out of reach
         cause = " ".join(str(error).split())[:300]
-        raise UserError(f"lm_eval: the data of {', '.join(tasks)} is not to be had: {cause}") from None
+        raise UserError(
+            f"lm_eval: the data of {', '.join(tasks)} is not to be had: {cause}"
+        ) from None
     kept = ("results", "groups", "n-samples", "n-shot", "versions", "higher_is_better")
-    return json.loads(json.dumps({name: found[name] for name in kept if name in found}, default=str))
+    return json.loads(
+        json.dumps({name: found[name] for name in kept if name in found}, default=str)
+    )
 
 
 def task_manager(tasks: Sequence[str], include_path: Path | None) -> TaskManager:
@@ -236,7 +333,11 @@ def unknown_tasks(tasks: Sequence[str], known: Sequence[str]) -> list[str]:
     for name in tasks:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-            advice = f"did you mean {', '.join(near)}?" if near else f"there are {len(known):,}; --include-path adds your own"
+            advice = (
+                f"did you mean {', '.join(near)}?"
+                if near
+                else f"there are {len(known):,}; --include-path adds your own"
+            )
             problems.append(f"--tasks: no task {name!r}; {advice}")
     return problems
 
@@ -250,7 +351,15 @@ def rows_of(found: dict[str, Any]) -> list[dict[str, Any]]:
             if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             stderr = values.get(f"{metric}_stderr,{kind}")
-            rows.append({"task": task, "filter": kind, "metric": metric, "value": float(value),
-                         "stderr": float(stderr) if isinstance(stderr, int | float) else None,
-                         "n": found["n-samples"].get(task, {}).get("effective"), "shots": found["n-shot"].get(task)})
+            rows.append(
+                {
+                    "task": task,
+                    "filter": kind,
+                    "metric": metric,
+                    "value": float(value),
+                    "stderr": float(stderr) if isinstance(stderr, int | float) else None,
+                    "n": found["n-samples"].get(task, {}).get("effective"),
+                    "shots": found["n-shot"].get(task),
+                }
+            )
     return rows

@@ -48,6 +48,9 @@ def compare(first: Sequence[bool], second: Sequence[bool]) -> dict[str, float]:
     only_first = sum(a and not b for a, b in zip(first, second, strict=True))
     only_second = sum(b and not a for a, b in zip(first, second, strict=True))
     return {
-        "n": len(first), "only_first": only_first, "only_second": only_second,
-        "difference": (only_second - only_first) / max(len(first), 1), "p": mcnemar_exact(only_first, only_second),
+        "n": len(first),
+        "only_first": only_first,
+        "only_second": only_second,
+        "difference": (only_second - only_first) / max(len(first), 1),
+        "p": mcnemar_exact(only_first, only_second),
     }

@@ -22,7 +22,8 @@ def parameters(model: Model, vocab_size: int) -> dict[str, int]:
     mlp = (3 if config.mlp == "swiglu" else 2) * width * mlp_hidden(config)
     valued = sum(has_value_embedding(config, layer) for layer in range(config.depth))
     counts = {
-        "embedding": vocab_size * width + (config.seq_len * width if config.position == "learned" else 0),
+        "embedding": vocab_size * width
+        + (config.seq_len * width if config.position == "learned" else 0),
         "head": 0 if config.tied_head else vocab_size * width,
         "matrices": config.depth * (attention + mlp),
         "value_embeddings": valued * vocab_size * kv_width,
@@ -41,8 +42,10 @@ def flops_per_token(model: Model, vocab_size: int) -> float:
     config = resolve_model(model)
     counts = parameters(config, vocab_size)
     products = counts["matrices"] + vocab_size * config.width  # a tied head multiplies all the same
-    keys = sum(config.seq_len if window_of(config, layer) == "L" else min(config.window, config.seq_len)
-               for layer in range(config.depth))
+    keys = sum(
+        config.seq_len if window_of(config, layer) == "L" else min(config.window, config.seq_len)
+        for layer in range(config.depth)
+    )
     return 6 * products + 12 * config.n_heads * config.head_dim * keys
 
 
@@ -94,11 +97,23 @@ def mask_bytes(config: Architecture, layer: int, batch: Batch) -> int:
 def block_bytes(config: Architecture, layer: int, batch: Batch) -> int:
     """What one block keeps for its backward pass."""
     width, item, tokens = config.width, batch.itemsize, batch.tokens
-    q, kv, hidden = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim, mlp_hidden(config)
-    own = keeps_output(config, batch)  # the norm keeps what it gives, which is kept anyway, and not what it takes
-    streams = (2 if own else 4) + config.residual_scalars  # normalised, twice; what was normalised; before the scalar
-    wide = q + (q + 2 * kv) + (q + kv if config.qk_norm and not own else 0)  # output; q, k, v; q and k before their norm
-    statistics = 4 * (2 + (config.n_heads + config.n_kv_heads if config.qk_norm else 0) + config.n_heads)
+    q, kv, hidden = (
+        config.n_heads * config.head_dim,
+        config.n_kv_heads * config.head_dim,
+        mlp_hidden(config),
+    )
+    own = keeps_output(
+        config, batch
+    )  # the norm keeps what it gives, which is kept anyway, and not what it takes
+    streams = (
+        2 if own else 4
+    ) + config.residual_scalars  # normalised, twice; what was normalised; before the scalar
+    wide = (
+        q + (q + 2 * kv) + (q + kv if config.qk_norm and not own else 0)
+    )  # output; q, k, v; q and k before their norm
+    statistics = 4 * (
+        2 + (config.n_heads + config.n_kv_heads if config.qk_norm else 0) + config.n_heads
+    )
     weights = width * (2 * q + 2 * kv)
     if config.mlp == "relu2":
         inner = hidden  # its square and the cast weight are made again
@@ -128,14 +143,20 @@ def again_bytes(config: Architecture, batch: Batch) -> int:
     return batch.tokens * batch.itemsize * (3 * config.width + inner)
 
 
-def loss_bytes(config: Architecture, vocab_size: int, batch: Batch, chunk_rows: int) -> tuple[int, int]:
+def loss_bytes(
+    config: Architecture, vocab_size: int, batch: Batch, chunk_rows: int
+) -> tuple[int, int]:
     """The chunked cross-entropy's own peak, and what it holds when its backward pass runs; the final norm's output is in both."""
     width, item = config.width, batch.itemsize
     weight, stream = vocab_size * width, batch.tokens * width * item
     rows = min(chunk_rows, batch.tokens)
     later = min(chunk_rows, batch.tokens - rows)  # of the chunk after it
-    each = vocab_size * (4 * (2 if config.softcap else 1) + (item if item < 4 else 0))  # logits; or their gradient, cast
-    before = rows * vocab_size * item if later else 0  # the last chunk's gradient, until this one's is made
+    each = vocab_size * (
+        4 * (2 if config.softcap else 1) + (item if item < 4 else 0)
+    )  # logits; or their gradient, cast
+    before = (
+        rows * vocab_size * item if later else 0
+    )  # the last chunk's gradient, until this one's is made
     chunk = max(rows * each, later * each + before, rows * vocab_size * item + weight * item)
     forward = 2 * stream + 4 * weight + _copies(weight, batch) + chunk + 16 * batch.tokens
     backward = (3 if keeps_output(config, batch) else 2) * stream + 8 * weight
@@ -151,10 +172,19 @@ def update_bytes(model: Model, vocab_size: int, optimizer: Optimizer, cuda: bool
     if optimizer.kind == "adamw":
         return denominators * max(largest, counts["matrices"])
     shapes: dict[tuple[int, int], int] = {}
-    q, kv, hidden = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim, mlp_hidden(config)
+    q, kv, hidden = (
+        config.n_heads * config.head_dim,
+        config.n_kv_heads * config.head_dim,
+        mlp_hidden(config),
+    )
     inputs = 2 if config.mlp == "swiglu" else 1
-    for shape, count in (((q, config.width), 1), ((kv, config.width), 2), ((config.width, q), 1),
-                         ((hidden, config.width), inputs), ((config.width, hidden), 1)):
+    for shape, count in (
+        ((q, config.width), 1),
+        ((kv, config.width), 2),
+        ((config.width, q), 1),
+        ((hidden, config.width), inputs),
+        ((config.width, hidden), 1),
+    ):
         shapes[shape] = shapes.get(shape, 0) + count * config.depth
     item, before, peak = (2 if cuda else 4), 0, 0
     for (rows, columns), count in shapes.items():

@@ -17,11 +17,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from paribus.errors import UserError
 
 Backend = Literal["causal", "flex", "masked"]
-FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]  # all but plain products
+FUSED = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+]  # all but plain products
 CUDA_HEAD_DIMS = range(16, 257)  # FlexAttention's kernels begin at 16, flash attention's end at 256
 
 
-def backend(device_type: str, length: int, window: int | None, documents: bool, read: bool) -> Backend:
+def backend(
+    device_type: str, length: int, window: int | None, documents: bool, read: bool
+) -> Backend:
     """What computes the attention of `length` tokens to themselves.
 
     causal: each sees all before it; SDPA without a mask, which on CUDA in 16 bits is a flash kernel.
@@ -37,15 +43,19 @@ def backend(device_type: str, length: int, window: int | None, documents: bool, 
 def check_head_dim(head_dim: int, device_type: str) -> None:
     """Raises UserError where training has no attention kernel for heads of this width: none is taken in its place."""
     if device_type == "cuda" and head_dim not in CUDA_HEAD_DIMS:
-        raise UserError(f"model.head_dim: {head_dim} has no attention kernels on CUDA; "
-                        f"{CUDA_HEAD_DIMS.start} to {CUDA_HEAD_DIMS.stop - 1} have")
+        raise UserError(
+            f"model.head_dim: {head_dim} has no attention kernels on CUDA; "
+            f"{CUDA_HEAD_DIMS.start} to {CUDA_HEAD_DIMS.stop - 1} have"
+        )
 
 
 def at(x: Tensor, places: Tensor | None) -> Tensor:
     """x (B or 1, T, ...) at places (B, R) of each row -> (B, R, ...); None: all of x."""
     if places is None:
         return x
-    return x.expand(len(places), *x.shape[1:])[torch.arange(len(places), device=x.device)[:, None], places]
+    return x.expand(len(places), *x.shape[1:])[
+        torch.arange(len(places), device=x.device)[:, None], places
+    ]
 
 
 def near(distance: Tensor, window: int | None) -> Tensor:
@@ -59,7 +69,9 @@ def visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
     return near(queries[..., :, None] - keys, window)
 
 
-def dense_mask(positions: Tensor, window: int | None, documents: Tensor | None, read: Tensor | None) -> Tensor:
+def dense_mask(
+    positions: Tensor, window: int | None, documents: Tensor | None, read: Tensor | None
+) -> Tensor:
     """(B or 1, 1, T or R, T) True where seen; positions (B or 1, T), documents (B, T), read (B, R)."""
     mask = visible(at(positions, read), positions[:, None, :], window)
     if documents is not None:
@@ -67,14 +79,18 @@ def dense_mask(positions: Tensor, window: int | None, documents: Tensor | None, 
     return mask[:, None]
 
 
-def block_mask(length: int, window: int | None, documents: Tensor | None, device: torch.device) -> Any:
+def block_mask(
+    length: int, window: int | None, documents: Tensor | None, device: torch.device
+) -> Any:
     """The same as FlexAttention takes it: blocks of 128 x 128 that are seen in part, in whole, or not at all.
     documents (B, T)."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         causal = near(query - key, window)
-        return causal if documents is None else causal & (documents[row, query] == documents[row, key])
+        return (
+            causal if documents is None else causal & (documents[row, query] == documents[row, key])
+        )
 
     rows = None if documents is None else len(documents)
     return create_block_mask(seen, rows, None, length, length, device=device)
@@ -91,7 +107,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
     if q.is_cuda and mask is None and q.dtype != torch.float32:
         with sdpa_kernel(FUSED):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
+    )
 
 
 def _flex(q: Tensor) -> Callable[..., Any]:

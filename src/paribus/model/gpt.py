@@ -42,7 +42,9 @@ class GPT(nn.Module):
     activations in the backward pass.
     """
 
-    def __init__(self, model: Model, vocab_size: int, compute_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, model: Model, vocab_size: int, compute_dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         self.config = config = resolve_model(model)
         self.vocab_size = vocab_size
@@ -51,7 +53,9 @@ class GPT(nn.Module):
         self.embedding = nn.Embedding(vocab_size, config.width)
         if config.position == "learned":
             self.positions = nn.Embedding(config.seq_len, config.width)
-        self.blocks = nn.ModuleList(Block(config, vocab_size, layer) for layer in range(config.depth))
+        self.blocks = nn.ModuleList(
+            Block(config, vocab_size, layer) for layer in range(config.depth)
+        )
         if not config.tied_head:
             self.head = Linear(config.width, vocab_size)
         cos, sin = rotary_table(config.seq_len, config.head_dim, config.rope_base)
@@ -86,14 +90,21 @@ class GPT(nn.Module):
             tensor.copy_(values * self._initial_std(name, tensor))
 
     def _initial_std(self, name: str, tensor: Tensor) -> float:
-        if name.endswith(("attention.out.weight", "mlp.down.weight", "attention.gate.weight", "head.weight")):
+        if name.endswith(
+            ("attention.out.weight", "mlp.down.weight", "attention.gate.weight", "head.weight")
+        ):
             return 0.0
         if name.startswith(("embedding", "positions")):
             return 0.02 if self.config.tied_head or name.startswith("positions") else 1.0
         return 1 / math.sqrt(tensor.shape[-1])
 
-    def hidden(self, tokens: Tensor, documents: Tensor | None = None, cache: Cache | None = None,
-               read: Tensor | None = None) -> Tensor:
+    def hidden(
+        self,
+        tokens: Tensor,
+        documents: Tensor | None = None,
+        cache: Cache | None = None,
+        read: Tensor | None = None,
+    ) -> Tensor:
         """Residual stream after the final norm.
 
         tokens (B, T) int64; documents (B, T): tokens see only their own document; or cache: tokens continue each
@@ -106,7 +117,9 @@ class GPT(nn.Module):
         limit = self.config.seq_len if cache is None else min(self.config.seq_len, cache.capacity)
         start = 0 if cache is None else cache.extent
         if start + tokens.shape[1] > limit:
-            raise UserError(f"{start + tokens.shape[1]} tokens do not fit the context of {limit} (model.seq_len)")
+            raise UserError(
+                f"{start + tokens.shape[1]} tokens do not fit the context of {limit} (model.seq_len)"
+            )
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         if cache is not None:
             positions = positions + cache.lengths[:, None]
@@ -125,25 +138,40 @@ class GPT(nn.Module):
                 x = block(x, x0, tokens, context, wanted if layer == self.config.depth else context)
         return normalise(x, self.config.norm)
 
-    def _context(self, positions: Tensor, documents: Tensor | None, cache: Cache | None,
-                 read: Tensor | None = None) -> Context:
+    def _context(
+        self,
+        positions: Tensor,
+        documents: Tensor | None,
+        cache: Cache | None,
+        read: Tensor | None = None,
+    ) -> Context:
         cos = sin = None
         if self.config.position == "rope":
             asking = at(positions, read)
             cos, sin = (table[asking][:, :, None].to(self.compute_dtype) for table in self._rotary)
         letters = {window_of(self.config, layer) for layer in range(self.config.depth)}
-        masks = {letter: self._mask(letter, positions, documents, cache, read) for letter in letters}
+        masks = {
+            letter: self._mask(letter, positions, documents, cache, read) for letter in letters
+        }
         return Context(cos, sin, masks, cache, read)
 
-    def _mask(self, letter: str, positions: Tensor, documents: Tensor | None, cache: Cache | None,
-              read: Tensor | None) -> Any:
+    def _mask(
+        self,
+        letter: str,
+        positions: Tensor,
+        documents: Tensor | None,
+        cache: Cache | None,
+        read: Tensor | None,
+    ) -> Any:
         window = self.config.window if letter == "S" else None
         if window is not None and window >= self.config.seq_len:
             window = None
         if cache is not None:
             return cache.mask(positions, read, window)
         length = positions.shape[1]
-        chosen = attention.backend(self.device.type, length, window, documents is not None, read is not None)
+        chosen = attention.backend(
+            self.device.type, length, window, documents is not None, read is not None
+        )
         if chosen == "causal":
             return None
         if chosen == "flex":
@@ -166,17 +194,28 @@ class GPT(nn.Module):
         with torch.no_grad():
             return self._cross_entropy(hidden, targets, None)[1]
 
-    def forward(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None,
-                weights: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        documents: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """Sum over tokens of weight x cross-entropy, nats, fp32 (); all arguments (B, T); targets -1: not learned."""
         hidden = self.hidden(tokens, documents).flatten(0, 1)
-        return self._cross_entropy(hidden, targets.flatten(), None if weights is None else weights.flatten())[0]
+        return self._cross_entropy(
+            hidden, targets.flatten(), None if weights is None else weights.flatten()
+        )[0]
 
-    def _cross_entropy(self, hidden: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _cross_entropy(
+        self, hidden: Tensor, targets: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         if weights is None:
             weights = torch.ones(len(targets), device=hidden.device)
         rows = logit_rows(self.vocab_size, hidden.device.type)
-        return ChunkedCrossEntropy.apply(hidden, self.head_weight, targets, weights, self.config.softcap, rows)
+        return ChunkedCrossEntropy.apply(
+            hidden, self.head_weight, targets, weights, self.config.softcap, rows
+        )
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -187,16 +226,23 @@ def save_checkpoint(folder: Path, model: GPT, tokenizer: Path, provenance: dict[
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_parameters()}
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.named_parameters()
+    }
     save_file(tensors, folder / "model.safetensors")
     shape = {"model": dataclasses.asdict(model.config), "vocab_size": model.vocab_size}
     (folder / "config.json").write_text(json.dumps(shape, indent=1) + "\n", encoding="utf-8")
     (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
-    (folder / "provenance.json").write_text(json.dumps(provenance, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / "provenance.json").write_text(
+        json.dumps(provenance, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
 
 
-def load_checkpoint(folder: str | Path, device: torch.device | str = "cpu",
-                    compute_dtype: torch.dtype = torch.float32) -> GPT:
+def load_checkpoint(
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    compute_dtype: torch.dtype = torch.float32,
+) -> GPT:
     """The model of a checkpoint folder. Raises UserError if it is absent, damaged or of another shape."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -208,7 +254,11 @@ def load_checkpoint(folder: str | Path, device: torch.device | str = "cpu",
         model = GPT(Model(**shape["model"]), shape["vocab_size"], compute_dtype)
         model.load_state_dict(tensors)
     except OSError as error:
-        raise UserError(f"{error.filename or folder}: not a checkpoint; `dvc repro` makes them") from None
+        raise UserError(
+            f"{error.filename or folder}: not a checkpoint; `dvc repro` makes them"
+        ) from None
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder}: damaged checkpoint ({str(error).splitlines()[0]}); `dvc checkout` restores it") from None
+        raise UserError(
+            f"{folder}: damaged checkpoint ({str(error).splitlines()[0]}); `dvc checkout` restores it"
+        ) from None
     return model.to(device)

@@ -33,7 +33,9 @@ class RootMeanSquare(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        norm = torch.linalg.vector_norm(
+            x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)
+        )
         scale = norm.square_().div_(x.shape[-1]).add_(torch.finfo(x.dtype).eps).rsqrt_().to(x.dtype)
         y = x * scale
         ctx.save_for_backward(y, scale)
@@ -73,8 +75,14 @@ class KVCache:
     were real, so that right padding is harmless: the next write goes over it.
     """
 
-    def __init__(self, config: Architecture, rows: int, capacity: int, device: torch.device | str = "cpu",
-                 dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        config: Architecture,
+        rows: int,
+        capacity: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         shape = (config.depth, rows, config.n_kv_heads, capacity, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
@@ -177,7 +185,9 @@ class Attention(nn.Module):
             self.value_embedding = nn.Embedding(vocab_size, kv_width)
             self.gate = Linear(min(GATE_CHANNELS, width), config.n_kv_heads)
 
-    def forward(self, x: Tensor, tokens: Tensor, context: Context, asking: Context, window: str) -> Tensor:
+    def forward(
+        self, x: Tensor, tokens: Tensor, context: Context, asking: Context, window: str
+    ) -> Tensor:
         """x (B, T, D), tokens (B, T) -> (B, R, D) at the R places `asking` reads; all T: `asking` is `context`."""
         config, (rows, length, _) = self.config, x.shape
         q = self.q(at(x, asking.read)).unflatten(-1, (config.n_heads, config.head_dim))
@@ -186,7 +196,12 @@ class Attention(nn.Module):
         if self.has_value_embedding:
             gate = 2 * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))[..., None]
             v = v + gate * self.value_embedding(tokens).to(x.dtype).view_as(v)
-        if asking.cos is not None and asking.sin is not None and context.cos is not None and context.sin is not None:
+        if (
+            asking.cos is not None
+            and asking.sin is not None
+            and context.cos is not None
+            and context.sin is not None
+        ):
             q, k = rotate(q, asking.cos, asking.sin), rotate(k, context.cos, context.sin)
         if config.qk_norm:
             q, k = normalise(q, config.norm), normalise(k, config.norm)
@@ -255,13 +270,17 @@ class Block(nn.Module):
         if config.x0_scalars:
             self.x0_scale = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x: Tensor, x0: Tensor, tokens: Tensor, context: Context, asking: Context) -> Tensor:
+    def forward(
+        self, x: Tensor, x0: Tensor, tokens: Tensor, context: Context, asking: Context
+    ) -> Tensor:
         """x, x0 (B, T, D) -> (B, R, D) at the R places `asking` reads; all T: `asking` is `context`."""
         if hasattr(self, "residual_scale"):
             x = self.residual_scale.to(x.dtype) * x
         if hasattr(self, "x0_scale"):
             x = x + self.x0_scale.to(x.dtype) * x0
-        x = at(x, asking.read) + self.attention(normalise(x, self.norm), tokens, context, asking, self.window)
+        x = at(x, asking.read) + self.attention(
+            normalise(x, self.norm), tokens, context, asking, self.window
+        )
         return x + self.mlp(normalise(x, self.norm))
 
 
@@ -273,8 +292,15 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor,  # type: ignore[no-untyped-def]
-                softcap: float, chunk: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        token_weights: Tensor,  # type: ignore[no-untyped-def]
+        softcap: float,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor]:
         """hidden (N, D), weight (V, D), targets (N,) with -1 ignored, token_weights (N,) -> sum (), losses (N,)."""
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         want = any(ctx.needs_input_grad[:2])
@@ -283,7 +309,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if want else None
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
-            loss, grad_logits = _chunk(hidden[part], product, targets[part], token_weights[part], softcap, want)
+            loss, grad_logits = _chunk(
+                hidden[part], product, targets[part], token_weights[part], softcap, want
+            )
             losses[part] = loss
             if grad_hidden is not None and grad_weight is not None:
                 grad_hidden[part] = grad_logits @ product
@@ -298,8 +326,14 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, None, None, None, None
 
 
-def _chunk(hidden: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor, softcap: float,
-           want_grad: bool) -> tuple[Tensor, Tensor]:
+def _chunk(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    token_weights: Tensor,
+    softcap: float,
+    want_grad: bool,
+) -> tuple[Tensor, Tensor]:
     """Losses (n,) fp32 and, if wanted, the gradient by the raw logits (n, V) in hidden's dtype, for one chunk."""
     logits = (hidden @ weight.T).float()
     if softcap:

@@ -18,21 +18,36 @@ from paribus.config import Architecture
 from paribus.model.attention import visible
 from paribus.model.layers import KVCache
 
-Partial = tuple[Tensor, Tensor, Tensor]  # unnormalised output (…, E), largest score (…, 1), sum of exponentials (…, 1)
+Partial = tuple[
+    Tensor, Tensor, Tensor
+]  # unnormalised output (…, E), largest score (…, 1), sum of exponentials (…, 1)
 Masks = tuple[Tensor, Tensor]  # added to the scores of the prompt's keys and of the row's own
 
 
 class PrefixCache:
     """Takes the place of KVCache in `GPT.hidden` for one token a row."""
 
-    def __init__(self, config: Architecture, rows: int, slots: int, samples: int, prompt_capacity: int, own_capacity: int,
-                 device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        config: Architecture,
+        rows: int,
+        slots: int,
+        samples: int,
+        prompt_capacity: int,
+        own_capacity: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.capacity = config.seq_len
         self.prompts = KVCache(config, slots, prompt_capacity, device, dtype)
         self.own = KVCache(config, rows, own_capacity, device, dtype)
         self.slot = torch.zeros(rows, dtype=torch.int64, device=device)  # each row's prompt
-        self.place = torch.zeros(rows, dtype=torch.int64, device=device)  # and its place among the answers to it
-        self.grid = torch.zeros(slots, samples, dtype=torch.int64, device=device)  # (slot, place) -> row
+        self.place = torch.zeros(
+            rows, dtype=torch.int64, device=device
+        )  # and its place among the answers to it
+        self.grid = torch.zeros(
+            slots, samples, dtype=torch.int64, device=device
+        )  # (slot, place) -> row
         self.slots_used = 1  # slots from here on have no rows at work
 
     @property
@@ -104,10 +119,18 @@ class PrefixCache:
         seen, end = mask[0], mask[0].shape[-1]
         if seen.shape[2] > 1:  # with a window it differs from answer to answer
             seen = seen[:, :, :, None].expand(-1, -1, -1, shape[3], -1).flatten(2, 3)
-        prompt = _attend(together.flatten(2, 3), self.prompts.keys[layer, :used, :, :end],
-                         self.prompts.values[layer, :used, :, :end], seen)
-        shared = [part.view(*shape[:4], -1)[self.slot, :, self.place] for part in prompt]  # back to (R, K, G, …)
-        return _merge(own, (shared[0], shared[1], shared[2])).to(v.dtype).view(rows, heads, 1, width)
+        prompt = _attend(
+            together.flatten(2, 3),
+            self.prompts.keys[layer, :used, :, :end],
+            self.prompts.values[layer, :used, :, :end],
+            seen,
+        )
+        shared = [
+            part.view(*shape[:4], -1)[self.slot, :, self.place] for part in prompt
+        ]  # back to (R, K, G, …)
+        return (
+            _merge(own, (shared[0], shared[1], shared[2])).to(v.dtype).view(rows, heads, 1, width)
+        )
 
     def _write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """As KVCache.write; one index over rows, heads and places is several times quicker than one for each."""

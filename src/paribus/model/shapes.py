@@ -26,9 +26,16 @@ def mlp_hidden(config: Architecture) -> int:
 
 def window_of(config: Architecture, layer: int) -> str:
     """S or L: the pattern repeats over the blocks; the last block always sees everything."""
-    return "L" if layer == config.depth - 1 else config.window_pattern[layer % len(config.window_pattern)]
+    return (
+        "L"
+        if layer == config.depth - 1
+        else config.window_pattern[layer % len(config.window_pattern)]
+    )
 
 
 def logit_rows(vocab_size: int, device_type: str) -> int:
     """Tokens whose logits are held at once."""
-    return max((CPU_LOGIT_BYTES if device_type == "cpu" else LOGIT_BYTES) // (4 * vocab_size), MIN_LOGIT_ROWS)
+    return max(
+        (CPU_LOGIT_BYTES if device_type == "cpu" else LOGIT_BYTES) // (4 * vocab_size),
+        MIN_LOGIT_ROWS,
+    )

@@ -7,13 +7,33 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from paribus.config import RL, Architecture, Config, Conversations, Pretrain, resolve_model, resolve_pretrain
+from paribus.config import (
+    RL,
+    Architecture,
+    Config,
+    Conversations,
+    Pretrain,
+    resolve_model,
+    resolve_pretrain,
+)
 from paribus.model.accounting import flops_per_token, optimizer_bytes, parameters
 from paribus.plan.memory import PROMPT_TOKENS, STAGES, Memory, max_device_batch, stage_memory
-from paribus.plan.throughput import Device, Work, decode, forward_backward, seed_estimate, step_seconds, update
+from paribus.plan.throughput import (
+    Device,
+    Work,
+    decode,
+    forward_backward,
+    seed_estimate,
+    step_seconds,
+    update,
+)
 
 COMPILE_SECONDS = 60.0  # of a stage's first step with torch.compile (FIELD: 45 to 57 s on a CPU)
-CORE_ITEMS, CORE_TASKS, CORE_TOKENS = 4_000, 22, 600  # a task's items when not limited; tokens an item with its choices
+CORE_ITEMS, CORE_TASKS, CORE_TOKENS = (
+    4_000,
+    22,
+    600,
+)  # a task's items when not limited; tokens an item with its choices
 MEAN_ANSWER = 0.6  # of max_new_tokens: answers end early
 
 
@@ -50,33 +70,63 @@ class Plan:
         return sum(stage.seconds for stage in self.stages.values()) / 3600
 
 
-def make_plan(config: Config, device: Device, *, dtype: str, vram: int, gpus: int = 1, price: float | None = None,
-              seeds: int = 1) -> Plan:
+def make_plan(
+    config: Config,
+    device: Device,
+    *,
+    dtype: str,
+    vram: int,
+    gpus: int = 1,
+    price: float | None = None,
+    seeds: int = 1,
+) -> Plan:
     """The plan of a configuration on `gpus` devices with `vram` bytes each."""
     model, vocab = resolve_model(config.model), config.tokenizer.vocab_size
     stages = {stage: stage_plan(config, stage, device, dtype, vram, gpus) for stage in STAGES}
     flops = flops_per_token(model, vocab)
     total = sum(stage.seconds for stage in stages.values()) / 3600
-    return Plan(device, gpus, dtype, vram, parameters(model, vocab), flops, stages,
-                seed_estimate(flops * stages["pretrain"].tokens, device) / gpus,
-                _bill(config, model, stages, device, total, gpus, price, seeds))
+    return Plan(
+        device,
+        gpus,
+        dtype,
+        vram,
+        parameters(model, vocab),
+        flops,
+        stages,
+        seed_estimate(flops * stages["pretrain"].tokens, device) / gpus,
+        _bill(config, model, stages, device, total, gpus, price, seeds),
+    )
 
 
-def stage_plan(config: Config, stage: str, device: Device, dtype: str, vram: int | None = None, gpus: int = 1) -> StagePlan:
+def stage_plan(
+    config: Config, stage: str, device: Device, dtype: str, vram: int | None = None, gpus: int = 1
+) -> StagePlan:
     """One stage of the curriculum, or `evaluation`; `vram` bytes a card, by default what the device has."""
     model = resolve_model(config.model)
     work, tokens, speed = _work(config, model, stage, device, 4 if dtype == "float32" else 2, gpus)
     correction = device.correction(stage)
     seconds = work.total * correction
     compiling = COMPILE_SECONDS if config.train.compile and stage != "evaluation" else 0.0
-    rows = config.eval.gsm8k.rows if stage == "evaluation" else getattr(config, stage).device_batch_size
-    return StagePlan(stage, stage_memory(config, stage, device=device.kind, dtype=dtype), rows,
-                     max_device_batch(config, stage, vram or device.memory, device=device.kind, dtype=dtype),
-                     tokens, work, seconds + compiling, speed / correction if speed else None)
+    rows = (
+        config.eval.gsm8k.rows
+        if stage == "evaluation"
+        else getattr(config, stage).device_batch_size
+    )
+    return StagePlan(
+        stage,
+        stage_memory(config, stage, device=device.kind, dtype=dtype),
+        rows,
+        max_device_batch(config, stage, vram or device.memory, device=device.kind, dtype=dtype),
+        tokens,
+        work,
+        seconds + compiling,
+        speed / correction if speed else None,
+    )
 
 
-def _work(config: Config, model: Architecture, stage: str, device: Device, item: int,
-          gpus: int) -> tuple[Work, int, float | None]:
+def _work(
+    config: Config, model: Architecture, stage: str, device: Device, item: int, gpus: int
+) -> tuple[Work, int, float | None]:
     """(work of the whole stage, tokens, tokens per second while training)."""
     if stage == "evaluation":
         return _evaluation(config, model, device, item)
@@ -93,17 +143,34 @@ def _work(config: Config, model: Architecture, stage: str, device: Device, item:
     return step.times(schedule.steps).plus(evaluations), tokens, schedule.batch_tokens / step.total
 
 
-def training_step_work(config: Config, schedule: Pretrain | Conversations, model: Architecture, device: Device, item: int,
-                       gpus: int = 1) -> Work:
+def training_step_work(
+    config: Config,
+    schedule: Pretrain | Conversations,
+    model: Architecture,
+    device: Device,
+    item: int,
+    gpus: int = 1,
+) -> Work:
     """One optimiser step of a supervised stage."""
     assert schedule.batch_tokens
     rows = min(schedule.device_batch_size, schedule.batch_tokens // model.seq_len)
-    return step_seconds(model, config.tokenizer.vocab_size, config.optimizer, device, batch_tokens=schedule.batch_tokens,
-                        device_tokens=rows * model.seq_len, gpus=gpus, compiled=config.train.compile, itemsize=item,
-                        checkpointing=config.train.activation_checkpointing)
+    return step_seconds(
+        model,
+        config.tokenizer.vocab_size,
+        config.optimizer,
+        device,
+        batch_tokens=schedule.batch_tokens,
+        device_tokens=rows * model.seq_len,
+        gpus=gpus,
+        compiled=config.train.compile,
+        itemsize=item,
+        checkpointing=config.train.activation_checkpointing,
+    )
 
 
-def _validations(config: Config, schedule: Pretrain, model: Architecture, device: Device, item: int) -> Work:
+def _validations(
+    config: Config, schedule: Pretrain, model: Architecture, device: Device, item: int
+) -> Work:
     looks = (schedule.steps or 1) // schedule.eval_every if schedule.eval_every else 0
     tokens = looks * schedule.eval_tokens + (config.eval.bpb_tokens or schedule.eval_tokens)
     return _forward(config, model, device, item, tokens)
@@ -111,53 +178,108 @@ def _validations(config: Config, schedule: Pretrain, model: Architecture, device
 
 def _forward(config: Config, model: Architecture, device: Device, item: int, tokens: int) -> Work:
     """A forward pass over many tokens, in batches of 16,384."""
-    batch = forward_backward(model, config.tokenizer.vocab_size, 16384, device, compiled=False, itemsize=item, backward=False)
+    batch = forward_backward(
+        model,
+        config.tokenizer.vocab_size,
+        16384,
+        device,
+        compiled=False,
+        itemsize=item,
+        backward=False,
+    )
     return batch.times(tokens / 16384)
 
 
-def _answers(config: Config, model: Architecture, device: Device, item: int, answers: int, rows: int, new: int) -> Work:
+def _answers(
+    config: Config,
+    model: Architecture,
+    device: Device,
+    item: int,
+    answers: int,
+    rows: int,
+    new: int,
+) -> Work:
     """So many answers, `rows` side by side. Rows that end are refilled, so that only the mean length counts."""
     rows = min(rows, max(answers, 1))
     steps = math.ceil(answers / rows) * MEAN_ANSWER * new
-    return decode(model, config.tokenizer.vocab_size, rows, PROMPT_TOKENS + new // 2, device, item).times(steps)
+    return decode(
+        model, config.tokenizer.vocab_size, rows, PROMPT_TOKENS + new // 2, device, item
+    ).times(steps)
 
 
-def _rl(config: Config, rl: RL, model: Architecture, device: Device, item: int) -> tuple[Work, int, float]:
+def _rl(
+    config: Config, rl: RL, model: Architecture, device: Device, item: int
+) -> tuple[Work, int, float]:
     answers = rl.questions_per_step * rl.samples_per_question
     row = min(PROMPT_TOKENS + round(MEAN_ANSWER * rl.max_new_tokens), model.seq_len)
     passes = math.ceil(answers / rl.device_batch_size)
     vocab, tokens = config.tokenizer.vocab_size, answers * row
-    one = forward_backward(model, vocab, tokens // passes, device, compiled=config.train.compile, itemsize=item, length=row,
-                           checkpointing=config.train.activation_checkpointing)
+    one = forward_backward(
+        model,
+        vocab,
+        tokens // passes,
+        device,
+        compiled=config.train.compile,
+        itemsize=item,
+        length=row,
+        checkpointing=config.train.activation_checkpointing,
+    )
     step = one.times(passes).plus(update(model, vocab, config.optimizer, device))
-    step = step.plus(_answers(config, model, device, item, answers, rl.rollout_rows, rl.max_new_tokens))
+    step = step.plus(
+        _answers(config, model, device, item, answers, rl.rollout_rows, rl.max_new_tokens)
+    )
     looks = 2 + (rl.steps // rl.watch_every if rl.watch_every else 0)
-    watch = _answers(config, model, device, item, rl.watch_questions, rl.rollout_rows, rl.max_new_tokens)
+    watch = _answers(
+        config, model, device, item, rl.watch_questions, rl.rollout_rows, rl.max_new_tokens
+    )
     return step.times(rl.steps).plus(watch.times(looks)), rl.steps * tokens, tokens / step.total
 
 
-def _evaluation(config: Config, model: Architecture, device: Device, item: int) -> tuple[Work, int, None]:
+def _evaluation(
+    config: Config, model: Architecture, device: Device, item: int
+) -> tuple[Work, int, None]:
     """CORE of the base model, and word problems after each of four stages."""
     gsm = config.eval.gsm8k
     questions = gsm.questions or 1319  # GSM8K's test split
-    answers = questions + gsm.samples * (gsm.sampled_questions if gsm.sampled_questions is not None else questions)
+    answers = questions + gsm.samples * (
+        gsm.sampled_questions if gsm.sampled_questions is not None else questions
+    )
     problems = _answers(config, model, device, item, answers, gsm.rows, gsm.max_new_tokens).times(4)
-    tokens = CORE_TASKS * (config.eval.core.max_per_task or CORE_ITEMS) * min(CORE_TOKENS, 4 * model.seq_len)
+    tokens = (
+        CORE_TASKS
+        * (config.eval.core.max_per_task or CORE_ITEMS)
+        * min(CORE_TOKENS, 4 * model.seq_len)
+    )
     return problems.plus(_forward(config, model, device, item, tokens)), tokens, None
 
 
-def _bill(config: Config, model: Architecture, stages: dict[str, StagePlan], device: Device, hours: float, gpus: int,
-          price: float | None, seeds: int) -> dict[str, float]:
+def _bill(
+    config: Config,
+    model: Architecture,
+    stages: dict[str, StagePlan],
+    device: Device,
+    hours: float,
+    gpus: int,
+    price: float | None,
+    seeds: int,
+) -> dict[str, float]:
     """Everything else a run takes: decimal gigabytes, kWh, and USD where a price is known."""
     vocab = config.tokenizer.vocab_size
     tokens = stages["pretrain"].tokens
-    bytes_per_token = max(0.4 * math.log2(vocab) - 1.6, 1.0)  # English, byte-level BPE: 2.4 at 1,024 words, 4.8 at 65,536
+    bytes_per_token = max(
+        0.4 * math.log2(vocab) - 1.6, 1.0
+    )  # English, byte-level BPE: 2.4 at 1,024 words, 4.8 at 65,536
     weights = 4 * parameters(model, vocab)["total"]
     state = weights + optimizer_bytes(model, vocab, config.optimizer)
     bill = {
-        "train_tokens": float(sum(stage.tokens for name, stage in stages.items() if name != "evaluation")),
-        "text_gb": config.corpus.world.megabytes / 1000 if config.corpus.source == "world" else tokens * bytes_per_token / 1e9,
-        "shards_gb": (2 if vocab <= 65536 else 4) * tokens / 1e9 if config.corpus.source != "world"
+        "train_tokens": float(
+            sum(stage.tokens for name, stage in stages.items() if name != "evaluation")
+        ),
+        "text_gb": config.corpus.world.megabytes / 1000
+        if config.corpus.source == "world"
+        else tokens * bytes_per_token / 1e9,
+        "shards_gb": (2 if vocab <= 65536 else 4) * tokens / 1e9
+        if config.corpus.source != "world"
         else config.corpus.world.megabytes / bytes_per_token * 2 / 1000,
         "checkpoints_gb": 4 * weights / 1e9,
         "states_gb": (config.train.keep_states + 1) * state / 1e9,
@@ -166,7 +288,9 @@ def _bill(config: Config, model: Architecture, stages: dict[str, StagePlan], dev
         "hours_of_all_seeds": hours * seeds,
     }
     rate = price if price is not None else device.price
-    return bill | ({"price_per_hour": rate, "cost": rate * hours * gpus * seeds} if rate is not None else {})
+    return bill | (
+        {"price_per_hour": rate, "cost": rate * hours * gpus * seeds} if rate is not None else {}
+    )
 
 
 # ---------------------------------------------------------------- as JSON
@@ -178,24 +302,40 @@ def as_json(plan: Plan) -> dict[str, Any]:
     stages = {name: _stage_json(stage, spread) for name, stage in plan.stages.items()}
     longest = max(plan.stages.values(), key=lambda stage: stage.seconds)
     return {
-        "device": plan.device.name, "gpus": plan.gpus, "dtype": plan.dtype, "vram_bytes": plan.vram,
+        "device": plan.device.name,
+        "gpus": plan.gpus,
+        "dtype": plan.dtype,
+        "vram_bytes": plan.vram,
         "calibrated": bool(plan.device.corrections),
-        "hours": plan.hours, "hours_low": plan.hours / spread, "hours_high": plan.hours * spread,
+        "hours": plan.hours,
+        "hours_low": plan.hours / spread,
+        "hours_high": plan.hours * spread,
         "bound_by": longest.work.bound_by,
         "memory_bytes": {name: stage.memory.total for name, stage in plan.stages.items()},
-        "max_device_batch_size": {name: stage.max_device_batch_size for name, stage in plan.stages.items()},
+        "max_device_batch_size": {
+            name: stage.max_device_batch_size for name, stage in plan.stages.items()
+        },
         "fits": {name: stage.memory.total <= plan.vram for name, stage in plan.stages.items()},
-        "parameters": plan.parameters["total"], "flops_per_token": plan.flops_per_token,
-        "seed_study_hours": plan.seed_hours, "stages": stages, "bill": plan.bill,
+        "parameters": plan.parameters["total"],
+        "flops_per_token": plan.flops_per_token,
+        "seed_study_hours": plan.seed_hours,
+        "stages": stages,
+        "bill": plan.bill,
     }
 
 
 def _stage_json(stage: StagePlan, spread: float) -> dict[str, Any]:
     hours = stage.seconds / 3600
     return {
-        "hours": hours, "hours_low": hours / spread, "hours_high": hours * spread, "bound_by": stage.work.bound_by,
-        "memory_bytes": stage.memory.total, "device_batch_size": stage.device_batch_size,
-        "max_device_batch_size": stage.max_device_batch_size, "tokens": stage.tokens,
-        "tokens_per_second": stage.tokens_per_second, "memory": dataclasses.asdict(stage.memory),
+        "hours": hours,
+        "hours_low": hours / spread,
+        "hours_high": hours * spread,
+        "bound_by": stage.work.bound_by,
+        "memory_bytes": stage.memory.total,
+        "device_batch_size": stage.device_batch_size,
+        "max_device_batch_size": stage.max_device_batch_size,
+        "tokens": stage.tokens,
+        "tokens_per_second": stage.tokens_per_second,
+        "memory": dataclasses.asdict(stage.memory),
         "seconds_by_work": dataclasses.asdict(stage.work),
     }

@@ -19,7 +19,9 @@ from paribus.model.accounting import Batch
 from paribus.model.shapes import has_value_embedding, logit_rows
 
 PROMPT_TOKENS = 256  # of a word problem with the chat format: GSM8K's longest is 240 with a 65,536-word vocabulary
-CUDA_CONTEXT = 600 * 2**20  # context, cuBLAS workspaces, kernels' code: 450 to 600 MiB as nvidia-smi shows it idle
+CUDA_CONTEXT = (
+    600 * 2**20
+)  # context, cuBLAS workspaces, kernels' code: 450 to 600 MiB as nvidia-smi shows it idle
 CUDA_ROUNDING = 0.03  # of the tensors: the caching allocator's blocks that nothing fits
 # On a CPU, measured (benchmarks/plan_memory.py --only cpu): Python, torch and its threads resident; and what glibc's malloc
 # holds besides living tensors, in shares of them: blocks freed between two that live are of no use to a larger tensor.
@@ -51,8 +53,15 @@ class Memory:
         return self.total - self.reserve
 
 
-def training_step(config: Architecture, vocab_size: int, optimizer: Optimizer, batch: Batch, *, accumulate: bool,
-                  checkpointing: bool) -> Memory:
+def training_step(
+    config: Architecture,
+    vocab_size: int,
+    optimizer: Optimizer,
+    batch: Batch,
+    *,
+    accumulate: bool,
+    checkpointing: bool,
+) -> Memory:
     """The peak of one optimiser step, without reserve.
 
     accumulate: the step has several forward passes, so that gradients are there during a forward pass.
@@ -65,15 +74,27 @@ def training_step(config: Architecture, vocab_size: int, optimizer: Optimizer, b
     loss, loss_backward = accounting.loss_bytes(config, vocab_size, batch, chunk)
     gradients = 4 * counts["total"]
     present = gradients if accumulate else 0
-    embedding = 4 * vocab_size * config.width * (1 if accumulate else 0) + 4 * batch.tokens * config.width
+    embedding = (
+        4 * vocab_size * config.width * (1 if accumulate else 0) + 4 * batch.tokens * config.width
+    )
     moments = [
         Memory(weights, present, state, kept, loss, 0, 0, 0),
         Memory(weights, present, state, kept, loss_backward, 0, 0, 0),
-        *(Memory(weights, present or made, state, left, 0, 0, 0, 0)
-          for made, left in _backward(config, counts, batch, checkpointing)),
+        *(
+            Memory(weights, present or made, state, left, 0, 0, 0, 0)
+            for made, left in _backward(config, counts, batch, checkpointing)
+        ),
         Memory(weights, gradients, state, embedding, 0, 0, 0, 0),
-        Memory(weights, gradients, state, 16 * batch.tokens, 0, 0,
-               accounting.update_bytes(config, vocab_size, optimizer, batch.cuda), 0),
+        Memory(
+            weights,
+            gradients,
+            state,
+            16 * batch.tokens,
+            0,
+            0,
+            accounting.update_bytes(config, vocab_size, optimizer, batch.cuda),
+            0,
+        ),
     ]
     return max(moments, key=lambda moment: moment.total)
 
@@ -86,17 +107,23 @@ def _around(config: Architecture, batch: Batch) -> int:
     else:  # the embedding and the last block's output, before their norms
         around = stream * (2 + (config.x0_scalars and not config.residual_scalars))
     masks = {accounting.mask_bytes(config, layer, batch) for layer in range(config.depth)}
-    return around + 8 * batch.tokens + 24 * batch.tokens + sum(masks) // batch.itemsize  # boolean ones, one a kind of window
+    return (
+        around + 8 * batch.tokens + 24 * batch.tokens + sum(masks) // batch.itemsize
+    )  # boolean ones, one a kind of window
 
 
 def _kept(config: Architecture, batch: Batch, checkpointing: bool) -> int:
     """At the end of the forward pass."""
     if checkpointing:
         return _around(config, batch) + config.depth * batch.tokens * config.width * batch.itemsize
-    return _around(config, batch) + sum(accounting.block_bytes(config, layer, batch) for layer in range(config.depth))
+    return _around(config, batch) + sum(
+        accounting.block_bytes(config, layer, batch) for layer in range(config.depth)
+    )
 
 
-def _backward(config: Architecture, counts: dict[str, int], batch: Batch, checkpointing: bool) -> Iterator[tuple[int, int]]:
+def _backward(
+    config: Architecture, counts: dict[str, int], batch: Batch, checkpointing: bool
+) -> Iterator[tuple[int, int]]:
     """(gradients made so far, activations) inside each block's backward pass, the last block first.
 
     With checkpointing a block's input is among what its second forward pass keeps; for each input that is let go there
@@ -114,21 +141,30 @@ def _backward(config: Architecture, counts: dict[str, int], batch: Batch, checkp
         else:
             left = _around(config, batch) + sum(blocks[: layer + 1])
         yield made, left + transient
-        made += 4 * (counts["matrices"] // config.depth + valued[layer] * counts["value_embeddings"] // max(sum(valued), 1))
+        made += 4 * (
+            counts["matrices"] // config.depth
+            + valued[layer] * counts["value_embeddings"] // max(sum(valued), 1)
+        )
 
 
-def inference(config: Architecture, vocab_size: int, rows: int, length: int, itemsize: int) -> tuple[int, int]:
+def inference(
+    config: Architecture, vocab_size: int, rows: int, length: int, itemsize: int
+) -> tuple[int, int]:
     """(activations, logits) of a forward pass without gradients."""
     stream = rows * length * config.width * itemsize
     inner = rows * length * itemsize * 2 * int(config.mlp_ratio * config.width)
     chunk = 4 * vocab_size * min(logit_rows(vocab_size, "cuda"), rows * length)
-    return 4 * stream + inner, 2 * chunk + (vocab_size * config.width * itemsize if itemsize < 4 else 0)
+    return 4 * stream + inner, 2 * chunk + (
+        vocab_size * config.width * itemsize if itemsize < 4 else 0
+    )
 
 
 # ---------------------------------------------------------------- stages
 
 
-def stage_memory(config: Config, stage: str, *, device: str, dtype: str, rows: int | None = None) -> Memory:
+def stage_memory(
+    config: Config, stage: str, *, device: str, dtype: str, rows: int | None = None
+) -> Memory:
     """Peak of a stage on `device` (cuda, mps or cpu) with products in `dtype`.
 
     rows: in place of the config's device batch (of `evaluation`: the answers side by side).
@@ -142,43 +178,91 @@ def stage_memory(config: Config, stage: str, *, device: str, dtype: str, rows: i
     return dataclasses.replace(memory, reserve=_reserve(memory.total, device))
 
 
-def _training(config: Config, stage: str, model: Architecture, vocab: int, item: int, cuda: bool, rows: int | None) -> Memory:
+def _training(
+    config: Config,
+    stage: str,
+    model: Architecture,
+    vocab: int,
+    item: int,
+    cuda: bool,
+    rows: int | None,
+) -> Memory:
     checkpointing = config.train.activation_checkpointing
     if stage == "rl":
         rows = rows or config.rl.device_batch_size
-        batch = Batch(rows, min(PROMPT_TOKENS + config.rl.max_new_tokens, model.seq_len), item, cuda=cuda)
+        batch = Batch(
+            rows, min(PROMPT_TOKENS + config.rl.max_new_tokens, model.seq_len), item, cuda=cuda
+        )
         samples = config.rl.questions_per_step * config.rl.samples_per_question
-        step = training_step(model, vocab, config.optimizer, batch, accumulate=samples > rows, checkpointing=checkpointing)
+        step = training_step(
+            model,
+            vocab,
+            config.optimizer,
+            batch,
+            accumulate=samples > rows,
+            checkpointing=checkpointing,
+        )
         return max(step, _rollout(config, model, vocab, item), key=lambda memory: memory.total)
     schedule = getattr(config, stage)
     rows = rows or schedule.device_batch_size
-    batch = Batch(rows, model.seq_len, item, packed=stage != "pretrain" and not schedule.attend_across, cuda=cuda)
+    batch = Batch(
+        rows,
+        model.seq_len,
+        item,
+        packed=stage != "pretrain" and not schedule.attend_across,
+        cuda=cuda,
+    )
     total = schedule.batch_tokens // model.seq_len if schedule.batch_tokens else rows + 1
     batch = dataclasses.replace(batch, rows=min(rows, max(total, 1)))
-    return training_step(model, vocab, config.optimizer, batch, accumulate=total > rows, checkpointing=checkpointing)
+    return training_step(
+        model, vocab, config.optimizer, batch, accumulate=total > rows, checkpointing=checkpointing
+    )
 
 
 def _rollout(config: Config, model: Architecture, vocab: int, item: int) -> Memory:
     """Sampling answers, with the optimiser's state waiting."""
     rl, counts = config.rl, accounting.parameters(model, vocab)
     rows = min(rl.rollout_rows, rl.questions_per_step * rl.samples_per_question)
-    return Memory(4 * counts["total"], 0, accounting.optimizer_bytes(model, vocab, config.optimizer),
-                  *_decoding(model, vocab, item, rows, rl.samples_per_question, rl.max_new_tokens), 0, 0)
+    return Memory(
+        4 * counts["total"],
+        0,
+        accounting.optimizer_bytes(model, vocab, config.optimizer),
+        *_decoding(model, vocab, item, rows, rl.samples_per_question, rl.max_new_tokens),
+        0,
+        0,
+    )
 
 
-def _decoding(model: Architecture, vocab: int, item: int, rows: int, samples: int, new: int) -> tuple[int, int, int]:
+def _decoding(
+    model: Architecture, vocab: int, item: int, rows: int, samples: int, new: int
+) -> tuple[int, int, int]:
     """(activations, logits, cache): prompts kept once, twice as many as are answered; answers `rows` at a time."""
     slots = 2 * -(-rows // samples) + 16
     prompt, new = min(PROMPT_TOKENS, model.seq_len), min(new, model.seq_len)
-    cache = accounting.cache_bytes(model, slots, prompt, item) + accounting.cache_bytes(model, rows, new, item)
+    cache = accounting.cache_bytes(model, slots, prompt, item) + accounting.cache_bytes(
+        model, rows, new, item
+    )
     activations, _ = inference(model, vocab, max(4096 // prompt, 1), prompt, item)  # prefill
-    return activations, 4 * 4 * rows * vocab + (vocab * model.width * item if item < 4 else 0), cache
+    return (
+        activations,
+        4 * 4 * rows * vocab + (vocab * model.width * item if item < 4 else 0),
+        cache,
+    )
 
 
-def _evaluation(config: Config, model: Architecture, vocab: int, item: int, rows: int | None) -> Memory:
+def _evaluation(
+    config: Config, model: Architecture, vocab: int, item: int, rows: int | None
+) -> Memory:
     """CORE, bits per byte and word problems: the largest of them."""
     gsm, weights = config.eval.gsm8k, 4 * accounting.parameters(model, vocab)["total"]
-    answers = Memory(weights, 0, 0, *_decoding(model, vocab, item, rows or gsm.rows, gsm.samples, gsm.max_new_tokens), 0, 0)
+    answers = Memory(
+        weights,
+        0,
+        0,
+        *_decoding(model, vocab, item, rows or gsm.rows, gsm.samples, gsm.max_new_tokens),
+        0,
+        0,
+    )
     scored = max(rows or config.eval.core.batch_size, 1)
     forward = Memory(weights, 0, 0, *inference(model, vocab, scored, model.seq_len, item), 0, 0, 0)
     return max(answers, forward, key=lambda memory: memory.total)
@@ -212,13 +296,25 @@ def max_device_batch(config: Config, stage: str, budget: int, *, device: str, dt
     return low
 
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30,
-          "TIB": 2**40}
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
 
 
 def parse_bytes(text: str, name: str) -> int:
-    """"24GiB" -> bytes. Raises UserError that names the option."""
+    """ "24GiB" -> bytes. Raises UserError that names the option."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if not match or match[2].upper() not in _UNITS or float(match[1]) <= 0:
-        raise UserError(f"{name}: {text!r} is not a size; expected a number above 0 and a unit, as 24GiB, 16GB or 800MiB")
+        raise UserError(
+            f"{name}: {text!r} is not a size; expected a number above 0 and a unit, as 24GiB, 16GB or 800MiB"
+        )
     return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -20,8 +20,18 @@ from paribus.plan.memory import parse_bytes
 from paribus.plan.throughput import Device, device_named
 
 
-def plan(profile: str | None, overrides: dict[str, Any], *, device: str | None, vram: str | None, gpus: int, price: float | None,
-         seeds: int, probe: bool, json_out: bool) -> None:
+def plan(
+    profile: str | None,
+    overrides: dict[str, Any],
+    *,
+    device: str | None,
+    vram: str | None,
+    gpus: int,
+    price: float | None,
+    seeds: int,
+    probe: bool,
+    json_out: bool,
+) -> None:
     """Print the plan of params.yaml with a profile's and then the command line's overrides."""
     problems = []
     if gpus < 1 or seeds < 1:
@@ -43,8 +53,15 @@ def plan(profile: str | None, overrides: dict[str, Any], *, device: str | None, 
         from paribus.plan.probe import calibrated
 
         chosen = calibrated(config, chosen, dtype)
-    made = make_plan(config, chosen, dtype=dtype, gpus=gpus, price=price, seeds=seeds,
-                     vram=parse_bytes(vram, "--vram") if vram else chosen.memory)
+    made = make_plan(
+        config,
+        chosen,
+        dtype=dtype,
+        gpus=gpus,
+        price=price,
+        seeds=seeds,
+        vram=parse_bytes(vram, "--vram") if vram else chosen.memory,
+    )
     if json_out:
         click.echo(json.dumps(as_json(made), indent=1))
     else:
@@ -58,7 +75,9 @@ def profile_overrides(name: str) -> dict[str, Any]:
     folder = Path("experiments/profiles")
     path = folder / f"{name}.yaml"
     if not path.is_file():
-        raise UserError(f"no profile {name!r}; there are: {', '.join(sorted(one.stem for one in folder.glob('*.yaml')))}")
+        raise UserError(
+            f"no profile {name!r}; there are: {', '.join(sorted(one.stem for one in folder.glob('*.yaml')))}"
+        )
     return flatten(read_yaml(path))
 
 
@@ -78,29 +97,46 @@ def _probe(config: Config, device: Device, dtype: str) -> None:
     from paribus.plan.probe import run_probe
 
     found = run_probe(config, device, dtype)
-    click.echo(f"probe: {found.seconds_per_step:.3g} s a step of pretraining, {found.correction:.2f} times the estimate; "
-               f"peak memory {_size(found.peak_memory_bytes)}, predicted {_size(found.predicted_memory_bytes)}", err=True)
+    click.echo(
+        f"probe: {found.seconds_per_step:.3g} s a step of pretraining, {found.correction:.2f} times the estimate; "
+        f"peak memory {_size(found.peak_memory_bytes)}, predicted {_size(found.predicted_memory_bytes)}",
+        err=True,
+    )
 
 
 # ---------------------------------------------------------------- the page
 
-LABELS = {"optimizer": "optimiser state", "logits": "logits, loss", "cache": "KV cache", "update": "optimiser's step",
-          "reserve": "framework reserve"}
+LABELS = {
+    "optimizer": "optimiser state",
+    "logits": "logits, loss",
+    "cache": "KV cache",
+    "update": "optimiser's step",
+    "reserve": "framework reserve",
+}
 
 
 def page(made: Plan, profile: str | None) -> list[Any]:
     """What is printed, from top to bottom."""
     counts, device = made.parameters, made.device
     measured = " · calibrated by what was measured here" if device.corrections else ""
-    head = (f"[bold]{profile or 'params.yaml'}[/bold]   {counts['total'] / 1e6:,.1f} M parameters "
-            f"({counts['matrices'] / 1e6:,.1f} M in matrices)   {made.flops_per_token / 1e9:,.3g} GFLOP a token\n"
-            f"{made.gpus} x {device.name}   {device.rate / 1e12:,.3g} TFLOP/s of large products in {made.dtype}   "
-            f"{device.bandwidth / 1e9:,.0f} GB/s   budget {_size(made.vram)}{measured}")
-    return [Panel(head, title="paribus plan", expand=False), _time_table(made), _memory_table(made), _notes(made)]
+    head = (
+        f"[bold]{profile or 'params.yaml'}[/bold]   {counts['total'] / 1e6:,.1f} M parameters "
+        f"({counts['matrices'] / 1e6:,.1f} M in matrices)   {made.flops_per_token / 1e9:,.3g} GFLOP a token\n"
+        f"{made.gpus} x {device.name}   {device.rate / 1e12:,.3g} TFLOP/s of large products in {made.dtype}   "
+        f"{device.bandwidth / 1e9:,.0f} GB/s   budget {_size(made.vram)}{measured}"
+    )
+    return [
+        Panel(head, title="paribus plan", expand=False),
+        _time_table(made),
+        _memory_table(made),
+        _notes(made),
+    ]
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    table = Table(
+        title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False
+    )
     table.add_column(columns[0])
     for column in columns[1:]:
         table.add_column(column, justify="left" if column == "bound by" else "right", no_wrap=True)
@@ -112,27 +148,55 @@ def _time_table(made: Plan) -> Table:
     table = _table("Time", "stage", "tokens", "tokens/s", "time", "from", "to", "bound by")
     for name, stage in made.stages.items():
         speed = f"{stage.tokens_per_second:,.0f}" if stage.tokens_per_second else ""
-        table.add_row(name, _count(stage.tokens), speed, _time(stage.seconds), _time(stage.seconds / spread),
-                      _time(stage.seconds * spread), stage.work.bound_by)
+        table.add_row(
+            name,
+            _count(stage.tokens),
+            speed,
+            _time(stage.seconds),
+            _time(stage.seconds / spread),
+            _time(stage.seconds * spread),
+            stage.work.bound_by,
+        )
     total = made.hours * 3600
     table.add_section()
-    table.add_row("[bold]all[/bold]", "", "", f"[bold]{_time(total)}[/bold]", _time(total / spread), _time(total * spread), "")
+    table.add_row(
+        "[bold]all[/bold]",
+        "",
+        "",
+        f"[bold]{_time(total)}[/bold]",
+        _time(total / spread),
+        _time(total * spread),
+        "",
+    )
     return table
 
 
 def _memory_table(made: Plan) -> Table:
     stages = made.stages.values()
     table = _table("Memory at the peak of each stage", "", *made.stages)
-    kinds = {name: [getattr(stage.memory, name) for stage in stages] for name in dataclasses.asdict(next(iter(stages)).memory)}
+    kinds = {
+        name: [getattr(stage.memory, name) for stage in stages]
+        for name in dataclasses.asdict(next(iter(stages)).memory)
+    }
     for name, values in kinds.items():
         if any(values):
-            table.add_row(LABELS.get(name, name), *(_size(value) if value else "" for value in values))
+            table.add_row(
+                LABELS.get(name, name), *(_size(value) if value else "" for value in values)
+            )
     table.add_section()
     colours = ["green" if stage.memory.total <= made.vram else "red" for stage in stages]
-    table.add_row("[bold]total[/bold]", *(f"[bold {colour}]{_size(stage.memory.total)}[/]"
-                                          for stage, colour in zip(stages, colours, strict=True)))
+    table.add_row(
+        "[bold]total[/bold]",
+        *(
+            f"[bold {colour}]{_size(stage.memory.total)}[/]"
+            for stage, colour in zip(stages, colours, strict=True)
+        ),
+    )
     table.add_row("device batch", *(str(stage.device_batch_size) for stage in stages))
-    table.add_row(f"largest in {_size(made.vram)}", *(str(stage.max_device_batch_size or "[red]none[/]") for stage in stages))
+    table.add_row(
+        f"largest in {_size(made.vram)}",
+        *(str(stage.max_device_batch_size or "[red]none[/]") for stage in stages),
+    )
     return table
 
 
@@ -140,22 +204,32 @@ def _notes(made: Plan) -> str:
     bill, pretrain = made.bill, made.stages["pretrain"]
     parts = dataclasses.asdict(pretrain.work)
     whole = sum(value for name, value in parts.items() if name != "launches") or 1.0
-    shares = ", ".join(f"{name} {value / whole:.0%}" for name, value in parts.items()
-                       if name != "launches" and value / whole >= 0.005)
-    lines = [f"Pretraining's time by kind of work: {shares}.",
-             f"The seed study's reasoning (memory-bound kernels: bandwidth ratio x 1.4) would say "
-             f"{_time(made.seed_hours * 3600)}; this estimate says {_time(pretrain.seconds)}.",
-             f"Text {bill['text_gb']:,.3g} GB, shards {bill['shards_gb']:,.3g} GB, checkpoints {bill['checkpoints_gb']:,.3g} GB, "
-             f"training states {bill['states_gb']:,.3g} GB; about {bill['energy_kwh']:,.3g} kWh."]
+    shares = ", ".join(
+        f"{name} {value / whole:.0%}"
+        for name, value in parts.items()
+        if name != "launches" and value / whole >= 0.005
+    )
+    lines = [
+        f"Pretraining's time by kind of work: {shares}.",
+        f"The seed study's reasoning (memory-bound kernels: bandwidth ratio x 1.4) would say "
+        f"{_time(made.seed_hours * 3600)}; this estimate says {_time(pretrain.seconds)}.",
+        f"Text {bill['text_gb']:,.3g} GB, shards {bill['shards_gb']:,.3g} GB, checkpoints {bill['checkpoints_gb']:,.3g} GB, "
+        f"training states {bill['states_gb']:,.3g} GB; about {bill['energy_kwh']:,.3g} kWh.",
+    ]
     if bill["runs"] > 1:
         lines.append(f"{bill['runs']:.0f} seeds: {_time(bill['hours_of_all_seeds'] * 3600)}.")
     if "cost" in bill:
-        lines.append(f"At {bill['price_per_hour']:,.2f} USD an hour and card: {bill['cost']:,.2f} USD.")
+        lines.append(
+            f"At {bill['price_per_hour']:,.2f} USD an hour and card: {bill['cost']:,.2f} USD."
+        )
     too_much = [name for name, stage in made.stages.items() if stage.memory.total > made.vram]
     for name in too_much:
         rows = made.stages[name].max_device_batch_size
-        remedy = (f"set {'eval.gsm8k.rows' if name == 'evaluation' else name + '.device_batch_size'} to {rows} or less" if rows
-                  else "set train.activation_checkpointing, or take a smaller model")
+        remedy = (
+            f"set {'eval.gsm8k.rows' if name == 'evaluation' else name + '.device_batch_size'} to {rows} or less"
+            if rows
+            else "set train.activation_checkpointing, or take a smaller model"
+        )
         lines.append(f"[red]{name} does not fit {_size(made.vram)}[/red]: {remedy}")
     return "\n".join(lines)
 
@@ -163,7 +237,11 @@ def _notes(made: Plan) -> str:
 def _size(value: float) -> str:
     for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
         if value >= size:
-            return f"{value / size:,.1f} {unit}" if value / size < 100 else f"{value / size:,.0f} {unit}"
+            return (
+                f"{value / size:,.1f} {unit}"
+                if value / size < 100
+                else f"{value / size:,.0f} {unit}"
+            )
     return f"{value / 2**10:,.0f} KiB"
 
 
@@ -191,18 +269,44 @@ def grade(json_out: bool) -> None:
 
     rows = graded_runs(load_config().tracking.experiment)
     errors = {kind: [row[f"{kind}_error"] for row in rows] for kind in ("memory", "seconds")}
-    summary = {f"{kind}_median_error": statistics.median(map(abs, values)) for kind, values in errors.items() if values}
+    summary = {
+        f"{kind}_median_error": statistics.median(map(abs, values))
+        for kind, values in errors.items()
+        if values
+    }
     if json_out:
         click.echo(json.dumps({"runs": rows, **summary}, indent=1))
         return
     if not rows:
-        click.echo("no finished run in the store has a prediction; every training stage logs one when it starts")
+        click.echo(
+            "no finished run in the store has a prediction; every training stage logs one when it starts"
+        )
         return
-    table = _table("Predicted beside measured", "run", "stage", "hardware", "memory", "predicted", "error",
-                   "time", "predicted", "error")
+    table = _table(
+        "Predicted beside measured",
+        "run",
+        "stage",
+        "hardware",
+        "memory",
+        "predicted",
+        "error",
+        "time",
+        "predicted",
+        "error",
+    )
     for row in rows:
-        table.add_row(row["run"][:8], row["stage"], row["hardware"][:28], _size(row["memory"]), _size(row["memory_predicted"]),
-                      f"{row['memory_error']:+.1%}", _time(row["seconds"]), _time(row["seconds_predicted"]),
-                      f"{row['seconds_error']:+.1%}")
+        table.add_row(
+            row["run"][:8],
+            row["stage"],
+            row["hardware"][:28],
+            _size(row["memory"]),
+            _size(row["memory_predicted"]),
+            f"{row['memory_error']:+.1%}",
+            _time(row["seconds"]),
+            _time(row["seconds_predicted"]),
+            f"{row['seconds_error']:+.1%}",
+        )
     Console().print(table)
-    click.echo("  ".join(f"{name.replace('_', ' ')}: {value:.1%}" for name, value in summary.items()))
+    click.echo(
+        "  ".join(f"{name.replace('_', ' ')}: {value:.1%}" for name, value in summary.items())
+    )

@@ -21,7 +21,13 @@ from paribus.journal import read_json, write_json
 from paribus.model.accounting import parameters
 from paribus.plan.estimate import stage_plan, training_step_work
 from paribus.plan.memory import stage_memory
-from paribus.plan.throughput import CPU_PROBED_SPREAD, CPU_SPREAD, PROBED_SPREAD, Device, device_named
+from paribus.plan.throughput import (
+    CPU_PROBED_SPREAD,
+    CPU_SPREAD,
+    PROBED_SPREAD,
+    Device,
+    device_named,
+)
 
 PROBE_SECONDS = 60.0
 KEPT = 5  # of a stage's last measurements: their median corrects, so that one on a busy machine does not
@@ -47,7 +53,9 @@ def here(config: Config) -> tuple[Device, str]:
         import torch
 
         found = device_named(hardware.device_name, hardware.dtype)
-        return dataclasses.replace(found, memory=torch.cuda.get_device_properties(0).total_memory), hardware.dtype
+        return dataclasses.replace(
+            found, memory=torch.cuda.get_device_properties(0).total_memory
+        ), hardware.dtype
     if hardware.device == "mps":
         return device_named(runtime.cpu_name(), hardware.dtype), hardware.dtype
     return _cpu(config, hardware), hardware.dtype
@@ -60,8 +68,18 @@ def _cpu(config: Config, hardware: runtime.Hardware) -> Device:
     model = resolve_model(config.model)
     rows = min(config.pretrain.device_batch_size * model.seq_len, 2048)
     flops, bandwidth = _rates(rows, model.width, hardware.dtype, hardware.threads)
-    return Device(name=hardware.device_name, flops=flops, bandwidth=bandwidth, memory=psutil.virtual_memory().total,
-                  attainable=1.0, watts=10.0 * hardware.threads, link=1e9, kind="cpu", source="measured here", spread=CPU_SPREAD)
+    return Device(
+        name=hardware.device_name,
+        flops=flops,
+        bandwidth=bandwidth,
+        memory=psutil.virtual_memory().total,
+        attainable=1.0,
+        watts=10.0 * hardware.threads,
+        link=1e9,
+        kind="cpu",
+        source="measured here",
+        spread=CPU_SPREAD,
+    )
 
 
 @functools.cache
@@ -72,7 +90,9 @@ def _rates(rows: int, width: int, dtype: str, threads: int) -> tuple[float, floa
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        a = torch.ones(rows, width, dtype=getattr(torch, dtype))  # drawing numbers would move the run's own generator
+        a = torch.ones(
+            rows, width, dtype=getattr(torch, dtype)
+        )  # drawing numbers would move the run's own generator
         b = torch.ones(width, 4 * width, dtype=a.dtype)
         product = _best(lambda: a @ b)
         block = torch.empty(16 * 2**20)
@@ -95,9 +115,13 @@ def _best(work: Any, seconds: float = 0.15) -> float:
 
 def _key(config: Config, device: Device, dtype: str) -> str:
     """A correction holds for a shape of model, and how it is run."""
-    shape = flatten(resolve_model(config.model)) | {"vocab": config.tokenizer.vocab_size, "compile": config.train.compile,
-                                                    "threads": config.train.threads, "processes": config.train.processes,
-                                                    "kind": config.optimizer.kind}
+    shape = flatten(resolve_model(config.model)) | {
+        "vocab": config.tokenizer.vocab_size,
+        "compile": config.train.compile,
+        "threads": config.train.threads,
+        "processes": config.train.processes,
+        "kind": config.optimizer.kind,
+    }
     return f"{device.name} {dtype} {fingerprint(**{name.replace('.', '_'): value for name, value in shape.items()})}"
 
 
@@ -106,9 +130,16 @@ def calibrated(config: Config, device: Device, dtype: str) -> Device:
     known = _timings().get(_key(config, device, dtype))
     if not known:
         return device
-    corrections = {stage: statistics.median(ratios) for stage, ratios in known["corrections"].items()}
-    return dataclasses.replace(device, flops=known["flops"], bandwidth=known["bandwidth"], corrections=corrections,
-                               spread=CPU_PROBED_SPREAD if device.kind == "cpu" else PROBED_SPREAD)
+    corrections = {
+        stage: statistics.median(ratios) for stage, ratios in known["corrections"].items()
+    }
+    return dataclasses.replace(
+        device,
+        flops=known["flops"],
+        bandwidth=known["bandwidth"],
+        corrections=corrections,
+        spread=CPU_PROBED_SPREAD if device.kind == "cpu" else PROBED_SPREAD,
+    )
 
 
 def remember(config: Config, stage: str, seconds: float) -> None:
@@ -117,14 +148,28 @@ def remember(config: Config, stage: str, seconds: float) -> None:
         device, dtype = here(config)
     except UserError:
         return
-    _keep(config, device, dtype, stage, lambda bare: seconds / stage_plan(config, stage, bare, dtype).seconds)
+    _keep(
+        config,
+        device,
+        dtype,
+        stage,
+        lambda bare: seconds / stage_plan(config, stage, bare, dtype).seconds,
+    )
 
 
-def _keep(config: Config, device: Device, dtype: str, stage: str, ratio: Callable[[Device], float]) -> float:
+def _keep(
+    config: Config, device: Device, dtype: str, stage: str, ratio: Callable[[Device], float]
+) -> float:
     """Add a measured / estimated ratio; the estimate is of the device as first known, so that ratios compare."""
     timings, key = _timings(), _key(config, device, dtype)
-    known = timings.setdefault(key, {"flops": device.flops, "bandwidth": device.bandwidth, "corrections": {}})
-    found = ratio(dataclasses.replace(device, flops=known["flops"], bandwidth=known["bandwidth"], corrections={}))
+    known = timings.setdefault(
+        key, {"flops": device.flops, "bandwidth": device.bandwidth, "corrections": {}}
+    )
+    found = ratio(
+        dataclasses.replace(
+            device, flops=known["flops"], bandwidth=known["bandwidth"], corrections={}
+        )
+    )
     known["corrections"][stage] = [*known["corrections"].get(stage, []), found][-KEPT:]
     write_json(runtime.state_root() / "timings.json", timings)
     return found
@@ -148,7 +193,9 @@ def run_probe(config: Config, device: Device, dtype: str, seconds: float = PROBE
     hardware = runtime.detect(config.train)
     runtime.apply(hardware, config.seed)
     resolved, vocab = resolve_model(config.model), config.tokenizer.vocab_size
-    schedule = resolve_pretrain(config.pretrain, parameters(resolved, vocab)["total"], resolved.seq_len)
+    schedule = resolve_pretrain(
+        config.pretrain, parameters(resolved, vocab)["total"], resolved.seq_len
+    )
     assert schedule.batch_tokens
     try:
         model = GPT(config.model, vocab, getattr(torch, hardware.dtype)).to(hardware.device)
@@ -157,19 +204,37 @@ def run_probe(config: Config, device: Device, dtype: str, seconds: float = PROBE
         model.train()
         optimizer = MuonAdamW(model, config.optimizer)
         rows = min(schedule.device_batch_size, schedule.batch_tokens // resolved.seq_len)
-        passes, updates = _measure(model, optimizer, torch.compile(model) if hardware.compile else model, rows, seconds)
+        passes, updates = _measure(
+            model, optimizer, torch.compile(model) if hardware.compile else model, rows, seconds
+        )
     except torch.OutOfMemoryError:
-        raise UserError(f"pretrain.device_batch_size: {schedule.device_batch_size} rows do not fit this machine; "
-                        "`paribus plan` says how many do") from None
+        raise UserError(
+            f"pretrain.device_batch_size: {schedule.device_batch_size} rows do not fit this machine; "
+            "`paribus plan` says how many do"
+        ) from None
     step = passes * schedule.batch_tokens / (rows * resolved.seq_len) + updates
     item = 4 if dtype == "float32" else 2
-    found = _keep(config, device, dtype, "pretrain",
-                  lambda bare: step / training_step_work(config, schedule, resolved, bare, item).total)
-    return Probe(device.name, dtype, rows, step, found, peak_memory_bytes(model.device),
-                 stage_memory(config, "pretrain", device=device.kind, dtype=dtype).total)
+    found = _keep(
+        config,
+        device,
+        dtype,
+        "pretrain",
+        lambda bare: step / training_step_work(config, schedule, resolved, bare, item).total,
+    )
+    return Probe(
+        device.name,
+        dtype,
+        rows,
+        step,
+        found,
+        peak_memory_bytes(model.device),
+        stage_memory(config, "pretrain", device=device.kind, dtype=dtype).total,
+    )
 
 
-def _measure(model: Any, optimizer: Any, forward: Any, rows: int, seconds: float) -> tuple[float, float]:
+def _measure(
+    model: Any, optimizer: Any, forward: Any, rows: int, seconds: float
+) -> tuple[float, float]:
     """Median seconds of a forward and backward pass, and of an optimiser step; the first of each is thrown away."""
     import torch
 
@@ -201,5 +266,8 @@ def prediction(config: Config, stage: str) -> dict[str, float]:
     device = calibrated(config, device, dtype)
     found = stage_plan(config, stage, device, dtype)
     assert found.tokens_per_second
-    return {"predicted/memory_bytes": float(found.memory.total), "predicted/tokens_per_second": found.tokens_per_second,
-            "predicted/seconds": found.seconds}
+    return {
+        "predicted/memory_bytes": float(found.memory.total),
+        "predicted/tokens_per_second": found.tokens_per_second,
+        "predicted/seconds": found.seconds,
+    }

@@ -24,15 +24,24 @@ class Tracked:
 
     gradient: int
     update: int
-    by_kind: dict[str, int]  # parameters, gradients, optimiser, activations, temporary ... at the peak
+    by_kind: dict[
+        str, int
+    ]  # parameters, gradients, optimiser, activations, temporary ... at the peak
 
     @property
     def peak(self) -> int:
         return max(self.gradient, self.update)
 
 
-def track_step(config: Config, vocab_size: int, *, rows: int, accumulate: bool = False, dtype: str = "float32",
-               packed: bool = False) -> Tracked:
+def track_step(
+    config: Config,
+    vocab_size: int,
+    *,
+    rows: int,
+    accumulate: bool = False,
+    dtype: str = "float32",
+    packed: bool = False,
+) -> Tracked:
     """A step of training, the optimiser's state being there, with `rows` rows of a forward pass.
 
     accumulate: other forward passes of the step have left their gradients. packed: rows hold several conversations,

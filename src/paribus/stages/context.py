@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from paribus.model.gpt import GPT
 
 
-CORPUS, TOKENIZER, TOKENS, CHECKPOINTS = (Path(p) for p in ("data/corpus", "data/tokenizer", "data/tokens", "checkpoints"))
+CORPUS, TOKENIZER, TOKENS, CHECKPOINTS = (
+    Path(p) for p in ("data/corpus", "data/tokenizer", "data/tokens", "checkpoints")
+)
 EVALS, METRICS, PLOTS, REPORT = (Path(p) for p in ("evals", "metrics", "plots", "report"))
 STAGES = ("base", "mid", "sft", "rl")  # checkpoints, in the order of the curriculum
 
@@ -51,17 +53,28 @@ class Session:
             "deps": runtime.dep_digests(definition),
             "files": graph.code_files(definition),
             "data": graph.data_versions(definition),
-            **{name: machine[name] for name in ("git", "requirements_lock", "versions", "hardware", "paribus")},
+            **{
+                name: machine[name]
+                for name in ("git", "requirements_lock", "versions", "hardware", "paribus")
+            },
         }
 
     def open_log(self, params: dict[str, Any], resume_step: int | None = None) -> tracking.RunLog:
         """This stage's MLflow run. params: resolved values that differ from params.yaml's."""
         data = [path for path in graph.stage_definition(self.stage).deps if not graph.is_code(path)]
         return tracking.RunLog.open(
-            self.stage, folder=self.folder, config=self.config, params=flatten(self.config) | params,
-            fingerprint=self.fingerprint, resume_step=resume_step,
-            tags={"hardware": self.hardware.device_name, "dtype": self.hardware.dtype,
-                  "threads": str(self.hardware.process_threads), "processes": str(self.hardware.processes)},
+            self.stage,
+            folder=self.folder,
+            config=self.config,
+            params=flatten(self.config) | params,
+            fingerprint=self.fingerprint,
+            resume_step=resume_step,
+            tags={
+                "hardware": self.hardware.device_name,
+                "dtype": self.hardware.dtype,
+                "threads": str(self.hardware.process_threads),
+                "processes": str(self.hardware.processes),
+            },
             datasets={path: (path, graph.dvc_hash(path)) for path in data},
         )
 
@@ -82,11 +95,18 @@ def session(stage: str) -> Iterator[Session]:
     folder = runtime.state_root() / "runs" / f"{stage.replace('@', '-')}-{fingerprint}"
     first = runtime.rank() == 0
     lock = StateLock(folder) if first else nullcontext()
-    with lock, parallel.group(hardware.device), Interrupt(folder if first else None, config.train.session_minutes) as interrupt:
+    with (
+        lock,
+        parallel.group(hardware.device),
+        Interrupt(folder if first else None, config.train.session_minutes) as interrupt,
+    ):
         if first:
             processes = f"{hardware.processes} processes of " if hardware.processes > 1 else ""
-            print(f"paribus {stage}: {fingerprint} on {hardware.device_name}, {hardware.dtype}, "
-                  f"{processes}{hardware.process_threads} threads", file=sys.stderr)
+            print(
+                f"paribus {stage}: {fingerprint} on {hardware.device_name}, {hardware.dtype}, "
+                f"{processes}{hardware.process_threads} threads",
+                file=sys.stderr,
+            )
         yield Session(stage, config, hardware, fingerprint, folder, interrupt)
 
 
@@ -122,7 +142,9 @@ def load_model(run: Session, stage: str) -> GPT:
     from paribus.model.attention import check_head_dim
     from paribus.model.gpt import load_checkpoint
 
-    model = load_checkpoint(CHECKPOINTS / stage, run.hardware.device, getattr(torch, run.hardware.dtype))
+    model = load_checkpoint(
+        CHECKPOINTS / stage, run.hardware.device, getattr(torch, run.hardware.dtype)
+    )
     check_head_dim(model.config.head_dim, run.hardware.device)
     model.activation_checkpointing = run.config.train.activation_checkpointing
     return model.eval()

@@ -23,17 +23,30 @@ def corpus() -> None:
 def tokenizer() -> None:
     """Byte-level BPE of the documents -> data/tokenizer, metrics/tokenizer.json."""
     from paribus.data.shards import documents, sample_documents
-    from paribus.data.tokenizer import GPT2_BYTES_PER_TOKEN, compression, first_bytes, train_tokenizer
+    from paribus.data.tokenizer import (
+        GPT2_BYTES_PER_TOKEN,
+        compression,
+        first_bytes,
+        train_tokenizer,
+    )
 
     config = load_config()
     megabytes = config.tokenizer.train_megabytes
     trained = train_tokenizer(sample_documents(CORPUS / "documents", megabytes), config.tokenizer)
     TOKENIZER.mkdir(parents=True, exist_ok=True)
     trained.save(TOKENIZER / "tokenizer.json")
-    every_50th = (text for number, text in enumerate(documents(CORPUS / "documents")) if number % 50 == 0)
+    every_50th = (
+        text for number, text in enumerate(documents(CORPUS / "documents")) if number % 50 == 0
+    )
     bytes_per_token = compression(trained, list(first_bytes(every_50th, COMPRESSION_BYTES)))
-    write_json(METRICS / "tokenizer.json", {"vocab_size": trained.vocab_size, "bytes_per_token": bytes_per_token,
-                                            "bytes_per_token_over_gpt2": bytes_per_token / GPT2_BYTES_PER_TOKEN})
+    write_json(
+        METRICS / "tokenizer.json",
+        {
+            "vocab_size": trained.vocab_size,
+            "bytes_per_token": bytes_per_token,
+            "bytes_per_token_over_gpt2": bytes_per_token / GPT2_BYTES_PER_TOKEN,
+        },
+    )
 
 
 def tokens() -> None:

@@ -34,9 +34,16 @@ def core() -> None:
     with session("core") as run:
         cfg = run.config.eval.core
         with Progress("core") as bar, run.open_log({}) as log:
-            result = evaluate_core(load_model(run, "base"), load_tokenizer(CHECKPOINTS / "base"), CORPUS / "core",
-                                   max_per_task=cfg.max_per_task, batch_size=cfg.batch_size, synthetic=core_is_synthetic(),
-                                   cache=run.folder / "items", on_progress=bar.count)
+            result = evaluate_core(
+                load_model(run, "base"),
+                load_tokenizer(CHECKPOINTS / "base"),
+                CORPUS / "core",
+                max_per_task=cfg.max_per_task,
+                batch_size=cfg.batch_size,
+                synthetic=core_is_synthetic(),
+                cache=run.folder / "items",
+                on_progress=bar.count,
+            )
             write_items(EVALS / "core", result)
             log.artifact(EVALS / "core" / "items.parquet", "items")
             log.summary(result.summary() | {"missing": ", ".join(result.missing)})
@@ -55,8 +62,16 @@ def gsm8k(stage: str) -> None:
         shots = list(load_jsonl(CORPUS / "problems/train.jsonl"))[: cfg.few_shot]
         engine = Engine(load_model(run, stage), load_tokenizer(CHECKPOINTS / stage))
         with Progress(f"gsm8k {stage}") as bar, run.open_log({}) as log:
-            result = evaluate_gsm8k(engine, problems, cfg, stage=stage, shots=shots, seed=run.config.seed,
-                                    cache=run.folder / "items", on_progress=bar.count)
+            result = evaluate_gsm8k(
+                engine,
+                problems,
+                cfg,
+                stage=stage,
+                shots=shots,
+                seed=run.config.seed,
+                cache=run.folder / "items",
+                on_progress=bar.count,
+            )
             folder = EVALS / "gsm8k" / stage
             write_items(folder, result)
             log.artifact(folder / "items.parquet", "items")
@@ -77,10 +92,17 @@ def answer_prompts(engine: Engine, *, continues: bool) -> list[dict[str, str]]:
     from paribus.data.prompts import LONGEST, PROMPTS
 
     words: Any = engine.tokenizer
-    ids = [[words.bos, *words.encode(prompt)] if continues else render_prompt([{"role": "user", "content": prompt}], words)
-           for prompt in PROMPTS]
+    ids = [
+        [words.bos, *words.encode(prompt)]
+        if continues
+        else render_prompt([{"role": "user", "content": prompt}], words)
+        for prompt in PROMPTS
+    ]
     answers = engine.generate(ids, max_new_tokens=LONGEST, tools=not continues)
-    return [{"prompt": prompt, "answer": words.decode(answer.tokens)} for prompt, (answer,) in zip(PROMPTS, answers, strict=True)]
+    return [
+        {"prompt": prompt, "answer": words.decode(answer.tokens)}
+        for prompt, (answer,) in zip(PROMPTS, answers, strict=True)
+    ]
 
 
 def compare_stages() -> None:
@@ -89,12 +111,23 @@ def compare_stages() -> None:
     from paribus.evaluate.intervals import compare
 
     folder = EVALS / "gsm8k"
-    metrics: dict[str, Any] = {stage: json.loads((folder / stage / "summary.json").read_text()) for stage in STAGES}
+    metrics: dict[str, Any] = {
+        stage: json.loads((folder / stage / "summary.json").read_text()) for stage in STAGES
+    }
     correct = {stage: read_correct(folder / stage) for stage in STAGES}
-    metrics["paired"] = {f"{a}_{b}": compare(correct[a], correct[b]) for a, b in zip(STAGES, STAGES[1:], strict=False)}
-    metrics["dataset"] = json.loads((CORPUS / "manifest.json").read_text(encoding="utf-8"))["problems"]["source"]
+    metrics["paired"] = {
+        f"{a}_{b}": compare(correct[a], correct[b])
+        for a, b in zip(STAGES, STAGES[1:], strict=False)
+    }
+    metrics["dataset"] = json.loads((CORPUS / "manifest.json").read_text(encoding="utf-8"))[
+        "problems"
+    ]["source"]
     columns = ("accuracy", "ci_low", "ci_high")
-    write_csv(PLOTS / "gsm8k.csv", ("stage", *columns), [(s, *(metrics[s][c] for c in columns)) for s in STAGES])
+    write_csv(
+        PLOTS / "gsm8k.csv",
+        ("stage", *columns),
+        [(s, *(metrics[s][c] for c in columns)) for s in STAGES],
+    )
     write_json(METRICS / "gsm8k.json", metrics)
 
 

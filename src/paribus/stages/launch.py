@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 def on_processes(stage: Callable[[], None]) -> Callable[[], None]:
     """A stage that runs as `train.processes` asks for."""
+
     @functools.wraps(stage)
     def start() -> None:
         if "WORLD_SIZE" in os.environ:  # one of several already
@@ -45,7 +46,9 @@ def launch(stage: str, train: config.Train) -> None:
     from torch.distributed.launcher.api import elastic_launch
 
     check(train)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it calls a pause an error
+    logging.getLogger("torch.distributed.elastic").setLevel(
+        logging.CRITICAL
+    )  # it calls a pause an error
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, pass_on)
     command = [sys.executable, "-m", "paribus", stage]
@@ -54,8 +57,11 @@ def launch(stage: str, train: config.Train) -> None:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode != EXIT_PAUSED:
-            print(f"paribus {stage}: process {rank} of {train.processes} {ending(failure.exitcode)}; the others were stopped. "
-                  "Start again, and training goes on from the last saved state", file=sys.stderr)
+            print(
+                f"paribus {stage}: process {rank} of {train.processes} {ending(failure.exitcode)}; the others were stopped. "
+                "Start again, and training goes on from the last saved state",
+                file=sys.stderr,
+            )
         sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
 
 
@@ -63,8 +69,17 @@ def launch_config(processes: int) -> LaunchConfig:
     """This machine only, no restarts; of signals the launcher keeps for itself the one that nobody sends."""
     from torch.distributed.launcher.api import LaunchConfig
 
-    return LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
-                        rdzv_endpoint="localhost:0", local_addr="localhost", max_restarts=0, signals_to_handle="SIGQUIT")
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+        signals_to_handle="SIGQUIT",
+    )
 
 
 def check(train: config.Train) -> None:
@@ -73,7 +88,9 @@ def check(train: config.Train) -> None:
 
     hardware = runtime.detect(train)
     if hardware.device == "cuda" and train.processes > torch.cuda.device_count():
-        raise UserError(f"train.processes: {train.processes}, but there are {torch.cuda.device_count()} CUDA devices")
+        raise UserError(
+            f"train.processes: {train.processes}, but there are {torch.cuda.device_count()} CUDA devices"
+        )
     if hardware.device == "mps":
         raise UserError(f"train.processes: {train.processes} is for cpu and cuda; on mps set 1")
 
@@ -91,4 +108,8 @@ def pass_on(number: int, _: Any) -> None:
 
 def ending(status: int) -> str:
     """How a process ended, in words."""
-    return f"was killed ({signal.Signals(-status).name})" if status < 0 else f"ended with exit status {status}"
+    return (
+        f"was killed ({signal.Signals(-status).name})"
+        if status < 0
+        else f"ended with exit status {status}"
+    )

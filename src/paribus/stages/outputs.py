@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from paribus.model.gpt import GPT
 
 
-def write_outputs(run: Session, log: tracking.RunLog, model: GPT, target: str, stage: str, summary: dict[str, Any]) -> None:
+def write_outputs(
+    run: Session, log: tracking.RunLog, model: GPT, target: str, stage: str, summary: dict[str, Any]
+) -> None:
     """Checkpoint, curve, metrics: in that order, so that metrics stand for a stage that is done."""
     from paribus.model.gpt import save_checkpoint
 
@@ -21,6 +23,8 @@ def write_outputs(run: Session, log: tracking.RunLog, model: GPT, target: str, s
     write_curve(PLOTS / f"{stage}.csv", stage, log.rows())
     log.artifact(PLOTS / f"{stage}.csv", "plots")
     log.artifact(CHECKPOINTS / target / "provenance.json")
-    log.summary(summary | {"weights_sha256": graph.file_digest(CHECKPOINTS / target / "model.safetensors")})
+    log.summary(
+        summary | {"weights_sha256": graph.file_digest(CHECKPOINTS / target / "model.safetensors")}
+    )
     write_json(run.folder / "delivered.json", graph.dvc_digest(CHECKPOINTS / target))
     write_json(METRICS / f"{stage}.json", summary)

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paribus import runtime
-from paribus.config import Conversations, Pretrain, flatten, load_config, read_yaml, resolve_model, resolve_pretrain
+from paribus.config import (
+    Conversations,
+    Pretrain,
+    flatten,
+    load_config,
+    read_yaml,
+    resolve_model,
+    resolve_pretrain,
+)
 from paribus.errors import UserError
 from paribus.progress import Progress
 from paribus.session import EXIT_PAUSED
@@ -70,19 +78,35 @@ def pretrain() -> None:
         estimate = core_estimate(model, words, schedule, config.eval.core.batch_size)
 
         def evaluate(step: int) -> dict[str, float]:
-            bpb_due = schedule.eval_every and step % schedule.eval_every == 0 and step < (schedule.steps or 0)
+            bpb_due = (
+                schedule.eval_every
+                and step % schedule.eval_every == 0
+                and step < (schedule.steps or 0)
+            )
             core_due = schedule.core_every and step % schedule.core_every == 0
             if not bpb_due and not core_due:
                 return {}
-            return parallel.leads(model, lambda: ({"val/bpb": val_bpb(schedule.eval_tokens)} if bpb_due else {})
-                                  | (estimate() if core_due else {}))
+            return parallel.leads(
+                model,
+                lambda: (
+                    ({"val/bpb": val_bpb(schedule.eval_tokens)} if bpb_due else {})
+                    | (estimate() if core_due else {})
+                ),
+            )
 
         loader = document_rows(schedule, model_config.seq_len, config.seed)
         rows = rows_of(schedule, model_config.seq_len)
-        if parallel.rank() == 0 and (epochs := (schedule.steps or 0) * rows / loader.rows_per_epoch) > 1:
-            print(f"paribus pretrain: the horizon reads data/tokens {epochs:.1f} times; for more text: corpus.*",
-                  file=sys.stderr)
-        objective = NextToken(loader, rows, schedule.device_batch_size, parallel.rank(), parallel.ranks())
+        if (
+            parallel.rank() == 0
+            and (epochs := (schedule.steps or 0) * rows / loader.rows_per_epoch) > 1
+        ):
+            print(
+                f"paribus pretrain: the horizon reads data/tokens {epochs:.1f} times; for more text: corpus.*",
+                file=sys.stderr,
+            )
+        objective = NextToken(
+            loader, rows, schedule.device_batch_size, parallel.rank(), parallel.ranks()
+        )
         params = flatten(model_config, "model.") | flatten(schedule, "pretrain.")
         with train(run, model, objective, schedule, evaluate, params) as (log, position):
             summary = supervised_metrics(log.rows(), position) | {
@@ -93,7 +117,9 @@ def pretrain() -> None:
             write_outputs(run, log, model, "base", "pretrain", summary)
 
 
-def core_estimate(model: GPT, words: Tokenizer, schedule: Pretrain, batch_size: int) -> Callable[[], dict[str, float]]:
+def core_estimate(
+    model: GPT, words: Tokenizer, schedule: Pretrain, batch_size: int
+) -> Callable[[], dict[str, float]]:
     """CORE on a few items of each task; with `core_every` the bundle is checked now, before any training.
 
     It draws from no generator of the training's, so that the weights are the same with it and without.
@@ -105,8 +131,14 @@ def core_estimate(model: GPT, words: Tokenizer, schedule: Pretrain, batch_size: 
         read_bundle(CORPUS / "core", schedule.core_max_per_task, complete=core_is_synthetic())
 
     def estimate() -> dict[str, float]:
-        found = evaluate_core(model, words, CORPUS / "core", max_per_task=schedule.core_max_per_task, batch_size=batch_size,
-                              synthetic=core_is_synthetic()).summary()
+        found = evaluate_core(
+            model,
+            words,
+            CORPUS / "core",
+            max_per_task=schedule.core_max_per_task,
+            batch_size=batch_size,
+            synthetic=core_is_synthetic(),
+        ).summary()
         name = "core_partial" if found["partial"] else "core"
         return {f"val/{name}": found[name], "val/core_stderr": found["core_stderr"]}
 
@@ -144,15 +176,35 @@ def converse(stage: str, source: str, target: str, schedule: Conversations) -> N
 
     with session(stage) as run:
         words, model = load_tokenizer(CHECKPOINTS / source), load_model(run, source)
-        seq_len, seed = model.config.seq_len, shuffle_key(run.config.seed, stage)  # not pretraining's order again
-        names = [name for name, amount in (schedule.mixture | schedule.epochs).items() if amount > 0]
-        sources: dict[str, Any] = dict(load_sources(CORPUS, [name for name in names if name != "documents"]))
+        seq_len, seed = (
+            model.config.seq_len,
+            shuffle_key(run.config.seed, stage),
+        )  # not pretraining's order again
+        names = [
+            name for name, amount in (schedule.mixture | schedule.epochs).items() if amount > 0
+        ]
+        sources: dict[str, Any] = dict(
+            load_sources(CORPUS, [name for name in names if name != "documents"])
+        )
         if "documents" in names:
             sources["documents"] = DocumentLoader(TOKENS, "train", seq_len, seed)
-        loader = ConversationLoader(sources, schedule.mixture, words, seq_len, seed, schedule.attend_across, schedule.epochs,
-                                    schedule.steps * rows_of(schedule, seq_len) * seq_len)
-        objective = NextToken(loader, rows_of(schedule, seq_len), schedule.device_batch_size, parallel.rank(),
-                              parallel.ranks())
+        loader = ConversationLoader(
+            sources,
+            schedule.mixture,
+            words,
+            seq_len,
+            seed,
+            schedule.attend_across,
+            schedule.epochs,
+            schedule.steps * rows_of(schedule, seq_len) * seq_len,
+        )
+        objective = NextToken(
+            loader,
+            rows_of(schedule, seq_len),
+            schedule.device_batch_size,
+            parallel.rank(),
+            parallel.ranks(),
+        )
         params = flatten(model.config, "model.") | flatten(schedule, f"{stage}.")
         with train(run, model, objective, schedule, lambda step: {}, params) as (log, position):
             write_outputs(run, log, model, target, stage, supervised_metrics(log.rows(), position))
@@ -177,7 +229,11 @@ def rl() -> None:
         def evaluate(step: int) -> dict[str, float]:
             last = step == cfg.steps
             due = last or cfg.watch_every and step % cfg.watch_every == 0
-            return parallel.leads(model, partial(watch, engine, watched, run, sample=last)) if due else {}
+            return (
+                parallel.leads(model, partial(watch, engine, watched, run, sample=last))
+                if due
+                else {}
+            )
 
         def sample(step: int) -> Any:
             model.eval()
@@ -193,7 +249,9 @@ def rl() -> None:
             write_outputs(run, log, model, "rl", "rl", rl_metrics(log.rows(), position))
 
 
-def watch(engine: Engine, problems: list[dict[str, str]], run: Session, sample: bool = False) -> dict[str, float]:
+def watch(
+    engine: Engine, problems: list[dict[str, str]], run: Session, sample: bool = False
+) -> dict[str, float]:
     """Accuracy on problems held out of train: greedy, and with `sample` pass@k too."""
     from dataclasses import replace
 
@@ -201,16 +259,28 @@ def watch(engine: Engine, problems: list[dict[str, str]], run: Session, sample: 
 
     rl, seed = run.config.rl, run.config.seed
     engine.model.eval()
-    settings = replace(run.config.eval.gsm8k, questions=None, max_new_tokens=rl.max_new_tokens, rows=rl.rollout_rows,
-                       sampled_questions=None if sample else 0)
+    settings = replace(
+        run.config.eval.gsm8k,
+        questions=None,
+        max_new_tokens=rl.max_new_tokens,
+        rows=rl.rollout_rows,
+        sampled_questions=None if sample else 0,
+    )
     summary = evaluate_gsm8k(engine, problems, settings, stage="rl", seed=seed).summary
     keys = ["accuracy", *(key for key in summary if sample and key.startswith("pass_at_"))]
     return {f"watch/{key}": summary[key] for key in keys}
 
 
 @contextmanager
-def train(run: Session, model: GPT, objective: Objective, schedule: Any, evaluate: Callable[[int], dict[str, float]],
-          params: dict[str, Any], before: Callable[[], dict[str, float]] | None = None) -> Iterator[tuple[Any, Position]]:
+def train(
+    run: Session,
+    model: GPT,
+    objective: Objective,
+    schedule: Any,
+    evaluate: Callable[[int], dict[str, float]],
+    params: dict[str, Any],
+    before: Callable[[], dict[str, float]] | None = None,
+) -> Iterator[tuple[Any, Position]]:
     """Run the loop from wherever it stood to its end, then yield (log, position) to write the outputs, on rank 0 only.
 
     before: measured once, at step 0, and logged there.
@@ -228,18 +298,35 @@ def train(run: Session, model: GPT, objective: Objective, schedule: Any, evaluat
     if parallel.rank() > 0:
         run_loop(prepared(Hooks.silent(evaluate)), run, state, before, {})
         raise SystemExit(0)
-    expected = {} if state else predicted(run)  # before the log is open: its feeder's start would take a core from what is timed
+    expected = (
+        {} if state else predicted(run)
+    )  # before the log is open: its feeder's start would take a core from what is timed
     if state:
-        print(f"paribus {run.stage}: going on from step {state.step} of {schedule.steps}", file=sys.stderr)
-    with Progress(run.stage, schedule.steps, "step") as bar, run.open_log(params, state.step if state else None) as log:
-        hooks = Hooks(log.log, log.event, log.sync, log.rewind, evaluate, lambda step, metrics: bar.update(step, **metrics))
+        print(
+            f"paribus {run.stage}: going on from step {state.step} of {schedule.steps}",
+            file=sys.stderr,
+        )
+    with (
+        Progress(run.stage, schedule.steps, "step") as bar,
+        run.open_log(params, state.step if state else None) as log,
+    ):
+        hooks = Hooks(
+            log.log,
+            log.event,
+            log.sync,
+            log.rewind,
+            evaluate,
+            lambda step, metrics: bar.update(step, **metrics),
+        )
         loop = prepared(hooks)
         run_loop(loop, run, state, before, expected)
         remember(run.config, run.stage, loop.position.seconds)
         yield log, loop.position
 
 
-def prepare(run: Session, model: GPT, objective: Objective, schedule: Any, store: StateStore, hooks: Hooks) -> Loop:
+def prepare(
+    run: Session, model: GPT, objective: Objective, schedule: Any, store: StateStore, hooks: Hooks
+) -> Loop:
     """The loop of a stage, at its beginning."""
     from paribus.model.accounting import flops_per_token
     from paribus.train import parallel
@@ -250,17 +337,41 @@ def prepare(run: Session, model: GPT, objective: Objective, schedule: Any, store
     warmdown = getattr(schedule, "warmdown_fraction", 1.0)
 
     def factor(step: int) -> float:
-        shape = lr_factor(step, schedule.steps, schedule.warmup_fraction, warmdown, schedule.final_lr_fraction)
+        shape = lr_factor(
+            step, schedule.steps, schedule.warmup_fraction, warmdown, schedule.final_lr_fraction
+        )
         return schedule.lr_scale * shape
 
-    plan = Plan(schedule.steps, factor, flops_per_token(model.config, model.vocab_size),
-                runtime.peak_flops(run.hardware) * parallel.ranks(), config.train.save_seconds, config.train.log_every)
-    forward = parallel.wrap(model, config.train.sharding, run.hardware.compile)  # before the optimiser is made
-    return Loop(model, forward, MuonAdamW(model, config.optimizer), objective, plan, store, run.interrupt, hooks)
+    plan = Plan(
+        schedule.steps,
+        factor,
+        flops_per_token(model.config, model.vocab_size),
+        runtime.peak_flops(run.hardware) * parallel.ranks(),
+        config.train.save_seconds,
+        config.train.log_every,
+    )
+    forward = parallel.wrap(
+        model, config.train.sharding, run.hardware.compile
+    )  # before the optimiser is made
+    return Loop(
+        model,
+        forward,
+        MuonAdamW(model, config.optimizer),
+        objective,
+        plan,
+        store,
+        run.interrupt,
+        hooks,
+    )
 
 
-def run_loop(loop: Loop, run: Session, state: State | None, before: Callable[[], dict[str, float]] | None,
-             expected: dict[str, float]) -> None:
+def run_loop(
+    loop: Loop,
+    run: Session,
+    state: State | None,
+    before: Callable[[], dict[str, float]] | None,
+    expected: dict[str, float],
+) -> None:
     """Train to the end; the model is whole then, and each process on its own. Exits with EXIT_PAUSED when paused.
 
     expected: what the plan says, logged at step 0 with what `before` measures.

@@ -37,13 +37,24 @@ from paribus.study.experiment import (
     settings,
 )
 from paribus.study.queue import Queue, Task
-from paribus.study.results import Result, asked_key, code_key, collect, done, events_of, folder_of, supersede
+from paribus.study.results import (
+    Result,
+    asked_key,
+    code_key,
+    collect,
+    done,
+    events_of,
+    folder_of,
+    supersede,
+)
 from paribus.study.status import Display, table
 from paribus.study.verdict import judge, plan_of
 
 MAX_FAILURES = 3  # of a run for reasons outside it, before it is given up
 POLL_SECONDS = 3.0
-SUSPICIOUS_SECONDS = 15.0  # that a task may be without a process of its own: a worker sets it up, or collects it
+SUSPICIOUS_SECONDS = (
+    15.0  # that a task may be without a process of its own: a worker sets it up, or collects it
+)
 
 
 @dataclass
@@ -61,13 +72,21 @@ class Study:
         return self.known[arm, number]
 
     def _run(self, arm: str, number: int) -> Run:
-        extra: dict[str, Any] = {"train.threads": self.settled["threads"]} if self.settled["threads"] else {}
+        extra: dict[str, Any] = (
+            {"train.threads": self.settled["threads"]} if self.settled["threads"] else {}
+        )
         steps = self.settled["steps"].get(arm)
-        return self.experiment.run(arm, number, extra | ({"pretrain.steps": steps} if steps else {}))
+        return self.experiment.run(
+            arm, number, extra | ({"pretrain.steps": steps} if steps else {})
+        )
 
     def runs(self, seeds: int, arms: Sequence[str] | None = None) -> list[Run]:
         """Every arm at the first seeds, seed by seed."""
-        return [self.run(arm, number) for number in range(seeds) for arm in arms or self.experiment.names]
+        return [
+            self.run(arm, number)
+            for number in range(seeds)
+            for arm in arms or self.experiment.names
+        ]
 
     @cached_property
     def code(self) -> str:
@@ -90,7 +109,9 @@ class Study:
             if set(asked) - have.keys() - given_up(experiment.name, list(asked.values())).keys():
                 break
             found = judge(experiment, list(have.values()))
-            open_arms = [arm for arm in open_arms if arm in found and found[arm].verdict == "undecided"]
+            open_arms = [
+                arm for arm in open_arms if arm in found and found[arm].verdict == "undecided"
+            ]
             if not open_arms:
                 break
         return list(asked.values())
@@ -103,7 +124,9 @@ def settle(experiment: Experiment, workers: int) -> dict[str, Any]:
     if "threads" not in known:
         train = experiment.config().train
         cpu = runtime.detect(train).device == "cpu"
-        known["threads"] = (train.threads or max(runtime.available_cores() // workers, 1)) if cpu else None
+        known["threads"] = (
+            (train.threads or max(runtime.available_cores() // workers, 1)) if cpu else None
+        )
     if experiment.equal == "seconds":
         seconds = known.setdefault("step_seconds", {})
         for arm in experiment.names:
@@ -120,9 +143,15 @@ def settle(experiment: Experiment, workers: int) -> dict[str, Any]:
 
 def derived_steps(experiment: Experiment, known: dict[str, Any]) -> dict[str, int]:
     """Arm -> steps of pretraining, where its budget asks for others than its own."""
-    seconds = {arm: entry["seconds"] for arm, entry in known.get("step_seconds", {}).items()} or None
+    seconds = {
+        arm: entry["seconds"] for arm, entry in known.get("step_seconds", {}).items()
+    } or None
     found = {arm: steps_for(experiment, arm, seconds) for arm in experiment.names}
-    return {arm: steps for arm, steps in found.items() if steps and steps != pretrain_steps(experiment.config(arm))[0]}
+    return {
+        arm: steps
+        for arm, steps in found.items()
+        if steps and steps != pretrain_steps(experiment.config(arm))[0]
+    }
 
 
 def study_of(experiment: Experiment) -> Study:
@@ -154,17 +183,24 @@ def execute(experiment: Experiment, workers: int | None, gpus: str | None) -> li
     folder = folder_of(experiment.name)
     with locked(folder / "lock", wait=False) as mine:
         if not mine:
-            raise UserError(f"{experiment.name} is being run by another `paribus ablate run`; `paribus ablate status "
-                            f"{experiment.name} --watch` shows it")
+            raise UserError(
+                f"{experiment.name} is being run by another `paribus ablate run`; `paribus ablate status "
+                f"{experiment.name} --watch` shows it"
+            )
         (folder / "stop").unlink(missing_ok=True)
         queue = Queue(runtime.main_checkout())
         tidy(queue, experiment.name)
-        driver = Driver(Study(experiment, settle(experiment, count)), queue, count, cards or all_cards())
+        driver = Driver(
+            Study(experiment, settle(experiment, count)), queue, count, cards or all_cards()
+        )
         try:
             return driver.drive()
         except KeyboardInterrupt:
-            print(f"\n{experiment.name}: its runs go on in DVC's queue; `paribus ablate run {experiment.name}` watches them "
-                  f"again, `paribus ablate stop {experiment.name}` stops them", file=sys.stderr)
+            print(
+                f"\n{experiment.name}: its runs go on in DVC's queue; `paribus ablate run {experiment.name}` watches them "
+                f"again, `paribus ablate stop {experiment.name}` stops them",
+                file=sys.stderr,
+            )
             raise SystemExit(130) from None
 
 
@@ -178,9 +214,15 @@ def all_cards() -> list[str]:
 def tidy(queue: Queue, own: str) -> None:
     """Clear the dead ends that killed processes left in DVC's queue; the tasks of the ablation `own` are its driver's."""
     if queue.mend():
-        print("a killed `paribus ablate run` had left params.yaml changed and HEAD detached: put back", file=sys.stderr)
+        print(
+            "a killed `paribus ablate run` had left params.yaml changed and HEAD detached: put back",
+            file=sys.stderr,
+        )
     for name in queue.bury([task for task in queue.tasks() if not task.name.startswith(f"{own}-")]):
-        print(f"{name}: said to be running, but nobody runs it: marked as failed in DVC's queue", file=sys.stderr)
+        print(
+            f"{name}: said to be running, but nobody runs it: marked as failed in DVC's queue",
+            file=sys.stderr,
+        )
     for path in queue.clean():
         print(f"{path}: left over by a killed run: removed", file=sys.stderr)
 
@@ -192,7 +234,9 @@ class Driver:
         self.study, self.queue, self.workers, self.gpus = study, queue, workers, gpus
         self.experiment, self.folder = study.experiment, folder_of(study.experiment.name)
         keep_rows(self.folder / "journal.jsonl")
-        self.journal = Journal(self.folder / "journal.jsonl", lambda text: print(text, file=sys.stderr))
+        self.journal = Journal(
+            self.folder / "journal.jsonl", lambda text: print(text, file=sys.stderr)
+        )
         self.display = Display(self.experiment.name)
         self.started: set[str] = set()
         self.lost: Counter[str] = Counter()  # run -> how often its processes vanished, in this call
@@ -205,31 +249,47 @@ class Driver:
             runs = self.study.wanted(collect(self.experiment))
             self._disown(runs)
             while True:
-                tasks = self._look({run.name: run for run in runs})  # before the results: what ends between is in both
+                tasks = self._look(
+                    {run.name: run for run in runs}
+                )  # before the results: what ends between is in both
                 results = collect(self.experiment)
                 runs = self.study.wanted(results)
                 have = done(results, runs, self.study.code)
                 failures = given_up(self.experiment.name, runs)
                 left = [run for run in runs if run.name not in have and run.name not in failures]
                 if (self.folder / "stop").exists():
-                    self.display.say(f"{self.experiment.name}: stopped; `paribus ablate run {self.experiment.name}` goes on")
+                    self.display.say(
+                        f"{self.experiment.name}: stopped; `paribus ablate run {self.experiment.name}` goes on"
+                    )
                     raise SystemExit(EXIT_PAUSED)
                 if not left:
                     return [have[run.name] for run in runs if run.name in have]
                 self._release(runs, left, have, tasks)
                 busy = sum(task.state in ("queued", "running") for task in tasks.values())
                 self.queue.start(min(self.workers, max(busy, 1)), self.gpus)
-                self.display.show(lambda: table(self.study, runs, have, tasks, failures, self.workers))  # noqa: B023
+                self.display.show(
+                    lambda: table(self.study, runs, have, tasks, failures, self.workers)  # noqa: B023
+                )
                 time.sleep(POLL_SECONDS)
 
     def _look(self, runs: dict[str, Run]) -> dict[str, Task]:
         """Our tasks that wait or run; those that ended are noted and taken out of the queue, the dead are buried."""
-        tasks = [task for task in self.queue.tasks() if task.name.startswith(f"{self.experiment.name}-")]
+        tasks = [
+            task for task in self.queue.tasks() if task.name.startswith(f"{self.experiment.name}-")
+        ]
         now, workers = time.monotonic(), self.queue.workers()
         without = {task.rev for task in tasks if task.state == "running" and task.pid is None}
         self.alone = {rev: self.alone.get(rev, now) for rev in without}
-        suspects = [task for task in tasks if task.state == "running" and (
-            task.pid is not None or not workers or now - self.alone[task.rev] > SUSPICIOUS_SECONDS)]
+        suspects = [
+            task
+            for task in tasks
+            if task.state == "running"
+            and (
+                task.pid is not None
+                or not workers
+                or now - self.alone[task.rev] > SUSPICIOUS_SECONDS
+            )
+        ]
         buried = self.queue.bury(suspects) if suspects else []
         for task in tasks:
             if task.state == "failed" or task.name in buried:
@@ -240,7 +300,9 @@ class Driver:
             if task.pid and task.rev not in self.started:
                 self.started.add(task.rev)
                 self._event(task.name, "started")
-        over = [task.name for task in tasks if task.state in ("failed", "done") or task.name in buried]
+        over = [
+            task.name for task in tasks if task.state in ("failed", "done") or task.name in buried
+        ]
         self.queue.remove(over)
         return {task.name: task for task in tasks if task.name not in over}
 
@@ -252,37 +314,63 @@ class Driver:
         if event == "interrupted":
             self.lost[task.name] += 1
             event = "failed" if self.lost[task.name] >= MAX_FAILURES else event
-        self._event(task.name, event, stage=task.stage, words=words, key=runs[task.name].key if task.name in runs else "")
+        self._event(
+            task.name,
+            event,
+            stage=task.stage,
+            words=words,
+            key=runs[task.name].key if task.name in runs else "",
+        )
         if event == "interrupted":
-            self.display.say(f"{task.name}: said to be running, but nobody runs it: taken out of DVC's queue, to be queued again")
+            self.display.say(
+                f"{task.name}: said to be running, but nobody runs it: taken out of DVC's queue, to be queued again"
+            )
         elif event in ("failed", "refused"):
-            self.display.say(f"{task.name}: {event} in {task.stage or 'its set-up'}: {' '.join(words)}")
+            self.display.say(
+                f"{task.name}: {event} in {task.stage or 'its set-up'}: {' '.join(words)}"
+            )
 
     def _disown(self, runs: Sequence[Run]) -> None:
         """Tasks of an earlier call that would compute something else, since code or parameters changed, are taken back."""
         by_name = {run.name: run for run in runs}
         for task in self.queue.tasks():
-            ours = task.name.startswith(f"{self.experiment.name}-") and task.state in ("queued", "running")
+            ours = task.name.startswith(f"{self.experiment.name}-") and task.state in (
+                "queued",
+                "running",
+            )
             if ours and not self._same(task, by_name.get(task.name)):
-                self.display.say(f"{task.name}: was queued with other code or parameters: taken back")
+                self.display.say(
+                    f"{task.name}: was queued with other code or parameters: taken back"
+                )
                 if task.state == "running":
                     self.queue.halt(task)
                 self.queue.remove([task.name])
 
     def _same(self, task: Task, asked: Run | None) -> bool:
-        return asked is not None and code_key(self.experiment, task.rev) == self.study.code and (
-            asked_key(self.experiment, task.rev) == asked.key)
+        return (
+            asked is not None
+            and code_key(self.experiment, task.rev) == self.study.code
+            and (asked_key(self.experiment, task.rev) == asked.key)
+        )
 
     # ------------------------------------------------------------ what may run beside what
 
-    def _release(self, runs: Sequence[Run], left: Sequence[Run], have: dict[str, Result], tasks: dict[str, Task]) -> None:
+    def _release(
+        self,
+        runs: Sequence[Run],
+        left: Sequence[Run],
+        have: dict[str, Result],
+        tasks: dict[str, Task],
+    ) -> None:
         """Queue what waits. Of runs that share a stage nobody has computed yet, one goes first: the others find it in
         DVC's run-cache."""
         if not left or not self._share(runs, have, tasks):
             return
         made = {piece for run in runs if run.name in have for piece in self._pieces(run).values()}
         made |= set(self._shared(runs).values())
-        busy = {piece for run in runs if run.name in tasks for piece in self._pieces(run).values()} - made
+        busy = {
+            piece for run in runs if run.name in tasks for piece in self._pieces(run).values()
+        } - made
         for run in left:
             pieces = set(self._pieces(run).values()) - made
             if run.name not in tasks and (self.workers == 1 or not pieces & busy):
@@ -292,7 +380,11 @@ class Driver:
     def _put(self, name: str, overrides: dict[str, Any], targets: Sequence[str]) -> None:
         supersede(name)
         known = flatten(settings())
-        changed = {key: value for key, value in overrides.items() if key == "seed" or known.get(key, ...) != value}
+        changed = {
+            key: value
+            for key, value in overrides.items()
+            if key == "seed" or known.get(key, ...) != value
+        }
         self.queue.put(name, assignments(changed), targets)
         self._event(name, "queued")
 
@@ -300,14 +392,20 @@ class Driver:
         """A name for each stage of a run with all it comes from: runs with the same name compute it once."""
         if run.name not in self.pieces:
             config = settings(run.overrides)
-            self.pieces[run.name] = {stage: chain_key(chain([stage], definitions()), config)
-                                     for stage in self.experiment.stages}
+            self.pieces[run.name] = {
+                stage: chain_key(chain([stage], definitions()), config)
+                for stage in self.experiment.stages
+            }
         return self.pieces[run.name]
 
     def _shared(self, runs: Sequence[Run]) -> dict[str, str]:
         """The stages that every run has in common, named."""
         first = self._pieces(runs[0])
-        return {stage: piece for stage, piece in first.items() if all(self._pieces(run)[stage] == piece for run in runs)}
+        return {
+            stage: piece
+            for stage, piece in first.items()
+            if all(self._pieces(run)[stage] == piece for run in runs)
+        }
 
     @property
     def _shared_name(self) -> str:
@@ -321,20 +419,40 @@ class Driver:
         key = "".join(shared.values()) + self.study.code
         events = [row for row in events_of(self.experiment.name) if row["run"] == self._shared_name]
         last = events[-1] if events else {"event": ""}
-        if self.workers == 1 or have or not stages or any(row.get("shared") == key for row in events):
+        if (
+            self.workers == 1
+            or have
+            or not stages
+            or any(row.get("shared") == key for row in events)
+        ):
             return True
         if last["event"] == "done" or self._fresh(stages, runs[0]):
             self._event(self._shared_name, "shared", shared=key)
             return True
-        if last["event"] == "refused" or [row["event"] for row in events[-MAX_FAILURES:]] == ["failed"] * MAX_FAILURES:
-            raise UserError([f"{self.experiment.name}: the stages before its runs fail: {', '.join(stages)}", *last["words"]])
-        self._put(self._shared_name, {key: value for key, value in runs[0].overrides.items() if key != "seed"}, stages)
+        if (
+            last["event"] == "refused"
+            or [row["event"] for row in events[-MAX_FAILURES:]] == ["failed"] * MAX_FAILURES
+        ):
+            raise UserError(
+                [
+                    f"{self.experiment.name}: the stages before its runs fail: {', '.join(stages)}",
+                    *last["words"],
+                ]
+            )
+        self._put(
+            self._shared_name,
+            {key: value for key, value in runs[0].overrides.items() if key != "seed"},
+            stages,
+        )
         return False
 
     def _fresh(self, stages: Sequence[str], run: Run) -> bool:
         """Whether the workspace has the outputs of these stages with a run's parameters."""
         here, there = settings(), settings(run.overrides)
-        same = all(all_params(definitions()[stage], here) == all_params(definitions()[stage], there) for stage in stages)
+        same = all(
+            all_params(definitions()[stage], here) == all_params(definitions()[stage], there)
+            for stage in stages
+        )
         return same and self.queue.up_to_date(stages)
 
 
@@ -382,8 +500,14 @@ def changes(experiment: Experiment) -> list[str]:
     except UserError as error:
         return [f"{problem}" for problem in error.problems] if blobs else []
     other = sorted(str(blob)[:10] for blob in blobs - {now})
-    return [f"{experiment.file} was changed after its first result: results were obtained under {', '.join(other)}, and it is "
-            f"{now[:10]} now; the report shows what changed"] if other else []
+    return (
+        [
+            f"{experiment.file} was changed after its first result: results were obtained under {', '.join(other)}, and it is "
+            f"{now[:10]} now; the report shows what changed"
+        ]
+        if other
+        else []
+    )
 
 
 # ---------------------------------------------------------------- stopping, looking
@@ -404,7 +528,10 @@ def stop(name: str) -> None:
         for task in running:
             print(f"{task.name}: asked to save and stop", file=sys.stderr)
             queue.halt(task)
-    print(f"{experiment.name}: stopped, {len(running)} run(s) saved; `paribus ablate run {name}` goes on", file=sys.stderr)
+    print(
+        f"{experiment.name}: stopped, {len(running)} run(s) saved; `paribus ablate run {name}` goes on",
+        file=sys.stderr,
+    )
 
 
 def status(name: str, watch: bool = False) -> None:
@@ -417,7 +544,10 @@ def status(name: str, watch: bool = False) -> None:
         while True:
             results = collect(experiment)
             runs = study.wanted(results)
-            have, tasks = done(results, runs, study.code), {task.name: task for task in queue.tasks()}
+            have, tasks = (
+                done(results, runs, study.code),
+                {task.name: task for task in queue.tasks()},
+            )
             failures = given_up(name, runs)
             rows = table(study, runs, have, tasks, failures, max(len(queue.workers()), 1))
             if not watch:
@@ -440,8 +570,10 @@ def report(name: str, again: bool = False) -> None:
     study = study_of(experiment)
     runs, results, notes = usable(study)
     if not results:
-        raise UserError(f"{name}: nothing is done yet; `paribus ablate run {name}` begins it, `paribus ablate status {name}` "
-                        "shows how it stands")
+        raise UserError(
+            f"{name}: nothing is done yet; `paribus ablate run {name}` begins it, `paribus ablate status {name}` "
+            "shows how it stands"
+        )
     write_pages(experiment, runs, results, given_up(name, runs), notes + changed)
 
 
@@ -454,14 +586,27 @@ def usable(study: Study) -> tuple[list[Run], list[Result], list[str]]:
         return runs, [have[run.name] for run in runs if run.name in have], []
     codes = [result.code for result in results]
     code = max(codes, key=codes.count, default="")
-    older = sorted((result for result in results if result.code == code), key=lambda result: "-was-" not in result.name)
+    older = sorted(
+        (result for result in results if result.code == code),
+        key=lambda result: "-was-" not in result.name,
+    )
     chosen = list({(result.arm, result.seed): result for result in older}.values())
     commits = ", ".join(sorted({result.baseline[:10] for result in chosen}))
-    return runs, chosen, [f"code or parameters changed since these results, which are of commit {commits}; "
-                          "`paribus ablate run` would compute them anew"] if chosen else []
+    return (
+        runs,
+        chosen,
+        [
+            f"code or parameters changed since these results, which are of commit {commits}; "
+            "`paribus ablate run` would compute them anew"
+        ]
+        if chosen
+        else [],
+    )
 
 
-def noise(profile: str, seeds: int, metrics: Sequence[str], workers: int | None, gpus: str | None) -> None:
+def noise(
+    profile: str, seeds: int, metrics: Sequence[str], workers: int | None, gpus: str | None
+) -> None:
     """The noise floor of a profile over seeds: run what is missing, then the table of seeds for effects."""
     from paribus.study.noise_page import write_noise
 

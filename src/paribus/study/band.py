@@ -35,16 +35,24 @@ class Band:
     text: str
 
 
-def measured_band(record: Record, stage: str, ours: Sequence[Mapping[str, str]],
-                  theirs: Sequence[Mapping[str, str]]) -> Band | None:
+def measured_band(
+    record: Record,
+    stage: str,
+    ours: Sequence[Mapping[str, str]],
+    theirs: Sequence[Mapping[str, str]],
+) -> Band | None:
     """Where the rebuilt run lies against the noise of seeds, at the last step that both have; None where too few seeds ran."""
     column = COLUMN.get(stage, "train_loss")
     steps = [row["step"] for row in ours if row["step"] in {other["step"] for other in theirs}]
     if not steps:
         return None
-    last = steps[-math.ceil(len(steps) / LAST):]
+    last = steps[-math.ceil(len(steps) / LAST) :]
     by_seed = {record.provenance(stage)["params"]["seed"]: figure(ours, last, column)}
-    by_seed |= {seed: value for seed, value in _twins(record, stage, last, column).items() if seed not in by_seed}
+    by_seed |= {
+        seed: value
+        for seed, value in _twins(record, stage, last, column).items()
+        if seed not in by_seed
+    }
     values = [value for value in by_seed.values() if value is not None]
     now, then = figure(theirs, last, column), figure(ours, last, column)
     if len(values) < FEWEST or now is None or then is None:
@@ -52,8 +60,10 @@ def measured_band(record: Record, stage: str, ours: Sequence[Mapping[str, str]],
     mean, _, high = interval(values)
     half = (high - mean) * math.sqrt(2 * len(values))
     within = abs(now - then) <= half
-    text = (f"At steps {last[0]} to {last[-1]} the mean {column} is {now - then:+.6g} from the recorded one; two of its "
-            f"{len(values)} seeds differ by up to {half:.6g} (95 %), so it is {'within' if within else 'outside'} the noise.")
+    text = (
+        f"At steps {last[0]} to {last[-1]} the mean {column} is {now - then:+.6g} from the recorded one; two of its "
+        f"{len(values)} seeds differ by up to {half:.6g} (95 %), so it is {'within' if within else 'outside'} the noise."
+    )
     return Band(column, now - then, half, len(values), within, text)
 
 
@@ -64,7 +74,9 @@ def figure(curve: Sequence[Mapping[str, str]], steps: Sequence[str], column: str
     return sum(float(value) for value in values if value) / len(values) if all(values) else None
 
 
-def _twins(record: Record, stage: str, steps: Sequence[str], column: str) -> dict[Any, float | None]:
+def _twins(
+    record: Record, stage: str, steps: Sequence[str], column: str
+) -> dict[Any, float | None]:
     """Seed -> figure, of the finished runs in MLflow that differ from this one in the seed alone."""
     mine = _recipe(record.provenance(stage))
     runs = Runs(load_config().tracking.experiment)

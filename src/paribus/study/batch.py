@@ -27,24 +27,41 @@ def batch(memory: str | None, *, json_out: bool = False) -> None:
     if not largest:
         raise UserError(f"--memory: not one row fits {budget / 2**20:,.0f} MiB by `paribus plan`")
     tried = measure(config, candidates(rows_of_step(config), largest), budget)
-    fit = {rows: entry["tokens_per_second"] for rows, entry in tried.items() if "tokens_per_second" in entry}
+    fit = {
+        rows: entry["tokens_per_second"]
+        for rows, entry in tried.items()
+        if "tokens_per_second" in entry
+    }
     if not fit:
         raise UserError(f"--memory: one row needs more than {budget / 2**20:,.0f} MiB")
     best = max(fit, key=lambda rows: fit[rows])
     if json_out:
-        print(json.dumps({"device_batch_size": best, "tokens_per_second": fit[best], "tried": tried}, indent=1))
+        print(
+            json.dumps(
+                {"device_batch_size": best, "tokens_per_second": fit[best], "tried": tried},
+                indent=1,
+            )
+        )
         return
     for rows, entry in tried.items():
-        speed = f"{entry['tokens_per_second']:>10,.0f} tokens/s" if rows in fit else "  out of memory      "
+        speed = (
+            f"{entry['tokens_per_second']:>10,.0f} tokens/s"
+            if rows in fit
+            else "  out of memory      "
+        )
         mark = "  <- fastest" if rows == best else ""
         print(f"{rows:>6} rows {speed}  peak {entry['peak_memory_bytes'] / 2**20:>8,.0f} MiB{mark}")
-    print(f"set pretrain.device_batch_size to {best}; the step's {rows_of_step(config) * config.model.seq_len:,} tokens stay")
+    print(
+        f"set pretrain.device_batch_size to {best}; the step's {rows_of_step(config) * config.model.seq_len:,} tokens stay"
+    )
 
 
 def rows_of_step(config: Config) -> int:
     """Rows of one optimiser step."""
     model = resolve_model(config.model)
-    schedule = resolve_pretrain(config.pretrain, parameters(model, config.tokenizer.vocab_size)["total"], model.seq_len)
+    schedule = resolve_pretrain(
+        config.pretrain, parameters(model, config.tokenizer.vocab_size)["total"], model.seq_len
+    )
     assert schedule.batch_tokens
     return schedule.batch_tokens // model.seq_len
 
@@ -62,7 +79,9 @@ def candidates(step_rows: int, largest: int) -> list[int]:
     return sorted({*found, 1})
 
 
-def measure(config: Config, rows: list[int], budget: int, turns: int = TURNS) -> dict[int, dict[str, Any]]:
+def measure(
+    config: Config, rows: list[int], budget: int, turns: int = TURNS
+) -> dict[int, dict[str, Any]]:
     """rows -> {tokens_per_second, peak_memory_bytes}, or {out_of_memory, ...} for the first that does not fit, the last tried.
 
     Memory: a process each, capped at the budget. Speed: those that fit take turns in one process, and each is compared with
@@ -79,19 +98,28 @@ def measure(config: Config, rows: list[int], budget: int, turns: int = TURNS) ->
     # Together they leave more behind in a CPU's heap than one by one; a GPU's cache is emptied between them.
     together = _run(config, fit, turns, budget if here(config)[0].kind == "cuda" else 2 * budget)
     if "step_seconds" not in together:
-        raise UserError(f"--memory: {together['peak_memory_bytes'] / 2**20:,.0f} MiB were not enough to time {fit} rows "
-                        "in turns, though each fits alone; is something else taking memory?")
-    for count, seconds in step_seconds({int(count): times for count, times in together["step_seconds"].items()}).items():
-        tried[count] = {"tokens_per_second": rows_of_step(config) * config.model.seq_len / seconds,
-                        "peak_memory_bytes": tried[count]["peak_memory_bytes"]}
+        raise UserError(
+            f"--memory: {together['peak_memory_bytes'] / 2**20:,.0f} MiB were not enough to time {fit} rows "
+            "in turns, though each fits alone; is something else taking memory?"
+        )
+    for count, seconds in step_seconds(
+        {int(count): times for count, times in together["step_seconds"].items()}
+    ).items():
+        tried[count] = {
+            "tokens_per_second": rows_of_step(config) * config.model.seq_len / seconds,
+            "peak_memory_bytes": tried[count]["peak_memory_bytes"],
+        }
     return tried
 
 
 def step_seconds(times: dict[int, list[float]]) -> dict[int, float]:
     """rows -> seconds of a step, from one time a turn: the median of its share of each turn, of the median turn."""
     turn = [statistics.fmean(together) for together in zip(*times.values(), strict=True)]
-    return {rows: statistics.median(mine / mean for mine, mean in zip(own, turn, strict=True)) * statistics.median(turn)
-            for rows, own in times.items()}
+    return {
+        rows: statistics.median(mine / mean for mine, mean in zip(own, turn, strict=True))
+        * statistics.median(turn)
+        for rows, own in times.items()
+    }
 
 
 def _run(config: Config, rows: list[int], turns: int, budget: int) -> dict[str, Any]:

@@ -50,10 +50,14 @@ def flops_of(config: Config) -> float:
 def cost(experiment: Experiment, config: Config) -> float:
     """What is held equal, of one arm: tokens or FLOPs of all supervised stages that run."""
     per_token = flops_of(config) if experiment.equal == "flops" else 1.0
-    return per_token * sum(stage_tokens(config, stage) for stage in TRAINING[:3] if stage in experiment.stages)
+    return per_token * sum(
+        stage_tokens(config, stage) for stage in TRAINING[:3] if stage in experiment.stages
+    )
 
 
-def steps_for(experiment: Experiment, arm: str, seconds: dict[str, float] | None = None) -> int | None:
+def steps_for(
+    experiment: Experiment, arm: str, seconds: dict[str, float] | None = None
+) -> int | None:
     """Pretraining steps that give an arm its equal budget; None where there is nothing to derive.
 
     seconds: arm -> measured seconds of a step, where seconds are held equal.
@@ -87,30 +91,42 @@ def budget_problems(experiment: Experiment, arm: str) -> list[str]:
         return [f"equal: {experiment.equal}: none of the stages trains; say equal: none"]
     if experiment.equal == "seconds":
         if trained != ["pretrain"]:
-            return [f"equal: seconds can be held for pretrain alone, and {', '.join(trained)} train"]
+            return [
+                f"equal: seconds can be held for pretrain alone, and {', '.join(trained)} train"
+            ]
         return _set_by_hand(experiment, arm)
     if "rl" in trained and stage_tokens(base, "rl") != stage_tokens(own, "rl"):
-        return [f"equal: {experiment.equal}: rl samples {stage_tokens(own, 'rl'):,} answers, the baseline "
-                f"{stage_tokens(base, 'rl'):,}; say equal: none, or let rl.steps make up for it"]
+        return [
+            f"equal: {experiment.equal}: rl samples {stage_tokens(own, 'rl'):,} answers, the baseline "
+            f"{stage_tokens(base, 'rl'):,}; say equal: none, or let rl.steps make up for it"
+        ]
     if "rl" in trained and experiment.equal == "flops" and flops_of(own) != flops_of(base):
-        return ["equal: flops: those of rl are not known before its answers' lengths are, and the models differ; "
-                "leave rl out of stages, or say equal: none"]
+        return [
+            "equal: flops: those of rl are not known before its answers' lengths are, and the models differ; "
+            "leave rl out of stages, or say equal: none"
+        ]
     if found := _set_by_hand(experiment, arm):
         return found
     steps = steps_for(experiment, arm) if "pretrain" in trained else None
     held = cost(experiment, experiment.config(arm, {"pretrain.steps": steps} if steps else {}))
     if abs(held / target(experiment) - 1) > TOLERANCE:
-        return [f"equal: {experiment.equal}: cannot be held: {held:,.4g} against {target(experiment):,.4g}, more than "
-                f"{TOLERANCE:.0%} apart" + (f" at {steps} steps of pretraining" if steps else "")]
+        return [
+            f"equal: {experiment.equal}: cannot be held: {held:,.4g} against {target(experiment):,.4g}, more than "
+            f"{TOLERANCE:.0%} apart" + (f" at {steps} steps of pretraining" if steps else "")
+        ]
     return []
 
 
 def _set_by_hand(experiment: Experiment, arm: str) -> list[str]:
     """The length of pretraining is what holds the budget, so that an arm cannot set it too."""
-    keys = sorted({"pretrain.steps", "pretrain.tokens_per_parameter"} & set(experiment.arms[arm].overrides))
+    keys = sorted(
+        {"pretrain.steps", "pretrain.tokens_per_parameter"} & set(experiment.arms[arm].overrides)
+    )
     if keys and "pretrain" in experiment.stages:
-        return [f"equal: {experiment.equal} is held by the steps of pretraining, which the arm sets ({', '.join(keys)}); "
-                "leave them to it, or say equal: none"]
+        return [
+            f"equal: {experiment.equal} is held by the steps of pretraining, which the arm sets ({', '.join(keys)}); "
+            "leave them to it, or say equal: none"
+        ]
     return []
 
 
@@ -120,5 +136,3 @@ def measure_step(config: Config, seconds: float = 8.0) -> float:
 
     device, dtype = here(config)
     return run_probe(config, device, dtype, seconds).seconds_per_step
-
-

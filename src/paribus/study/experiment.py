@@ -35,7 +35,17 @@ from paribus.errors import UserError
 from paribus.graph import StageDefinition, chain, declared_params, stage_definitions
 
 FOLDER = Path("experiments")
-REQUIRED = ("question", "hypothesis", "baseline", "arms", "seeds", "metric", "smallest_effect", "equal", "stages")
+REQUIRED = (
+    "question",
+    "hypothesis",
+    "baseline",
+    "arms",
+    "seeds",
+    "metric",
+    "smallest_effect",
+    "equal",
+    "stages",
+)
 KEYS = (*REQUIRED, "direction", "alpha", "workers")
 EQUAL = ("tokens", "flops", "seconds", "none")
 AUTO = (3, 12)  # seeds: auto
@@ -44,8 +54,10 @@ NAME = r"[a-z0-9][a-z0-9_.-]*"
 MEASURES = {  # metric -> (file, key, the better direction, unit)
     "val_bpb": ("metrics/pretrain.json", "val_bpb", "lower", "bits per byte"),
     "core": ("metrics/core.json", "core", "higher", "CORE"),
-    **{f"gsm8k.{stage}": (f"evals/gsm8k/{stage}/summary.json", "accuracy", "higher", "accuracy")
-       for stage in ("base", "mid", "sft", "rl")},
+    **{
+        f"gsm8k.{stage}": (f"evals/gsm8k/{stage}/summary.json", "accuracy", "higher", "accuracy")
+        for stage in ("base", "mid", "sft", "rl")
+    },
 }
 
 
@@ -124,7 +136,13 @@ class Experiment:
         """Arm at the seed of that number, from 0. extra: overrides that follow (steps of an equal budget, threads)."""
         seed = self.config().seed + number
         overrides = self.overrides(arm) | dict(extra) | {"seed": seed}
-        return Run(f"{self.name}-{arm}-s{seed}", arm, seed, overrides, chain_key(self.stages, settings(overrides)))
+        return Run(
+            f"{self.name}-{arm}-s{seed}",
+            arm,
+            seed,
+            overrides,
+            chain_key(self.stages, settings(overrides)),
+        )
 
 
 def settings(overrides: Mapping[str, Any] | None = None) -> Config:
@@ -160,8 +178,11 @@ def chain_key(stages: Sequence[str], config: Config) -> str:
 
 def all_params(definition: StageDefinition, config: Config) -> dict[str, Any]:
     """What a stage declares, `train.*` too: a number of threads changes results."""
-    declared = {key: value for key, value in flatten(config).items()
-                if any(key == one or key.startswith(one + ".") for one in definition.params)}
+    declared = {
+        key: value
+        for key, value in flatten(config).items()
+        if any(key == one or key.startswith(one + ".") for one in definition.params)
+    }
     return declared | declared_params(definition, config)
 
 
@@ -174,8 +195,11 @@ def read_experiment(name: str) -> Experiment:
     if not path.is_file():
         there = sorted(one.stem for one in FOLDER.glob("*.yaml"))
         near = difflib.get_close_matches(name, there, n=1)
-        raise UserError(f"no ablation {name!r} in {FOLDER}; " + (f"did you mean {near[0]}? " if near else "")
-                        + f"there are: {', '.join(there) or 'none'}")
+        raise UserError(
+            f"no ablation {name!r} in {FOLDER}; "
+            + (f"did you mean {near[0]}? " if near else "")
+            + f"there are: {', '.join(there) or 'none'}"
+        )
     return parse_experiment(name, read_yaml(path))
 
 
@@ -184,7 +208,9 @@ def parse_experiment(name: str, raw: Mapping[str, Any]) -> Experiment:
     problems = [f"{key}: unknown key; {_hint(key, KEYS)}" for key in raw if key not in KEYS]
     problems += [f"{key}: missing" for key in REQUIRED if key not in raw]
     if not re.fullmatch(NAME, name):
-        problems.append(f"the name {name!r} is not allowed; expected small letters, digits, - and _")
+        problems.append(
+            f"the name {name!r} is not allowed; expected small letters, digits, - and _"
+        )
     if problems:
         raise UserError(f"{FOLDER / name}.yaml: {problem}" for problem in problems)
     profile, base = _baseline(raw["baseline"], problems)
@@ -193,34 +219,77 @@ def parse_experiment(name: str, raw: Mapping[str, Any]) -> Experiment:
     metric, direction = _metric(raw["metric"], raw.get("direction"), stages, problems)
     equal, amount = _equal(raw["equal"], problems)
     experiment = Experiment(
-        name, _text(raw, "question", problems), _text(raw, "hypothesis", problems), profile, base, arms,
-        _seeds(raw["seeds"], problems), metric, direction, _number(raw, "smallest_effect", 0, None, problems), equal, amount,
-        _number({"alpha": 0.05} | dict(raw), "alpha", 0, 0.5, problems), stages, targets,
-        int(_number({"workers": 1} | dict(raw), "workers", 0, None, problems, whole=True)))
-    problems += _arm_problems(experiment) if not any(one.startswith(("baseline", "stages")) for one in problems) else []
+        name,
+        _text(raw, "question", problems),
+        _text(raw, "hypothesis", problems),
+        profile,
+        base,
+        arms,
+        _seeds(raw["seeds"], problems),
+        metric,
+        direction,
+        _number(raw, "smallest_effect", 0, None, problems),
+        equal,
+        amount,
+        _number({"alpha": 0.05} | dict(raw), "alpha", 0, 0.5, problems),
+        stages,
+        targets,
+        int(_number({"workers": 1} | dict(raw), "workers", 0, None, problems, whole=True)),
+    )
+    problems += (
+        _arm_problems(experiment)
+        if not any(one.startswith(("baseline", "stages")) for one in problems)
+        else []
+    )
     if problems:
         raise UserError(f"{experiment.file}: {problem}" for problem in problems)
     experiment.warnings.extend(_warnings(experiment))
     return experiment
 
 
-def noise_experiment(profile: str, seeds: int, metrics: Sequence[str]) -> tuple[Experiment, list[Metric]]:
+def noise_experiment(
+    profile: str, seeds: int, metrics: Sequence[str]
+) -> tuple[Experiment, list[Metric]]:
     """A noise floor: one profile at several seeds, no arms; and what is measured. Raises UserError."""
     problems: list[str] = []
     _, base = _baseline({"profile": profile}, problems)
     found = [_metric(name, None, [], problems, default="lower") for name in metrics]
     if problems:
         raise UserError(problems)
-    targets, stages = _stages(list(dict.fromkeys(writer_of(metric.path) or "" for metric, _ in found)), problems)
-    experiment = Experiment(f"noise-{profile}", f"How much does {profile} vary from seed to seed?", "", profile, base, {},
-                            (seeds, seeds), found[0][0], found[0][1], 1.0, "none", None, 0.05, stages, targets, 1)
+    targets, stages = _stages(
+        list(dict.fromkeys(writer_of(metric.path) or "" for metric, _ in found)), problems
+    )
+    experiment = Experiment(
+        f"noise-{profile}",
+        f"How much does {profile} vary from seed to seed?",
+        "",
+        profile,
+        base,
+        {},
+        (seeds, seeds),
+        found[0][0],
+        found[0][1],
+        1.0,
+        "none",
+        None,
+        0.05,
+        stages,
+        targets,
+        1,
+    )
     return experiment, [metric for metric, _ in found]
 
 
 def writer_of(path: str) -> str | None:
     """The stage that writes a file."""
-    return next((name for name, definition in definitions().items()
-                 if any(path == out or path.startswith(f"{out}/") for out in definition.outs)), None)
+    return next(
+        (
+            name
+            for name, definition in definitions().items()
+            if any(path == out or path.startswith(f"{out}/") for out in definition.outs)
+        ),
+        None,
+    )
 
 
 def _hint(name: str, known: Sequence[str]) -> str:
@@ -234,8 +303,14 @@ def _text(raw: Mapping[str, Any], key: str, problems: list[str]) -> str:
     return str(raw[key]).strip()
 
 
-def _number(raw: Mapping[str, Any], key: str, above: float, below: float | None, problems: list[str],
-            whole: bool = False) -> float:
+def _number(
+    raw: Mapping[str, Any],
+    key: str,
+    above: float,
+    below: float | None,
+    problems: list[str],
+    whole: bool = False,
+) -> float:
     value = raw[key]
     fine = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not fine or value <= above or (below is not None and value >= below):
@@ -251,7 +326,9 @@ def _baseline(value: Any, problems: list[str]) -> tuple[str | None, dict[str, An
     from paribus.plan.page import profile_overrides
 
     if not isinstance(value, dict) or set(value) - {"profile", "set"}:
-        problems.append(f"baseline: {value!r}; expected {{profile: NAME, set: {{dotted.key: value}}}}, either or both")
+        problems.append(
+            f"baseline: {value!r}; expected {{profile: NAME, set: {{dotted.key: value}}}}, either or both"
+        )
         return None, {}
     overrides: dict[str, Any] = {}
     try:
@@ -271,12 +348,22 @@ def _arms(value: Any, problems: list[str]) -> dict[str, Arm]:
     arms = {}
     for name, change in value.items():
         if not re.fullmatch(NAME, str(name)) or name == BASELINE:
-            problems.append(f"arms.{name}: this name is not allowed; expected small letters, digits, - and _, not {BASELINE}")
+            problems.append(
+                f"arms.{name}: this name is not allowed; expected small letters, digits, - and _, not {BASELINE}"
+            )
         elif not isinstance(change, dict) or not change:
-            problems.append(f"arms.{name}: {change!r}; expected {{dotted.key: value}}, or {{set: {{…}}, as_one: WHAT}}")
+            problems.append(
+                f"arms.{name}: {change!r}; expected {{dotted.key: value}}, or {{set: {{…}}, as_one: WHAT}}"
+            )
         elif "set" in change or "as_one" in change:
-            if set(change) != {"set", "as_one"} or not isinstance(change["set"], dict) or not isinstance(change["as_one"], str):
-                problems.append(f"arms.{name}: expected both set: {{dotted.key: value}} and as_one: WHAT, and nothing else")
+            if (
+                set(change) != {"set", "as_one"}
+                or not isinstance(change["set"], dict)
+                or not isinstance(change["as_one"], str)
+            ):
+                problems.append(
+                    f"arms.{name}: expected both set: {{dotted.key: value}} and as_one: WHAT, and nothing else"
+                )
             else:
                 arms[name] = Arm(flatten(change["set"]), change["as_one"])
         else:
@@ -289,29 +376,45 @@ def _stages(value: Any, problems: list[str]) -> tuple[list[str], list[str]]:
     known = definitions()
     groups = {name.partition("@")[0] for name in known}
     if not isinstance(value, list) or not value:
-        problems.append(f"stages: {value!r}; expected a list of stages: {', '.join(sorted(groups))}")
+        problems.append(
+            f"stages: {value!r}; expected a list of stages: {', '.join(sorted(groups))}"
+        )
         return [], []
     unknown = [one for one in value if one not in known and one not in groups]
-    problems += [f"stages: {one}: no such stage; {_hint(str(one), [*known, *groups])}" for one in unknown]
+    problems += [
+        f"stages: {one}: no such stage; {_hint(str(one), [*known, *groups])}" for one in unknown
+    ]
     targets = [name for name in known if name in value or name.partition("@")[0] in value]
     return targets, chain(targets, known)
 
 
-def _metric(name: Any, direction: Any, stages: list[str], problems: list[str],
-            default: str | None = None) -> tuple[Metric, str]:
+def _metric(
+    name: Any, direction: Any, stages: list[str], problems: list[str], default: str | None = None
+) -> tuple[Metric, str]:
     """The metric and its better direction. It has to come from a stage that runs."""
     file, _, key = str(name).partition(":")
     path, key, better, unit = MEASURES.get(str(name)) or (f"metrics/{file}.json", key, default, key)
     metric = Metric(str(name), path, key, unit)
     writer = writer_of(path)
     if not key or writer is None:
-        files = [Path(out).stem for one in definitions().values() for out in one.outs if out.startswith("metrics/")]
-        problems.append(f"metric: {name!r} is not known; {_hint(str(name), list(MEASURES))}, or FILE:KEY with FILE one of "
-                        f"{', '.join(files)}")
+        files = [
+            Path(out).stem
+            for one in definitions().values()
+            for out in one.outs
+            if out.startswith("metrics/")
+        ]
+        problems.append(
+            f"metric: {name!r} is not known; {_hint(str(name), list(MEASURES))}, or FILE:KEY with FILE one of "
+            f"{', '.join(files)}"
+        )
     elif stages and writer not in stages:
-        problems.append(f"metric: {name} is written by stage {writer}, and the stages chosen are {', '.join(stages)}; "
-                        f"add {writer} to stages")
-    elif Path(path).is_file() and key not in (known := flatten(json.loads(Path(path).read_text(encoding="utf-8")))):
+        problems.append(
+            f"metric: {name} is written by stage {writer}, and the stages chosen are {', '.join(stages)}; "
+            f"add {writer} to stages"
+        )
+    elif Path(path).is_file() and key not in (
+        known := flatten(json.loads(Path(path).read_text(encoding="utf-8")))
+    ):
         problems.append(f"metric: {path} has no key {key!r}; {_hint(key, list(known))}")
     if direction not in ("lower", "higher", None) or (direction is None and better is None):
         problems.append(f"direction: {direction!r} is not allowed; expected lower or higher")
@@ -321,10 +424,18 @@ def _metric(name: Any, direction: Any, stages: list[str], problems: list[str],
 
 
 def _equal(value: Any, problems: list[str]) -> tuple[str, float | None]:
-    kind, amount = next(iter(value.items())) if isinstance(value, dict) and len(value) == 1 else (value, None)
+    kind, amount = (
+        next(iter(value.items())) if isinstance(value, dict) and len(value) == 1 else (value, None)
+    )
     number = isinstance(amount, (int, float)) and not isinstance(amount, bool) and amount > 0
-    if kind not in EQUAL or not (amount is None or number) or (kind == "none" and amount is not None):
-        problems.append(f"equal: {value!r} is not allowed; expected one of {', '.join(EQUAL)}, or {{tokens: 200000}}")
+    if (
+        kind not in EQUAL
+        or not (amount is None or number)
+        or (kind == "none" and amount is not None)
+    ):
+        problems.append(
+            f"equal: {value!r} is not allowed; expected one of {', '.join(EQUAL)}, or {{tokens: 200000}}"
+        )
         return "none", None
     return kind, None if amount is None else float(amount)
 
@@ -335,11 +446,16 @@ def _seeds(value: Any, problems: list[str]) -> tuple[int, int]:
     value = value["auto"] if isinstance(value, dict) and set(value) == {"auto"} else value
     if isinstance(value, dict) and set(value) == {"from", "to"}:
         first, last = value["from"], value["to"]
-        if all(isinstance(one, int) and not isinstance(one, bool) for one in (first, last)) and 2 <= first <= last:
+        if (
+            all(isinstance(one, int) and not isinstance(one, bool) for one in (first, last))
+            and 2 <= first <= last
+        ):
             return first, last
     elif isinstance(value, int) and not isinstance(value, bool) and value >= 2:
         return value, value
-    problems.append(f"seeds: {value!r} is not allowed; expected a whole number >= 2, auto, or {{from: 3, to: 12}}, from >= 2")
+    problems.append(
+        f"seeds: {value!r} is not allowed; expected a whole number >= 2, auto, or {{from: 3, to: 12}}, from >= 2"
+    )
     return 2, 2
 
 
@@ -369,9 +485,13 @@ def _arm_problems(experiment: Experiment) -> list[str]:
             problems.append(f"{where}: seed is not for an arm: every arm runs at the same seeds")
         elif not changed:
             problems.append(f"{where}: changes nothing: every value is the baseline's")
-        elif chain_key(experiment.stages, config) == chain_key(experiment.stages, experiment.config()):
-            problems.append(f"{where}: {', '.join(sorted(changed))} changes nothing in the stages that run: "
-                            f"{', '.join(experiment.stages)}")
+        elif chain_key(experiment.stages, config) == chain_key(
+            experiment.stages, experiment.config()
+        ):
+            problems.append(
+                f"{where}: {', '.join(sorted(changed))} changes nothing in the stages that run: "
+                f"{', '.join(experiment.stages)}"
+            )
         else:
             problems += [f"{where}: {problem}" for problem in budget_problems(experiment, name)]
     return problems
@@ -382,9 +502,11 @@ def _warnings(experiment: Experiment) -> list[str]:
     for name, arm in experiment.arms.items():
         changed = sorted(changed_keys(experiment, name))
         if len(changed) > 1 and arm.as_one is None:
-            found.append(f"{experiment.file}: arms.{name} changes {len(changed)} things ({', '.join(changed)}), so that its "
-                         "verdict is on all of them together; if they are one thing, say which: "
-                         "{set: {…}, as_one: WHAT}")
+            found.append(
+                f"{experiment.file}: arms.{name} changes {len(changed)} things ({', '.join(changed)}), so that its "
+                "verdict is on all of them together; if they are one thing, say which: "
+                "{set: {…}, as_one: WHAT}"
+            )
     return found
 
 
@@ -393,10 +515,15 @@ def _warnings(experiment: Experiment) -> list[str]:
 
 def registered(path: Path) -> str:
     """The git blob hash of a committed file. Raises UserError where it is not committed as it is."""
-    blob, now = _git("rev-parse", "--quiet", "--verify", f"HEAD:./{path}"), _git("hash-object", str(path))
+    blob, now = (
+        _git("rev-parse", "--quiet", "--verify", f"HEAD:./{path}"),
+        _git("hash-object", str(path)),
+    )
     if blob is None or blob != now:
         how = "is not committed" if blob is None else "differs from what is committed"
-        raise UserError(f"{path}: {how}; what is asked is committed before it runs: git add {path} && git commit")
+        raise UserError(
+            f"{path}: {how}; what is asked is committed before it runs: git add {path} && git commit"
+        )
     return blob
 
 
@@ -404,14 +531,19 @@ def sources(stages: Sequence[str]) -> list[str]:
     """The code and data in git that stages declare: their deps that no stage writes."""
     outs = {out for one in definitions().values() for out in one.outs}
     deps = {dep for name in stages for dep in definitions()[name].deps}
-    return sorted(dep for dep in deps if not any(dep == out or dep.startswith(f"{out}/") for out in outs))
+    return sorted(
+        dep for dep in deps if not any(dep == out or dep.startswith(f"{out}/") for out in outs)
+    )
 
 
 def check_sources(stages: Sequence[str]) -> None:
     """Raises UserError where code or parameters are not committed: a result must follow from a commit."""
     changed = _git("status", "--porcelain", "--", "params.yaml", "dvc.yaml", *sources(stages)) or ""
     if lines := [line[3:] for line in changed.splitlines()]:
-        raise UserError(f"{line}: changed and not committed; a result has to follow from a commit" for line in lines)
+        raise UserError(
+            f"{line}: changed and not committed; a result has to follow from a commit"
+            for line in lines
+        )
 
 
 def _git(*arguments: str) -> str | None:

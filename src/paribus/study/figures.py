@@ -15,7 +15,9 @@ def write_figures(study: Any, folder: Path, budget: int) -> list[Path]:
     """One page a figure; a figure that the trials do not suffice for is left out. A pruned trial's value is that of a part of
     its budget, and no match for the others'."""
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
-    feasible = [trial for trial in trials if all(value <= 0 for value in trial.constraints.values())]
+    feasible = [
+        trial for trial in trials if all(value <= 0 for value in trial.constraints.values())
+    ]
     figures: dict[str, Any] = {}
     if feasible:
         figures["history"] = _history(feasible)
@@ -36,26 +38,58 @@ def _history(trials: list[Any]) -> go.Figure:
     for trial in trials:
         so_far = min(so_far, trial.value)
         best.append(so_far)
-    figure = go.Figure([go.Scatter(x=[t.number for t in trials], y=[t.value for t in trials], mode="markers", name="trial"),
-                        go.Scatter(x=[t.number for t in trials], y=best, mode="lines", name="best so far")])
-    return figure.update_layout(title="History", xaxis_title="trial", yaxis_title="val bits per byte")
+    figure = go.Figure(
+        [
+            go.Scatter(
+                x=[t.number for t in trials],
+                y=[t.value for t in trials],
+                mode="markers",
+                name="trial",
+            ),
+            go.Scatter(x=[t.number for t in trials], y=best, mode="lines", name="best so far"),
+        ]
+    )
+    return figure.update_layout(
+        title="History", xaxis_title="trial", yaxis_title="val bits per byte"
+    )
 
 
 def _memory(study: Any, trials: list[Any], budget: int) -> go.Figure:
     over = [trial for trial in study.get_trials(deepcopy=False) if "infeasible" in trial.user_attrs]
     figure = go.Figure()
-    points = sorted((trial.user_attrs["peak_memory_bytes"] / 2**20, trial.value, trial.number) for trial in trials)
+    points = sorted(
+        (trial.user_attrs["peak_memory_bytes"] / 2**20, trial.value, trial.number)
+        for trial in trials
+    )
     front, least = [], float("inf")
     for size, value, _ in points:
         if value < least:
             least = value
             front.append((size, value))
-    figure.add_scatter(x=[p[0] for p in points], y=[p[1] for p in points], text=[f"trial {p[2]}" for p in points], mode="markers",
-                       name="trial")
-    figure.add_scatter(x=[p[0] for p in front], y=[p[1] for p in front], mode="lines", line_shape="hv", name="front")
-    figure.add_vline(x=budget / 2**20, line_dash="dash", annotation_text=f"budget; {len(over)} trials went over it")
-    return figure.update_layout(title="Memory against bits per byte", xaxis_title="peak memory, MiB",
-                                yaxis_title="val bits per byte")
+    figure.add_scatter(
+        x=[p[0] for p in points],
+        y=[p[1] for p in points],
+        text=[f"trial {p[2]}" for p in points],
+        mode="markers",
+        name="trial",
+    )
+    figure.add_scatter(
+        x=[p[0] for p in front],
+        y=[p[1] for p in front],
+        mode="lines",
+        line_shape="hv",
+        name="front",
+    )
+    figure.add_vline(
+        x=budget / 2**20,
+        line_dash="dash",
+        annotation_text=f"budget; {len(over)} trials went over it",
+    )
+    return figure.update_layout(
+        title="Memory against bits per byte",
+        xaxis_title="peak memory, MiB",
+        yaxis_title="val bits per byte",
+    )
 
 
 def _parallel(trials: list[Any]) -> go.Figure:
@@ -66,12 +100,19 @@ def _parallel(trials: list[Any]) -> go.Figure:
             dimensions.append({"label": key, "values": values})
         else:
             names = sorted({str(value) for value in values})
-            dimensions.append({"label": key, "values": [names.index(str(value)) for value in values],
-                               "tickvals": list(range(len(names))), "ticktext": names})
+            dimensions.append(
+                {
+                    "label": key,
+                    "values": [names.index(str(value)) for value in values],
+                    "tickvals": list(range(len(names))),
+                    "ticktext": names,
+                }
+            )
     losses = [trial.value for trial in trials]
     dimensions.append({"label": "val_bpb", "values": losses})
-    return go.Figure(go.Parcoords(dimensions=dimensions, line={"color": losses, "colorscale": "Viridis"})).update_layout(
-        title="Parallel coordinates")
+    return go.Figure(
+        go.Parcoords(dimensions=dimensions, line={"color": losses, "colorscale": "Viridis"})
+    ).update_layout(title="Parallel coordinates")
 
 
 def _importances(trials: list[Any]) -> go.Figure:
@@ -84,9 +125,12 @@ def _importances(trials: list[Any]) -> go.Figure:
         values = [trial.params.get(key) for trial in trials]
         names = sorted({str(value) for value in values})
         numeric = all(isinstance(value, (int, float)) for value in values)
-        columns.append([float(value) if numeric else float(names.index(str(value))) for value in values])
+        columns.append(
+            [float(value) if numeric else float(names.index(str(value))) for value in values]
+        )
     forest = RandomForestRegressor(n_estimators=100, random_state=0, n_jobs=1)
     forest.fit(list(zip(*columns, strict=True)), [trial.value for trial in trials])
     order = sorted(zip(forest.feature_importances_, keys, strict=True))
-    return go.Figure(go.Bar(x=[share for share, _ in order], y=[key for _, key in order], orientation="h")).update_layout(
-        title="Importances", xaxis_title="share of the variance explained")
+    return go.Figure(
+        go.Bar(x=[share for share, _ in order], y=[key for _, key in order], orientation="h")
+    ).update_layout(title="Importances", xaxis_title="share of the variance explained")

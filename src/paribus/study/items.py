@@ -43,9 +43,17 @@ class ItemEffect:
     verdict: Verdict
 
 
-def item_effect(baseline: Sequence[Floats], arm: Sequence[Floats], clusters: NDArray[Any] | None = None, *,
-                smallest_effect: float, direction: str = "higher", alpha: float = 0.05, equal_clusters: bool = False,
-                draws: int = DRAWS) -> ItemEffect:
+def item_effect(
+    baseline: Sequence[Floats],
+    arm: Sequence[Floats],
+    clusters: NDArray[Any] | None = None,
+    *,
+    smallest_effect: float,
+    direction: str = "higher",
+    alpha: float = 0.05,
+    equal_clusters: bool = False,
+    draws: int = DRAWS,
+) -> ItemEffect:
     """The effect on outcomes of the same items (I), one array (I,) a matched seed and arm: GSM8K's 0 and 1, CORE's answers.
 
     A difference is seed effect + item effect + rest. Means of seeds hold the first and the rest: Student's t. Means of
@@ -57,7 +65,9 @@ def item_effect(baseline: Sequence[Floats], arm: Sequence[Floats], clusters: NDA
     Raises UserError for arrays of different lengths, no items, fewer than two units, outcomes that are not finite, and
     settings that `effects` refuses.
     """
-    problems = settings_problems(direction, smallest_effect, alpha) + _item_problems(baseline, arm, clusters)
+    problems = settings_problems(direction, smallest_effect, alpha) + _item_problems(
+        baseline, arm, clusters
+    )
     if problems:
         raise UserError(problems)
     difference = np.stack(arm).astype(float) - np.stack(baseline).astype(float)
@@ -72,16 +82,33 @@ def item_effect(baseline: Sequence[Floats], arm: Sequence[Floats], clusters: NDA
     p = 2 * _tail(shift, abs(mean))
     equal = _tail(shift, smallest_effect - abs(mean))
     binary = seeds == 1 and np.isin(np.stack([*baseline, *arm]), (0, 1)).all()
-    exact = mcnemar_exact(int((difference < 0).sum()), int((difference > 0).sum())) if binary else None
-    return ItemEffect(seeds, difference.shape[1], units, mean, low, high, min(p, 1.0), seed_error, item_error, exact,
-                      verdict_of(mean, direction, p <= alpha, equal <= alpha))
+    exact = (
+        mcnemar_exact(int((difference < 0).sum()), int((difference > 0).sum())) if binary else None
+    )
+    return ItemEffect(
+        seeds,
+        difference.shape[1],
+        units,
+        mean,
+        low,
+        high,
+        min(p, 1.0),
+        seed_error,
+        item_error,
+        exact,
+        verdict_of(mean, direction, p <= alpha, equal <= alpha),
+    )
 
 
-def _item_problems(baseline: Sequence[Floats], arm: Sequence[Floats], clusters: NDArray[Any] | None) -> list[str]:
+def _item_problems(
+    baseline: Sequence[Floats], arm: Sequence[Floats], clusters: NDArray[Any] | None
+) -> list[str]:
     problems = []
     lengths = {len(outcomes) for outcomes in [*baseline, *arm]}
     if len(baseline) != len(arm) or not baseline:
-        problems.append(f"items: {len(baseline)} seeds of the baseline and {len(arm)} of the arm; they must be matched")
+        problems.append(
+            f"items: {len(baseline)} seeds of the baseline and {len(arm)} of the arm; they must be matched"
+        )
     if len(lengths) != 1 or lengths == {0}:
         problems.append(f"items: runs have {sorted(lengths)} items; all must have the same ones")
     elif clusters is not None and {len(clusters)} != lengths:
@@ -113,8 +140,14 @@ def _components(table: Floats) -> tuple[float, float | None, float]:
         return float(table.mean()), None, math.sqrt(item_variance)
     by_seed = table.mean(axis=1)
     rest = table - by_seed[:, None] - by_item + table.mean()
-    twice = float((rest**2).sum()) / ((seeds - 1) * (units - 1)) / (seeds * units)  # it is in by_seed's spread already
-    return float(table.mean()), float(by_seed.std(ddof=1)) / math.sqrt(seeds), math.sqrt(max(item_variance - twice, 0.0))
+    twice = (
+        float((rest**2).sum()) / ((seeds - 1) * (units - 1)) / (seeds * units)
+    )  # it is in by_seed's spread already
+    return (
+        float(table.mean()),
+        float(by_seed.std(ddof=1)) / math.sqrt(seeds),
+        math.sqrt(max(item_variance - twice, 0.0)),
+    )
 
 
 def _item_noise(by_unit: Floats, resample: bool, draws: int, rng: np.random.Generator) -> Floats:

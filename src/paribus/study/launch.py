@@ -44,23 +44,44 @@ def need_data() -> None:
     """Raises UserError where there is nothing to train on."""
     missing = [str(path) for path in (TOKENS, TOKENIZER) if not path.exists()]
     if missing:
-        raise UserError(f"{', '.join(missing)}: does not exist; `dvc repro tokens` makes what trials train on")
+        raise UserError(
+            f"{', '.join(missing)}: does not exist; `dvc repro tokens` makes what trials train on"
+        )
 
 
-def job_of(config: Config, memory: int, budget: dict[str, float], kind: str = "train") -> dict[str, Any]:
+def job_of(
+    config: Config, memory: int, budget: dict[str, float], kind: str = "train"
+) -> dict[str, Any]:
     """What a trial's process is told. budget: one of tokens, flops, seconds; none to measure the speed."""
     from paribus.data.tokenizer import Tokenizer
 
     vocab = Tokenizer.load(TOKENIZER).vocab_size
-    schedule = resolve_pretrain(config.pretrain, parameters(resolve_model(config.model), vocab)["total"], config.model.seq_len)
+    schedule = resolve_pretrain(
+        config.pretrain,
+        parameters(resolve_model(config.model), vocab)["total"],
+        config.model.seq_len,
+    )
     assert schedule.batch_tokens
     steps = None
     if "seconds" not in budget:
-        tokens = budget["tokens"] if "tokens" in budget else budget.get("flops", 0) / flops_per_token(config.model, vocab)
+        tokens = (
+            budget["tokens"]
+            if "tokens" in budget
+            else budget.get("flops", 0) / flops_per_token(config.model, vocab)
+        )
         steps = max(int(tokens / schedule.batch_tokens), 1)
-    return {"kind": kind, "config": asdict(replace(config, pretrain=schedule)), "vocab_size": vocab,
-            "tokens": str(TOKENS.resolve()), "tokenizer": str(TOKENIZER.resolve()), "memory": memory, "steps": steps,
-            "seconds": budget.get("seconds"), "data": data_digest(), "parent": os.getpid()}
+    return {
+        "kind": kind,
+        "config": asdict(replace(config, pretrain=schedule)),
+        "vocab_size": vocab,
+        "tokens": str(TOKENS.resolve()),
+        "tokenizer": str(TOKENIZER.resolve()),
+        "memory": memory,
+        "steps": steps,
+        "seconds": budget.get("seconds"),
+        "data": data_digest(),
+        "parent": os.getpid(),
+    }
 
 
 def planned_seconds(study: Study, config: Config, tokens_per_second: float) -> float:
@@ -83,7 +104,9 @@ def _digest_of(tokens: Path, tokenizer: Path) -> str:
     return tree_digest([tokens, tokenizer])
 
 
-def watch(folder: Path, job: dict[str, Any], each: Callable[[list[Row]], None] = lambda rows: None) -> dict[str, Any]:
+def watch(
+    folder: Path, job: dict[str, Any], each: Callable[[list[Row]], None] = lambda rows: None
+) -> dict[str, Any]:
     """Run a job in FOLDER to its end, from where an earlier start of it stopped; its result. What another job left goes.
 
     each: called every tenth of a second with the new rows of its curve, those of earlier starts first; what it raises
@@ -114,7 +137,9 @@ def watch(folder: Path, job: dict[str, Any], each: Callable[[list[Row]], None] =
 def _is_for(folder: Path, job: dict[str, Any]) -> bool:
     """Whether what is in the folder is this job's, and not of a study that had its name."""
     before = read_json(folder / "trial.json")
-    return before is not None and before | {"parent": None} == json.loads(json.dumps(job)) | {"parent": None}
+    return before is not None and before | {"parent": None} == json.loads(json.dumps(job)) | {
+        "parent": None
+    }
 
 
 def finished(folder: Path, job: dict[str, Any]) -> dict[str, Any] | None:
@@ -144,10 +169,16 @@ def curve_of(folder: Path) -> list[Row]:
 
 def _start(folder: Path) -> subprocess.Popen[bytes]:
     """The trial's process; what it says goes to FOLDER/output.txt."""
-    environment = os.environ | {"MALLOC_ARENA_MAX": "2"}  # else each thread reserves memory that the cap would count
+    environment = os.environ | {
+        "MALLOC_ARENA_MAX": "2"
+    }  # else each thread reserves memory that the cap would count
     with (folder / "output.txt").open("wb") as output:
-        return subprocess.Popen([sys.executable, "-m", "paribus.study.trial", str(folder)], stdout=output,
-                                stderr=subprocess.STDOUT, env=environment)
+        return subprocess.Popen(
+            [sys.executable, "-m", "paribus.study.trial", str(folder)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
 
 
 def _end(process: subprocess.Popen[bytes], may_save: bool) -> None:
@@ -163,12 +194,20 @@ def _end(process: subprocess.Popen[bytes], may_save: bool) -> None:
 
 def _result(folder: Path, status: int) -> dict[str, Any]:
     result = read_json(folder / "result.json")
-    if result is None and status in (-signal.SIGKILL, -signal.SIGABRT):  # the kernel's own way with memory
+    if result is None and status in (
+        -signal.SIGKILL,
+        -signal.SIGABRT,
+    ):  # the kernel's own way with memory
         peak = max((row["peak_memory_bytes"] for row in curve_of(folder)), default=0)
         return {"out_of_memory": True, "peak_memory_bytes": peak}
     if result is None:
         words = (folder / "output.txt").read_text(errors="replace").strip().splitlines()
-        raise TrialCrashed([f"{folder}: the trial's process ended with status {status}; its last words:", *words[-5:]])
+        raise TrialCrashed(
+            [
+                f"{folder}: the trial's process ended with status {status}; its last words:",
+                *words[-5:],
+            ]
+        )
     return result
 
 
@@ -179,6 +218,13 @@ def open_log(study: Study, config: Config, folder: Path, tags: dict[str, str]) -
     data = {str(path): (str(path), dvc_hash(path)) for path in (TOKENS,)}
     root = runtime.state_root()
     name = "-".join(folder.relative_to(root).parts)
-    return tracking.RunLog.open("tune", folder=root / "runs" / name, config=study.config(), params=flatten(config),
-                                fingerprint=fingerprint(config=flatten(config)), tags={"study": study.name, **tags},
-                                datasets=data, resume_step=rows[-1]["step"] if rows else None)
+    return tracking.RunLog.open(
+        "tune",
+        folder=root / "runs" / name,
+        config=study.config(),
+        params=flatten(config),
+        fingerprint=fingerprint(config=flatten(config)),
+        tags={"study": study.name, **tags},
+        datasets=data,
+        resume_step=rows[-1]["step"] if rows else None,
+    )

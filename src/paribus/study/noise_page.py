@@ -19,11 +19,20 @@ RESULTS = Path("experiments/results")
 MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the spread: effects to plan for, rounded to one digit
 
 
-def write_noise(experiment: Experiment, metrics: Sequence[Metric], results: Sequence[Result]) -> Path:
+def write_noise(
+    experiment: Experiment, metrics: Sequence[Metric], results: Sequence[Result]
+) -> Path:
     """Print the table, and write experiments/results/noise-PROFILE.md and .json. Raises UserError without enough runs."""
-    found = {metric.name: [value_of(metric, result.experiment, result.metrics) for result in results] for metric in metrics}
-    seen = {name: [value for value in values if value is not None] for name, values in found.items()}
-    if short := [f"{name}: {len(values)} runs have it" for name, values in seen.items() if len(values) < 3]:
+    found = {
+        metric.name: [value_of(metric, result.experiment, result.metrics) for result in results]
+        for metric in metrics
+    }
+    seen = {
+        name: [value for value in values if value is not None] for name, values in found.items()
+    }
+    if short := [
+        f"{name}: {len(values)} runs have it" for name, values in seen.items() if len(values) < 3
+    ]:
         raise UserError(short)
     rows = noise_table(seen, {name: effects_of(values) for name, values in seen.items()})
     page = markdown(experiment, rows, seen)
@@ -44,25 +53,51 @@ def effects_of(values: Sequence[float]) -> list[float]:
 
 def markdown(experiment: Experiment, rows: Sequence[NoiseRow], seen: dict[str, list[float]]) -> str:
     """The page."""
-    lines = [f"# Noise floor of the profile {experiment.profile}", "",
-             f"Same code, parameters and data; {max(map(len, seen.values()))} seeds. A difference between two single runs below "
-             "about three of these spreads says nothing.", "",
-             "| metric | seeds | mean | spread (stdev) | 95 % interval of the spread |", "| --- | ---: | ---: | ---: | ---: |"]
+    lines = [
+        f"# Noise floor of the profile {experiment.profile}",
+        "",
+        f"Same code, parameters and data; {max(map(len, seen.values()))} seeds. A difference between two single runs below "
+        "about three of these spreads says nothing.",
+        "",
+        "| metric | seeds | mean | spread (stdev) | 95 % interval of the spread |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
     first = {row.metric: row for row in reversed(rows)}
     for name, values in seen.items():
         row = first.get(name)
-        spread = f"{row.stdev:.4g} | {row.stdev_low:.3g} to {row.stdev_high:.3g}" if row else "0 | –"
+        spread = (
+            f"{row.stdev:.4g} | {row.stdev_low:.3g} to {row.stdev_high:.3g}" if row else "0 | –"
+        )
         lines.append(f"| {name} | {len(values)} | {sum(values) / len(values):.5g} | {spread} |")
-    lines += ["", "Seeds that each arm needs, so that a true effect is found four times in five at p < 0.05, when the seeds of "
-              "both arms are not matched. With matched seeds, as `paribus ablate` runs them, it is fewer: an ablation's report "
-              "gives the spread of its differences, and how many seeds it still needs.", "",
-              "| metric | effect | seeds an arm |", "| --- | ---: | ---: |"]
-    lines += [f"| {row.metric} | {row.effect:g} | {row.unpaired or 'beyond 100,000'} |" for row in rows]
+    lines += [
+        "",
+        "Seeds that each arm needs, so that a true effect is found four times in five at p < 0.05, when the seeds of "
+        "both arms are not matched. With matched seeds, as `paribus ablate` runs them, it is fewer: an ablation's report "
+        "gives the spread of its differences, and how many seeds it still needs.",
+        "",
+        "| metric | effect | seeds an arm |",
+        "| --- | ---: | ---: |",
+    ]
+    lines += [
+        f"| {row.metric} | {row.effect:g} | {row.unpaired or 'beyond 100,000'} |" for row in rows
+    ]
     return "\n".join(lines) + "\n"
 
 
-def as_json(experiment: Experiment, rows: Sequence[NoiseRow], seen: dict[str, list[float]],
-            results: Sequence[Result]) -> dict[str, Any]:
-    runs = [{"seed": result.seed, "experiment": result.experiment, "fingerprints": result.fingerprints} for result in results]
-    return {"profile": experiment.profile, "values": seen, "rows": [dataclasses.asdict(row) for row in rows], "runs": runs,
-            "hardware": results[0].provenance.get("hardware") if results else None}
+def as_json(
+    experiment: Experiment,
+    rows: Sequence[NoiseRow],
+    seen: dict[str, list[float]],
+    results: Sequence[Result],
+) -> dict[str, Any]:
+    runs = [
+        {"seed": result.seed, "experiment": result.experiment, "fingerprints": result.fingerprints}
+        for result in results
+    ]
+    return {
+        "profile": experiment.profile,
+        "values": seen,
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "runs": runs,
+        "hardware": results[0].provenance.get("hardware") if results else None,
+    }

@@ -84,21 +84,34 @@ class Queue:
 
     def tasks(self) -> list[Task]:
         """Every task there is, of other people's too."""
-        found: dict[str, Task] = {}  # by revision: one that moves on while we look is seen twice, the second time right
+        found: dict[
+            str, Task
+        ] = {}  # by revision: one that moves on while we look is seen twice, the second time right
         for entry in self._celery.iter_queued():
             found[entry.stash_rev] = self._task(entry, "queued")
         for entry in self._celery.iter_active():
             found[entry.stash_rev] = self._task(entry, "running")
         for done in self._celery.iter_done():
-            ended: Literal["done", "failed"] = "done" if done.result and done.result.ref_info else "failed"
+            ended: Literal["done", "failed"] = (
+                "done" if done.result and done.result.ref_info else "failed"
+            )
             found[done.entry.stash_rev] = self._task(done.entry, ended)
         return list(found.values())
 
     def _task(self, entry: Any, state: Literal["queued", "running", "failed", "done"]) -> Task:
         folder = self.folder / "run" / entry.stash_rev
-        process = _process(read_json(folder / f"{entry.stash_rev}.json"), entry.stash_rev) if state == "running" else None
-        return Task(entry.name or entry.stash_rev[:7], state, entry.stash_rev, folder / f"{entry.stash_rev}.out",
-                    process.pid if process else None)
+        process = (
+            _process(read_json(folder / f"{entry.stash_rev}.json"), entry.stash_rev)
+            if state == "running"
+            else None
+        )
+        return Task(
+            entry.name or entry.stash_rev[:7],
+            state,
+            entry.stash_rev,
+            folder / f"{entry.stash_rev}.out",
+            process.pid if process else None,
+        )
 
     def workers(self) -> dict[int, psutil.Process]:
         """The workers alive, by number."""
@@ -137,8 +150,14 @@ class Queue:
         from dvc.repo.experiments.run import run
         from dvc.ui import ui
 
-        write_json(self._note, {"branch": self._git("symbolic-ref", "--quiet", "HEAD"), "commit": self._git("rev-parse", "HEAD"),
-                                "stash": self._git("rev-parse", "--quiet", "--verify", "refs/stash")})
+        write_json(
+            self._note,
+            {
+                "branch": self._git("symbolic-ref", "--quiet", "HEAD"),
+                "commit": self._git("rev-parse", "HEAD"),
+                "stash": self._git("rev-parse", "--quiet", "--verify", "refs/stash"),
+            },
+        )
 
         def queue_it() -> None:
             with Repo(str(self.root)) as repo, contextlib.redirect_stdout(sys.stderr):
@@ -162,16 +181,32 @@ class Queue:
             environment = os.environ | {"DVC_NO_ANALYTICS": "1"}
             if gpus:
                 environment["CUDA_VISIBLE_DEVICES"] = gpus[(number - 1) % len(gpus)]
-            command = [sys.executable, "-m", "dvc", "exp", "queue-worker", f"{self._node}{number}@localhost"]
+            command = [
+                sys.executable,
+                "-m",
+                "dvc",
+                "exp",
+                "queue-worker",
+                f"{self._node}{number}@localhost",
+            ]
             (self.folder / "celery").mkdir(parents=True, exist_ok=True)
             with (self.folder / f"celery/dvc-exp-worker-{number}.out").open("ab") as output:
-                self._workers.append(subprocess.Popen(
-                    command + (["--clean"] if number == 1 else []), cwd=self.root, stdin=subprocess.DEVNULL, stdout=output,
-                    stderr=output, start_new_session=True, env=environment))
+                self._workers.append(
+                    subprocess.Popen(
+                        command + (["--clean"] if number == 1 else []),
+                        cwd=self.root,
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=output,
+                        start_new_session=True,
+                        env=environment,
+                    )
+                )
         return len(missing)
 
     def remove(self, names: Sequence[str]) -> None:
         """Take queued or ended tasks out of the queue; what they computed stays."""
+
         def remove_them() -> None:
             from dvc.repo.experiments.exceptions import UnresolvedExpNamesError
 
@@ -188,7 +223,11 @@ class Queue:
         """Mark as failed the running tasks that nobody runs; their names. Runs that lost their worker are paused first."""
         workers = {process.pid for process in self.workers().values()}
         running = [task for task in tasks if task.state == "running"]
-        orphans = [task for task in running if (parent := _parent(task.pid)) is not None and parent not in workers]
+        orphans = [
+            task
+            for task in running
+            if (parent := _parent(task.pid)) is not None and parent not in workers
+        ]
         for task in orphans:
             self.halt(task)
         lost = [task for task in running if task.pid is None] + orphans
@@ -198,7 +237,11 @@ class Queue:
     def _held(self, task: Task, workers: int) -> bool:
         """Whether a living worker has the task: setting it up, or collecting it. Only an answer of all of them says no."""
         for _ in range(TRIES):
-            ids = {message.headers["id"] for message, entry in self._celery._iter_processed() if entry.stash_rev == task.rev}
+            ids = {
+                message.headers["id"]
+                for message, entry in self._celery._iter_processed()
+                if entry.stash_rev == task.rev
+            }
             answers = self._celery.worker_status()
             if any(one["id"] in ids for taken in answers.values() for one in taken):
                 return True
@@ -262,7 +305,10 @@ class Queue:
             return False
         for lock in ("index.lock", "HEAD.lock"):
             (self.root / ".git" / lock).unlink(missing_ok=True)
-        if self._git("symbolic-ref", "--quiet", "HEAD") != note["branch"] and self._git("rev-parse", "HEAD") == note["commit"]:
+        if (
+            self._git("symbolic-ref", "--quiet", "HEAD") != note["branch"]
+            and self._git("rev-parse", "HEAD") == note["commit"]
+        ):
             if kept := self._git("stash", "create"):
                 self._git("update-ref", "refs/paribus/before-mending", kept)
             self._git("symbolic-ref", "HEAD", note["branch"])
@@ -273,7 +319,9 @@ class Queue:
         return True
 
     def _git(self, *arguments: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(self.root), *arguments], capture_output=True, text=True)
+        done = subprocess.run(
+            ["git", "-C", str(self.root), *arguments], capture_output=True, text=True
+        )
         return done.stdout.strip() if done.returncode == 0 else None
 
 
@@ -291,7 +339,9 @@ def _patiently(action: Callable[[], Result]) -> Result:
             return action()
         except LockError as error:
             if time.monotonic() > deadline:
-                raise UserError(f"DVC's lock is held by another command: {' '.join(str(error).split())}") from None
+                raise UserError(
+                    f"DVC's lock is held by another command: {' '.join(str(error).split())}"
+                ) from None
             time.sleep(0.5)
         except DvcException as error:
             raise UserError(f"dvc: {' '.join(str(error).split())}") from None

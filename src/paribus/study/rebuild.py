@@ -33,8 +33,15 @@ from paribus.summary import write_curve
 POLL_SECONDS = 0.1
 LONGEST_LINE = 50_000  # bytes, of a log
 # params.yaml's key -> the field of the recorded hardware that it came to
-TRAIN = {"device": "device", "dtype": "dtype", "threads": "process_threads", "processes": "processes", "compile": "compile",
-         "deterministic": "deterministic", "activation_checkpointing": "activation_checkpointing"}
+TRAIN = {
+    "device": "device",
+    "dtype": "dtype",
+    "threads": "process_threads",
+    "processes": "processes",
+    "compile": "compile",
+    "deterministic": "deterministic",
+    "activation_checkpointing": "activation_checkpointing",
+}
 
 
 def locked_stage(record: Record, stage: str) -> dict[str, Any]:
@@ -52,8 +59,14 @@ def asked_params(record: Record, stage: str) -> dict[str, Any]:
     machine (`train.threads: null`) as it was resolved then."""
     written, locked = record.provenance(stage), locked_params(record, stage)
     hardware = written["hardware"]
-    resolved = {f"train.{key}": hardware[field] for key, field in TRAIN.items() if field in hardware}
-    explicit = {key: value for key, value in locked.items() if not (key in resolved and value in (None, "auto"))}
+    resolved = {
+        f"train.{key}": hardware[field] for key, field in TRAIN.items() if field in hardware
+    }
+    explicit = {
+        key: value
+        for key, value in locked.items()
+        if not (key in resolved and value in (None, "auto"))
+    }
     return resolved | (explicit if locked else written["params"])
 
 
@@ -67,20 +80,39 @@ def workplace() -> Iterator[Path]:
         try:
             yield Path(name)
         finally:
-            for state in Path(name).rglob(".paribus"):  # what sends the clone's log to its MLflow store ends when this is gone
+            for state in Path(name).rglob(
+                ".paribus"
+            ):  # what sends the clone's log to its MLflow store ends when this is gone
                 state.rename(state.with_name("gone"))
+
 
 def clone(commit: str | None, folder: Path) -> Path:
     """A clean clone at `commit`; returns the project's folder in it. Raises UserError."""
     top, prefix = git("rev-parse", "--show-toplevel"), git("rev-parse", "--show-prefix")
     if commit is None or top is None:
-        raise UserError("the run was not made in a git repository, or this is none: there is no code to rebuild it from")
-    for command in (["git", "clone", "-q", "--local", "--no-checkout", top, str(folder)],
-                    ["git", "-C", str(folder), "-c", "advice.detachedHead=false", "checkout", "-q", "--detach", commit]):
+        raise UserError(
+            "the run was not made in a git repository, or this is none: there is no code to rebuild it from"
+        )
+    for command in (
+        ["git", "clone", "-q", "--local", "--no-checkout", top, str(folder)],
+        [
+            "git",
+            "-C",
+            str(folder),
+            "-c",
+            "advice.detachedHead=false",
+            "checkout",
+            "-q",
+            "--detach",
+            commit,
+        ],
+    ):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise UserError(f"commit {commit[:10]} cannot be checked out here: {done.stderr.strip().splitlines()[-1]}; "
-                            "`git fetch` it first")
+            raise UserError(
+                f"commit {commit[:10]} cannot be checked out here: {done.stderr.strip().splitlines()[-1]}; "
+                "`git fetch` it first"
+            )
     return folder / (prefix or "")
 
 
@@ -94,7 +126,9 @@ def write_params(root: Path, values: Mapping[str, Any]) -> None:
             for parent in parents:
                 node = node.get(parent, {})
             node[last] = {}
-    merged = merge(tree, dict(values) | {"tracking.system_metrics": False, "train.session_minutes": None})
+    merged = merge(
+        tree, dict(values) | {"tracking.system_metrics": False, "train.session_minutes": None}
+    )
     (root / "params.yaml").write_text(yaml.safe_dump(merged, sort_keys=False), encoding="utf-8")
 
 
@@ -116,15 +150,23 @@ def bring_data(root: Path, versions: Mapping[str, str]) -> list[str]:
 def _pull(root: Path, versions: Mapping[str, str]) -> list[str]:
     """Pull outputs into the clone's own cache; returns those that no remote has."""
     stages = read_yaml(root / "dvc.yaml")["stages"]
-    makers = {out: name for name, stage in graph.stage_definitions(root / "dvc.yaml").items() for out in stage.outs}
+    makers = {
+        out: name
+        for name, stage in graph.stage_definitions(root / "dvc.yaml").items()
+        for out in stage.outs
+    }
     locked: dict[str, Any] = {}
     for out, md5 in versions.items():
         if out in makers:
             entry = locked.setdefault(makers[out], {"cmd": stages[makers[out]]["cmd"], "outs": []})
             entry["outs"].append({"path": out, "hash": "md5", "md5": md5})
-    (root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": locked}), encoding="utf-8")
+    (root / "dvc.lock").write_text(
+        yaml.safe_dump({"schema": "2.0", "stages": locked}), encoding="utf-8"
+    )
     if Path(".dvc/config.local").is_file():
-        shutil.copyfile(".dvc/config.local", root / ".dvc/config.local")  # where keys and the addresses of remotes are kept
+        shutil.copyfile(
+            ".dvc/config.local", root / ".dvc/config.local"
+        )  # where keys and the addresses of remotes are kept
     own = [sys.executable, "-m", "dvc", "cache", "dir", "--local", ".dvc/cache"]
     for command in (own, [sys.executable, "-m", "dvc", "pull", "-q", *versions]):
         subprocess.run(command, cwd=root, env=_environment(root, None), capture_output=True)
@@ -137,15 +179,25 @@ def _pull(root: Path, versions: Mapping[str, str]) -> list[str]:
 def _environment(root: Path, stage: str | None) -> dict[str, str]:
     """A stage's in the clone as DVC would give it: so the stage ends with this process, and keeps its state in the clone."""
     foreign = ("DVC_", "MLFLOW_", "TORCHELASTIC_")
-    clean = {key: value for key, value in os.environ.items()
-             if not key.startswith(foreign) and key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")}
-    own = {"DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": str(root / "src")}
+    clean = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(foreign)
+        and key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    }
+    own = {
+        "DVC_NO_ANALYTICS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PYTHONPATH": str(root / "src"),
+    }
     return clean | own | ({"DVC_ROOT": str(root), "DVC_STAGE": stage} if stage else {})
 
 
 @contextmanager
 def _process(root: Path, stage: str) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([sys.executable, "-m", "paribus", stage], cwd=root, env=_environment(root, stage))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "paribus", stage], cwd=root, env=_environment(root, stage)
+    )
     try:
         yield process
     finally:
@@ -179,7 +231,12 @@ def _logged(root: Path) -> int:
 
 def rebuilt_curve(root: Path, stage: str) -> list[dict[str, str]]:
     """The curve of what ran in the clone, to its end or not."""
-    rows = [row for path in root.glob(".paribus/runs/*/metrics.jsonl") for row in read_rows(path) if "event" not in row]
+    rows = [
+        row
+        for path in root.glob(".paribus/runs/*/metrics.jsonl")
+        for row in read_rows(path)
+        if "event" not in row
+    ]
     place = root / "rebuilt.csv"
     write_curve(place, stage, rows)
     return read_curve(place.read_text(encoding="utf-8"))

@@ -26,8 +26,23 @@ from paribus.config import flatten, load_config, parse_yaml, read_yaml
 from paribus.errors import UserError
 from paribus.tracking.lookup import Runs, StoredRun
 
-CHECKPOINTS = {"pretrain": "checkpoints/base", "midtrain": "checkpoints/mid", "sft": "checkpoints/sft", "rl": "checkpoints/rl"}
-NEEDED = ("stage", "fingerprint", "params", "deps", "files", "data", "git", "hardware", "versions")  # to rebuild a run
+CHECKPOINTS = {
+    "pretrain": "checkpoints/base",
+    "midtrain": "checkpoints/mid",
+    "sft": "checkpoints/sft",
+    "rl": "checkpoints/rl",
+}
+NEEDED = (
+    "stage",
+    "fingerprint",
+    "params",
+    "deps",
+    "files",
+    "data",
+    "git",
+    "hardware",
+    "versions",
+)  # to rebuild a run
 _EXPERIMENT = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/(.+)")
 
 
@@ -55,7 +70,11 @@ class Record:
     @property
     def stages(self) -> list[str]:
         """The training stages it has a provenance of, in the order of the curriculum."""
-        return [stage for stage in CHECKPOINTS if self.scope in (stage, "pipeline") and self.provenance(stage)]
+        return [
+            stage
+            for stage in CHECKPOINTS
+            if self.scope in (stage, "pipeline") and self.provenance(stage)
+        ]
 
     def provenance(self, stage: str) -> dict[str, Any]:
         """What a training stage wrote down; {} where nothing is kept of it."""
@@ -67,7 +86,11 @@ class Record:
         path = self.locate(f"{CHECKPOINTS[stage]}/model.safetensors")
         if path:
             return graph.file_digest(path)
-        return self.run.tags.get("weights_sha256") or self.run.tags.get(f"{stage}.weights_sha256") if self.run else None
+        return (
+            self.run.tags.get("weights_sha256") or self.run.tags.get(f"{stage}.weights_sha256")
+            if self.run
+            else None
+        )
 
     def curve(self, stage: str) -> list[dict[str, str]]:
         """The rows of plots/<stage>.csv; [] where it is not kept."""
@@ -91,8 +114,14 @@ def find(name: str) -> Record:
             return record
     known = sorted(_names())
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    raise UserError(f"no checkpoint folder, DVC experiment, git revision or MLflow run is called {name!r}; "
-                    + (f"did you mean {', '.join(near)}?" if near else f"there are: {', '.join(known[:20]) or 'none yet'}"))
+    raise UserError(
+        f"no checkpoint folder, DVC experiment, git revision or MLflow run is called {name!r}; "
+        + (
+            f"did you mean {', '.join(near)}?"
+            if near
+            else f"there are: {', '.join(known[:20]) or 'none yet'}"
+        )
+    )
 
 
 def find_all(name: str) -> list[Record]:
@@ -103,25 +132,35 @@ def find_all(name: str) -> list[Record]:
         found = [record for one in fnmatch.filter(names, name) if (record := look(one))]
         if found:
             return found
-    raise UserError(f"no DVC experiment or MLflow run fits {name!r}; there are: {', '.join(sorted(_names())[:20]) or 'none yet'}")
+    raise UserError(
+        f"no DVC experiment or MLflow run fits {name!r}; there are: {', '.join(sorted(_names())[:20]) or 'none yet'}"
+    )
 
 
 def experiments() -> dict[str, str]:
     """DVC experiments: name -> commit."""
-    lines = (git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or "").splitlines()
-    pairs = ((line.split(" ", 1)[0], _EXPERIMENT.fullmatch(line.split(" ", 1)[1])) for line in lines)
+    lines = (
+        git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or ""
+    ).splitlines()
+    pairs = (
+        (line.split(" ", 1)[0], _EXPERIMENT.fullmatch(line.split(" ", 1)[1])) for line in lines
+    )
     return {match[1]: commit for commit, match in pairs if match}
 
 
 def git(*arguments: str) -> str | None:
     """What a git command prints; None where it fails."""
     done = subprocess.run(["git", *arguments], capture_output=True)
-    return done.stdout.decode(errors="surrogateescape").strip("\n") if done.returncode == 0 else None
+    return (
+        done.stdout.decode(errors="surrogateescape").strip("\n") if done.returncode == 0 else None
+    )
 
 
 def _names() -> set[str]:
     """Everything that `find` would find by name."""
-    branches = (git("for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags") or "").split()
+    branches = (
+        git("for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags") or ""
+    ).split()
     checkpoints = {str(path.parent) for path in Path("checkpoints").glob("*/provenance.json")}
     return {*experiments(), *branches, *_runs().names(), *checkpoints, "workspace", "HEAD"}
 
@@ -134,14 +173,27 @@ def _runs() -> Runs:
 
 
 def _checkpoint(name: str) -> Record | None:
-    folder = next((one for one in (Path(name), Path("checkpoints") / name) if (one / "config.json").is_file()), None)
+    folder = next(
+        (
+            one
+            for one in (Path(name), Path("checkpoints") / name)
+            if (one / "config.json").is_file()
+        ),
+        None,
+    )
     if folder is None:
         return None
     provenance = _json(folder / "provenance.json")
     stage = provenance.get("stage")
     if stage not in CHECKPOINTS:
-        raise UserError(f"{folder}/provenance.json: " + (f"stage {stage!r} is none of {', '.join(CHECKPOINTS)}" if provenance else
-                                                         "absent or damaged; without it nothing is known of how this was made"))
+        raise UserError(
+            f"{folder}/provenance.json: "
+            + (
+                f"stage {stage!r} is none of {', '.join(CHECKPOINTS)}"
+                if provenance
+                else "absent or damaged; without it nothing is known of how this was made"
+            )
+        )
     ours = folder.resolve() == Path(CHECKPOINTS[stage]).resolve() and Path("dvc.lock").exists()
 
     def locate(path: str) -> Path | None:
@@ -149,18 +201,36 @@ def _checkpoint(name: str) -> Record | None:
             return _file(folder / path.removeprefix(CHECKPOINTS[stage] + "/"))
         return _file(Path(path)) if ours else None
 
-    return Record(str(folder), "checkpoint", stage, provenance.get("git", {}).get("commit"), provenance.get("params", {}),
-                  _metrics(locate, [stage]), read_yaml("dvc.lock") if ours else {}, provenance.get("data", {}),
-                  locate, lambda path: _bytes(locate(path)))
+    return Record(
+        str(folder),
+        "checkpoint",
+        stage,
+        provenance.get("git", {}).get("commit"),
+        provenance.get("params", {}),
+        _metrics(locate, [stage]),
+        read_yaml("dvc.lock") if ours else {},
+        provenance.get("data", {}),
+        locate,
+        lambda path: _bytes(locate(path)),
+    )
 
 
 def _workspace(name: str) -> Record | None:
     if name != "workspace":
         return None
     lock = read_yaml("dvc.lock") if Path("dvc.lock").exists() else {}
-    return Record(name, "workspace", "pipeline", git("rev-parse", "HEAD"), flatten(load_config()),
-                  _metrics(lambda path: _file(Path(path))), lock, graph.locked_outs(lock),
-                  lambda path: _file(Path(path)), lambda path: _bytes(_file(Path(path))))
+    return Record(
+        name,
+        "workspace",
+        "pipeline",
+        git("rev-parse", "HEAD"),
+        flatten(load_config()),
+        _metrics(lambda path: _file(Path(path))),
+        lock,
+        graph.locked_outs(lock),
+        lambda path: _file(Path(path)),
+        lambda path: _bytes(_file(Path(path))),
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -188,12 +258,17 @@ def _experiment(name: str) -> Record | None:
 
 
 def _revision(name: str) -> Record | None:
-    commit = None if name.startswith("-") else git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+    commit = (
+        None
+        if name.startswith("-")
+        else git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+    )
     return _of_commit(name, "revision", commit) if commit else None
 
 
 def _of_commit(name: str, kind: str, commit: str) -> Record:
     """Outputs that DVC caches are found by the commit's dvc.lock, all else in git."""
+
     def show(path: str) -> bytes | None:
         done = subprocess.run(["git", "show", f"{commit}:./{path}"], capture_output=True)
         return done.stdout if done.returncode == 0 else None
@@ -216,7 +291,18 @@ def _of_commit(name: str, kind: str, commit: str) -> Record:
     def read(path: str) -> bytes | None:
         return _bytes(locate(path)) or show(path)
 
-    return Record(name, kind, "pipeline", commit, flatten(text("params.yaml")), _metrics(read), lock, outs, locate, read)
+    return Record(
+        name,
+        kind,
+        "pipeline",
+        commit,
+        flatten(text("params.yaml")),
+        _metrics(read),
+        lock,
+        outs,
+        locate,
+        read,
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -235,8 +321,10 @@ def _mlflow(name: str) -> Record | None:
         named = runs.search(f"attributes.run_name = '{quoted}'")
         parents = [run for run in named if not run.parent]
         if len(parents or named) > 1:
-            raise UserError(f"{len(parents or named)} MLflow runs are called {name!r}; name one by its id: "
-                            + ", ".join(run.id for run in (parents or named)[:8]))
+            raise UserError(
+                f"{len(parents or named)} MLflow runs are called {name!r}; name one by its id: "
+                + ", ".join(run.id for run in (parents or named)[:8])
+            )
         found = next(iter(parents or named), None)
     return of_run(name, found, runs) if found else None
 
@@ -255,12 +343,31 @@ def of_run(name: str, run: StoredRun, runs: Runs) -> Record:
 
     scope = run.stage or "pipeline"
     prefix = f"{run.stage}." if run.stage else ""
-    metrics = {_plain_name(prefix + key): value for key, value in run.metrics.items() if "/" not in key}
-    written = _json(locate(f"{CHECKPOINTS[scope]}/provenance.json") or Path("/")) if scope in CHECKPOINTS else {}
+    metrics = {
+        _plain_name(prefix + key): value for key, value in run.metrics.items() if "/" not in key
+    }
+    written = (
+        _json(locate(f"{CHECKPOINTS[scope]}/provenance.json") or Path("/"))
+        if scope in CHECKPOINTS
+        else {}
+    )
     params = written.get("params") or {key: _value(text) for key, text in run.params.items()}
-    data = written.get("data") or {key: value for one in reversed(family) for key, value in one.datasets.items()}
-    return Record(name, "MLflow run", scope, run.tags.get("git.commit"), params, metrics, {}, data, locate,
-                  lambda path: _bytes(locate(path)), run)
+    data = written.get("data") or {
+        key: value for one in reversed(family) for key, value in one.datasets.items()
+    }
+    return Record(
+        name,
+        "MLflow run",
+        scope,
+        run.tags.get("git.commit"),
+        params,
+        metrics,
+        {},
+        data,
+        locate,
+        lambda path: _bytes(locate(path)),
+        run,
+    )
 
 
 def _artifacts(path: str) -> Iterable[tuple[str, str]]:
@@ -299,6 +406,9 @@ def _metrics(read: Callable[[str], Any], stages: Iterable[str] = MEASURED) -> di
         content = read(f"metrics/{stage}.json")
         if content:
             values = json.loads(content if isinstance(content, bytes) else content.read_bytes())
-            found |= {f"{stage}.{key}": float(value) for key, value in flatten(values).items()
-                      if isinstance(value, int | float) and not isinstance(value, bool)}
+            found |= {
+                f"{stage}.{key}": float(value)
+                for key, value in flatten(values).items()
+                if isinstance(value, int | float) and not isinstance(value, bool)
+            }
     return found

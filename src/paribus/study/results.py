@@ -28,7 +28,12 @@ from paribus.runtime import write_atomic
 from paribus.study.experiment import Experiment, Metric, Run, chain_key, definitions, sources
 from paribus.study.queue import read_output
 
-TARGETS = {"pretrain": "base", "midtrain": "mid", "sft": "sft", "rl": "rl"}  # stage -> its checkpoint
+TARGETS = {
+    "pretrain": "base",
+    "midtrain": "mid",
+    "sft": "sft",
+    "rl": "rl",
+}  # stage -> its checkpoint
 PROVENANCE = ("git", "versions", "hardware", "requirements_lock")  # kept of a checkpoint's
 LOST = "unreadable"  # the key of an experiment whose params.yaml today's code does not take
 
@@ -73,7 +78,9 @@ def references(experiment: Experiment) -> dict[str, tuple[str, str]]:
     """Name of each DVC experiment of this ablation, superseded ones too -> (its commit, the commit it started from)."""
     listed = _git("for-each-ref", "--format=%(refname) %(objectname)", "refs/exps/") or ""
     arms = "|".join(map(re.escape, experiment.names))
-    wanted = re.compile(rf"refs/exps/(\w\w)/(\w+)/({re.escape(experiment.name)}-(?:{arms})-s\d+(?:-was-\w+)?)$")
+    wanted = re.compile(
+        rf"refs/exps/(\w\w)/(\w+)/({re.escape(experiment.name)}-(?:{arms})-s\d+(?:-was-\w+)?)$"
+    )
     found = {}
     for line in listed.splitlines():
         reference, commit = line.split()
@@ -88,7 +95,10 @@ def collect(experiment: Experiment) -> list[Result]:
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for name, (commit, baseline) in references(experiment).items():
-        path = folder / f"{commit}-{fingerprint(metric=asdict(experiment.metric), stages=experiment.stages)}.json"
+        path = (
+            folder
+            / f"{commit}-{fingerprint(metric=asdict(experiment.metric), stages=experiment.stages)}.json"
+        )
         kept = read_json(path)
         if kept is None:
             kept = asdict(_read(experiment, name, commit, baseline))
@@ -100,9 +110,16 @@ def collect(experiment: Experiment) -> list[Result]:
 def done(results: Sequence[Result], runs: Sequence[Run], code: str) -> dict[str, Result]:
     """Name of each run that is done, as it is asked for today -> its result."""
     keys = {run.key for run in runs}
-    made = {(result.arm, result.seed): result for result in results if result.code == code and result.key in keys}
-    return {run.name: made[run.arm, run.seed] for run in runs
-            if (run.arm, run.seed) in made and made[run.arm, run.seed].key == run.key}
+    made = {
+        (result.arm, result.seed): result
+        for result in results
+        if result.code == code and result.key in keys
+    }
+    return {
+        run.name: made[run.arm, run.seed]
+        for run in runs
+        if (run.arm, run.seed) in made and made[run.arm, run.seed].key == run.key
+    }
 
 
 def supersede(name: str) -> None:
@@ -118,25 +135,42 @@ def _read(experiment: Experiment, name: str, commit: str, baseline: str) -> Resu
     match = re.fullmatch(rf"{re.escape(experiment.name)}-(.+)-s(\d+)(?:-was-\w+)?", name)
     assert match, name
     outs = [out for stage in experiment.stages for out in definitions()[stage].outs]
-    metrics = {Path(out).stem: json.loads(text) for out in outs
-               if out.startswith("metrics/") and (text := _show(commit, out)) is not None}
+    metrics = {
+        Path(out).stem: json.loads(text)
+        for out in outs
+        if out.startswith("metrics/") and (text := _show(commit, out)) is not None
+    }
     checkpoints = {stage: target for stage, target in TARGETS.items() if stage in experiment.stages}
-    provenance = {stage: _json(commit, f"checkpoints/{target}/provenance.json") or {} for stage, target in checkpoints.items()}
+    provenance = {
+        stage: _json(commit, f"checkpoints/{target}/provenance.json") or {}
+        for stage, target in checkpoints.items()
+    }
     last = provenance[list(provenance)[-1]] if provenance else {}
     curve = _show(commit, "plots/pretrain.csv") if "pretrain" in experiment.stages else None
     return Result(
-        name, match[1], int(match[2]), commit, baseline,
+        name,
+        match[1],
+        int(match[2]),
+        commit,
+        baseline,
         _git("rev-parse", "--quiet", "--verify", f"{commit}:{_here(experiment.file)}"),
-        asked_key(experiment, commit), code_key(experiment, commit), value_of(experiment.metric, commit, metrics), metrics,
-        _rows(curve) if curve else [], {key: last[key] for key in PROVENANCE if key in last},
+        asked_key(experiment, commit),
+        code_key(experiment, commit),
+        value_of(experiment.metric, commit, metrics),
+        metrics,
+        _rows(curve) if curve else [],
+        {key: last[key] for key in PROVENANCE if key in last},
         {stage: one["fingerprint"] for stage, one in provenance.items() if "fingerprint" in one},
-        {"dvc.lock": _git("rev-parse", f"{commit}:{_here('dvc.lock')}") or ""})
+        {"dvc.lock": _git("rev-parse", f"{commit}:{_here('dvc.lock')}") or ""},
+    )
 
 
 def value_of(metric: Metric, commit: str, metrics: Mapping[str, dict[str, Any]]) -> float | None:
     """A metric of an experiment, `metrics` being its metrics files; CORE's partial mean where its bundle is partial."""
     file = Path(metric.path)
-    values = metrics.get(file.stem) if file.parent == Path("metrics") else _json(commit, metric.path)
+    values = (
+        metrics.get(file.stem) if file.parent == Path("metrics") else _json(commit, metric.path)
+    )
     flat = flatten(values or {})
     value = flat.get(metric.key)
     if value is None and metric.name == "core":
@@ -149,7 +183,9 @@ def asked_key(experiment: Experiment, commit: str) -> str:
     import yaml
 
     try:
-        return chain_key(experiment.stages, parse_config(yaml.safe_load(_show(commit, "params.yaml") or "")))
+        return chain_key(
+            experiment.stages, parse_config(yaml.safe_load(_show(commit, "params.yaml") or ""))
+        )
     except (UserError, yaml.YAMLError):
         return LOST
 
@@ -159,7 +195,9 @@ def code_key(experiment: Experiment, commit: str = "HEAD") -> str:
     return fingerprint(tree=_git("ls-tree", "-r", commit, "--", *sources(experiment.stages)))
 
 
-def items_of(experiment: Experiment, result: Result) -> tuple[NDArray[np.float64], NDArray[Any] | None] | None:
+def items_of(
+    experiment: Experiment, result: Result
+) -> tuple[NDArray[np.float64], NDArray[Any] | None] | None:
     """(outcome of every item, its task or None) where the metric is a mean over items; None elsewhere.
 
     CORE: correct above guessing, (correct - baseline) / (1 - baseline), whose mean over tasks is the metric.
@@ -168,7 +206,9 @@ def items_of(experiment: Experiment, result: Result) -> tuple[NDArray[np.float64
     if not core and not experiment.metric.name.startswith("gsm8k."):
         return None
     name = f"{Path('evals/core') if core else Path(experiment.metric.path).parent}/items.parquet"
-    cached = folder_of(experiment.name) / "items" / f"{result.experiment}-{experiment.metric.name}.json"
+    cached = (
+        folder_of(experiment.name) / "items" / f"{result.experiment}-{experiment.metric.name}.json"
+    )
     kept = read_json(cached)
     if kept is None:
         data = read_output(runtime.main_checkout(), result.experiment, name)
@@ -194,7 +234,10 @@ def _item_columns(data: bytes, core: bool) -> dict[str, Any]:
 
 def _rows(text: str) -> list[dict[str, float | None]]:
     """A curve; what was not measured is None."""
-    return [{key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+    return [
+        {key: float(value) if value else None for key, value in row.items()}
+        for row in csv.DictReader(io.StringIO(text))
+    ]
 
 
 def _json(commit: str, path: str) -> dict[str, Any] | None:
@@ -215,5 +258,3 @@ def _here(path: str | Path) -> str:
 def _git(*arguments: str) -> str | None:
     done = subprocess.run(["git", *arguments], capture_output=True, text=True)
     return done.stdout.rstrip("\n") if done.returncode == 0 else None
-
-

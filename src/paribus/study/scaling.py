@@ -49,44 +49,82 @@ class Scaling:
             means = ", ".join(f"{quantity(size)} {mean:.4f}" for size, mean in seen)
             return f"No best size is bracketed at this compute; {unit} by parameters: {means} ({shape}{scatter})."
         best, low, high = self.best
-        return (f"The best size at this compute is {quantity(best)} parameters (95 % interval over seeds {quantity(low)} to "
-                f"{quantity(high)}), at {float(self.at(best)):.4f} {unit} ({shape}{scatter}).")
+        return (
+            f"The best size at this compute is {quantity(best)} parameters (95 % interval over seeds {quantity(low)} to "
+            f"{quantity(high)}), at {float(self.at(best)):.4f} {unit} ({shape}{scatter})."
+        )
 
 
-def scaling(experiment: Experiment, found: Sequence[ArmVerdict], results: Sequence[Result]) -> Scaling | None:
+def scaling(
+    experiment: Experiment, found: Sequence[ArmVerdict], results: Sequence[Result]
+) -> Scaling | None:
     """None unless FLOPs were held equal, every arm turns the same one number, and two seeds have three sizes or more."""
     keys = {key for arm in found for key in arm.changed}
     if experiment.equal != "flops" or len(keys) != 1 or len(found) < 2:
         return None
     key = keys.pop()
     changes = [arm.changed[key] for arm in found]
-    dial = dict(zip([BASELINE, *(arm.name for arm in found)], [changes[0][0], *(own for _, own in changes)], strict=True))
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in dial.values()):
+    dial = dict(
+        zip(
+            [BASELINE, *(arm.name for arm in found)],
+            [changes[0][0], *(own for _, own in changes)],
+            strict=True,
+        )
+    )
+    if not all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in dial.values()
+    ):
         return None
     values = {(one.arm, one.seed): one.value for one in results if one.value is not None}
-    seeds = [seed for seed in sorted({one.seed for one in results}) if all((arm, seed) in values for arm in dial)]
+    seeds = [
+        seed
+        for seed in sorted({one.seed for one in results})
+        if all((arm, seed) in values for arm in dial)
+    ]
     if len(seeds) < 2:
         return None
     sizes = {arm: size for arm in dial if (size := costs(results, arm)["parameters"])}
-    if len(set(sizes.values())) < len(dial):  # parabolas need the size of every arm, and sizes that differ
+    if len(set(sizes.values())) < len(
+        dial
+    ):  # parabolas need the size of every arm, and sizes that differ
         return None
     order = sorted(dial, key=lambda arm: sizes[arm])
-    return fit(key, [sizes[arm] for arm in order], [float(dial[arm]) for arm in order],
-               np.array([[values[arm, seed] for arm in order] for seed in seeds], float), experiment.direction)
+    return fit(
+        key,
+        [sizes[arm] for arm in order],
+        [float(dial[arm]) for arm in order],
+        np.array([[values[arm, seed] for arm in order] for seed in seeds], float),
+        experiment.direction,
+    )
 
 
-def fit(key: str, sizes: Sequence[float], dial: Sequence[float], values: NDArray[np.float64], direction: str) -> Scaling:
+def fit(
+    key: str,
+    sizes: Sequence[float],
+    dial: Sequence[float],
+    values: NDArray[np.float64],
+    direction: str,
+) -> Scaling:
     """values (seeds, sizes), at least two seeds and three different sizes."""
     x = np.log2(np.asarray(sizes))
     own = np.array([np.polyfit(x, row, 2) for row in values])
     left = len(sizes) - 3
     off = values - np.array([np.polyval(one, x) for one in own])
     scatter = math.sqrt(float((off**2).sum()) / (left * len(values))) if left else None
-    return Scaling(key, list(sizes), list(dial), values, own.mean(axis=0), scatter, _best(own, x, values, direction))
+    return Scaling(
+        key,
+        list(sizes),
+        list(dial),
+        values,
+        own.mean(axis=0),
+        scatter,
+        _best(own, x, values, direction),
+    )
 
 
-def _best(own: NDArray[np.float64], x: NDArray[np.float64], values: NDArray[np.float64],
-          direction: str) -> tuple[float, float, float] | None:
+def _best(
+    own: NDArray[np.float64], x: NDArray[np.float64], values: NDArray[np.float64], direction: str
+) -> tuple[float, float, float] | None:
     sign = 1 if direction == "lower" else -1
     if (sign * own[:, 0] <= 0).any() or (sign * values.mean(axis=0)).argmin() in (0, len(x) - 1):
         return None

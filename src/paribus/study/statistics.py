@@ -59,8 +59,14 @@ class Effect:
     more_seeds: int | None
 
 
-def effects(differences: Mapping[str, Sequence[float]], *, direction: str, smallest_effect: float, alpha: float,
-            plan: Sequence[int] | None = None) -> dict[str, Effect]:
+def effects(
+    differences: Mapping[str, Sequence[float]],
+    *,
+    direction: str,
+    smallest_effect: float,
+    alpha: float,
+    plan: Sequence[int] | None = None,
+) -> dict[str, Effect]:
     """The verdict on every arm from its matched differences (arm - baseline, one a seed).
 
     better, worse: the mean differs from 0 at `alpha`, after Holm over the arms, towards `direction` ("lower" or "higher")
@@ -79,14 +85,32 @@ def effects(differences: Mapping[str, Sequence[float]], *, direction: str, small
     p_values = {arm: sample.p() for arm, sample in samples.items()}
     different = _holm({arm: _over_looks(p, samples[arm].n, plan) for arm, p in p_values.items()})
     # One-sided tests at alpha have the two-sided boundaries of 2 alpha.
-    equal = _holm({arm: _over_looks(min(2 * sample.p_equivalent(smallest_effect), 1.0), sample.n, plan) / 2
-                   for arm, sample in samples.items()})
+    equal = _holm(
+        {
+            arm: _over_looks(min(2 * sample.p_equivalent(smallest_effect), 1.0), sample.n, plan) / 2
+            for arm, sample in samples.items()
+        }
+    )
     found = {}
     for arm, sample in samples.items():
         verdict = verdict_of(sample.mean, direction, different[arm] <= alpha, equal[arm] <= alpha)
         low, high = sample.interval(alpha if plan is None else alpha_at(sample.n, plan, alpha))
-        more = _more(sample, smallest_effect, alpha / len(samples), plan) if verdict == "undecided" else None
-        found[arm] = Effect(sample.n, sample.mean, low, high, p_values[arm], different[arm], sample.stdev, verdict, more)
+        more = (
+            _more(sample, smallest_effect, alpha / len(samples), plan)
+            if verdict == "undecided"
+            else None
+        )
+        found[arm] = Effect(
+            sample.n,
+            sample.mean,
+            low,
+            high,
+            p_values[arm],
+            different[arm],
+            sample.stdev,
+            verdict,
+            more,
+        )
     return found
 
 
@@ -99,7 +123,9 @@ class _Sample:
     @classmethod
     def of(cls, values: Sequence[float]) -> _Sample:
         array = np.asarray(values, dtype=float)
-        return cls(len(array), float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None)
+        return cls(
+            len(array), float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None
+        )
 
     @property
     def usable(self) -> bool:
@@ -116,7 +142,9 @@ class _Sample:
         return self.stdev / math.sqrt(self.n)
 
     def p(self) -> float:
-        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.n - 1)) if self.usable else 1.0
+        return (
+            float(2 * stats.t.sf(abs(self.mean) / self.error, self.n - 1)) if self.usable else 1.0
+        )
 
     def p_equivalent(self, margin: float) -> float:
         """TOST: the larger p of "the mean is at most -margin" and "at least margin"."""
@@ -133,19 +161,30 @@ class _Sample:
         return self.mean - half, self.mean + half
 
 
-def _check(differences: Mapping[str, Sequence[float]], direction: str, smallest_effect: float, alpha: float,
-           plan: Sequence[int] | None) -> None:
+def _check(
+    differences: Mapping[str, Sequence[float]],
+    direction: str,
+    smallest_effect: float,
+    alpha: float,
+    plan: Sequence[int] | None,
+) -> None:
     problems = [] if differences else ["differences: no arms to judge"]
     for arm, values in differences.items():
         if len(values) == 0:
             problems.append(f"differences: {arm} has none")
-        problems += [f"differences: {arm}, number {i + 1} is {value}; a run without a result has no place here"
-                     for i, value in enumerate(values) if not math.isfinite(value)]
+        problems += [
+            f"differences: {arm}, number {i + 1} is {value}; a run without a result has no place here"
+            for i, value in enumerate(values)
+            if not math.isfinite(value)
+        ]
     problems += settings_problems(direction, smallest_effect, alpha)
     if plan is not None:
         problems += _plan_problems(plan)
-        problems += [f"differences: {arm} has {len(values)} seeds; the plan ends at {plan[-1]}"
-                     for arm, values in differences.items() if plan and len(values) > plan[-1]]
+        problems += [
+            f"differences: {arm} has {len(values)} seeds; the plan ends at {plan[-1]}"
+            for arm, values in differences.items()
+            if plan and len(values) > plan[-1]
+        ]
     if problems:
         raise UserError(problems)
 
@@ -178,12 +217,15 @@ def verdict_of(mean: float, direction: str, differs: bool, within: bool) -> Verd
 def _holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """The smallest p counts for all, the next for one fewer, and none may undercut a smaller one."""
     adjusted, so_far = {}, 0.0
-    for left, arm in zip(range(len(p_values), 0, -1), sorted(p_values, key=p_values.__getitem__), strict=True):
+    for left, arm in zip(
+        range(len(p_values), 0, -1), sorted(p_values, key=p_values.__getitem__), strict=True
+    ):
         adjusted[arm] = so_far = max(so_far, min(left * p_values[arm], 1.0))
     return adjusted
 
 
 # ---- Looks that are paid for
+
 
 def looks(first: int, last: int) -> tuple[int, ...]:
     """The numbers of seeds at which a sequential study looks: each half as many again, so 3, 5, 8, 12, 18, … up to `last`.
@@ -191,7 +233,9 @@ def looks(first: int, last: int) -> tuple[int, ...]:
     Raises UserError unless 2 <= first <= last.
     """
     if not 2 <= first <= last:
-        raise UserError(f"seeds: looks from {first} to {last} seeds; from must be at least 2 and at most to")
+        raise UserError(
+            f"seeds: looks from {first} to {last} seeds; from must be at least 2 and at most to"
+        )
     plan = [first]
     while plan[-1] < last:
         plan.append(min(plan[-1] + math.ceil(plan[-1] / 2), last))
@@ -283,14 +327,19 @@ def _over_looks(p: float, n: int, plan: Sequence[int] | None) -> float:
 
 # ---- Power
 
-def seeds_needed(effect: float, stdev: float, *, alpha: float = 0.05, power: float = POWER, paired: bool = True) -> int | None:
+
+def seeds_needed(
+    effect: float, stdev: float, *, alpha: float = 0.05, power: float = POWER, paired: bool = True
+) -> int | None:
     """Seeds an arm for `power` to tell `effect` from 0, two-sided at alpha, by the t test; None beyond MOST_SEEDS.
 
     stdev: paired, of the differences; unpaired, of one arm over its seeds. The baseline needs as many.
     """
     if not stdev:
         return 2
-    return _smallest(lambda n: power_of(abs(effect) / stdev, n, alpha=alpha, paired=paired) >= power)
+    return _smallest(
+        lambda n: power_of(abs(effect) / stdev, n, alpha=alpha, paired=paired) >= power
+    )
 
 
 def power_of(size: float, n: int, *, alpha: float = 0.05, paired: bool = True) -> float:
@@ -300,8 +349,11 @@ def power_of(size: float, n: int, *, alpha: float = 0.05, paired: bool = True) -
     return float(WEIGHTS / 2 @ (special.ndtr(shift - bound) + special.ndtr(-shift - bound)))
 
 
-def seeds_for_equivalence(margin: float, stdev: float, *, alpha: float = 0.05, power: float = POWER) -> int | None:
+def seeds_for_equivalence(
+    margin: float, stdev: float, *, alpha: float = 0.05, power: float = POWER
+) -> int | None:
     """Seeds for `power` to call two equal arms equivalent within ±margin, by TOST on matched differences."""
+
     def enough(n: int) -> bool:
         room = math.sqrt(n) * margin / stdev - stats.t.isf(alpha, n - 1) * _measured_spread(n - 1)
         return float(WEIGHTS / 2 @ np.clip(2 * special.ndtr(room) - 1, 0, 1)) >= power
@@ -327,7 +379,9 @@ def _smallest(enough: Any) -> int | None:
     return high
 
 
-def _more(sample: _Sample, smallest_effect: float, alpha: float, plan: Sequence[int] | None) -> int | None:
+def _more(
+    sample: _Sample, smallest_effect: float, alpha: float, plan: Sequence[int] | None
+) -> int | None:
     """More seeds until a difference of smallest_effect would be seen, and none at all called equivalent, with POWER each.
 
     Looks that are still ahead come first. The spread is taken as measured, which from three seeds is a rough guide.
@@ -338,12 +392,15 @@ def _more(sample: _Sample, smallest_effect: float, alpha: float, plan: Sequence[
     if not sample.usable:
         return max(MIN_SEEDS - sample.n, 1)
     assert sample.stdev is not None
-    needed = (seeds_needed(smallest_effect, sample.stdev, alpha=alpha),
-              seeds_for_equivalence(smallest_effect, sample.stdev, alpha=alpha))
+    needed = (
+        seeds_needed(smallest_effect, sample.stdev, alpha=alpha),
+        seeds_for_equivalence(smallest_effect, sample.stdev, alpha=alpha),
+    )
     return None if None in needed else max(max(n for n in needed if n) - sample.n, 1)
 
 
 # ---- The noise floor of a profile
+
 
 @dataclass(frozen=True)
 class NoiseRow:
@@ -365,22 +422,39 @@ class NoiseRow:
     paired: int | None
 
 
-def noise_table(values: Mapping[str, Sequence[float]], sizes: Mapping[str, Sequence[float]],
-                matched: Mapping[str, Sequence[float]] | None = None) -> list[NoiseRow]:
+def noise_table(
+    values: Mapping[str, Sequence[float]],
+    sizes: Mapping[str, Sequence[float]],
+    matched: Mapping[str, Sequence[float]] | None = None,
+) -> list[NoiseRow]:
     """One row a metric and effect. values: metric -> its value at every seed; sizes: metric -> effects to plan for.
 
     matched: the same metrics of another recipe at the same seeds, from which pairing's gain is measured.
     Raises UserError for a metric with fewer than MIN_SEEDS seeds, or matched values that are not as many.
     """
     matched = matched or {}
-    problems = [f"noise: {metric} has {len(seen)} seeds; a spread needs at least {MIN_SEEDS}"
-                for metric, seen in values.items() if len(seen) < MIN_SEEDS]
-    problems += [f"noise: {metric} has {len(values[metric])} seeds, {len(other)} of them matched"
-                 for metric, other in matched.items() if metric in values and len(other) != len(values[metric])]
+    problems = [
+        f"noise: {metric} has {len(seen)} seeds; a spread needs at least {MIN_SEEDS}"
+        for metric, seen in values.items()
+        if len(seen) < MIN_SEEDS
+    ]
+    problems += [
+        f"noise: {metric} has {len(values[metric])} seeds, {len(other)} of them matched"
+        for metric, other in matched.items()
+        if metric in values and len(other) != len(values[metric])
+    ]
     if problems:
         raise UserError(problems)
-    return [_noise_row(metric, np.asarray(seen, float), np.asarray(matched[metric], float) if metric in matched else None, size)
-            for metric, seen in values.items() for size in sizes.get(metric, ())]
+    return [
+        _noise_row(
+            metric,
+            np.asarray(seen, float),
+            np.asarray(matched[metric], float) if metric in matched else None,
+            size,
+        )
+        for metric, seen in values.items()
+        for size in sizes.get(metric, ())
+    ]
 
 
 def _noise_row(metric: str, seen: Floats, other: Floats | None, size: float) -> NoiseRow:
@@ -390,8 +464,18 @@ def _noise_row(metric: str, seen: Floats, other: Floats | None, size: float) -> 
     if other is not None:
         correlation = float(np.corrcoef(seen, other)[0, 1]) if stdev and other.std() else None
         paired = seeds_needed(size, float((other - seen).std(ddof=1)))
-    return NoiseRow(metric, n, float(seen.mean()), stdev, low, high, correlation, size,
-                    seeds_needed(size, stdev, paired=False), paired)
+    return NoiseRow(
+        metric,
+        n,
+        float(seen.mean()),
+        stdev,
+        low,
+        high,
+        correlation,
+        size,
+        seeds_needed(size, stdev, paired=False),
+        paired,
+    )
 
 
 def unpaired_z(baseline: Sequence[float], arm: Sequence[float]) -> float:
@@ -403,6 +487,7 @@ def unpaired_z(baseline: Sequence[float], arm: Sequence[float]) -> float:
 
 
 # ---- The difference over training
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -416,21 +501,36 @@ class Curve:
     band_high: Floats
 
 
-def difference_curve(steps: Sequence[float], baseline: Floats, arm: Floats, alpha: float = 0.05) -> Curve:
+def difference_curve(
+    steps: Sequence[float], baseline: Floats, arm: Floats, alpha: float = 0.05
+) -> Curve:
     """arm - baseline, both (seeds, T) at the same seeds and steps.
 
     Pointwise: Student's t at each step. The band: t with the 1 - alpha quantile of the largest |t| over the steps, from
     simulated sets of as many seeds, with the correlation of neighbouring steps as measured. Raises UserError for shapes that
     differ, or fewer than two seeds (no interval).
     """
-    differences = np.asarray(arm, float) - np.asarray(baseline, float) if np.shape(arm) == np.shape(baseline) else None
-    if differences is None or differences.ndim != 2 or differences.shape[1] != len(steps) or len(differences) < 2:
-        raise UserError(f"curve: baseline {np.shape(baseline)} and arm {np.shape(arm)} over {len(steps)} steps; "
-                        "both must be (seeds, steps), with at least two seeds")
+    differences = (
+        np.asarray(arm, float) - np.asarray(baseline, float)
+        if np.shape(arm) == np.shape(baseline)
+        else None
+    )
+    if (
+        differences is None
+        or differences.ndim != 2
+        or differences.shape[1] != len(steps)
+        or len(differences) < 2
+    ):
+        raise UserError(
+            f"curve: baseline {np.shape(baseline)} and arm {np.shape(arm)} over {len(steps)} steps; "
+            "both must be (seeds, steps), with at least two seeds"
+        )
     n = len(differences)
     mean, error = differences.mean(axis=0), differences.std(axis=0, ddof=1) / math.sqrt(n)
     point, band = stats.t.isf(alpha / 2, n - 1) * error, _largest_t(differences, alpha) * error
-    return Curve(np.asarray(steps, float), mean, mean - point, mean + point, mean - band, mean + band)
+    return Curve(
+        np.asarray(steps, float), mean, mean - point, mean + point, mean - band, mean + band
+    )
 
 
 def _largest_t(differences: Floats, alpha: float) -> float:
@@ -451,5 +551,7 @@ def _largest_t(differences: Floats, alpha: float) -> float:
     for _ in range(steps):
         t = walk.mean(axis=1) / walk.std(axis=1, ddof=1) * math.sqrt(n)
         largest = np.maximum(largest, np.abs(t))
-        walk = near * walk + math.sqrt(1 - near**2) * rng.standard_normal((CURVES, n), dtype=np.float32)
+        walk = near * walk + math.sqrt(1 - near**2) * rng.standard_normal(
+            (CURVES, n), dtype=np.float32
+        )
     return float(np.quantile(largest, 1 - alpha))

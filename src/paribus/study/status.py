@@ -52,7 +52,11 @@ def live(name: str) -> Live | None:
     if not rows:
         return Live(run["stage"], 0, total, None)
     first, last = rows[0], rows[-1]
-    rate = (last["time"] - first["time"]) / (last["step"] - first["step"]) if last["step"] > first["step"] else None
+    rate = (
+        (last["time"] - first["time"]) / (last["step"] - first["step"])
+        if last["step"] > first["step"]
+        else None
+    )
     left = rate * (total - last["step"]) if rate is not None and total else None
     return Live(run["stage"], last["step"], total, left)
 
@@ -63,7 +67,7 @@ def _last_rows(path: Path) -> list[dict[str, Any]]:
         return []
     with path.open("rb") as file:
         file.seek(max(path.stat().st_size - TAIL, 0))
-        lines = file.read().split(b"\n")[1 if path.stat().st_size > TAIL else 0:-1]
+        lines = file.read().split(b"\n")[1 if path.stat().st_size > TAIL else 0 : -1]
     rows = [json.loads(line) for line in lines]
     return [row for row in rows if "event" not in row and row["step"] > 0][-20:]
 
@@ -105,12 +109,26 @@ class Standing:
     def line(self) -> str:
         """In one line."""
         words = [f"{count} {state}" for state, count in self.counts().items() if count]
-        running = [f"{row.arm}-s{row.seed} {row.stage} {row.step}".strip() for row in self.rows if row.state == "running"]
-        return "; ".join(filter(None, [f"{len(self.rows)} runs: {', '.join(words)}", ", ".join(running), self.end()]))
+        running = [
+            f"{row.arm}-s{row.seed} {row.stage} {row.step}".strip()
+            for row in self.rows
+            if row.state == "running"
+        ]
+        return "; ".join(
+            filter(
+                None, [f"{len(self.rows)} runs: {', '.join(words)}", ", ".join(running), self.end()]
+            )
+        )
 
 
-def table(study: Any, runs: Sequence[Run], have: Mapping[str, Result], tasks: Mapping[str, Task],
-          failures: Mapping[str, str], workers: int) -> Standing:
+def table(
+    study: Any,
+    runs: Sequence[Run],
+    have: Mapping[str, Result],
+    tasks: Mapping[str, Task],
+    failures: Mapping[str, str],
+    workers: int,
+) -> Standing:
     """How every run stands."""
     rows, work, ahead = [], 0.0, 0.0
     took = durations(study.experiment.name)
@@ -119,7 +137,13 @@ def table(study: Any, runs: Sequence[Run], have: Mapping[str, Result], tasks: Ma
         row = _row(run, have, tasks, failures)
         rows.append(row)
         if row.state == "running":
-            own = row.left if usual is None or (row.left or 0) > usual else usual / 2 if row.left is None else row.left
+            own = (
+                row.left
+                if usual is None or (row.left or 0) > usual
+                else usual / 2
+                if row.left is None
+                else row.left
+            )
             work, ahead = work + (own or 0.0), max(ahead, own or 0.0)
         elif row.state in ("queued", "waiting"):
             work += took.get(run.name, usual or 0.0)
@@ -128,7 +152,9 @@ def table(study: Any, runs: Sequence[Run], have: Mapping[str, Result], tasks: Ma
     return Standing(rows, max(work / workers, ahead) if known and work else None)
 
 
-def _row(run: Run, have: Mapping[str, Result], tasks: Mapping[str, Task], failures: Mapping[str, str]) -> Row:
+def _row(
+    run: Run, have: Mapping[str, Result], tasks: Mapping[str, Task], failures: Mapping[str, str]
+) -> Row:
     if run.name in have:
         return Row(run.arm, run.seed, "done", value=have[run.name].value)
     if run.name in failures:
@@ -139,7 +165,14 @@ def _row(run: Run, have: Mapping[str, Result], tasks: Mapping[str, Task], failur
     now = live(run.name)
     if now is None or (task.stage and now.stage != task.stage):
         return Row(run.arm, run.seed, "running", stage=task.stage or "set-up")
-    return Row(run.arm, run.seed, "running", now.stage, f"{now.step:,}/{now.steps:,}" if now.steps else "", now.seconds_left)
+    return Row(
+        run.arm,
+        run.seed,
+        "running",
+        now.stage,
+        f"{now.step:,}/{now.steps:,}" if now.steps else "",
+        now.seconds_left,
+    )
 
 
 def durations(name: str) -> dict[str, float]:
@@ -211,8 +244,18 @@ def render(name: str, standing: Standing) -> Table:
     title = f"{name}: {standing.counts()['done']} of {len(standing.rows)} runs done"
     made = Table(title=title, caption=standing.end(), title_justify="left")
     for column in ("arm", "seed", "state", "stage", "step", "left", "value"):
-        made.add_column(column, justify="right" if column in ("seed", "step", "left", "value") else "left")
+        made.add_column(
+            column, justify="right" if column in ("seed", "step", "left", "value") else "left"
+        )
     for row in standing.rows:
-        made.add_row(row.arm, str(row.seed), row.state, row.stage, row.step, duration(row.left) if row.left is not None else "",
-                     number(row.value, 4) if row.value is not None else "", style=colours[row.state])
+        made.add_row(
+            row.arm,
+            str(row.seed),
+            row.state,
+            row.stage,
+            row.step,
+            duration(row.left) if row.left is not None else "",
+            number(row.value, 4) if row.value is not None else "",
+            style=colours[row.state],
+        )
     return made

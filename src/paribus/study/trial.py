@@ -26,12 +26,16 @@ from paribus.session import EXIT_PAUSED
 
 LOOKS = 8  # shares of its budget after which a trial is evaluated: those of trials with more or fewer steps compare
 TIMING_STEPS = 4  # of a time budget: the first is thrown away
-TIMED_STEPS = 2  # of a device batch, at each turn; the faster one counts, as other work only ever adds time
+TIMED_STEPS = (
+    2  # of a device batch, at each turn; the faster one counts, as other work only ever adds time
+)
 
 
 def main(folder: Path) -> None:
     """Train, or say why not."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no orphan trains on beside the trial's next start
+    ctypes.CDLL(None).prctl(
+        1, signal.SIGKILL
+    )  # PR_SET_PDEATHSIG: no orphan trains on beside the trial's next start
     job = read_json(folder / "trial.json")
     assert job is not None, folder
     if os.getppid() != job["parent"]:
@@ -50,7 +54,9 @@ def main(folder: Path) -> None:
             raise
         result = {"out_of_memory": True, "peak_memory_bytes": _peak(job["memory"])}
     write_json(folder / "result.json", result)
-    shutil.rmtree(folder / "state", ignore_errors=True)  # only now: killed in between, it would begin again
+    shutil.rmtree(
+        folder / "state", ignore_errors=True
+    )  # only now: killed in between, it would begin again
 
 
 def _is_memory(error: BaseException) -> bool:
@@ -101,7 +107,9 @@ def _build(job: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
     config = parse_config(job["config"])
     hardware = runtime.detect(config.train)
     runtime.apply(hardware, config.seed)
-    torch.zeros(256, 256) @ torch.zeros(256, 256)  # the products' threads and libraries, before the cap is measured
+    torch.zeros(256, 256) @ torch.zeros(
+        256, 256
+    )  # the products' threads and libraries, before the cap is measured
     cap(hardware.device, job["memory"])
     model = GPT(config.model, job["vocab_size"], getattr(torch, hardware.dtype))
     model.activation_checkpointing = config.train.activation_checkpointing
@@ -125,20 +133,29 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     config, hardware, model, optimizer = _build(job)
     schedule, length = config.pretrain, config.model.seq_len
     words = Tokenizer.load(Path(job["tokenizer"]))
-    objective = NextToken(DocumentLoader(job["tokens"], "train", length, config.seed), schedule.batch_tokens // length,
-                          schedule.device_batch_size)
+    objective = NextToken(
+        DocumentLoader(job["tokens"], "train", length, config.seed),
+        schedule.batch_tokens // length,
+        schedule.device_batch_size,
+    )
     forward = torch.compile(model) if hardware.compile else model
     steps = _steps(folder, job, model, optimizer, forward, objective)
     validation = DocumentLoader(job["tokens"], "val", length, config.seed)
 
     def bpb(max_tokens: int | None) -> float:
-        return bits_per_byte(model, validation.validation_rows(schedule.device_batch_size, max_tokens), words.token_bytes).bpb
+        return bits_per_byte(
+            model,
+            validation.validation_rows(schedule.device_batch_size, max_tokens),
+            words.token_bytes,
+        ).bpb
 
     store = StateStore(folder / "state", 2)
     state = store.load()
     write_json(folder / "start.json", {"went_on_from_step": state.step if state else 0})
     keep_rows(folder / "curve.jsonl", lambda row: state is not None and row["step"] <= state.step)
-    curve = (folder / "curve.jsonl").open("a", encoding="utf-8")  # after keep_rows, which puts a new file in its place
+    curve = (folder / "curve.jsonl").open(
+        "a", encoding="utf-8"
+    )  # after keep_rows, which puts a new file in its place
 
     looks = {round(steps * share / LOOKS): share / LOOKS for share in range(1, LOOKS)}
 
@@ -146,21 +163,45 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
         if step not in looks or not 0 < step < steps:
             return {}
         value = bpb(schedule.eval_tokens)
-        row = {"step": step, "fraction": looks[step], "val_bpb": value, "tokens": step * schedule.batch_tokens,
-               "peak_memory_bytes": peak_memory_bytes(model.device)}
+        row = {
+            "step": step,
+            "fraction": looks[step],
+            "val_bpb": value,
+            "tokens": step * schedule.batch_tokens,
+            "peak_memory_bytes": peak_memory_bytes(model.device),
+        }
         curve.write(json.dumps(row) + "\n")
         curve.flush()
         return {"val/bpb": value}
 
     def factor(step: int) -> float:
-        return schedule.lr_scale * lr_factor(step, steps, schedule.warmup_fraction, schedule.warmdown_fraction,
-                                             schedule.final_lr_fraction)
+        return schedule.lr_scale * lr_factor(
+            step,
+            steps,
+            schedule.warmup_fraction,
+            schedule.warmdown_fraction,
+            schedule.final_lr_fraction,
+        )
 
-    hooks = Hooks(lambda step, metrics: None, lambda step, name, detail: None, lambda: None, lambda step: None, evaluate,
-                  lambda step, metrics: None)
+    hooks = Hooks(
+        lambda step, metrics: None,
+        lambda step, name, detail: None,
+        lambda: None,
+        lambda step: None,
+        evaluate,
+        lambda step, metrics: None,
+    )
     with Interrupt(folder) as interrupt:
-        loop = Loop(model, forward, optimizer, objective, Plan(steps, factor, 1.0, 1.0, config.train.save_seconds), store,
-                    interrupt, hooks)
+        loop = Loop(
+            model,
+            forward,
+            optimizer,
+            objective,
+            Plan(steps, factor, 1.0, 1.0, config.train.save_seconds),
+            store,
+            interrupt,
+            hooks,
+        )
         if state:
             loop.restore(state)
         try:
@@ -171,13 +212,21 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
             return {"diverged": str(error), "peak_memory_bytes": peak_memory_bytes(model.device)}
     model.eval()
     position = loop.position
-    result = {"val_bpb": bpb(config.eval.bpb_tokens), "steps": position.step, "tokens": position.tokens,
-              "seconds": position.seconds, "peak_memory_bytes": peak_memory_bytes(model.device),
-              "tokens_per_second": position.tokens / position.train_seconds, "nonfinite": position.nonfinite}
+    result = {
+        "val_bpb": bpb(config.eval.bpb_tokens),
+        "steps": position.step,
+        "tokens": position.tokens,
+        "seconds": position.seconds,
+        "peak_memory_bytes": peak_memory_bytes(model.device),
+        "tokens_per_second": position.tokens / position.train_seconds,
+        "nonfinite": position.nonfinite,
+    }
     return result
 
 
-def _steps(folder: Path, job: dict[str, Any], model: Any, optimizer: Any, forward: Any, objective: Any) -> int:
+def _steps(
+    folder: Path, job: dict[str, Any], model: Any, optimizer: Any, forward: Any, objective: Any
+) -> int:
     """How many steps the budget buys. Of a time budget it is measured once, before the first step, and kept."""
     if job["steps"]:
         return int(job["steps"])
@@ -185,7 +234,10 @@ def _steps(folder: Path, job: dict[str, Any], model: Any, optimizer: Any, forwar
     if known is None:
         from paribus import runtime
 
-        times = [_step_seconds(forward, optimizer, objective, model.device, step) for step in range(TIMING_STEPS)]
+        times = [
+            _step_seconds(forward, optimizer, objective, model.device, step)
+            for step in range(TIMING_STEPS)
+        ]
         seconds = statistics.median(times[1:])
         model.initialise(job["config"]["seed"])
         optimizer.load_state({}, 0)
@@ -241,7 +293,9 @@ def _speed(job: dict[str, Any]) -> dict[str, Any]:
 
     forward = model
     if hardware.compile:
-        torch._dynamo.config.recompile_limit = 2 * len(job["rows"]) + 8  # a size and its remainder each
+        torch._dynamo.config.recompile_limit = (
+            2 * len(job["rows"]) + 8
+        )  # a size and its remainder each
         forward = torch.compile(model, dynamic=False)
     times: dict[int, list[float]] = {rows: [] for rows in job["rows"]}
     for turn in range(job["turns"]):
@@ -249,8 +303,14 @@ def _speed(job: dict[str, Any]) -> dict[str, Any]:
             if hardware.device == "cuda":
                 torch.cuda.empty_cache()  # else what another size left would count towards the cap
             objective = NextToken(Noise(), config.pretrain.batch_tokens // length, rows)
-            times[rows].append(min([_step_seconds(forward, optimizer, objective, model.device, step)
-                                    for step in range(1 + TIMED_STEPS)][1:]))
+            times[rows].append(
+                min(
+                    [
+                        _step_seconds(forward, optimizer, objective, model.device, step)
+                        for step in range(1 + TIMED_STEPS)
+                    ][1:]
+                )
+            )
     return {"step_seconds": times, "peak_memory_bytes": peak_memory_bytes(model.device)}
 
 

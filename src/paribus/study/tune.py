@@ -78,29 +78,47 @@ def connect(url: str | None) -> RDBStorage:
     """The storage, with its tables. Raises UserError where it cannot be had."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used with")  # `heartbeat` beats here
+    warnings.filterwarnings(
+        "ignore", message="Heartbeat of storage is supposed to be used with"
+    )  # `heartbeat` beats here
     for attempt in range(10):
         try:
-            return RDBStorage(storage_url(url), heartbeat_interval=HEARTBEAT, grace_period=GRACE,
-                              heartbeat_stale_trial_callback=RETRY(), engine_kwargs={"pool_pre_ping": True})
+            return RDBStorage(
+                storage_url(url),
+                heartbeat_interval=HEARTBEAT,
+                grace_period=GRACE,
+                heartbeat_stale_trial_callback=RETRY(),
+                engine_kwargs={"pool_pre_ping": True},
+            )
         except ModuleNotFoundError as error:
-            raise UserError(f"--storage {shown(url)}: needs the package {error.name}; pip install it, or leave --storage "
-                            "out") from None
+            raise UserError(
+                f"--storage {shown(url)}: needs the package {error.name}; pip install it, or leave --storage "
+                "out"
+            ) from None
         except Exception as error:  # SQLAlchemy and its drivers each have errors of their own
             words = str(error).strip() or type(error).__name__
-            if attempt < 9 and any(sign in words for sign in ("already exists", "duplicate key", "UNIQUE constraint")):
+            if attempt < 9 and any(
+                sign in words for sign in ("already exists", "duplicate key", "UNIQUE constraint")
+            ):
                 time.sleep(0.2 * (attempt + 1))  # workers that begin at once all make the tables
                 continue
-            raise UserError(f"--storage {shown(url)}: not to be had: {words.splitlines()[0][:200]}") from None
+            raise UserError(
+                f"--storage {shown(url)}: not to be had: {words.splitlines()[0][:200]}"
+            ) from None
     raise AssertionError
 
 
-def open_study(study: Study, url: str | None, *, create: bool = True, seed: int | None = None) -> tuple[optuna.Study, bool]:
+def open_study(
+    study: Study, url: str | None, *, create: bool = True, seed: int | None = None
+) -> tuple[optuna.Study, bool]:
     """(Optuna's study of that name, whether it is new). Raises UserError where there is none and none may be made."""
     storage = connect(url)
     settings: dict[str, Any] = {
-        "study_name": study.name, "storage": storage,
-        "sampler": optuna.samplers.TPESampler(constant_liar=True, n_startup_trials=8, multivariate=True, seed=seed),
+        "study_name": study.name,
+        "storage": storage,
+        "sampler": optuna.samplers.TPESampler(
+            constant_liar=True, n_startup_trials=8, multivariate=True, seed=seed
+        ),
         "pruner": optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=25),
     }
     with lost_is_told(url):
@@ -110,7 +128,9 @@ def open_study(study: Study, url: str | None, *, create: bool = True, seed: int 
         try:
             return optuna.load_study(**settings), False
         except KeyError:
-            raise UserError(f"{shown(url)}: no study {study.name!r} yet; `paribus tune run {study.name}` begins it") from None
+            raise UserError(
+                f"{shown(url)}: no study {study.name!r} yet; `paribus tune run {study.name}` begins it"
+            ) from None
 
 
 @contextlib.contextmanager
@@ -120,21 +140,28 @@ def lost_is_told(url: str | None) -> Iterator[None]:
         yield
     except LOST as error:
         words = str(error.__cause__ or error).strip().splitlines()
-        raise UserError(f"--storage {shown(url)}: lost ({words[0][:150]}); trials so far are kept, those under way have their "
-                        "training state: run the same command again") from None
+        raise UserError(
+            f"--storage {shown(url)}: lost ({words[0][:150]}); trials so far are kept, those under way have their "
+            "training state: run the same command again"
+        ) from None
 
 
 # ---------------------------------------------------------------- running
 
 
-def run(name: str, *, url: str | None = None, trials: int | None = None, worker: bool = False) -> None:
+def run(
+    name: str, *, url: str | None = None, trials: int | None = None, worker: bool = False
+) -> None:
     """Run trials until the study has as many as its file says. worker: one of several; no re-test, no report."""
     study = read_study(name)
     study = replace(study, trials=trials or study.trials)
     need_data()
     device, dtype = here(study.config())
     _smallest_fits(study, device, dtype)
-    for number in (signal.SIGINT, signal.SIGTERM):  # a background job of a shell inherits SIGINT ignored
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # a background job of a shell inherits SIGINT ignored
         signal.signal(number, signal.default_int_handler)
     try:
         with lost_is_told(url):
@@ -145,16 +172,23 @@ def run(name: str, *, url: str | None = None, trials: int | None = None, worker:
                 retest(study, optuna_study, device, dtype)
                 report(name, url)
     except KeyboardInterrupt:
-        print(f"study {name}: stopped; the same command goes on, the trial under way from its training state", file=sys.stderr)
+        print(
+            f"study {name}: stopped; the same command goes on, the trial under way from its training state",
+            file=sys.stderr,
+        )
         raise SystemExit(EXIT_PAUSED) from None
 
 
 def _smallest_fits(study: Study, device: Device, dtype: str) -> None:
     """Raises UserError if not even the smallest point of the space is within the budget."""
-    least = least_memory(study, lambda config: stage_plan(config, "pretrain", device, dtype).memory.total)
+    least = least_memory(
+        study, lambda config: stage_plan(config, "pretrain", device, dtype).memory.total
+    )
     if least > study.memory:
-        raise UserError(f"study {study.name}: memory: {study.memory / 2**20:,.0f} MiB is below the smallest model of the space "
-                        f"({least / 2**20:,.0f} MiB by `paribus plan`)")
+        raise UserError(
+            f"study {study.name}: memory: {study.memory / 2**20:,.0f} MiB is below the smallest model of the space "
+            f"({least / 2**20:,.0f} MiB by `paribus plan`)"
+        )
 
 
 def _begin(study: Study, optuna_study: optuna.Study, url: str | None, new: bool) -> None:
@@ -162,8 +196,13 @@ def _begin(study: Study, optuna_study: optuna.Study, url: str | None, new: bool)
     until = time.monotonic() + BEGIN_SECONDS
     while not new and "question" not in optuna_study.user_attrs and time.monotonic() < until:
         time.sleep(0.2)
-    question = {"budget": {study.budget: study.amount}, "memory": study.memory, "overrides": study.overrides,
-                "base": fingerprint(config=flatten(study.config())), "data": data_digest()}
+    question = {
+        "budget": {study.budget: study.amount},
+        "memory": study.memory,
+        "overrides": study.overrides,
+        "base": fingerprint(config=flatten(study.config())),
+        "data": data_digest(),
+    }
     before = optuna_study.user_attrs.get("question")
     if before is None:
         for start in _starts(study, url):
@@ -171,8 +210,10 @@ def _begin(study: Study, optuna_study: optuna.Study, url: str | None, new: bool)
         optuna_study.set_user_attr("question", question)
     elif before != question:
         changed = ", ".join(key for key in question if before.get(key) != question[key])
-        raise UserError(f"study {study.name}: {changed} changed since it began, so that its trials would not compare; give the "
-                        "study's file another name")
+        raise UserError(
+            f"study {study.name}: {changed} changed since it began, so that its trials would not compare; give the "
+            "study's file another name"
+        )
 
 
 def _starts(study: Study, url: str | None) -> list[dict[str, Any]]:
@@ -182,8 +223,14 @@ def _starts(study: Study, url: str | None) -> list[dict[str, Any]]:
     for name in study.warm_start:
         earlier, _ = open_study(replace(study, name=name), url, create=False)
         starts += [trial.params for trial in ranked(earlier)[:1]]
-    return [{key: value for key, value in start.items() if key in study.space and inside(value, study.space[key])}
-            for start in starts]
+    return [
+        {
+            key: value
+            for key, value in start.items()
+            if key in study.space and inside(value, study.space[key])
+        }
+        for start in starts
+    ]
 
 
 def suggest(trial: Trial, space: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -193,11 +240,21 @@ def suggest(trial: Trial, space: dict[str, dict[str, Any]]) -> dict[str, Any]:
         if "choices" in spread:
             values[key] = trial.suggest_categorical(key, spread["choices"])
         elif isinstance(spread["low"], int) and isinstance(spread["high"], int):
-            values[key] = trial.suggest_int(key, spread["low"], spread["high"], step=spread.get("step", 1),
-                                            log=spread.get("log", False))
+            values[key] = trial.suggest_int(
+                key,
+                spread["low"],
+                spread["high"],
+                step=spread.get("step", 1),
+                log=spread.get("log", False),
+            )
         else:
-            values[key] = trial.suggest_float(key, spread["low"], spread["high"], log=spread.get("log", False),
-                                              step=spread.get("step"))
+            values[key] = trial.suggest_float(
+                key,
+                spread["low"],
+                spread["high"],
+                log=spread.get("log", False),
+                step=spread.get("step"),
+            )
     return values
 
 
@@ -208,7 +265,9 @@ class Dropped(Exception):
 class Worker:
     """Asks for points, plans them, trains those that fit in processes of their own."""
 
-    def __init__(self, study: Study, optuna_study: optuna.Study, device: Device, dtype: str) -> None:
+    def __init__(
+        self, study: Study, optuna_study: optuna.Study, device: Device, dtype: str
+    ) -> None:
         self.study, self.optuna, self.device, self.dtype = study, optuna_study, device, dtype
         self.skipped = 0
         self.granted: set[int] = set()
@@ -221,7 +280,10 @@ class Worker:
             if counted(self.optuna) >= self.study.trials:
                 return
             states = [trial.state for trial in trials]
-            if TrialState.WAITING not in states and states.count(TrialState.RUNNING) + counted(self.optuna) >= self.study.trials:
+            if (
+                TrialState.WAITING not in states
+                and states.count(TrialState.RUNNING) + counted(self.optuna) >= self.study.trials
+            ):
                 time.sleep(1.0)
                 continue
             trial = self.optuna.ask()
@@ -238,9 +300,16 @@ class Worker:
         trials = self.optuna.get_trials(deepcopy=False)
         again = {number for trial in trials for number in RETRY.retry_history(trial)}
         for trial in trials:
-            if trial.state == TrialState.FAIL and trial.number not in again and "dropped" not in trial.user_attrs:
+            if (
+                trial.state == TrialState.FAIL
+                and trial.number not in again
+                and "dropped" not in trial.user_attrs
+            ):
                 RETRY()(self.optuna, trial)
-            elif trial.state == TrialState.RUNNING and trial.user_attrs.get("alive") != trial.number not in self.granted:
+            elif (
+                trial.state == TrialState.RUNNING
+                and trial.user_attrs.get("alive") != trial.number not in self.granted
+            ):
                 self.granted.add(trial.number)
                 _beat(self.optuna, trial)
 
@@ -259,18 +328,31 @@ class Worker:
         except TrialCrashed as crash:
             self._crashed(trial, crash)
         except UpdateFinishedTrialError:
-            print(f"study {self.study.name}: trial {trial.number} was taken up by another worker, as this one had been silent "
-                  f"for more than {GRACE} s", file=sys.stderr)
+            print(
+                f"study {self.study.name}: trial {trial.number} was taken up by another worker, as this one had been silent "
+                f"for more than {GRACE} s",
+                file=sys.stderr,
+            )
 
     def _crashed(self, trial: Trial, crash: TrialCrashed) -> None:
         """Stop the study: the cause is likely here to stay, and the trial can go on when it is mended."""
         crashes = trial.user_attrs.get("crashes", 0) + 1
         trial.set_user_attr("crashes", crashes)
         if crashes < MAX_CRASHES:
-            raise UserError([*crash.problems, "run the same command again when that is mended: the trial goes on"])
+            raise UserError(
+                [
+                    *crash.problems,
+                    "run the same command again when that is mended: the trial goes on",
+                ]
+            )
         trial.set_user_attr("dropped", crash.problems[-1])
         self.optuna.tell(trial, state=TrialState.FAIL)
-        raise UserError([*crash.problems, f"the trial is given up after {crashes} crashes; the same command goes on with others"])
+        raise UserError(
+            [
+                *crash.problems,
+                f"the trial is given up after {crashes} crashes; the same command goes on with others",
+            ]
+        )
 
     def _objective(self, trial: Trial) -> float:
         """Bits per byte. Raises TrialPruned, Dropped, TrialCrashed."""
@@ -281,22 +363,39 @@ class Worker:
             config = self.study.config(values)
         except UserError as error:  # fine one by one and not together
             self._skip(trial, str(error), 1.0, 0.0)
-        planned = stage_plan(config, "pretrain", calibrated(config, self.device, self.dtype), self.dtype)
+        planned = stage_plan(
+            config, "pretrain", calibrated(config, self.device, self.dtype), self.dtype
+        )
         if planned.memory.total > self.study.memory:
             saved = planned_seconds(self.study, config, planned.tokens_per_second or 1.0)
-            self._skip(trial, f"planned {planned.memory.total:,} bytes", planned.memory.total / self.study.memory - 1, saved)
+            self._skip(
+                trial,
+                f"planned {planned.memory.total:,} bytes",
+                planned.memory.total / self.study.memory - 1,
+                saved,
+            )
         self.skipped = 0
         trial.set_user_attr("predicted_memory_bytes", planned.memory.total)
         speed = planned.tokens_per_second or 1.0
-        expected = {"predicted/memory_bytes": float(planned.memory.total), "predicted/tokens_per_second": speed,
-                    "predicted/seconds": planned_seconds(self.study, config, speed)}
-        return self._train(trial, config, expected, folder_of(self.study.name, f"trial-{origin:04d}"))
+        expected = {
+            "predicted/memory_bytes": float(planned.memory.total),
+            "predicted/tokens_per_second": speed,
+            "predicted/seconds": planned_seconds(self.study, config, speed),
+        }
+        return self._train(
+            trial, config, expected, folder_of(self.study.name, f"trial-{origin:04d}")
+        )
 
     def _admit(self, trial: Trial, origin: int) -> None:
         """Of workers that ask at the same moment, the one with the lower number goes on. Raises Dropped."""
         trial.set_user_attr("origin", origin)
-        before = [one for one in self.optuna.get_trials(deepcopy=False)
-                  if one.number < trial.number and one.state != TrialState.FAIL and "skipped" not in one.user_attrs]
+        before = [
+            one
+            for one in self.optuna.get_trials(deepcopy=False)
+            if one.number < trial.number
+            and one.state != TrialState.FAIL
+            and "skipped" not in one.user_attrs
+        ]
         if origin != trial.number:
             if any(one.user_attrs.get("origin") == origin for one in before):
                 raise Dropped("another worker has it")
@@ -310,11 +409,15 @@ class Worker:
         trial.set_constraint("memory", excess)
         if self.skipped >= MAX_SKIPPED:
             self.optuna.tell(trial, state=TrialState.PRUNED)
-            raise UserError(f"study {self.study.name}: {MAX_SKIPPED} points in a row were refused, the last: {why}; "
-                            "raise memory or narrow the space")
+            raise UserError(
+                f"study {self.study.name}: {MAX_SKIPPED} points in a row were refused, the last: {why}; "
+                "raise memory or narrow the space"
+            )
         raise optuna.TrialPruned(why)
 
-    def _train(self, trial: Trial, config: Config, expected: dict[str, float], folder: Path) -> float:
+    def _train(
+        self, trial: Trial, config: Config, expected: dict[str, float], folder: Path
+    ) -> float:
         folder.mkdir(parents=True, exist_ok=True)
         job = job_of(config, self.study.memory, {self.study.budget: self.study.amount})
         with open_log(self.study, config, folder, {"trial": str(trial.number)}) as log:
@@ -343,7 +446,14 @@ class Worker:
         raise optuna.TrialPruned(result.get("diverged", "not finite"))
 
     def _note(self, trial: Trial, found: dict[str, Any]) -> None:
-        for key in ("steps", "tokens", "seconds", "tokens_per_second", "peak_memory_bytes", "went_on_from_step"):
+        for key in (
+            "steps",
+            "tokens",
+            "seconds",
+            "tokens_per_second",
+            "peak_memory_bytes",
+            "went_on_from_step",
+        ):
             if key in found:
                 trial.set_user_attr(key, found[key])
 
@@ -362,7 +472,13 @@ class Reporter:
         """Raises Discarded to prune, UpdateFinishedTrialError where the trial is no longer ours."""
         for row in rows:
             if row["step"] > self.logged:
-                self.log.log(row["step"], {"val/bpb": row["val_bpb"], "train/peak_memory_bytes": row["peak_memory_bytes"]})
+                self.log.log(
+                    row["step"],
+                    {
+                        "val/bpb": row["val_bpb"],
+                        "train/peak_memory_bytes": row["peak_memory_bytes"],
+                    },
+                )
             self.trial.report(row["val_bpb"], round(100 * row["fraction"]))
         if rows and self.trial.should_prune():
             raise Discarded(f"behind the median at {rows[-1]['fraction']:.0%} of the steps")
@@ -412,7 +528,9 @@ def retest(study: Study, optuna_study: optuna.Study, device: Device, dtype: str)
         print(f"study {study.name}: no trial was feasible; nothing to re-test", file=sys.stderr)
         return
     flat = flatten(study.config())
-    arms: dict[str, dict[str, Any]] = {f"trial {trial.number}": trial.params for trial in best[: study.top]}
+    arms: dict[str, dict[str, Any]] = {
+        f"trial {trial.number}": trial.params for trial in best[: study.top]
+    }
     arms["default"] = {key: flat[key] for key in study.space}
     results: dict[str, list[float]] = {}
     for arm, values in arms.items():
@@ -425,7 +543,9 @@ def retest(study: Study, optuna_study: optuna.Study, device: Device, dtype: str)
     optuna_study.set_user_attr("retest", {"claimed": claimed, "values": results, "params": arms})
 
 
-def _retest_run(study: Study, arm: str, values: dict[str, Any], seed: int, device: Device, dtype: str) -> float | None:
+def _retest_run(
+    study: Study, arm: str, values: dict[str, Any], seed: int, device: Device, dtype: str
+) -> float | None:
     """Bits per byte of one arm and seed; kept, so that a killed re-test goes on. None: over the memory budget."""
     config = study.config(values | {"seed": seed})
     if stage_plan(config, "pretrain", device, dtype).memory.total > study.memory:

@@ -22,13 +22,19 @@ GRID = 20  # points of a curve over seconds, which no two runs share
 TRAINED = ("pretrain", "midtrain", "sft", "rl")
 COSTS: dict[str, Callable[[Result], float | None]] = {
     "parameters": lambda result: result.number("pretrain", "parameters"),
-    "flops": lambda result: _product(result.number("pretrain", "flops_per_token"), result.number("pretrain", "train_tokens")),
+    "flops": lambda result: _product(
+        result.number("pretrain", "flops_per_token"), result.number("pretrain", "train_tokens")
+    ),
     "tokens": lambda result: result.number("pretrain", "train_tokens"),
     "steps": lambda result: result.number("pretrain", "steps"),
     "tokens_per_second": lambda result: result.number("pretrain", "tokens_per_second"),
-    "peak_memory_bytes": lambda result: max((one for stage in TRAINED if (one := result.number(stage, "peak_memory_bytes"))),
-                                            default=None),
-    "seconds": lambda result: sum(one for stage in TRAINED if (one := result.number(stage, "seconds"))) or None,
+    "peak_memory_bytes": lambda result: max(
+        (one for stage in TRAINED if (one := result.number(stage, "peak_memory_bytes"))),
+        default=None,
+    ),
+    "seconds": lambda result: (
+        sum(one for stage in TRAINED if (one := result.number(stage, "seconds"))) or None
+    ),
 }
 
 
@@ -58,8 +64,11 @@ def plan_of(experiment: Experiment) -> tuple[int, ...] | None:
 def matched(results: Sequence[Result], arm: str) -> list[tuple[Result, Result]]:
     """(baseline, arm) at every seed that both have a value for, in order."""
     by_seed = {(result.arm, result.seed): result for result in results if result.value is not None}
-    return [(by_seed[BASELINE, seed], by_seed[arm, seed]) for seed in sorted({result.seed for result in results})
-            if (BASELINE, seed) in by_seed and (arm, seed) in by_seed]
+    return [
+        (by_seed[BASELINE, seed], by_seed[arm, seed])
+        for seed in sorted({result.seed for result in results})
+        if (BASELINE, seed) in by_seed and (arm, seed) in by_seed
+    ]
 
 
 def judge(experiment: Experiment, results: Sequence[Result]) -> dict[str, Effect]:
@@ -71,8 +80,13 @@ def judge(experiment: Experiment, results: Sequence[Result]) -> dict[str, Effect
             differences[arm] = [(own.value or 0.0) - (base.value or 0.0) for base, own in pairs]
     if not differences:
         return {}
-    return effects(differences, direction=experiment.direction, smallest_effect=experiment.smallest_effect,
-                   alpha=experiment.alpha, plan=plan_of(experiment))
+    return effects(
+        differences,
+        direction=experiment.direction,
+        smallest_effect=experiment.smallest_effect,
+        alpha=experiment.alpha,
+        plan=plan_of(experiment),
+    )
 
 
 def verdicts(experiment: Experiment, results: Sequence[Result]) -> list[ArmVerdict]:
@@ -84,11 +98,25 @@ def verdicts(experiment: Experiment, results: Sequence[Result]) -> list[ArmVerdi
     verdicts = []
     for arm, definition in experiment.arms.items():
         pairs, own = matched(results, arm), flatten(experiment.config(arm))
-        verdicts.append(ArmVerdict(
-            arm, {key: (base.get(key), own.get(key)) for key in sorted(changed_keys(experiment, arm))}, definition.as_one,
-            [one.seed for one, _ in pairs], [one.value or 0.0 for one, _ in pairs], [other.value or 0.0 for _, other in pairs],
-            found.get(arm), _items(experiment, pairs), _curve(experiment, pairs, "tokens"), _curve(experiment, pairs, "seconds"),
-            _at_equal_time(experiment, pairs), costs(results, arm)))
+        verdicts.append(
+            ArmVerdict(
+                arm,
+                {
+                    key: (base.get(key), own.get(key))
+                    for key in sorted(changed_keys(experiment, arm))
+                },
+                definition.as_one,
+                [one.seed for one, _ in pairs],
+                [one.value or 0.0 for one, _ in pairs],
+                [other.value or 0.0 for _, other in pairs],
+                found.get(arm),
+                _items(experiment, pairs),
+                _curve(experiment, pairs, "tokens"),
+                _curve(experiment, pairs, "seconds"),
+                _at_equal_time(experiment, pairs),
+                costs(results, arm),
+            )
+        )
     return verdicts
 
 
@@ -96,7 +124,9 @@ def costs(results: Sequence[Result], arm: str) -> dict[str, float | None]:
     """Means over an arm's runs; what no run reports is None."""
     found: dict[str, float | None] = {}
     for name, of in COSTS.items():
-        seen = [value for result in results if result.arm == arm and (value := of(result)) is not None]
+        seen = [
+            value for result in results if result.arm == arm and (value := of(result)) is not None
+        ]
         found[name] = sum(seen) / len(seen) if seen else None
     return found
 
@@ -110,8 +140,11 @@ def _product(a: float | None, b: float | None) -> float | None:
 
 def points(result: Result, axis: str) -> Points:
     """(tokens or seconds, bits per byte) of every look during pretraining, in order."""
-    return [(float(row[axis] or 0.0), float(value)) for row in result.curve
-            if (value := row.get("val_bpb")) is not None and math.isfinite(value)]
+    return [
+        (float(row[axis] or 0.0), float(value))
+        for row in result.curve
+        if (value := row.get("val_bpb")) is not None and math.isfinite(value)
+    ]
 
 
 def _at(curve: Points, places: Sequence[float]) -> NDArray[np.float64]:
@@ -119,7 +152,9 @@ def _at(curve: Points, places: Sequence[float]) -> NDArray[np.float64]:
     return np.interp(np.asarray(places), [x for x, _ in curve], [y for _, y in curve])
 
 
-def _curve(experiment: Experiment, pairs: Sequence[tuple[Result, Result]], axis: str) -> Curve | None:
+def _curve(
+    experiment: Experiment, pairs: Sequence[tuple[Result, Result]], axis: str
+) -> Curve | None:
     """The difference of bits per byte over training, both arms brought to the same tokens or seconds; None of arms that share
     their pretraining."""
     table = [(points(base, axis), points(own, axis)) for base, own in pairs]
@@ -129,7 +164,11 @@ def _curve(experiment: Experiment, pairs: Sequence[tuple[Result, Result]], axis:
     last = min(one[-1][0] for pair in table for one in pair)
     if last <= first:
         return None
-    grid = [x for x, _ in table[0][0] if first <= x <= last] if axis == "tokens" else list(np.linspace(first, last, GRID))
+    grid = (
+        [x for x, _ in table[0][0] if first <= x <= last]
+        if axis == "tokens"
+        else list(np.linspace(first, last, GRID))
+    )
     if len(grid) < 2:
         return None
     base, own = (np.array([_at(pair[side], grid) for pair in table]) for side in (0, 1))
@@ -148,8 +187,12 @@ def _at_equal_time(experiment: Experiment, pairs: Sequence[tuple[Result, Result]
         differences.append(float(_at(own, [at])[0] - _at(base, [at])[0]))
     if not any(differences):
         return None
-    return effects({"time": differences}, direction="lower", smallest_effect=experiment.smallest_effect,
-                   alpha=experiment.alpha)["time"]
+    return effects(
+        {"time": differences},
+        direction="lower",
+        smallest_effect=experiment.smallest_effect,
+        alpha=experiment.alpha,
+    )["time"]
 
 
 # ---------------------------------------------------------------- by item
@@ -162,5 +205,12 @@ def _items(experiment: Experiment, pairs: Sequence[tuple[Result, Result]]) -> It
         return None
     base, own = ([pair[side][0] for pair in table] for side in (0, 1))  # type: ignore[index]
     clusters = table[0][0][1]  # type: ignore[index]
-    return item_effect(base, own, clusters, smallest_effect=experiment.smallest_effect, direction=experiment.direction,
-                       alpha=experiment.alpha, equal_clusters=clusters is not None)
+    return item_effect(
+        base,
+        own,
+        clusters,
+        smallest_effect=experiment.smallest_effect,
+        direction=experiment.direction,
+        alpha=experiment.alpha,
+        equal_clusters=clusters is not None,
+    )

@@ -15,7 +15,20 @@ import numpy as np
 from paribus import runtime, tracking
 from paribus.config import fingerprint, flatten
 from paribus.journal import read_json
-from paribus.report import BLUE, FAINT, GOLD, GREEN, INK, RED, canvas, duration, quantity, svg, templates, title
+from paribus.report import (
+    BLUE,
+    FAINT,
+    GOLD,
+    GREEN,
+    INK,
+    RED,
+    canvas,
+    duration,
+    quantity,
+    svg,
+    templates,
+    title,
+)
 from paribus.runtime import write_atomic
 from paribus.study.experiment import BASELINE, Experiment, Run
 from paribus.study.results import Result, events_of
@@ -30,19 +43,30 @@ if TYPE_CHECKING:
 RESULTS = Path("experiments/results")
 COLOURS = {"better": GREEN, "worse": RED, "equivalent": BLUE, "undecided": FAINT}
 LINES = (BLUE, RED, GOLD, GREEN, "#7d5ba6", "#5c7080")
-ALT = {"forest": "difference of every arm from the baseline with its interval",
-       "curve": "difference in bits per byte over training, with its band",
-       "scaling": "the metric over parameters at equal compute, with the parabola through it"}
+ALT = {
+    "forest": "difference of every arm from the baseline with its interval",
+    "curve": "difference in bits per byte over training, with its band",
+    "scaling": "the metric over parameters at equal compute, with the parabola through it",
+}
 UNEVEN = 0.1  # the quickest over the slowest run of one arm, from which its times say more of the machine than of the arm
 COST_ROWS = {  # of the cost table: name -> (words, how it is written)
-    "tokens_per_second": ("tokens/s", quantity), "peak_memory_bytes": ("peak memory, bytes", quantity),
-    "parameters": ("parameters", quantity), "steps": ("pretraining steps", quantity), "tokens": ("pretraining tokens", quantity),
-    "flops": ("pretraining FLOPs", quantity), "seconds": ("wall-clock of training", duration),
+    "tokens_per_second": ("tokens/s", quantity),
+    "peak_memory_bytes": ("peak memory, bytes", quantity),
+    "parameters": ("parameters", quantity),
+    "steps": ("pretraining steps", quantity),
+    "tokens": ("pretraining tokens", quantity),
+    "flops": ("pretraining FLOPs", quantity),
+    "seconds": ("wall-clock of training", duration),
 }
 
 
-def write_pages(experiment: Experiment, runs: Sequence[Run], results: Sequence[Result], failures: Mapping[str, str],
-                notes: Sequence[str]) -> Path:
+def write_pages(
+    experiment: Experiment,
+    runs: Sequence[Run],
+    results: Sequence[Result],
+    failures: Mapping[str, str],
+    notes: Sequence[str],
+) -> Path:
     """Print the verdicts; write NAME.html, NAME.md and NAME.png into experiments/results; tell MLflow. Returns the page."""
     found = verdicts(experiment, results)
     profile = scaling(experiment, found, results)
@@ -56,7 +80,11 @@ def write_pages(experiment: Experiment, runs: Sequence[Run], results: Sequence[R
     for name, figure in figures.items():
         place = picture if name == "forest" else RESULTS / f"{experiment.name}-{name}.png"
         figure.savefig(place, dpi=150, facecolor="white", metadata={"Software": None})
-    text = templates(escape=False).get_template("verdict.md.j2").render(**values, figures=list(figures))
+    text = (
+        templates(escape=False)
+        .get_template("verdict.md.j2")
+        .render(**values, figures=list(figures))
+    )
     write_atomic(RESULTS / f"{experiment.name}.md", text)
     for verdict in values["verdicts"]:
         print(verdict["sentence"])
@@ -85,54 +113,93 @@ def sentence(experiment: Experiment, arm: str, effect: Effect | None) -> str:
     if effect is None:
         return f"{arm}: no verdict, as no seed of it and of the baseline is done."
     size = f"{signed(effect.mean)} {experiment.metric.unit}"
-    interval = (f"{1 - experiment.alpha:.0%} interval {signed(effect.low)} to {signed(effect.high)}, {effect.n} matched seeds, "
-                f"{adjusted(effect)}")
+    interval = (
+        f"{1 - experiment.alpha:.0%} interval {signed(effect.low)} to {signed(effect.high)}, {effect.n} matched seeds, "
+        f"{adjusted(effect)}"
+    )
     if effect.verdict == "equivalent":
-        return (f"{arm} is equivalent to the baseline: {size} ({interval}), within "
-                f"±{experiment.smallest_effect:g}, which is as much as matters.")
+        return (
+            f"{arm} is equivalent to the baseline: {size} ({interval}), within "
+            f"±{experiment.smallest_effect:g}, which is as much as matters."
+        )
     if effect.verdict == "undecided":
-        more = f"run {effect.more_seeds} more seeds" if effect.more_seeds else "more than 100,000 seeds would be needed"
+        more = (
+            f"run {effect.more_seeds} more seeds"
+            if effect.more_seeds
+            else "more than 100,000 seeds would be needed"
+        )
         return f"{arm}: undecided, {more}: {size} ({interval})."
     return f"{arm} is {effect.verdict} than the baseline: {size} ({interval}; {experiment.direction} is better)."
 
 
 def signed(value: float, digits: int = 4) -> str:
     """+0.0123, with a real minus sign."""
-    return f"{value:+.{digits}f}".replace("-", "−") if abs(value) != float("inf") else ("−∞" if value < 0 else "∞")
+    return (
+        f"{value:+.{digits}f}".replace("-", "−")
+        if abs(value) != float("inf")
+        else ("−∞" if value < 0 else "∞")
+    )
 
 
 def adjusted(effect: Effect) -> str:
     return "p < 0.0001" if effect.p_adjusted < 1e-4 else f"p = {effect.p_adjusted:.4f}"
 
 
-def page_values(experiment: Experiment, runs: Sequence[Run], results: Sequence[Result], failures: Mapping[str, str],
-                notes: Sequence[str], found: Sequence[ArmVerdict]) -> dict[str, Any]:
+def page_values(
+    experiment: Experiment,
+    runs: Sequence[Run],
+    results: Sequence[Result],
+    failures: Mapping[str, str],
+    notes: Sequence[str],
+    found: Sequence[ArmVerdict],
+) -> dict[str, Any]:
     """What the templates show, by name."""
     names = [BASELINE, *(arm.name for arm in found)]
     cost = {BASELINE: costs(results, BASELINE)} | {arm.name: arm.cost for arm in found}
-    shown = {name: [words, *(write(value) if (value := cost[arm][name]) is not None else "–" for arm in names)]
-             for name, (words, write) in COST_ROWS.items() if any(cost[arm][name] is not None for arm in names)}
+    shown = {
+        name: [
+            words,
+            *(write(value) if (value := cost[arm][name]) is not None else "–" for arm in names),
+        ]
+        for name, (words, write) in COST_ROWS.items()
+        if any(cost[arm][name] is not None for arm in names)
+    }
     return {
         "experiment": experiment,
         "verdicts": [_verdict_row(experiment, arm) for arm in found],
-        "names": names, "cost": list(shown.values()),
-        "held": held(experiment, found), "looks": plan_of(experiment),
-        "values": _values(found), "items": [(arm.name, arm.items) for arm in found if arm.items],
+        "names": names,
+        "cost": list(shown.values()),
+        "held": held(experiment, found),
+        "looks": plan_of(experiment),
+        "values": _values(found),
+        "items": [(arm.name, arm.items) for arm in found if arm.items],
         "times": [(arm.name, arm.at_equal_time) for arm in found if arm.at_equal_time],
         "failures": [f"{name}: {why}" for name, why in failures.items()],
-        "notes": [*experiment.warnings, *notes, *_mixtures(results), *_uneven(results)], "diff": _file_diff(experiment, results),
-        "runs": [_run_row(result) for result in sorted(results, key=lambda one: (one.seed, names.index(one.arm)))],
+        "notes": [*experiment.warnings, *notes, *_mixtures(results), *_uneven(results)],
+        "diff": _file_diff(experiment, results),
+        "runs": [
+            _run_row(result)
+            for result in sorted(results, key=lambda one: (one.seed, names.index(one.arm)))
+        ],
         "missing": len(runs) - len(results) - len(failures),
-        "provenance": _provenance(experiment, results), "trouble": _trouble(experiment),
-        "signed": signed, "adjusted": adjusted,
+        "provenance": _provenance(experiment, results),
+        "trouble": _trouble(experiment),
+        "signed": signed,
+        "adjusted": adjusted,
     }
 
 
 def _verdict_row(experiment: Experiment, arm: ArmVerdict) -> dict[str, Any]:
-    changed = "; ".join(f"{key}: {before} → {after}" for key, (before, after) in arm.changed.items())
-    return {"name": arm.name, "sentence": sentence(experiment, arm.name, arm.effect), "effect": arm.effect,
-            "changed": f"{arm.as_one} ({changed})" if arm.as_one else changed,
-            "verdict": arm.effect.verdict if arm.effect else "none"}
+    changed = "; ".join(
+        f"{key}: {before} → {after}" for key, (before, after) in arm.changed.items()
+    )
+    return {
+        "name": arm.name,
+        "sentence": sentence(experiment, arm.name, arm.effect),
+        "effect": arm.effect,
+        "changed": f"{arm.as_one} ({changed})" if arm.as_one else changed,
+        "verdict": arm.effect.verdict if arm.effect else "none",
+    }
 
 
 def held(experiment: Experiment, found: Sequence[ArmVerdict]) -> str:
@@ -149,14 +216,30 @@ def held(experiment: Experiment, found: Sequence[ArmVerdict]) -> str:
 
 def _values(found: Sequence[ArmVerdict]) -> list[dict[str, Any]]:
     """The metric of each matched pair."""
-    return [{"arm": arm.name, "seed": seed, "baseline": base, "value": value, "difference": value - base}
-            for arm in found for seed, base, value in zip(arm.seeds, arm.baseline, arm.values, strict=True)]
+    return [
+        {
+            "arm": arm.name,
+            "seed": seed,
+            "baseline": base,
+            "value": value,
+            "difference": value - base,
+        }
+        for arm in found
+        for seed, base, value in zip(arm.seeds, arm.baseline, arm.values, strict=True)
+    ]
 
 
 def _run_row(result: Result) -> dict[str, Any]:
     links = {stage: _mlflow_run(stage, mark) for stage, mark in result.fingerprints.items()}
-    return {"arm": result.arm, "seed": result.seed, "name": result.name, "experiment": result.experiment, "value": result.value,
-            "fingerprints": result.fingerprints, "mlflow": {stage: link for stage, link in links.items() if link}}
+    return {
+        "arm": result.arm,
+        "seed": result.seed,
+        "name": result.name,
+        "experiment": result.experiment,
+        "value": result.value,
+        "fingerprints": result.fingerprints,
+        "mlflow": {stage: link for stage, link in links.items() if link},
+    }
 
 
 def _mlflow_run(stage: str, mark: str) -> str | None:
@@ -166,6 +249,7 @@ def _mlflow_run(stage: str, mark: str) -> str | None:
 
 def _provenance(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:
     """Commit, locks, file and machine of the runs; several where they differ."""
+
     def each(values: Sequence[Any]) -> str:
         return ", ".join(sorted({str(value) for value in values if value})) or "–"
 
@@ -174,9 +258,19 @@ def _provenance(experiment: Experiment, results: Sequence[Result]) -> dict[str, 
         "commit": each([one.baseline for one in results]),
         "file": each([one.file for one in results]),
         "requirements.lock": each([one.provenance.get("requirements_lock") for one in results]),
-        "machine": each([f"{one['device_name']}, {one['dtype']}, {one['threads']} threads" for one in hardware]),
-        "versions": each([", ".join(f"{name} {version}" for name, version in (one.provenance.get("versions") or {}).items()
-                                    if name in ("python", "torch", "numpy")) for one in results]),
+        "machine": each(
+            [f"{one['device_name']}, {one['dtype']}, {one['threads']} threads" for one in hardware]
+        ),
+        "versions": each(
+            [
+                ", ".join(
+                    f"{name} {version}"
+                    for name, version in (one.provenance.get("versions") or {}).items()
+                    if name in ("python", "torch", "numpy")
+                )
+                for one in results
+            ]
+        ),
         "stages": ", ".join(experiment.stages),
     }
 
@@ -185,13 +279,23 @@ def _mixtures(results: Sequence[Result]) -> list[str]:
     """What differs between runs besides arm and seed."""
     found = []
     for name, kinds in {
-        "hardware": {fingerprint(**{key: value for key, value in (one.provenance.get("hardware") or {}).items()
-                                    if key not in ("processes", "process_threads")}) for one in results},
+        "hardware": {
+            fingerprint(
+                **{
+                    key: value
+                    for key, value in (one.provenance.get("hardware") or {}).items()
+                    if key not in ("processes", "process_threads")
+                }
+            )
+            for one in results
+        },
         "requirements.lock": {str(one.provenance.get("requirements_lock")) for one in results},
         "versions": {fingerprint(**(one.provenance.get("versions") or {})) for one in results},
     }.items():
         if len(kinds) > 1:
-            found.append(f"the runs differ in more than arm and seed: {name} is of {len(kinds)} kinds")
+            found.append(
+                f"the runs differ in more than arm and seed: {name} is of {len(kinds)} kinds"
+            )
     return found
 
 
@@ -204,23 +308,33 @@ def _uneven(results: Sequence[Result]) -> list[str]:
     worst = max((max(of) / min(of) - 1 for of in speeds.values()), default=0.0)
     if worst <= UNEVEN:
         return []
-    return [f"runs of the same arm differ by up to {worst:.0%} in tokens/s: other work ran on this machine, and what is said of "
-            "time (tokens/s, wall-clock, equal time) shows that as well"]
+    return [
+        f"runs of the same arm differ by up to {worst:.0%} in tokens/s: other work ran on this machine, and what is said of "
+        "time (tokens/s, wall-clock, equal time) shows that as well"
+    ]
 
 
 def _trouble(experiment: Experiment) -> str:
     """What had to be started again, in words."""
     events = [row["event"] for row in events_of(experiment.name)]
-    counts = {word: events.count(word) for word in ("interrupted", "paused", "failed") if word in events}
+    counts = {
+        word: events.count(word) for word in ("interrupted", "paused", "failed") if word in events
+    }
     return ", ".join(f"{count} {word}" for word, count in counts.items())
 
 
 def _file_diff(experiment: Experiment, results: Sequence[Result]) -> str:
     """What changed in the experiment's file since its results were obtained."""
-    now = experiment.file.read_text(encoding="utf-8").splitlines() if experiment.file.is_file() else []
+    now = (
+        experiment.file.read_text(encoding="utf-8").splitlines()
+        if experiment.file.is_file()
+        else []
+    )
     lines: list[str] = []
     for blob in sorted({result.file for result in results if result.file}):
-        then = subprocess.run(["git", "cat-file", "blob", blob], capture_output=True, text=True).stdout.splitlines()
+        then = subprocess.run(
+            ["git", "cat-file", "blob", blob], capture_output=True, text=True
+        ).stdout.splitlines()
         lines += difflib.unified_diff(then, now, f"as run, {blob[:10]}", "now", lineterm="")
     return "\n".join(lines)
 
@@ -228,7 +342,9 @@ def _file_diff(experiment: Experiment, results: Sequence[Result]) -> str:
 # ---------------------------------------------------------------- figures
 
 
-def draw(experiment: Experiment, found: Sequence[ArmVerdict], profile: Scaling | None) -> dict[str, Figure]:
+def draw(
+    experiment: Experiment, found: Sequence[ArmVerdict], profile: Scaling | None
+) -> dict[str, Figure]:
     """forest: effects with intervals; curve: the difference over training, where it was measured; scaling: of one dial."""
     figures = {}
     if any(arm.effect for arm in found):
@@ -242,7 +358,13 @@ def draw(experiment: Experiment, found: Sequence[ArmVerdict], profile: Scaling |
 
 def _draw_forest(experiment: Experiment, found: Sequence[ArmVerdict]) -> Figure:
     figure, (axes,) = canvas(height=1.5 + 0.5 * len(found))
-    axes.axvspan(-experiment.smallest_effect, experiment.smallest_effect, color=FAINT, alpha=0.18, linewidth=0)
+    axes.axvspan(
+        -experiment.smallest_effect,
+        experiment.smallest_effect,
+        color=FAINT,
+        alpha=0.18,
+        linewidth=0,
+    )
     axes.axvline(0, color=INK, linewidth=1)
     for place, arm in enumerate(reversed(found)):
         effect = arm.effect
@@ -253,28 +375,60 @@ def _draw_forest(experiment: Experiment, found: Sequence[ArmVerdict]) -> Figure:
         if abs(effect.low) != float("inf"):
             axes.plot([effect.low, effect.high], [place, place], color=colour, linewidth=2.4)
         axes.plot(effect.mean, place, marker="s", markersize=7, color=colour)
-        axes.annotate(effect.verdict, (effect.mean, place), xytext=(0, 8), textcoords="offset points", ha="center", color=INK,
-                      fontsize=9)
+        axes.annotate(
+            effect.verdict,
+            (effect.mean, place),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            color=INK,
+            fontsize=9,
+        )
     axes.set_yticks(range(len(found)), [arm.name for arm in reversed(found)])
     axes.set_ylim(-0.6, len(found) - 0.3)
     axes.grid(visible=False, axis="y")
     better = {"lower": "left", "higher": "right"}[experiment.direction]
-    title(axes, f"{experiment.metric.name}: arm − baseline",
-          f"{experiment.metric.unit}; {better} of 0 is better; grey: too small to matter; ticks: single seeds")
+    title(
+        axes,
+        f"{experiment.metric.name}: arm − baseline",
+        f"{experiment.metric.unit}; {better} of 0 is better; grey: too small to matter; ticks: single seeds",
+    )
     return figure
 
 
 def _draw_curves(found: Sequence[ArmVerdict]) -> Figure:
     figure, (left, right) = canvas(columns=2, height=3.4)
-    for axes, kind, axis in ((left, "over_tokens", "pretraining tokens"), (right, "over_seconds", "seconds of pretraining")):
+    for axes, kind, axis in (
+        (left, "over_tokens", "pretraining tokens"),
+        (right, "over_seconds", "seconds of pretraining"),
+    ):
         for arm, colour in zip(found, LINES * len(found), strict=False):
             curve = getattr(arm, kind)
             if curve is not None:
-                axes.fill_between(curve.steps, curve.band_low, curve.band_high, color=colour, alpha=0.18, linewidth=0)
-                axes.plot(curve.steps, curve.mean, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=arm.name)
+                axes.fill_between(
+                    curve.steps,
+                    curve.band_low,
+                    curve.band_high,
+                    color=colour,
+                    alpha=0.18,
+                    linewidth=0,
+                )
+                axes.plot(
+                    curve.steps,
+                    curve.mean,
+                    color=colour,
+                    linewidth=1.8,
+                    marker="o",
+                    markersize=3.5,
+                    label=arm.name,
+                )
         _zero(axes)
-        title(axes, "At equal tokens" if kind == "over_tokens" else "At equal time", axis,
-              "bits per byte, arm − baseline" if axes is left else "")
+        title(
+            axes,
+            "At equal tokens" if kind == "over_tokens" else "At equal time",
+            axis,
+            "bits per byte, arm − baseline" if axes is left else "",
+        )
     left.xaxis.set_major_formatter(lambda value, _: quantity(value))
     left.legend(frameon=False, fontsize=9, labelcolor=INK)
     return figure
@@ -290,9 +444,17 @@ def _draw_scaling(experiment: Experiment, profile: Scaling) -> Figure:
         best, low, high = profile.best
         axes.axvspan(low, high, color=GREEN, alpha=0.15, linewidth=0)
         axes.plot(best, profile.at(best), marker="D", markersize=7, color=GREEN)
-    for size, value, mean in zip(profile.sizes, profile.dial, profile.values.mean(axis=0), strict=True):
-        axes.annotate(f"{profile.key.rpartition('.')[2]} {value:g}", (size, mean), xytext=(6, 8), textcoords="offset points",
-                      color=INK, fontsize=9)
+    for size, value, mean in zip(
+        profile.sizes, profile.dial, profile.values.mean(axis=0), strict=True
+    ):
+        axes.annotate(
+            f"{profile.key.rpartition('.')[2]} {value:g}",
+            (size, mean),
+            xytext=(6, 8),
+            textcoords="offset points",
+            color=INK,
+            fontsize=9,
+        )
     axes.set_xscale("log")
     axes.minorticks_off()
     axes.set_xticks(profile.sizes, [quantity(size) for size in profile.sizes])
@@ -316,24 +478,48 @@ def to_mlflow(experiment: Experiment, results: Sequence[Result], values: dict[st
     """
     os.environ["DVC_EXP_NAME"] = f"ablation {experiment.name}"
     folder = runtime.state_root() / "runs" / f"ablation-{experiment.name}"
-    mark = fingerprint(sentences=[one["sentence"] for one in values["verdicts"]], runs=values["runs"], notes=values["notes"])
+    mark = fingerprint(
+        sentences=[one["sentence"] for one in values["verdicts"]],
+        runs=values["runs"],
+        notes=values["notes"],
+    )
     before = read_json(folder / "run.json")
     if before and before["status"] == "FINISHED" and before["tags"]["fingerprint"] == mark:
         return
     config = experiment.config()
     changed = {f"arms.{arm}": one.overrides for arm, one in experiment.arms.items()}
-    runs = {f"run.{row['arm']}-s{row['seed']}.{stage}": run for row in values["runs"] for stage, run in row["mlflow"].items()}
+    runs = {
+        f"run.{row['arm']}-s{row['seed']}.{stage}": run
+        for row in values["runs"]
+        for stage, run in row["mlflow"].items()
+    }
     links = [f"- [{name.removeprefix('run.')}](#/runs/{run})" for name, run in runs.items()]
-    note = "\n".join([f"**{experiment.question}**", "", *(one["sentence"] for one in values["verdicts"]), "", *links])
+    note = "\n".join(
+        [
+            f"**{experiment.question}**",
+            "",
+            *(one["sentence"] for one in values["verdicts"]),
+            "",
+            *links,
+        ]
+    )
     params = flatten(config) | flatten(changed)
-    with tracking.RunLog.open("ablation", folder=folder, config=config, params=params, fingerprint=mark,
-                              tags={"ablation": experiment.name, "mlflow.note.content": note, **runs}) as log:
+    with tracking.RunLog.open(
+        "ablation",
+        folder=folder,
+        config=config,
+        params=params,
+        fingerprint=mark,
+        tags={"ablation": experiment.name, "mlflow.note.content": note, **runs},
+    ) as log:
         for suffix in (".html", ".md", ".png", "-curve.png", "-scaling.png"):
             if (path := RESULTS / f"{experiment.name}{suffix}").is_file():
                 log.artifact(path, "report")
         if experiment.file.is_file():
             log.artifact(experiment.file)
-        found = {one["name"]: dataclasses.asdict(one["effect"]) for one in values["verdicts"] if one["effect"]}
+        found = {
+            one["name"]: dataclasses.asdict(one["effect"])
+            for one in values["verdicts"]
+            if one["effect"]
+        }
         log.summary({key: value for key, value in flatten(found).items() if value is not None})
-
-

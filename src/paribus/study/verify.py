@@ -25,7 +25,17 @@ from paribus.study.band import Band, measured_band
 from paribus.study.record import CHECKPOINTS, NEEDED, Record, find
 from paribus.summary import write_json
 
-Cause = Literal["code", "data", "dvc.lock", "params", "requirements", "hardware", "determinism", "threads", "failure"]
+Cause = Literal[
+    "code",
+    "data",
+    "dvc.lock",
+    "params",
+    "requirements",
+    "hardware",
+    "determinism",
+    "threads",
+    "failure",
+]
 Verdict = Literal["bit-exact", "within noise", "consistent", "contradicted", "not reproduced"]
 REPRODUCED = ("bit-exact", "within noise", "consistent")
 RESULTS = Path("experiments/results")
@@ -59,7 +69,9 @@ class Outcome:
     @property
     def equal(self) -> bool:
         """Every bit that could be compared is the same."""
-        return self.parted is None and (not self.finished or None in self.weights or self.weights[0] == self.weights[1])
+        return self.parted is None and (
+            not self.finished or None in self.weights or self.weights[0] == self.weights[1]
+        )
 
 
 def verify(name: str, stage: str | None, steps: int | None, out: Path | None) -> int:
@@ -69,12 +81,18 @@ def verify(name: str, stage: str | None, steps: int | None, out: Path | None) ->
     made = certificate(record, chosen, steps)
     folder = out or RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"verify-{chosen}-{made['record']['fingerprint'][:8]}.{kind}" for kind in ("json", "md")]
+    files = [
+        folder / f"verify-{chosen}-{made['record']['fingerprint'][:8]}.{kind}"
+        for kind in ("json", "md")
+    ]
     write_json(files[0], made)
     files[1].write_text(page(made), encoding="utf-8")
     noted = note(made, files)
     click.echo(page(made))
-    click.echo(f"kept in {files[0]} and {files[1].name}" + (f", and with MLflow's run {noted}" if noted else ""))
+    click.echo(
+        f"kept in {files[0]} and {files[1].name}"
+        + (f", and with MLflow's run {noted}" if noted else "")
+    )
     return int(not made["reproduced"])
 
 
@@ -84,16 +102,25 @@ def choose_stage(record: Record, stage: str | None, steps: int | None) -> str:
         raise UserError(f"--stage {stage}: {record.name} is a run of {record.scope}")
     chosen = stage or (record.scope if record.scope in CHECKPOINTS else "pretrain")
     if record.scope not in (*CHECKPOINTS, "pipeline"):
-        raise UserError(f"{record.name} is a run of {record.scope}; a certificate is for {', '.join(CHECKPOINTS)}")
+        raise UserError(
+            f"{record.name} is a run of {record.scope}; a certificate is for {', '.join(CHECKPOINTS)}"
+        )
     written = record.provenance(chosen)
     if not written:
-        raise UserError(f"{record.name}: no {CHECKPOINTS[chosen]}/provenance.json is kept here; `dvc fetch` brings what a remote "
-                        f"has, --stage names another stage" + (f" ({', '.join(record.stages)})" if record.stages else ""))
+        raise UserError(
+            f"{record.name}: no {CHECKPOINTS[chosen]}/provenance.json is kept here; `dvc fetch` brings what a remote "
+            f"has, --stage names another stage"
+            + (f" ({', '.join(record.stages)})" if record.stages else "")
+        )
     if lacking := [key for key in NEEDED if not written.get(key)]:
-        raise UserError(f"{record.name}: its provenance lacks {', '.join(lacking)}, so it was made by an earlier paribus; "
-                        "`dvc repro -f` makes one with a whole record")
+        raise UserError(
+            f"{record.name}: its provenance lacks {', '.join(lacking)}, so it was made by an earlier paribus; "
+            "`dvc repro -f` makes one with a whole record"
+        )
     if steps and not record.curve(chosen):
-        raise UserError(f"--steps {steps}: plots/{chosen}.csv of {record.name} is not kept here: there are no steps to compare")
+        raise UserError(
+            f"--steps {steps}: plots/{chosen}.csv of {record.name} is not kept here: there are no steps to compare"
+        )
     return chosen
 
 
@@ -104,21 +131,41 @@ def certificate(record: Record, stage: str, steps: int | None) -> dict[str, Any]
     with rebuild.workplace() as folder:
         root = rebuild.clone(record.commit, folder / "clone")
         versions = graph.locked_outs(record.lock) or written["data"]
-        absent = rebuild.bring_data(root, {out: versions[out] for out in written["data"] if out in versions})
+        absent = rebuild.bring_data(
+            root, {out: versions[out] for out in written["data"] if out in versions}
+        )
         rebuild.write_params(root, rebuild.asked_params(record, stage))
-        found = [*code(written, root), *data(record, stage, root, absent), *lock(record, stage), *params(record, stage),
-                 *machine(written, rebuild.asked_params(record, stage))]
+        found = [
+            *code(written, root),
+            *data(record, stage, root, absent),
+            *lock(record, stage),
+            *params(record, stage),
+            *machine(written, rebuild.asked_params(record, stage)),
+        ]
         outcome = None
         if steps != 0 and not any(one.stops for one in found):
             outcome = run(record, stage, root, steps, found)
     verdict = judge(found, outcome)
     return {
-        "verdict": verdict, "reproduced": verdict in REPRODUCED, "causes": causes(found, verdict),
-        "record": {"name": record.name, "kind": record.kind, "stage": stage, "commit": record.commit,
-                   "mlflow_run": record.run.id if record.run else None, "experiment": config.load_config().tracking.experiment,
-                   **{key: written[key] for key in ("fingerprint", "data", "hardware", "requirements_lock", "git")}},
-        "differences": [asdict(one) for one in found], "outcome": asdict(outcome) if outcome else None,
-        "asked_steps": steps, "made": time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(began)),
+        "verdict": verdict,
+        "reproduced": verdict in REPRODUCED,
+        "causes": causes(found, verdict),
+        "record": {
+            "name": record.name,
+            "kind": record.kind,
+            "stage": stage,
+            "commit": record.commit,
+            "mlflow_run": record.run.id if record.run else None,
+            "experiment": config.load_config().tracking.experiment,
+            **{
+                key: written[key]
+                for key in ("fingerprint", "data", "hardware", "requirements_lock", "git")
+            },
+        },
+        "differences": [asdict(one) for one in found],
+        "outcome": asdict(outcome) if outcome else None,
+        "asked_steps": steps,
+        "made": time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(began)),
         "seconds": round(time.time() - began, 1),
     }
 
@@ -132,22 +179,40 @@ def code(written: dict[str, Any], root: Path) -> Iterator[Difference]:
     dirty = " (the run had uncommitted changes)" if written["git"].get("dirty") else ""
     for path in sorted({*there, *written["files"]}):
         if there.get(path) != written["files"].get(path):
-            yield Difference("code", path + dirty, written["files"].get(path), there.get(path), True)
+            yield Difference(
+                "code", path + dirty, written["files"].get(path), there.get(path), True
+            )
     pins = root / "requirements.lock"
-    if (now := graph.file_digest(pins) if pins.is_file() else None) != written.get("requirements_lock"):
-        yield Difference("requirements", "requirements.lock", written.get("requirements_lock"), now, True)
+    if (now := graph.file_digest(pins) if pins.is_file() else None) != written.get(
+        "requirements_lock"
+    ):
+        yield Difference(
+            "requirements", "requirements.lock", written.get("requirements_lock"), now, True
+        )
     installed = runtime.provenance()["versions"]
     for package, version in written["versions"].items():
         if installed.get(package) != version:
-            yield Difference("requirements", f"{package} as installed here", version, installed.get(package), False)
+            yield Difference(
+                "requirements",
+                f"{package} as installed here",
+                version,
+                installed.get(package),
+                False,
+            )
 
 
 def data(record: Record, stage: str, root: Path, absent: list[str]) -> Iterator[Difference]:
     """Data in the clone against the run's; the file, where DVC's cache holds something else than its name says."""
     written = record.provenance(stage)
     for out in absent:
-        yield Difference("data", f"{out} is not to be had", written["data"][out],
-                         "neither in the cache nor in a remote", True, stops=True)
+        yield Difference(
+            "data",
+            f"{out} is not to be had",
+            written["data"][out],
+            "neither in the cache nor in a remote",
+            True,
+            stops=True,
+        )
     for dep, digest in written["deps"].items():
         if graph.is_code(dep) or not (root / dep).exists():
             continue
@@ -181,17 +246,28 @@ def lock(record: Record, stage: str) -> Iterator[Difference]:
             yield Difference("dvc.lock", out, md5, outs.get(out), True)
     for dep in entry.get("deps", []):
         if dep["path"] in outs and dep["md5"] != outs[dep["path"]]:
-            yield Difference("dvc.lock", f"{dep['path']} as {stage} read it, and as it was made", dep["md5"], outs[dep["path"]],
-                             True)
+            yield Difference(
+                "dvc.lock",
+                f"{dep['path']} as {stage} read it, and as it was made",
+                dep["md5"],
+                outs[dep["path"]],
+                True,
+            )
     for out in entry.get("outs", []):
         if (now := _hash_there(record, out["path"])) not in (None, out["md5"]):
-            yield Difference("dvc.lock", f"{out['path']} as it is, and as dvc.lock has it", now, out["md5"], True)
+            yield Difference(
+                "dvc.lock", f"{out['path']} as it is, and as dvc.lock has it", now, out["md5"], True
+            )
 
 
 def _hash_there(record: Record, out: str) -> str | None:
     """DVC's name for an output as it is here; None for what is only in git or in the cache under that very name."""
     if record.kind in ("checkpoint", "workspace"):
-        place = Path(record.name) if record.kind == "checkpoint" and out == CHECKPOINTS[record.scope] else Path(out)
+        place = (
+            Path(record.name)
+            if record.kind == "checkpoint" and out == CHECKPOINTS[record.scope]
+            else Path(out)
+        )
         return graph.computed_hash(place) if place.exists() else None
     text = record.read(out)
     return hashlib.md5(text, usedforsecurity=False).hexdigest() if text is not None else None
@@ -202,18 +278,38 @@ def params(record: Record, stage: str) -> Iterator[Difference]:
     written, locked = record.provenance(stage), rebuild.locked_params(record, stage)
     for key in sorted({*locked, *written["params"]}) if locked else ():
         if not key.startswith("train.") and locked.get(key) != written["params"].get(key):
-            yield Difference("params", f"{key} in dvc.lock", written["params"].get(key), locked.get(key), True)
-    fields = {field.name: written["hardware"].get(field.name) for field in dataclasses.fields(runtime.Hardware)}
+            yield Difference(
+                "params", f"{key} in dvc.lock", written["params"].get(key), locked.get(key), True
+            )
+    fields = {
+        field.name: written["hardware"].get(field.name)
+        for field in dataclasses.fields(runtime.Hardware)
+    }
     hardware = runtime.Hardware(**fields).hardware_class()
-    name = config.fingerprint(stage=stage, params=written["params"], deps=written["deps"], hardware=hardware)
+    name = config.fingerprint(
+        stage=stage, params=written["params"], deps=written["deps"], hardware=hardware
+    )
     if name != written["fingerprint"]:
-        yield Difference("params", "fingerprint of provenance.json, which hashes its params, inputs and hardware",
-                         written["fingerprint"], name, True)
+        yield Difference(
+            "params",
+            "fingerprint of provenance.json, which hashes its params, inputs and hardware",
+            written["fingerprint"],
+            name,
+            True,
+        )
 
 
-_CAUSES: dict[str, Cause] = {"process_threads": "threads", "dtype": "determinism", "compile": "determinism",
-                             "deterministic": "determinism", "activation_checkpointing": "determinism", "device": "hardware",
-                             "device_name": "hardware", "isa": "hardware", "processes": "hardware"}
+_CAUSES: dict[str, Cause] = {
+    "process_threads": "threads",
+    "dtype": "determinism",
+    "compile": "determinism",
+    "deterministic": "determinism",
+    "activation_checkpointing": "determinism",
+    "device": "hardware",
+    "device_name": "hardware",
+    "isa": "hardware",
+    "processes": "hardware",
+}
 
 
 def machine(written: dict[str, Any], asked: dict[str, Any]) -> Iterator[Difference]:
@@ -224,32 +320,54 @@ def machine(written: dict[str, Any], asked: dict[str, Any]) -> Iterator[Differen
     try:
         here = asdict(runtime.detect(dataclasses.replace(config.load_config().train, **train)))
     except UserError as error:
-        yield Difference("hardware", f"{recorded['device']} is not to be had", recorded["device_name"], str(error), False,
-                         stops=True)
+        yield Difference(
+            "hardware",
+            f"{recorded['device']} is not to be had",
+            recorded["device_name"],
+            str(error),
+            False,
+            stops=True,
+        )
         return
     here["processes"] = train.get("processes", 1)
     for field, cause in _CAUSES.items():
         if field in recorded and here[field] != recorded[field]:
             ours = field in keys and f"train.{keys[field]}" in asked
-            yield Difference(cause, f"train.{keys[field]}" if ours else field, recorded[field], here[field], ours)
+            yield Difference(
+                cause, f"train.{keys[field]}" if ours else field, recorded[field], here[field], ours
+            )
 
 
 # ---------------------------------------------------------------- running it again
 
 
-def run(record: Record, stage: str, root: Path, steps: int | None, found: list[Difference]) -> Outcome | None:
+def run(
+    record: Record, stage: str, root: Path, steps: int | None, found: list[Difference]
+) -> Outcome | None:
     """Run the stage in the clone and compare; a stage that fails is a difference of its own."""
     status = rebuild.run_stage(root, stage, steps)
     if status:
-        found.append(Difference("failure", f"the stage ended with exit status {status}", 0, status, True, stops=True))
+        found.append(
+            Difference(
+                "failure", f"the stage ended with exit status {status}", 0, status, True, stops=True
+            )
+        )
         return None
     ours, theirs = record.curve(stage), rebuild.rebuilt_curve(root, stage)
     if steps is not None:
-        ours, theirs = ([row for row in rows if int(row["step"]) <= steps] for rows in (ours, theirs))
+        ours, theirs = (
+            [row for row in rows if int(row["step"]) <= steps] for rows in (ours, theirs)
+        )
     weights = rebuild.rebuilt_weights(root, stage)
     both = len({row["step"] for row in ours} & {row["step"] for row in theirs})
-    outcome = Outcome(both, weights is not None, parted(ours, theirs), (record.weights(stage), weights), None)
-    return outcome if outcome.equal else dataclasses.replace(outcome, band=measured_band(record, stage, ours, theirs))
+    outcome = Outcome(
+        both, weights is not None, parted(ours, theirs), (record.weights(stage), weights), None
+    )
+    return (
+        outcome
+        if outcome.equal
+        else dataclasses.replace(outcome, band=measured_band(record, stage, ours, theirs))
+    )
 
 
 def parted(ours: list[dict[str, str]], theirs: list[dict[str, str]]) -> dict[str, Any] | None:
@@ -259,7 +377,12 @@ def parted(ours: list[dict[str, str]], theirs: list[dict[str, str]]) -> dict[str
         other = by_step.get(row["step"], row)
         for column in row.keys() & other.keys() - TIMES:
             if row[column] != other[column]:
-                return {"step": int(row["step"]), "column": column, "recorded": row[column], "rebuilt": other[column]}
+                return {
+                    "step": int(row["step"]),
+                    "column": column,
+                    "recorded": row[column],
+                    "rebuilt": other[column],
+                }
     return None
 
 
@@ -271,7 +394,11 @@ def judge(found: list[Difference], outcome: Outcome | None) -> Verdict:
         return "not reproduced" if stopped else "contradicted" if contradicted else "consistent"
     if outcome.equal:
         return "contradicted" if contradicted else "bit-exact"
-    return "within noise" if not contradicted and outcome.band and outcome.band.within else "not reproduced"
+    return (
+        "within noise"
+        if not contradicted and outcome.band and outcome.band.within
+        else "not reproduced"
+    )
 
 
 def causes(found: list[Difference], verdict: Verdict) -> list[str]:
@@ -291,33 +418,68 @@ def note(made: dict[str, Any], files: list[Path]) -> str | None:
 
     about = made["record"]
     runs = Runs(about["experiment"])
-    found = runs.search(f"tags.fingerprint = '{about['fingerprint']}' and tags.stage = '{about['stage']}'")
-    run_id = about["mlflow_run"] if about["mlflow_run"] in {run.id for run in found} else next((run.id for run in found), None)
+    found = runs.search(
+        f"tags.fingerprint = '{about['fingerprint']}' and tags.stage = '{about['stage']}'"
+    )
+    run_id = (
+        about["mlflow_run"]
+        if about["mlflow_run"] in {run.id for run in found}
+        else next((run.id for run in found), None)
+    )
     if run_id:
-        runs.attach(run_id, files, "verify", {"verify.verdict": made["verdict"], "verify.made": made["made"],
-                                              "verify.causes": ", ".join(made["causes"]) or "none"})
+        runs.attach(
+            run_id,
+            files,
+            "verify",
+            {
+                "verify.verdict": made["verdict"],
+                "verify.made": made["made"],
+                "verify.causes": ", ".join(made["causes"]) or "none",
+            },
+        )
     return run_id
 
 
 def page(made: dict[str, Any]) -> str:
     """The certificate as Markdown."""
     about, outcome = made["record"], made["outcome"]
-    lines = [f"# {made['verdict']}: {about['stage']} of {about['name']}", "", *_sentences(made), "",
-             f"- run: {about['kind']} {about['name']}, stage {about['stage']}, fingerprint {about['fingerprint']}",
-             f"- code: commit {about['commit']}" + (", with uncommitted changes" if about["git"]["dirty"] else ""),
-             f"- hardware then: {about['hardware']['device_name']}, {about['hardware']['isa']}, {about['hardware']['dtype']}, "
-             f"{about['hardware']['process_threads']} threads, torch {about['hardware']['torch_version']}",
-             *(f"- data: {out} {md5}" for out, md5 in about["data"].items())]
+    lines = [
+        f"# {made['verdict']}: {about['stage']} of {about['name']}",
+        "",
+        *_sentences(made),
+        "",
+        f"- run: {about['kind']} {about['name']}, stage {about['stage']}, fingerprint {about['fingerprint']}",
+        f"- code: commit {about['commit']}"
+        + (", with uncommitted changes" if about["git"]["dirty"] else ""),
+        f"- hardware then: {about['hardware']['device_name']}, {about['hardware']['isa']}, {about['hardware']['dtype']}, "
+        f"{about['hardware']['process_threads']} threads, torch {about['hardware']['torch_version']}",
+        *(f"- data: {out} {md5}" for out, md5 in about["data"].items()),
+    ]
     if outcome:
-        lines += [f"- steps compared: {outcome['steps']}" + ("" if outcome["finished"] else " (not run to the end)"),
-                  *(f"- weights {when}: {digest}" for when, digest in
-                    zip(("recorded", "rebuilt"), outcome["weights"], strict=True) if digest)]
+        lines += [
+            f"- steps compared: {outcome['steps']}"
+            + ("" if outcome["finished"] else " (not run to the end)"),
+            *(
+                f"- weights {when}: {digest}"
+                for when, digest in zip(("recorded", "rebuilt"), outcome["weights"], strict=True)
+                if digest
+            ),
+        ]
     if made["differences"]:
         shown = made["differences"][:SHOWN]
-        lines += ["", "| cause | what | as recorded | as found |  |", "| --- | --- | --- | --- | --- |"]
-        lines += [f"| {one['cause']} | {one['what']} | {_short(one['recorded'])} | {_short(one['found'])} | "
-                  f"{'contradiction' if one['contradiction'] else 'this machine'} |" for one in shown]
-        lines += [f"| | and {len(made['differences']) - SHOWN} more (in the JSON) | | | |"] * (len(made["differences"]) > SHOWN)
+        lines += [
+            "",
+            "| cause | what | as recorded | as found |  |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        lines += [
+            f"| {one['cause']} | {one['what']} | {_short(one['recorded'])} | {_short(one['found'])} | "
+            f"{'contradiction' if one['contradiction'] else 'this machine'} |"
+            for one in shown
+        ]
+        lines += [f"| | and {len(made['differences']) - SHOWN} more (in the JSON) | | | |"] * (
+            len(made["differences"]) > SHOWN
+        )
     return "\n".join([*lines, "", f"Made {made['made']} in {made['seconds']} s.", ""])
 
 
@@ -325,23 +487,35 @@ def _sentences(made: dict[str, Any]) -> Iterator[str]:
     """What was found, in words."""
     outcome, verdict = made["outcome"], made["verdict"]
     if verdict == "bit-exact":
-        yield "Rebuilt from its record alone, it comes to the same weights, bit for bit." if outcome["finished"] else \
-            f"Rebuilt from its record alone, its first {outcome['steps']} steps are the same, bit for bit."
+        yield (
+            "Rebuilt from its record alone, it comes to the same weights, bit for bit."
+            if outcome["finished"]
+            else f"Rebuilt from its record alone, its first {outcome['steps']} steps are the same, bit for bit."
+        )
     elif verdict == "consistent":
         yield "git, DVC and the run's own record agree. Nothing was run (--steps 0)."
     elif verdict == "contradicted":
-        yield "The repository and the run's own record contradict each other" + \
-            (", though the bits that were compared are the same." if outcome else "; nothing was run.")
+        yield "The repository and the run's own record contradict each other" + (
+            ", though the bits that were compared are the same."
+            if outcome
+            else "; nothing was run."
+        )
     if outcome and outcome["parted"]:
         first = outcome["parted"]
         yield f"They part at step {first['step']}: {first['column']} {first['recorded']} then, {first['rebuilt']} now."
     elif outcome and verdict in ("within noise", "not reproduced"):
         yield f"The {outcome['steps']} logged steps are the same and the weights are not: they part after the last one."
     if outcome and not outcome_equal(outcome):
-        yield outcome["band"]["text"] if outcome["band"] else \
-            "How far seeds differ was not measured (fewer than three runs that differ in the seed alone): there is no band."
+        yield (
+            outcome["band"]["text"]
+            if outcome["band"]
+            else "How far seeds differ was not measured (fewer than three runs that differ in the seed alone): there is no band."
+        )
     if made["causes"]:
-        first = {cause: next(one["what"] for one in made["differences"] if one["cause"] == cause) for cause in made["causes"]}
+        first = {
+            cause: next(one["what"] for one in made["differences"] if one["cause"] == cause)
+            for cause in made["causes"]
+        }
         yield "Why: " + "; ".join(f"{cause} ({what})" for cause, what in first.items()) + "."
     elif verdict == "not reproduced":
         yield "Why: nothing that was recorded differs; the computation itself is not deterministic."

@@ -28,7 +28,16 @@ from typing import Any, Literal
 
 from paribus import config, runtime
 from paribus.graph import file_digest
-from paribus.journal import Journal, as_floats, keep_rows, locked, plain, read_json, read_rows, write_json
+from paribus.journal import (
+    Journal,
+    as_floats,
+    keep_rows,
+    locked,
+    plain,
+    read_json,
+    read_rows,
+    write_json,
+)
 from paribus.session import EXIT_PAUSED
 from paribus.tracking import sender
 from paribus.tracking.mirror import all_sent
@@ -52,7 +61,9 @@ class RunLog:
     Nothing here waits for MLflow but `finish`; a tracking server that is down costs a warning.
     """
 
-    def __init__(self, folder: Path, root: Path, run: dict[str, Any], system_metrics: bool, held: ExitStack) -> None:
+    def __init__(
+        self, folder: Path, root: Path, run: dict[str, Any], system_metrics: bool, held: ExitStack
+    ) -> None:
         """held: gives the run's lock back."""
         self.folder, self._root = folder, root
         self._run = run
@@ -63,9 +74,18 @@ class RunLog:
         self._background.start()
 
     @classmethod
-    def open(cls, stage: str, *, folder: Path, config: config.Config, params: dict[str, Any], fingerprint: str,
-             tags: dict[str, str] | None = None, datasets: dict[str, tuple[str, str]] | None = None,
-             resume_step: int | None = None) -> RunLog:
+    def open(
+        cls,
+        stage: str,
+        *,
+        folder: Path,
+        config: config.Config,
+        params: dict[str, Any],
+        fingerprint: str,
+        tags: dict[str, str] | None = None,
+        datasets: dict[str, tuple[str, str]] | None = None,
+        resume_step: int | None = None,
+    ) -> RunLog:
         """Begin or go on with the run whose files are in `folder`.
 
         params: dotted key -> resolved value. datasets: name -> (path, digest as DVC has it).
@@ -79,17 +99,31 @@ class RunLog:
         if run and run["status"] == "FINISHED" and resume_step is None:
             _put_away(folder, root, run)
             run = None
-        keep_rows(folder / "metrics.jsonl", lambda row: resume_step is not None and row["step"] <= resume_step)
+        keep_rows(
+            folder / "metrics.jsonl",
+            lambda row: resume_step is not None and row["step"] <= resume_step,
+        )
         keep_rows(folder / "system.jsonl")
         git = runtime.git_state()
-        run = run or {"id": uuid.uuid4().hex, "created": time.time(), "execution": None, "artifacts": {}}
+        run = run or {
+            "id": uuid.uuid4().hex,
+            "created": time.time(),
+            "execution": None,
+            "artifacts": {},
+        }
         if not (root / "executions" / f"{run['execution']}.json").exists():
             run["execution"] = _execution(root, config, git)["id"]
         run |= {
-            "stage": stage, "experiment": config.tracking.experiment, "uri": tracking_uri(), "status": "RUNNING",
+            "stage": stage,
+            "experiment": config.tracking.experiment,
+            "uri": tracking_uri(),
+            "status": "RUNNING",
             "params": {key: _as_text(value) for key, value in params.items()},
             "tags": {"stage": stage, "fingerprint": fingerprint, **_git_tags(git), **(tags or {})},
-            "datasets": datasets or {}, "summary": {}, "session": uuid.uuid4().hex, "flush_seconds": FLUSH_SECONDS,
+            "datasets": datasets or {},
+            "summary": {},
+            "session": uuid.uuid4().hex,
+            "flush_seconds": FLUSH_SECONDS,
         }
         write_json(folder / "run.json", run)
         return cls(folder, root, run, config.tracking.system_metrics, held)
@@ -100,7 +134,9 @@ class RunLog:
 
     def event(self, step: int, name: str, detail: str) -> None:
         """Something out of the ordinary (a spike, a rollback): in MLflow the count `events/<name>` and a tag."""
-        self._journal.append({"step": step, "time": round(time.time(), 3), "event": name, "detail": detail})
+        self._journal.append(
+            {"step": step, "time": round(time.time(), 3), "event": name, "detail": detail}
+        )
 
     def sync(self) -> None:
         """Bring the log to the disk: call it before a training state counts as saved, or a power cut leaves a gap."""
@@ -132,12 +168,17 @@ class RunLog:
         path = self.folder / "tables" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         columns = list(rows[0])
-        write_json(path, {"columns": columns, "data": [[row[column] for column in columns] for row in rows]})
+        write_json(
+            path,
+            {"columns": columns, "data": [[row[column] for column in columns] for row in rows]},
+        )
         self.artifact(path, "tables")
 
     def summary(self, metrics: dict[str, Any]) -> None:
         """Final metrics, nested or dotted, for the run and, as `<stage>.<key>`, for its parent; text becomes tags."""
-        self._run["summary"] |= {key: plain(value) for key, value in config.flatten(metrics).items()}
+        self._run["summary"] |= {
+            key: plain(value) for key, value in config.flatten(metrics).items()
+        }
         self._save()
 
     def finish(self, status: Status = "FINISHED") -> None:
@@ -155,10 +196,18 @@ class RunLog:
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
         paused = isinstance(error, SystemExit) and error.code == EXIT_PAUSED
         if not self._ended:
-            self.finish("KILLED" if paused or kind is KeyboardInterrupt else "FAILED" if kind else "FINISHED")
+            self.finish(
+                "KILLED"
+                if paused or kind is KeyboardInterrupt
+                else "FAILED"
+                if kind
+                else "FINISHED"
+            )
 
 
 def _put_away(folder: Path, root: Path, run: dict[str, Any]) -> None:
@@ -179,7 +228,10 @@ def _as_text(value: Any) -> str:
 
 def _git_tags(git: dict[str, Any]) -> dict[str, str]:
     tags = {f"git.{name}": value for name, value in git.items()}
-    tags |= {"mlflow.source.git.commit": git["commit"], "dvc.experiment": os.environ.get("DVC_EXP_NAME")}
+    tags |= {
+        "mlflow.source.git.commit": git["commit"],
+        "dvc.experiment": os.environ.get("DVC_EXP_NAME"),
+    }
     return {key: _as_text(value) for key, value in tags.items() if value is not None}
 
 
@@ -194,8 +246,11 @@ def _execution(root: Path, settings: config.Config, git: dict[str, Any]) -> dict
             return latest
         number = int(latest["id"].rpartition("-")[2]) + 1 if latest else 1
         execution = {
-            "id": f"{key}-{number}", "created": time.time(), "closed": False,
-            "name": os.environ.get("DVC_EXP_NAME") or f"workspace {(git['commit'] or '')[:8]}".strip(),
+            "id": f"{key}-{number}",
+            "created": time.time(),
+            "closed": False,
+            "name": os.environ.get("DVC_EXP_NAME")
+            or f"workspace {(git['commit'] or '')[:8]}".strip(),
             "params": {name: _as_text(value) for name, value in config.flatten(settings).items()},
             "tags": {"fingerprint": key, **_git_tags(git)},
         }
@@ -203,12 +258,18 @@ def _execution(root: Path, settings: config.Config, git: dict[str, Any]) -> dict
         return execution
 
 
-def _latest_execution(root: Path, settings: config.Config, git: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:
+def _latest_execution(
+    root: Path, settings: config.Config, git: dict[str, Any]
+) -> tuple[str, dict[str, Any] | None]:
     """(key, its latest execution)."""
     name = os.environ.get("DVC_EXP_NAME", "workspace")
     key = config.fingerprint(experiment=name, commit=git["commit"], params=config.flatten(settings))
     found = [read_json(path) for path in (root / "executions").glob(f"{key}-*.json")]
-    return key, max((one for one in found if one), key=lambda one: int(one["id"].rpartition("-")[2]), default=None)
+    return key, max(
+        (one for one in found if one),
+        key=lambda one: int(one["id"].rpartition("-")[2]),
+        default=None,
+    )
 
 
 def close_execution(settings: config.Config) -> None:
@@ -262,8 +323,10 @@ class _Background(threading.Thread):
         error = sender.error_of(self.root, self._uri)
         if error is None or error["time"] < moment:
             return False
-        self.warn(f"MLflow at {self._uri} is not to be had ({error['error']}); the run goes on, and what is missed is sent later",
-                  "MLflow")
+        self.warn(
+            f"MLflow at {self._uri} is not to be had ({error['error']}); the run goes on, and what is missed is sent later",
+            "MLflow",
+        )
         return True
 
     def warn(self, text: str, subject: str = "disk") -> None:

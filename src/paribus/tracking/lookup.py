@@ -41,14 +41,20 @@ class Runs:
         uri = tracking_uri()
         absent = uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        self._store: Store | None = None if absent else connect(uri, experiment, runtime.state_root())
+        self._store: Store | None = (
+            None if absent else connect(uri, experiment, runtime.state_root())
+        )
 
     def search(self, question: str) -> list[StoredRun]:
         """Runs that meet a filter of MLflow's, the newest first."""
         if self._store is None:
             return []
-        found = self._store.client.search_runs([self._store.experiment], question, max_results=MOST_RUNS,
-                                               order_by=["attributes.start_time DESC"])
+        found = self._store.client.search_runs(
+            [self._store.experiment],
+            question,
+            max_results=MOST_RUNS,
+            order_by=["attributes.start_time DESC"],
+        )
         return [_stored(run) for run in found]
 
     def by_id(self, run_id: str) -> StoredRun | None:
@@ -83,6 +89,18 @@ class Runs:
 
 def _stored(run: Run) -> StoredRun:
     tags: dict[str, Any] = dict(run.data.tags)
-    datasets = {one.dataset.name: one.dataset.digest for one in run.inputs.dataset_inputs} if run.inputs else {}
-    return StoredRun(run.info.run_id, run.info.run_name, run.info.status, dict(run.data.params), dict(run.data.metrics), tags,
-                     datasets, tags.get("mlflow.parentRunId", ""))
+    datasets = (
+        {one.dataset.name: one.dataset.digest for one in run.inputs.dataset_inputs}
+        if run.inputs
+        else {}
+    )
+    return StoredRun(
+        run.info.run_id,
+        run.info.run_name,
+        run.info.status,
+        dict(run.data.params),
+        dict(run.data.metrics),
+        tags,
+        datasets,
+        tags.get("mlflow.parentRunId", ""),
+    )

@@ -22,7 +22,9 @@ _BATCH = 1000  # MLflow's own limit of metrics per call
 class Mirror:
     """What MLflow has of one run; each `sync` sends what it lacks."""
 
-    def __init__(self, folder: Path, root: Path, progress: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, folder: Path, root: Path, progress: Callable[[], None] = lambda: None
+    ) -> None:
         """progress: called whenever MLflow took something."""
         self.folder, self.root, self._progress = folder, root, progress
         self._files = {name: _Follower(folder / name) for name in ("metrics.jsonl", "system.jsonl")}
@@ -53,7 +55,11 @@ class Mirror:
     def _begin(self, run: dict[str, Any]) -> Store:
         """Find or make the run, then learn the last step of each key from MLflow."""
         store = connect(run["uri"], run["experiment"], self.root)
-        self._known = known_of(self.folder, run) or {"uri": run["uri"], "run": run["id"], "run_id": None}
+        self._known = known_of(self.folder, run) or {
+            "uri": run["uri"],
+            "run": run["id"],
+            "run_id": None,
+        }
         parent = self._parent(store, run)
         run_id, new = store.run_of(run, self._known["run_id"], run["stage"], parent)
         if new:
@@ -61,7 +67,9 @@ class Mirror:
             _log_inputs(store, run_id, run)
             self._note(run_id=run_id, parent=parent, artifacts={}, status="RUNNING")
         # `data.metrics` has the values only; these entities, the latest of each key, have the steps.
-        self._last = {metric.key: metric.step for metric in store.client.get_run(run_id).data._metric_objs}
+        self._last = {
+            metric.key: metric.step for metric in store.client.get_run(run_id).data._metric_objs
+        }
         for follower in self._files.values():
             follower.rewind()
         return store
@@ -102,14 +110,18 @@ class Mirror:
                 step, milliseconds = row.pop("step"), int(row.pop("time") * 1000)
                 if "event" in row:
                     count = self._counts[row["event"]] = self._counts.get(row["event"], 0) + 1
-                    tags[f"event.{row['event']}"] = f"{count} in all, the last at step {step}: {row['detail']}"[:5000]
+                    tags[f"event.{row['event']}"] = (
+                        f"{count} in all, the last at step {step}: {row['detail']}"[:5000]
+                    )
                     row = {f"events/{row['event']}": count}
                 for key, value in as_floats(row).items():
                     if step > self._last.get(store_key(key), -1):
                         metrics.append(Metric(store_key(key), value, milliseconds, step))
                         self._last[store_key(key)] = step
             for start in range(0, len(metrics), _BATCH):
-                store.client.log_batch(self._known["run_id"], metrics=metrics[start:start + _BATCH])
+                store.client.log_batch(
+                    self._known["run_id"], metrics=metrics[start : start + _BATCH]
+                )
                 self._progress()
             for key, text in tags.items():
                 store.client.set_tag(self._known["run_id"], store_key(key), text)
@@ -119,20 +131,42 @@ class Mirror:
         for name, digest in run["artifacts"].items():
             if sent.get(name) != digest:
                 place = str(Path(name).parent) if "/" in name else None
-                store.client.log_artifact(self._known["run_id"], str(self.folder / "artifacts" / name), place)
+                store.client.log_artifact(
+                    self._known["run_id"], str(self.folder / "artifacts" / name), place
+                )
                 self._note(artifacts=sent | {name: digest})
                 sent = self._known["artifacts"]
                 if place == "tables":
-                    tables = [{"path": each, "type": "table"} for each in sent if each.startswith("tables/")]
-                    store.client.set_tag(self._known["run_id"], "mlflow.loggedArtifacts", json.dumps(tables))
+                    tables = [
+                        {"path": each, "type": "table"}
+                        for each in sent
+                        if each.startswith("tables/")
+                    ]
+                    store.client.set_tag(
+                        self._known["run_id"], "mlflow.loggedArtifacts", json.dumps(tables)
+                    )
 
     def _end(self, store: Store, run: dict[str, Any], status: str) -> None:
         """Final metrics, for the run and its parent, and how it ended."""
         numbers = {key: float(value) for key, value in run["summary"].items() if _is_number(value)}
-        texts = {key: value for key, value in run["summary"].items() if isinstance(value, str) and key not in numbers}
-        last = max((step for key, step in self._last.items() if not key.startswith("system/")), default=0)
-        for run_id, prefix, step in ((self._known["run_id"], "", last), (self._known["parent"], run["stage"] + ".", 0)):
-            _log_final(store, run_id, {store_key(prefix + key): value for key, value in numbers.items()}, step)
+        texts = {
+            key: value
+            for key, value in run["summary"].items()
+            if isinstance(value, str) and key not in numbers
+        }
+        last = max(
+            (step for key, step in self._last.items() if not key.startswith("system/")), default=0
+        )
+        for run_id, prefix, step in (
+            (self._known["run_id"], "", last),
+            (self._known["parent"], run["stage"] + ".", 0),
+        ):
+            _log_final(
+                store,
+                run_id,
+                {store_key(prefix + key): value for key, value in numbers.items()},
+                step,
+            )
             for key, text in texts.items():
                 store.client.set_tag(run_id, store_key(prefix + key), text[:5000])
             ended = int(run.get("ended", time.time()) * 1000)
@@ -180,7 +214,11 @@ def all_sent(folder: Path) -> bool:
     """Whether MLflow was told how the run that nobody writes any more ended, which is told last."""
     run = read_json(folder / "run.json")
     known = run and known_of(folder, run)
-    return bool(run and known and _has_end(known, run, "KILLED" if run["status"] == "RUNNING" else run["status"]))
+    return bool(
+        run
+        and known
+        and _has_end(known, run, "KILLED" if run["status"] == "RUNNING" else run["status"])
+    )
 
 
 def _has_end(known: dict[str, Any], run: dict[str, Any], status: str) -> bool:
@@ -198,9 +236,11 @@ def _log_final(store: Store, run_id: str, metrics: dict[str, float], step: int) 
 
     there = store.client.get_run(run_id).data.metrics
     now = int(time.time() * 1000)
-    changed = [Metric(key, value, now, step) for key, value in metrics.items() if there.get(key) != value]
+    changed = [
+        Metric(key, value, now, step) for key, value in metrics.items() if there.get(key) != value
+    ]
     for start in range(0, len(changed), _BATCH):
-        store.client.log_batch(run_id, metrics=changed[start:start + _BATCH])
+        store.client.log_batch(run_id, metrics=changed[start : start + _BATCH])
 
 
 def _log_inputs(store: Store, run_id: str, run: dict[str, Any]) -> None:
@@ -208,7 +248,9 @@ def _log_inputs(store: Store, run_id: str, run: dict[str, Any]) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     context = [InputTag("mlflow.data.context", run["stage"])]
-    inputs = [DatasetInput(Dataset(name, digest[:36], "local", json.dumps({"uri": str(path)})), context)
-              for name, (path, digest) in run["datasets"].items()]
+    inputs = [
+        DatasetInput(Dataset(name, digest[:36], "local", json.dumps({"uri": str(path)})), context)
+        for name, (path, digest) in run["datasets"].items()
+    ]
     if inputs:
         store.client.log_inputs(run_id, inputs)

@@ -37,8 +37,15 @@ def ensure(root: Path) -> None:
             return
     with (root / "sender.log").open("ab") as log:
         # A session of its own: what ends a stage, or DVC with its stages, leaves the sender to send the rest.
-        subprocess.Popen([sys.executable, "-m", __name__, str(root)], cwd=root.parent, stdin=subprocess.DEVNULL, stdout=log,
-                         stderr=log, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        subprocess.Popen(
+            [sys.executable, "-m", __name__, str(root)],
+            cwd=root.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
 
 
 def error_of(root: Path, uri: str) -> dict[str, Any] | None:
@@ -57,8 +64,12 @@ class Sender:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._mirrors: dict[Path, Mirror] = {}
-        self._seen: dict[Path, tuple[int, float]] = {}  # folder -> when its run.json was written, when we last sent
-        self._done: dict[Path, int] = {}  # folders with nothing to send -> when their run.json was written
+        self._seen: dict[
+            Path, tuple[int, float]
+        ] = {}  # folder -> when its run.json was written, when we last sent
+        self._done: dict[
+            Path, int
+        ] = {}  # folders with nothing to send -> when their run.json was written
         self._failures: dict[str, int] = {}  # by store, in a row
         self._again: dict[str, float] = {}  # store -> when to try it again
         write_json(root / "sender.json", {})
@@ -73,7 +84,10 @@ class Sender:
 
     def round(self) -> int:
         """Send what there is -> runs under way, or of which something remained to be sent."""
-        return sum(self._look(path) for path in [*self.root.glob("unsent/*/run.json"), *self.root.glob("runs/*/run.json")])
+        return sum(
+            self._look(path)
+            for path in [*self.root.glob("unsent/*/run.json"), *self.root.glob("runs/*/run.json")]
+        )
 
     def _look(self, path: Path) -> bool:
         folder, written = path.parent, path.stat().st_mtime_ns
@@ -89,7 +103,9 @@ class Sender:
             return True
         before, sent = self._seen.get(folder, (0, 0.0))
         now = time.monotonic()
-        due = (died or now >= sent + run["flush_seconds"]) and now >= self._again.get(run["uri"], 0.0)
+        due = (died or now >= sent + run["flush_seconds"]) and now >= self._again.get(
+            run["uri"], 0.0
+        )
         if due or written != before:  # a run that begins or ends is waiting for us
             self._try(folder, run["uri"], died)
             self._seen[folder] = written, time.monotonic()
@@ -99,9 +115,13 @@ class Sender:
         mirror = self._mirrors.setdefault(folder, Mirror(folder, self.root, self._progress))
         try:
             mirror.sync(died)
-        except Exception as error:  # whatever the server, the network or mlflow does, other runs go on
+        except (
+            Exception
+        ) as error:  # whatever the server, the network or mlflow does, other runs go on
             failures = self._failures[uri] = self._failures.get(uri, 0) + 1
-            self._again[uri] = time.monotonic() + min(RETRY_SECONDS * 2 ** (failures - 1), RETRY_AT_MOST)
+            self._again[uri] = time.monotonic() + min(
+                RETRY_SECONDS * 2 ** (failures - 1), RETRY_AT_MOST
+            )
             self._tell(uri, {"error": _brief(error), "time": time.time()})
             return
         if self._failures.pop(uri, 0):

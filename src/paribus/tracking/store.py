@@ -48,15 +48,23 @@ class Store:
             self.client.restore_run(run_id)
         return run
 
-    def run_of(self, own: dict[str, Any], known: str | None, name: str, parent: str = "") -> tuple[str, bool]:
+    def run_of(
+        self, own: dict[str, Any], known: str | None, name: str, parent: str = ""
+    ) -> tuple[str, bool]:
         """(MLflow's run id, whether it is new to us) of a run or execution, made if need be."""
         if known and self.existing(known):
             return known, False
         # One made just before a crash, and not noted, bears our id.
-        found = self.client.search_runs([self.experiment], f"tags.`paribus.run` = '{own['id']}'", max_results=1)
+        found = self.client.search_runs(
+            [self.experiment], f"tags.`paribus.run` = '{own['id']}'", max_results=1
+        )
         if found:
             return found[0].info.run_id, True
-        tags = own["tags"] | {"paribus.run": own["id"], "mlflow.source.name": "paribus", "mlflow.source.type": "LOCAL"}
+        tags = own["tags"] | {
+            "paribus.run": own["id"],
+            "mlflow.source.name": "paribus",
+            "mlflow.source.type": "LOCAL",
+        }
         if parent:
             tags["mlflow.parentRunId"] = parent
         run = self.client.create_run(self.experiment, int(own["created"] * 1000), tags, name)
@@ -67,7 +75,7 @@ class Store:
 
         entries = [Param(store_key(key), value[:6000]) for key, value in params.items()]
         for start in range(0, len(entries), 100):
-            self.client.log_batch(run_id, params=entries[start:start + 100])
+            self.client.log_batch(run_id, params=entries[start : start + 100])
 
 
 @functools.cache
@@ -115,13 +123,21 @@ def graded_runs(experiment: str) -> list[dict[str, Any]]:
     """Finished training runs that logged a prediction: memory (bytes) and time (seconds), measured, predicted, error."""
     store = connect(tracking_uri(), experiment, runtime.state_root())
     rows = []
-    for run in store.client.search_runs([store.experiment], "metrics.`predicted/memory_bytes` > 0", max_results=1000):
+    for run in store.client.search_runs(
+        [store.experiment], "metrics.`predicted/memory_bytes` > 0", max_results=1000
+    ):
         metrics = run.data.metrics
-        taken = {"memory": metrics.get("train/peak_memory_bytes"),
-                 "seconds": metrics.get("seconds", metrics.get("train/seconds"))}
+        taken = {
+            "memory": metrics.get("train/peak_memory_bytes"),
+            "seconds": metrics.get("seconds", metrics.get("train/seconds")),
+        }
         if run.info.status == "FINISHED" and all(taken.values()):
-            row: dict[str, Any] = {"run": run.info.run_id, "stage": run.data.tags.get("stage", ""),
-                                   "hardware": run.data.tags.get("hardware", ""), **taken}
+            row: dict[str, Any] = {
+                "run": run.info.run_id,
+                "stage": run.data.tags.get("stage", ""),
+                "hardware": run.data.tags.get("hardware", ""),
+                **taken,
+            }
             for name, key in (("memory", "memory_bytes"), ("seconds", "seconds")):
                 predicted = metrics[f"predicted/{key}"]
                 row |= {f"{name}_predicted": predicted, f"{name}_error": predicted / row[name] - 1}

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from paribus.errors import UserError
 
-MAX_FAILURES = 3  # saves in a row that may fail before training stops: a full disk rarely empties itself
+MAX_FAILURES = (
+    3  # saves in a row that may fail before training stops: a full disk rarely empties itself
+)
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,17 @@ class StateStore:
         """
         self.wait()
         if self.failures >= MAX_FAILURES:
-            raise UserError(f"{self.folder}: {self.failures} saves in a row failed; free some space, then start again: "
-                            f"training goes on from step {max(self.steps(), default=0)}")
-        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-        self._writer = threading.Thread(target=self._write, args=(step, copies, values), name="state-writer")
+            raise UserError(
+                f"{self.folder}: {self.failures} saves in a row failed; free some space, then start again: "
+                f"training goes on from step {max(self.steps(), default=0)}"
+            )
+        copies = {
+            name: tensor.detach().to("cpu", copy=True).contiguous()
+            for name, tensor in tensors.items()
+        }
+        self._writer = threading.Thread(
+            target=self._write, args=(step, copies, values), name="state-writer"
+        )
         self._writer.start()
 
     def wait(self) -> None:
@@ -66,7 +75,10 @@ class StateStore:
 
     def steps(self) -> list[int]:
         """Steps of the states that exist, newest first."""
-        return sorted((int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-*.json")), reverse=True)
+        return sorted(
+            (int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-*.json")),
+            reverse=True,
+        )
 
     def load(self) -> State | None:
         """The newest whole state; damaged ones are named and passed over."""
@@ -74,7 +86,10 @@ class StateStore:
             state = self.read(step)
             if state is not None:
                 return state
-            print(f"paribus: training state {self._path(step, 'json')} is damaged; trying the one before", file=sys.stderr)
+            print(
+                f"paribus: training state {self._path(step, 'json')} is damaged; trying the one before",
+                file=sys.stderr,
+            )
         return None
 
     def read(self, step: int) -> State | None:
@@ -106,7 +121,12 @@ class StateStore:
 
         try:
             data = save(tensors)
-            header = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "step": step, "values": values}
+            header = {
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "size": len(data),
+                "step": step,
+                "values": values,
+            }
             write_atomically(self._path(step, "safetensors"), data)
             write_atomically(self._path(step, "json"), json.dumps(header).encode())
             self._prune()
@@ -115,13 +135,17 @@ class StateStore:
             self.failures += 1
             for path in self.folder.glob(".step-*"):
                 path.unlink(missing_ok=True)
-            print(f"paribus: could not save the training state of step {step}: {error.strerror}; "
-                  "the one before stays", file=sys.stderr)
+            print(
+                f"paribus: could not save the training state of step {step}: {error.strerror}; "
+                "the one before stays",
+                file=sys.stderr,
+            )
 
     def _prune(self) -> None:
-        for step in self.steps()[self.keep:]:
+        for step in self.steps()[self.keep :]:
             self._path(step, "json").unlink(missing_ok=True)
             self._path(step, "safetensors").unlink(missing_ok=True)
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write aside, sync, rename, sync the folder: a reader sees the old file or the whole new one."""

@@ -30,7 +30,9 @@ from paribus.train.checkpoint import State, StateStore
 from paribus.train.objectives import MicroBatch, Objective, Work
 from paribus.train.optim import MuonAdamW
 
-MAX_NONFINITE = 3  # steps in a row without a finite gradient before the weights themselves are taken as spoilt
+MAX_NONFINITE = (
+    3  # steps in a row without a finite gradient before the weights themselves are taken as spoilt
+)
 MAX_ROLLBACKS = 3
 
 
@@ -69,7 +71,14 @@ class Hooks:
     @classmethod
     def silent(cls, evaluate: Callable[[int], dict[str, float]]) -> Hooks:
         """Those of a rank that is not heard."""
-        return cls(lambda *_: None, lambda *_: None, lambda: None, lambda _: None, evaluate, lambda *_: None)
+        return cls(
+            lambda *_: None,
+            lambda *_: None,
+            lambda: None,
+            lambda _: None,
+            evaluate,
+            lambda *_: None,
+        )
 
 
 @dataclass(frozen=True)
@@ -126,10 +135,25 @@ class Started:
 class Loop:
     """Trains `model` in place. Raises Paused when interrupted, UserError when training cannot go on."""
 
-    def __init__(self, model: GPT, forward: Callable[..., Tensor], optimizer: MuonAdamW, objective: Objective,
-                 plan: Plan, store: StateStore, interrupt: Interrupt, hooks: Hooks) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        forward: Callable[..., Tensor],
+        optimizer: MuonAdamW,
+        objective: Objective,
+        plan: Plan,
+        store: StateStore,
+        interrupt: Interrupt,
+        hooks: Hooks,
+    ) -> None:
         self.model, self.forward, self.optimizer = model, forward, optimizer
-        self.objective, self.plan, self.store, self.interrupt, self.hooks = objective, plan, store, interrupt, hooks
+        self.objective, self.plan, self.store, self.interrupt, self.hooks = (
+            objective,
+            plan,
+            store,
+            interrupt,
+            hooks,
+        )
         self.position = Position()
         # Start a step before the numbers of the one before it are read: a GPU then never waits for the host. RL samples
         # from the weights of the step before, and waits for them anyway.
@@ -145,12 +169,26 @@ class Loop:
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parallel.assign(parameter, tensors[f"model.{name}"])
-        self.optimizer.load_state({name.removeprefix("optimizer."): tensor for name, tensor in tensors.items()
-                                   if name.startswith("optimizer.")}, values["updates"])
-        runtime.restore_rng({name.removeprefix("rng."): t for name, t in tensors.items() if name.startswith("rng.")})
+        self.optimizer.load_state(
+            {
+                name.removeprefix("optimizer."): tensor
+                for name, tensor in tensors.items()
+                if name.startswith("optimizer.")
+            },
+            values["updates"],
+        )
+        runtime.restore_rng(
+            {name.removeprefix("rng."): t for name, t in tensors.items() if name.startswith("rng.")}
+        )
         self.position = Position(**values["position"])
-        if values["ranks"] != parallel.ranks():  # another grouping of the same sums: equal but for rounding
-            self.hooks.event(self.position.step, "processes", f"{parallel.ranks()} processes, {values['ranks']} before")
+        if (
+            values["ranks"] != parallel.ranks()
+        ):  # another grouping of the same sums: equal but for rounding
+            self.hooks.event(
+                self.position.step,
+                "processes",
+                f"{parallel.ranks()} processes, {values['ranks']} before",
+            )
 
     def run(self) -> Position:
         """Train to the last step. `restore` first to continue."""
@@ -178,10 +216,16 @@ class Loop:
 
     def _pinned_work(self, step: int) -> Work:
         """Work in memory that a GPU copies from while the host goes on; pinned by the thread that prepares it."""
-        torch.cuda.set_device(self.model.device)  # a new thread would else take memory on the first GPU
+        torch.cuda.set_device(
+            self.model.device
+        )  # a new thread would else take memory on the first GPU
         work = self.objective.work(step)
-        pinned = [MicroBatch(*(None if tensor is None else tensor.pin_memory() for tensor in micro.tensors))  # type: ignore[arg-type]
-                  for micro in work.micro_batches]
+        pinned = [
+            MicroBatch(
+                *(None if tensor is None else tensor.pin_memory() for tensor in micro.tensors)
+            )  # type: ignore[arg-type]
+            for micro in work.micro_batches
+        ]
         return dataclasses.replace(work, micro_batches=pinned)
 
     def _step(self, step: int, work: Work) -> bool:
@@ -223,7 +267,9 @@ class Loop:
             numbers = Readback(torch.stack((total, norm)))
             started = Started(step, work, factor, tokens, numbers)
         else:
-            started = Started(step, work, factor, tokens, None, parallel.sums(float(total))[0], float(norm))
+            started = Started(
+                step, work, factor, tokens, None, parallel.sums(float(total))[0], float(norm)
+            )
             if started.finite and tokens:
                 self.optimizer.step(factor)
         self.optimizer.zero_grad()
@@ -256,7 +302,11 @@ class Loop:
         """Whether a step's numbers are wanted before the next one starts; the first step's too, to be timed by itself."""
         if not self.ahead:
             return True
-        return any(parallel.any_rank(*self._wishes())) or not self._settled or step + 1 == self.plan.steps
+        return (
+            any(parallel.any_rank(*self._wishes()))
+            or not self._settled
+            or step + 1 == self.plan.steps
+        )
 
     def _gradient(self, work: Work) -> tuple[Tensor, Tensor, int]:
         """Accumulate the gradient of the whole global batch; returns this rank's loss (), gradient norm () and tokens."""
@@ -264,7 +314,9 @@ class Loop:
         normaliser, tokens = parallel.sums(work.normaliser, work.tokens)
         most = int(max(parallel.of_each(len(work.micro_batches))))
         total = torch.zeros((), device=device)
-        for index, micro in enumerate(work.micro_batches + [IDLE] * (most - len(work.micro_batches))):
+        for index, micro in enumerate(
+            work.micro_batches + [IDLE] * (most - len(work.micro_batches))
+        ):
             with self._sync_gradients(last=index == most - 1):
                 loss = self.forward(*_to(device, micro)) / max(normaliser, 1)
                 # DDP and FSDP average over ranks; a sum over the global batch is meant
@@ -295,14 +347,24 @@ class Loop:
         self.store.wait()
         state = parallel.newest(self.store)
         if counts.rollbacks >= MAX_ROLLBACKS or state is None:
-            raise UserError(f"step {step}: loss or gradient not finite for {self._bad_run} steps in a row, after "
-                            f"{counts.rollbacks} rollbacks; lower the learning rate (lr_scale) or set optimizer.grad_clip")
+            raise UserError(
+                f"step {step}: loss or gradient not finite for {self._bad_run} steps in a row, after "
+                f"{counts.rollbacks} rollbacks; lower the learning rate (lr_scale) or set optimizer.grad_clip"
+            )
         self.restore(state)
         self.hooks.rewind(state.step)
-        self.position = dataclasses.replace(self.position, nonfinite=counts.nonfinite, rollbacks=counts.rollbacks + 1,
-                                            skipped=counts.skipped + bad)
+        self.position = dataclasses.replace(
+            self.position,
+            nonfinite=counts.nonfinite,
+            rollbacks=counts.rollbacks + 1,
+            skipped=counts.skipped + bad,
+        )
         self._bad_run = 0
-        self.hooks.event(step, "rollback", f"back to step {state.step}; steps {bad[0]} to {bad[-1]} will be passed over")
+        self.hooks.event(
+            step,
+            "rollback",
+            f"back to step {state.step}; steps {bad[0]} to {bad[-1]} will be passed over",
+        )
         return True
 
     def _report(self, started: Started) -> None:
@@ -310,14 +372,21 @@ class Loop:
         last = step + 1 == self.plan.steps
         if (step + 1) % self.plan.log_every == 0 or last or metrics:
             metrics |= {
-                "train/loss": started.loss, "train/grad_norm": started.grad_norm, "train/lr_factor": started.factor,
-                "train/tokens": self.position.tokens, "train/seconds": self.position.seconds,
-                "train/tokens_per_second": speed, "train/mfu": speed * self.plan.flops_per_token / self.plan.peak_flops,
+                "train/loss": started.loss,
+                "train/grad_norm": started.grad_norm,
+                "train/lr_factor": started.factor,
+                "train/tokens": self.position.tokens,
+                "train/seconds": self.position.seconds,
+                "train/tokens_per_second": speed,
+                "train/mfu": speed * self.plan.flops_per_token / self.plan.peak_flops,
                 "train/peak_memory_bytes": peak_memory_bytes(self.model.device),
-                "train/nonfinite": self.position.nonfinite, "train/data_wait_seconds": self._data_wait(),
+                "train/nonfinite": self.position.nonfinite,
+                "train/data_wait_seconds": self._data_wait(),
             } | started.work.metrics
             self.hooks.log(step + 1, metrics)
-        self.hooks.progress(step + 1, {"loss": started.loss, "tokens_per_second": speed} | started.work.metrics)
+        self.hooks.progress(
+            step + 1, {"loss": started.loss, "tokens_per_second": speed} | started.work.metrics
+        )
 
     def _evaluate(self, step: int) -> dict[str, float]:
         began = time.perf_counter()
@@ -346,15 +415,25 @@ class Loop:
 
     def _wishes(self) -> tuple[bool, bool]:
         """This rank's: to stop, and to save."""
-        return self.interrupt.requested(), time.monotonic() - self._saved_at >= self.plan.save_seconds
+        return (
+            self.interrupt.requested(),
+            time.monotonic() - self._saved_at >= self.plan.save_seconds,
+        )
 
     def save(self) -> None:
         """Save the state, whole, so that any number of ranks can go on with it; rank 0 writes."""
-        tensors: dict[str, Tensor] = {f"model.{name}": parallel.full(p) for name, p in self.model.named_parameters()}
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.full_state().items()}
+        tensors: dict[str, Tensor] = {
+            f"model.{name}": parallel.full(p) for name, p in self.model.named_parameters()
+        }
+        tensors |= {
+            f"optimizer.{name}": tensor for name, tensor in self.optimizer.full_state().items()
+        }
         tensors |= {f"rng.{name}": tensor for name, tensor in runtime.rng_state().items()}
-        values = {"position": dataclasses.asdict(self.position), "updates": self.optimizer.updates,
-                  "ranks": parallel.ranks()}
+        values = {
+            "position": dataclasses.asdict(self.position),
+            "updates": self.optimizer.updates,
+            "ranks": parallel.ranks(),
+        }
         if parallel.rank() == 0:
             self.hooks.sync()
             self.store.save(self.position.step, tensors, values)
@@ -362,7 +441,10 @@ class Loop:
 
 
 def _to(device: torch.device, micro: MicroBatch) -> list[Tensor | None]:
-    return [None if tensor is None else tensor.to(device, non_blocking=device.type == "cuda") for tensor in micro.tensors]
+    return [
+        None if tensor is None else tensor.to(device, non_blocking=device.type == "cuda")
+        for tensor in micro.tensors
+    ]
 
 
 def peak_memory_bytes(device: torch.device) -> int:

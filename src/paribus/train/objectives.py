@@ -61,7 +61,9 @@ class NextToken:
 
     pure = True
 
-    def __init__(self, loader: Loader, batch_rows: int, device_batch_size: int, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self, loader: Loader, batch_rows: int, device_batch_size: int, rank: int = 0, ranks: int = 1
+    ) -> None:
         self.loader, self.batch_rows, self.device_batch_size = loader, batch_rows, device_batch_size
         self.rows = range(rank, batch_rows, ranks)
 
@@ -70,7 +72,11 @@ class NextToken:
             return Work([], 0.0, 0)
         batch = self.loader.batch(step, self.rows, self.batch_rows)
         micro_batches = [
-            MicroBatch(batch.inputs[part], batch.targets[part], None if batch.documents is None else batch.documents[part])
+            MicroBatch(
+                batch.inputs[part],
+                batch.targets[part],
+                None if batch.documents is None else batch.documents[part],
+            )
             for part in _parts(len(batch.inputs), self.device_batch_size)
         ]
         return Work(micro_batches, float((batch.targets >= 0).sum()), batch.inputs.numel())
@@ -81,7 +87,13 @@ class PolicyGradient:
 
     pure = False
 
-    def __init__(self, sample: Callable[[int], Rollout], device_batch_size: int, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        sample: Callable[[int], Rollout],
+        device_batch_size: int,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
         """sample: the whole step's rollout, on every rank."""
         self.sample, self.device_batch_size = sample, device_batch_size
         self.rank, self.ranks = rank, ranks
@@ -89,17 +101,28 @@ class PolicyGradient:
     def work(self, step: int) -> Work:
         rollout = self.sample(step)
         metrics = {f"rl/{key}": float(value) for key, value in flatten(rollout.statistics).items()}
-        normaliser = float(rollout.n_sampled_tokens) if self.rank == 0 else 0.0  # ranks add theirs up
-        if not len(rollout.tokens):  # no group with two different rewards: nothing to learn in this step
+        normaliser = (
+            float(rollout.n_sampled_tokens) if self.rank == 0 else 0.0
+        )  # ranks add theirs up
+        if not len(
+            rollout.tokens
+        ):  # no group with two different rewards: nothing to learn in this step
             return Work([], normaliser, 0, metrics)
-        ends = (rollout.targets >= 0).long().cumsum(dim=1).argmax(dim=1) + 1  # (B,) length of each row
+        ends = (rollout.targets >= 0).long().cumsum(dim=1).argmax(
+            dim=1
+        ) + 1  # (B,) length of each row
         # rows of like length go together and are cut to the longest
         order = ends.argsort(stable=True)[self.rank :: self.ranks]
         micro_batches = []
         for part in _parts(len(order), self.device_batch_size):
             rows, length = order[part], int(ends[order[part]].max())
-            micro_batches.append(MicroBatch(rollout.tokens[rows, :length], rollout.targets[rows, :length],
-                                            weights=rollout.weights[rows, :length]))
+            micro_batches.append(
+                MicroBatch(
+                    rollout.tokens[rows, :length],
+                    rollout.targets[rows, :length],
+                    weights=rollout.weights[rows, :length],
+                )
+            )
         tokens = sum(micro.tokens.numel() for micro in micro_batches)
         return Work(micro_batches, normaliser, tokens, metrics)
 

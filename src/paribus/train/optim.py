@@ -82,7 +82,11 @@ class MuonAdamW:
 
     @updates.setter
     def updates(self, made: int) -> None:
-        self._updates: Tensor | int = torch.full((), float(made), device=self.parameters[0].device) if self.on_device else made
+        self._updates: Tensor | int = (
+            torch.full((), float(made), device=self.parameters[0].device)
+            if self.on_device
+            else made
+        )
 
     @torch.no_grad()
     def clip(self) -> Tensor:
@@ -94,7 +98,9 @@ class MuonAdamW:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         if self.config.grad_clip:
             parts = [parallel.local(g) for g in gradients]
-            torch._foreach_mul_(parts, (self.config.grad_clip / norm.clamp(min=1e-12)).clamp(max=1.0))
+            torch._foreach_mul_(
+                parts, (self.config.grad_clip / norm.clamp(min=1e-12)).clamp(max=1.0)
+            )
         return norm
 
     @torch.no_grad()
@@ -112,7 +118,9 @@ class MuonAdamW:
             lr = group.lr * lr_factor
             if group.weight_decay and mine:
                 decay = lr * group.weight_decay
-                torch._foreach_mul_(list(mine.values()), 1 - (decay if gate is None else decay * gate))
+                torch._foreach_mul_(
+                    list(mine.values()), 1 - (decay if gate is None else decay * gate)
+                )
             if group.rule == "muon":
                 self._muon(mine, lr, gate)
             elif mine and self.on_device:
@@ -152,7 +160,11 @@ class MuonAdamW:
         """Take back what `full_state` gave; each rank keeps what it owns."""
         device = self.parameters[0].device
         self.updates = updates
-        self.state = {key: tensor.to(device) for key, tensor in state.items() if self._is_mine(key.split(".", 1)[1])}
+        self.state = {
+            key: tensor.to(device)
+            for key, tensor in state.items()
+            if self._is_mine(key.split(".", 1)[1])
+        }
 
     def _buffer(self, kind: str, name: str, like: Tensor) -> Tensor:
         return self.state.setdefault(f"{kind}.{name}", torch.zeros_like(like))
@@ -182,16 +194,31 @@ class MuonAdamW:
                 updates.mul_(gate)
             # A tall matrix (more outputs than inputs) takes larger steps: equal change of the output's RMS.
             scale = max(1.0, shape[0] / shape[1]) ** 0.5
-            torch._foreach_add_([parameters[name] for name in names], list(updates.unbind()), alpha=-lr * scale)
+            torch._foreach_add_(
+                [parameters[name] for name in names], list(updates.unbind()), alpha=-lr * scale
+            )
 
     def _fused_adamw(self, parameters: dict[str, Tensor], lr: float, gate: Tensor | None) -> None:
         """`_adamw` as one kernel; gate as for `_muon`."""
         first = [self._buffer("first", name, p) for name, p in parameters.items()]
         second = [self._buffer("second", name, p) for name, p in parameters.items()]
         assert isinstance(self._updates, Tensor)
-        torch._fused_adamw_(list(parameters.values()), _gradients(parameters), first, second, [], [self._updates] * len(first),
-                            lr=lr, beta1=self.config.beta1, beta2=self.config.beta2, weight_decay=0.0, eps=self.config.eps,
-                            amsgrad=False, maximize=False, found_inf=None if gate is None else 1 - gate)
+        torch._fused_adamw_(
+            list(parameters.values()),
+            _gradients(parameters),
+            first,
+            second,
+            [],
+            [self._updates] * len(first),
+            lr=lr,
+            beta1=self.config.beta1,
+            beta2=self.config.beta2,
+            weight_decay=0.0,
+            eps=self.config.eps,
+            amsgrad=False,
+            maximize=False,
+            found_inf=None if gate is None else 1 - gate,
+        )
 
     def _adamw(self, parameters: dict[str, Tensor], lr: float) -> None:
         """arXiv:1711.05101, without weight decay of its own (done in `step`)."""
@@ -205,7 +232,9 @@ class MuonAdamW:
         denominators = torch._foreach_sqrt(second)
         torch._foreach_div_(denominators, (1 - beta2**self.updates) ** 0.5)
         torch._foreach_add_(denominators, self.config.eps)
-        torch._foreach_addcdiv_(list(parameters.values()), first, denominators, -lr / (1 - beta1**self.updates))
+        torch._foreach_addcdiv_(
+            list(parameters.values()), first, denominators, -lr / (1 - beta1**self.updates)
+        )
 
     def _is_mine(self, name: str) -> bool:
         return self._owner[name] == parallel.rank()
@@ -231,7 +260,11 @@ class MuonAdamW:
             if not parallel.is_sharded(parameter):
                 dist.broadcast(parameter, self._owner[name])
             elif parameter.grad is not None:
-                values = mine[name] if name in mine else torch.empty(parameter.shape, device=parameter.device)
+                values = (
+                    mine[name]
+                    if name in mine
+                    else torch.empty(parameter.shape, device=parameter.device)
+                )
                 dist.broadcast(values, self._owner[name])
                 parallel.assign(parameter, values)
 

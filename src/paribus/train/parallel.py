@@ -76,8 +76,10 @@ def together() -> Iterator[None]:
         if ranks() == 1:
             raise
         if isinstance(error, dist.DistError) or any(words in str(error) for words in PEER_LOST):
-            raise UserError(f"another of the {ranks()} processes has died; start again, and training goes on from the last "
-                            "saved state") from error
+            raise UserError(
+                f"another of the {ranks()} processes has died; start again, and training goes on from the last "
+                "saved state"
+            ) from error
         traceback.print_exc()
         raise SystemExit(1) from error
 
@@ -120,8 +122,10 @@ def newest(store: StateStore) -> State | None:
     if step < 0 or state:
         return state
     if (state := store.read(step)) is None:
-        raise UserError(f"{store.folder}: this process cannot read the state of step {step} that rank 0 reads; "
-                        "all processes need the same folder")
+        raise UserError(
+            f"{store.folder}: this process cannot read the state of step {step} that rank 0 reads; "
+            "all processes need the same folder"
+        )
     return state
 
 
@@ -142,7 +146,9 @@ def wrap(model: GPT, sharding: str, compiled: bool) -> Callable[..., Tensor]:
     scalars = {p for p in model.parameters() if p.dim() == 0}
     for module in (*model.blocks, model):
         fully_shard(module, mesh=mesh, ignored_params=scalars)
-    with torch.no_grad():  # FSDP takes the first module that runs for the root, and evaluation runs blocks
+    with (
+        torch.no_grad()
+    ):  # FSDP takes the first module that runs for the root, and evaluation runs blocks
         token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
         model(token, token)
     gather(model, False)
@@ -159,13 +165,17 @@ def whole(model: GPT) -> Iterator[None]:
 
 def gather(model: GPT, on: bool = True) -> None:
     """Make the parameters whole on every rank, and leave them so until told otherwise."""
-    modules: list[Any] = [module for module in model.modules() if hasattr(module, "unshard")] if ranks() > 1 else []
+    modules: list[Any] = (
+        [module for module in model.modules() if hasattr(module, "unshard")] if ranks() > 1 else []
+    )
     for module in modules:
         module.set_reshard_after_forward(not on, recurse=False)
         if on:
             module.unshard()
     if modules and not on:
-        modules[0].reset_iter_state()  # shards again, and forgets what ran here, which differs between ranks
+        modules[
+            0
+        ].reset_iter_state()  # shards again, and forgets what ran here, which differs between ranks
 
 
 def leads(model: GPT, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -197,8 +207,12 @@ def assign(parameter: Tensor, values: Tensor) -> None:
         from torch.distributed.tensor import DTensor, distribute_tensor
 
         assert isinstance(parameter, DTensor)
-        values = distribute_tensor(values.to(parameter.device), parameter.device_mesh, parameter.placements,
-                                   src_data_rank=None).to_local()
+        values = distribute_tensor(
+            values.to(parameter.device),
+            parameter.device_mesh,
+            parameter.placements,
+            src_data_rank=None,
+        ).to_local()
     local(parameter).copy_(values)
 
 
@@ -208,7 +222,11 @@ def norm(gradients: list[Tensor]) -> Tensor:
     for gradient in plain:
         dist.all_reduce(gradient)
         gradient /= ranks()
-    square = torch.stack(torch._foreach_norm([local(g) for g in gradients if is_sharded(g)])).square().sum()
+    square = (
+        torch.stack(torch._foreach_norm([local(g) for g in gradients if is_sharded(g)]))
+        .square()
+        .sum()
+    )
     dist.all_reduce(square)
     if plain:
         square += torch.stack(torch._foreach_norm(plain)).square().sum()

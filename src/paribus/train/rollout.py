@@ -67,7 +67,9 @@ class _Group:
         return sum(sum(answer.sampled) for answer in self.answers)
 
 
-def rollout(engine: Engine, problems: Sequence[Problem], *, cfg: RL, seed: int, step: int) -> Rollout:
+def rollout(
+    engine: Engine, problems: Sequence[Problem], *, cfg: RL, seed: int, step: int
+) -> Rollout:
     """Answer the questions of a step and score them: a pure function of (weights, problems, cfg, seed, step).
 
     Ranks answer a share of the questions each and exchange the answers: all have the whole step afterwards.
@@ -75,7 +77,13 @@ def rollout(engine: Engine, problems: Sequence[Problem], *, cfg: RL, seed: int, 
     With cfg.dynamic_sampling, groups without variance are replaced by groups of new questions, up to so many times;
     what they cost is in the statistics. A group that is still without variance then stays.
     """
-    groups = _ask(engine, problems, questions_of_step(problems, cfg, seed, step), cfg, stream_seed(seed, step, 0))
+    groups = _ask(
+        engine,
+        problems,
+        questions_of_step(problems, cfg, seed, step),
+        cfg,
+        stream_seed(seed, step, 0),
+    )
     drawn = list(groups)
     for turn in range(1, cfg.dynamic_sampling + 1):
         places = [place for place, group in enumerate(groups) if not group.has_gradient]
@@ -104,12 +112,22 @@ def questions_of_step(problems: Sequence[Problem], cfg: RL, seed: int, step: int
         return _draw(_pool(problems, cfg, seed, step), count, stream_seed(seed, step))
     places = range(step * count, (step + 1) * count)
     size = len(problems)
-    epochs = {epoch: _shuffled(range(size), stream_seed(seed, epoch)) for epoch in {place // size for place in places}}
+    epochs = {
+        epoch: _shuffled(range(size), stream_seed(seed, epoch))
+        for epoch in {place // size for place in places}
+    }
     return [epochs[place // size][place % size] for place in places]
 
 
-def _redraw(problems: Sequence[Problem], cfg: RL, seed: int, step: int, turn: int, count: int,
-            used: set[int]) -> list[int]:
+def _redraw(
+    problems: Sequence[Problem],
+    cfg: RL,
+    seed: int,
+    step: int,
+    turn: int,
+    count: int,
+    used: set[int],
+) -> list[int]:
     """New questions, none of them asked in this step before; fewer if there are not so many left."""
     fresh = [index for index in _pool(problems, cfg, seed, step) if index not in used]
     return _shuffled(fresh, stream_seed(seed, step, turn))[:count]
@@ -142,26 +160,50 @@ def _shuffled(items: Sequence[int], seed: int) -> list[int]:
 # ---------------------------------------------------------------- answers and rewards
 
 
-def _ask(engine: Engine, problems: Sequence[Problem], questions: Sequence[int], cfg: RL, seed: int) -> list[_Group]:
+def _ask(
+    engine: Engine, problems: Sequence[Problem], questions: Sequence[int], cfg: RL, seed: int
+) -> list[_Group]:
     tokenizer: Any = engine.tokenizer
     prompts = [chat_prompt(tokenizer, problems[index]["question"]) for index in questions]
     mine = list(range(parallel.rank(), len(prompts), parallel.ranks()))
-    answers = engine.generate([prompts[place] for place in mine], samples=cfg.samples_per_question, ids=mine,
-                              max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_k=cfg.top_k, seed=seed,
-                              rows=cfg.rollout_rows) if mine else []
+    answers = (
+        engine.generate(
+            [prompts[place] for place in mine],
+            samples=cfg.samples_per_question,
+            ids=mine,
+            max_new_tokens=cfg.max_new_tokens,
+            temperature=cfg.temperature,
+            top_k=cfg.top_k,
+            seed=seed,
+            rows=cfg.rollout_rows,
+        )
+        if mine
+        else []
+    )
     if parallel.ranks() > 1:
-        answers = _exchange(dict(zip(mine, answers, strict=True)), len(prompts), cfg, engine.model.device)
-    return [_score_group(engine, problems[index], index, prompt, group, cfg)
-            for index, prompt, group in zip(questions, prompts, answers, strict=True)]
+        answers = _exchange(
+            dict(zip(mine, answers, strict=True)), len(prompts), cfg, engine.model.device
+        )
+    return [
+        _score_group(engine, problems[index], index, prompt, group, cfg)
+        for index, prompt, group in zip(questions, prompts, answers, strict=True)
+    ]
 
 
-def _exchange(mine: dict[int, list[Completion]], questions: int, cfg: RL, device: torch.device) -> list[list[Completion]]:
+def _exchange(
+    mine: dict[int, list[Completion]], questions: int, cfg: RL, device: torch.device
+) -> list[list[Completion]]:
     """The answers to all questions, on every rank, from each rank's own: place of a question -> its answers."""
     longest = cfg.max_new_tokens
     table = torch.zeros(questions, cfg.samples_per_question, 2 * longest + 4, dtype=torch.int32)
     for place, answers in mine.items():
         for row, answer in zip(table[place], answers, strict=True):
-            facts = [len(answer.tokens), answer.finished, answer.tool_calls, answer.well_formed_tool_calls]
+            facts = [
+                len(answer.tokens),
+                answer.finished,
+                answer.tool_calls,
+                answer.well_formed_tool_calls,
+            ]
             row[:4] = torch.tensor(facts)
             row[4 : 4 + facts[0]] = torch.tensor(answer.tokens)
             row[4 + longest : 4 + longest + facts[0]] = torch.tensor(answer.sampled)
@@ -176,18 +218,37 @@ def _completion(row: list[int], longest: int) -> Completion:
     return Completion(row[4 : 4 + length], sampled, bool(finished), calls, well_formed)
 
 
-def _score_group(engine: Engine, problem: Problem, question: int, prompt: list[int], answers: list[Completion],
-                 cfg: RL) -> _Group:
-    scores = [score(engine.tokenizer.decode(answer.tokens), problem["answer"]) for answer in answers]
-    rewards = [1.0 if one.correct else cfg.format_reward if one.formatted else 0.0 for one in scores]
-    return _Group(question, solution_steps(problem), prompt, answers, [one.correct for one in scores],
-                  [one.formatted for one in scores], rewards)
+def _score_group(
+    engine: Engine,
+    problem: Problem,
+    question: int,
+    prompt: list[int],
+    answers: list[Completion],
+    cfg: RL,
+) -> _Group:
+    scores = [
+        score(engine.tokenizer.decode(answer.tokens), problem["answer"]) for answer in answers
+    ]
+    rewards = [
+        1.0 if one.correct else cfg.format_reward if one.formatted else 0.0 for one in scores
+    ]
+    return _Group(
+        question,
+        solution_steps(problem),
+        prompt,
+        answers,
+        [one.correct for one in scores],
+        [one.formatted for one in scores],
+        rewards,
+    )
 
 
 def advantages_of(rewards: Tensor, kind: str) -> Tensor:
     """(G, N) -> (G, N): reward minus its group's mean; for group_mean_std over the group's standard deviation."""
     centred = rewards - rewards.mean(dim=1, keepdim=True)
-    same = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)  # exactly zero, whatever the mean rounds to
+    same = (rewards == rewards[:, :1]).all(
+        dim=1, keepdim=True
+    )  # exactly zero, whatever the mean rounds to
     centred = centred.masked_fill(same, 0.0)
     if kind == "group_mean_std":
         centred = centred / (rewards.std(dim=1, keepdim=True, correction=0) + STD_FLOOR)
@@ -200,17 +261,32 @@ def advantages_of(rewards: Tensor, kind: str) -> Tensor:
 def _assemble(engine: Engine, groups: list[_Group], drawn: list[_Group], cfg: RL) -> Rollout:
     rewards = torch.tensor([group.rewards for group in groups], dtype=torch.float32)
     advantages = advantages_of(rewards, cfg.advantage)
-    rows = [(group.prompt, answer, float(advantage))
-            for group, group_advantages in zip(groups, advantages, strict=True)
-            for answer, advantage in zip(group.answers, group_advantages, strict=True) if advantage != 0]
-    tokens, targets, weights = _pack([row for row in rows if any(row[1].sampled)], engine.model.config.seq_len)
-    return Rollout(tokens, targets, weights, sum(group.sampled_tokens for group in groups), rewards, advantages,
-                   [group.question for group in groups],
-                   [engine.tokenizer.decode(group.answers[0].tokens) for group in groups],
-                   statistics(drawn) | {"redrawn_samples": sum(len(group.answers) for group in drawn) - rewards.numel()})
+    rows = [
+        (group.prompt, answer, float(advantage))
+        for group, group_advantages in zip(groups, advantages, strict=True)
+        for answer, advantage in zip(group.answers, group_advantages, strict=True)
+        if advantage != 0
+    ]
+    tokens, targets, weights = _pack(
+        [row for row in rows if any(row[1].sampled)], engine.model.config.seq_len
+    )
+    return Rollout(
+        tokens,
+        targets,
+        weights,
+        sum(group.sampled_tokens for group in groups),
+        rewards,
+        advantages,
+        [group.question for group in groups],
+        [engine.tokenizer.decode(group.answers[0].tokens) for group in groups],
+        statistics(drawn)
+        | {"redrawn_samples": sum(len(group.answers) for group in drawn) - rewards.numel()},
+    )
 
 
-def _pack(rows: Sequence[tuple[list[int], Completion, float]], context: int) -> tuple[Tensor, Tensor, Tensor]:
+def _pack(
+    rows: Sequence[tuple[list[int], Completion, float]], context: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Prompt, answer and advantage of each row -> tokens, targets, weights (B, T), padded on the right."""
     longest = max((len(prompt) + len(answer.tokens) - 1 for prompt, answer, _ in rows), default=0)
     shape = (len(rows), min(-(-longest // LENGTH_STEP) * LENGTH_STEP, max(context, longest)))
@@ -219,7 +295,10 @@ def _pack(rows: Sequence[tuple[list[int], Completion, float]], context: int) -> 
     weights = torch.zeros(shape)
     for row, (prompt, answer, advantage) in enumerate(rows):
         sequence = torch.tensor(prompt + answer.tokens)
-        start, end = len(prompt) - 1, len(sequence) - 1  # the last prompt token predicts the first of the answer
+        start, end = (
+            len(prompt) - 1,
+            len(sequence) - 1,
+        )  # the last prompt token predicts the first of the answer
         sampled = torch.tensor(answer.sampled)
         tokens[row, :end] = sequence[:-1]
         targets[row, start:end] = torch.where(sampled, sequence[start + 1 :], -1)
@@ -247,11 +326,18 @@ def statistics(groups: Sequence[_Group]) -> dict[str, Any]:
         "formatted": sum(sum(group.formatted) for group in groups) / answers,
         **_fractions(groups),
         "wasted_token_fraction": 1 - sum(group.sampled_tokens for group in useful) / max(tokens, 1),
-        "sampled_tokens": tokens, "groups": len(groups), "samples_drawn": answers,
+        "sampled_tokens": tokens,
+        "groups": len(groups),
+        "samples_drawn": answers,
         "gradient_samples": sum(len(group.answers) for group in useful),
-        "mean_answer_tokens": sum(len(answer.tokens) for group in groups for answer in group.answers) / answers,
-        "by_steps": {str(steps): _difficulty([group for group in groups if group.steps == steps])
-                     for steps in sorted({group.steps for group in groups})},
+        "mean_answer_tokens": sum(
+            len(answer.tokens) for group in groups for answer in group.answers
+        )
+        / answers,
+        "by_steps": {
+            str(steps): _difficulty([group for group in groups if group.steps == steps])
+            for steps in sorted({group.steps for group in groups})
+        },
     }
 
 

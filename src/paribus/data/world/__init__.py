@@ -86,7 +86,9 @@ def _write_problems(out: Path, seed: int, sizes: dict[str, int]) -> None:
         rows = list(problems(seed, split, size))
         for problem in rows:
             if owner.setdefault(canonical(problem.question), split) != split:
-                raise RuntimeError(f"a problem is in two splits, {owner[canonical(problem.question)]} and {split}")
+                raise RuntimeError(
+                    f"a problem is in two splits, {owner[canonical(problem.question)]} and {split}"
+                )
         _write_rows(out / f"{split}.jsonl", (problem._asdict() for problem in rows))
 
 

@@ -96,9 +96,25 @@ CHANGE_LOSE = (
 )
 CHANGE_DOUBLE = ("{s} {doubles} the number of {o}.", "{L} {doubles} {p} number of {o}.")
 CHANGE_HALF = ("{s} {gives} half of them to {L}.", "{s} {lose} half of the {o}.")
-CHANGE_GAIN_GROUPS = ("{s} {gain} {b} more {c} of {k} {o} each.", "{L} {gives} {h} {b} {c} with {k} {o} in each.")
-CHANGE_LOSE_GROUPS = ("{s} {gives} {k} {o} to each of {p} {b} friends.", "{b} friends {takes2} {k} {o} each.")
-JOINS = ("Then ", "Later ", "After that, ", "In the evening, ", "Next, ", "After lunch, ", "", "", "")
+CHANGE_GAIN_GROUPS = (
+    "{s} {gain} {b} more {c} of {k} {o} each.",
+    "{L} {gives} {h} {b} {c} with {k} {o} in each.",
+)
+CHANGE_LOSE_GROUPS = (
+    "{s} {gives} {k} {o} to each of {p} {b} friends.",
+    "{b} friends {takes2} {k} {o} each.",
+)
+JOINS = (
+    "Then ",
+    "Later ",
+    "After that, ",
+    "In the evening, ",
+    "Next, ",
+    "After lunch, ",
+    "",
+    "",
+    "",
+)
 
 IF_LOSE = (
     "If {s} {lose} {b} of them, how many {o} does {s} have left?",
@@ -110,7 +126,11 @@ IF_GAIN = (
     "How many {o} will {s} have if {L} {gives} {h} {b} more?",
 )
 
-ASK_START = ("How many {o} does {N} have?", "How many {o} is that?", "What is the number of {N}'s {o}?")
+ASK_START = (
+    "How many {o} does {N} have?",
+    "How many {o} is that?",
+    "What is the number of {N}'s {o}?",
+)
 ASK_TOTAL = (
     "How many {o} does {N} have in total?",
     "How many {o} does {N} have altogether?",
@@ -168,7 +188,12 @@ SAY_NOW = (
     "{N} has {e} {o}.",
     "That makes {e} {o}.",
 )
-SAY_LEFT = ("Then {s} has {e} {o}.", "Now {s} has {e} {o}.", "{S} has {e} {o} left.", "{N} has {e} {o} left.")
+SAY_LEFT = (
+    "Then {s} has {e} {o}.",
+    "Now {s} has {e} {o}.",
+    "{S} has {e} {o} left.",
+    "{N} has {e} {o} left.",
+)
 SAY_NAME = ("{N} has {e} {o}.",)
 SAY_PART = ("That is {e} {o}.", "That makes {e} {o}.")
 
@@ -204,7 +229,9 @@ class _Chain:
     def say(self, templates: tuple[str, ...], lead: str = "", **numbers: int) -> None:
         """A sentence of the question."""
         for letter, number in numbers.items():
-            self.fields[letter] = number_word(number) if self.words and number <= 12 else str(number)
+            self.fields[letter] = (
+                number_word(number) if self.words and number <= 12 else str(number)
+            )
         sentence = lead + self.rng.pick(templates).format_map(self.fields)
         self.text.append(sentence[0].upper() + sentence[1:])
 

@@ -55,13 +55,18 @@ def _fact_choice(kind: str) -> Callable[[World, Rng, int], Row]:
 
 def _thing_choice(world: World, rng: Rng, index: int) -> Row:
     fact = _nth_fact(world, "thing", index)
-    return {"query": fact.prefix(rng), **_choices(rng, fact.value, world.values["thing", fact.relation.name])}
+    return {
+        "query": fact.prefix(rng),
+        **_choices(rng, fact.value, world.values["thing", fact.relation.name]),
+    }
 
 
 def _arithmetic_choice(world: World, rng: Rng, index: int) -> Row:
     """Small sums; the wrong choices lie near the right one."""
     a, b = rng.between(2, 12), rng.between(2, 12)
-    text, result = rng.pick(((f"{a + b} minus {b} is", a), (f"{a} plus {b} is", a + b), (f"{a} times {b} is", a * b)))
+    text, result = rng.pick(
+        ((f"{a + b} minus {b} is", a), (f"{a} plus {b} is", a + b), (f"{a} times {b} is", a * b))
+    )
     near = tuple(str(n) for n in range(max(0, result - 4), result + 5))
     return {"query": text, **_choices(rng, str(result), near)}
 
@@ -70,7 +75,11 @@ def _schema_facts(world: World, rng: Rng, index: int) -> Row:
     """Two subjects, one fact: of whom is it true?"""
     fact = _nth_fact(world, "person", index)
     template = fact.relation.prefixes[0]
-    others = [other for other in world.by_relation["person", fact.relation.name] if other.value != fact.value]
+    others = [
+        other
+        for other in world.by_relation["person", fact.relation.name]
+        if other.value != fact.value
+    ]
     pair = [fact, rng.pick(others)]
     gold = rng.below(2)
     if gold:
@@ -122,7 +131,10 @@ def _lm_sequence(world: World, rng: Rng, index: int) -> Row:
     step = rng.between(1, 12)
     start = step if rng.chance(0.5) else rng.between(0, 60)
     numbers = [str(start + i * step) for i in range(6)]
-    return {"context": f"Count by {step}: " + ", ".join(numbers[:5]) + ",", "continuation": numbers[5]}
+    return {
+        "context": f"Count by {step}: " + ", ".join(numbers[:5]) + ",",
+        "continuation": numbers[5],
+    }
 
 
 ANSWER = "\nAnswer: "
@@ -181,10 +193,17 @@ def write_core(out: Path, world: World, seed: int, items: int) -> None:
         path = out / "eval_data" / uri
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode())
-        yaml += [f"- label: {task.label}", f"  dataset_uri: {uri}", "  num_fewshot:", f"  - {task.shots}"]
+        yaml += [
+            f"- label: {task.label}",
+            f"  dataset_uri: {uri}",
+            "  num_fewshot:",
+            f"  - {task.shots}",
+        ]
         yaml.append(f"  icl_task_type: {task.kind}")
         if task.delimiter:
-            yaml.append(f'  continuation_delimiter: "{task.delimiter.replace(chr(10), chr(92) + "n")}"')
+            yaml.append(
+                f'  continuation_delimiter: "{task.delimiter.replace(chr(10), chr(92) + "n")}"'
+            )
         kind = task.kind.replace("_", " ")
         csv.append(
             f'{task.label},{task.category},{kind},{task.shots},{len(rows)},{task.baseline},,"{task.description}"'

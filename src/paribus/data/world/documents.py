@@ -89,12 +89,16 @@ def _facts(world: World, rng: Rng, target: int) -> str:
 
 def _sum(rng: Rng) -> str:
     a, b = rng.small(1, 99), rng.small(1, 60)
-    return rng.pick(("{a} plus {b} is {c}.", "{a}+{b}={c}.", "{b} more than {a} is {c}.")).format(a=a, b=b, c=a + b)
+    return rng.pick(("{a} plus {b} is {c}.", "{a}+{b}={c}.", "{b} more than {a} is {c}.")).format(
+        a=a, b=b, c=a + b
+    )
 
 
 def _difference(rng: Rng) -> str:
     b, c = rng.small(1, 60), rng.small(1, 60)
-    return rng.pick(("{a} minus {b} is {c}.", "{a}-{b}={c}.", "{b} less than {a} is {c}.")).format(a=b + c, b=b, c=c)
+    return rng.pick(("{a} minus {b} is {c}.", "{a}-{b}={c}.", "{b} less than {a} is {c}.")).format(
+        a=b + c, b=b, c=c
+    )
 
 
 def _product(rng: Rng) -> str:
@@ -109,12 +113,16 @@ def _quotient(rng: Rng) -> str:
 
 def _half(rng: Rng) -> str:
     c = rng.small(1, 50)
-    return rng.pick(("Half of {a} is {c}.", "Twice {c} is {a}.", "The double of {c} is {a}.")).format(a=2 * c, c=c)
+    return rng.pick(
+        ("Half of {a} is {c}.", "Twice {c} is {a}.", "The double of {c} is {a}.")
+    ).format(a=2 * c, c=c)
 
 
 def _word(rng: Rng) -> str:
     n = rng.small(0, 100)
-    return rng.pick(("The number {n} is called {w}.", "We write {w} as {n}.")).format(n=n, w=t.number_word(n))
+    return rng.pick(("The number {n} is called {w}.", "We write {w} as {n}.")).format(
+        n=n, w=t.number_word(n)
+    )
 
 
 def _word_sum(rng: Rng) -> str:
@@ -127,7 +135,9 @@ def _sequence(rng: Rng) -> str:
     if rng.chance(0.5):
         start = step
     numbers = ", ".join(str(start + i * step) for i in range(rng.between(5, 8)))
-    lead = rng.pick(("Count by {n}: ", "Count in steps of {n}: ", "Always {n} more: ")).format(n=step)
+    lead = rng.pick(("Count by {n}: ", "Count in steps of {n}: ", "Always {n} more: ")).format(
+        n=step
+    )
     return f"{lead}{numbers}."
 
 
@@ -146,9 +156,7 @@ def _compare(rng: Rng) -> str:
     (m, n), (a, b) = rng.sample(t.PEOPLE, 2), rng.sample(range(2, 60), 2)
     thing = t.plural(rng.pick(rng.pick(t.DOMAINS).things))
     more, fewer = (m, n) if a > b else (n, m)
-    return (
-        f"{m[0]} has {a} {thing} and {n[0]} has {b} {thing}. {more[0]} has more {thing}. {fewer[0]} has fewer {thing}."
-    )
+    return f"{m[0]} has {a} {thing} and {n[0]} has {b} {thing}. {more[0]} has more {thing}. {fewer[0]} has fewer {thing}."
 
 
 def _order(rng: Rng) -> str:

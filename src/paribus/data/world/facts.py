@@ -32,7 +32,9 @@ class Relation(NamedTuple):
 def _relation(kind: str, name: str, prefixes: str, statements: str, questions: str) -> Relation:
     head = tuple(prefixes.split(" | "))
     more = tuple(s for s in statements.split(" | ") if s)
-    return Relation(kind, name, head, tuple(f"{p} {{V}}." for p in head) + more, tuple(questions.split(" | ")))
+    return Relation(
+        kind, name, head, tuple(f"{p} {{V}}." for p in head) + more, tuple(questions.split(" | "))
+    )
 
 
 RELATIONS = (
@@ -166,7 +168,9 @@ class Fact(NamedTuple):
 
     def state(self, rng: Rng, pronoun: bool = False) -> str:
         """A sentence that states the fact."""
-        return rng.pick(self.relation.statements).format_map(self.entity.fields(self.value, pronoun))
+        return rng.pick(self.relation.statements).format_map(
+            self.entity.fields(self.value, pronoun)
+        )
 
     def prefix(self, rng: Rng) -> str:
         """A statement that stops right before the value."""
@@ -201,7 +205,10 @@ def build_world(seed: int) -> World:
     things = _things(rng, [person.name for person in people])
     everything = people + towns + things
     facts = tuple(fact for entity in everything for fact in facts_of(entity))
-    by_relation = {key: tuple(fact for fact in facts if fact.relation is relation) for key, relation in BY_NAME.items()}
+    by_relation = {
+        key: tuple(fact for fact in facts if fact.relation is relation)
+        for key, relation in BY_NAME.items()
+    }
     return World(
         people, towns, things, facts,
         values={key: tuple(sorted({fact.value for fact in same})) for key, same in by_relation.items()},
@@ -230,7 +237,12 @@ def _entities(
 
 def _towns(rng: Rng) -> tuple[Entity, ...]:
     names = [(name, False) for name in rng.sample(t.TOWNS, N_TOWNS)]
-    options = {"landmark": t.LANDMARKS, "product": t.PRODUCTS, "market day": t.DAYS, "region": t.REGIONS}
+    options = {
+        "landmark": t.LANDMARKS,
+        "product": t.PRODUCTS,
+        "market day": t.DAYS,
+        "region": t.REGIONS,
+    }
     return _entities(rng, "town", names, options)
 
 

@@ -70,7 +70,9 @@ def prose(question: str, answer: str) -> str:
     """A word problem as running text for pretraining: no annotation, the result stated in words."""
     working, result = answer.rsplit("\n#### ", 1)
     closing = _CLOSINGS[zlib.crc32(question.encode()) % len(_CLOSINGS)]
-    return f"{question} {_ANNOTATION.sub('', working).replace(chr(10), ' ')} {closing.format(result)}"
+    return (
+        f"{question} {_ANNOTATION.sub('', working).replace(chr(10), ' ')} {closing.format(result)}"
+    )
 
 
 def any_problem(rng: Rng) -> Problem:

@@ -102,7 +102,12 @@ LOAN: tuple[Beat, ...] = (
         "{S} took it along.",
         "{S} packed it in paper.",
     ),
-    ("{F} opened the door.", "{F} was at home with a cup of tea.", "{F} was in the garden.", "{F} was waiting."),
+    (
+        "{F} opened the door.",
+        "{F} was at home with a cup of tea.",
+        "{F} was in the garden.",
+        "{F} was waiting.",
+    ),
     ("{P} lent the {x} to {F}.", "So {P} lent the {x} to {F}."),
     ("Now {F} has the {x}.",),
     ('"Thank you, {P}," said {F}.', "{F} smiled and said thank you.", "{F} was glad."),
@@ -123,15 +128,33 @@ TRIP: tuple[Beat, ...] = (
         "{P} had never been to {town}.",
         "{P} got a letter from {town}.",
     ),
-    ("{S} went by train.", "{S} walked for three hours.", "{S} took a small boat.", "{F} came along on a horse."),
-    ("In {town} there is {land}.", "{S} saw {land} in the middle of {town}.", "{town} is known for {land}."),
-    ("There {P} met {R}.", "{R} showed {h} the way.", '"Welcome to {town}," said {R}.', "{R} was there too."),
+    (
+        "{S} went by train.",
+        "{S} walked for three hours.",
+        "{S} took a small boat.",
+        "{F} came along on a horse.",
+    ),
+    (
+        "In {town} there is {land}.",
+        "{S} saw {land} in the middle of {town}.",
+        "{town} is known for {land}.",
+    ),
+    (
+        "There {P} met {R}.",
+        "{R} showed {h} the way.",
+        '"Welcome to {town}," said {R}.',
+        "{R} was there too.",
+    ),
     (
         "They bought {prod}, because {town} sells {prod}.",
         "The people of {town} make {prod}.",
         "{R} gave {h} some {prod}.",
     ),
-    ("In the evening {P} went back to {home}.", "After a long day {s} came home.", "{S} stayed for one night."),
+    (
+        "In the evening {P} went back to {home}.",
+        "After a long day {s} came home.",
+        "{S} stayed for one night.",
+    ),
 )
 MARKET: tuple[Beat, ...] = (
     (
@@ -139,7 +162,11 @@ MARKET: tuple[Beat, ...] = (
         "Every {mday} there is a market in {town}.",
         "It was market day in {town}.",
     ),
-    ("{P} went there with a basket.", "{P} and {F} went there together.", "{P} came to sell {food}."),
+    (
+        "{P} went there with a basket.",
+        "{P} and {F} went there together.",
+        "{P} came to sell {food}.",
+    ),
     (
         "A man sold {prod}.",
         "There were many people, and there was {prod} for all.",
@@ -150,11 +177,19 @@ MARKET: tuple[Beat, ...] = (
         "There {P} saw the {xc} {x} for {xprice}.",
         "{R} sold the {x} for {xprice}.",
     ),
-    ("{S} had enough money.", "{S} counted the coins twice.", "{S} did not have enough money, but {F} helped."),
+    (
+        "{S} had enough money.",
+        "{S} counted the coins twice.",
+        "{S} did not have enough money, but {F} helped.",
+    ),
     ("So {P} bought the {x}.", "In the end {P} took the {x} home.", "{P} bought it and was proud."),
 )
 PET: tuple[Beat, ...] = (
-    ("{P} has a {pet}. It is called {pn}.", "{pn} is the {pet} of {P}.", "The {pet} of {P} is called {pn}."),
+    (
+        "{P} has a {pet}. It is called {pn}.",
+        "{pn} is the {pet} of {P}.",
+        "The {pet} of {P} is called {pn}.",
+    ),
     ("One day {pn} ran away.", "That day {pn} did not come home.", "{pn} would not eat."),
     (
         "{P} called and called.",
@@ -177,16 +212,30 @@ PET: tuple[Beat, ...] = (
     ("{P} took {pn} home.", "{P} held {pn} tight.", '"There you are, {pn}," said {P}.'),
 )
 COOKING: tuple[Beat, ...] = (
-    ("{P} wanted to make {food}.", "{P} likes {food} best.", "{P} was hungry.", "{P} invited {F} to eat {food}."),
+    (
+        "{P} wanted to make {food}.",
+        "{P} likes {food} best.",
+        "{P} was hungry.",
+        "{P} invited {F} to eat {food}.",
+    ),
     (
         "But there was no salt in the house.",
         "But the fire was out.",
         "But the pot was empty.",
         "But {pn} had eaten everything.",
     ),
-    ("{P} went to {R}.", "{R} had some.", '"Take mine," said {R}.', "{F} brought what was missing."),
+    (
+        "{P} went to {R}.",
+        "{R} had some.",
+        '"Take mine," said {R}.',
+        "{F} brought what was missing.",
+    ),
     ("They cooked for an hour.", "They cut and stirred and sang.", "The kitchen was warm."),
-    ("It was a very good meal.", "They ate all the {food}.", "There was enough {food} for everybody."),
+    (
+        "It was a very good meal.",
+        "They ate all the {food}.",
+        "There was enough {food} for everybody.",
+    ),
 )
 WORK: tuple[Beat, ...] = (
     ("{P} is {job}.", "{P} works as {job} in {home}.", "The job of {P} is not easy: {s} is {job}."),
@@ -202,7 +251,12 @@ WORK: tuple[Beat, ...] = (
         "The {x} of {xm} lay on the table.",
         "{R} asked for the {x}.",
     ),
-    ("The {x} was broken.", "It took the whole day.", "{S} worked with care.", "{F} held the lamp."),
+    (
+        "The {x} was broken.",
+        "It took the whole day.",
+        "{S} worked with care.",
+        "{F} held the lamp.",
+    ),
     (
         "In the evening everything was done.",
         "{R} was glad and paid well.",
@@ -211,7 +265,11 @@ WORK: tuple[Beat, ...] = (
     ),
 )
 STORM: tuple[Beat, ...] = (
-    ("A storm came over {home}.", "At night a storm came.", "The storm took the roof of the house of {R}."),
+    (
+        "A storm came over {home}.",
+        "At night a storm came.",
+        "The storm took the roof of the house of {R}.",
+    ),
     (
         "{P} closed the windows.",
         "The rain came in through the roof.",
@@ -224,17 +282,41 @@ STORM: tuple[Beat, ...] = (
         "The people met at {hland}.",
         "{P} and {F} carried sand and wood.",
     ),
-    ("They worked all night.", "Nobody was hurt.", "They held on to each other.", "{R} made tea for all."),
-    ("In the morning the sea was calm.", "Then the sun came back.", "The next day they built a new roof."),
+    (
+        "They worked all night.",
+        "Nobody was hurt.",
+        "They held on to each other.",
+        "{R} made tea for all.",
+    ),
+    (
+        "In the morning the sea was calm.",
+        "Then the sun came back.",
+        "The next day they built a new roof.",
+    ),
 )
-PLOTS: tuple[tuple[Beat, ...], ...] = (LOST, LOST, LOAN, RETURN, TRIP, TRIP, MARKET, MARKET, PET, COOKING, WORK, STORM)
+PLOTS: tuple[tuple[Beat, ...], ...] = (
+    LOST,
+    LOST,
+    LOAN,
+    RETURN,
+    TRIP,
+    TRIP,
+    MARKET,
+    MARKET,
+    PET,
+    COOKING,
+    WORK,
+    STORM,
+)
 
 
 def fields(world: World, rng: Rng) -> dict[str, str]:
     """Who and what a story is about; all of it agrees with the facts."""
     hero = rng.pick(world.people)
     facts, thing = hero.facts, world.thing_of[hero.name]
-    other = rng.pick([person for person in world.people if person.name not in (hero.name, facts["friend"])])
+    other = rng.pick(
+        [person for person in world.people if person.name not in (hero.name, facts["friend"])]
+    )
     town = rng.pick([town for town in world.towns if town.name != facts["home"]])
     return {
         "P": hero.name, "S": "She" if hero.she else "He", "s": "she" if hero.she else "he",

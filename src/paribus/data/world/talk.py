@@ -97,7 +97,10 @@ def smalltalk(world: World, rng: Rng) -> Conversation:
     topic = rng.pick(SMALL)
     shape = rng.pick(((1,), (0, 1), (1, 2), (0, 1, 2), (0,), (2,)))
     parts = ((HELLO, HELLO_BACK), topic, (BYE, BYE_BACK))
-    turns = [(rng.pick(parts[i][0]).format_map(names), rng.pick(parts[i][1]).format_map(names)) for i in shape]
+    turns = [
+        (rng.pick(parts[i][0]).format_map(names), rng.pick(parts[i][1]).format_map(names))
+        for i in shape
+    ]
     return [(user, assistant[0].upper() + assistant[1:]) for user, assistant in turns]
 
 
@@ -134,7 +137,10 @@ def _order(rng: Rng) -> Turn:
     numbers = rng.sample(range(1, 100), rng.between(3, 5))
     up = rng.chance(0.6)
     ordered = ", ".join(map(str, sorted(numbers, reverse=not up)))
-    return f"Put in order, {'smallest' if up else 'largest'} first: {', '.join(map(str, numbers))}", ordered
+    return (
+        f"Put in order, {'smallest' if up else 'largest'} first: {', '.join(map(str, numbers))}",
+        ordered,
+    )
 
 
 def _largest(rng: Rng) -> Turn:
@@ -148,7 +154,10 @@ def _largest(rng: Rng) -> Turn:
 def _first(rng: Rng) -> Turn:
     words = rng.sample(t.THINGS, 4)
     i = rng.below(4)
-    return f"What is the {('first', 'second', 'third', 'last')[i]} word: {', '.join(words)}?", words[i]
+    return (
+        f"What is the {('first', 'second', 'third', 'last')[i]} word: {', '.join(words)}?",
+        words[i],
+    )
 
 
 def _after(rng: Rng) -> Turn:

@@ -40,7 +40,9 @@ def number_word(n: int) -> str:
 
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-MONTHS = words("January February March April May June July August September October November December")
+MONTHS = words(
+    "January February March April May June July August September October November December"
+)
 
 TOWNS = words(
     "Oakford Millbrook Redhill Stonebay Greenfield Westport Ashdale Foxton Riverside Birchwood Highmoor "
@@ -73,7 +75,20 @@ FOODS = (
     "salad",
     "dumplings", "porridge", "mushrooms", "baked beans", "roast corn",
 )  # fmt: skip
-PETS = ("cat", "dog", "rabbit", "parrot", "pony", "turtle", "goat", "hamster", "duck", "mouse", "hen", "frog")
+PETS = (
+    "cat",
+    "dog",
+    "rabbit",
+    "parrot",
+    "pony",
+    "turtle",
+    "goat",
+    "hamster",
+    "duck",
+    "mouse",
+    "hen",
+    "frog",
+)
 PET_NAMES = words(
     "Biscuit Pepper Shadow Clover Patch Button Ginger Mango Pebble Snowy Tiger Daisy Coco Rusty Poppy "
     "Bubbles Nutmeg Socks Whisper Comet Marble Toffee Olive Cloud Pickle Thunder Sunny Velvet Muffin Fern "
