@@ -120,6 +120,6 @@ def test_each_tool_has_one_home(path: Path) -> None:
 
 def test_no_file_is_too_long() -> None:
     long = {
-        name_of(path): lines for path in MODULES if (lines := path.read_text().count("\n")) > 500
+        name_of(path): lines for path in MODULES if (lines := path.read_text().count("\n")) > 650
     }
     assert not long
