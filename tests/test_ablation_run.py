@@ -153,7 +153,7 @@ def test_the_result_of_a_killed_run_is_that_of_an_undisturbed_one(
     again.run(
         sys.executable,
         "-c",
-        "from paribus import stages; stages.pretrain()",
+        "from paribus.stages.training import pretrain; pretrain()",
         PYTHONPATH=str(tmp_path / "src"),
         DVC_ROOT=str(tmp_path),
     )

@@ -34,7 +34,7 @@ def run(
     """A run of pretraining with this provenance."""
     provenance = {
         "stage": "pretrain",
-        "files": {"src/paribus/train/loop.py": "a" * 64},
+        "code": {"src/paribus/train/loop.py": "a" * 64},
         "deps": {},
         "git": {"diff": None},
         "versions": {"torch": "2.13.0"},
@@ -130,7 +130,7 @@ def test_what_follows_from_a_change_is_no_cause() -> None:
 
 def test_code_is_told_by_the_file() -> None:
     b = run(
-        "b", files={"src/paribus/train/loop.py": "b" * 64, "src/paribus/train/new.py": "c" * 64}
+        "b", code={"src/paribus/train/loop.py": "b" * 64, "src/paribus/train/new.py": "c" * 64}
     )
     assert comparison([run("a")], [b]).code == {
         "src/paribus/train/loop.py": ("a" * 64, "b" * 64),

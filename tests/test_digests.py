@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from paribus import graph
-from paribus.graph import DigestMemo, tree_digest
+from paribus.graph import DigestMemo, digests, tree_digest
 
 SIZE = DigestMemo.LARGE + 5
 
@@ -29,9 +28,9 @@ def folder(tmp_path: Path) -> Path:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of files that are read from now on."""
     read: list[str] = []
-    real = graph.file_digest
+    real = digests.file_digest
     monkeypatch.setattr(
-        graph, "file_digest", lambda path: read.append(Path(path).name) or real(path)
+        digests, "file_digest", lambda path: read.append(Path(path).name) or real(path)
     )
     return read
 

@@ -200,7 +200,7 @@ def test_same_fingerprint_gives_the_same_bytes(
     """Every training stage again, in another folder, without DVC: the same weights to the byte."""
     again = Project(tmp_path, project_root)
     names = ("corpus", "tokenizer", "tokens", "pretrain", "midtrain", "sft", "rl")
-    script = f"from paribus import stages\nfor name in {names}: getattr(stages, name)()"
+    script = f"from paribus.cli import run_stage\nfor name in {names}: run_stage(name)"
     again.run(
         sys.executable, "-c", script, PYTHONPATH=str(tmp_path / "src"), DVC_ROOT=str(tmp_path)
     )
@@ -218,7 +218,7 @@ def test_core_during_training_is_a_curve_and_changes_no_weight(
     watched.run(
         sys.executable,
         "-c",
-        "from paribus import stages; stages.pretrain()",
+        "from paribus.stages.training import pretrain; pretrain()",
         PYTHONPATH=str(tmp_path / "src"),
         DVC_ROOT=str(tmp_path),
     )

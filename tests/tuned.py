@@ -36,7 +36,9 @@ def prepare(root: Path, project_root: Path) -> Path:
         yaml.safe_dump(merge(read_yaml(project_root / "params.yaml"), TINY), sort_keys=False)
     )
     (root / "experiments/tune").mkdir(parents=True)
-    code = "from paribus import stages; stages.corpus(); stages.tokenizer(); stages.tokens()"
+    code = (
+        "from paribus.stages.data import corpus, tokenizer, tokens; corpus(); tokenizer(); tokens()"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True)
     return root
 

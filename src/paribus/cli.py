@@ -56,12 +56,20 @@ def commands() -> None:
     """
 
 
+def run_stage(stage: str, *arguments: str) -> None:
+    """Run a stage of dvc.yaml in this process."""
+    from importlib import import_module
+
+    from paribus.graph import ENTRY_POINTS
+
+    module, _, function = ENTRY_POINTS[stage].partition(":")
+    getattr(import_module(module), function)(*arguments)
+
+
 def _stage(name: str, help: str) -> None:
     @commands.command(name, help=help, short_help=help)
     def command() -> None:
-        from paribus import stages
-
-        getattr(stages, name)()
+        run_stage(name)
 
 
 _stage("corpus", "Stage: documents, conversations, problems and tasks -> data/corpus.")
@@ -82,18 +90,14 @@ def evaluate() -> None:
 @evaluate.command("core")
 def core() -> None:
     """Stage: CORE of checkpoints/base -> evals/core."""
-    from paribus import stages
-
-    stages.core()
+    run_stage("core")
 
 
 @evaluate.command("gsm8k")
 @click.argument("stage", type=click.Choice(["base", "mid", "sft", "rl"]))
 def gsm8k(stage: str) -> None:
     """Stage: word problems answered by one checkpoint -> evals/gsm8k/STAGE."""
-    from paribus import stages
-
-    stages.gsm8k(stage)
+    run_stage("gsm8k_stage", stage)
 
 
 @evaluate.command("sparsity")
@@ -156,9 +160,19 @@ def lm(
 @evaluate.command("compare-stages")
 def compare_stages() -> None:
     """Stage: word problems by stage, paired -> metrics/gsm8k.json."""
-    from paribus import stages
+    run_stage("gsm8k")
 
-    stages.compare_stages()
+
+@commands.command("deps")
+@click.option("--check", is_flag=True, help="Change nothing; exit status 1 if dvc.yaml is stale.")
+def deps(check: bool) -> None:
+    """Write each stage's code into dvc.yaml: the import closure of its function.
+
+    Run it after adding, moving or importing a module; the tests fail while dvc.yaml is stale.
+    """
+    from paribus import tools
+
+    tools.write_deps(check)
 
 
 @commands.command()

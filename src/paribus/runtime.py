@@ -31,9 +31,12 @@ from paribus.graph import (
     StageDefinition,
     declared_params,
     file_digest,
+    is_code,
+    stage_code,
     stage_definition,
     stage_definitions,
     tree_digest,
+    working_sources,
 )
 
 if TYPE_CHECKING:
@@ -339,23 +342,34 @@ def restore_rng(state: dict[str, Tensor]) -> None:
 
 
 def stage_fingerprint(name: str, settings: config.Config, hardware: Hardware | None = None) -> str:
-    """Names a run of a stage (law 1): its declared params, the contents of its deps (code included) and the hardware.
+    """Names a run of a stage: equal parts, equal outputs. Raises UserError as `fingerprint_parts` does."""
+    return config.fingerprint(**fingerprint_parts(name, settings, hardware))
 
-    Raises UserError for a param that params.yaml does not have, or a dep that is not there.
+
+def fingerprint_parts(
+    name: str, settings: config.Config, hardware: Hardware | None = None
+) -> dict[str, Any]:
+    """Everything that a run of a stage is a function of, as JSON.
+
+    name: of the stage in dvc.yaml, with `@item` where it has one.
+    Returns stage; params: dotted key -> value, as declared; deps: data dep -> digest of its contents; code: source
+    file -> digest of what the stage reaches of it; hardware: `Hardware.hardware_class()` or None.
+    Raises UserError for a param that params.yaml does not have, or a dep that does not exist.
     """
     definition = stage_definition(name)
-    return config.fingerprint(
-        stage=name,
-        params=declared_params(definition, settings),
-        deps=dep_digests(definition),
-        hardware=hardware.hardware_class() if hardware else None,
-    )
+    return {
+        "stage": name,
+        "params": declared_params(definition, settings),
+        "deps": dep_digests(definition),
+        "code": stage_code(name, working_sources()),
+        "hardware": hardware.hardware_class() if hardware else None,
+    }
 
 
 def dep_digests(definition: StageDefinition) -> dict[str, str]:
-    """Dep -> digest of its contents; a large file that did not change is read once. Raises UserError for an absent one."""
+    """Data dep -> digest of its contents; a large file that did not change is read once. Raises UserError for an absent one."""
     memo = DigestMemo(state_root() / "digests.json")
-    return {path: tree_digest([path], memo) for path in definition.deps}
+    return {path: tree_digest([path], memo) for path in definition.deps if not is_code(path)}
 
 
 def provenance(hardware: Hardware | None = None) -> dict[str, Any]:

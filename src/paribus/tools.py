@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from paribus import runtime, tracking
+from paribus import graph, runtime, tracking
 from paribus.config import (
     allowed,
     describe,
@@ -26,6 +26,7 @@ from paribus.config import (
 from paribus.errors import UserError
 from paribus.graph import assignments, tree_digest
 from paribus.progress import Progress
+from paribus.runtime import write_atomic
 from paribus.session import StateLock, lock_holder
 from paribus.summary import write_json
 
@@ -44,6 +45,21 @@ def print_keys(pattern: str) -> None:
             click.echo(
                 f"{path}: {json.dumps(values[path])}\n    {meta['doc']} ({allowed(kind, meta, bool(options))})"
             )
+
+
+def write_deps(check: bool) -> None:
+    """Bring the deps on code in dvc.yaml up to date, or with `check` exit with status 1 where they are not."""
+    path = Path("dvc.yaml")
+    text = path.read_text(encoding="utf-8")
+    current = graph.with_generated_deps(text, graph.generated_deps(graph.working_sources()))
+    if current == text:
+        click.echo("dvc.yaml names the code of every stage")
+        return
+    if check:
+        click.echo("dvc.yaml is stale; bring it up to date: paribus deps", err=True)
+        sys.exit(1)
+    write_atomic(path, current)
+    click.echo("dvc.yaml: the deps on code are up to date now; commit it")
 
 
 def read_profile(name: str) -> dict[str, Any]:

@@ -292,12 +292,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
+    def forward(  # type: ignore[no-untyped-def]
         ctx,
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
-        token_weights: Tensor,  # type: ignore[no-untyped-def]
+        token_weights: Tensor,
         softcap: float,
         chunk: int,
     ) -> tuple[Tensor, Tensor]:

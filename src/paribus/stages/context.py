@@ -51,7 +51,7 @@ class Session:
             "fingerprint": self.fingerprint,
             "params": graph.declared_params(definition, self.config),
             "deps": runtime.dep_digests(definition),
-            "files": graph.code_files(definition),
+            "code": graph.stage_code(self.stage, graph.working_sources()),
             "data": graph.data_versions(definition),
             **{
                 name: machine[name]

@@ -92,4 +92,4 @@ def _twins(
 def _recipe(written: Mapping[str, Any]) -> dict[str, Any]:
     """What a run is a function of, but for the seed and the machine."""
     params = {key: value for key, value in written.get("params", {}).items() if key != "seed"}
-    return {"params": params, "files": written.get("files"), "deps": written.get("deps")}
+    return {"params": params, "code": written.get("code"), "deps": written.get("deps")}

@@ -101,7 +101,7 @@ def comparison(a: Sequence[Record], b: Sequence[Record]) -> Comparison:
     """B against A, each one run or several seeds of it."""
     alike = {one.scope for one in [*a, *b]} == {a[0].scope}
     stages = [stage for stage in a[0].stages if stage in b[0].stages]
-    kind = "files" if all(_code(one, "files", stages) for one in [*a, *b]) else "deps"
+    kind = "code" if all(_code(one, "code", stages) for one in [*a, *b]) else "deps"
     code = differing(
         [_code(one, kind, stages) for one in a], [_code(one, kind, stages) for one in b]
     )
@@ -156,7 +156,7 @@ def _shown(values: list[str] | None) -> Any:
 
 
 def _code(record: Record, kind: str, stages: Sequence[str]) -> dict[str, str]:
-    """Source file (kind `files`) or dep (`deps`) -> digest, of the code that decides these stages."""
+    """Source file (kind `code`) or dep (`deps`) -> digest, of the code that decides these stages."""
     found: dict[str, str] = {}
     for stage in stages:
         found |= {

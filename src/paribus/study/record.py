@@ -37,7 +37,7 @@ NEEDED = (
     "fingerprint",
     "params",
     "deps",
-    "files",
+    "code",
     "data",
     "git",
     "hardware",

@@ -175,13 +175,11 @@ def certificate(record: Record, stage: str, steps: int | None) -> dict[str, Any]
 
 def code(written: dict[str, Any], root: Path) -> Iterator[Difference]:
     """Source files and requirements.lock: the commit's against those of the run."""
-    there = graph.code_files(graph.stage_definition(written["stage"], root / "dvc.yaml"), root)
+    there = graph.stage_code(written["stage"], graph.working_sources(root))
     dirty = " (the run had uncommitted changes)" if written["git"].get("dirty") else ""
-    for path in sorted({*there, *written["files"]}):
-        if there.get(path) != written["files"].get(path):
-            yield Difference(
-                "code", path + dirty, written["files"].get(path), there.get(path), True
-            )
+    for path in sorted({*there, *written["code"]}):
+        if there.get(path) != written["code"].get(path):
+            yield Difference("code", path + dirty, written["code"].get(path), there.get(path), True)
     pins = root / "requirements.lock"
     if (now := graph.file_digest(pins) if pins.is_file() else None) != written.get(
         "requirements_lock"
@@ -287,7 +285,11 @@ def params(record: Record, stage: str) -> Iterator[Difference]:
     }
     hardware = runtime.Hardware(**fields).hardware_class()
     name = config.fingerprint(
-        stage=stage, params=written["params"], deps=written["deps"], hardware=hardware
+        stage=stage,
+        params=written["params"],
+        deps=written["deps"],
+        code=written["code"],
+        hardware=hardware,
     )
     if name != written["fingerprint"]:
         yield Difference(

@@ -222,8 +222,8 @@ class Loop:
         work = self.objective.work(step)
         pinned = [
             MicroBatch(
-                *(None if tensor is None else tensor.pin_memory() for tensor in micro.tensors)
-            )  # type: ignore[arg-type]
+                *(None if tensor is None else tensor.pin_memory() for tensor in micro.tensors)  # type: ignore[arg-type]
+            )
             for micro in work.micro_batches
         ]
         return dataclasses.replace(work, micro_batches=pinned)

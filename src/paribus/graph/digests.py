@@ -1,0 +1,181 @@
+"""Names of data: sha256 of files and folders, and what DVC calls them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from paribus import config
+from paribus.errors import UserError
+from paribus.graph.dvcfile import StageDefinition, is_code
+
+
+def file_digest(path: str | Path) -> str:
+    """sha256 of a file, hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class DigestMemo:
+    """sha256 of large files, hashed once as long as inode, size and time of change stay (what DVC's own state goes by).
+
+    A hundred gigabytes of shards would else be read at each start. A file changed in the seconds before it was hashed
+    is not noted: its time of change would not tell a change that comes right after.
+    """
+
+    LARGE = 1_000_000  # bytes; smaller files are hashed in a moment
+    SETTLED = 2.0  # seconds
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._known: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        except (
+            OSError,
+            ValueError,
+        ):  # none yet, or cut short by a power failure: everything is hashed again
+            self._known = {}
+        self._new: dict[str, str] = {}
+
+    def digest(self, path: Path) -> str:
+        """The sha256 of a file."""
+        about = path.stat()
+        if about.st_size < self.LARGE:
+            return file_digest(path)
+        key = _key(about)
+        if key not in self._known:
+            digest = file_digest(path)
+            if time.time() - about.st_mtime < self.SETTLED or _key(path.stat()) != key:
+                return digest
+            self._known[key] = self._new[key] = digest
+        return self._known[key]
+
+    def save(self) -> None:
+        """Note what was hashed anew; entries of files long gone go with the oldest."""
+        if self._new:
+            entries = dict(list(self._known.items())[-10_000:])
+            aside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+            aside.write_text(json.dumps(entries), encoding="utf-8")
+            aside.replace(self.path)
+            self._new = {}
+
+
+def _key(about: os.stat_result) -> str:
+    return f"{about.st_dev}-{about.st_ino}-{about.st_size}-{about.st_mtime_ns}"
+
+
+def tree_digest(paths: Iterable[str | Path], memo: DigestMemo | None = None) -> str:
+    """sha256 over names and contents of files and folders; caches of Python's are no content. Raises UserError."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    files: list[tuple[str, Path]] = []
+    for path in sorted(Path(path) for path in paths):
+        if not path.exists():
+            raise UserError(
+                f"{path}: does not exist; `dvc repro` makes what the stages before it write"
+            )
+        files += files_below(path) if path.is_dir() else [(path.name, path)]
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+        digests = list(
+            pool.map(lambda pair: memo.digest(pair[1]) if memo else file_digest(pair[1]), files)
+        )
+    if memo:
+        memo.save()
+    lines = [f"{digest}  {name}\n" for (name, _), digest in zip(files, digests, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def files_below(folder: Path) -> list[tuple[str, Path]]:
+    """(name relative to the folder, path) of every file below it, in order."""
+    found = [
+        path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    ]
+    return sorted((path.relative_to(folder).as_posix(), path) for path in found)
+
+
+def dvc_hash(path: str | Path) -> str:
+    """What dvc.lock calls a file or folder: as the stage that wrote it recorded it, else computed the same way."""
+    outs = locked_outs(config.read_yaml("dvc.lock")) if Path("dvc.lock").exists() else {}
+    return outs.get(str(path)) or computed_hash(Path(path))
+
+
+def computed_hash(path: Path) -> str:
+    """What DVC would call a file or folder as it is now."""
+    return dvc_digest(path) if path.is_dir() else _md5(path.read_bytes())
+
+
+def data_versions(definition: StageDefinition) -> dict[str, str]:
+    """Output -> DVC's name for it, of every output that a stage reads from, as dvc.lock has it; a dep that no stage makes
+    stands for itself. With it the data can be had again from DVC's cache or a remote."""
+    outs = locked_outs(config.read_yaml("dvc.lock")) if Path("dvc.lock").exists() else {}
+    found: dict[str, str] = {}
+    for dep in definition.deps:
+        if not is_code(dep):
+            holder = next((out for out in outs if dep == out or dep.startswith(out + "/")), dep)
+            found[holder] = outs.get(holder) or dvc_hash(dep)
+    return found
+
+
+def locked_outs(lock: dict[str, Any]) -> dict[str, str]:
+    """Output -> md5 of every stage in a dvc.lock."""
+    return {
+        out["path"]: str(out.get("md5"))
+        for stage in lock.get("stages", {}).values()
+        for out in stage.get("outs", [])
+    }
+
+
+def cache_folder(root: Path) -> Path:
+    """The folder of the objects in DVC's cache of the checkout at `root`."""
+    return (
+        Path(_dvc_settings(root).get("cache", {}).get("dir") or root / ".dvc/cache") / "files/md5"
+    )
+
+
+def has_remote(root: Path) -> bool:
+    """Whether DVC knows a remote in the checkout at `root`."""
+    return bool(_dvc_settings(root).get("remote"))
+
+
+def _dvc_settings(root: Path) -> dict[str, Any]:
+    from dvc.config import Config
+
+    return Config(str(root / ".dvc")) if (root / ".dvc").is_dir() else {}
+
+
+def cached_files(md5: str, cache: Path) -> dict[str, Path] | None:
+    """File of an output (name relative to it; "" for a file) -> its object in the cache; None where DVC's listing is absent.
+
+    The objects themselves may be absent or damaged: DVC looks at neither before it links them.
+    """
+    if not md5.endswith(".dir"):
+        return {"": cache / md5[:2] / md5[2:]}
+    listing = cache / md5[:2] / md5[2:]
+    if not listing.is_file():
+        return None
+    return {
+        entry["relpath"]: cache / entry["md5"][:2] / entry["md5"][2:]
+        for entry in json.loads(listing.read_text())
+    }
+
+
+def dvc_digest(folder: Path) -> str:
+    """DVC's name for a folder: the md5 of the list of its files' md5s."""
+    entries = [
+        {"md5": _md5(path.read_bytes()), "relpath": name} for name, path in files_below(folder)
+    ]
+    return (
+        _md5(
+            json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True).encode()
+        )
+        + ".dir"
+    )
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
