@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet
 CHECK_PYTHON := import sys; (3, 11) <= sys.version_info < (3, 14) or \
     sys.exit("paribus needs Python 3.11 to 3.13, not " + sys.version.split()[0] + "; name one: make PYTHON=python3.12")
 
-.PHONY: repro test test-long lint types venv clean
+.PHONY: repro test test-long lint types figures venv clean
 .DELETE_ON_ERROR:
 
 repro: $(READY)  ## the whole curriculum
@@ -28,6 +28,10 @@ test-long: $(READY)  ## kills, processes, queues and clones, a minute or more ea
 
 lint: $(READY)
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+figures: $(READY)  ## write every marked figure in README.md and docs from the file that holds it
+	@$(BIN)/python tools/figures.py
 
 types: $(READY)
 	@$(BIN)/mypy

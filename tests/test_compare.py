@@ -129,9 +129,7 @@ def test_what_follows_from_a_change_is_no_cause() -> None:
 
 
 def test_code_is_told_by_the_file() -> None:
-    b = run(
-        "b", code={"src/paribus/train/loop.py": "b" * 64, "src/paribus/train/new.py": "c" * 64}
-    )
+    b = run("b", code={"src/paribus/train/loop.py": "b" * 64, "src/paribus/train/new.py": "c" * 64})
     assert comparison([run("a")], [b]).code == {
         "src/paribus/train/loop.py": ("a" * 64, "b" * 64),
         "src/paribus/train/new.py": (None, "c" * 64),

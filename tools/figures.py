@@ -1,0 +1,172 @@
+"""Write every marked figure in README.md and docs from the file that holds it: `make figures`.
+
+A figure stands between two comments, which no reader sees:
+
+    <!-- figure: study muon-vs-adamw adamw-twice difference -->+0.1621<!-- /figure -->
+
+The words after `figure:` are one of FIGURES and its arguments. `--check` writes nothing and exits with status 1 if a text
+differs from its files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "experiments/results"
+MARK = re.compile(r"(<!-- figure: ([^>]+?) -->)(.*?)(<!-- /figure -->)", re.DOTALL)
+STAGE_NAMES = {"base": "pretrain", "mid": "midtrain", "sft": "SFT", "rl": "RL"}
+
+
+def main() -> int:
+    """Bring every text up to date, or with --check report those that are not."""
+    check = "--check" in sys.argv[1:]
+    stale = []
+    for path in texts():
+        old = path.read_text(encoding="utf-8")
+        new = MARK.sub(_replaced, old)
+        if new != old:
+            stale.append(path.relative_to(ROOT))
+            if not check:
+                path.write_text(new, encoding="utf-8")
+    for path in stale:
+        print(f"{path}: " + ("differs from its files; run `make figures`" if check else "written"))
+    return 1 if check and stale else 0
+
+
+def texts() -> list[Path]:
+    """The Markdown that may hold figures."""
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), RESULTS / "README.md"]
+    return sorted(pages)
+
+
+def _replaced(match: re.Match[str]) -> str:
+    name, *arguments = match[2].split()
+    if name not in FIGURES:
+        raise SystemExit(f"no figure {name!r}; there are: {', '.join(FIGURES)}")
+    return match[1] + FIGURES[name](*arguments) + match[4]
+
+
+# ---------------------------------------------------------------- metrics of the default
+
+
+def metrics(name: str) -> dict[str, Any]:
+    """metrics/NAME.json."""
+    return dict(json.loads((ROOT / f"metrics/{name}.json").read_text(encoding="utf-8")))
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def curriculum() -> str:
+    """The table of word problems solved after each stage."""
+    gsm8k, rl, pretrain = metrics("gsm8k"), metrics("rl"), metrics("pretrain")
+    tool = {
+        stage: f"uses the calculator in {gsm8k[stage]['tool_calls']:.0%} of answers"
+        for stage in gsm8k
+        if stage in STAGE_NAMES
+    }
+    notes = {
+        "base": f"{pretrain['train_tokens'] / 1e3:.0f} k tokens, {pretrain['val_bpb']:.3f} bits per byte",
+        "mid": tool["mid"],
+        "sft": tool["sft"],
+        "rl": f"{tool['rl']}; of RL's groups {rl['zero_reward_groups']:.0%} were all wrong and "
+        f"{rl['all_reward_groups']:.0%} all right: {rl['zero_gradient_groups']:.0%} taught nothing",
+    }
+    questions = gsm8k["base"]["n"]
+    lines = [
+        "",
+        "",
+        f"| after | word problems solved ({questions} held out, 95 % interval) | what changed |",
+        "| --- | --- | --- |",
+    ]
+    for stage, name in STAGE_NAMES.items():
+        row = gsm8k[stage]
+        interval = f"{100 * row['ci_low']:.1f} to {100 * row['ci_high']:.1f}"
+        lines.append(f"| {name} | {percent(row['accuracy'])} ({interval}) | {notes[stage]} |")
+    return "\n".join([*lines, "", ""])
+
+
+# ---------------------------------------------------------------- verdicts of the studies
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One arm of a study, as its page says it."""
+
+    arm: str
+    seeds: int
+    difference: str
+    interval: str
+    verdict: str
+    sentence: str
+
+
+def verdicts(study: str) -> dict[str, Verdict]:
+    """Arm -> its verdict, from the tables of experiments/results/STUDY.md."""
+    text = (RESULTS / f"{study}.md").read_text(encoding="utf-8")
+    sentences = re.findall(r"^- (.+)$", text, re.MULTILINE)
+    table = text.partition("| arm | changed |")[2].partition("\n\n")[0]
+    found = {}
+    for line in table.splitlines()[2:]:
+        cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
+        arm, (seeds, difference, interval, _, verdict) = cells[0], cells[-5:]
+        sentence = next(text for text in sentences if re.match(rf"{re.escape(arm)}(:| is )", text))
+        found[arm] = Verdict(arm, int(seeds), difference, interval, verdict, sentence)
+    if not found:
+        raise SystemExit(f"{study}.md: no table of effects")
+    return found
+
+
+def study(name: str, arm: str, what: str) -> str:
+    """One word of a verdict: difference, interval, seeds, verdict or the whole sentence as a code block."""
+    found = verdicts(name)[arm]
+    if what == "sentence":
+        return f"\n\n    {found.sentence}\n\n"
+    return str(getattr(found, what))
+
+
+def studies(*names: str) -> str:
+    """A table of studies: what was asked, and each arm's verdict."""
+    lines = [
+        "",
+        "",
+        "| study | question | verdict of each arm against the baseline |",
+        "| --- | --- | --- |",
+    ]
+    for name in names:
+        text = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+        question = text.splitlines()[0].removeprefix("# ")
+        arms = [
+            f"{one.arm} **{one.verdict}**: {one.difference} ({one.interval}; {one.seeds} seeds)"
+            for one in verdicts(name).values()
+        ]
+        lines.append(f"| [{name}]({name}.md) | {question} | {'; '.join(arms)} |")
+    return "\n".join([*lines, "", ""])
+
+
+def noise(profile: str, what: str) -> str:
+    """A figure of experiments/results/noise-PROFILE.md: mean, spread or seeds of val_bpb."""
+    text = (RESULTS / f"noise-{profile}.md").read_text(encoding="utf-8")
+    row = re.search(r"^\| val_bpb \| (\d+) \| ([\d.]+) \| ([\d.]+) \|", text, re.MULTILINE)
+    if row is None:
+        raise SystemExit(f"noise-{profile}.md: no row of val_bpb")
+    return {"seeds": row[1], "mean": f"{float(row[2]):.4f}", "spread": f"{float(row[3]):.4f}"}[what]
+
+
+FIGURES: dict[str, Callable[..., str]] = {
+    "curriculum": curriculum,
+    "noise": noise,
+    "studies": studies,
+    "study": study,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
