@@ -5,23 +5,34 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
-from paribus.errors import UserError
+from paribus.errors import UserError, explained
 
 
 class Commands(click.Group):
-    """Prints a UserError as lines for people and exits 2."""
+    """Prints a UserError as lines for people and exits with its status; what the machine refused is one as well."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except UserError as error:
-            for problem in error.problems:
-                click.echo(f"paribus: {_process()}{problem}", err=True)
-            sys.exit(2)
+            _refuse(error)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            refusal = explained(error)
+            if refusal is None:
+                raise
+            _refuse(refusal)
+
+
+def _refuse(error: UserError) -> NoReturn:
+    for problem in error.problems:
+        click.echo(f"paribus: {_process()}{problem}", err=True)
+    sys.exit(error.exit_status)
 
 
 def _process() -> str:

@@ -1,14 +1,147 @@
-"""The one error meant for people: what is wrong, what is allowed, what to do."""
+"""Errors meant for people: what is wrong, what is allowed, what to do; and whose fault it is, as an exit status.
 
+| exit status | class | whose fault | is the same run worth another try? |
+| --- | --- | --- | --- |
+| 2 | `UserError` | the values', files' or commands' | no, not before something is changed |
+| 74 | `MachineError` | the machine's: disk full, read-only, out of memory | yes, once the machine has room |
+
+A paused run exits with 75 (`paribus.session.EXIT_PAUSED`), which is no error.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
 from collections.abc import Iterable
+
+EXIT_REFUSED = 2
+EXIT_MACHINE = 74  # EX_IOERR of sysexits.h
 
 
 class UserError(Exception):
-    """Problems a person can mend, all of them at once.
+    """Problems that a person can fix, all of them at once.
 
-    The command line prints each on a line of its own and exits with status 2, without a traceback.
+    The command line prints each on a line of its own and exits with `exit_status`, without a traceback.
     """
+
+    exit_status = EXIT_REFUSED
 
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class MachineError(UserError):
+    """The machine failed, not the values: the same run succeeds once the disk or the memory has room again."""
+
+    exit_status = EXIT_MACHINE
+
+
+# What the kernel refuses for reasons of the machine. A file that is absent or of the wrong kind is not among them.
+_MACHINE_ERRNOS = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or raise the quota",
+    errno.EFBIG: "raise the limit of file sizes (`ulimit -f`)",
+    errno.EROFS: "make the disk writable",
+    errno.EACCES: "give this user the right to it",
+    errno.EPERM: "give this user the right to it",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "mount the disk again",
+    errno.ENOLCK: "use a disk with file locks",
+    errno.EOPNOTSUPP: "use a disk that can do it",
+    errno.ENOMEM: "free some memory",
+    errno.EAGAIN: "raise the limit of processes (`ulimit -u`)",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+    errno.ENFILE: "close some programs",
+}
+_RUST_ERRNO = re.compile(r"\(os error (\d+)\)")  # of safetensors and tokenizers
+_ARROW_ERRNO = re.compile(r"\[errno (\d+)\]", re.IGNORECASE)
+_SQLITE_FULL = "database or disk is full"  # also as SQLAlchemy words it
+_CPU_ALLOCATION = re.compile(r"you tried to allocate (\d+) bytes")  # of torch's CPU allocator
+
+
+def machine_fault(error: BaseException) -> MachineError | None:
+    """What the machine refused, in words, if that is what `error` says; None for any other error.
+
+    error: an exception of Python, of torch, or of a library that writes the kernel's error number into its message.
+    """
+    number = _error_number(error)
+    if number is not None:
+        where = _file_of(error)
+        advice = f"{_MACHINE_ERRNOS[number]}, then start again; nothing that was saved is lost"
+        return MachineError(f"{where}{os.strerror(number)}: {advice}")
+    if isinstance(error, MemoryError):
+        return MachineError("out of memory: free some memory, then start again")
+    return None
+
+
+def memory_fault(error: BaseException) -> UserError | None:
+    """Out of memory in torch, and whose fault it is; None for any other error.
+
+    A request that this machine or card could not meet even when idle is the values' fault (UserError); one that fails
+    because other processes hold the memory is the machine's (MachineError).
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(error, RuntimeError):
+        return None
+    if isinstance(error, torch.OutOfMemoryError):
+        return _card_fault(torch)
+    request = _CPU_ALLOCATION.search(str(error))
+    return None if request is None else _host_fault(int(request[1]))
+
+
+def explained(error: Exception) -> UserError | None:
+    """`error` in words for people, if the machine or its memory is the cause; None for an error of the program's own."""
+    return machine_fault(error) or memory_fault(error)
+
+
+SMALLER = "lower device_batch_size or rollout_rows, or set train.activation_checkpointing: true"
+_OTHERS_SHARE = 0.05  # of a card: contexts and libraries of this process take less
+
+
+def _card_fault(torch: object) -> UserError:
+    cuda = torch.cuda  # type: ignore[attr-defined]
+    free, total = cuda.mem_get_info()
+    ours = cuda.memory_reserved()
+    others = total - free - ours
+    if others > _OTHERS_SHARE * total:
+        return MachineError(
+            f"out of memory on {cuda.get_device_name()}: other processes hold about "
+            f"{others / 2**30:.1f} of its {total / 2**30:.1f} GiB; wait for them, then start again"
+        )
+    return UserError(
+        f"out of memory on {cuda.get_device_name()}: the run does not fit its {total / 2**30:.1f} GiB; {SMALLER}"
+    )
+
+
+def _host_fault(request: int) -> UserError:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    size = f"{request / 2**30:.1f} GiB"
+    if request > total:
+        return UserError(
+            f"out of memory: one tensor of {size} on a machine with {total / 2**30:.1f} GiB; "
+            f"make the model smaller, or {SMALLER}"
+        )
+    return MachineError(
+        f"out of memory: {size} more were refused; free some memory, then start again, or {SMALLER}"
+    )
+
+
+def _error_number(error: BaseException) -> int | None:
+    """The number of a refusal by the machine; None if it is none."""
+    number = error.errno if isinstance(error, OSError) else None
+    text = str(error)
+    for pattern in (_RUST_ERRNO, _ARROW_ERRNO):
+        found = pattern.search(text)
+        if number is None and found:
+            number = int(found[1])
+    if number is None and _SQLITE_FULL in text:
+        number = errno.ENOSPC
+    return number if number in _MACHINE_ERRNOS else None
+
+
+def _file_of(error: BaseException) -> str:
+    name = getattr(error, "filename", None)
+    return f"{os.fsdecode(name)}: " if isinstance(name, str | bytes) else ""

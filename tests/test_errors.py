@@ -1,0 +1,85 @@
+"""Errors for people: what the machine refused is told apart from what the values do wrong, by words and by exit status."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from pathlib import Path
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors import SafetensorError
+
+from paribus.cli import Commands
+from paribus.errors import MachineError, UserError, explained
+
+
+def exit_status_of(error: BaseException) -> tuple[int, str]:
+    """Status and standard error of a command that raises `error`."""
+
+    @click.group(cls=Commands)
+    def group() -> None: ...
+
+    @group.command("fail")
+    def fail() -> None:
+        raise error
+
+    result = CliRunner().invoke(group, ["fail"])
+    return result.exit_code, result.stderr
+
+
+MACHINE = {
+    "disk full": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/run.json"),
+    "quota": OSError(errno.EDQUOT, "over"),
+    "read-only disk": OSError(errno.EROFS, os.strerror(errno.EROFS), "/data/x"),
+    "another user's folder": PermissionError(errno.EACCES, "denied", ".paribus"),
+    "no file locks": OSError(errno.ENOLCK, "no locks", "lock"),
+    "open files": OSError(errno.EMFILE, "too many"),
+    "memory": MemoryError(),
+    "safetensors": SafetensorError(
+        'Error while serializing: I/O error: No space left on device (os error 28) "x"'
+    ),
+    "tokenizers": Exception("No space left on device (os error 28)"),
+    "sqlite": sqlite3.OperationalError("database or disk is full"),
+}
+
+
+@pytest.mark.parametrize("kind", MACHINE)
+def test_what_the_machine_refuses_exits_74_in_words(kind: str) -> None:
+    status, said = exit_status_of(MACHINE[kind])
+    assert status == 74 and said.startswith("paribus: ") and "Traceback" not in said
+    assert "start again" in said
+
+
+def test_the_file_that_could_not_be_written_is_named() -> None:
+    assert "/data/run.json: No space left on device" in exit_status_of(MACHINE["disk full"])[1]
+
+
+def test_wrong_values_exit_2_and_a_fault_of_the_program_is_not_explained_away() -> None:
+    assert exit_status_of(UserError("model.depth: 0"))[0] == 2
+    assert explained(FileNotFoundError(errno.ENOENT, "absent", "x")) is None
+    assert explained(RuntimeError("shapes")) is None
+    assert explained(SafetensorError("header too large")) is None
+
+
+def test_a_tensor_larger_than_the_machine_is_the_values_fault() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**55, dtype=torch.uint8)
+    found = explained(caught.value)
+    assert found is not None and found.exit_status == 2 and "device_batch_size" in str(found)
+
+
+def test_memory_that_a_larger_machine_would_have_had_is_the_machines_fault() -> None:
+    said = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."
+    found = explained(RuntimeError(said))
+    assert isinstance(found, MachineError)
+
+
+def test_a_real_full_disk_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught, open("/dev/full", "w") as file:
+        file.write("x")
+        file.flush()
+    assert isinstance(explained(caught.value), MachineError)
