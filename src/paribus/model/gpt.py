@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from paribus.config import Model, resolve_model
 from paribus.errors import UserError
 from paribus.model import attention
 from paribus.model.attention import at
+from paribus.model.initial import initial_std
 from paribus.model.layers import (
     Block,
     Cache,
@@ -78,25 +78,19 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Draw every tensor from a generator named by (seed, tensor name): arms of an ablation that share a
-        tensor start from the same values of it. Matrices that write to the residual stream start at zero, so
-        that every block starts as the identity; so does the head."""
+        """Draw every tensor from a generator named by (seed, tensor name), at the scale that `initial_std` gives it.
+
+        Arms of an ablation start from the same values of a tensor where its shape and scale agree
+        (`initial.shared_initial_tensors`). Matrices that write to the residual stream start at zero, so that every
+        block starts as the identity; so does the head.
+        """
         for name, tensor in self.named_parameters():
             if tensor.dim() < 2:
                 continue  # scalars keep their neutral start
             digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
             values = torch.randn(tensor.shape, generator=generator)
-            tensor.copy_(values * self._initial_std(name, tensor))
-
-    def _initial_std(self, name: str, tensor: Tensor) -> float:
-        if name.endswith(
-            ("attention.out.weight", "mlp.down.weight", "attention.gate.weight", "head.weight")
-        ):
-            return 0.0
-        if name.startswith(("embedding", "positions")):
-            return 0.02 if self.config.tied_head or name.startswith("positions") else 1.0
-        return 1 / math.sqrt(tensor.shape[-1])
+            tensor.copy_(values * initial_std(self.config, name, tuple(tensor.shape)))
 
     def hidden(
         self,

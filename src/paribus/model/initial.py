@@ -1,0 +1,162 @@
+"""Initial values as a function of (seed, tensor name, shape, scale), and what two models share of them.
+
+`GPT.initialise` draws each tensor from a generator named by (seed, tensor name) and multiplies it by `initial_std`. Two
+arms with one seed therefore begin with the same values of a tensor exactly where its name, shape and scale agree.
+Needs no torch, so that pages can ask.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from paribus.config import Architecture, Model, resolve_model
+from paribus.model.shapes import GATE_CHANNELS, has_value_embedding, mlp_hidden
+
+Shape = tuple[int, ...]
+
+# Matrices that write to the residual stream, the gates and the head start at zero: every block is the identity.
+ZERO_SUFFIXES = (
+    "attention.out.weight",
+    "mlp.down.weight",
+    "attention.gate.weight",
+    "head.weight",
+)
+EMBEDDING_STD = 1.0
+# Position embeddings, and a token embedding that is the output head as well: its logits should start near zero.
+SMALL_STD = 0.02
+
+
+def parameter_shapes(model: Model, vocab_size: int) -> dict[str, Shape]:
+    """Name -> shape of every parameter of `GPT(model, vocab_size)`, in the model's order."""
+    config = resolve_model(model)
+    shapes: dict[str, Shape] = {"embedding.weight": (vocab_size, config.width)}
+    if config.position == "learned":
+        shapes["positions.weight"] = (config.seq_len, config.width)
+    for layer in range(config.depth):
+        for name, shape in _block_shapes(config, vocab_size, layer).items():
+            shapes[f"blocks.{layer}.{name}"] = shape
+    if not config.tied_head:
+        shapes["head.weight"] = (vocab_size, config.width)
+    return shapes
+
+
+def _block_shapes(config: Architecture, vocab_size: int, layer: int) -> dict[str, Shape]:
+    width = config.width
+    query_width = config.n_heads * config.head_dim
+    value_width = config.n_kv_heads * config.head_dim
+    hidden = mlp_hidden(config)
+    shapes: dict[str, Shape] = {}
+    if config.residual_scalars:
+        shapes["residual_scale"] = ()
+    if config.x0_scalars:
+        shapes["x0_scale"] = ()
+    shapes["attention.q.weight"] = (query_width, width)
+    shapes["attention.k.weight"] = (value_width, width)
+    shapes["attention.v.weight"] = (value_width, width)
+    shapes["attention.out.weight"] = (width, query_width)
+    if has_value_embedding(config, layer):
+        shapes["attention.value_embedding.weight"] = (vocab_size, value_width)
+        shapes["attention.gate.weight"] = (config.n_kv_heads, min(GATE_CHANNELS, width))
+    shapes["mlp.up.weight"] = (hidden, width)
+    if config.mlp == "swiglu":
+        shapes["mlp.gate.weight"] = (hidden, width)
+    shapes["mlp.down.weight"] = (width, hidden)
+    return shapes
+
+
+def initial_std(config: Architecture, name: str, shape: Shape) -> float:
+    """Standard deviation of a matrix's first values; 0: it starts at zero.
+
+    name: as in `GPT.named_parameters`; shape: its own, with at least two axes.
+    """
+    if name.endswith(ZERO_SUFFIXES):
+        return 0.0
+    if name.startswith("positions"):
+        return SMALL_STD
+    if name.startswith("embedding"):
+        return SMALL_STD if config.tied_head else EMBEDDING_STD
+    # A value embedding joins what `v` makes of the residual stream, and has its scale whatever the number of heads.
+    inputs = config.width if name.endswith("value_embedding.weight") else shape[-1]
+    return 1 / math.sqrt(inputs)
+
+
+@dataclass(frozen=True)
+class Count:
+    """So many tensors with so many numbers in all."""
+
+    tensors: int
+    numbers: int
+
+
+@dataclass(frozen=True)
+class SharedInitial:
+    """What two models with one seed have in common before the first step.
+
+    The first four say where each tensor of model A stands; `absent_from_a` are the tensors that B alone has.
+    """
+
+    same: Count  # drawn at random, and the same numbers in both
+    constant: Count  # the same shape, and all zeros (or ones) in both
+    rescaled: Count  # the same random numbers, times another scale
+    name_only: Count  # in both, with other shapes: other numbers, even where both are drawn
+    absent_from_b: Count
+    absent_from_a: Count
+    rescaled_names: tuple[str, ...]
+    name_only_names: tuple[str, ...]
+
+    @property
+    def same_fraction(self) -> float:
+        """Of the numbers of A, the share that begins with B's value."""
+        parts = (self.same, self.constant, self.rescaled, self.name_only, self.absent_from_b)
+        total = sum(part.numbers for part in parts)
+        return (self.same.numbers + self.constant.numbers) / total
+
+
+def shared_initial_tensors(
+    model_a: Model, vocab_size_a: int, model_b: Model, vocab_size_b: int
+) -> SharedInitial:
+    """Which tensors of two models begin with the same values, given one seed, and which share only the name.
+
+    model_a, model_b: as in params.yaml, derived values may be null. vocab_size_*: tokens of each tokenizer.
+    """
+    config_a, config_b = resolve_model(model_a), resolve_model(model_b)
+    shapes_a = parameter_shapes(model_a, vocab_size_a)
+    shapes_b = parameter_shapes(model_b, vocab_size_b)
+    names: dict[str, list[str]] = {
+        kind: [] for kind in ("same", "constant", "rescaled", "name_only", "absent_from_b")
+    }
+    for name, shape in shapes_a.items():
+        kind = _relation(name, shape, shapes_b.get(name), config_a, config_b)
+        names[kind].append(name)
+    only_b = [name for name in shapes_b if name not in shapes_a]
+    return SharedInitial(
+        same=_count(names["same"], shapes_a),
+        constant=_count(names["constant"], shapes_a),
+        rescaled=_count(names["rescaled"], shapes_a),
+        name_only=_count(names["name_only"], shapes_a),
+        absent_from_b=_count(names["absent_from_b"], shapes_a),
+        absent_from_a=_count(only_b, shapes_b),
+        rescaled_names=tuple(names["rescaled"]),
+        name_only_names=tuple(names["name_only"]),
+    )
+
+
+def _relation(
+    name: str, shape: Shape, other: Shape | None, config_a: Architecture, config_b: Architecture
+) -> str:
+    if other is None:
+        return "absent_from_b"
+    if shape != other:
+        return "name_only"
+    if len(shape) < 2:
+        return "constant"
+    std_a = initial_std(config_a, name, shape)
+    std_b = initial_std(config_b, name, other)
+    if std_a != std_b:
+        return "rescaled"
+    return "same" if std_a else "constant"
+
+
+def _count(names: list[str], shapes: dict[str, Shape]) -> Count:
+    return Count(len(names), sum(math.prod(shapes[name]) for name in names))
