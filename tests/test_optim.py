@@ -110,3 +110,24 @@ def test_schedule_warms_up_holds_and_warms_down() -> None:
     factors = [lr_factor(step, 100, 0.1, 0.4, 0.05) for step in range(100)]
     assert factors[0] == pytest.approx(0.1) and factors[9] == factors[50] == 1.0
     assert factors[99] == pytest.approx(0.05) and factors[59] == 1.0 > factors[61] > factors[80]
+
+
+def rates(config: Config, width: int, **changes: object) -> dict[str, float]:
+    """Learning rate of each group of parameters at a width."""
+    model = GPT(dataclasses.replace(config.model, width=width), 50)
+    optimizer = dataclasses.replace(config.optimizer, **changes)
+    return {group.name: group.lr for group in parameter_groups(model, optimizer)}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_which_learning_rates_follow_the_width(tiny_config: Config, kind: str) -> None:
+    changes = {"kind": kind, "lr_reference_width": 64, "lr_width_exponent": -0.5}
+    narrow, wide = (rates(tiny_config, width, **changes) for width in (64, 256))
+    ratios = {name: wide[name] / narrow[name] for name in narrow}
+    matrix = 0.5 if kind == "adamw" else 1.0
+    assert ratios == {"matrix": matrix, "embedding": 0.5, "head": 0.5, "scalar": 1.0}
+    assert narrow["matrix"] == (
+        tiny_config.optimizer.adamw_matrix_lr
+        if kind == "adamw"
+        else tiny_config.optimizer.matrix_lr
+    )

@@ -135,18 +135,26 @@ class Architecture(Model):
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Learning rates are given at `lr_reference_width` and follow the width as (width / reference)^exponent."""
+    """AdamW's rates of matrices, embeddings and head are given at `lr_reference_width`, and follow the width.
+
+    They are multiplied by (width / lr_reference_width)^lr_width_exponent. `matrix_lr` (Muon) and `scalar_lr` hold at every
+    width. No rate follows the batch.
+    """
 
     kind: Literal["muon", "adamw"] = key(
         "optimiser of the block matrices; all else is always AdamW"
     )
     matrix_lr: float = key("Muon: block matrices", gt=0)
-    adamw_matrix_lr: float = key("AdamW: block matrices, when kind is adamw", gt=0)
-    embedding_lr: float = key("AdamW: token, position and value embeddings", gt=0)
-    head_lr: float = key("AdamW: untied output head", gt=0)
+    adamw_matrix_lr: float = key(
+        "AdamW: block matrices, when kind is adamw; follows the width", gt=0
+    )
+    embedding_lr: float = key(
+        "AdamW: token, position and value embeddings; follows the width", gt=0
+    )
+    head_lr: float = key("AdamW: output head, tied or not; follows the width", gt=0)
     scalar_lr: float = key("AdamW: residual and x0 scalars, gates", gt=0)
     lr_reference_width: int = key(
-        "width at which the AdamW rates of embeddings and head hold", ge=1
+        "width at which the AdamW rates of matrices, embeddings and head hold", ge=1
     )
     lr_width_exponent: float = key("exponent of those rates in width; 0: none")
     weight_decay: float = key("decoupled, of block matrices, per unit of learning rate", ge=0)

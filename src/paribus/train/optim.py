@@ -35,12 +35,17 @@ class Group:
 
 
 def parameter_groups(model: GPT, config: OptimizerConfig) -> list[Group]:
-    """Which rule and learning rate each parameter gets."""
+    """Which rule and learning rate each parameter gets.
+
+    The rates of AdamW's matrices, embeddings and head follow the width. Muon's does not, as its update has a scale of its
+    own for each shape; nor does that of the scalars. None follows the batch.
+    """
     members: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, parameter in model.named_parameters():
         members[_kind(name, parameter, model.config.tied_head)][name] = parameter
     width_factor = (model.config.width / config.lr_reference_width) ** config.lr_width_exponent
-    matrix_lr = config.matrix_lr if config.kind == "muon" else config.adamw_matrix_lr
+    adamw_matrix_lr = config.adamw_matrix_lr * width_factor
+    matrix_lr = config.matrix_lr if config.kind == "muon" else adamw_matrix_lr
     rates = {
         "matrix": (config.kind, matrix_lr, config.weight_decay),
         "embedding": ("adamw", config.embedding_lr * width_factor, 0.0),
