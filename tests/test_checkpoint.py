@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from paribus.errors import UserError
+from paribus.errors import MachineError, UserError
 from paribus.train import checkpoint
 from paribus.train.checkpoint import StateStore
 
@@ -85,3 +87,125 @@ def test_clear_removes_every_state(tmp_path: Path) -> None:
     store = store_with(tmp_path, range(1, 3))
     store.clear()
     assert store.load() is None and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_newest_state_does_not_push_out_new_ones(tmp_path: Path, keep: int) -> None:
+    """As where training begins again below the step of a state that nobody can read."""
+    store_with(tmp_path, range(100, 101), keep)
+    data = tmp_path / "step-00000100.safetensors"
+    data.write_bytes(b"x" * data.stat().st_size)
+    store = StateStore(tmp_path, keep)
+    assert store.load() is None
+    for step in (10, 20, 30):
+        store.save(step, {"w": torch.ones(3)}, {})
+        store.wait()
+        state = store.load()
+        assert state is not None and state.step == step
+    assert store.steps() == [30, 20][:keep]
+
+
+def test_a_damaged_state_stays_until_there_is_a_new_one(tmp_path: Path) -> None:
+    store_with(tmp_path, range(1, 3))
+    (tmp_path / "step-00000002.json").write_text("{")
+    store = StateStore(tmp_path, 2)
+    state = store.load()
+    assert state is not None and state.step == 1 and store.steps() == [2, 1]
+    store.save(5, {"w": torch.ones(3)}, {})
+    store.wait()
+    assert store.steps() == [5, 1]
+
+
+KILLED_WHILE_SAVING = """
+import os, sys, torch
+from pathlib import Path
+from paribus.train.checkpoint import StateStore
+def die(*_): os.kill(os.getpid(), 9)
+setattr(os, sys.argv[2], die)
+store = StateStore(Path(sys.argv[1]), 2)
+store.save(int(sys.argv[3]), {"w": torch.ones(1000)}, {})
+store.wait()
+"""
+
+
+def test_what_killed_saves_leave_behind_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    for step, call in enumerate(("replace", "fsync")):
+        command = [sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path), call, str(step)]
+        assert subprocess.run(command).returncode == -9
+        assert len(list(tmp_path.glob(".step-*"))) == 1
+    (tmp_path / "step-00000003.safetensors").write_bytes(b"tensors whose JSON never came")
+    store = store_with(tmp_path, range(5, 6))
+    assert store.steps() == [5] and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "broken"), ValueError("odd")])
+def test_any_failure_of_the_writer_counts_as_a_failed_save(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    store = store_with(tmp_path, range(1, 2))
+    monkeypatch.setattr(checkpoint, "write_atomically", fail)
+    store.save(2, {"w": torch.ones(3)}, {})
+    store.wait()
+    said = capfd.readouterr().err
+    assert store.failures == 1 and store.steps() == [1] and len(list(tmp_path.iterdir())) == 2
+    assert "could not save the training state of step 2" in said and "Traceback" not in said
+
+
+def test_memory_that_does_not_do_for_a_copy_is_a_failed_save(tmp_path: Path) -> None:
+    class Hungry(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, *_: object, **__: object) -> object:
+            raise MemoryError
+
+    store = store_with(tmp_path, range(1, 2))
+    store.save(2, {"w": torch.ones(3).as_subclass(Hungry)}, {})
+    assert store.failures == 1 and store.steps() == [1]
+
+
+def test_a_disk_that_refuses_to_read_is_not_taken_for_a_damaged_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = store_with(tmp_path, range(1, 2))
+
+    def refuse(*_: object) -> bytes:
+        raise PermissionError(errno.EACCES, "denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(PermissionError):
+        store.load()
+
+
+def test_a_full_disk_is_the_machines_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = StateStore(tmp_path, 2)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    with pytest.raises(MachineError) as caught:
+        for step in range(checkpoint.MAX_FAILURES + 1):
+            store.save(step, {"w": torch.ones(3)}, {})
+    assert caught.value.exit_status == 74
+
+
+def test_a_state_is_written_without_another_copy_of_it_in_memory(tmp_path: Path) -> None:
+    """Peak memory over what the tensors and their one copy take."""
+    code = """
+import resource, sys, torch
+from pathlib import Path
+from paribus.train.checkpoint import StateStore
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+store = StateStore(Path(sys.argv[1]), 2)
+store.save(1, {"w": torch.ones(10)}, {}); store.wait()
+tensors = {str(i): torch.ones(2**20) for i in range(64)}
+before = peak(); store.save(2, tensors, {}); store.wait(); print(peak() - before)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.5 * 256

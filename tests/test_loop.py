@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,6 +58,7 @@ def make(
     stop_after: int | None = None,
     device_batch_size: int = 4,
     save_seconds: float = 0.0,
+    plan: Plan | None = None,
 ) -> tuple[Loop, Journal]:
     model = GPT(config.model, 50)
     model.initialise(1)
@@ -80,12 +83,24 @@ def make(
         model,
         MuonAdamW(model, config.optimizer),
         NextToken(Rows(), ROWS, device_batch_size),
-        Plan(STEPS, lambda step: 1.0, 1.0, 1.0, save_seconds),
+        plan or Plan(STEPS, lambda step: 1.0, 1.0, 1.0, save_seconds),
         StateStore(folder / "state", 2),
         interrupt,
         hooks,
     )
     return loop, journal
+
+
+class LongPlan(Plan):
+    """As of a run of which 2 steps are the last part."""
+
+    @property
+    def last_steps(self) -> int:
+        return 2
+
+
+def logging(every: int) -> Plan:
+    return LongPlan(STEPS, lambda step: 1.0, 1.0, 1.0, 0.0, every)
 
 
 def weights(loop: Loop) -> torch.Tensor:
@@ -188,4 +203,127 @@ def test_training_that_cannot_go_on_says_so(tiny_config: Config, tmp_path: Path)
 def test_nothing_is_saved_more_often_than_asked(tiny_config: Config, tmp_path: Path) -> None:
     loop, _ = make(tiny_config, tmp_path, save_seconds=1000.0)
     loop.run()
-    assert loop.store.steps() == [STEPS]
+    assert loop.store.steps() == [STEPS, 0]
+
+
+def saves_of(config: Config, folder: Path, write_seconds: float, save_seconds: float) -> int:
+    """States written in a run whose disk takes so long for each."""
+
+    class SlowStore(StateStore):
+        saved = 0
+
+        def save(self, *state: Any) -> None:
+            self.saved += 1
+            super().save(*state)
+            self.wait()
+
+        @property
+        def cost(self) -> float:
+            return write_seconds if self.saved else 0.0
+
+    loop, _ = make(config, folder, save_seconds=save_seconds)
+    loop.store = SlowStore(folder / "state", 2)
+    loop.run()
+    return loop.store.saved
+
+
+def test_saves_that_cost_much_are_spaced_out(tiny_config: Config, tmp_path: Path) -> None:
+    """First and last state are saved in any case."""
+    assert saves_of(tiny_config, tmp_path / "slow", 10.0, 1e-9) == 2
+    assert saves_of(tiny_config, tmp_path / "quick", 0.0, 1e-9) > 2
+
+
+def test_a_run_without_a_least_time_saves_every_step(tiny_config: Config, tmp_path: Path) -> None:
+    assert saves_of(tiny_config, tmp_path, 10.0, 0.0) == 1 + STEPS
+
+
+@pytest.mark.parametrize("save_seconds", [0.0, 1000.0])
+def test_divergence_goes_the_same_way_however_often_states_are_saved(
+    tiny_config: Config, tmp_path: Path, save_seconds: float
+) -> None:
+    """Steps 2 to 4 have no gradient: passed over, whether the state to go back to is that of step 2 or the first."""
+    loop, journal = make(tiny_config, tmp_path, save_seconds=save_seconds)
+    spoil(loop, 2, 3, 4)
+    position = loop.run()
+    assert (position.rollbacks, position.skipped, position.nonfinite) == (1, [2, 3, 4], 3)
+    assert list(journal.rows) == [1, 2, 6, 7, 8]
+    assert position.tokens == (STEPS - 3) * ROWS * 16
+    reference, _ = make(tiny_config, tmp_path / "reference")
+    reference.position.skipped = [2, 3, 4]
+    reference.run()
+    assert torch.equal(weights(loop), weights(reference))
+
+
+@pytest.mark.parametrize("first", [0, 5])
+@pytest.mark.parametrize("save_seconds", [0.0, 1000.0])
+def test_a_run_that_never_is_finite_again_is_refused_and_says_from_which_step(
+    tiny_config: Config, tmp_path: Path, first: int, save_seconds: float
+) -> None:
+    loop, _ = make(tiny_config, tmp_path, save_seconds=save_seconds)
+    spoil(loop, *range(first, STEPS))
+    with pytest.raises(UserError, match=f"step {first + 1} of {STEPS}: diverged"):
+        loop.run()
+    again, _ = make(tiny_config, tmp_path, save_seconds=save_seconds)
+    state = again.store.load()
+    assert state is not None
+    again.restore(state)
+    spoil(again, *range(first, STEPS))
+    with pytest.raises(UserError, match="diverged"):
+        again.run()
+
+
+@pytest.mark.parametrize("pause", [None, 1, 5])
+def test_the_last_losses_are_of_all_steps_whatever_is_logged(
+    tiny_config: Config, tmp_path: Path, pause: int | None
+) -> None:
+    found = {}
+    for log_every in (1, 3):
+        folder = tmp_path / str(log_every)
+        loop, journal = make(tiny_config, folder, stop_after=pause, plan=logging(log_every))
+        if pause:
+            with pytest.raises(Paused):
+                loop.run()
+            loop, journal = make(tiny_config, folder, plan=logging(log_every))
+            state = loop.store.load()
+            assert state is not None
+            loop.restore(state)
+        found[log_every] = loop.run().last_losses
+    assert found[1] == found[3] and len(found[1]) == 2
+
+
+def test_a_loss_that_is_not_finite_is_not_among_the_last_losses(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    loop, _ = make(tiny_config, tmp_path, plan=logging(1))
+    loss = loop.forward
+
+    def spoilt(*batch: torch.Tensor | None) -> torch.Tensor:
+        return loss(*batch) * (float("nan") if loop.position.step == STEPS - 1 else 1.0)
+
+    loop.forward = spoilt
+    position = loop.run()
+    assert position.nonfinite == 1 and len(position.last_losses) == 2
+    assert all(math.isfinite(one) for one in position.last_losses)
+
+
+def test_a_pause_in_a_step_without_gradient_says_what_is_saved(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    loop, _ = make(tiny_config, tmp_path, stop_after=4)
+    spoil(loop, 3)
+    with pytest.raises(Paused, match=f"saved at step 3 of {STEPS}; the next start repeats the 1"):
+        loop.run()
+
+
+def test_memory_of_the_most_hungry_session_is_remembered(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    first, _ = make(tiny_config, tmp_path, stop_after=2)
+    with pytest.raises(Paused):
+        first.run()
+    second, _ = make(tiny_config, tmp_path)
+    state = second.store.load()
+    assert state is not None and state.values["position"]["peak_memory_bytes"] > 0
+    state.values["position"]["peak_memory_bytes"] = 2**60
+    second.restore(state)
+    assert second.run().peak_memory_bytes == 2**60

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paribus.errors import UserError
 from paribus.runtime import write_atomic
 
 if TYPE_CHECKING:
@@ -16,19 +18,21 @@ if TYPE_CHECKING:
 Row = dict[str, float]  # of a log: step and metrics
 
 
-def supervised_metrics(log: list[Row], position: Position) -> dict[str, Any]:
-    """The figures every supervised stage reports."""
-    rows = [row for row in log if "train/loss" in row]
-    last = rows[-max(len(rows) // 20, 1) :]
+def supervised_metrics(position: Position) -> dict[str, Any]:
+    """The figures every supervised stage reports.
+
+    position: where training ended. Its figures are of all steps, whichever were logged.
+    """
+    losses = position.last_losses
     return {
-        "train_loss": sum(row["train/loss"] for row in last) / len(last),
+        "train_loss": sum(losses) / len(losses) if losses else math.nan,
         "train_tokens": position.tokens,
         "tokens_per_second": position.tokens / position.train_seconds,
         "seconds": position.seconds,
         "steps": position.step,
         "nonfinite_steps": position.nonfinite,
         "rollbacks": position.rollbacks,
-        "peak_memory_bytes": max(row["train/peak_memory_bytes"] for row in rows),
+        "peak_memory_bytes": position.peak_memory_bytes,
     }
 
 
@@ -145,10 +149,41 @@ def write_curve(path: Path, stage: str, log: list[Row]) -> None:
     )
 
 
+def refuse_divergence(stage: str, metrics: dict[str, Any]) -> None:
+    """Raises UserError for a run whose figures are not finite: it diverged, and nothing may be built on it.
+
+    metrics: of a training stage that went through its `steps`.
+    """
+    spoilt = not_finite(metrics)
+    if spoilt:
+        raise UserError(
+            f"{stage}: diverged by step {metrics['steps']}: {', '.join(spoilt)}; "
+            "lower the learning rate (lr_scale, optimizer.*) or the weight decay"
+        )
+
+
+def not_finite(values: Any, name: str = "") -> list[str]:
+    """`key is value` for each number among nested values that is infinite or not a number."""
+    if isinstance(values, float) and not math.isfinite(values):
+        return [f"{name or 'the value'} is {values}"]
+    parts: list[tuple[Any, Any]] = []
+    if isinstance(values, dict):
+        parts = list(values.items())
+    elif isinstance(values, list | tuple):
+        parts = list(enumerate(values))
+    found = []
+    for key, value in parts:
+        found += not_finite(value, f"{name}.{key}" if name else str(key))
+    return found
+
+
 def write_json(path: Path, values: Any) -> None:
-    """Write a metrics file whole."""
+    """Write a metrics file whole. Raises UserError for numbers that JSON cannot hold."""
+    spoilt = not_finite(values)
+    if spoilt:
+        raise UserError(f"{path}: not written: {', '.join(spoilt)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(values, indent=1) + "\n")
+    write_atomic(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, header: tuple[str, ...], rows: Iterable[Any]) -> None:

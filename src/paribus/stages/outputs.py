@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from paribus import graph, tracking
 from paribus.stages.context import CHECKPOINTS, METRICS, PLOTS, STAGES, TOKENIZER, Session
-from paribus.summary import write_curve, write_json
+from paribus.summary import refuse_divergence, write_curve, write_json
 
 if TYPE_CHECKING:
     from paribus.model.gpt import GPT
@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 def write_outputs(
     run: Session, log: tracking.RunLog, model: GPT, target: str, stage: str, summary: dict[str, Any]
 ) -> None:
-    """Checkpoint, curve, metrics: in that order, so that metrics stand for a stage that is done."""
+    """Checkpoint, curve, metrics: in that order, so that metrics stand for a stage that is done.
+
+    Raises UserError, before anything is written, for a run that diverged.
+    """
+    refuse_divergence(stage, summary)
     from paribus.model.gpt import save_checkpoint
 
     source = TOKENIZER if target == "base" else CHECKPOINTS / STAGES[STAGES.index(target) - 1]

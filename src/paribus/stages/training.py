@@ -109,7 +109,7 @@ def pretrain() -> None:
         )
         params = flatten(model_config, "model.") | flatten(schedule, "pretrain.")
         with train(run, model, objective, schedule, evaluate, params) as (log, position):
-            summary = supervised_metrics(log.rows(), position) | {
+            summary = supervised_metrics(position) | {
                 "val_bpb": val_bpb(config.eval.bpb_tokens),
                 "parameters": counts["total"],
                 "flops_per_token": flops_per_token(model_config, words.vocab_size),
@@ -207,7 +207,7 @@ def converse(stage: str, source: str, target: str, schedule: Conversations) -> N
         )
         params = flatten(model.config, "model.") | flatten(schedule, f"{stage}.")
         with train(run, model, objective, schedule, lambda step: {}, params) as (log, position):
-            write_outputs(run, log, model, target, stage, supervised_metrics(log.rows(), position))
+            write_outputs(run, log, model, target, stage, supervised_metrics(position))
 
 
 @on_processes
@@ -393,7 +393,22 @@ def run_loop(
             raise SystemExit(EXIT_PAUSED) from None
         parallel.gather(loop.model)
     parallel.leave()
+    refuse_spoilt_weights(run.stage, loop)
     loop.model.eval()
+
+
+def refuse_spoilt_weights(stage: str, loop: Loop) -> None:
+    """Raises UserError if the last updates left a weight that is not finite: no later loss was there to show it."""
+    spoilt = [
+        name
+        for name, parameter in loop.model.named_parameters()
+        if not bool(parameter.isfinite().all())
+    ]
+    if spoilt:
+        raise UserError(
+            f"{stage}: diverged by step {loop.position.step}: {len(spoilt)} tensors are not finite, {spoilt[0]} "
+            "among them; lower the learning rate (lr_scale, optimizer.*) or the weight decay"
+        )
 
 
 def predicted(run: Session) -> dict[str, float]:

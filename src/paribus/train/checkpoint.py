@@ -11,17 +11,21 @@ import json
 import os
 import sys
 import threading
+import time
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from paribus.errors import UserError
+from paribus.errors import MachineError, explained
 
-MAX_FAILURES = (
-    3  # saves in a row that may fail before training stops: a full disk rarely empties itself
-)
+# Saves in a row that may fail before training stops: a full disk rarely empties itself.
+MAX_FAILURES = 3
+# Saves whose least cost is taken as that of the next: one that met a busy disk should not space out all that follow.
+COSTS = 3
 
 
 @dataclass(frozen=True)
@@ -34,31 +38,41 @@ class State:
 
 
 class StateStore:
-    """The last `keep` states in a folder. `save` copies now and writes in the background."""
+    """The last `keep` whole states in a folder. `save` copies now and writes in the background.
+
+    One process writes to a folder at a time (`session.StateLock`); others may read.
+    """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
         self.failures = 0
         self._writer: threading.Thread | None = None
+        self._damaged: set[int] = set()
+        self._costs: deque[float] = deque(maxlen=COSTS)
         folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Save a state without stalling: tensors are copied before this returns, and written after.
 
-        Raises UserError when several saves in a row have failed; the last whole state stays in place.
+        Raises MachineError when several saves in a row have failed; the last whole state stays in place.
         """
+        began = time.perf_counter()
         self.wait()
         if self.failures >= MAX_FAILURES:
-            raise UserError(
+            raise MachineError(
                 f"{self.folder}: {self.failures} saves in a row failed; free some space, then start again: "
-                f"training goes on from step {max(self.steps(), default=0)}"
+                f"training goes on from step {self.newest_step or 0}"
             )
-        copies = {
-            name: tensor.detach().to("cpu", copy=True).contiguous()
-            for name, tensor in tensors.items()
-        }
+        try:
+            copies = {name: _copy(tensor) for name, tensor in tensors.items()}
+        except (MemoryError, RuntimeError) as error:
+            if explained(error) is None:
+                raise
+            self._note_failure(step, error)
+            return
+        stalled = time.perf_counter() - began
         self._writer = threading.Thread(
-            target=self._write, args=(step, copies, values), name="state-writer"
+            target=self._write, args=(step, copies, values, stalled), name="state-writer"
         )
         self._writer.start()
 
@@ -73,6 +87,11 @@ class StateStore:
         """Whether a state is being written just now."""
         return self._writer is not None and self._writer.is_alive()
 
+    @property
+    def cost(self) -> float:
+        """Seconds that a save takes, copying and writing together; 0 before the first one is through."""
+        return min(self._costs, default=0.0)
+
     def steps(self) -> list[int]:
         """Steps of the states that exist, newest first."""
         return sorted(
@@ -80,12 +99,22 @@ class StateStore:
             reverse=True,
         )
 
+    @property
+    def newest_step(self) -> int | None:
+        """Step of the newest state that is not known to be damaged; None if there is none."""
+        whole = [step for step in self.steps() if step not in self._damaged]
+        return whole[0] if whole else None
+
     def load(self) -> State | None:
-        """The newest whole state; damaged ones are named and passed over."""
+        """The newest whole state; damaged ones are named, passed over, and removed with the next save.
+
+        Raises OSError where the disk refuses to give a state that may well be whole.
+        """
         for step in self.steps():
             state = self.read(step)
             if state is not None:
                 return state
+            self._damaged.add(step)
             print(
                 f"paribus: training state {self._path(step, 'json')} is damaged; trying the one before",
                 file=sys.stderr,
@@ -93,17 +122,20 @@ class StateStore:
         return None
 
     def read(self, step: int) -> State | None:
-        """The state after `step` steps; None if there is none or it is damaged."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load
+        """The state after `step` steps; None if there is none or it is damaged.
 
+        Raises OSError where the disk refuses to give it.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = self._path(step, "safetensors")
         try:
             header = json.loads(self._path(step, "json").read_bytes())
-            data = self._path(step, "safetensors").read_bytes()
-            if len(data) != header["size"] or hashlib.sha256(data).hexdigest() != header["sha256"]:
+            if path.stat().st_size != header["size"] or _sha256(path) != header["sha256"]:
                 return None
-            return State(step, load(data), header["values"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            return State(step, load_file(path), header["values"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError):
             return None
 
     def clear(self) -> None:
@@ -116,43 +148,95 @@ class StateStore:
     def _path(self, step: int, suffix: str) -> Path:
         return self.folder / f"step-{step:08d}.{suffix}"
 
-    def _write(self, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        from safetensors.torch import save
+    def _write(
+        self, step: int, tensors: dict[str, Tensor], values: dict[str, Any], stalled: float
+    ) -> None:
+        """Write one state, in a thread of its own. stalled: seconds that training waited for the copies."""
+        from safetensors.torch import save_file
 
+        began = time.perf_counter()
+        path = self._path(step, "safetensors")
+        aside = _aside(path)
         try:
-            data = save(tensors)
+            self._remove_leftovers()
+            save_file(tensors, aside)  # straight from the copies, without the interpreter's lock
             header = {
-                "sha256": hashlib.sha256(data).hexdigest(),
-                "size": len(data),
+                "sha256": _sha256(aside),
+                "size": aside.stat().st_size,
                 "step": step,
                 "values": values,
             }
-            write_atomically(self._path(step, "safetensors"), data)
+            _put_in_place(aside, path)
             write_atomically(self._path(step, "json"), json.dumps(header).encode())
+            self._damaged.discard(step)
             self._prune()
-            self.failures = 0
-        except OSError as error:
-            self.failures += 1
-            for path in self.folder.glob(".step-*"):
+        except Exception as error:  # whatever it is, training must learn that it goes on unsaved
+            self._note_failure(step, error)
+            return
+        self.failures = 0
+        self._costs.append(stalled + time.perf_counter() - began)
+
+    def _note_failure(self, step: int, error: Exception) -> None:
+        self.failures += 1
+        self._remove_leftovers()
+        fault = explained(error)
+        why = fault.problems[0] if fault else f"{type(error).__name__}: {error}"
+        print(
+            f"paribus: could not save the training state of step {step}: {why}; the one before stays",
+            file=sys.stderr,
+        )
+
+    def _remove_leftovers(self) -> None:
+        """What a killed or failed save left behind: files written aside, and tensors whose JSON never came."""
+        for path in self.folder.glob(".step-*"):
+            path.unlink(missing_ok=True)
+        for path in self.folder.glob("step-*.safetensors"):
+            if not path.with_suffix(".json").exists():
                 path.unlink(missing_ok=True)
-            print(
-                f"paribus: could not save the training state of step {step}: {error.strerror}; "
-                "the one before stays",
-                file=sys.stderr,
-            )
 
     def _prune(self) -> None:
-        for step in self.steps()[self.keep :]:
-            self._path(step, "json").unlink(missing_ok=True)
-            self._path(step, "safetensors").unlink(missing_ok=True)
+        """Remove damaged states, and of the others all but the newest `keep`."""
+        steps = self.steps()
+        whole = [step for step in steps if step not in self._damaged]
+        kept = whole[: self.keep]
+        for step in steps:
+            if step not in kept:
+                self._path(step, "json").unlink(missing_ok=True)
+                self._path(step, "safetensors").unlink(missing_ok=True)
+        self._damaged.clear()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write aside, sync, rename, sync the folder: a reader sees the old file or the whole new one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "wb") as file:
-        file.write(data)
-        file.flush()
+    aside = _aside(path)
+    aside.write_bytes(data)
+    _put_in_place(aside, path)
+
+
+def write_files(folder: Path, writers: dict[str, Callable[[Path], None]]) -> None:
+    """Write several files of a folder, all of them first and then each in its place: a full disk leaves the old ones.
+
+    writers: file name -> what writes the file to the path it is given.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    asides = {name: _aside(folder / name) for name in writers}
+    try:
+        for name, write in writers.items():
+            write(asides[name])
+        for name, aside in asides.items():
+            _put_in_place(aside, folder / name)
+    finally:
+        for aside in asides.values():
+            aside.unlink(missing_ok=True)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _put_in_place(aside: Path, path: Path) -> None:
+    """Bring a finished file to the disk and give it its name."""
+    with open(aside, "rb") as file:
         os.fsync(file.fileno())
     os.replace(aside, path)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -160,3 +244,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

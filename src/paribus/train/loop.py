@@ -30,10 +30,14 @@ from paribus.train.checkpoint import State, StateStore
 from paribus.train.objectives import MicroBatch, Objective, Work
 from paribus.train.optim import MuonAdamW
 
-MAX_NONFINITE = (
-    3  # steps in a row without a finite gradient before the weights themselves are taken as spoilt
-)
+# Steps in a row without a finite gradient before the weights themselves are taken as spoilt.
+MAX_NONFINITE = 3
 MAX_ROLLBACKS = 3
+CURE = "lower the learning rate (lr_scale) or set optimizer.grad_clip"
+# Time between saves, as a multiple of what a save costs: saving slows a run by a fiftieth at most.
+SAVE_SPACING = 50
+# The last part of a run whose mean loss is its `train_loss`: one step in twenty.
+LAST_PART = 20
 
 
 # What a rank without rows of its own puts through, as all ranks take part in each forward: it learns nothing.
@@ -55,6 +59,9 @@ class Position:
     nonfinite: int = 0  # steps skipped because loss or gradient was not finite
     skipped: list[int] = field(default_factory=list)  # steps passed over after a rollback
     rollbacks: int = 0
+    nonfinite_in_a_row: int = 0  # up to here; 0 in every state but one of the last step
+    last_losses: list[float] = field(default_factory=list)  # finite ones, of the last part
+    peak_memory_bytes: int = 0  # over all sessions, as of the last save
 
 
 @dataclass(frozen=True)
@@ -89,8 +96,13 @@ class Plan:
     lr_factor: Callable[[int], float]
     flops_per_token: float
     peak_flops: float  # of the device, for MFU
-    save_seconds: float
-    log_every: int = 1
+    save_seconds: float  # least time between saves; 0: after every step
+    log_every: int = 1  # steps without metrics of their own between logged ones
+
+    @property
+    def last_steps(self) -> int:
+        """Steps of the last part."""
+        return max(self.steps // LAST_PART, 1)
 
 
 class Readback:
@@ -160,8 +172,9 @@ class Loop:
         self.ahead = model.device.type == "cuda" and objective.pure
         self._before: Started | None = None  # ahead: the step whose numbers are still to be read
         self._settled = False
-        self._bad_run = 0
+        self._restored = False
         self._saved_at = time.monotonic()
+        self._gather_seconds = 0.0  # of the last save: bringing its tensors together
 
     def restore(self, state: State) -> None:
         """Go to a state."""
@@ -181,9 +194,9 @@ class Loop:
             {name.removeprefix("rng."): t for name, t in tensors.items() if name.startswith("rng.")}
         )
         self.position = Position(**values["position"])
-        if (
-            values["ranks"] != parallel.ranks()
-        ):  # another grouping of the same sums: equal but for rounding
+        self._restored = True
+        # Another number of ranks groups the same sums otherwise: equal but for rounding.
+        if values["ranks"] != parallel.ranks():
             self.hooks.event(
                 self.position.step,
                 "processes",
@@ -191,8 +204,14 @@ class Loop:
             )
 
     def run(self) -> Position:
-        """Train to the last step. `restore` first to continue."""
+        """Train to the last step. `restore` first to continue. Raises UserError for a run that diverged.
+
+        A run that begins saves its first state before its first step, so that there is always a state to go back to,
+        however soon the loss diverges.
+        """
         self.model.train()
+        if not self._restored:
+            self.save()
         while self.position.step < self.plan.steps:
             with self._works() as works:
                 self._clock, self._settled = time.perf_counter(), False
@@ -200,6 +219,7 @@ class Loop:
                     if self._step(step, work):
                         break  # rolled back: start again from the restored step
         self.store.wait()
+        self._refuse_a_lost_end()
         return self.position
 
     @contextmanager
@@ -220,12 +240,10 @@ class Loop:
             self.model.device
         )  # a new thread would else take memory on the first GPU
         work = self.objective.work(step)
-        pinned = [
-            MicroBatch(
-                *(None if tensor is None else tensor.pin_memory() for tensor in micro.tensors)  # type: ignore[arg-type]
-            )
-            for micro in work.micro_batches
-        ]
+        pinned = []
+        for micro in work.micro_batches:
+            tensors = [None if tensor is None else tensor.pin_memory() for tensor in micro.tensors]
+            pinned.append(MicroBatch(*tensors))  # type: ignore[arg-type]
         return dataclasses.replace(work, micro_batches=pinned)
 
     def _step(self, step: int, work: Work) -> bool:
@@ -293,10 +311,10 @@ class Loop:
         self._clock = now
         self._settled = True
         self._advance(started)
-        if not started.finite and self._watch(started.step, started.loss, started.grad_norm):
-            return True
-        self._bad_run = 0 if started.finite else self._bad_run
-        return False
+        if started.finite:
+            self.position.nonfinite_in_a_row = 0
+            return False
+        return self._watch(started.step, started.loss, started.grad_norm)
 
     def _wanted_at_once(self, step: int) -> bool:
         """Whether a step's numbers are wanted before the next one starts; the first step's too, to be timed by itself."""
@@ -334,22 +352,26 @@ class Loop:
         self.position.tokens += started.tokens
         self.position.seconds += started.elapsed
         self.position.train_seconds += started.elapsed
+        if math.isfinite(started.loss):
+            losses = [*self.position.last_losses, started.loss]
+            self.position.last_losses = losses[-self.plan.last_steps :]
 
     def _watch(self, step: int, loss: float, grad_norm: float) -> bool:
         """Count a step that was not finite; after a run of them go back to the last state and pass those steps over."""
-        self._bad_run += 1
         self.position.nonfinite += 1
+        self.position.nonfinite_in_a_row += 1
         self.hooks.event(step, "nonfinite", f"loss {loss}, gradient norm {grad_norm}: step skipped")
-        if self._bad_run < MAX_NONFINITE:
-            return False
-        bad = list(range(step - self._bad_run + 1, step + 1))
         counts = self.position
+        in_a_row = counts.nonfinite_in_a_row
+        if in_a_row < MAX_NONFINITE:
+            return False
+        bad = list(range(step - in_a_row + 1, step + 1))
         self.store.wait()
         state = parallel.newest(self.store)
         if counts.rollbacks >= MAX_ROLLBACKS or state is None:
             raise UserError(
-                f"step {step}: loss or gradient not finite for {self._bad_run} steps in a row, after "
-                f"{counts.rollbacks} rollbacks; lower the learning rate (lr_scale) or set optimizer.grad_clip"
+                f"step {step + 1} of {self.plan.steps}: diverged: loss or gradient not finite for {in_a_row} "
+                f"steps in a row, after {counts.rollbacks} rollbacks; {CURE}"
             )
         self.restore(state)
         self.hooks.rewind(state.step)
@@ -359,7 +381,6 @@ class Loop:
             rollbacks=counts.rollbacks + 1,
             skipped=counts.skipped + bad,
         )
-        self._bad_run = 0
         self.hooks.event(
             step,
             "rollback",
@@ -367,10 +388,23 @@ class Loop:
         )
         return True
 
+    def _refuse_a_lost_end(self) -> None:
+        """Raises UserError if no step was finite at the end, so that nothing says what the weights are worth."""
+        first = self.plan.steps - self.position.nonfinite_in_a_row
+        while first > 0 and first - 1 in self.position.skipped:
+            first -= 1
+        lost = self.plan.steps - first
+        if lost >= min(MAX_NONFINITE, self.plan.steps):
+            raise UserError(
+                f"step {first + 1} of {self.plan.steps}: diverged: loss or gradient not finite in all of the last "
+                f"{lost} steps; {CURE}"
+            )
+
     def _report(self, started: Started) -> None:
         step, metrics, speed = started.step, started.metrics, started.tokens / started.elapsed
         last = step + 1 == self.plan.steps
-        if (step + 1) % self.plan.log_every == 0 or last or metrics:
+        # Metrics of the work itself (RL's samples) are of this step alone, and are counted from the log.
+        if (step + 1) % self.plan.log_every == 0 or last or metrics or started.work.metrics:
             metrics |= {
                 "train/loss": started.loss,
                 "train/grad_norm": started.grad_norm,
@@ -410,18 +444,37 @@ class Loop:
         if stop and not done:
             self.store.wait()
             reason = self.interrupt.reason or "another process was asked to stop"
-            raise Paused(f"{reason}: saved at step {self.position.step} of {self.plan.steps}")
+            raise Paused(f"{reason}: {self._what_is_saved()}")
         self._clock = time.perf_counter()
 
+    def _what_is_saved(self) -> str:
+        """Where the next start goes on; a step without a finite gradient is not saved, nor is any on a full disk."""
+        step = self.store.newest_step
+        if step is None:
+            return "no state could be saved; the next start begins anew"
+        saved = f"saved at step {step} of {self.plan.steps}"
+        lost = self.position.step - step
+        return saved if lost <= 0 else f"{saved}; the next start repeats the {lost} after it"
+
     def _wishes(self) -> tuple[bool, bool]:
-        """This rank's: to stop, and to save."""
-        return (
-            self.interrupt.requested(),
-            time.monotonic() - self._saved_at >= self.plan.save_seconds,
-        )
+        """This rank's: to stop, and to save. Rank 0 alone knows what a save costs, and so when the next is due."""
+        due = parallel.rank() == 0 and self._save_is_due()
+        return self.interrupt.requested(), due
+
+    def _save_is_due(self) -> bool:
+        if not self.plan.save_seconds:
+            return True
+        if self.store.writing:
+            return False
+        cost = self._gather_seconds + self.store.cost
+        spacing = max(self.plan.save_seconds, SAVE_SPACING * cost)
+        return time.monotonic() - self._saved_at >= spacing
 
     def save(self) -> None:
         """Save the state, whole, so that any number of ranks can go on with it; rank 0 writes."""
+        began = time.perf_counter()
+        here = peak_memory_bytes(self.model.device)
+        self.position.peak_memory_bytes = max(self.position.peak_memory_bytes, here)
         tensors: dict[str, Tensor] = {
             f"model.{name}": parallel.full(p) for name, p in self.model.named_parameters()
         }
@@ -436,6 +489,7 @@ class Loop:
         }
         if parallel.rank() == 0:
             self.hooks.sync()
+            self._gather_seconds = time.perf_counter() - began
             self.store.save(self.position.step, tensors, values)
         self._saved_at = time.monotonic()
 
