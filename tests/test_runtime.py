@@ -96,8 +96,64 @@ def test_auto_is_resolved_and_what_decides_bits_is_in_the_class(tiny_config):
         "compile": True,
         "isa": "x",
         "deterministic": False,
+        "device_name": "another CPU",
+        "cpu_capability": "x",
+        "libraries": {},
+        "environment": {"MKL_CBWR": "COMPATIBLE"},
     }.items():
         assert dataclasses.replace(hardware, **{name: value}).hardware_class() != one
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ATEN_CPU_CAPABILITY", "default"),
+        ("MKL_CBWR", "COMPATIBLE"),
+        ("MKL_ENABLE_INSTRUCTIONS", "AVX2"),
+        ("ONEDNN_MAX_CPU_ISA", "SSE41"),
+        ("DNNL_DEFAULT_FPMATH_MODE", "BF16"),
+        ("TORCHINDUCTOR_MAX_AUTOTUNE", "1"),
+    ],
+)
+def test_a_variable_that_chooses_kernels_is_another_hardware_class(
+    tiny_config, monkeypatch, variable, value
+):
+    monkeypatch.delenv(variable, raising=False)
+    before = runtime.detect(tiny_config.train)
+    monkeypatch.setenv(variable, value)
+    after = runtime.detect(tiny_config.train)
+    assert before.hardware_class() != after.hardware_class()
+    assert after.environment[variable] == value
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OMP_NUM_THREADS", "3"),
+        ("MKL_NUM_THREADS", "3"),
+        ("ONEDNN_VERBOSE", "1"),
+        ("TORCHINDUCTOR_CACHE_DIR", "/tmp/x"),
+        ("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
+    ],
+)
+def test_a_variable_that_chooses_nothing_is_not(tiny_config, monkeypatch, variable, value):
+    before = runtime.detect(tiny_config.train).hardware_class()
+    monkeypatch.setenv(variable, value)
+    assert runtime.detect(tiny_config.train).hardware_class() == before
+
+
+def test_torchs_capability_is_the_one_it_computes_with(tiny_config):
+    code = (
+        "from paribus import config, runtime; from conftest import TINY; import sys;"
+        "print(runtime.detect(config.load_config(sys.argv[1], overrides=TINY).train).cpu_capability)"
+    )
+    root = Path(__file__).resolve().parent.parent
+    environment = os.environ | {
+        "ATEN_CPU_CAPABILITY": "default",
+        "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root / "tests")]),
+    }
+    done = run_python(code, str(root / "params.yaml"), env=environment).communicate()[0]
+    assert done.strip() == "DEFAULT"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")

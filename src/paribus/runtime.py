@@ -106,28 +106,108 @@ class Hardware:
     processes: int  # that train together
     process_threads: int  # of the CPU, of each process
     isa: str  # the CPU's best instruction set for matrix products
+    cpu_capability: str  # the instruction set of torch's own CPU kernels
     compile: bool
     deterministic: bool
     activation_checkpointing: bool
     torch_version: str
+    libraries: dict[str, str]  # name -> version of what else computes
+    environment: dict[str, str]  # variables that choose kernels, where they are set
 
     def hardware_class(self) -> dict[str, Any]:
-        """What of the hardware decides the bits of a result (law 1); part of the fingerprint.
+        """What of the hardware and the software under it decides the bits of a result; part of the fingerprint.
 
-        Measured: eager and compiled differ, and so do numbers of threads and instruction sets on a CPU. So do numbers
-        of processes, but a run may go on with another number of them: they are in the provenance instead.
+        Measured: eager and compiled differ, and so do numbers of threads, instruction sets and the variables in
+        `environment` on a CPU. MKL and oneDNN choose kernels by the CPU's model as well. So do numbers of processes, but a
+        run may go on with another number of them: they are in the provenance instead.
         """
         names = [
             "device",
+            "device_name",
             "dtype",
             "isa",
+            "cpu_capability",
             "compile",
             "deterministic",
             "activation_checkpointing",
             "torch_version",
+            "libraries",
+            "environment",
         ]
-        names.append("threads" if self.device == "cpu" else "device_name")
+        if self.device == "cpu":
+            names.append("threads")
         return {name: getattr(self, name) for name in names}
+
+
+# Packages besides torch whose code decides bits. Those of CUDA go by many names (nvidia-cublas, nvidia-cublas-cu12).
+LIBRARIES = ("numpy", "tokenizers", "safetensors")
+CUDA_LIBRARIES = (
+    "nvidia-cublas",
+    "nvidia-cudnn",
+    "nvidia-cuda-nvrtc",
+    "nvidia-cusparselt",
+    "nvidia-nccl",
+    "triton",
+    "pytorch-triton",
+)
+# Beginnings of the names of variables that choose kernels or their precision: of torch, MKL, oneDNN, OpenBLAS, numpy,
+# glibc, and on CUDA of cuBLAS, cuDNN, NCCL, Inductor and Triton.
+KERNEL_VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "MKL_",
+    "ONEDNN_",
+    "DNNL_",
+    "OPENBLAS_CORETYPE",
+    "NPY_DISABLE_CPU_FEATURES",
+    "NPY_ENABLE_CPU_FEATURES",
+    "GLIBC_TUNABLES",
+    "CUBLAS",
+    "CUDNN_",
+    "NVIDIA_TF32_OVERRIDE",
+    "NCCL_ALGO",
+    "NCCL_PROTO",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "TORCH_BLAS_PREFER_",
+    "TORCH_CUDNN_",
+    "TORCH_LINALG_PREFER_",
+    "DISABLE_ADDMM_CUDA_LT",
+    "PYTORCH_TUNABLEOP_",
+    "TORCHINDUCTOR_",
+    "TRITON_F32_DEFAULT",
+)
+# Those among them that choose nothing: numbers of threads are torch's own to set, the rest is output and caches.
+IDLE_VARIABLES = re.compile(r"_NUM_THREADS$|VERBOSE|CACHE|LOG|DEBUG$|_DIR$|TRACE|PROFILE")
+# cuBLAS reads it when its first handle is made; without it deterministic mode raises on CUDA.
+CUBLAS_WORKSPACE = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+
+
+def kernel_environment() -> dict[str, str]:
+    """The variables that choose kernels, where they are set to anything but what this program sets itself."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(KERNEL_VARIABLES)
+        and not IDLE_VARIABLES.search(name)
+        and CUBLAS_WORKSPACE.get(name) != value
+    }
+
+
+def kernel_libraries(device: str) -> dict[str, str]:
+    """Versions of the packages, besides torch, whose code decides the bits of what `device` computes."""
+    from importlib import metadata
+
+    versions = {name: metadata.version(name) for name in LIBRARIES}
+    if device != "cuda":
+        return versions
+    import torch
+
+    versions["cuda"] = str(torch.version.cuda)
+    versions["cudnn"] = str(torch.backends.cudnn.version())
+    for package in metadata.distributions():
+        name = package.metadata["Name"].lower()
+        if name.startswith(CUDA_LIBRARIES):
+            versions[name] = package.version
+    return versions
 
 
 def detect(train: config.Train) -> Hardware:
@@ -156,10 +236,13 @@ def detect(train: config.Train) -> Hardware:
         processes=int(os.environ.get("WORLD_SIZE", "1")),
         process_threads=train.threads or max(threads // here, 1),
         isa=isa,
+        cpu_capability=torch.backends.cpu.get_cpu_capability(),
         compile=train.compile,
         deterministic=train.deterministic,
         activation_checkpointing=train.activation_checkpointing,
         torch_version=str(torch.__version__),
+        libraries=kernel_libraries(device),
+        environment=kernel_environment(),
     )
 
 
@@ -216,8 +299,8 @@ def _cpuinfo(field: str) -> str:
 
 def apply(hardware: Hardware, seed: int) -> None:
     """Set this process up for `hardware`: threads, kernels, and every global seed."""
-    # cuBLAS reads it when its first handle is made; without it deterministic mode raises on CUDA.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    for name, value in CUBLAS_WORKSPACE.items():
+        os.environ.setdefault(name, value)
     import random
 
     import numpy

@@ -310,6 +310,9 @@ _CAUSES: dict[str, Cause] = {
     "device": "hardware",
     "device_name": "hardware",
     "isa": "hardware",
+    "cpu_capability": "hardware",
+    "environment": "hardware",
+    "libraries": "requirements",
     "processes": "hardware",
 }
 
