@@ -10,7 +10,9 @@ from talker import PROBLEMS, codec, problem, random_model, talker
 
 from paribus.config import RL, Config
 from paribus.evaluate.gsm8k import chat_prompt, score, solution_steps
-from paribus.generate import Engine
+from paribus.generate import Engine, choose
+from paribus.model.gpt import GPT
+from paribus.train.objectives import PolicyGradient
 from paribus.train.rollout import Rollout, advantages_of, questions_of_step, rollout
 
 
@@ -180,3 +182,103 @@ def test_curriculum_opens_harder_questions_as_it_goes(cfg: RL) -> None:
     assert len(set(questions_of_step(many, gentle, 3, 0))) == 5
     assert questions_of_step(many, gentle, 3, 2) == questions_of_step(many, gentle, 3, 2)
     assert questions_of_step(many, gentle, 3, 2) != questions_of_step(many, cfg, 3, 2)
+
+
+# ---------------------------------------------------------------- the gradient, against the exact one
+
+POLICIES = [(1.0, 0), (0.6, 0), (1.5, 0), (1.0, 3), (0.7, 5)]
+
+
+@pytest.fixture(scope="module")
+def small(tiny_config: Config) -> GPT:
+    """Twelve tokens, so that every answer of one token can be counted."""
+    model = GPT(dataclasses.replace(tiny_config.model, depth=1, width=16, head_dim=8), 12)
+    model.initialise(1)
+    with torch.no_grad():
+        noise = torch.randn(model.head_weight.shape, generator=torch.Generator().manual_seed(2))
+        model.head_weight.copy_(noise)
+    return model
+
+
+PROMPT = torch.tensor([[3, 1, 4]])
+
+
+def policy_of(model: GPT, temperature: float, top_k: int) -> torch.Tensor:
+    """Probabilities of the first token of an answer, written down apart from the sampler and from the loss."""
+    logits = model.logits(model.hidden(PROMPT))[0, -1]
+    order = logits.argsort(descending=True)
+    kept = torch.zeros_like(logits, dtype=torch.bool)
+    kept[order[: top_k or len(logits)]] = True
+    weights = torch.exp(logits / temperature) * kept
+    return weights / weights.sum()
+
+
+def gradients(model: GPT, value: torch.Tensor) -> list[torch.Tensor]:
+    found = torch.autograd.grad(value, list(model.parameters()), allow_unused=True)
+    return [one for one in found if one is not None]
+
+
+def expected_loss(
+    model: GPT, temperature: float, top_k: int, advantages: torch.Tensor
+) -> torch.Tensor:
+    """The loss on every possible answer, weighted by its probability: the estimator without its noise."""
+    policy = policy_of(model, temperature, top_k).detach()
+    drawn = policy.nonzero()[:, 0]
+    targets = torch.full((len(drawn), 3), -1)
+    weights = torch.zeros(len(drawn), 3)
+    targets[:, -1] = drawn
+    weights[:, -1] = policy[drawn] * advantages[drawn]
+    tokens = PROMPT.repeat(len(drawn), 1)
+    return model(tokens, targets, None, weights, temperature=temperature, top_k=top_k)
+
+
+@pytest.mark.parametrize(("temperature", "top_k"), POLICIES)
+def test_the_loss_descends_the_exact_gradient_of_the_sampled_policys_reward(
+    small: GPT, temperature: float, top_k: int
+) -> None:
+    rewards = torch.arange(12.0) % 3
+    policy = policy_of(small, temperature, top_k)
+    reward = (policy * rewards).sum()
+    exact = gradients(small, reward)
+    advantages = rewards - reward.detach()
+    loss = expected_loss(small, temperature, top_k, advantages)
+    for ours, theirs in zip(gradients(small, -loss), exact, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("temperature", "top_k"), POLICIES)
+def test_a_token_that_decides_nothing_is_not_pushed(
+    small: GPT, temperature: float, top_k: int
+) -> None:
+    """Whatever token comes, the advantage is the same: a gradient here would only sharpen the policy."""
+    loss = expected_loss(small, temperature, top_k, torch.ones(12))
+    assert max(float(one.abs().max()) for one in gradients(small, loss)) < 1e-5
+
+
+@pytest.mark.parametrize(("temperature", "top_k"), POLICIES)
+def test_the_loss_is_of_the_distribution_that_the_sampler_draws_from(
+    small: GPT, temperature: float, top_k: int
+) -> None:
+    logits = small.logits(small.hidden(PROMPT))[0, -1].detach()
+    uniforms = torch.rand(40_000, 2, generator=torch.Generator().manual_seed(0))
+    drawn, _ = choose(logits.repeat(len(uniforms), 1), uniforms, temperature, top_k)
+    shares = drawn.bincount(minlength=12) / len(uniforms)
+    for token in range(12):
+        targets = torch.tensor([[-1, -1, token]])
+        loss = small(PROMPT, targets, None, temperature=temperature, top_k=top_k)
+        if shares[token]:
+            assert float((-loss).exp()) == pytest.approx(float(shares[token]), abs=0.01)
+
+
+def test_a_drawn_token_that_rounding_put_outside_the_top_k_has_a_finite_loss(small: GPT) -> None:
+    last = int(small.logits(small.hidden(PROMPT))[0, -1].argmin())
+    loss = small(PROMPT, torch.tensor([[-1, -1, last]]), None, top_k=2)
+    assert torch.isfinite(loss) and all(torch.isfinite(one).all() for one in gradients(small, loss))
+
+
+def test_the_objective_hands_the_policy_to_the_loss(step: Rollout) -> None:
+    objective = PolicyGradient(lambda _: step, 4, temperature=0.5, top_k=7)
+    micro_batches = objective.work(0).micro_batches
+    assert all(one.sampling == {"temperature": 0.5, "top_k": 7} for one in micro_batches)
+    plain = PolicyGradient(lambda _: step, 4).work(0).micro_batches
+    assert micro_batches and all(one.sampling == {} for one in plain)

@@ -256,8 +256,12 @@ class RL:
     questions_per_step: int = key("groups of one step", ge=1)
     samples_per_question: int = key("answers of one group", ge=2)
     max_new_tokens: int = key("longest answer, tokens", ge=1)
-    temperature: float = key("sampling temperature", gt=0)
-    top_k: int = key("sample among the k likeliest tokens; 0: all", ge=0)
+    temperature: float = key(
+        "temperature of the policy: of sampling, and of the probabilities in the loss", gt=0
+    )
+    top_k: int = key(
+        "the policy chooses among the k likeliest tokens, in sampling and in the loss; 0: all", ge=0
+    )
     advantage: Literal["group_mean", "group_mean_std"] = key(
         "reward minus the group's mean, or that over its std"
     )

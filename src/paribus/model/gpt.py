@@ -194,21 +194,38 @@ class GPT(nn.Module):
         targets: Tensor,
         documents: Tensor | None = None,
         weights: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
     ) -> Tensor:
-        """Sum over tokens of weight x cross-entropy, nats, fp32 (); all arguments (B, T); targets -1: not learned."""
+        """Sum over tokens of weight x cross-entropy, nats, fp32 ().
+
+        tokens, targets, documents, weights (B, T); targets of -1 are not learned. temperature, top_k: how the targets were
+        drawn, if not from the model's own distribution; the cross-entropy is that of the distribution they came from.
+        """
         hidden = self.hidden(tokens, documents).flatten(0, 1)
-        return self._cross_entropy(
-            hidden, targets.flatten(), None if weights is None else weights.flatten()
-        )[0]
+        flat_weights = None if weights is None else weights.flatten()
+        return self._cross_entropy(hidden, targets.flatten(), flat_weights, temperature, top_k)[0]
 
     def _cross_entropy(
-        self, hidden: Tensor, targets: Tensor, weights: Tensor | None
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        temperature: float = 1.0,
+        top_k: int = 0,
     ) -> tuple[Tensor, Tensor]:
         if weights is None:
             weights = torch.ones(len(targets), device=hidden.device)
         rows = logit_rows(self.vocab_size, hidden.device.type)
         return ChunkedCrossEntropy.apply(
-            hidden, self.head_weight, targets, weights, self.config.softcap, rows
+            hidden,
+            self.head_weight,
+            targets,
+            weights,
+            self.config.softcap,
+            rows,
+            temperature,
+            top_k,
         )
 
 

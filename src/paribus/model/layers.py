@@ -284,8 +284,21 @@ class Block(nn.Module):
         return x + self.mlp(normalise(x, self.norm))
 
 
+def as_drawn(logits: Tensor, drawn: Tensor, temperature: float, top_k: int) -> Tensor:
+    """The logits (n, V) of the distribution that `drawn` (n, 1) were sampled from: among the top_k largest (0: all), over
+    the temperature.
+
+    A drawn token stays among the candidates even where rounding has put another in its place since.
+    """
+    if 0 < top_k < logits.shape[-1]:
+        least = logits.topk(top_k, dim=-1).values[:, -1:]
+        kept = logits.gather(1, drawn)
+        logits = logits.masked_fill(logits < least, -torch.inf).scatter(1, drawn, kept)
+    return logits if temperature == 1 else logits / temperature
+
+
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """sum_i w_i x cross-entropy(softcap(hidden_i W'), target_i), never holding more logits than a chunk.
+    """sum_i w_i x cross-entropy(as_drawn(softcap(hidden_i W')), target_i), never holding more logits than a chunk.
 
     Gradients are formed chunk by chunk in the forward pass, while the chunk's logits exist: the fp32 logits of
     2,048 tokens x 65,536 words x 16 rows would take 8.6 GB, and their temporaries as much again.
@@ -300,6 +313,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         token_weights: Tensor,
         softcap: float,
         chunk: int,
+        temperature: float,
+        top_k: int,
     ) -> tuple[Tensor, Tensor]:
         """hidden (N, D), weight (V, D), targets (N,) with -1 ignored, token_weights (N,) -> sum (), losses (N,)."""
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
@@ -310,7 +325,14 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             loss, grad_logits = _chunk(
-                hidden[part], product, targets[part], token_weights[part], softcap, want
+                hidden[part],
+                product,
+                targets[part],
+                token_weights[part],
+                softcap,
+                want,
+                temperature,
+                top_k,
             )
             losses[part] = loss
             if grad_hidden is not None and grad_weight is not None:
@@ -321,9 +343,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return (losses * token_weights).sum(), losses
 
     @staticmethod
-    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:  # type: ignore[no-untyped-def]
+    def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, None, None, None, None
+        plain = (None,) * 6  # targets, weights and settings have no gradient
+        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, *plain
 
 
 def _chunk(
@@ -333,20 +356,25 @@ def _chunk(
     token_weights: Tensor,
     softcap: float,
     want_grad: bool,
+    temperature: float,
+    top_k: int,
 ) -> tuple[Tensor, Tensor]:
     """Losses (n,) fp32 and, if wanted, the gradient by the raw logits (n, V) in hidden's dtype, for one chunk."""
     logits = (hidden @ weight.T).float()
     if softcap:
         capped = logits.div_(softcap).tanh_()
         logits = capped * softcap
-    log_normaliser = logits.logsumexp(dim=-1)
     learned = targets >= 0
     index = targets.clamp(min=0)[:, None]
+    logits = as_drawn(logits, index, temperature, top_k)
+    log_normaliser = logits.logsumexp(dim=-1)
     losses = torch.where(learned, log_normaliser - logits.gather(1, index)[:, 0], 0.0)
     if not want_grad:
         return losses, logits
     grad = logits.sub_(log_normaliser[:, None]).exp_()
     grad.scatter_add_(1, index, torch.full_like(index, -1, dtype=grad.dtype))
+    if temperature != 1:
+        grad.div_(temperature)
     if softcap:
         grad.mul_(capped.square_().neg_().add_(1))
     grad.mul_((token_weights * learned)[:, None])

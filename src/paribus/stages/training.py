@@ -242,7 +242,14 @@ def rl() -> None:
             model.train()
             return drawn
 
-        objective = PolicyGradient(sample, cfg.device_batch_size, parallel.rank(), parallel.ranks())
+        objective = PolicyGradient(
+            sample,
+            cfg.device_batch_size,
+            parallel.rank(),
+            parallel.ranks(),
+            cfg.temperature,
+            cfg.top_k,
+        )
         params = flatten(model.config, "model.") | flatten(cfg, "rl.")
         before = partial(parallel.leads, model, partial(watch, engine, watched, run, sample=True))
         with train(run, model, objective, cfg, evaluate, params, before) as (log, position):

@@ -336,7 +336,8 @@ class Loop:
             work.micro_batches + [IDLE] * (most - len(work.micro_batches))
         ):
             with self._sync_gradients(last=index == most - 1):
-                loss = self.forward(*_to(device, micro)) / max(normaliser, 1)
+                batch = _to(device, micro)
+                loss = self.forward(*batch, **micro.sampling) / max(normaliser, 1)
                 # DDP and FSDP average over ranks; a sum over the global batch is meant
                 (loss * parallel.ranks()).backward()
             total += loss.detach()

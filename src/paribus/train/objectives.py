@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -27,11 +27,20 @@ class MicroBatch:
     targets: Tensor
     documents: Tensor | None = None
     weights: Tensor | None = None
+    temperature: float = 1.0  # that the targets were drawn with
+    top_k: int = 0  # among so many; 0: all
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """In the order of the model's forward pass."""
         return self.tokens, self.targets, self.documents, self.weights
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What the forward pass must know of how the targets were drawn; nothing where that is the model's own way."""
+        if self.temperature == 1 and not self.top_k:
+            return {}
+        return {"temperature": self.temperature, "top_k": self.top_k}
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,10 @@ class NextToken:
 
 
 class PolicyGradient:
-    """-sum(advantage x log p) / sampled tokens, on answers drawn from the current weights (on-policy, one update)."""
+    """-sum(advantage x log p) / sampled tokens, on answers drawn from the current weights (on-policy, one update).
+
+    p is the distribution that was sampled from: at its temperature, and among its top_k.
+    """
 
     pure = False
 
@@ -93,9 +105,12 @@ class PolicyGradient:
         device_batch_size: int,
         rank: int = 0,
         ranks: int = 1,
+        temperature: float = 1.0,
+        top_k: int = 0,
     ) -> None:
-        """sample: the whole step's rollout, on every rank."""
+        """sample: the whole step's rollout, on every rank. temperature, top_k: what it samples with."""
         self.sample, self.device_batch_size = sample, device_batch_size
+        self.temperature, self.top_k = temperature, top_k
         self.rank, self.ranks = rank, ranks
 
     def work(self, step: int) -> Work:
@@ -121,6 +136,8 @@ class PolicyGradient:
                     rollout.tokens[rows, :length],
                     rollout.targets[rows, :length],
                     weights=rollout.weights[rows, :length],
+                    temperature=self.temperature,
+                    top_k=self.top_k,
                 )
             )
         tokens = sum(micro.tokens.numel() for micro in micro_batches)

@@ -5,6 +5,9 @@ arXiv:2402.03300); the loss is the mean over sampled tokens of the whole batch (
 
     loss = sum(weights x -log p(target)) / n_sampled_tokens,    weights = advantage on sampled tokens, else 0
 
+p is what the answers were drawn from, so that the loss stays on-policy: softmax(logits / cfg.temperature) among the
+cfg.top_k largest logits.
+
 Rows whose advantage is zero add nothing to the sum and are left out of the batch; they stay in n_sampled_tokens.
 
 Shapes: G groups of N answers, B rows kept, T tokens.
