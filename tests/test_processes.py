@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -91,12 +92,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Train
 
 
 @pytest.mark.timeout(600)
-def test_a_run_on_1_4_and_2_processes_ddp_and_fsdp_is_the_run_of_one(
+def test_a_run_on_2_and_1_processes_ddp_and_fsdp_is_the_run_of_one(
     alone: Trainer, tmp_path: Path, project_root: Path
 ) -> None:
     """Every session goes on with another number of processes; exit 75 passes through the launcher."""
     moving = Trainer(tmp_path, project_root)
-    for processes, sharding in ((2, "ddp"), (1, "ddp"), (4, "ddp"), (2, "fsdp")):
+    for processes, sharding in ((2, "ddp"), (1, "ddp"), (2, "fsdp")):
         status, said = moving.train(
             processes=processes, sharding=sharding, session_minutes=ONE_STEP
         )
@@ -114,8 +115,7 @@ def test_a_run_on_1_4_and_2_processes_ddp_and_fsdp_is_the_run_of_one(
     changes = [row["detail"] for row in moving.rows() if row.get("event") == "processes"]
     assert changes == [
         "1 processes, 2 before",
-        "4 processes, 1 before",
-        "2 processes, 4 before",
+        "2 processes, 1 before",
         "1 processes, 2 before",
     ]
 
@@ -150,3 +150,66 @@ def test_a_signal_saves_and_a_killed_process_ends_the_stage_and_both_go_on(
     assert status == EXIT_PAUSED and "going on from step" in said
     steps = [row["step"] for row in trainer.steps()]
     assert steps == list(range(1, len(steps) + 1)) and len(steps) > saved
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    """Training processes that work in a project."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            here = process.cwd() == str(folder) and process.status() != psutil.STATUS_ZOMBIE
+            if here and "pretrain" in process.cmdline():
+                found.append(process)
+    return found
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Trainer:
+    """A run that does not end by itself."""
+    changes = {"pretrain.steps": 100_000, "pretrain.eval_every": 0}
+    return Trainer(tmp_path_factory.mktemp("endless"), project_root, **changes)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("workers_lived", [0.0, 0.3, 1.0, 2.0])
+def test_workers_whose_launcher_dies_while_they_start_end_by_themselves(
+    endless: Trainer, workers_lived: float
+) -> None:
+    """workers_lived: seconds, when the launcher is killed: they import, or wait for each other."""
+    launcher = endless.start(processes=2)
+    deadline = time.monotonic() + 60
+    while len(processes_in(endless.root)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(workers_lived)
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 30
+    while processes_in(endless.root) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not processes_in(endless.root)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("after", [0.5, 1.0, 2.0])
+def test_a_signal_before_training_begins_ends_in_words(
+    endless: Trainer, number: signal.Signals, after: float
+) -> None:
+    stage = endless.start(processes=1)
+    time.sleep(after)
+    stage.send_signal(number)
+    said = stage.communicate(timeout=60)[1]
+    assert "Traceback" not in said and stage.returncode != 0
+    assert stage.returncode in (EXIT_PAUSED, 1, -number), said
+
+
+@pytest.mark.parametrize("processes", [3, 1000])
+def test_more_processes_than_cores_are_refused_before_anything_starts(
+    endless: Trainer, processes: int
+) -> None:
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    stage = endless.start(processes=processes)
+    os.sched_setaffinity(stage.pid, cores)
+    said = stage.communicate(timeout=60)[1]
+    assert stage.returncode == 2 and "Traceback" not in said
+    assert f"train.processes: {processes}, but there are {len(cores)} CPU cores" in said
+    assert not processes_in(endless.root)

@@ -1,6 +1,8 @@
 """paribus: reproducible ablations of small language models trained from scratch."""
 
 import os
+import sys
+from types import TracebackType
 
 __version__ = "0.1.0"
 
@@ -8,3 +10,18 @@ __version__ = "0.1.0"
 # 2,900 to 3,700 tokens/s, 20,000 3,400 to 3,900, 200,000 4,000 to 4,300. Beside a process that keeps one core busy it is
 # the other way round (2,600, 1,460, 1,300): there `train.threads: 1` is better. Read when torch is loaded, so it stands here.
 os.environ.setdefault("GOMP_SPINCOUNT", "200000")
+
+
+def _quiet_interrupt(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """What Python shows of an exception that nobody handled: of Ctrl-C, one word."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("Aborted!", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+# The command line handles Ctrl-C from its first line on; here it does while Python still loads it.
+if sys.excepthook is sys.__excepthook__:
+    sys.excepthook = _quiet_interrupt

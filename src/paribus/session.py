@@ -1,24 +1,38 @@
-"""A stage's session: one process per state, and being asked to stop (signals, time, `paribus pause`, DVC's death)."""
+"""A stage's session: one process per state, and being asked to stop (signals, time, `paribus pause`, DVC's death).
+
+A stop may be asked for at any moment of a stage's life:
+
+| moment | who answers | how |
+| --- | --- | --- |
+| before the session: imports, reading inputs | `stopping_before_the_start`, `LauncherWatch` | the process ends at once |
+| in the session | `Interrupt.requested`, asked between steps | the stage saves its state |
+
+Both end with `EXIT_PAUSED`.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import sys
+import threading
 import time
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from paribus.errors import UserError
+from paribus.errors import MachineError, UserError
 
-EXIT_PAUSED = (
-    75  # EX_TEMPFAIL: DVC takes the stage as not done, so the next `dvc repro` goes on with it
-)
+# EX_TEMPFAIL: DVC takes the stage as not done, so the next `dvc repro` goes on with it.
+EXIT_PAUSED = 75
 
 # ---------------------------------------------------------------- one trainer per state
 
@@ -32,11 +46,11 @@ class StateLock:
         self._file = -1
 
     def __enter__(self) -> StateLock:
-        """Raises UserError that names the holder."""
+        """Raises UserError that names the holder, MachineError on a disk without file locks."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         deadline = time.monotonic() + self.patience
-        while not _try_lock(self._file):
+        while not self._try():
             if time.monotonic() > deadline:
                 os.close(self._file)
                 raise UserError(
@@ -50,13 +64,32 @@ class StateLock:
             "command": shlex.join(sys.argv),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, json.dumps(me).encode(), 0)
+        # On a full disk the lock holds all the same; only who holds it stays unknown.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, json.dumps(me).encode(), 0)
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.ftruncate(self._file, 0)
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, 0)
         os.close(self._file)
+
+    def _try(self) -> bool:
+        try:
+            return _try_lock(self._file)
+        except OSError as error:
+            os.close(self._file)
+            if error.errno not in NO_LOCKS:
+                raise
+            raise MachineError(
+                f"{self.folder}: this disk has no file locks ({error.strerror}), which keep two trainers from one state; "
+                "move the checkout to a disk that has them, or mount this one with locks"
+            ) from None
+
+
+# What flock says on a network disk that is mounted without its lock daemon.
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 def lock_holder(folder: Path) -> dict[str, Any] | None:
@@ -68,7 +101,7 @@ def lock_holder(folder: Path) -> dict[str, Any] | None:
         if _try_lock(file.fileno()):
             return None
         text = file.read()
-    return json.loads(text) if text else {}
+    return _holder(text)
 
 
 def _try_lock(file: int) -> bool:
@@ -80,10 +113,44 @@ def _try_lock(file: int) -> bool:
 
 
 def _describe_holder(folder: Path) -> str:
-    text = (folder / "lock").read_text()
-    if not text:  # between its taking the lock and its writing who it is
+    holder = _holder((folder / "lock").read_text())
+    if not holder:
         return "another process"
-    return "process {pid} on {host} since {since} ({command})".format(**json.loads(text))
+    return "process {pid} on {host} since {since} ({command})".format(**holder)
+
+
+def _holder(text: str) -> dict[str, Any]:
+    """Who a lock file says its holder is; empty between its taking the lock and its writing that, or on a full disk."""
+    try:
+        holder = json.loads(text)
+    except ValueError:
+        return {}
+    known = isinstance(holder, dict) and {"pid", "host", "since", "command"} <= holder.keys()
+    return holder if known else {}
+
+
+# ---------------------------------------------------------------- what killed processes leave behind
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)")  # .NAME.PID: written aside, to be renamed to NAME
+
+
+def remove_leftovers(folder: Path, recursive: bool = False) -> None:
+    """Remove the files in `folder` that a process was writing aside when it was killed; those of living ones stay."""
+    paths = folder.rglob(".*") if recursive else folder.glob(".*")
+    for path in list(paths):
+        named = _TEMPORARY.fullmatch(path.name)
+        if named and path.is_file() and not _alive(int(named[1])):
+            path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 # ---------------------------------------------------------------- being asked to stop
@@ -129,7 +196,10 @@ class Interrupt:
 
     def _look(self) -> None:
         if self._pause and os.path.exists(self._pause):
-            os.unlink(self._pause)
+            with contextlib.suppress(
+                OSError
+            ):  # another user's: this run stops, the next start stops too
+                os.unlink(self._pause)
             self.reason = "paribus pause"
         elif launcher_gone():
             self.reason = "the process that started this stage (DVC, torchrun) is gone"
@@ -180,6 +250,61 @@ def launcher_gone() -> bool:
     )
 
 
-# Taken on import, before torch is loaded, so that a DVC that dies in those seconds is noticed too.
-_PARENT = os.getppid()
+# ---------------------------------------------------------------- before the session
+
+LAUNCHER = "PARIBUS_LAUNCHER"  # the launcher's process id, in the environment of what it starts
+WATCH_SECONDS = 0.5
+# A stage whose launcher has died saves and stops by itself. One that is still there after so long waits for something
+# that will not come (a process that has died, a long evaluation): it is ended, and its last state stays.
+GRACE_SECONDS = 120.0
+
+
+@contextlib.contextmanager
+def stopping_before_the_start(stage: str) -> Iterator[None]:
+    """Until a session takes over, SIGINT and SIGTERM end the process at once: nothing has begun, nothing is lost."""
+
+    def leave(number: int, _: types.FrameType | None) -> None:
+        words = f"paribus {stage}: {signal.Signals(number).name}: stopped before it began\n"
+        os.write(2, words.encode())
+        os._exit(EXIT_PAUSED)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class LauncherWatch(threading.Thread):
+    """Ends this process when the launcher that started it has died, whatever the main thread is waiting for.
+
+    Before `joined` at once, as nothing has begun; afterwards the stage itself notices (`Interrupt`) and gets
+    `GRACE_SECONDS` to save.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="launcher-watch", daemon=True)
+        self._joined = threading.Event()
+
+    def joined(self) -> None:
+        """All processes are together, and the session answers from here on."""
+        self._joined.set()
+
+    def run(self) -> None:
+        while not launcher_gone():
+            time.sleep(WATCH_SECONDS)
+        if self._joined.is_set():
+            time.sleep(GRACE_SECONDS)
+        os._exit(EXIT_PAUSED)
+
+
+def _own_parent() -> int:
+    """The process that started this one; it may have died before we could look, so the launcher writes down who it is."""
+    named = os.environ.pop(LAUNCHER, "")
+    return int(named) if named else os.getppid()
+
+
+# Taken on import, before torch is loaded, so that a launcher that dies in those seconds is noticed too.
+_PARENT = _own_parent()
 _LAUNCHERS = _launchers()

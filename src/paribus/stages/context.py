@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from paribus import graph, runtime, tracking
 from paribus.config import Config, Conversations, Pretrain, flatten, load_config
-from paribus.session import Interrupt, StateLock
+from paribus.session import Interrupt, StateLock, remove_leftovers
+from paribus.stages.launch import LAUNCHER_WATCH
 
 if TYPE_CHECKING:
     from paribus.data.tokenizer import Tokenizer
@@ -92,7 +93,8 @@ def session(stage: str) -> Iterator[Session]:
     hardware = runtime.detect(config.train)
     runtime.apply(hardware, config.seed)
     fingerprint = runtime.stage_fingerprint(stage, config, hardware)
-    folder = runtime.state_root() / "runs" / f"{stage.replace('@', '-')}-{fingerprint}"
+    root = runtime.state_root()
+    folder = root / "runs" / f"{stage.replace('@', '-')}-{fingerprint}"
     first = runtime.rank() == 0
     lock = StateLock(folder) if first else nullcontext()
     with (
@@ -100,7 +102,11 @@ def session(stage: str) -> Iterator[Session]:
         parallel.group(hardware.device),
         Interrupt(folder if first else None, config.train.session_minutes) as interrupt,
     ):
+        LAUNCHER_WATCH.joined()
         if first:
+            for place in (root, root / "executions", METRICS, PLOTS):
+                remove_leftovers(place)
+            remove_leftovers(folder, recursive=True)
             processes = f"{hardware.processes} processes of " if hardware.processes > 1 else ""
             print(
                 f"paribus {stage}: {fingerprint} on {hardware.device_name}, {hardware.dtype}, "

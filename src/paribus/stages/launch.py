@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from paribus import config, runtime
 from paribus.errors import UserError
-from paribus.session import EXIT_PAUSED
+from paribus.session import EXIT_PAUSED, LAUNCHER, LauncherWatch, stopping_before_the_start
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
+
+
+LAUNCHER_WATCH = LauncherWatch()  # of a process that was launched; started by the stage it runs
 
 
 def on_processes(stage: Callable[[], None]) -> Callable[[], None]:
@@ -28,10 +31,12 @@ def on_processes(stage: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(stage)
     def start() -> None:
-        if "WORLD_SIZE" in os.environ:  # one of several already
-            return stage()
-        train = config.load_config().train
-        return stage() if train.processes == 1 else launch(stage.__name__, train)
+        with stopping_before_the_start(stage.__name__):
+            if "WORLD_SIZE" in os.environ:  # one of several already
+                LAUNCHER_WATCH.start()
+                return stage()
+            train = config.load_config().train
+            return stage() if train.processes == 1 else launch(stage.__name__, train)
 
     return start
 
@@ -52,6 +57,7 @@ def launch(stage: str, train: config.Train) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, pass_on)
     command = [sys.executable, "-m", "paribus", stage]
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
         elastic_launch(launch_config(train.processes), command[0])(*command[1:])
     except ChildFailedError as error:
@@ -83,16 +89,19 @@ def launch_config(processes: int) -> LaunchConfig:
 
 
 def check(train: config.Train) -> None:
-    """Raises UserError, once, for what every process would."""
+    """Raises UserError, once and before anything starts, for what every process would or what this machine cannot do."""
     import torch
 
     hardware = runtime.detect(train)
-    if hardware.device == "cuda" and train.processes > torch.cuda.device_count():
-        raise UserError(
-            f"train.processes: {train.processes}, but there are {torch.cuda.device_count()} CUDA devices"
-        )
+    asked = f"train.processes: {train.processes}"
     if hardware.device == "mps":
-        raise UserError(f"train.processes: {train.processes} is for cpu and cuda; on mps set 1")
+        raise UserError(f"{asked} is for cpu and cuda; on mps set 1")
+    if hardware.device == "cuda":
+        most, what = torch.cuda.device_count(), "CUDA devices"
+    else:
+        most, what = runtime.available_cores(), "CPU cores that this process may use"
+    if train.processes > most:
+        raise UserError(f"{asked}, but there are {most} {what}; set it to 1 to {most}")
 
 
 def pass_on(number: int, _: Any) -> None:
