@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from paribus import graph, runtime, tracking
 from paribus.config import Config, Conversations, Pretrain, flatten, load_config
+from paribus.config import fingerprint as name_of
 from paribus.session import Interrupt, StateLock, remove_leftovers
 from paribus.stages.launch import LAUNCHER_WATCH
 
@@ -39,6 +40,7 @@ class Session:
     config: Config
     hardware: runtime.Hardware
     fingerprint: str
+    parts: dict[str, Any]  # that the fingerprint is of
     folder: Path
     interrupt: Interrupt
 
@@ -92,7 +94,8 @@ def session(stage: str) -> Iterator[Session]:
     config = load_config()
     hardware = runtime.detect(config.train)
     runtime.apply(hardware, config.seed)
-    fingerprint = runtime.stage_fingerprint(stage, config, hardware)
+    parts = runtime.fingerprint_parts(stage, config, hardware)
+    fingerprint = name_of(**parts)
     root = runtime.state_root()
     folder = root / "runs" / f"{stage.replace('@', '-')}-{fingerprint}"
     first = runtime.rank() == 0
@@ -113,7 +116,7 @@ def session(stage: str) -> Iterator[Session]:
                 f"{processes}{hardware.process_threads} threads",
                 file=sys.stderr,
             )
-        yield Session(stage, config, hardware, fingerprint, folder, interrupt)
+        yield Session(stage, config, hardware, fingerprint, parts, folder, interrupt)
 
 
 def load_tokenizer(folder: Path = TOKENIZER) -> Tokenizer:

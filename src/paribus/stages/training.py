@@ -38,6 +38,7 @@ from paribus.stages.context import (
     rows_of,
     session,
 )
+from paribus.stages.earlier import remember_parts, why_anew
 from paribus.stages.launch import on_processes
 from paribus.stages.outputs import write_outputs
 from paribus.summary import rl_metrics, supervised_metrics
@@ -305,14 +306,9 @@ def train(
     if parallel.rank() > 0:
         run_loop(prepared(Hooks.silent(evaluate)), run, state, before, {})
         raise SystemExit(0)
-    expected = (
-        {} if state else predicted(run)
-    )  # before the log is open: its feeder's start would take a core from what is timed
-    if state:
-        print(
-            f"paribus {run.stage}: going on from step {state.step} of {schedule.steps}",
-            file=sys.stderr,
-        )
+    # Before the log is open: its feeder's start would take a core from what is timed.
+    expected = {} if state else predicted(run)
+    print_where_it_begins(run, state, schedule.steps)
     with (
         Progress(run.stage, schedule.steps, "step") as bar,
         run.open_log(params, state.step if state else None) as log,
@@ -329,6 +325,15 @@ def train(
         run_loop(loop, run, state, before, expected)
         remember(run.config, run.stage, loop.position.seconds)
         yield log, loop.position
+
+
+def print_where_it_begins(run: Session, state: State | None, steps: int) -> None:
+    """Say that training goes on, or why it does not although there are states of this stage."""
+    if state and state.step:
+        print(f"paribus {run.stage}: going on from step {state.step} of {steps}", file=sys.stderr)
+    elif why := why_anew(run.folder, run.stage, run.parts):
+        print(f"paribus {run.stage}: {why}", file=sys.stderr)
+    remember_parts(run.folder, run.parts)
 
 
 def prepare(
