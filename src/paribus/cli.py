@@ -284,6 +284,16 @@ def pause() -> None:
 
 
 @commands.command()
+@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def clean(dry_run: bool, as_json: bool) -> None:
+    """Remove the training states of finished runs whose checkpoint is in DVC's cache."""
+    from paribus import tools
+
+    tools.clean(dry_run, as_json)
+
+
+@commands.command()
 def doctor() -> None:
     """Check the set-up: versions, GPU, disk, clock, git, store, remote. One line each; exit 1 if something is broken."""
     from paribus import doctor as checks

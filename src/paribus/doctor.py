@@ -134,7 +134,8 @@ def _disk() -> Finding:
     if free < LEAST_DISK:
         return Finding(
             "broken",
-            f"{text}; make room: `dvc gc --workspace --all-commits` drops data no commit names",
+            f"{text}; make room: `paribus clean` removes training states of finished runs, "
+            "`dvc gc --workspace --all-commits` drops data no commit names",
         )
     state: Literal["ok", "note"] = "note" if free < LITTLE_DISK else "ok"
     return Finding(

@@ -325,6 +325,24 @@ def pause() -> None:
         click.echo("no stage is running")
 
 
+def clean(dry_run: bool, as_json: bool) -> None:
+    """Remove the training states that finished runs no longer need, and say what that gave back."""
+    from paribus.cleaning import finished_runs, remove_states
+
+    runs = finished_runs()
+    for run in runs:
+        if not dry_run:
+            remove_states(run)
+        if not as_json:
+            click.echo(f"{run.folder.name}: {run.bytes / 1e6:,.1f} MB")
+    total = sum(run.bytes for run in runs)
+    if as_json:
+        listed = [{"run": run.folder.name, "bytes": run.bytes} for run in runs]
+        click.echo(json.dumps({"runs": listed, "bytes": total, "removed": not dry_run}))
+        return
+    click.echo(f"{total / 1e6:,.1f} MB of {len(runs)} runs {'to remove' if dry_run else 'removed'}")
+
+
 def mlflow_ui(port: int) -> None:
     """Become `mlflow ui` on this project's store."""
     os.environ |= {

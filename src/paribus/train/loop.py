@@ -33,7 +33,7 @@ from paribus.train.optim import MuonAdamW
 # Steps in a row without a finite gradient before the weights themselves are taken as spoilt.
 MAX_NONFINITE = 3
 MAX_ROLLBACKS = 3
-CURE = "lower the learning rate (lr_scale) or set optimizer.grad_clip"
+CURE = "lower the learning rate (lr_scale) or the weight decay, or set optimizer.grad_clip"
 # Time between saves, as a multiple of what a save costs: saving slows a run by a fiftieth at most.
 SAVE_SPACING = 50
 # The last part of a run whose mean loss is its `train_loss`: one step in twenty.
