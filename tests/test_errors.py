@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -14,7 +16,7 @@ from click.testing import CliRunner
 from safetensors import SafetensorError
 
 from paribus.cli import Commands
-from paribus.errors import MachineError, UserError, explained
+from paribus.errors import MachineError, UserError, explained, naming
 
 
 def exit_status_of(error: BaseException) -> tuple[int, str]:
@@ -83,3 +85,33 @@ def test_a_real_full_disk_is_explained(tmp_path: Path) -> None:
         file.write("x")
         file.flush()
     assert isinstance(explained(caught.value), MachineError)
+
+
+def test_the_file_is_named_once(tmp_path: Path) -> None:
+    with pytest.raises(MachineError) as caught, naming("checkpoints/base"):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+    assert str(caught.value).startswith("checkpoints/base: No space left on device: free some")
+    with pytest.raises(MachineError) as caught, naming("a/b"):
+        raise OSError(errno.EROFS, "read-only", "a/b/c")
+    assert str(caught.value).count("a/b") == 1
+    with pytest.raises(ZeroDivisionError), naming("a"):
+        raise ZeroDivisionError
+
+
+SMALL_FILES = """
+import resource, signal, sys
+from pathlib import Path
+from paribus.runtime import write_atomic
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+write_atomic(Path(sys.argv[1]), "x" * 1000)
+"""
+
+
+def test_a_small_file_that_does_not_fit_leaves_the_old_one_and_no_rest(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text("old")
+    command = [sys.executable, "-c", SMALL_FILES, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert f"MachineError: {path}: File too large" in done.stderr
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

@@ -1,6 +1,7 @@
 """runtime.py and session.py: folders, hardware, seeds, fingerprints, provenance, locks, being asked to stop."""
 
 import dataclasses
+import errno
 import os
 import random
 import signal
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from paribus import config, graph, runtime, session
-from paribus.errors import UserError
+from paribus.errors import MachineError, UserError
 
 DVC_YAML = """
 stages:
@@ -346,6 +347,52 @@ def test_a_second_holder_is_refused_and_told_who_the_first_is_until_it_is_killed
         assert (session.lock_holder(tmp_path) or {})["pid"] == os.getpid()
     assert session.lock_holder(tmp_path) is None
     holder.wait()
+
+
+def test_a_disk_without_file_locks_is_the_machines_fault(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(session.fcntl, "flock", refuse)
+    with pytest.raises(MachineError, match="has no file locks"), session.StateLock(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"pid": 3}'])
+def test_a_lock_that_does_not_say_who_holds_it_refuses_all_the_same(tmp_path, text):
+    with session.StateLock(tmp_path):
+        (tmp_path / "lock").write_text(text)
+        assert session.lock_holder(tmp_path) == {}
+        with (
+            pytest.raises(UserError, match="in use by another process"),
+            session.StateLock(tmp_path, 0.0),
+        ):
+            pass
+
+
+def test_a_file_in_the_place_of_the_state_folder_is_told(project):
+    (project / ".paribus").write_text("mine")
+    with pytest.raises(UserError, match=r"\.paribus: is a file"):
+        runtime.state_root()
+
+
+# ---------------------------------------------------------------- what killed processes leave
+
+
+def test_what_dead_processes_were_writing_goes_and_what_living_ones_write_stays(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    inner = tmp_path / "state"
+    inner.mkdir()
+    for folder in (tmp_path, inner):
+        for name in (f".run.json.{dead.pid}", f".run.json.{os.getpid()}", ".gitignore", "a.1"):
+            (folder / name).write_text("x")
+    session.remove_leftovers(tmp_path)
+    assert not (tmp_path / f".run.json.{dead.pid}").exists()
+    assert len(list(tmp_path.iterdir())) == 4 and len(list(inner.iterdir())) == 4
+    session.remove_leftovers(tmp_path, recursive=True)
+    assert len(list(inner.iterdir())) == 3
+    session.remove_leftovers(tmp_path / "absent")
 
 
 # ---------------------------------------------------------------- being asked to stop

@@ -14,7 +14,8 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 EXIT_REFUSED = 2
 EXIT_MACHINE = 74  # EX_IOERR of sysexits.h
@@ -67,6 +68,8 @@ def machine_fault(error: BaseException) -> MachineError | None:
 
     error: an exception of Python, of torch, or of a library that writes the kernel's error number into its message.
     """
+    if isinstance(error, MachineError):
+        return error
     number = _error_number(error)
     if number is not None:
         where = _file_of(error)
@@ -75,6 +78,20 @@ def machine_fault(error: BaseException) -> MachineError | None:
     if isinstance(error, MemoryError):
         return MachineError("out of memory: free some memory, then start again")
     return None
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Within, whatever the machine refuses becomes a MachineError that names `path`, as many errors name no file."""
+    try:
+        yield
+    except Exception as error:
+        fault = machine_fault(error)
+        if fault is None:
+            raise
+        said = fault.problems[0]
+        known = said.startswith(os.fspath(path))
+        raise MachineError(said if known else f"{os.fspath(path)}: {said}") from error
 
 
 def memory_fault(error: BaseException) -> UserError | None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import paribus
 from paribus import config
-from paribus.errors import UserError
+from paribus.errors import UserError, naming
 from paribus.graph import (
     DigestMemo,
     StageDefinition,
@@ -65,7 +65,12 @@ def main_checkout() -> Path:
 def state_root() -> Path:
     """`.paribus` in the main checkout, created if need be: resumable state, runs, executions."""
     root = main_checkout() / ".paribus"
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(
+            f"{root}: is a file, and paribus keeps its state in a folder of this name; move it away"
+        ) from None
     return root
 
 
@@ -83,13 +88,20 @@ def find_checkpoint(name: str | Path) -> Path:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Replace a small file so that a reader, or the next start after a crash, sees the old or the new one whole."""
+    """Replace a small file so that a reader, or the next start after a crash, sees the old or the new one whole.
+
+    Raises MachineError, and leaves the old file, where the disk is full or refuses otherwise.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with naming(path), aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 # ---------------------------------------------------------------- hardware

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from paribus import graph, tracking
+from paribus.errors import naming
 from paribus.stages.context import CHECKPOINTS, METRICS, PLOTS, STAGES, TOKENIZER, Session
 from paribus.summary import refuse_divergence, write_curve, write_json
 
@@ -23,10 +24,13 @@ def write_outputs(
     from paribus.model.gpt import save_checkpoint
 
     source = TOKENIZER if target == "base" else CHECKPOINTS / STAGES[STAGES.index(target) - 1]
-    save_checkpoint(CHECKPOINTS / target, model, source / "tokenizer.json", run.provenance)
-    write_curve(PLOTS / f"{stage}.csv", stage, log.rows())
-    log.artifact(PLOTS / f"{stage}.csv", "plots")
-    log.artifact(CHECKPOINTS / target / "provenance.json")
+    with naming(CHECKPOINTS / target):
+        save_checkpoint(CHECKPOINTS / target, model, source / "tokenizer.json", run.provenance)
+    with naming(PLOTS / f"{stage}.csv"):
+        write_curve(PLOTS / f"{stage}.csv", stage, log.rows())
+    with naming(run.folder):
+        log.artifact(PLOTS / f"{stage}.csv", "plots")
+        log.artifact(CHECKPOINTS / target / "provenance.json")
     log.summary(
         summary | {"weights_sha256": graph.file_digest(CHECKPOINTS / target / "model.safetensors")}
     )

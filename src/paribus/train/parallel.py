@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from paribus.errors import UserError
+from paribus.errors import UserError, explained
 from paribus.train.checkpoint import State, StateStore
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def leave() -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What ranks do in step. Raises UserError when one of them has died.
+    """What ranks do in step. Raises UserError when one of them has died, or when the machine refuses something.
 
     Any other error is shown at once: the launcher stops the rest half a minute after the first has ended, which may be
     before this one has closed its log.
@@ -75,6 +75,9 @@ def together() -> Iterator[None]:
     except Exception as error:
         if ranks() == 1:
             raise
+        refusal = explained(error)
+        if refusal is not None:
+            raise refusal from error
         if isinstance(error, dist.DistError) or any(words in str(error) for words in PEER_LOST):
             raise UserError(
                 f"another of the {ranks()} processes has died; start again, and training goes on from the last "
