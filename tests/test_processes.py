@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -213,3 +214,65 @@ def test_more_processes_than_cores_are_refused_before_anything_starts(
     assert stage.returncode == 2 and "Traceback" not in said
     assert f"train.processes: {processes}, but there are {len(cores)} CPU cores" in said
     assert not processes_in(endless.root)
+
+
+def limit_files() -> None:
+    """As `ulimit -f 300`: a state does not fit, the small files do."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+
+@pytest.mark.timeout(300)
+def test_a_disk_without_room_for_a_state_ends_the_stage_in_words_and_nothing_is_lost(
+    alone: Trainer, tmp_path: Path, project_root: Path
+) -> None:
+    trainer = Trainer(tmp_path, project_root)
+    environment = trainer.environment() | {
+        "PYTHONPATH": str(trainer.root / "src"),
+        "DVC_ROOT": str(trainer.root),
+        "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",  # no store of MLflow's own to be damaged here
+    }
+    command = [sys.executable, "-m", "paribus", "pretrain"]
+    done = subprocess.run(
+        command,
+        cwd=trainer.root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        preexec_fn=limit_files,
+    )
+    assert done.returncode == 74, done.stderr
+    assert "saves in a row failed" in done.stderr and "Traceback" not in done.stderr
+    assert not list((trainer.root / ".paribus").rglob(".*.[0-9]*"))
+    status, said = trainer.train()
+    assert status == 0, said
+    weights = "checkpoints/base/model.safetensors"
+    assert (trainer.root / weights).read_bytes() == (alone.root / weights).read_bytes()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("weight_decay", [1e6, 1e10])
+def test_a_run_that_diverges_is_refused_and_writes_no_figures(
+    tmp_path: Path, project_root: Path, weight_decay: float
+) -> None:
+    changes = {"optimizer.weight_decay": weight_decay}
+    trainer = Trainer(tmp_path, project_root, **changes)
+    for _ in range(2):  # the second start finds the states of the first
+        status, said = trainer.train()
+        assert status == 2 and "diverged" in said and "Traceback" not in said
+        assert "step" in said and not (trainer.root / "metrics/pretrain.json").exists()
+        assert not (trainer.root / "checkpoints/base").exists()
+
+
+@pytest.mark.timeout(300)
+def test_a_start_that_does_not_go_on_says_what_differs_from_the_newest_state(
+    alone: Trainer, tmp_path: Path, project_root: Path
+) -> None:
+    trainer = Trainer(tmp_path, project_root)
+    status, said = trainer.train(session_minutes=ONE_STEP)
+    assert status == EXIT_PAUSED and "begins at step 1" not in said
+    params = yaml.safe_load((trainer.root / "params.yaml").read_text())
+    params["pretrain"]["eval_every"] = 4
+    (trainer.root / "params.yaml").write_text(yaml.safe_dump(params))
+    status, said = trainer.train(session_minutes=None)
+    assert status == 0 and "begins at step 1" in said and "pretrain.eval_every: 4, was 2" in said
+    assert "going on from step" not in said

@@ -160,6 +160,7 @@ class StateStore:
         try:
             self._remove_leftovers()
             save_file(tensors, aside)  # straight from the copies, without the interpreter's lock
+            aside.chmod(0o644)  # as a file of Python's own: whoever shares the checkout may go on
             header = {
                 "sha256": _sha256(aside),
                 "size": aside.stat().st_size,
@@ -179,10 +180,10 @@ class StateStore:
     def _note_failure(self, step: int, error: Exception) -> None:
         self.failures += 1
         self._remove_leftovers()
-        fault = explained(error)
-        why = fault.problems[0] if fault else f"{type(error).__name__}: {error}"
+        reason = error.strerror if isinstance(error, OSError) else None
         print(
-            f"paribus: could not save the training state of step {step}: {why}; the one before stays",
+            f"paribus: could not save the training state of step {step}: "
+            f"{reason or str(error) or type(error).__name__}; the one before stays",
             file=sys.stderr,
         )
 
