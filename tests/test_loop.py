@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 
 from paribus.config import Config
 from paribus.data.loader import Batch
-from paribus.errors import UserError
+from paribus.errors import MachineError, UserError
 from paribus.model.gpt import GPT
 from paribus.session import Interrupt
 from paribus.train.checkpoint import StateStore
@@ -327,3 +329,18 @@ def test_memory_of_the_most_hungry_session_is_remembered(
     state.values["position"]["peak_memory_bytes"] = 2**60
     second.restore(state)
     assert second.run().peak_memory_bytes == 2**60
+
+
+def test_no_state_is_ahead_of_a_log_that_the_disk_does_not_take(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    loop, _ = make(tiny_config, tmp_path)
+
+    def full() -> None:
+        if loop.position.step >= 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    loop.hooks = dataclasses.replace(loop.hooks, sync=full)
+    with pytest.raises(MachineError, match="training goes on from step 2"):
+        loop.run()
+    assert loop.store.newest_step == 2

@@ -43,12 +43,20 @@ class Journal:
         with self._lock:
             self._unwritten += line.encode() + b"\n"
             try:
-                self._unwritten = self._unwritten[os.write(self._file, self._unwritten) :]
+                self._flush()
             except OSError as error:
                 self._warn(f"{self.path}: {error.strerror}; the log waits in memory")
 
+    def _flush(self) -> None:
+        """Hand what is unwritten to the kernel. Raises OSError where the disk does not take it."""
+        while self._unwritten:
+            written = os.write(self._file, self._unwritten)
+            self._unwritten = self._unwritten[written:]
+
     def sync(self) -> None:
-        """Bring it to the disk."""
+        """Bring every row to the disk. Raises OSError, and keeps the rows, where the disk does not take them."""
+        with self._lock:
+            self._flush()
         os.fsync(self._file)
 
     def keep(self, wanted: Callable[[Row], bool]) -> None:

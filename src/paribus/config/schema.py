@@ -191,9 +191,15 @@ class Train:
     session_minutes: float | None = key(
         "save and exit 75 after so long; the next start goes on; null: no limit", gt=0
     )
-    save_seconds: float = key("time between saves of the training state, seconds", ge=0)
-    keep_states: int = key("training states kept", ge=1)
-    log_every: int = key("steps between logged lines", ge=1)
+    save_seconds: float = key(
+        "least time between saves of the training state, seconds, and never under 50 times what a save "
+        "costs; 0: after every step",
+        ge=0,
+    )
+    keep_states: int = key("whole training states kept", ge=1)
+    log_every: int = key(
+        "steps between logged lines; metrics count all steps, and RL logs every one", ge=1
+    )
 
 
 @dataclass(frozen=True)

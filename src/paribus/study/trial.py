@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from paribus.errors import UserError
+from paribus.errors import MachineError, UserError
 from paribus.journal import keep_rows, read_json, write_json
 from paribus.session import EXIT_PAUSED
 
@@ -206,9 +206,11 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
             loop.restore(state)
         try:
             loop.run()
+        except MachineError:
+            raise  # the disk, not the values under trial
         except UserError as error:
             if not loop.position.nonfinite:
-                raise  # the disk, not the values under trial
+                raise
             return {"diverged": str(error), "peak_memory_bytes": peak_memory_bytes(model.device)}
     model.eval()
     position = loop.position

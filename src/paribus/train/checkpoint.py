@@ -58,17 +58,13 @@ class StateStore:
         """
         began = time.perf_counter()
         self.wait()
-        if self.failures >= MAX_FAILURES:
-            raise MachineError(
-                f"{self.folder}: {self.failures} saves in a row failed; free some space, then start again: "
-                f"training goes on from step {self.newest_step or 0}"
-            )
+        self.refuse_if_hopeless()
         try:
             copies = {name: _copy(tensor) for name, tensor in tensors.items()}
         except (MemoryError, RuntimeError) as error:
             if explained(error) is None:
                 raise
-            self._note_failure(step, error)
+            self.note_failure(step, error)
             return
         stalled = time.perf_counter() - began
         self._writer = threading.Thread(
@@ -172,12 +168,21 @@ class StateStore:
             self._damaged.discard(step)
             self._prune()
         except Exception as error:  # whatever it is, training must learn that it goes on unsaved
-            self._note_failure(step, error)
+            self.note_failure(step, error)
             return
         self.failures = 0
         self._costs.append(stalled + time.perf_counter() - began)
 
-    def _note_failure(self, step: int, error: Exception) -> None:
+    def refuse_if_hopeless(self) -> None:
+        """Raises MachineError when several saves in a row have failed."""
+        if self.failures >= MAX_FAILURES:
+            raise MachineError(
+                f"{self.folder}: {self.failures} saves in a row failed; free some space, then start again: "
+                f"training goes on from step {self.newest_step or 0}"
+            )
+
+    def note_failure(self, step: int, error: Exception) -> None:
+        """Count a save that failed, here or while it was prepared, and say why."""
         self.failures += 1
         self._remove_leftovers()
         reason = error.strerror if isinstance(error, OSError) else None

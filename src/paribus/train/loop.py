@@ -488,11 +488,20 @@ class Loop:
             "updates": self.optimizer.updates,
             "ranks": parallel.ranks(),
         }
-        if parallel.rank() == 0:
-            self.hooks.sync()
-            self._gather_seconds = time.perf_counter() - began
+        self._gather_seconds = time.perf_counter() - began
+        if parallel.rank() == 0 and self._log_is_on_disk():
             self.store.save(self.position.step, tensors, values)
         self._saved_at = time.monotonic()
+
+    def _log_is_on_disk(self) -> bool:
+        """Bring the log to the disk, as no state may be ahead of it; a disk that does not take it has failed to save."""
+        self.store.refuse_if_hopeless()
+        try:
+            self.hooks.sync()
+        except OSError as error:
+            self.store.note_failure(self.position.step, error)
+            return False
+        return True
 
 
 def _to(device: torch.device, micro: MicroBatch) -> list[Tensor | None]:
