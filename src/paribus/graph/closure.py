@@ -54,6 +54,7 @@ OBSERVERS = (
     "paribus.plan",
     "paribus.progress",
     "paribus.session",
+    "paribus.stages.earlier",
     "paribus.tracking",
 )
 
@@ -249,7 +250,7 @@ def _resources(module: str, sources: Sources) -> list[str]:
         folder = path.removesuffix("__init__.py")
         for name in sources.files:
             beside = name.startswith(folder) and "/" not in name.removeprefix(folder)
-            if beside and not name.endswith(".py"):
+            if beside and not name.endswith((".py", "py.typed")):
                 found.append(name)
     return found
 
