@@ -30,6 +30,7 @@ LAYERS = [
     "stages",
     "study",
     "chat",
+    "cleaning",
     "doctor",
     "tools",
     "cli",
