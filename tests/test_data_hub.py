@@ -428,11 +428,15 @@ def test_a_core_bundle_comes_by_url_with_its_checksum(
 ) -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
-        archive.writestr("bundle/core.yaml", "icl_tasks:\n- {label: a, dataset_uri: a.jsonl}\n")
-        archive.writestr("bundle/eval_meta_data.csv", "x")
+        archive.writestr(
+            "bundle/core.yaml",
+            "icl_tasks:\n- {label: a, dataset_uri: a.jsonl, num_fewshot: [0], icl_task_type: language_modeling}\n",
+        )
+        archive.writestr("bundle/eval_meta_data.csv", "Eval Task,Random baseline\na,0\n")
         archive.writestr(
             "bundle/eval_data/a.jsonl", json.dumps({"context": "a", "continuation": "b"})
         )
+        archive.writestr("__MACOSX/core.yaml", "litter")
         archive.writestr("../../outside", "x")
     server.plain["core.zip"] = packed.getvalue()
     server.faults["core.zip"] = ["reset", "500"]

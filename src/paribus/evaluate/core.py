@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paribus.data.core_bundle import Row, Task, read_bundle
 from paribus.data.tokenizer import Tokenizer
-from paribus.evaluate.core_bundle import Row, Task, read_bundle
 from paribus.model.gpt import GPT, KVCache
 
 FEW_SHOT_SEED = 1234
