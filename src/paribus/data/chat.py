@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from paribus.data import load_jsonl
+from paribus.data import contents
 from paribus.data.tokenizer import Tokenizer
 from paribus.errors import UserError
 
@@ -32,7 +32,6 @@ BRACKETS = {
     "tool_result": ("<|result|>", "<|result_end|>"),
 }
 STYLES = ("worked", "direct")
-REMAKE = "make the corpus again: `dvc checkout data/corpus`, or `dvc repro --force corpus`"
 
 
 def render(messages: Messages, tokenizer: Tokenizer) -> Rendered:
@@ -160,22 +159,23 @@ def load_sources(corpus: Path, names: Collection[str]) -> dict[str, list[Message
         )
     problems: list[Problem] = []
     if any(name in styles for name in names):
-        problems = list(load_jsonl(corpus / "problems/train.jsonl"))
+        problems = list(contents.rows(corpus, "problems/train.jsonl"))
     sources: dict[str, list[Messages]] = {}
     for name in names:
         if name in styles:
             style = cast(Literal["worked", "direct"], styles[name])
             sources[name] = [problem_conversation(problem, style) for problem in problems]
         else:
-            sources[name] = _conversations(files[name])
+            sources[name] = _conversations(corpus, name)
     return sources
 
 
-def _conversations(path: Path) -> list[Messages]:
-    """The conversations of a file of the corpus. Raises UserError for a damaged one."""
-    rows = list(load_jsonl(path))
+def _conversations(corpus: Path, name: str) -> list[Messages]:
+    """The conversations of a source of the corpus. Raises UserError for a damaged file."""
+    path = corpus / f"conversations/{name}.jsonl"
+    rows = list(contents.rows(corpus, f"conversations/{name}.jsonl"))
     for number, row in enumerate(rows, 1):
         messages = row.get("messages")
         if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
-            raise UserError(f"{path}: row {number} has no `messages`; {REMAKE}")
+            raise UserError(f"{path}: row {number} has no `messages`; {contents.REMAKE}")
     return [row["messages"] for row in rows]

@@ -32,6 +32,7 @@ from paribus.data import (
 )
 from paribus.data.answers import final_answer
 from paribus.data.contamination import Items, read_items
+from paribus.data.contents import CONTENTS, digests_of
 from paribus.data.conversations import KNOWN_COLUMNS, Unfit, to_conversation
 from paribus.data.core_bundle import read_bundle, read_entries
 from paribus.data.duplicates import Seen
@@ -87,6 +88,7 @@ def build_corpus(
         manifest["conversations"]["files"] = own
         for name in ("problems", "conversations"):
             manifest[name]["counts"] = _count_rows(partial / name)
+        manifest[CONTENTS] = digests_of(partial)
         manifest = seal(manifest)
         text = json.dumps(manifest, indent=1, ensure_ascii=False)
         (partial / "manifest.json").write_text(text + "\n", encoding="utf-8")

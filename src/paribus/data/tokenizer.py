@@ -38,7 +38,9 @@ GPT2_BYTES_PER_TOKEN = 4.674
 # different word of those that merges are learned from (measured).
 PIECE = 100_000  # characters of a text handed over at once
 LONGEST_PIECE = 1_000_000  # characters: text without a place to cut (one word of that length) is cut here all the same
-ENCODED_AT_ONCE = 1_000_000  # characters whose tokens the library holds at once: 0.1 kB for each token (measured)
+ENCODED_AT_ONCE = (
+    1_000_000  # characters whose tokens the library holds at once: 0.1 kB for each token (measured)
+)
 COUNTED_AT_ONCE = 25_000_000  # characters
 MOST_WORDS = 4_000_000  # different words counted
 FED_MEGABYTES = (
@@ -165,7 +167,11 @@ def pieces(text: str) -> Iterator[str]:
 def _cut(text: str, start: int) -> int:
     """Where the piece that begins at `start` ends."""
     first, last = start + PIECE, start + LONGEST_PIECE
-    for pattern, reach in ((_BEFORE_BLANK, first + PIECE), (_AFTER_WORD, last), (_BEFORE_BLANK, last)):
+    for pattern, reach in (
+        (_BEFORE_BLANK, first + PIECE),
+        (_AFTER_WORD, last),
+        (_BEFORE_BLANK, last),
+    ):
         # A look behind sees what is before `first`, a look ahead what is before `reach`.
         if match := pattern.search(text, first, min(reach, len(text))):
             return match.start()

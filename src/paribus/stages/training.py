@@ -125,8 +125,8 @@ def core_estimate(
 
     It draws from no generator of the training's, so that the weights are the same with it and without.
     """
-    from paribus.evaluate.core import evaluate_core
     from paribus.data.core_bundle import read_bundle
+    from paribus.evaluate.core import evaluate_core
 
     if schedule.core_every:
         read_bundle(CORPUS / "core", schedule.core_max_per_task, complete=core_is_synthetic())
