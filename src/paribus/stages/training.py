@@ -214,7 +214,7 @@ def converse(stage: str, source: str, target: str, schedule: Conversations) -> N
 @on_processes
 def rl() -> None:
     """checkpoints/sft -> checkpoints/rl, metrics/rl.json with the sparsity of the reward, plots/rl.csv."""
-    from paribus.data import load_jsonl
+    from paribus.data import contents
     from paribus.generate import Engine
     from paribus.train import parallel
     from paribus.train.objectives import PolicyGradient
@@ -224,8 +224,8 @@ def rl() -> None:
         cfg, seed = run.config.rl, run.config.seed
         words, model = load_tokenizer(CHECKPOINTS / "sft"), load_model(run, "sft")
         engine = Engine(model, words)
-        problems = list(load_jsonl(CORPUS / "problems/train.jsonl"))
-        watched = list(load_jsonl(CORPUS / "problems/validation.jsonl"))[: cfg.watch_questions]
+        problems = list(contents.rows(CORPUS, "problems/train.jsonl"))
+        watched = list(contents.rows(CORPUS, "problems/validation.jsonl"))[: cfg.watch_questions]
 
         def evaluate(step: int) -> dict[str, float]:
             last = step == cfg.steps
