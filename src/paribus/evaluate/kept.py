@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import signal
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from paribus.data import say
 from paribus.data.disk import writing
+from paribus.session import Interrupt
 
 SYNC_SECONDS = 5.0  # between two requests to the disk: what a power cut may cost
 Row = dict[str, Any]
@@ -25,6 +29,25 @@ def stop_if(requested: Callable[[], bool]) -> None:
     """Raises Stopped if a stop is requested."""
     if requested():
         raise Stopped
+
+
+@contextlib.contextmanager
+def signals_stop(interrupt: Interrupt) -> Iterator[None]:
+    """Within the block SIGINT and SIGTERM raise Stopped at once, wherever it is.
+
+    For work that cannot be asked in between, as another library's loading of data; what is kept is whole either way.
+    """
+
+    def stop(number: int, _: types.FrameType | None) -> None:
+        interrupt.reason = interrupt.reason or signal.Signals(number).name
+        raise Stopped
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def never() -> bool:

@@ -113,15 +113,16 @@ def gsm8k(stage: str) -> None:
             log.table("prompts", [{"checkpoint": stage} | row for row in answers])
             for name in ("samples.json", "failures.jsonl", "prompts.json"):
                 log.artifact(folder / name, "answers")
-        say_cut_off(f"gsm8k {stage}", result.summary["cut_off"], cfg.max_new_tokens)
+        share = result.summary["cut_off"]
+        say_cut_off(f"gsm8k {stage}", share, "eval.gsm8k.max_new_tokens", cfg.max_new_tokens)
 
 
-def say_cut_off(name: str, share: float, max_new_tokens: int) -> None:
-    """A line where many answers were cut off: what they would have ended in is not known."""
+def say_cut_off(name: str, share: float, key: str, max_new_tokens: int) -> None:
+    """A line where many answers were cut off: what they would have ended in is unknown."""
     if share >= CUT_OFF_SAID:
         print(
-            f"paribus {name}: {share:.0%} of the answers were cut off at eval.gsm8k.max_new_tokens ({max_new_tokens}) "
-            "before their end and count as wrong; raise it",
+            f"paribus {name}: {share:.0%} of the answers were cut off at {key} ({max_new_tokens}) before their end, "
+            "and count as wrong; raise it",
             file=sys.stderr,
         )
 

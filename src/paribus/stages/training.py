@@ -39,6 +39,7 @@ from paribus.stages.context import (
     session,
 )
 from paribus.stages.earlier import remember_parts, why_anew
+from paribus.stages.evaluation import say_cut_off
 from paribus.stages.launch import on_processes
 from paribus.stages.outputs import write_outputs
 from paribus.summary import rl_metrics, supervised_metrics
@@ -254,7 +255,9 @@ def rl() -> None:
         params = flatten(model.config, "model.") | flatten(cfg, "rl.")
         before = partial(parallel.leads, model, partial(watch, engine, watched, run, sample=True))
         with train(run, model, objective, cfg, evaluate, params, before) as (log, position):
-            write_outputs(run, log, model, "rl", "rl", rl_metrics(log.rows(), position))
+            metrics = rl_metrics(log.rows(), position)
+            write_outputs(run, log, model, "rl", "rl", metrics)
+            say_cut_off("rl", metrics["cut_off"], "rl.max_new_tokens", cfg.max_new_tokens)
 
 
 def watch(
