@@ -117,12 +117,18 @@ def _no_data(path: Path, base: Path, columns: Collection[str]) -> str | None:
         return None if format_of(path) in FORMATS else "of another format"
     if not path.is_file():
         return "a link to a folder or to nothing"
-    relative = path.relative_to(base) if base.is_dir() else PurePath(path.name)
-    if reason := no_data_by_name(relative):
+    if reason := no_data_by_name(path.relative_to(_fixed(base))):
         return reason
     if path.suffix == ".json" and not _is_json_lines(path, columns):
         return "not one JSON object a line"
     return None
+
+
+def _fixed(base: Path) -> Path:
+    """The folder that a path or glob names without a wildcard: what it is called is the user's choice."""
+    while any(mark in part for part in base.parts for mark in "*?[") and not base.is_dir():
+        base = base.parent
+    return base
 
 
 def _is_json_lines(path: Path, columns: Collection[str]) -> bool:
