@@ -92,7 +92,9 @@ def test_a_number_in_its_usual_dress_is_read(given: str, number: str) -> None:
     assert score(f"#### {given}", f"#### {number}").correct
 
 
-@pytest.mark.parametrize("given", ["3:30", "1/0", "10^99999", "2^-99999999999", "x", "٣", "±5", "0x10"])
+@pytest.mark.parametrize(
+    "given", ["3:30", "1/0", "10^99999", "2^-99999999999", "x", "٣", "±5", "0x10"]
+)
 def test_what_is_no_number_is_none(given: str) -> None:
     assert final_answer(f"#### {given}") is None
 

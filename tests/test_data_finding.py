@@ -27,11 +27,19 @@ def test_packed_json_shards_are_read_and_a_licence_is_not(
     own = tmp_path / "own"
     own.mkdir()
     for number in range(3):
-        (own / f"c4-train.{number:05d}-of-00003.json.gz").write_bytes(gzip.compress(row(f"d {number}")))
+        (own / f"c4-train.{number:05d}-of-00003.json.gz").write_bytes(
+            gzip.compress(row(f"d {number}"))
+        )
     (own / "more.json").write_bytes(row("d 3") + row("d 4"))
     (own / "dataset_info.json").write_text(json.dumps({"features": {"text": "string"}}))
     (own / "state.json").write_text(json.dumps({"_data_files": []}, indent=1))
-    strays = ("LICENSE.txt", "README.txt", "Apache-LICENSE.txt", "requirements.txt", "sha256sums.txt")
+    strays = (
+        "LICENSE.txt",
+        "README.txt",
+        "Apache-LICENSE.txt",
+        "requirements.txt",
+        "sha256sums.txt",
+    )
     for name in (*strays, "notes.md", "shard.csv", "SHARD.JSONL"):
         (own / name).write_text("not the corpus")
     manifest = build_corpus(with_local(tiny_config, "own"), tmp_path / "corpus", tmp_path)
@@ -39,7 +47,14 @@ def test_packed_json_shards_are_read_and_a_licence_is_not(
     left_out = manifest["documents"]["left_out"]
     assert left_out.keys() == {
         f"own/{name}"
-        for name in (*strays, "notes.md", "shard.csv", "SHARD.JSONL", "dataset_info.json", "state.json")
+        for name in (
+            *strays,
+            "notes.md",
+            "shard.csv",
+            "SHARD.JSONL",
+            "dataset_info.json",
+            "state.json",
+        )
     }
     assert left_out["own/LICENSE.txt"] == "about the data"
     assert "10 files are not read" in capsys.readouterr().err

@@ -43,11 +43,15 @@ def test_a_link_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
         inside(tmp_path / "folder", "out/x.json", "the bundle")
 
 
-@pytest.mark.parametrize("name", ["a", "a/b.json", "..a", "a..b/c", "日本 (1).jsonl", "[*].txt", "-x"])
+@pytest.mark.parametrize(
+    "name", ["a", "a/b.json", "..a", "a..b/c", "日本 (1).jsonl", "[*].txt", "-x"]
+)
 def test_every_other_name_is_a_path_below_the_folder(name: str, tmp_path: Path) -> None:
     assert inside(tmp_path, name, "x") == tmp_path / name
 
 
 def test_the_name_of_one_file_has_no_parts() -> None:
-    assert file_name_problem("a/b") and file_name_problem("./victim") and file_name_problem("/tmp/x")
+    assert (
+        file_name_problem("a/b") and file_name_problem("./victim") and file_name_problem("/tmp/x")
+    )
     assert file_name_problem("bigbench_qa_wikidata") is None
