@@ -364,9 +364,9 @@ def evaluate_tasks(
         raise UserError(
             f"lm_eval: the data of {', '.join(tasks)} is not to be had: {cause}"
         ) from None
-    kept = ("results", "groups", "n-samples", "n-shot", "versions", "higher_is_better")
+    wanted = ("results", "groups", "n-samples", "n-shot", "versions", "higher_is_better")
     return json.loads(
-        json.dumps({name: found[name] for name in kept if name in found}, default=str)
+        json.dumps({name: found[name] for name in wanted if name in found}, default=str)
     )
 
 
