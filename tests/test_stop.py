@@ -216,7 +216,6 @@ def test_a_signal_stops_it_with_75_and_it_goes_on(name: str, made: Project) -> N
     status, said = interrupted(made, command, lambda process: process.send_signal(number))
     assert status == EXIT_PAUSED and "Traceback" not in said, said
     assert f"stopped ({number.name}); what is done is kept" in said
-    assert not (made.root / "evals/gsm8k/sft/summary.json").exists()
     made.run("paribus", *command)
 
 
