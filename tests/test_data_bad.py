@@ -40,6 +40,7 @@ def problems_of(cfg: config.Corpus, folder: Path) -> list[str]:
     [
         ('{"text": "x", "meta": ' + "[" * 3000 + "]" * 3000 + "}", "nested too deeply"),
         ('{"text": "x", "meta": ' + '{"a":' * 100_000 + "1" + "}" * 100_000 + "}", "nested too"),
+        ('{"text": "x", "meta": ' + "[" * 900 + "]" * 900 + "}", "nested too deeply"),
         ('{"text": "x", "id": ' + "9" * 5000 + "}", "not read: Exceeds the limit"),
         ('{"text": 5}', "row 2 has no text in column 'text' (corpus.text_column), but a number: 5"),
         ('{"text": ["a"]}', "but a list: ['a']"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -105,3 +106,19 @@ def test_a_link_to_a_folder_is_said(tiny_config: config.Config, tmp_path: Path) 
     found = list(documents(tmp_path / "corpus/documents"))
     assert found[:2] == ["own 1", "own 2"]
     assert len(found) == 4 or "own/link" in manifest["documents"]["left_out"]
+
+
+def test_a_folder_of_conversations_may_hold_texts_beside_them(
+    tiny_config: config.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "chat").mkdir()
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (tmp_path / "chat/x.json.gz").write_bytes(
+        gzip.compress(json.dumps({"messages": turns}).encode())
+    )
+    for name in ("LICENSE.txt", "notes.txt", "dataset_infos.json"):
+        (tmp_path / "chat" / name).write_text('{"default": {}}')
+    cfg = dataclasses.replace(tiny_config.corpus, conversations={"own": "chat"})
+    manifest = build_corpus(cfg, tmp_path / "corpus", tmp_path)
+    assert manifest["conversations"]["counts"]["own"] == 1
+    assert "corpus.conversations.own: 3 files are not read" in capsys.readouterr().err

@@ -21,6 +21,7 @@ MOST_PROBLEMS = (
     20  # a file with more broken lines than this is broken as a whole: nobody reads the 21st
 )
 
+DEEPEST = 100  # levels of JSON that are read: some of what reads it calls itself for each of them
 UNREADABLE = (
     OSError,
     EOFError,
@@ -118,10 +119,27 @@ def replace_surrogates(value: Any) -> tuple[Any, int]:
     return value, 0
 
 
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether lists and objects are nested in each other more than `depth` times."""
+    level = [value]
+    for _ in range(depth + 1):
+        below: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                below += one.values()
+            elif isinstance(one, list):
+                below += one
+        level = below
+    return bool(level)
+
+
 def parse_json(line: str) -> Any:
     """The value that a line of JSON holds. Raises ValueError, with its reason, for whatever cannot be read."""
     try:
-        return json.loads(line)
+        value = json.loads(line)
+        if line.count("[") + line.count("{") > DEEPEST and _is_deeper(value, DEEPEST):
+            raise RecursionError
+        return value
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg}") from None
     except RecursionError:

@@ -23,7 +23,7 @@ _SPACES = "\u00a0\u2009\u202f'\u2019_"  # between groups of three digits, beside
 _CURRENCY = "$¢-¥฿\u20a0-\u20cf\ufe69＄￠￡￥￦"  # of a character class
 _CODE = r"(?:[A-Z]{1,3}(?=\$)|(?:USD|EUR|GBP|JPY|INR|CNY|RMB|CAD|AUD|CHF|Rs\.?)(?![A-Za-z]))"
 # What may stand between #### and the number: white space, markup, opening brackets and quotation marks.
-_DRESS = r"(?:\s|\\boxed|\\text(?:bf)?|<\/?[a-zA-Z]{1,8}>|[*_`~\"'\u201c\u2018({\[\\])"
+_DRESS = r"(?:\s|\\boxed|\\text(?:bf)?|<\/?[a-zA-Z]{1,8}>|[*_`\"'\u201c\u2018({\[\\])"
 _OPENING = re.compile(rf"{_DRESS}*")
 _SIGN = re.compile(
     rf"(?P<before>[+\uff0b{_DASH}]?)\s*(?:{_CODE}?\s*[{_CURRENCY}]+|{_CODE})?\s*"

@@ -36,7 +36,7 @@ from paribus.data.contents import CONTENTS, digests_of
 from paribus.data.conversations import KNOWN_COLUMNS, Unfit, to_conversation
 from paribus.data.core_bundle import read_bundle, read_entries
 from paribus.data.duplicates import Seen
-from paribus.data.finding import find_files, say_left_out
+from paribus.data.finding import ROW_FORMATS, find_files, say_left_out
 from paribus.data.paths import inside
 from paribus.data.reading import read_documents, read_rows
 from paribus.data.sealed import seal
@@ -365,7 +365,7 @@ def _conversation_files(
         files = hub.list_files(source, root / DOWNLOADS)
         hub.fetch(files, progress)
         return [(file.name, file.path) for file in files]
-    found = find_files([text], root, key, KNOWN_COLUMNS)
+    found = find_files([text], root, key, KNOWN_COLUMNS, ROW_FORMATS)
     if found.problems:
         raise UserError(found.problems)
     say_left_out(found.left_out, key)
@@ -499,6 +499,10 @@ def _core_bundle(cfg: config.Corpus, out: Path, root: Path, progress: Progress |
             for name in absent
         )
     missing = read_bundle(folder).missing  # all that would keep `paribus eval core` from running it
+    if missing:
+        say(
+            f"corpus.core: {len(missing)} tasks lack their data and are left out: {', '.join(missing)}"
+        )
     present = {
         f"eval_data/{entry['dataset_uri']}"
         for entry in read_entries(folder / "core.yaml", [])

@@ -11,8 +11,10 @@ from pathlib import Path, PurePath
 
 from paribus.data import UNREADABLE, open_text, parse_json, say
 
-FORMATS = (".txt", ".jsonl", ".json", ".parquet")
+ROW_FORMATS = (".jsonl", ".json", ".parquet")
+FORMATS = (".txt", *ROW_FORMATS)
 PACKED = (".gz", ".zst")
+OTHER = "of another format"
 LITTER = "hidden or left by a system"
 MOST_NAMED = 5  # files left out that a line names
 
@@ -40,7 +42,11 @@ class Found:
 
 
 def find_files(
-    paths: Iterable[str], root: Path, key: str = "corpus.paths", columns: Collection[str] = ()
+    paths: Iterable[str],
+    root: Path,
+    key: str = "corpus.paths",
+    columns: Collection[str] = (),
+    formats: Collection[str] = FORMATS,
 ) -> Found:
     """The files that `paths` name: files, folders or globs, relative to `root`.
 
@@ -56,12 +62,12 @@ def find_files(
         left_out: dict[str, str] = {}
         files = []
         for path in _named(base):
-            if reason := _no_data(path, base, columns):
+            if reason := _no_data(path, base, columns, formats):
                 left_out[_name(path, root)] = reason
             else:
                 files.append(path)
         if not files:
-            found.problems.append(_nothing(key, spec, base, left_out))
+            found.problems.append(_nothing(key, spec, base, left_out, formats))
         for path in files:
             taken.setdefault(path.resolve(), _name(path, root))
         found.left_out |= left_out
@@ -85,12 +91,12 @@ def format_of(path: PurePath) -> str:
     return (path.with_suffix("") if path.suffix in PACKED else path).suffix
 
 
-def no_data_by_name(path: PurePath) -> str | None:
+def no_data_by_name(path: PurePath, formats: Collection[str] = FORMATS) -> str | None:
     """Why a file of a folder or listing is not data, by its relative path; None if it may be."""
     if any(part.startswith(".") or _LITTER.fullmatch(part) for part in path.parts):
         return LITTER
-    if format_of(path) not in FORMATS:
-        return "of another format"
+    if format_of(path) not in formats:
+        return OTHER
     if format_of(path) == ".txt" and _ABOUT.fullmatch(path.name):
         return "about the data"
     return None
@@ -111,13 +117,15 @@ def _glob(base: Path) -> list[str]:
     return glob.glob(str(base), recursive=True)
 
 
-def _no_data(path: Path, base: Path, columns: Collection[str]) -> str | None:
+def _no_data(
+    path: Path, base: Path, columns: Collection[str], formats: Collection[str]
+) -> str | None:
     """Why a file that `base` means is not read; None if it is."""
     if path == base:
-        return None if format_of(path) in FORMATS else "of another format"
+        return None if format_of(path) in formats else OTHER
     if not path.is_file():
         return "a link to a folder or to nothing"
-    if reason := no_data_by_name(path.relative_to(_fixed(base))):
+    if reason := no_data_by_name(path.relative_to(_fixed(base)), formats):
         return reason
     if path.suffix == ".json" and not _is_json_lines(path, columns):
         return "not one JSON object a line"
@@ -142,14 +150,16 @@ def _is_json_lines(path: Path, columns: Collection[str]) -> bool:
     return isinstance(row, dict) and (not columns or any(name in row for name in columns))
 
 
-def _nothing(key: str, spec: str, base: Path, left_out: dict[str, str]) -> str:
+def _nothing(
+    key: str, spec: str, base: Path, left_out: dict[str, str], formats: Collection[str]
+) -> str:
     if base.is_dir():
         what = "holds no file that can be read"
     elif base.is_file():
         what = "is not a file that can be read"
     else:
         what = "names no file that can be read"
-    allowed = f"{', '.join(FORMATS)}, alone or with {' or '.join(PACKED)}"
+    allowed = f"{', '.join(formats)}, alone or with {' or '.join(PACKED)}"
     passed_over = ""
     if left_out and not base.is_file():
         shown = [f"{name} is {reason}" for name, reason in list(left_out.items())[:MOST_NAMED]]
