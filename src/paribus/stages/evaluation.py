@@ -26,13 +26,11 @@ from paribus.stages.context import (
     load_tokenizer,
     session,
 )
+from paribus.stages.outputs import say_cut_off
 from paribus.summary import write_csv, write_json
 
 if TYPE_CHECKING:
     from paribus.generate import Engine
-
-
-CUT_OFF_SAID = 0.1  # share of answers cut off from which on it is said
 
 
 @contextmanager
@@ -115,16 +113,6 @@ def gsm8k(stage: str) -> None:
                 log.artifact(folder / name, "answers")
         share = result.summary["cut_off"]
         say_cut_off(f"gsm8k {stage}", share, "eval.gsm8k.max_new_tokens", cfg.max_new_tokens)
-
-
-def say_cut_off(name: str, share: float, key: str, max_new_tokens: int) -> None:
-    """A line where many answers were cut off: what they would have ended in is unknown."""
-    if share >= CUT_OFF_SAID:
-        print(
-            f"paribus {name}: {share:.0%} of the answers were cut off at {key} ({max_new_tokens}) before their end, "
-            "and count as wrong; raise it",
-            file=sys.stderr,
-        )
 
 
 def answer_prompts(

@@ -39,9 +39,8 @@ from paribus.stages.context import (
     session,
 )
 from paribus.stages.earlier import remember_parts, why_anew
-from paribus.stages.evaluation import say_cut_off
 from paribus.stages.launch import on_processes
-from paribus.stages.outputs import write_outputs
+from paribus.stages.outputs import say_cut_off, write_outputs
 from paribus.summary import rl_metrics, supervised_metrics
 
 if TYPE_CHECKING:
