@@ -175,6 +175,7 @@ class Engine:
         ids: Sequence[int] | None = None,
         on_done: Callable[[int, list[Completion]], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
+        on_step: Callable[[], None] | None = None,
     ) -> list[list[Completion]]:
         """`samples` answers to each prompt (token ids), `rows` decoded side by side.
 
@@ -182,7 +183,8 @@ class Engine:
         defaults to <|end|>; <|bos|> always ends an answer, as do max_new_tokens (forced tokens count) and a full
         context; a prompt that fills the context by itself gets an empty answer. An answer also ends, finished, with the
         token that completes one of the texts `until`, which stays in it. `on_done(prompt index, answers)` is
-        called as soon as all answers to a prompt are there, `on_progress(prompts done, prompts)` after it.
+        called as soon as all answers to a prompt are there, `on_progress(prompts done, prompts)` after it. `on_step()`
+        is called before every token of the rows at work, and may raise to stop.
         """
         sampling = self._sampling(max_new_tokens, temperature, top_k, stop, tools, until)
         answers: list[list[Completion | None]] = [[None] * samples for _ in prompts]
@@ -198,7 +200,7 @@ class Engine:
             seed,
             min(rows, max(samples * len(prompts), 1)),
         )
-        for prompt, sample, completion in decoder.run():
+        for prompt, sample, completion in decoder.run(on_step):
             answers[prompt][sample] = completion
             missing[prompt] -= 1
             if not missing[prompt]:
@@ -310,11 +312,15 @@ class _Decoder:
             ]
         ] = True
 
-    def run(self) -> Iterator[tuple[int, int, Completion]]:
+    def run(
+        self, on_step: Callable[[], None] | None = None
+    ) -> Iterator[tuple[int, int, Completion]]:
         """(prompt, sample, answer) of each answer when it is done."""
         for prompt, sample in self.without_room:
             yield prompt, sample, Completion([], [], False, 0, 0)
         while self.busy():
+            if on_step is not None:
+                on_step()
             yield from self.step()
 
     def busy(self) -> bool:

@@ -27,7 +27,7 @@ from paribus.errors import UserError
 from paribus.graph import assignments, tree_digest
 from paribus.progress import Progress
 from paribus.runtime import write_atomic
-from paribus.session import StateLock, lock_holder
+from paribus.session import Interrupt, StateLock, lock_holder
 from paribus.summary import write_json
 
 PROFILES = Path("experiments/profiles")
@@ -133,12 +133,14 @@ def sparsity(checkpoint: str, questions: int, samples: int, as_json: bool) -> No
     """Print what RL with the settings of params.yaml would find: pass@k, groups without gradient, a recommendation."""
     import torch
 
-    from paribus.data import load_jsonl
+    from paribus.data import contents
     from paribus.data.tokenizer import Tokenizer
-    from paribus.evaluate.gsm8k import chat_prompt, score, solution_steps
+    from paribus.evaluate.gsm8k import chat_prompt, is_cut_off, score, solution_steps
+    from paribus.evaluate.kept import Kept, signals_stop, stop_if
     from paribus.evaluate.sparsity import sparsity_report
-    from paribus.generate import Engine
+    from paribus.generate import Completion, Engine
     from paribus.model.gpt import load_checkpoint
+    from paribus.stages.evaluation import stoppable
 
     if questions < 1 or samples < 2:
         raise UserError(
@@ -149,35 +151,85 @@ def sparsity(checkpoint: str, questions: int, samples: int, as_json: bool) -> No
     runtime.apply(hardware, config.seed)
     folder = runtime.find_checkpoint(checkpoint)
     words = Tokenizer.load(folder / "tokenizer.json")
-    engine = Engine(
-        load_checkpoint(folder, hardware.device, getattr(torch, hardware.dtype)).eval(), words
+    problems = list(contents.rows(Path("data/corpus"), "problems/validation.jsonl"))[:questions]
+    name = fingerprint(
+        stage="sparsity",
+        weights=tree_digest([folder]),
+        code=_code_digest(),
+        problems=problems,
+        samples=samples,
+        rl=flatten(config.rl),
+        seed=config.seed,
+        hardware=hardware.hardware_class(),
     )
-    problems = list(load_jsonl(Path("data/corpus/problems/validation.jsonl")))[:questions]
-    began = time.perf_counter()
-    with Progress("sparsity", len(problems), "questions") as bar:
-        answers = engine.generate(
-            [chat_prompt(words, row["question"]) for row in problems],
+    state = runtime.state_root() / "runs" / f"sparsity-{name}"
+    with (
+        StateLock(state),
+        Interrupt(state, config.train.session_minutes) as interrupt,
+        stoppable("eval sparsity", interrupt),
+        Progress("sparsity", len(problems), "questions") as bar,
+        Kept(state / "answers.jsonl", name) as kept,
+        signals_stop(interrupt),
+    ):
+        engine = Engine(
+            load_checkpoint(folder, hardware.device, getattr(torch, hardware.dtype)).eval(), words
+        )
+        answered = {row["question"]: row for row in kept.rows}
+        todo = [number for number in range(len(problems)) if number not in answered]
+        before = len(problems) - len(todo)
+        began = time.perf_counter()
+
+        def keep(place: int, group: list[Completion]) -> None:
+            nonlocal began
+            number, now = todo[place], time.perf_counter()
+            reference = problems[number]["answer"]
+            row = {
+                "question": number,
+                "correct": sum(score(words.decode(one.tokens), reference).correct for one in group),
+                "cut_off": sum(is_cut_off(one, config.rl.max_new_tokens) for one in group),
+                "seconds": now - began,
+            }
+            began = now
+            kept.add(row)
+            answered[number] = row
+
+        engine.generate(
+            [chat_prompt(words, problems[number]["question"]) for number in todo],
             samples=samples,
             max_new_tokens=config.rl.max_new_tokens,
             temperature=config.rl.temperature,
             top_k=config.rl.top_k,
             seed=config.seed,
             rows=config.rl.rollout_rows,
-            on_progress=bar.count,
+            ids=todo,
+            on_done=keep,
+            on_progress=lambda done, _: bar.count(before + done, len(problems)),
+            on_step=lambda: stop_if(interrupt.requested),
         )
-    rate = len(problems) * samples / (time.perf_counter() - began)
-    correct = [
-        sum(score(words.decode(one.tokens), row["answer"]).correct for one in group)
-        for row, group in zip(problems, answers, strict=True)
-    ]
+    rows = [answered[number] for number in range(len(problems))]
+    answers = len(problems) * samples
     found = sparsity_report(
-        correct,
-        [solution_steps(row) for row in problems],
+        [row["correct"] for row in rows],
+        [solution_steps(problem) for problem in problems],
         samples,
-        samples_per_second=rate,
+        samples_per_second=answers / sum(row["seconds"] for row in rows),
         group_size=config.rl.samples_per_question,
+        cut_off=sum(row["cut_off"] for row in rows) / answers,
+        max_new_tokens=config.rl.max_new_tokens,
     )
+    _drop(state / "answers.jsonl")
     click.echo(json.dumps(found, indent=1) if as_json else _sparsity_page(found))
+
+
+def _code_digest() -> str:
+    """Names the code of this package."""
+    package = Path(runtime.__file__).parent
+    return tree_digest(sorted(package.rglob("*.py")))
+
+
+def _drop(kept: Path) -> None:
+    """A finished evaluation is not taken up again: asked for once more, it is computed once more."""
+    kept.unlink(missing_ok=True)
 
 
 def _sparsity_page(found: dict[str, Any]) -> str:
@@ -208,7 +260,11 @@ def lm(
     batch_size: int,
 ) -> None:
     """Run tasks of lm-evaluation-harness: a table to read, JSON under evals/lm, a run in MLflow."""
+    from paribus.data.disk import writing
+    from paribus.data.paths import inside
     from paribus.evaluate.harness import evaluate_tasks, rows_of
+    from paribus.evaluate.kept import Kept, signals_stop
+    from paribus.stages.evaluation import stoppable
 
     if not tasks:
         raise UserError("--tasks: names none; give at least one, with commas between")
@@ -227,25 +283,33 @@ def lm(
         stage="lm", weights=digest, seed=config.seed, hardware=hardware.hardware_class(), **settings
     )
     state = runtime.state_root() / "runs" / f"lm-{name}"
-    with StateLock(state), Progress("lm") as bar:
-        found = evaluate_tasks(
-            folder,
-            tasks,
-            device=hardware.device,
-            dtype=hardware.dtype,
-            include_path=include_path,
-            limit=limit,
-            num_fewshot=num_fewshot,
-            batch_size=batch_size,
-            seed=config.seed,
-            on_progress=bar.count,
-        )
+    with (
+        StateLock(state),
+        Interrupt(state, config.train.session_minutes) as interrupt,
+        stoppable("eval lm", interrupt),
+        Progress("lm") as bar,
+        Kept(state / "answers.jsonl", f"{name} {_code_digest()}") as kept,
+        writing(Path("evals/lm")),
+    ):
+        with signals_stop(interrupt):
+            found = evaluate_tasks(
+                folder,
+                tasks,
+                device=hardware.device,
+                dtype=hardware.dtype,
+                include_path=include_path,
+                limit=limit,
+                num_fewshot=num_fewshot,
+                batch_size=batch_size,
+                seed=config.seed,
+                on_progress=bar.count,
+                kept=kept,
+                stop=interrupt.requested,
+            )
         rows = rows_of(found)
-        path = (
-            Path("evals/lm")
-            / folder.name
-            / f"{tasks[0]}{f'-and-{len(tasks) - 1}-more' if tasks[1:] else ''}-{name[:8]}.json"
-        )
+        more = f"-and-{len(tasks) - 1}-more" if tasks[1:] else ""
+        first = tasks[0].replace("/", "-")
+        path = inside(Path("evals/lm"), f"{folder.name}/{first}{more}-{name[:8]}.json", "--tasks")
         write_json(path, settings | {"weights": digest, "rows": rows} | found)
         with tracking.RunLog.open(
             "lm",
@@ -263,6 +327,7 @@ def lm(
             log.table("lm", rows)
             log.artifact(path)
             log.summary(_lm_metrics(rows))
+    _drop(state / "answers.jsonl")
     click.echo(_lm_page(rows))
     click.echo(f"kept in {path}")
 

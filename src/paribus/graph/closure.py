@@ -62,7 +62,7 @@ OBSERVERS = (
 # estimate of CORE; the stage `core` measures it.
 CALLBACKS = {
     ("paribus.stages.training", "paribus.evaluate.core"),
-    ("paribus.stages.training", "paribus.evaluate.core_bundle"),
+    ("paribus.stages.training", "paribus.data.core_bundle"),
 }
 
 # Files that are not Python and still decide outputs: module -> paths below the package.

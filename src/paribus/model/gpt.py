@@ -232,6 +232,10 @@ class GPT(nn.Module):
 # ---------------------------------------------------------------- checkpoints
 
 
+CHECKED = ("model.safetensors", "config.json", "tokenizer.json")  # files of a checkpoint
+DIGESTS = "sha256"  # the key of provenance.json that has their checksums
+
+
 def save_checkpoint(folder: Path, model: GPT, tokenizer: Path, provenance: dict[str, Any]) -> None:
     """Write model.safetensors, config.json, tokenizer.json and provenance.json: all that using the model needs."""
     from safetensors.torch import save_file
@@ -244,9 +248,35 @@ def save_checkpoint(folder: Path, model: GPT, tokenizer: Path, provenance: dict[
     shape = {"model": dataclasses.asdict(model.config), "vocab_size": model.vocab_size}
     (folder / "config.json").write_text(json.dumps(shape, indent=1) + "\n", encoding="utf-8")
     (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    digests = {name: _digest(folder / name) for name in CHECKED}
     (folder / "provenance.json").write_text(
-        json.dumps(provenance, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        json.dumps(provenance | {DIGESTS: digests}, indent=1, sort_keys=True) + "\n",
+        encoding="utf-8",
     )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_digests(folder: Path) -> None:
+    """Raises UserError for files of a checkpoint that are not those it was written with; without a record none are."""
+    path = folder / "provenance.json"
+    try:
+        digests = dict(json.loads(path.read_text(encoding="utf-8")).get(DIGESTS, {}))
+    except FileNotFoundError:
+        return
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({error}); remove it and run `dvc checkout`") from None
+    wrong = [
+        f"{folder / name}: its sha256 is not that of {path}: one of the two is damaged; remove both and run "
+        "`dvc checkout`"
+        for name in CHECKED
+        if name in digests and (folder / name).is_file() and _digest(folder / name) != digests[name]
+    ]
+    if wrong:
+        raise UserError(wrong)
 
 
 def load_checkpoint(
@@ -259,6 +289,7 @@ def load_checkpoint(
     from safetensors.torch import load_file
 
     folder = Path(folder)
+    _check_digests(folder)
     try:
         shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "model.safetensors")

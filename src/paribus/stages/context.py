@@ -6,7 +6,6 @@ is kept in the main checkout, in a folder named by the stage's fingerprint.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -127,8 +126,9 @@ def load_tokenizer(folder: Path = TOKENIZER) -> Tokenizer:
 
 def core_is_synthetic() -> bool:
     """Whether the tasks in data/corpus/core are the embedded world's."""
-    manifest = json.loads((CORPUS / "manifest.json").read_text(encoding="utf-8"))
-    return bool(manifest["core"]["source"] == "world")
+    from paribus.data.contents import read_manifest
+
+    return bool(read_manifest(CORPUS)["core"]["source"] == "world")
 
 
 def new_model(run: Session, vocab_size: int) -> GPT:

@@ -40,7 +40,7 @@ from paribus.stages.context import (
 )
 from paribus.stages.earlier import remember_parts, why_anew
 from paribus.stages.launch import on_processes
-from paribus.stages.outputs import write_outputs
+from paribus.stages.outputs import say_cut_off, write_outputs
 from paribus.summary import rl_metrics, supervised_metrics
 
 if TYPE_CHECKING:
@@ -125,8 +125,8 @@ def core_estimate(
 
     It draws from no generator of the training's, so that the weights are the same with it and without.
     """
+    from paribus.data.core_bundle import read_bundle
     from paribus.evaluate.core import evaluate_core
-    from paribus.evaluate.core_bundle import read_bundle
 
     if schedule.core_every:
         read_bundle(CORPUS / "core", schedule.core_max_per_task, complete=core_is_synthetic())
@@ -214,7 +214,7 @@ def converse(stage: str, source: str, target: str, schedule: Conversations) -> N
 @on_processes
 def rl() -> None:
     """checkpoints/sft -> checkpoints/rl, metrics/rl.json with the sparsity of the reward, plots/rl.csv."""
-    from paribus.data import load_jsonl
+    from paribus.data import contents
     from paribus.generate import Engine
     from paribus.train import parallel
     from paribus.train.objectives import PolicyGradient
@@ -224,8 +224,8 @@ def rl() -> None:
         cfg, seed = run.config.rl, run.config.seed
         words, model = load_tokenizer(CHECKPOINTS / "sft"), load_model(run, "sft")
         engine = Engine(model, words)
-        problems = list(load_jsonl(CORPUS / "problems/train.jsonl"))
-        watched = list(load_jsonl(CORPUS / "problems/validation.jsonl"))[: cfg.watch_questions]
+        problems = list(contents.rows(CORPUS, "problems/train.jsonl"))
+        watched = list(contents.rows(CORPUS, "problems/validation.jsonl"))[: cfg.watch_questions]
 
         def evaluate(step: int) -> dict[str, float]:
             last = step == cfg.steps
@@ -254,7 +254,9 @@ def rl() -> None:
         params = flatten(model.config, "model.") | flatten(cfg, "rl.")
         before = partial(parallel.leads, model, partial(watch, engine, watched, run, sample=True))
         with train(run, model, objective, cfg, evaluate, params, before) as (log, position):
-            write_outputs(run, log, model, "rl", "rl", rl_metrics(log.rows(), position))
+            metrics = rl_metrics(log.rows(), position)
+            write_outputs(run, log, model, "rl", "rl", metrics)
+            say_cut_off("rl", metrics["cut_off"], "rl.max_new_tokens", cfg.max_new_tokens)
 
 
 def watch(
