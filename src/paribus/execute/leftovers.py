@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from paribus.execute import processes
-from paribus.execute.run import ASKED_TO_SAY
+from paribus.execute.run import ASKED_TO_SAY, RunId, RunSpec
 from paribus.journal import locked
 
 # A note of an earlier way of queueing, which was acted upon by resetting the checkout. It means nothing any more.
@@ -30,11 +30,42 @@ def remove_leftovers(state_root: Path) -> list[str]:
             orphans = _stages_of(folder)
             if orphans:
                 _end(orphans)
-                found.append(f"{folder.parent.name}, {folder.name}: a stage without a worker was ended")
+                found.append(
+                    f"{folder.parent.name}, {folder.name}: a stage without a worker was ended"
+                )
             for path in remains:
                 shutil.rmtree(path, ignore_errors=True)
-            found.append(f"{folder.parent.name}, {folder.name}: the clone of a killed run was removed")
+            found.append(
+                f"{folder.parent.name}, {folder.name}: the clone of a killed run was removed"
+            )
     return found
+
+
+def under_way(state_root: Path, study: str) -> dict[RunId, str]:
+    """Runs of a study that a worker has at this moment, of any process -> the stage they are in ("" before the first)."""
+    found = {}
+    for folder in sorted((state_root / "execute" / study).glob("*/")):
+        try:
+            spec = RunSpec.read(folder / "run.json")
+            with locked(folder / "lock", wait=False) as free:
+                if not free:
+                    found[spec.id] = stage_now(folder)
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+        ):  # begun this moment, or torn by a power cut
+            continue
+    return found
+
+
+def stage_now(folder: Path) -> str:
+    """The stage that the run in a folder has begun last."""
+    try:
+        return (folder / "stage.txt").read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 def _stages_of(folder: Path) -> list[psutil.Process]:

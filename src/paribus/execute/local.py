@@ -58,12 +58,10 @@ class Pool:
         root: the main checkout.
         state_root: its `.paribus`.
         slots: runs side by side.
-        cards: GPUs to deal out; each belongs to one run at a time.
+        cards: GPUs to deal out; one that runs may share is listed once for each of them.
     """
 
-    def __init__(
-        self, root: Path, state_root: Path, slots: int, cards: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, root: Path, state_root: Path, slots: int, cards: Sequence[str] = ()) -> None:
         self.root, self.state_root, self.slots = root, state_root, slots
         self._cards = tuple(cards)
         self._free_cards = list(cards)
@@ -80,7 +78,7 @@ class Pool:
         """Take a run, which needs that many GPUs for itself."""
         folder = folder_of_run(self.state_root, spec.id)
         folder.mkdir(parents=True, exist_ok=True)
-        self._waiting.append(_Waiting(spec, min(cards, len(self._cards))))
+        self._waiting.append(_Waiting(spec, min(cards, len(set(self._cards)))))
 
     def poll(self, seconds: float) -> Sequence[Event]:
         """What happened since the last call; waits up to `seconds` for something to happen."""
@@ -138,7 +136,7 @@ class Pool:
 
     def _start_what_fits(self) -> None:
         """Give runs, in their order, to workers that are free and have enough GPUs."""
-        while self._waiting and self._waiting[0].cards <= len(self._free_cards):
+        while self._waiting and self._waiting[0].cards <= len(set(self._free_cards)):
             free = next((one for one in self._workers if one.run is None), None)
             if free is None:
                 if len(self._workers) + len(self._dying) >= self.slots:
@@ -150,8 +148,9 @@ class Pool:
     def _hand_over(self, waiting: _Waiting, to: _Worker) -> None:
         spec = waiting.spec
         to.run = spec.id
-        to.cards = self._free_cards[: waiting.cards]
-        del self._free_cards[: waiting.cards]
+        to.cards = list(dict.fromkeys(self._free_cards))[: waiting.cards]
+        for card in to.cards:
+            self._free_cards.remove(card)
         folder = folder_of_run(self.state_root, spec.id)
         known = spec if not to.cards else _with_cards(spec, to.cards)
         known.write(folder / "run.json")
@@ -184,7 +183,9 @@ class Pool:
 
     def _ask(self, of: _Worker, what: dict[str, Any]) -> None:
         assert of.process.stdin
-        with contextlib.suppress(BrokenPipeError):  # it has ended, which is noticed where it is read
+        with contextlib.suppress(
+            BrokenPipeError
+        ):  # it has ended, which is noticed where it is read
             of.process.stdin.write(json.dumps(what).encode() + b"\n")
             of.process.stdin.flush()
 

@@ -40,7 +40,12 @@ def git(*arguments: str, at: Path | None = None, text: str | None = None) -> str
     environment = {key: value for key, value in os.environ.items() if key not in _LOCAL}
     environment |= {"LC_ALL": "C.UTF-8", "GIT_TERMINAL_PROMPT": "0"}
     done = subprocess.run(
-        ["git", *arguments], cwd=at, env=environment, input=text or "", capture_output=True, text=True
+        ["git", *arguments],
+        cwd=at,
+        env=environment,
+        input=text or "",
+        capture_output=True,
+        text=True,
     )
     if done.returncode != 0:
         words = " ".join(done.stderr.split()) or f"exit status {done.returncode}"

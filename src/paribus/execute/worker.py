@@ -32,7 +32,7 @@ from paribus.config import flatten, parse_yaml
 from paribus.errors import UserError
 from paribus.execute import processes
 from paribus.execute.machine import EXIT_MACHINE, is_full, is_machines_fault
-from paribus.execute.repository import Clone, GitError, clone, save_experiment
+from paribus.execute.repository import clone, save_experiment
 from paribus.execute.run import ASKED_TO_SAY, Outcome, RunSpec, said
 from paribus.graph import stage_definitions
 from paribus.journal import locked
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 Tell = Callable[..., None]  # tell(event, stage=…)
 
+LOCK_SECONDS = 1.0
 LAST_LINES = 4  # of a stage's output, where it said nothing for people
 
 
@@ -66,13 +67,14 @@ def execute(root: Path, folder: Path, tell: Tell, stopping: threading.Event) -> 
 
     Whatever happens is an outcome; it is in FOLDER/outcome.json too. The clone is removed in any case.
     """
-    with locked(folder / "lock", wait=False) as mine:
+    with _taken(folder) as mine:
         if not mine:
             return Outcome("busy", problems=["another process computes this run"])
         spec = RunSpec.read(folder / "run.json")
         log = folder / "log.txt"
         with _printed_to(log), _environment(root, folder, spec):
             outcome = _outcome_of(root, folder, spec, tell, stopping, log)
+        (folder / "stage.txt").unlink(missing_ok=True)
         shutil.rmtree(folder / "clone", ignore_errors=True)
         shutil.rmtree(folder / "site", ignore_errors=True)
         with contextlib.suppress(OSError):  # on a full disk it is told and not written
@@ -91,6 +93,7 @@ def _outcome_of(
             raise Stopped
         stage = name
         (folder / "said.json").unlink(missing_ok=True)
+        (folder / "stage.txt").write_text(name, encoding="utf-8")
         tell("stage", stage=name)
 
     try:
@@ -244,6 +247,18 @@ def _last_lines(log: Path) -> list[str]:
 
 
 # ---------------------------------------------------------------- surroundings of a run
+
+
+@contextlib.contextmanager
+def _taken(folder: Path) -> Iterator[bool]:
+    """Hold the run in a folder; yields False where another worker does. Whoever only looks lets go in a moment."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        with locked(folder / "lock", wait=False) as mine:
+            if mine or time.monotonic() > deadline:
+                yield mine
+                return
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager
