@@ -23,7 +23,15 @@ from paribus.config import fingerprint, flatten, parse_config, parse_yaml
 from paribus.errors import UserError
 from paribus.execute.repository import Reference, experiments_of, try_git
 from paribus.study.committed import CommittedFiles
-from paribus.study.experiment import Experiment, Metric, Run, chain_key, definitions, sources
+from paribus.study.experiment import (
+    Experiment,
+    Metric,
+    Run,
+    chain_key,
+    committed_code,
+    definitions,
+    sources,
+)
 
 TARGETS = {  # stage -> its checkpoint
     "pretrain": "base",
@@ -188,8 +196,19 @@ def asked_key(experiment: Experiment, files: CommittedFiles) -> str:
 
 
 def code_key(experiment: Experiment, commit: str = "HEAD") -> str:
-    """Names the code and the data in git that the chain's stages declare."""
-    return fingerprint(tree=try_git("ls-tree", "-r", commit, "--", *sources(experiment.stages)))
+    """Names all that a commit holds and that can decide the chain's outputs, parameters and DVC's data aside."""
+    tree = try_git("rev-parse", "--verify", "--quiet", f"{commit}^{{tree}}")
+    return _code_of_tree(tree or commit, commit, tuple(experiment.stages))
+
+
+@functools.lru_cache(maxsize=256)
+def _code_of_tree(_: str, commit: str, stages: tuple[str, ...]) -> str:
+    try:
+        code = committed_code(stages, commit)
+    except UserError as error:  # of another age, or not Python: it is nobody else's code
+        return fingerprint(unreadable=commit, why=error.problems)
+    others = {path: CommittedFiles(commit).blob(path) for path in sources(stages)}
+    return fingerprint(code=code, others=others)
 
 
 # ---------------------------------------------------------------- which of them count
