@@ -24,7 +24,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +107,9 @@ def _outcome_of(
     except UserError as error:
         return Outcome("refused", stage, error.problems)
     except Exception as error:  # of DVC, git, the disk
+        if stopping.is_set():  # git is asked to end as well
+            return Outcome("paused", stage)
+        traceback.print_exc()  # into the run's log
         words = _words(error)
         at_fault = is_machines_fault(error) or is_full(root)
         return Outcome("machine" if at_fault else "failed", stage, [words])
@@ -141,11 +145,11 @@ def _compute(
     from dvc.repo import Repo
 
     made = clone(root, spec.commit, folder / "clone")
-    _set_up_dvc(root, made.project, folder / "site")
+    settings = _dvc_settings(root, folder / "site")
     os.environ["PYTHONPATH"] = _python_path(made.project)
     write_overrides(made.project / "params.yaml", spec.overrides)
     definitions = stage_definitions(made.project / "dvc.yaml")
-    with _working_in(made.project, root), Repo(str(made.project)) as repo:
+    with _working_in(made.project, root), Repo(str(made.project), config=settings) as repo:
         _check_out_data(repo)
         for stage in spec.stages:
             begin(stage)
@@ -181,24 +185,19 @@ def _check_out_data(repo: Repo) -> None:
         repo.checkout(tracked, force=True)
 
 
-def _set_up_dvc(root: Path, project: Path, site: Path) -> None:
-    """Let the clone's DVC work on the cache of `root`, and keep its own notes beside the clone.
+def _dvc_settings(root: Path, site: Path) -> dict[str, Any]:
+    """Settings that let a clone's DVC work on the cache of `root`, and keep its own notes in `site`.
 
     Data are linked rather than copied where the file system allows it: a run reads its inputs and replaces its outputs.
+    They are handed over and not written into the clone, as DVC writes such files in ASCII only.
     """
     from dvc.config import Config
 
-    settings = Config(str(root / ".dvc"), validate=False)
-    cache = settings.get("cache", {})
-    private = root / ".dvc" / "config.local"
-    if private.is_file():
-        shutil.copyfile(private, project / ".dvc" / "config.local")
-    with Config(str(project / ".dvc"), validate=False).edit("local") as local:
-        section = local.setdefault("cache", {})
-        section["dir"] = str(cache.get("dir") or root / ".dvc" / "cache")
-        section["type"] = cache.get("type") or ["reflink", "hardlink", "copy"]
-        core = local.setdefault("core", {})
-        core |= {"site_cache_dir": str(site), "autostage": False, "analytics": False}
+    cache = dict(Config(str(root / ".dvc")).get("cache", {}))
+    cache["dir"] = str(cache.get("dir") or root / ".dvc" / "cache")
+    cache["type"] = cache.get("type") or ["reflink", "hardlink", "copy"]
+    core = {"site_cache_dir": str(site), "autostage": False, "analytics": False}
+    return {"cache": cache, "core": core}
 
 
 def write_overrides(path: Path, overrides: dict[str, Any]) -> None:
@@ -311,56 +310,64 @@ def _working_in(folder: Path, afterwards: Path) -> Iterator[None]:
 # ---------------------------------------------------------------- the process
 
 
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """A run that was asked for, and how it is told to stop."""
+
+    name: str
+    folder: Path
+    stopping: threading.Event = dataclasses.field(default_factory=threading.Event)
+    ended: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+
 class Worker:
     """Reads what is asked, computes it, tells what happened."""
 
     def __init__(self, root: Path, asked: int, told: int, guardian: int) -> None:
         self.root, self.guardian = root, guardian
-        self._asked = os.fdopen(asked, "r", encoding="utf-8")
-        self._told = told
-        self._runs: queue.Queue[Path | None] = queue.Queue()
-        self._current = ""
-        self._stopping = threading.Event()
-        self._guard = threading.Lock()
+        self._input = os.fdopen(asked, "r", encoding="utf-8")
+        self._output = told
+        self._runs: queue.Queue[_Asked | None] = queue.Queue()
+        self._asked: list[_Asked] = []
 
     def work(self) -> None:
         threading.Thread(target=self._listen, daemon=True).start()
         import dvc.repo  # noqa: F401  # while the first run is on its way
 
-        while (folder := self._runs.get()) is not None:
-            name = RunSpec.read(folder / "run.json").id.experiment_name()
-            with self._guard:
-                self._current = name
-                self._stopping.clear()
+        while (asked := self._runs.get()) is not None:
 
-            def tell(event: str, run: str = name, **facts: Any) -> None:
+            def tell(event: str, run: str = asked.name, **facts: Any) -> None:
                 self._tell({"event": event, "run": run, **facts})
 
             tell("started")
-            outcome = execute(self.root, folder, tell, self._stopping)
-            with self._guard:
-                self._current = ""
+            outcome = execute(self.root, asked.folder, tell, asked.stopping)
+            asked.ended.set()
             tell("ended", outcome=dataclasses.asdict(outcome))
 
     def _listen(self) -> None:
-        for line in self._asked:
+        for line in self._input:
             message = json.loads(line)
             if "run" in message:
-                self._runs.put(Path(message["run"]))
-            elif message.get("cancel") == self._current:
-                self._stop()
+                folder = Path(message["run"])
+                asked = _Asked(RunSpec.read(folder / "run.json").id.experiment_name(), folder)
+                self._asked.append(asked)
+                self._runs.put(asked)
+            else:
+                self._stop([one for one in self._asked if one.name == message["cancel"]])
         self._runs.put(None)
-        self._stop()
+        self._stop(self._asked)
 
-    def _stop(self) -> None:
-        """Have the stage that runs save and end, and begin no other; what takes too long is killed."""
-        self._stopping.set()
-        threading.Thread(target=self._press, args=(self._current,), daemon=True).start()
+    def _stop(self, runs: Sequence[_Asked]) -> None:
+        """Have runs save and end, and begin no other stage; what takes too long is killed."""
+        for one in runs:
+            if not one.ended.is_set() and not one.stopping.is_set():
+                one.stopping.set()
+                threading.Thread(target=self._press, args=(one.ended,), daemon=True).start()
 
-    def _press(self, name: str) -> None:
+    def _press(self, ended: threading.Event) -> None:
         deadline = time.monotonic() + processes.SAVE_SECONDS
         asked: set[int] = set()
-        while name and self._current == name:
+        while not ended.is_set():
             running = processes.of_session(os.getsid(0)) - {self.guardian}
             if time.monotonic() > deadline:
                 processes.kill(running)
@@ -370,7 +377,7 @@ class Worker:
 
     def _tell(self, event: dict[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError):  # whoever asked is gone; the run still ends well
-            os.write(self._told, json.dumps(event).encode() + b"\n")
+            os.write(self._output, json.dumps(event).encode() + b"\n")
 
 
 def start_guardian() -> int:

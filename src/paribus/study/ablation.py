@@ -25,12 +25,11 @@ from paribus.study.events import GivenUp, folder_of, given_up
 from paribus.study.experiment import (
     Experiment,
     Run,
-    check_sources,
     noise_experiment,
     read_experiment,
-    registered,
     unchanged_sources,
 )
+from paribus.study.registration import check_sources, registered
 from paribus.study.results import Result, collect, different_models, done, of_other_arms
 from paribus.study.settled import Study, settle, study_of
 from paribus.study.status import Display, table

@@ -28,10 +28,9 @@ from paribus.study.experiment import (
     Metric,
     Run,
     chain_key,
-    committed_code,
     definitions,
-    sources,
 )
+from paribus.study.registration import committed_code, sources
 
 TARGETS = {  # stage -> its checkpoint
     "pretrain": "base",
