@@ -138,6 +138,7 @@ class LightProject:
     def study(self, name: str, **changes: Any) -> None:
         """Write and commit experiments/NAME.yaml."""
         text = yaml.safe_dump(STUDY | changes, sort_keys=False)
+        (self.root / "experiments").mkdir(exist_ok=True)
         (self.root / f"experiments/{name}.yaml").write_text(text)
         self.commit(name)
 
@@ -294,12 +295,10 @@ class LightProject:
         return found
 
     def guardians(self) -> list[psutil.Process]:
-        return [one for one in self._below_workers() if "paribus.execute.worker" in one.cmdline()]
+        return [one for one in self._below_workers() if _is_worker(one)]
 
     def stages(self) -> list[psutil.Process]:
-        return [
-            one for one in self._below_workers() if "paribus.execute.worker" not in one.cmdline()
-        ]
+        return [one for one in self._below_workers() if not _is_worker(one)]
 
     def _below_workers(self) -> list[psutil.Process]:
         found = []
@@ -320,6 +319,14 @@ class LightProject:
         return found
 
 
+def _is_worker(process: psutil.Process) -> bool:
+    """Whether it is a worker, or one's guardian; also where it has just ended."""
+    try:
+        return "paribus.execute.worker" in process.cmdline()
+    except psutil.Error:
+        return True
+
+
 def _alive(process: psutil.Process) -> bool:
     return bool(process.status() != psutil.STATUS_ZOMBIE)
 
@@ -330,7 +337,7 @@ def kill(processes: Sequence[psutil.Process]) -> None:
             process.send_signal(signal.SIGKILL)
 
 
-def wait_for(what: Any, seconds: float = 60.0) -> Any:
+def wait_for(what: Any, seconds: float = 180.0) -> Any:
     """The first true value of `what()`."""
     deadline = time.monotonic() + seconds
     while True:
