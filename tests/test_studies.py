@@ -15,7 +15,7 @@ from studied import LightProject, kill, wait_for
 
 from paribus.errors import UserError
 
-ADAMW = {"adamw": {"optimizer.kind": "adamw"}}
+SLOWLY = {"when": {"stage": "pretrain"}, "do": {"seconds": 0.5}}  # 4 s: long enough to be met
 
 
 @pytest.fixture
@@ -54,10 +54,12 @@ def test_a_killed_study_goes_on_and_leaves_nothing_behind(
     project.study(study, baseline=depth(10 + len(killed)))
     known = set(project.trained())
     (project.root / "notes.md").write_text(f"not committed: {killed}")
+    project.behave(SLOWLY)
     before = project.checkout()
     driver = project.begin(study, workers=2)
     wait_for(lambda: project.stages() and set(project.trained()) - known)
     time.sleep(wait)
+    project.behave()
     everything = [psutil.Process(driver.pid), *project.workers(), *project.stages()]
     victims = {
         "driver": [psutil.Process(driver.pid)],
@@ -84,7 +86,7 @@ def test_ctrl_c_and_stop_save_the_runs(shared: LightProject) -> None:
 
     project = shared
     project.study("stopped", baseline=depth(20))
-    project.behave({"when": {"stage": "pretrain"}, "do": {"steps": 60}})
+    project.behave(SLOWLY)
     driver = project.begin("stopped")
     wait_for(project.stages)
     said = project.ablate("stop", "stopped")
@@ -94,9 +96,8 @@ def test_ctrl_c_and_stop_save_the_runs(shared: LightProject) -> None:
     wait_for(project.stages)
     driver.send_signal(signal.SIGINT)
     assert driver.wait(300) == 130 and project.left_behind() == []
-    project.behave({"when": {"stage": "pretrain"}, "do": {"seconds": 0.0, "steps": 60}})
-    project.execute("stopped")
     project.behave()
+    project.execute("stopped")
     assert sorted(one.name for one in project.experiments("stopped")) == names("stopped")
     assert project.ended("stopped", "failed") == project.ended("stopped", "refused") == []
 
@@ -106,7 +107,7 @@ def test_ctrl_c_and_stop_save_the_runs(shared: LightProject) -> None:
 
 def test_studies_whose_names_are_prefixes_leave_each_other_alone(shared: LightProject) -> None:
     project = shared
-    project.behave({"when": {"stage": "pretrain"}, "do": {"steps": 40}})
+    project.behave(SLOWLY | {"do": {"seconds": 2.0}})
     project.study("muon", baseline=depth(30), arms={"vs-adamw": {"optimizer.kind": "adamw"}})
     project.study("muon-vs-adamw", baseline=depth(31), arms={"half": {"optimizer.kind": "adamw"}})
     long, short = project.begin("muon-vs-adamw"), project.begin("muon")
@@ -115,9 +116,9 @@ def test_studies_whose_names_are_prefixes_leave_each_other_alone(shared: LightPr
     assert short.wait(300) == 75 and long.poll() is None
     shown = project.ablate("status", "muon-vs-adamw").stdout
     assert "running" in shown
+    project.behave()
     project.execute("muon")
     assert long.wait(300) == 0
-    project.behave()
     assert sorted(project.ended("muon-vs-adamw", "done")) == names(
         "muon-vs-adamw", ("baseline", "half")
     )
@@ -128,8 +129,10 @@ def test_studies_whose_names_are_prefixes_leave_each_other_alone(shared: LightPr
 def test_the_same_study_twice_at_once_is_refused(shared: LightProject) -> None:
     project = shared
     project.study("once", baseline=depth(32))
+    project.behave(SLOWLY)
     first = project.begin("once")
     wait_for(project.workers)
+    project.behave()
     second = project.execute("once", check=False)
     assert second.returncode == 2 and "is being run by another" in second.stderr
     assert first.wait(300) == 0
@@ -176,8 +179,10 @@ def test_a_dirty_checkout_another_branch_and_old_notes_stay_as_they_are(
 def test_what_the_user_edits_meanwhile_changes_no_run(shared: LightProject) -> None:
     project = shared
     project.study("edited", baseline=depth(40), seeds=3)
+    project.behave(SLOWLY)
     driver = project.begin("edited")
     wait_for(project.stages)
+    project.behave()
     params = project.root / "params.yaml"
     text = params.read_text()
     params.write_text(text.replace("eps: 1.0e-10", "eps: 1.0e-4").replace("seed: 7", "seed: 9"))

@@ -15,6 +15,7 @@ EQUAL = ("tokens", "flops", "seconds", "none")
 AUTO = (3, 12)  # seeds: auto
 MOST_SEEDS = 1000  # of a study; beyond it is a slip of the pen
 MOST_WORKERS = 256
+MOST_HELD = {"tokens": 1e16, "flops": 1e30, "seconds": 1e9}  # of a run; beyond any that was made
 LONGEST_SHOWN = 60  # letters of a wrong value
 
 
@@ -117,7 +118,7 @@ def equal(value: Any, problems: list[str]) -> tuple[str, float | None]:
         if amount is None and not isinstance(value, dict):
             return kind, None
         is_number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
-        if is_number and kind != "none" and _is_finite(amount) and amount > 0:
+        if is_number and kind != "none" and 0 < amount <= MOST_HELD[kind]:
             return kind, float(amount)
     problems.append(
         f"equal: {shown(value)} is not allowed; expected one of {', '.join(EQUAL)}, or {{tokens: 200000}}"
