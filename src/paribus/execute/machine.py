@@ -8,20 +8,13 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-EXIT_MACHINE = 74  # EX_IOERR: what a stage exits with where the machine is at fault
+from paribus.errors import machine_fault
+
 LEAST_FREE = 1 << 20  # bytes; below it a failure says nothing about the run that met it
 
-_ERRORS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,  # a limit on the size of files
-    errno.EROFS,
-    errno.EIO,
-    errno.ESTALE,  # a network file system that went away
-    errno.EMFILE,
-    errno.ENFILE,
-}
-_WORDS = [os.strerror(number) for number in sorted(_ERRORS)]  # as git says them
+# As git words them; it keeps no numbers.
+_OF_GIT = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)]
+_OF_SQLITE = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY")
 
 
 def is_machines_fault(error: BaseException) -> bool:
@@ -30,13 +23,14 @@ def is_machines_fault(error: BaseException) -> bool:
 
 
 def _is_own_fault(error: BaseException) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in _ERRORS
-    if isinstance(error, sqlite3.Error):
-        return getattr(error, "sqlite_errorname", "").startswith(("SQLITE_FULL", "SQLITE_IOERR"))
-    if type(error).__name__ == "CacheLinkError":  # DVC's, where it could not even copy
+    if machine_fault(error) is not None:
         return True
-    return type(error).__name__ == "GitError" and any(words in str(error) for words in _WORDS)
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorname", "").startswith(_OF_SQLITE)
+    kind = type(error).__name__
+    if kind == "CacheLinkError":  # DVC's, where it could not even copy
+        return True
+    return kind == "GitError" and any(words in str(error) for words in _OF_GIT)
 
 
 def _with_causes(error: BaseException) -> Iterator[BaseException]:

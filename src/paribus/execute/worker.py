@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paribus.config import flatten, parse_yaml
-from paribus.errors import UserError
+from paribus.errors import EXIT_MACHINE, MachineError, UserError
 from paribus.execute import processes
-from paribus.execute.machine import EXIT_MACHINE, is_full, is_machines_fault
+from paribus.execute.machine import is_full, is_machines_fault
 from paribus.execute.repository import clone, save_experiment
 from paribus.execute.run import ASKED_TO_SAY, Outcome, RunSpec, said
 from paribus.graph import stage_definitions
@@ -104,9 +104,9 @@ def _outcome_of(
         return Outcome("paused", stage)
     except StageFailed as failure:
         return _of_failed_stage(failure, root, folder, stopping, log)
-    except UserError as error:
-        return Outcome("refused", stage, error.problems)
-    except Exception as error:  # of DVC, git, the disk
+    except Exception as error:  # of the values, DVC, git, the disk
+        if isinstance(error, UserError) and not isinstance(error, (GitError, MachineError)):
+            return Outcome("refused", stage, error.problems)
         if stopping.is_set():  # git is asked to end as well
             return Outcome("paused", stage)
         traceback.print_exc()  # into the run's log

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from paribus import runtime
-from paribus.errors import UserError
+from paribus.errors import EXIT_MACHINE, MachineError, UserError
 from paribus.execute.leftovers import remove_leftovers, under_way
 from paribus.execute.local import Pool
-from paribus.execute.machine import EXIT_MACHINE, is_machines_fault
-from paribus.execute.repository import git
+from paribus.execute.machine import is_machines_fault
+from paribus.execute.repository import GitError, git
 from paribus.journal import Journal, locked
 from paribus.study import gpus as cards
 from paribus.study.divergence import diverged_seeds
@@ -83,7 +83,7 @@ def execute(
             if retry:
                 _try_again(study)
             return study, _drive(study, side_by_side, chosen)
-        except OSError as error:
+        except (OSError, GitError, MachineError) as error:
             if not is_machines_fault(error):
                 raise
             print(

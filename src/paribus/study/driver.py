@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paribus.errors import UserError
+from paribus.errors import EXIT_MACHINE, UserError
 from paribus.execute.engine import Engine, Event
-from paribus.execute.machine import EXIT_MACHINE
 from paribus.execute.repository import supersede
 from paribus.execute.run import Outcome, RunSpec
 from paribus.graph import chain

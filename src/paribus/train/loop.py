@@ -396,7 +396,7 @@ class Loop:
             first -= 1
         lost = self.plan.steps - first
         if lost >= min(MAX_NONFINITE, self.plan.steps):
-            raise UserError(
+            raise Diverged(
                 f"step {first + 1} of {self.plan.steps}: diverged: loss or gradient not finite in all of the last "
                 f"{lost} steps; {CURE}"
             )
