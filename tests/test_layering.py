@@ -28,6 +28,7 @@ LAYERS = [
     "summary",
     "report",
     "stages",
+    "execute",
     "study",
     "chat",
     "cleaning",

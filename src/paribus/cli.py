@@ -32,6 +32,10 @@ class Commands(click.Group):
 def _refuse(error: UserError) -> NoReturn:
     for problem in error.problems:
         click.echo(f"paribus: {_process()}{problem}", err=True)
+    if "PARIBUS_SAY" in os.environ:  # a run asks why its stage ended
+        from paribus.execute.run import say_why
+
+        say_why(error)
     sys.exit(error.exit_status)
 
 
@@ -422,7 +426,8 @@ def ablate() -> None:
     type=click.IntRange(1),
     help="Runs side by side; default: the file's, or one a card of --gpus.",
 )
-@click.option("--gpus", help="Cards for the workers in turn, as 0,1; default: all.")
+@click.option("--gpus", help="Cards for the runs, as 0,1; default: all.")
+@click.option("--retry", is_flag=True, help="Try again what was given up.")
 def ablate_run(name: str, **options: Any) -> None:
     """Run, or go on with, the ablation NAME; then report. Kill it, and call it again."""
     from paribus.study import ablation
@@ -451,11 +456,12 @@ def ablate_stop(name: str) -> None:
 
 @ablate.command("report")
 @click.argument("name")
-def ablate_report(name: str) -> None:
+@click.option("--force", is_flag=True, help="Replace a page that rests on more runs.")
+def ablate_report(name: str, force: bool) -> None:
     """Judge what is done of NAME -> experiments/results/NAME.html and .md, and MLflow."""
     from paribus.study import ablation
 
-    ablation.report(name)
+    ablation.report(name, force)
 
 
 @commands.command()

@@ -40,6 +40,14 @@ class MachineError(UserError):
     exit_status = EXIT_MACHINE
 
 
+class Diverged(UserError):
+    """Training ended in values that are not finite: an outcome of the configuration, not a fault of the machine."""
+
+
+class StateInUse(UserError):
+    """Another process computes the same at this moment; once it has ended, this is done or can go on."""
+
+
 # What the kernel refuses for reasons of the machine. A file that is absent or of the wrong kind is not among them.
 _MACHINE_ERRNOS = {
     errno.ENOSPC: "free some space",
