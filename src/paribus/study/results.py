@@ -180,13 +180,10 @@ def value_of(metric: Metric, commit: str, metrics: Mapping[str, dict[str, Any]])
 
 def asked_key(experiment: Experiment, commit: str) -> str:
     """What a commit's own params.yaml makes of the chain of stages."""
-    import yaml
-
     try:
-        return chain_key(
-            experiment.stages, parse_config(yaml.safe_load(_show(commit, "params.yaml") or ""))
-        )
-    except (UserError, yaml.YAMLError):
+        values = parse_yaml(_show(commit, "params.yaml") or "", "params.yaml")
+        return chain_key(experiment.stages, parse_config(values))
+    except UserError:
         return LOST
 
 
