@@ -8,6 +8,7 @@ from paribus.config.committed import change_notes
 from paribus.config.derived import resolve_model, resolve_pretrain
 from paribus.config.effects import changes, effective, inert, inert_problems, merge_problems
 from paribus.config.parsing import allowed, fingerprint, load_config, merge, parse_config
+from paribus.config.profiles import PROFILES, named_file, profile_overrides
 from paribus.config.reading import dump_yaml, parse_value, parse_yaml, read_text, read_yaml
 from paribus.config.schema import (
     RL,
@@ -34,6 +35,7 @@ from paribus.config.schema import (
 from paribus.config.sources import Archive, HubFiles, parse_source
 
 __all__ = [
+    "PROFILES",
     "RESERVED_SOURCES",
     "RL",
     "Architecture",
@@ -68,10 +70,12 @@ __all__ = [
     "load_config",
     "merge",
     "merge_problems",
+    "named_file",
     "parse_config",
     "parse_source",
     "parse_value",
     "parse_yaml",
+    "profile_overrides",
     "read_text",
     "read_yaml",
     "resolve_model",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -67,7 +68,7 @@ def _parse_section(cls: type, values: Any, prefix: str, problems: list[str]) -> 
     if not isinstance(values, dict):
         problems.append(f"{prefix.rstrip('.')}: expected a section with keys, not {shown(values)}")
         return Understood({})
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
@@ -92,6 +93,12 @@ def _parse_section(cls: type, values: Any, prefix: str, problems: list[str]) -> 
         else:
             whole = False
     return cls(**parsed) if whole else Understood(parsed)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a section's keys; working them out from their text takes most of the time of parsing."""
+    return typing.get_type_hints(cls)
 
 
 def _unknown_key(prefix: str, name: Any) -> str:

@@ -30,7 +30,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paribus.config import Config, fingerprint, flatten, merge, parse_config, read_yaml
+from paribus.config import (
+    Config,
+    changes,
+    fingerprint,
+    flatten,
+    inert_problems,
+    merge,
+    merge_problems,
+    parse_config,
+    profile_overrides,
+    read_yaml,
+)
 from paribus.errors import UserError
 from paribus.graph import StageDefinition, chain, declared_params, stage_definitions
 
@@ -323,8 +334,6 @@ def _number(
 
 def _baseline(value: Any, problems: list[str]) -> tuple[str | None, dict[str, Any]]:
     """(profile, all overrides of the baseline)."""
-    from paribus.plan.page import profile_overrides
-
     if not isinstance(value, dict) or set(value) - {"profile", "set"}:
         problems.append(
             f"baseline: {value!r}; expected {{profile: NAME, set: {{dotted.key: value}}}}, either or both"
@@ -481,10 +490,19 @@ def _arm_problems(experiment: Experiment) -> list[str]:
             problems += [f"{where}: {problem}" for problem in error.problems]
             continue
         changed = changed_keys(experiment, name)
-        if "seed" in arm.overrides:
+        without = inert_problems(config, arm.overrides)
+        without += merge_problems(flatten(experiment.config()), flatten(config))
+        if without:
+            problems += [f"{where}: {problem}" for problem in without]
+        elif "seed" in arm.overrides:
             problems.append(f"{where}: seed is not for an arm: every arm runs at the same seeds")
         elif not changed:
             problems.append(f"{where}: changes nothing: every value is the baseline's")
+        elif not changes(experiment.config(), config):
+            problems.append(
+                f"{where}: {', '.join(sorted(changed))} changes nothing: the baseline computes the same, as what is null "
+                "follows from other keys and weights are shares of their sum"
+            )
         elif chain_key(experiment.stages, config) == chain_key(
             experiment.stages, experiment.config()
         ):

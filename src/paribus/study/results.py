@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paribus import runtime
-from paribus.config import fingerprint, flatten, parse_config
+from paribus.config import fingerprint, flatten, parse_config, parse_yaml
 from paribus.errors import UserError
 from paribus.journal import read_json, read_rows, write_json
 from paribus.runtime import write_atomic
