@@ -19,7 +19,9 @@ class Limit:
 
 SEED = Limit(2**64 - 1, "torch takes seeds below 2^64")
 STEPS = Limit(10_000_000, "ten times the steps of the longest published trainings")
-ROWS = Limit(2**20, "no machine holds more rows side by side")
+ROWS = Limit(65_536, "no machine holds more rows side by side")
+QUESTIONS = Limit(65_536, "eight times the largest published batches")
+LETTERS = 4_096  # characters of a text; the longest path that Linux takes
 TOKENS = Limit(10**14, "several times all published text")
 WIDTH = Limit(65_536, "four times the widest published models")
 CONTEXT = Limit(2**20, "the longest published context windows")

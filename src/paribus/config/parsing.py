@@ -9,14 +9,19 @@ import json
 import math
 import types
 import typing
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from paribus.config.combinations import Understood, combination_problems
+from paribus.config.limits import LETTERS
 from paribus.config.reading import parse_leniently, read_text
 from paribus.config.schema import Config, describe
 from paribus.errors import UserError, did_you_mean, escaped, shown
+
+_UNFIT = ("Cc", "Cs", "Zl", "Zp")  # control characters, half letters, line and paragraph ends
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # the direction: what is seen is not what is there
 
 
 def load_config(
@@ -209,10 +214,10 @@ def _as_float(value: int | float) -> float | None:
 
 
 def _is_text(value: str) -> bool:
-    """Whether a text can be printed, written and sent as it is: no control characters, no half letters."""
-    return all(letter >= " " and not "\x7f" <= letter <= "\x9f" for letter in value) and not any(
-        "\ud800" <= letter <= "\udfff" for letter in value
-    )
+    """Whether a text can be shown, written and sent as it is: some letters, no control characters, no half letters."""
+    if not value.strip() or len(value) > LETTERS:
+        return False
+    return not any(unicodedata.category(letter) in _UNFIT or letter in _TURNING for letter in value)
 
 
 def _in_range(value: float, meta: Any) -> bool:
@@ -224,7 +229,12 @@ def _in_range(value: float, meta: Any) -> bool:
     return le is None or bool(value <= le)
 
 
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: f"a string of 1 to {LETTERS:,} printable characters",
+}
 
 
 def allowed(hint: Any, meta: Any, nullable: bool) -> str:
@@ -233,7 +243,7 @@ def allowed(hint: Any, meta: Any, nullable: bool) -> str:
     if origin is Literal:
         text = "one of " + ", ".join(typing.get_args(hint))
     elif origin is list:
-        text = "a list of strings"
+        text = "a list of strings of printable characters"
     elif origin is dict:
         items = {float: "numbers", str: "strings"}[typing.get_args(hint)[1]]
         text = f"a mapping of names to {items}"

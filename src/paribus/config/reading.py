@@ -8,7 +8,7 @@ what each scalar is; the walk over its nodes adds what people need: plain values
 from __future__ import annotations
 
 import io
-import warnings
+import re
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,7 @@ class _Document:
         self.where = where
         self.problems: list[str] = []
         self._yaml = YAML(typ="safe", pure=True)
+        self._yaml.max_depth = MAX_DEPTH + 1
         self._seen: set[int] = set()
         self._repeats = 0
         node = self._compose(text)
@@ -130,16 +131,11 @@ class _Document:
         """The root of ruamel's nodes."""
         from ruamel.yaml import YAMLError
 
+        self._yaml.composer.warn_double_anchors = False  # the later one counts, as in YAML
         try:
-            with warnings.catch_warnings():  # one anchor defined twice is no mistake
-                warnings.simplefilter("ignore")
-                return self._yaml.compose(text)
+            return self._yaml.compose(text)
         except YAMLError as error:
             raise UserError(f"{self.where}: {_syntax(error, text)}") from None
-        except RecursionError:
-            raise UserError(
-                f"{self.where}: nested too deeply; at most {MAX_DEPTH} levels are read"
-            ) from None
         except ValueError as error:
             raise UserError(f"{self.where}: not YAML: {error}") from None
 
@@ -147,14 +143,13 @@ class _Document:
         """The value of a node."""
         if id(node) in parents:
             return self._problem(node, path, "refers to itself")
-        if len(parents) >= MAX_DEPTH:
-            return self._problem(node, path, f"nested deeper than {MAX_DEPTH} levels")
         if id(node) in self._seen:
             self._repeats += 1
         self._seen.add(id(node))
         if self._repeats > MAX_REPEATS:
+            place = f"{_dotted(path)}: " if path else ""
             raise UserError(
-                f"{self.where}: its aliases stand for more than {MAX_REPEATS:,} values; "
+                f"{self.where}: line {_line(node)}: {place}aliases stand for more than {MAX_REPEATS:,} values; "
                 "write the values out"
             )
         below = [*parents, id(node)]
@@ -181,7 +176,7 @@ class _Document:
                 continue
             line = _line(key_node)
             if name in lines:
-                dotted = ".".join((*path, escaped(name)))
+                dotted = _dotted((*path, escaped(name)))
                 self.problems.append(
                     f"{self.where}: line {line}: {dotted} is there already, on line {lines[name]}; "
                     "a key may stand once"
@@ -208,9 +203,12 @@ class _Document:
         value = self._scalar(node) if isinstance(node.value, str) else None
         if isinstance(value, str):
             return value
-        text = repr(value) if isinstance(value, Misread) else escaped(str(node.value))
-        what = "a list or a mapping" if not isinstance(node.value, str) else shown_text(text)
-        self._problem(node, path, f"the key {what} is no text; quote it")
+        what = (
+            shown_text(node.value) if isinstance(node.value, str) else "that is a list or mapping"
+        )
+        self._problem(
+            node, path, f"the key {what} is no text; expected a name, in quotes if need be"
+        )
         return None
 
     def _scalar(self, node: Any) -> Any:
@@ -233,13 +231,18 @@ class _Document:
         return value
 
     def _problem(self, node: Any, path: tuple[str, ...], what: str) -> None:
-        place = f"{'.'.join(path)}: " if path else ""
+        place = f"{_dotted(path)}: " if path else ""
         self.problems.append(f"{self.where}: line {_line(node)}: {place}{what}")
 
 
 def _is_pairs(node: Any) -> bool:
     """Whether a node holds pairs of nodes, and not a text or a list with a mapping's tag."""
     return isinstance(node.value, list) and all(isinstance(one, tuple) for one in node.value)
+
+
+def _dotted(path: tuple[str, ...]) -> str:
+    """`a.b[2].c` of its parts."""
+    return "".join(part if part.startswith("[") else f".{part}" for part in path).lstrip(".")
 
 
 def _line(node: Any) -> int:
@@ -254,7 +257,7 @@ def shown_text(text: str) -> str:
 def _misread(value: Any, where: str, path: tuple[str, ...]) -> list[str]:
     """A problem for every Misread below a value."""
     if isinstance(value, Misread):
-        place = f"{'.'.join(path)}: " if path else ""
+        place = f"{_dotted(path)}: " if path else ""
         return [f"{where}: line {value.line}: {place}{value.text} is {value.why}"]
     items: list[tuple[str, Any]] = []
     if isinstance(value, dict):
@@ -268,15 +271,44 @@ def _misread(value: Any, where: str, path: tuple[str, ...]) -> list[str]:
 
 
 def _syntax(error: Any, text: str) -> str:
-    """What ruamel says of a text that is no YAML, in a line."""
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    problem = getattr(error, "problem", None) or getattr(error, "context", None)
-    if problem and mark:
-        return f"line {mark.line + 1}: not YAML: {escaped(' '.join(problem.split()))}"
+    """What ruamel says of a text that is no YAML, with the line, so that the key can be seen."""
     position = getattr(error, "position", None)
     if isinstance(position, int):
-        line = text.count("\n", 0, position) + 1
-        return (
-            f"line {line}: not YAML: the character {text[position : position + 1]!r} is not allowed"
-        )
-    return f"not YAML: {escaped(' '.join(str(error).split()))}"
+        number = text.count("\n", 0, position) + 1
+        problem = f"the character {text[position : position + 1]!r} is not allowed"
+        return f"line {number}: not YAML: {problem}{_excerpt(text, number)}"
+    context, problem = getattr(error, "context", None) or "", getattr(error, "problem", None) or ""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is None:
+        return f"not YAML: {escaped(' '.join(str(error).split()))}"
+    if problem.startswith("maximum depth"):
+        return f"line {mark.line + 1}: nested deeper than {MAX_DEPTH} levels{_excerpt(text, mark.line + 1)}"
+    began = getattr(error, "context_mark", None)
+    if began is not None and ("flow" in context or "quoted" in context):
+        mark = began  # what was not closed is where it was opened
+    words = escaped(" ".join(f"{context} {problem}".split()), limit=None)
+    return f"line {mark.line + 1}: not YAML: {words}{_excerpt(text, mark.line + 1)}"
+
+
+def _excerpt(text: str, number: int) -> str:
+    """A line of the text, cut short, and the key that it belongs to, as far as indentation tells."""
+    lines = text.split("\n")
+    line = lines[number - 1].strip() if number <= len(lines) else ""
+    if not line:
+        return ""
+    key = _key_at(lines, number)
+    return f" (the line is: {escaped(line)}{', at ' + key if key else ''})"
+
+
+def _key_at(lines: list[str], number: int) -> str:
+    """The dotted key on a line of a file that may be no YAML: the keys above it that are indented less."""
+    names: list[str] = []
+    indent = 10**6
+    for line in reversed(lines[max(number - 1_000, 0) : number]):
+        match = re.match(r"( *)([A-Za-z_][\w.-]{0,79}):", line)
+        if match and len(match[1]) < indent:
+            indent = len(match[1])
+            names.insert(0, match[2])
+        if indent == 0:
+            break
+    return ".".join(names[-MAX_DEPTH:])

@@ -436,7 +436,7 @@ class RL:
     """On-policy policy gradient with a group-mean baseline on the GSM8K scorer."""
 
     steps: int = key("optimiser steps", ge=1, le=limits.STEPS)
-    questions_per_step: int = key("groups of one step", ge=1, le=limits.ROWS)
+    questions_per_step: int = key("groups of one step", ge=1, le=limits.QUESTIONS)
     samples_per_question: int = key("answers of one group", ge=2, le=limits.SAMPLES)
     max_new_tokens: int = key("longest answer, tokens", ge=1, le=limits.CONTEXT)
     temperature: float = key(
@@ -455,7 +455,7 @@ class RL:
     dynamic_sampling: int = key(
         "redraw groups without variance up to so many times (DAPO, arXiv:2503.14476); 0: off",
         ge=0,
-        le=Limit(1_000, "a question that fails so often teaches nothing"),
+        le=Limit(100, "a question that fails so often teaches nothing"),
     )
     curriculum: bool = key("easy questions first: fewest solution steps")
     format_reward: float = key("reward of a well-formed wrong answer", ge=0, le=1)
