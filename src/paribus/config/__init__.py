@@ -5,7 +5,7 @@ Only the standard library is needed (ruamel.yaml to read a file), so that the tr
 
 from paribus.config.combinations import RESERVED_SOURCES
 from paribus.config.committed import change_notes
-from paribus.config.derived import resolve_model, resolve_pretrain
+from paribus.config.derived import mlp_hidden, resolve_model, resolve_pretrain
 from paribus.config.effects import changes, effective, inert, inert_problems, merge_problems
 from paribus.config.parsing import allowed, fingerprint, load_config, merge, parse_config
 from paribus.config.profiles import PROFILES, named_file, profile_overrides
@@ -70,6 +70,7 @@ __all__ = [
     "load_config",
     "merge",
     "merge_problems",
+    "mlp_hidden",
     "named_file",
     "parse_config",
     "parse_source",

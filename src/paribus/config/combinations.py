@@ -175,7 +175,10 @@ def schedule_adds_up(name: str) -> Rule:
     def rule(config: Config) -> Iterator[str]:
         schedule = _stage(config, name)
         if schedule.warmup_fraction + schedule.warmdown_fraction > 1:
-            yield f"{name}: warmup_fraction + warmdown_fraction is over 1"
+            yield (
+                f"{name}.warmup_fraction: {schedule.warmup_fraction:g} + {name}.warmdown_fraction "
+                f"{schedule.warmdown_fraction:g} is over 1; they are shares of the same steps"
+            )
 
     return rule
 

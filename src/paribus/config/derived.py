@@ -25,6 +25,12 @@ def resolve_model(model: Model) -> Architecture:
     )
 
 
+def mlp_hidden(config: Architecture) -> int:
+    """Hidden width; a gated MLP has three matrices instead of two, so two thirds of it (arXiv:2002.05202)."""
+    ratio = config.mlp_ratio * (2 / 3 if config.mlp == "swiglu" else 1)
+    return max(int(ratio * config.width / 8 + 0.5) * 8, 8)
+
+
 def resolve_pretrain(pretrain: Pretrain, parameters: int, seq_len: int) -> Pretrain:
     """Horizon and batch filled in for a model of so many parameters.
 

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from paribus.config.derived import resolve_model
+from paribus.config.derived import mlp_hidden, resolve_model
 from paribus.config.schema import Config, flatten
 
 
@@ -48,21 +48,42 @@ def inert_problems(config: Config, keys: Iterable[str], *others: Config) -> list
 
 def effective(config: Config) -> dict[str, Any]:
     """Dotted key -> value of what decides a result: derived values filled in, keys without an effect left out, other
-    spellings of one thing made the same (weights of a mixture, a pattern of windows, a window as long as the context).
+    spellings of one thing made the same: weights of a mixture, a pattern of windows, fractions that round to one number.
 
     Two configurations with the same effective values compute the same.
     """
     model = resolve_model(config.model)
     values = flatten(config) | flatten(model, "model.")
-    for key in inert(config):
+    for key in (*inert(config), "model.aspect_ratio"):  # which the width stands for
         values.pop(key, None)
+    optimizer = config.optimizer
+    values.pop("optimizer.lr_reference_width", None)
+    values["optimizer.lr_width_exponent"] = (
+        model.width / optimizer.lr_reference_width
+    ) ** optimizer.lr_width_exponent
     values["model.window_pattern"] = _windows(config)
     if "S" not in values["model.window_pattern"]:
         values.pop("model.window", None)
+    values["model.mlp_ratio"] = mlp_hidden(model)
+    if model.depth == 1 and model.value_embeddings == "alternate":
+        values["model.value_embeddings"] = "all"
+    for stage in ("pretrain", "midtrain", "sft", "rl"):
+        values |= _steps(stage, getattr(config, stage))
     for stage in ("midtrain", "sft"):
         mixture = getattr(config, stage).mixture
         values |= {f"{stage}.mixture.{name}": share for name, share in shares(mixture).items()}
     return values
+
+
+def _steps(stage: str, schedule: Any) -> dict[str, int]:
+    """Fractions of the steps as the numbers of steps that they come to."""
+    if schedule.steps is None:
+        return {}
+    return {
+        f"{stage}.{name}": round(getattr(schedule, name) * schedule.steps)
+        for name in ("warmup_fraction", "warmdown_fraction")
+        if hasattr(schedule, name)
+    }
 
 
 def shares(mixture: dict[str, float]) -> dict[str, float]:
