@@ -268,28 +268,14 @@ def sources_exist(name: str, key: str) -> Rule:
 # ---------------------------------------------------------------- answers
 
 
-def answer_fits(name: str) -> Rule:
-    """A prompt and its answer share the context."""
-
-    def rule(config: Config) -> Iterator[str]:
-        section = config.rl if name == "rl" else config.eval.gsm8k
-        longest, seq_len = section.max_new_tokens, config.model.seq_len
-        if longest >= seq_len:
-            yield (
-                f"{name}.max_new_tokens: {longest} leaves no room for a question in model.seq_len ({seq_len}); "
-                f"give less than {seq_len}"
-            )
-
-    return rule
-
-
 def rollouts_fit(config: Config) -> Iterator[str]:
     rl = config.rl
-    numbers = rl.questions_per_step * rl.samples_per_question * rl.max_new_tokens
+    longest = min(rl.max_new_tokens, config.model.seq_len)
+    numbers = rl.questions_per_step * rl.samples_per_question * longest
     if numbers > 2**33:
         yield (
             f"rl.questions_per_step: {rl.questions_per_step:,} questions x {rl.samples_per_question:,} samples x "
-            f"{rl.max_new_tokens:,} tokens are {numbers:.1e} tokens in one step; at most 8.6e+09 are held"
+            f"{longest:,} tokens are {numbers:.1e} tokens in one step; at most 8.6e+09 are held"
         )
 
 
@@ -395,8 +381,6 @@ RULES: tuple[Rule, ...] = (
     *(batch_is_whole_rows(name) for name in SUPERVISED),
     *(passes_fit_memory(name) for name in TRAINED),
     *(decay_leaves_weights(name) for name in TRAINED),
-    answer_fits("rl"),
-    answer_fits("eval.gsm8k"),
     rollouts_fit,
     experiment_has_a_name,
 )
