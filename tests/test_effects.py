@@ -368,6 +368,12 @@ def test_a_whole_mixture_that_dvc_merged_is_refused_and_the_command_given_replac
     assert change_notes(config) == []
 
 
+def test_one_more_source_is_mixed_in_and_its_share_said(committed: Path) -> None:
+    config = set_params("+corpus.conversations.mine=talk.jsonl", "+sft.mixture.mine=1.0")
+    [note] = change_notes(config, ["sft"])
+    assert "sft.mixture: the weights add up to 2" in note and "mine 0.5" in note
+
+
 def test_one_changed_weight_is_said_as_shares(committed: Path) -> None:
     [note] = change_notes(set_params("sft.mixture.facts=1.05"))
     assert "the weights add up to 2, so the shares are facts 0.525" in note

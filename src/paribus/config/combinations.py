@@ -199,7 +199,7 @@ def passes_fit_memory(name: str) -> Rule:
     """Tokens of one forward pass; their residual stream alone is four bytes times the width each."""
 
     def rule(config: Config) -> Iterator[str]:
-        stage = config.rl if name == "rl" else _stage(config, name)
+        stage = _stage(config, name)
         rows = stage.device_batch_size
         if name != "rl" and stage.batch_tokens is not None:
             rows = min(rows, stage.batch_tokens // config.model.seq_len)
@@ -220,7 +220,7 @@ def decay_leaves_weights(name: str) -> Rule:
     def rule(config: Config) -> Iterator[str]:
         optimizer = config.optimizer
         key = "matrix_lr" if optimizer.kind == "muon" else "adamw_matrix_lr"
-        stage = config.rl if name == "rl" else _stage(config, name)
+        stage = _stage(config, name)
         taken = getattr(optimizer, key) * stage.lr_scale * optimizer.weight_decay
         if taken > 1:
             yield (

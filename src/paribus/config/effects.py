@@ -118,7 +118,8 @@ def merge_problems(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
     before: dotted values of params.yaml as committed, or of an ablation's baseline; after: those a run is asked for.
 
     `dvc exp run -S 'midtrain.mixture={facts: 0.5, problems_worked: 0.5}'` keeps the other sources at their weights. What
-    was written is a whole mixture where the weights that changed add up to 1 by themselves, and all of them do not.
+    was written is a whole mixture where the weights that changed add up to 1 by themselves, and all of them do not. One new
+    source at weight 1 is no such case: it is mixed in with the others.
     """
     problems: list[str] = []
     for stage in ("midtrain", "sft"):
@@ -126,7 +127,14 @@ def merge_problems(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
         changed = {name: weight for name, weight in new.items() if old.get(name) != weight}
         kept = {name: weight for name, weight in new.items() if name not in changed and weight > 0}
         total = sum(new.values())
-        if not changed or not kept or not _is_one(sum(changed.values())) or _is_one(total):
+        one_more = len(changed) == 1 and not changed.keys() & old.keys()
+        if (
+            one_more
+            or not changed
+            or not kept
+            or not _is_one(sum(changed.values()))
+            or _is_one(total)
+        ):
             continue
         written = ", ".join(f"{name}: {weight:g}" for name, weight in changed.items())
         names = ", ".join(f"{name} {weight:g}" for name, weight in kept.items())
