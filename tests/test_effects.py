@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import TINY
 
+from paribus.cli import commands
 from paribus.config import (
     Config,
     change_notes,
@@ -352,6 +355,20 @@ def test_a_stage_names_it_on_standard_error(
     assert printed.err.startswith(
         "paribus pretrain: optimizer.adamw_matrix_lr: changed, and without"
     )
+
+
+def test_a_plan_names_it_on_standard_error_and_prints_json_alone(committed: Path) -> None:
+    words = ["plan", "--json", "--device", "RTX 3090", "-S", "optimizer.adamw_matrix_lr=0.1"]
+    done = CliRunner().invoke(commands, words)
+    assert done.exit_code == 0
+    assert "paribus plan: optimizer.adamw_matrix_lr: changed, and without" in done.stderr
+    assert json.loads(done.stdout)["stages"]
+
+
+def test_a_plan_refuses_a_mixture_that_would_be_merged(committed: Path) -> None:
+    words = ["plan", "-S", "midtrain.mixture={facts: 0.5, problems_worked: 0.5}"]
+    done = CliRunner().invoke(commands, words)
+    assert done.exit_code == 2 and "'~midtrain.mixture' -S" in done.stderr
 
 
 def test_a_whole_mixture_that_dvc_merged_is_refused_and_the_command_given_replaces_it(
