@@ -65,7 +65,7 @@ class World:
     )
     conversations: int = key("conversations of each kind", ge=1, le=limits.WORLD)
     core_items: int = key(
-        "items of each CORE-format task", ge=8, le=limits.WORLD, acts_when=when.WORLD_CORE
+        "items of each CORE-format task", ge=8, le=limits.WORLD_ITEMS, acts_when=when.WORLD_CORE
     )
 
 
