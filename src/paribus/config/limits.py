@@ -36,4 +36,5 @@ EPSILON = 1e-37  # the smallest normal number of 32 bits is 1.2e-38; below, it r
 COLDEST = 0.01  # logits are divided by it in 32 bits; answers are greedy long before
 HOTTEST = Limit(100.0, "every token is as likely as any other")
 SAMPLES = Limit(10_000, "ten times what published estimates of pass@k draw")
+PROCESSES = Limit(64, "no machine has as many cards; several machines take torchrun")
 CORES = Limit(1_024, "more cores than the largest machines have")

@@ -315,7 +315,7 @@ class Train:
     processes: int = key(
         "processes that train together, each on a GPU or on its share of the cores",
         ge=1,
-        le=limits.CORES,
+        le=limits.PROCESSES,
     )
     sharding: Literal["ddp", "fsdp"] = key(
         "several processes: ddp copies the model to each; fsdp shards it too, for what does not fit",
