@@ -61,7 +61,7 @@ def test_a_scalar_is_what_it_is_to_dvc(scalar: str) -> None:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-@pytest.mark.filterwarnings("ignore:.*duplicate anchor")
+@pytest.mark.filterwarnings("ignore::ruamel.yaml.error.ReusedAnchorWarning")
 def test_a_document_is_what_it_is_to_dvc(name: str) -> None:
     text = DOCUMENTS[name]
     assert parse_yaml(text, "params.yaml") == loads_yaml(text)
@@ -147,15 +147,16 @@ def test_what_is_written_is_read_back_as_it_was() -> None:
 
 def test_nothing_else_reads_yaml() -> None:
     """Another loader would read 1e-08, 010 or yes in another way. Writing is no reading."""
-    reader = ROOT / "src/paribus/config/reading.py"
-    editor = (
-        ROOT / "src/paribus/tools.py"
-    )  # keeps the comments of params.yaml when it changes values
+    allowed = {
+        ROOT / "src/paribus/config/reading.py",  # the reader
+        ROOT / "src/paribus/tools.py",  # keeps the comments of params.yaml when it changes values
+        ROOT / "src/paribus/graph/dvcfile.py",  # keeps those of dvc.yaml when it writes closures
+    }
     files = [*ROOT.glob("src/**/*.py"), *ROOT.glob("benchmarks/*.py")]
     helpers = [path for path in ROOT.glob("tests/*.py") if not path.name.startswith("test_")]
     found: list[str] = []
     for path in [*files, *helpers]:
-        if path not in (reader, editor):
+        if path not in allowed:
             found += loaders(path)
     assert not found
 

@@ -129,10 +129,7 @@ def apply_profile(name: str) -> None:
     path = Path("params.yaml")
     text, changes = _with_values(read_text(path), read_profile(name))
     parse_config(parse_yaml(text, f"{path} with {name}"))
-    try:
-        runtime.write_atomic(path, text)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; it is as it was") from None
+    runtime.write_atomic(path, text)
     for change in changes:
         click.echo(change)
 
