@@ -65,7 +65,7 @@ def test_every_problem_of_params_is_told_with_exit_status_2(project: Path) -> No
     assert done.stderr.splitlines() == [
         "paribus: model.dept: unknown key; did you mean model.depth?",
         "paribus: train.device: 'tpu' is not allowed; expected one of auto, cpu, cuda, mps",
-        "paribus: rl.steps: 0 is out of range; expected a whole number >= 1",
+        "paribus: rl.steps: 0 is out of range; expected a whole number >= 1 and <= 10,000,000",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -15,36 +16,54 @@ import click
 
 from paribus import graph, runtime, tracking
 from paribus.config import (
+    PROFILES,
     allowed,
     describe,
     fingerprint,
     flatten,
+    inert,
     load_config,
     parse_config,
-    read_yaml,
+    parse_value,
+    parse_yaml,
+    profile_overrides,
+    read_text,
 )
-from paribus.errors import UserError
+from paribus.errors import UserError, did_you_mean, escaped, shown
 from paribus.graph import assignments, tree_digest
 from paribus.progress import Progress
 from paribus.runtime import write_atomic
 from paribus.session import Interrupt, StateLock, lock_holder
 from paribus.summary import write_json
 
-PROFILES = Path("experiments/profiles")
-
 
 def print_keys(pattern: str) -> None:
-    """Print every key whose dotted name contains `pattern`."""
-    values = flatten(load_config())
-    for path, hint, meta in describe():
-        if path in values and pattern in path:
-            options = (
-                getattr(hint, "__args__", ()) if type(None) in getattr(hint, "__args__", ()) else ()
-            )
-            kind = next((option for option in options if option is not type(None)), hint)
-            click.echo(
-                f"{path}: {json.dumps(values[path])}\n    {meta['doc']} ({allowed(kind, meta, bool(options))})"
-            )
+    """Print every key whose dotted name contains `pattern`. Raises UserError where none does."""
+    config = load_config()
+    values = flatten(config)
+    without = inert(config)
+    found = [row for row in describe() if row[0] in values and pattern in row[0]]
+    if not found:
+        names = [path for path, *_ in describe()]
+        hint = did_you_mean(pattern, names)
+        raise UserError(f"no key contains {shown(pattern)}{'; ' + hint if hint else ''}")
+    for path, hint, meta in found:
+        click.echo(_key_page(path, hint, meta, values[path], path in without))
+
+
+def _key_page(path: str, hint: Any, meta: Any, value: Any, is_inert: bool) -> str:
+    """A key's value, documentation, what it takes, and when it acts."""
+    options = getattr(hint, "__args__", ())
+    nullable = type(None) in options
+    kinds = [option for option in options if option is not type(None)]
+    kind = kinds[0] if nullable else hint
+    lines = [f"{path}: {json.dumps(value)}", f"    {meta['doc']} ({allowed(kind, meta, nullable)})"]
+    if meta["why"]:
+        lines.append(f"    upper bound: {meta['why']}")
+    if meta["acts_when"]:
+        words = meta["acts_when"].words.replace("{here}", path.rpartition(".")[0])
+        lines.append(f"    read only with {words}{'; not now' if is_inert else ''}")
+    return "\n".join(lines)
 
 
 def write_deps(check: bool) -> None:
@@ -64,41 +83,40 @@ def write_deps(check: bool) -> None:
 
 def read_profile(name: str) -> dict[str, Any]:
     """The dotted overrides of a profile, checked against params.yaml. Raises UserError."""
-    path = PROFILES / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(
-            f"no profile {name!r}; there are: {', '.join(sorted(p.stem for p in PROFILES.glob('*.yaml')))}"
-        )
-    overrides = flatten(read_yaml(path))
+    overrides = profile_overrides(name)
     load_config(overrides=overrides)
     return overrides
 
 
 def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
-    """`key=value` arguments -> dotted overrides; a value is read as YAML. Raises UserError."""
-    import yaml
-
-    wrong = [one for one in assignments if "=" not in one]
-    if wrong:
-        raise UserError(f"-S {one}: expected KEY=VALUE" for one in wrong)
-    pairs = [one.split("=", 1) for one in assignments]
-    return {key: _number(yaml.safe_load(value)) for key, value in pairs}
-
-
-def _number(value: Any) -> Any:
-    """1e-3 is a number, as in params.yaml; PyYAML reads it as text."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+    """`key=value` arguments -> dotted overrides; a value is read as one in params.yaml is, and a mapping is merged, as
+    `dvc exp run -S` does. Raises UserError with every problem."""
+    overrides: dict[str, Any] = {}
+    problems: list[str] = []
+    for one in assignments:
+        key, sign, text = one.partition("=")
+        if not sign or not key:
+            problems.append(f"-S {shown(one)}: expected KEY=VALUE")
+            continue
+        try:
+            value = parse_value(text, f"-S {escaped(key)}")
+        except UserError as error:
+            problems += error.problems
+            continue
+        if isinstance(value, dict):
+            overrides |= flatten(value, f"{key}.")
+        else:
+            overrides[key] = value
+    if problems:
+        raise UserError(problems)
+    return overrides
 
 
 def list_profiles() -> None:
     """Name and first comment line of every profile."""
     for path in sorted(PROFILES.glob("*.yaml")):
-        click.echo(
-            f"{path.stem:16} {path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}"
-        )
+        first = read_text(path).partition("\n")[0]
+        click.echo(f"{path.stem:16} {escaped(first.lstrip('# '), limit=None)}")
 
 
 def print_profile_args(name: str) -> None:
@@ -107,26 +125,36 @@ def print_profile_args(name: str) -> None:
 
 
 def apply_profile(name: str) -> None:
-    """Write the profile's values into params.yaml, comments and order kept."""
+    """Write the profile's values into params.yaml, comments and order kept; as it was where anything goes wrong."""
+    path = Path("params.yaml")
+    text, changes = _with_values(read_text(path), read_profile(name))
+    parse_config(parse_yaml(text, f"{path} with {name}"))
+    runtime.write_atomic(path, text)
+    for change in changes:
+        click.echo(change)
+
+
+def _with_values(text: str, overrides: dict[str, Any]) -> tuple[str, list[str]]:
+    """(text of params.yaml with dotted `overrides` in it, a line for each value that changed)."""
     from ruamel.yaml import YAML
 
-    overrides = read_profile(name)
     yaml = YAML()
     yaml.preserve_quotes = True
-    path = Path("params.yaml")
-    document = yaml.load(path.read_text(encoding="utf-8"))
+    yaml.width = 2**20  # long values stay on their line
+    document = yaml.load(text)
+    changes: list[str] = []
     for key, value in overrides.items():
         node = document
         *parents, last = key.split(".")
         for parent in parents:
-            node = node[parent]
+            node = node.setdefault(parent, {})
         before = node.get(last)
         node[last] = value
         if before != value:
-            click.echo(f"{key}: {before} -> {value}")
-    with path.open("w", encoding="utf-8") as file:
-        yaml.dump(document, file)
-    parse_config(read_yaml(path))
+            changes.append(f"{key}: {shown(before)} -> {shown(value)}")
+    stream = io.StringIO()
+    yaml.dump(document, stream)
+    return stream.getvalue(), changes
 
 
 def sparsity(checkpoint: str, questions: int, samples: int, as_json: bool) -> None:

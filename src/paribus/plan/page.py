@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 from typing import Any
 
@@ -13,7 +14,14 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from paribus.config import Config, flatten, load_config, read_yaml
+from paribus.config import (
+    Config,
+    change_notes,
+    flatten,
+    load_config,
+    merge_problems,
+    profile_overrides,
+)
 from paribus.errors import UserError
 from paribus.plan.estimate import Plan, as_json, make_plan
 from paribus.plan.memory import parse_bytes
@@ -36,8 +44,8 @@ def plan(
     problems = []
     if gpus < 1 or seeds < 1:
         problems.append(f"--gpus {gpus} --seeds {seeds}: both must be at least 1")
-    if price is not None and price < 0:
-        problems.append(f"--price: {price} is below 0")
+    if price is not None and not 0 <= price < math.inf:
+        problems.append(f"--price: {price} is not a price; expected a number of 0 or more")
     at_hand = device is None or device.lower() in ("cpu", "here")
     if probe and not at_hand:
         problems.append("--probe measures the machine at hand; leave --device out")
@@ -45,7 +53,12 @@ def plan(
         raise UserError(problems)
     if device and device.lower() == "cpu":
         overrides = overrides | {"train.device": "cpu"}
-    config = load_config(overrides=(profile_overrides(profile) if profile else {}) | overrides)
+    base = profile_overrides(profile) if profile else {}
+    config = load_config(overrides=base | overrides)
+    if merged := merge_problems(flatten(load_config(overrides=base)), flatten(config)):
+        raise UserError(merged)
+    for note in change_notes(config):
+        click.echo(f"paribus plan: {note}", err=True)
     chosen, dtype = choose(config, None if at_hand else device)
     if probe:
         _probe(config, chosen, dtype)
@@ -66,19 +79,6 @@ def plan(
         click.echo(json.dumps(as_json(made), indent=1))
     else:
         Console().print(*page(made, profile), sep="\n")
-
-
-def profile_overrides(name: str) -> dict[str, Any]:
-    """A profile's dotted overrides. Raises UserError."""
-    from pathlib import Path
-
-    folder = Path("experiments/profiles")
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(
-            f"no profile {name!r}; there are: {', '.join(sorted(one.stem for one in folder.glob('*.yaml')))}"
-        )
-    return flatten(read_yaml(path))
 
 
 def choose(config: Config, name: str | None) -> tuple[Device, str]:

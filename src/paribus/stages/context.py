@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paribus import graph, runtime, tracking
-from paribus.config import Config, Conversations, Pretrain, flatten, load_config
+from paribus.config import Config, Conversations, Pretrain, change_notes, flatten, load_config
 from paribus.config import fingerprint as name_of
 from paribus.session import Interrupt, StateLock, remove_leftovers
 from paribus.stages.launch import LAUNCHER_WATCH
@@ -81,6 +81,13 @@ class Session:
         )
 
 
+def name_changes(stage: str, config: Config) -> None:
+    """Say which keys were changed since the last commit and have no effect in a stage. Raises UserError."""
+    sections = [*graph.stage_definition(stage).params, "train"]
+    for note in change_notes(config, sections):
+        print(f"paribus {stage}: {note}", file=sys.stderr)
+
+
 @contextmanager
 def session(stage: str) -> Iterator[Session]:
     """Check the config and the hardware, name the run, and take its state for ourselves.
@@ -91,6 +98,8 @@ def session(stage: str) -> Iterator[Session]:
     from paribus.train import parallel
 
     config = load_config()
+    if runtime.rank() == 0:
+        name_changes(stage, config)
     hardware = runtime.detect(config.train)
     runtime.apply(hardware, config.seed)
     parts = runtime.fingerprint_parts(stage, config, hardware)

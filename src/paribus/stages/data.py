@@ -6,7 +6,7 @@ from paribus import runtime
 from paribus.config import load_config
 from paribus.data.disk import writing
 from paribus.progress import Progress
-from paribus.stages.context import CORPUS, METRICS, TOKENIZER, TOKENS, load_tokenizer
+from paribus.stages.context import CORPUS, METRICS, TOKENIZER, TOKENS, load_tokenizer, name_changes
 from paribus.summary import write_json
 
 COMPRESSION_BYTES = 20_000_000  # of text that bytes per token is measured on, at most
@@ -17,6 +17,7 @@ def corpus() -> None:
     from paribus.data.corpus import build_corpus
 
     config = load_config()
+    name_changes("corpus", config)
     with Progress("corpus") as bar, writing(CORPUS):
         build_corpus(config.corpus, CORPUS, runtime.main_checkout(), bar.count)
 

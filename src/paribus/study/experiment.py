@@ -29,7 +29,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paribus.config import Config, fingerprint, flatten, merge, parse_config, read_yaml
+from paribus.config import (
+    Config,
+    changes,
+    fingerprint,
+    flatten,
+    inert_problems,
+    merge,
+    merge_problems,
+    parse_config,
+    profile_overrides,
+    read_yaml,
+)
 from paribus.errors import UserError
 from paribus.execute.run import RunId
 from paribus.graph import (
@@ -499,10 +510,19 @@ def _arm_problems(experiment: Experiment) -> list[str]:
             problems += [f"{where}: {problem}" for problem in error.problems]
             continue
         changed = changed_keys(experiment, name)
-        if "seed" in arm.overrides:
+        without = inert_problems(config, arm.overrides)
+        without += merge_problems(flatten(experiment.config()), flatten(config))
+        if without:
+            problems += [f"{where}: {problem}" for problem in without]
+        elif "seed" in arm.overrides:
             problems.append(f"{where}: seed is not for an arm: every arm runs at the same seeds")
         elif not changed:
             problems.append(f"{where}: changes nothing: every value is the baseline's")
+        elif not changes(experiment.config(), config):
+            problems.append(
+                f"{where}: {', '.join(sorted(changed))} changes nothing: the baseline computes the same, as what is null "
+                "follows from other keys and weights are shares of their sum"
+            )
         elif chain_key(experiment.stages, config) == chain_key(
             experiment.stages, experiment.config()
         ):

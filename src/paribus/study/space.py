@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paribus.config import Config, flatten, load_config, read_yaml
+from paribus.config import Config, flatten, inert_problems, load_config, named_file, read_yaml
 from paribus.errors import UserError
 from paribus.plan.memory import parse_bytes
 
@@ -58,10 +58,7 @@ class Study:
 
 def read_study(name: str) -> Study:
     """The study NAME. Raises UserError with every problem at once."""
-    path = STUDIES / f"{name}.yaml"
-    if not path.is_file():
-        there = ", ".join(sorted(one.stem for one in STUDIES.glob("*.yaml"))) or "none"
-        raise UserError(f"no study {name!r} in {STUDIES}; there are: {there}")
+    path = named_file(STUDIES, name, "study")
     raw, where = read_yaml(path), str(path)
     problems = [
         f"{where}: {key}: unknown key; {_hint(key, KEYS)}" for key in raw if key not in KEYS
@@ -179,7 +176,17 @@ def _space_problems(space: Any, overrides: dict[str, Any], where: str) -> list[s
             ends = spread.get("choices") or [spread["low"], spread["high"]]
             for end in ends:
                 problems += _refusals(overrides | {key: end}, f"{where}: space.")
-    return problems
+    return problems or _inert_keys(space, overrides, where)
+
+
+def _inert_keys(space: dict[str, Any], overrides: dict[str, Any], where: str) -> list[str]:
+    """Keys of the space that no trial reads, whichever choice of another key it takes."""
+    points: list[Config] = [load_config(overrides=overrides)]
+    for key, spread in space.items():
+        for end in spread.get("choices") or [spread["low"], spread["high"]]:
+            points.append(load_config(overrides=overrides | {key: end}))
+    problems = inert_problems(points[0], space, *points[1:])
+    return [f"{where}: space.{problem}" for problem in problems]
 
 
 def _well_formed(spread: dict[str, Any]) -> bool:
