@@ -12,17 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from paribus import runtime
 from paribus.journal import locked
+from paribus.tracking.address import is_server, sqlite_file, tracking_uri, with_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-
-
-def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, else `mlflow.db` in the main checkout; a relative sqlite file starts there too."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    file = uri.removeprefix("sqlite:///")
-    return f"sqlite:///{runtime.main_checkout() / file}" if file != uri else uri
 
 
 @dataclass(frozen=True)
@@ -78,14 +72,22 @@ class Store:
             self.client.log_batch(run_id, params=entries[start : start + 100])
 
 
-@functools.cache
-def connect(uri: str, experiment: str, root: Path) -> Store:
-    """The store, made ready under a lock: processes that first touch a new database at once crash in its migration."""
+def _settle() -> None:
+    """MLflow's settings for a client that works unseen."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     # The feeder tries again by itself: a call that hangs for minutes would only keep the stage from ending.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+
+@functools.cache
+def connect(uri: str, experiment: str, root: Path) -> Store:
+    """The store, made ready under a lock: processes that first touch a new database at once crash in its migration.
+
+    uri: the address to connect to, with its password.
+    """
+    _settle()
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic", "urllib3"):
@@ -96,16 +98,32 @@ def connect(uri: str, experiment: str, root: Path) -> Store:
         if found := client.get_experiment_by_name(experiment):
             return Store(client, found.experiment_id)
         # A server knows where its artifacts go; a plain database would take a path relative to whoever asks.
-        location = None if uri.startswith("http") else (root.parent / "mlartifacts").as_uri()
+        location = None if is_server(uri) else (root.parent / "mlartifacts").as_uri()
         return Store(client, client.create_experiment(experiment, artifact_location=location))
+
+
+def answers(uri: str) -> bool:
+    """Whether a store can be asked anything. uri: as stored, without a password."""
+    _settle()
+    from mlflow import MlflowClient
+
+    full = with_secrets(uri)
+    file = sqlite_file(full)
+    if file is not None and not file.exists():
+        return False
+    try:
+        MlflowClient(tracking_uri=full).search_experiments(max_results=1)
+    except Exception:  # whatever the server, the network or mlflow raises
+        return False
+    return True
 
 
 def _create(uri: str) -> None:
     """Make a new sqlite database aside, then move it into place: MLflow's migrations cannot go on when killed half-way."""
     from mlflow import MlflowClient
 
-    file = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or file.exists():
+    file = sqlite_file(uri)
+    if file is None or file.exists():
         return
     aside = file.with_name(f"{file.name}.new")
     for left_over in file.parent.glob(f"{aside.name}*"):
