@@ -18,7 +18,6 @@ import shlex
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -549,32 +548,3 @@ def _versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             versions[package] = None
     return versions
-
-
-# ---------------------------------------------------------------- speed of matrix products
-
-# Dense bf16 FLOP/s with fp32 accumulation, from the vendors' data sheets; anything else is measured.
-_PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "RTX 3090": 71e12,
-    "RTX 4090": 165e12,
-}
-
-
-def peak_flops(hardware: Hardware) -> float:
-    """FLOP/s of one process that MFU is a share of: a known card's in bf16 by its data sheet, else the best of a few products."""
-    for name, flops in _PEAK_FLOPS.items():
-        if name in hardware.device_name and hardware.dtype == "bfloat16":
-            return flops
-    import torch
-
-    size = 4096 if hardware.device == "cuda" else 768
-    a = torch.randn(size, size, device=hardware.device, dtype=getattr(torch, hardware.dtype))
-    best = math.inf
-    for _ in range(8):
-        began = time.perf_counter()
-        (a @ a)[0, 0].item()
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best

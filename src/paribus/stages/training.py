@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paribus import runtime
 from paribus.config import (
     Conversations,
     Pretrain,
@@ -341,6 +340,7 @@ def prepare(
 ) -> Loop:
     """The loop of a stage, at its beginning."""
     from paribus.model.accounting import flops_per_token
+    from paribus.plan.devices import peak_flops
     from paribus.train import parallel
     from paribus.train.loop import Loop, Plan
     from paribus.train.optim import MuonAdamW, lr_factor
@@ -358,7 +358,7 @@ def prepare(
         schedule.steps,
         factor,
         flops_per_token(model.config, model.vocab_size),
-        runtime.peak_flops(run.hardware) * parallel.ranks(),
+        peak_flops(run.hardware) * parallel.ranks(),
         config.train.save_seconds,
         config.train.log_every,
     )
