@@ -31,6 +31,7 @@ LAYERS = [
     "stages",
     "study",
     "chat",
+    "upkeep",
     "doctor",
     "tools",
     "cli",

@@ -495,10 +495,17 @@ def noise(profile: str, **options: Any) -> None:
 # ---- the rest
 
 
-@commands.command(context_settings={"ignore_unknown_options": True})
-@click.option("--port", default=5000, show_default=True, help="Port of the page.")
-def ui(port: int) -> None:
+@commands.command()
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=5000,
+    show_default=True,
+    help="Port of the page.",
+)
+@click.option("--host", help="Address to listen at.  [default: 127.0.0.1, this machine alone]")
+def ui(port: int, host: str | None) -> None:
     """The MLflow page of this project's store, with two processes instead of fifteen."""
     from paribus import tools
 
-    tools.mlflow_ui(port)
+    tools.mlflow_ui(port, host)

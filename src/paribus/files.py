@@ -262,9 +262,3 @@ def set_lines_aside(path: Path, problems: list[str]) -> None:
 def _summary(problems: list[str]) -> str:
     more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
     return f"damaged ({problems[0]}{more})"
-
-
-def damaged_below(root: Path) -> list[Path]:
-    """What was put aside below a folder, and what is damaged there and was not read yet: files that are not JSON."""
-    aside = sorted(path for path in root.rglob("*.damaged*") if path.is_file())
-    return aside

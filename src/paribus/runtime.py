@@ -493,9 +493,14 @@ def provenance(hardware: Hardware | None = None) -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any]:
-    """{commit, branch, dirty, diff: sha256 of the uncommitted changes or None} of the working folder."""
+    """{commit, branch, dirty, diff: sha256 of the uncommitted changes or None} of the working folder.
+
+    Where git refuses a repository that is there, `problem` has its reason.
+    """
     if _git("rev-parse", "--git-dir") is None:
-        return {"commit": None, "branch": None, "dirty": None, "diff": None}
+        problem = git_problem()
+        nothing = {"commit": None, "branch": None, "dirty": None, "diff": None}
+        return nothing | ({"problem": problem} if problem else {})
     outs = {"dvc.lock"}
     if Path("dvc.yaml").is_file():
         outs |= {out for stage in stage_definitions().values() for out in stage.outs}
@@ -510,6 +515,23 @@ def git_state() -> dict[str, Any]:
         if status
         else None,
     }
+
+
+def git_problem() -> str | None:
+    """Why git refuses the repository that is there, in its own words; None where there is none, or it is fine."""
+    here = Path.cwd().resolve()
+    if not any((folder / ".git").exists() for folder in (here, *here.parents)):
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--git-dir"], capture_output=True, text=True, errors="replace"
+        )
+    except OSError as error:
+        return f"git cannot be started: {error.strerror}"
+    if done.returncode == 0:
+        return None
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    return lines[0].removeprefix("fatal: ") if lines else f"git exits {done.returncode}"
 
 
 def git_time() -> float | None:

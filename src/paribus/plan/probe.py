@@ -33,7 +33,7 @@ from paribus.plan.throughput import (
 
 PROBE_SECONDS = 60.0
 # model and machine -> what it was known to do, and measured / estimated seconds of each stage
-_TIMINGS: Shape = Values({"flops": NUMBER, "bandwidth": NUMBER, "corrections": Values(list)})
+TIMINGS: Shape = Values({"flops": NUMBER, "bandwidth": NUMBER, "corrections": Values(list)})
 KEPT = 5  # of a stage's last measurements: their median corrects, so that one on a busy machine does not
 
 
@@ -182,7 +182,7 @@ def _keep(
 
 
 def _timings() -> dict[str, Any]:
-    timings = read_json(runtime.state_root() / "timings.json", _TIMINGS) or {}
+    timings = read_json(runtime.state_root() / "timings.json", TIMINGS) or {}
     for known in timings.values():
         for stage, ratios in known["corrections"].items():
             known["corrections"][stage] = [ratio for ratio in ratios if _is_ratio(ratio)]

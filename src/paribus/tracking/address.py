@@ -10,7 +10,7 @@ import base64
 import os
 import re
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode
 
 from paribus import runtime
 
@@ -116,4 +116,4 @@ def sqlite_file(uri: str) -> Path | None:
 
 def is_server(uri: str) -> bool:
     """Whether an MLflow server answers there, over HTTP."""
-    return urlsplit(public_uri(uri)).scheme in ("http", "https")
+    return uri.partition("://")[0].casefold() in ("http", "https")
