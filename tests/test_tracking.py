@@ -467,7 +467,7 @@ def test_what_a_server_misses_is_sent_later(project, settings, client, monkeypat
 DAMAGE = ["", "{", "[]", '{"id": "x"}', '{"id": ["x"], "status": {}}', "\0" * 100]
 
 
-@pytest.mark.parametrize("text", DAMAGE)
+@pytest.mark.parametrize("text", DAMAGE, ids=range(len(DAMAGE)))
 def test_a_damaged_run_is_named_and_every_other_run_arrives(settings, client, capfd, text):
     other = runtime.state_root() / "runs" / f"damaged-{abs(hash(text))}"
     other.mkdir()
@@ -496,7 +496,7 @@ def test_a_damaged_run_json_of_ones_own_costs_nothing_that_was_logged(settings, 
 
 
 @pytest.mark.parametrize("place", ["mlflow.json", "execution", "parents", "sender.json"])
-@pytest.mark.parametrize("text", ["{", "[1]", '{"uri": 3}'])
+@pytest.mark.parametrize("text", ["{", "[1]", '{"uri": 3}'], ids=range(3))
 def test_a_damaged_note_stops_no_later_stage(settings, client, place, text):
     with begin(settings, "first") as run:
         run.log(1, {"train/loss": 1})
@@ -518,7 +518,7 @@ def test_a_damaged_note_stops_no_later_stage(settings, client, place, text):
     tracking.close_execution(settings)
 
 
-@pytest.mark.parametrize("line", ["rubbish", "[]", '{"step": "x", "time": 1}', "3"])
+@pytest.mark.parametrize("line", ["rubbish", "[]", '{"step": "x", "time": 1}', "3"], ids=range(4))
 def test_a_damaged_line_of_the_log_stops_nothing(settings, client, line):
     with begin(settings) as run:
         run.log(1, {"train/loss": 1})
@@ -529,7 +529,7 @@ def test_a_damaged_line_of_the_log_stops_nothing(settings, client, line):
     assert steps(client, child(client)) == [1, 2]
 
 
-@pytest.mark.parametrize("name", ["", "x" * 600, "half \ud800 a pair"])
+@pytest.mark.parametrize("name", ["", "x" * 600, "half \ud800 a pair"], ids=range(3))
 def test_a_run_that_mlflow_refuses_is_told_alone(settings, client, caplog, name):
     from dataclasses import replace
 

@@ -11,14 +11,14 @@ once a stage, and no training step ever waits for Python because of it. It may b
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from paribus.files import NUMBER, Shape, Values, read_json
 from paribus.journal import locked, write_json
@@ -175,16 +175,27 @@ def _brief(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
+class Redacting(io.TextIOBase):
+    """A stream that passwords do not get through, whoever writes: MLflow and its libraries name full addresses."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redacted(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
 def main(root: Path) -> None:
     """Serve, unless another sender does."""
     with locked(root / "sender.lock", wait=False) as free:
         if not free:
             return
-        try:
-            Sender(root).serve()
-        except Exception:  # its log holds no passwords either
-            print(redacted(traceback.format_exc()), file=sys.stderr)
-            sys.exit(1)
+        sys.stdout = sys.stderr = Redacting(sys.stderr)  # both are sender.log
+        Sender(root).serve()
 
 
 if __name__ == "__main__":
