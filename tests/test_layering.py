@@ -27,6 +27,7 @@ LAYERS = [
     "train",
     "plan",
     "summary",
+    "report_inputs",
     "report",
     "stages",
     "study",

@@ -351,10 +351,10 @@ def _leftovers() -> Finding:
         names = [_below(path) for path in left.paths]
         texts.append(f"{_size(left.size)} of killed writes, which may be removed: {_some(names)}")
     if states.size >= LARGE_STATES:
-        names = sorted({_below(path.parent) for path in states.paths})
+        names = sorted({_below(path.parent.parent) for path in states.paths})
         texts.append(
-            f"{_size(states.size)} of training states of finished runs: {_some(names)}; remove their step-* files "
-            "to make room"
+            f"{_size(states.size)} of training states of finished runs ({_some(names)}): `paribus clean` removes "
+            "those whose checkpoint DVC has"
         )
     return Finding("note", "; ".join(texts)) if texts else Finding("ok", "nothing to clear away")
 

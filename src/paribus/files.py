@@ -32,13 +32,20 @@ class Values:
 
 
 @dataclass(frozen=True)
+class Items:
+    """The shape of a list whose entries all have one shape."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True)
 class Optional:
     """The shape of a key that may be absent."""
 
     shape: Shape
 
 
-Shape: TypeAlias = "type | tuple[type, ...] | Values | Optional | Mapping[str, Shape]"
+Shape: TypeAlias = "type | tuple[type, ...] | Values | Items | Optional | Mapping[str, Shape]"
 
 
 # ---------------------------------------------------------------- shapes
@@ -49,13 +56,16 @@ def misfit(value: Any, shape: Shape, name: str = "") -> str | None:
 
     Arguments:
         value: as `json.loads` gives it.
-        shape: a type, or several; a mapping of the keys that have to be there to their shapes; `Values`; `Optional`.
+        shape: a type, or several; a mapping of the keys that have to be there to their shapes; `Values`; `Items`;
+            `Optional`.
         name: of the value, dotted; "" for the whole file.
     """
     if isinstance(shape, Optional):
         return misfit(value, shape.shape, name)
     if isinstance(shape, Values):
         return _misfit_of_values(value, shape, name)
+    if isinstance(shape, Items):
+        return _misfit_of_items(value, shape, name)
     if isinstance(shape, Mapping):
         return _misfit_of_keys(value, shape, name)
     if isinstance(value, shape):
@@ -84,6 +94,16 @@ def _misfit_of_values(value: Any, shape: Values, name: str) -> str | None:
         return _expected("a mapping", value, name)
     for key, each in value.items():
         problem = misfit(each, shape.shape, f"{name}.{key}" if name else key)
+        if problem:
+            return problem
+    return None
+
+
+def _misfit_of_items(value: Any, shape: Items, name: str) -> str | None:
+    if not isinstance(value, list):
+        return _expected("a list", value, name)
+    for place, each in enumerate(value):
+        problem = misfit(each, shape.shape, f"{name}.{place}" if name else str(place))
         if problem:
             return problem
     return None

@@ -100,7 +100,7 @@ def finished_states(state: Path) -> Found:
         except OSError:
             continue
         if problem is None and value["status"] == "FINISHED":
-            paths += sorted(run.parent.glob("step-*"))
+            paths += sorted((run.parent / "state").glob("step-*"))
     return _measured(paths)
 
 

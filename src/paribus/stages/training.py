@@ -5,7 +5,6 @@ Of several processes (`launch.py`, or torchrun) all train; rank 0 alone logs, ev
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from paribus.config import (
     resolve_pretrain,
 )
 from paribus.errors import UserError
+from paribus.files import read_value
 from paribus.progress import Progress
 from paribus.session import EXIT_PAUSED
 from paribus.stages.context import (
@@ -438,7 +438,8 @@ def delivered(run: Session) -> bool:
     """Whether DVC has this run's outputs already. Asked for them again, it means from the start (`dvc repro -f`);
     otherwise a finished state is one whose process was killed before DVC took the outputs."""
     receipt = run.folder / "delivered.json"
-    if not receipt.exists():
+    digest = read_value(receipt, str)
+    if digest is None:
         return False
     lock = read_yaml("dvc.lock")["stages"].get(run.stage, {}) if Path("dvc.lock").exists() else {}
-    return json.loads(receipt.read_text()) in [out.get("md5") for out in lock.get("outs", [])]
+    return digest in [out.get("md5") for out in lock.get("outs", [])]
