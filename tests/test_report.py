@@ -401,11 +401,14 @@ def test_whatever_an_input_holds_is_told_without_a_traceback(
     copied: Path, name: str, content: bytes
 ) -> None:
     (copied / name).write_bytes(content)
-    if content == b"[]" and name.endswith(("prompts.json", "samples.json")):
+    if content == b"[]" and name.endswith("samples.json"):
         read_results(copied)  # no samples were asked for
         return
     with pytest.raises(UserError) as error:
         read_results(copied)
+    if content == b"[]" and name.endswith("prompts.json"):
+        assert all(" prompts, where" in problem for problem in error.value.problems)
+        return
     [problem] = error.value.problems
     assert problem.startswith(f"{name}: damaged (") and INPUTS[name] in problem
 
