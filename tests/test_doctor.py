@@ -193,7 +193,16 @@ def test_a_shallow_clone_is_told_with_its_cure(
     monkeypatch.chdir(clone)
     for key, value in (("name", "A"), ("email", "a@example.org")):
         subprocess.run(["git", "config", f"user.{key}", value], check=True)
-    assert found("git").state == "broken" and "--unshallow" in found("git").text
+    assert found("git").state == "note" and "--unshallow" in found("git").text
+
+
+def test_a_path_with_letters_outside_ascii_is_told(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert found("path").state == "ok"
+    project.rename(tmp_path / "Müller")
+    monkeypatch.chdir(tmp_path / "Müller")
+    assert found("path").state == "note" and "dvc queue" in " ".join(found("path").text.split())
 
 
 # ---------------------------------------------------------------- what accumulates

@@ -217,9 +217,9 @@ def _git() -> Finding:
         )
     if _is_shallow():
         return Finding(
-            "broken",
-            "a shallow clone: DVC loses experiments that start from it, and ablations need their commits; "
-            "git fetch --unshallow",
+            "note",
+            "a shallow clone: runs and studies of paribus work, but `dvc exp run --temp` and `dvc queue` lose their "
+            "experiments, and older commits cannot be compared: git fetch --unshallow",
         )
     where = f"{state['branch'] or 'detached'} at {state['commit'][:10]}"
     if state["dirty"]:
@@ -248,6 +248,17 @@ def _conflict_in(name: str) -> Finding | None:
         "broken",
         f"{name} holds conflict marks of a merge (line {lines[0]}): take one side, git checkout --ours {name} or "
         f"--theirs, then git add {name} and dvc repro, which takes finished stages from its run cache",
+    )
+
+
+def _path() -> Finding:
+    here = str(runtime.main_checkout())
+    if here.isascii():
+        return Finding("ok", here)
+    return Finding(
+        "note",
+        f"{here} has letters outside ASCII: runs and studies of paribus work, but `dvc exp run --temp` and `dvc "
+        "queue` fail there; mv the checkout to use them",
     )
 
 
@@ -445,6 +456,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "gpu": _gpu,
     "disk": _disk,
     "clock": _clock,
+    "path": _path,
     "git": _git,
     "params": _params,
     "outputs": _outputs,
