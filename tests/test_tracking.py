@@ -168,7 +168,7 @@ def test_four_processes_may_touch_a_new_store_at_once(project, client):
     assert all(steps(client, run) == list(range(1, 31)) for run in children)
     assert {run.info.run_name for run in children if run.info.status == "FINISHED"} >= set(FOUR[:3])
     eventually(lambda: named(client, "killed").info.status == "KILLED")
-    assert len(senders(project)) == 1
+    assert len(senders(project)) <= 1  # it ends by itself when there is nothing to send
     assert (
         parent.info.run_name.startswith("workspace ") and parent.data.tags["git.dirty"] == "false"
     )

@@ -41,7 +41,7 @@ class Mirror:
 
     def sync(self, died: bool = False) -> None:
         """Send all there is. died: nobody writes the run any more, and one that still says RUNNING was killed."""
-        run = read_run(self.folder)
+        run = read_run(self.folder, move=False)
         if run is None:  # moved away this instant
             return
         status = "KILLED" if died and run["status"] == "RUNNING" else run["status"]
@@ -225,7 +225,7 @@ def known_of(folder: Path, run: dict[str, Any]) -> dict[str, Any] | None:
 
 def all_sent(folder: Path) -> bool:
     """Whether MLflow was told how the run that nobody writes any more ended, which is told last."""
-    run = read_run(folder)
+    run = read_run(folder, move=False)
     known = run and known_of(folder, run)
     return bool(
         run

@@ -48,9 +48,12 @@ EXECUTION: Shape = {
 ROW: Shape = {"step": NUMBER, "time": NUMBER}  # of metrics.jsonl and system.jsonl
 
 
-def read_run(folder: Path) -> dict[str, Any] | None:
-    """run.json of a run's folder; its store's address without a password, which older versions wrote."""
-    run = read_json(folder / "run.json", RUN)
+def read_run(folder: Path, *, move: bool = True) -> dict[str, Any] | None:
+    """run.json of a run's folder; its store's address without a password, which older versions wrote.
+
+    move: False leaves a damaged one to be put aside by the next stage, whose words a person reads.
+    """
+    run = read_json(folder / "run.json", RUN, move=move)
     if run is not None:
         run["uri"] = public_uri(run["uri"])
     return run

@@ -35,14 +35,22 @@ RETRY_AT_MOST = 8.0
 _ERRORS: Shape = Values({"error": str, "time": NUMBER})
 
 
+_started: subprocess.Popen[bytes] | None = (
+    None  # by this process; it takes a second to take its lock
+)
+
+
 def ensure(root: Path) -> None:
     """Start a sender if there is none. root: `runtime.state_root()`."""
+    global _started
+    if _started is not None and _started.poll() is None:
+        return
     with locked(root / "sender.lock", wait=False) as free:
         if not free:
             return
     with (root / "sender.log").open("ab") as log:
         # A session of its own: what ends a stage, or DVC with its stages, leaves the sender to send the rest.
-        subprocess.Popen(
+        _started = subprocess.Popen(
             [sys.executable, "-m", __name__, str(root)],
             cwd=root.parent,
             stdin=subprocess.DEVNULL,
@@ -127,9 +135,9 @@ class Sender:
             self._done[folder] = written
             self._mirrors.pop(folder, None)
             return False
-        run = read_run(folder)
-        if run is None:  # moved away this instant, or damaged and put aside
-            return True
+        run = read_run(folder, move=False)
+        if run is None:  # damaged, or moved away this instant
+            return not path.exists()
         uri = run["uri"]
         before, sent = self._seen.get(folder, (0, 0.0))
         now = time.monotonic()
