@@ -145,7 +145,7 @@ def steps(client, run, key="train/loss"):
     return [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
 
 
-def eventually(condition, seconds=20):
+def eventually(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come"
