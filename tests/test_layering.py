@@ -33,6 +33,7 @@ LAYERS = [
     "study",
     "chat",
     "upkeep",
+    "cleaning",
     "doctor",
     "tools",
     "cli",

@@ -79,8 +79,8 @@ class Journal:
         """Drop the other rows. Raises MachineError where rows still wait for room on the disk."""
         with self._lock:
             self._refuse_to_lose()
-            os.close(self._file)
             keep_rows(self.path, wanted)
+            os.close(self._file)  # of the file that was replaced
             self._file = self._open()
 
     def close(self) -> None:

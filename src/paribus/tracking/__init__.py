@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from paribus import config, runtime
+from paribus.errors import naming
 from paribus.graph import file_digest
 from paribus.journal import (
     Journal,
@@ -183,7 +184,8 @@ class RunLog:
 
     def finish(self, status: Status = "FINISHED") -> None:
         """End the run and wait until MLflow has all of it; not for a server that does not answer."""
-        self._journal.sync()
+        with naming(self._journal.path):
+            self._journal.sync()
         self._run |= {"status": status, "ended": time.time()}
         self._save()
         self._ended = True
