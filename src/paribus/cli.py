@@ -63,9 +63,25 @@ def run_own_code() -> None:
         os.execve(sys.executable, [sys.executable, "-m", "paribus", *sys.argv[1:]], environment)
 
 
+def keep_dvc_private() -> None:
+    """Name the checkout's own folder to every DVC that this command runs, wherever that one stands.
+
+    DVC unpickles what lies in its site cache, by default /var/tmp/dvc, where every user of the machine may write.
+    """
+    if os.environ.get("DVC_SITE_CACHE_DIR"):
+        return
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        site = folder / ".dvc-site-cache"
+        if (site / "repo").is_dir() and (folder / ".dvc").is_dir():
+            os.environ["DVC_SITE_CACHE_DIR"] = str(site)
+            return
+
+
 def main() -> None:
     """The entry point."""
     run_own_code()
+    keep_dvc_private()
     commands()
 
 
@@ -536,8 +552,9 @@ def noise(profile: str, **options: Any) -> None:
     show_default=True,
     help="Port of the page.",
 )
-def ui(port: int) -> None:
+@click.option("--host", help="Address to listen at.  [default: 127.0.0.1, this machine alone]")
+def ui(port: int, host: str | None) -> None:
     """The MLflow page of this project's store, with two processes instead of fifteen."""
     from paribus import tools
 
-    tools.mlflow_ui(port)
+    tools.mlflow_ui(port, host)

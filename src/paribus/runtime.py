@@ -18,7 +18,6 @@ import shlex
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -494,9 +493,14 @@ def provenance(hardware: Hardware | None = None) -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any]:
-    """{commit, branch, dirty, diff: sha256 of the uncommitted changes or None} of the working folder."""
+    """{commit, branch, dirty, diff: sha256 of the uncommitted changes or None} of the working folder.
+
+    Where git refuses a repository that is there, `problem` has its reason.
+    """
     if _git("rev-parse", "--git-dir") is None:
-        return {"commit": None, "branch": None, "dirty": None, "diff": None}
+        problem = git_problem()
+        nothing = {"commit": None, "branch": None, "dirty": None, "diff": None}
+        return nothing | ({"problem": problem} if problem else {})
     outs = {"dvc.lock"}
     if Path("dvc.yaml").is_file():
         outs |= {out for stage in stage_definitions().values() for out in stage.outs}
@@ -511,6 +515,23 @@ def git_state() -> dict[str, Any]:
         if status
         else None,
     }
+
+
+def git_problem() -> str | None:
+    """Why git refuses the repository that is there, in its own words; None where there is none, or it is fine."""
+    here = Path.cwd().resolve()
+    if not any((folder / ".git").exists() for folder in (here, *here.parents)):
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--git-dir"], capture_output=True, text=True, errors="replace"
+        )
+    except OSError as error:
+        return f"git cannot be started: {error.strerror}"
+    if done.returncode == 0:
+        return None
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    return lines[0].removeprefix("fatal: ") if lines else f"git exits {done.returncode}"
 
 
 def git_time() -> float | None:
@@ -549,32 +570,3 @@ def _versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             versions[package] = None
     return versions
-
-
-# ---------------------------------------------------------------- speed of matrix products
-
-# Dense bf16 FLOP/s with fp32 accumulation, from the vendors' data sheets; anything else is measured.
-_PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "RTX 3090": 71e12,
-    "RTX 4090": 165e12,
-}
-
-
-def peak_flops(hardware: Hardware) -> float:
-    """FLOP/s of one process that MFU is a share of: a known card's in bf16 by its data sheet, else the best of a few products."""
-    for name, flops in _PEAK_FLOPS.items():
-        if name in hardware.device_name and hardware.dtype == "bfloat16":
-            return flops
-    import torch
-
-    size = 4096 if hardware.device == "cuda" else 768
-    a = torch.randn(size, size, device=hardware.device, dtype=getattr(torch, hardware.dtype))
-    best = math.inf
-    for _ in range(8):
-        began = time.perf_counter()
-        (a @ a)[0, 0].item()
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best

@@ -35,6 +35,7 @@ from paribus.progress import Progress
 from paribus.runtime import write_atomic
 from paribus.session import Interrupt, StateLock, lock_holder
 from paribus.summary import write_json
+from paribus.tracking.address import is_server, public_uri
 
 
 def print_keys(pattern: str) -> None:
@@ -436,20 +437,60 @@ def clean(dry_run: bool, as_json: bool) -> None:
     click.echo(f"{total / 1e6:,.1f} MB of {len(runs)} runs {'to remove' if dry_run else 'removed'}")
 
 
-def mlflow_ui(port: int) -> None:
-    """Become `mlflow ui` on this project's store."""
+UI_HOST = "127.0.0.1"
+
+
+def mlflow_ui(port: int, host: str | None = None) -> None:
+    """Become `mlflow ui` on this project's store.
+
+    Arguments:
+        port: of the page.
+        host: address to listen at; by default this machine alone, whatever MLFLOW_HOST says.
+
+    Raises:
+        UserError: the port is taken, the address is not this machine's, or the store is a server with a page of its own.
+    """
+    uri = tracking.tracking_uri()
+    checkout = runtime.main_checkout()
+    if not any((checkout / name).exists() for name in ("dvc.yaml", ".paribus", "mlflow.db")):
+        raise UserError(
+            f"{checkout} is no checkout of paribus: run this in one, where its runs are"
+        )
+    if is_server(uri):
+        raise UserError(f"the store is a server, and has its page at {public_uri(uri)}")
+    address = host or UI_HOST
+    check_port(address, port)
+    if address != UI_HOST:
+        click.echo(
+            f"paribus ui: {address}:{port} can be reached from other machines, and asks nobody who they are",
+            err=True,
+        )
+    # The store's address may hold a password: other users see a command, and not its environment.
     os.environ |= {
+        "MLFLOW_BACKEND_STORE_URI": uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    command = [
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        tracking.tracking_uri(),
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
+    os.environ.pop("MLFLOW_HOST", None)
+    os.environ.pop("MLFLOW_PORT", None)
+    command = ["mlflow", "ui", "--host", address, "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, "-m", *command])
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse a port that another program listens at, or an address that this machine does not have. Raises UserError."""
+    import socket
+
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+            listener.listen()
+    except socket.gaierror as error:
+        raise UserError(f"--host {host}: {error.strerror}") from None
+    except OSError as error:
+        raise UserError(
+            f"--port {port}: {error.strerror} at {host}; choose another with --port, or end the program that listens "
+            "there"
+        ) from None

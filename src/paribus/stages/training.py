@@ -5,7 +5,6 @@ Of several processes (`launch.py`, or torchrun) all train; rank 0 alone logs, ev
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paribus import runtime
 from paribus.config import (
     Conversations,
     Pretrain,
@@ -24,6 +22,7 @@ from paribus.config import (
     resolve_pretrain,
 )
 from paribus.errors import UserError
+from paribus.files import read_value
 from paribus.progress import Progress
 from paribus.session import EXIT_PAUSED
 from paribus.stages.context import (
@@ -343,6 +342,7 @@ def prepare(
 ) -> Loop:
     """The loop of a stage, at its beginning."""
     from paribus.model.accounting import flops_per_token
+    from paribus.plan.devices import peak_flops
     from paribus.train import parallel
     from paribus.train.loop import Loop, Plan
     from paribus.train.optim import MuonAdamW, lr_factor
@@ -360,7 +360,7 @@ def prepare(
         schedule.steps,
         factor,
         flops_per_token(model.config, model.vocab_size),
-        runtime.peak_flops(run.hardware) * parallel.ranks(),
+        peak_flops(run.hardware) * parallel.ranks(),
         config.train.save_seconds,
         config.train.log_every,
     )
@@ -440,7 +440,8 @@ def delivered(run: Session) -> bool:
     """Whether DVC has this run's outputs already. Asked for them again, it means from the start (`dvc repro -f`);
     otherwise a finished state is one whose process was killed before DVC took the outputs."""
     receipt = run.folder / "delivered.json"
-    if not receipt.exists():
+    digest = read_value(receipt, str)
+    if digest is None:
         return False
     lock = read_yaml("dvc.lock")["stages"].get(run.stage, {}) if Path("dvc.lock").exists() else {}
-    return json.loads(receipt.read_text()) in [out.get("md5") for out in lock.get("outs", [])]
+    return digest in [out.get("md5") for out in lock.get("outs", [])]

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paribus import runtime
-from paribus.tracking.store import Store, connect, tracking_uri
+from paribus.tracking.address import sqlite_file, tracking_uri
+from paribus.tracking.store import Store, opened
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-
-MOST_RUNS = 1000  # of one question
 
 
 @dataclass(frozen=True)
@@ -39,23 +38,17 @@ class Runs:
 
     def __init__(self, experiment: str) -> None:
         uri = tracking_uri()
-        absent = uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+        file = sqlite_file(uri)
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        self._store: Store | None = (
-            None if absent else connect(uri, experiment, runtime.state_root())
-        )
+        self._store: Store | None = None
+        if file is None or file.exists():
+            self._store = opened(uri, experiment, runtime.state_root())
 
     def search(self, question: str) -> list[StoredRun]:
-        """Runs that meet a filter of MLflow's, the newest first."""
+        """Runs that meet a filter of MLflow's, the newest first, however many there are."""
         if self._store is None:
             return []
-        found = self._store.client.search_runs(
-            [self._store.experiment],
-            question,
-            max_results=MOST_RUNS,
-            order_by=["attributes.start_time DESC"],
-        )
-        return [_stored(run) for run in found]
+        return [_stored(run) for run in self._store.search(question)]
 
     def by_id(self, run_id: str) -> StoredRun | None:
         """The run with an id, of whichever experiment."""
