@@ -19,7 +19,7 @@ from paribus.config import Config, resolve_model
 from paribus.errors import UserError
 from paribus.model import attention, compiler, gpt, kernels
 from paribus.model.gpt import GPT
-from paribus.stages.context import Session, new_model
+from paribus.stages.context import new_model
 from paribus.train import parallel
 from paribus.train.optim import MuonAdamW
 
@@ -87,11 +87,11 @@ def test_windows_on_cuda_without_a_compiler_are_refused_before_the_first_forward
 
 
 def test_a_stage_on_cuda_stops_before_it_makes_a_model_where_there_is_no_compiler(
-    card: None, no_compiler: None, tiny_config: Config, tmp_path: Path
+    card: None, no_compiler: None, tiny_config: Config
 ) -> None:
     hardware = runtime.detect(tiny_config.train)
     cuda = dataclasses.replace(hardware, device="cuda", dtype="bfloat16")
-    run = Session("pretrain", tiny_config, cuda, "none", tmp_path, None)  # type: ignore[arg-type]
+    run = SimpleNamespace(stage="pretrain", config=tiny_config, hardware=cuda)
     with pytest.raises(UserError, match="no C compiler"):
         new_model(run, 50)
 
