@@ -130,6 +130,22 @@ def _gpu() -> Finding:
     )
 
 
+def _compiler() -> Finding:
+    import torch
+
+    from paribus.model.compiler import missing_tools
+
+    compiles = config.load_config().train.compile
+    cuda = torch.cuda.is_available()
+    if not cuda and not compiles:
+        return Finding("ok", "not needed: neither a GPU nor train.compile")
+    problems = missing_tools("cuda" if cuda else "cpu")
+    if problems:
+        needed = "train.compile" if compiles else "attention on CUDA"
+        return Finding("broken", f"{needed} compiles kernels here: {'; '.join(problems)}")
+    return Finding("ok", "a compiler and Python.h are here")
+
+
 def _disk() -> Finding:
     here = runtime.main_checkout()
     free = shutil.disk_usage(here).free
@@ -454,6 +470,7 @@ def _folder(name: str, folder: Path) -> Finding:
 CHECKS: dict[str, Callable[[], Finding]] = {
     "versions": _versions,
     "gpu": _gpu,
+    "compiler": _compiler,
     "disk": _disk,
     "clock": _clock,
     "path": _path,

@@ -6,7 +6,8 @@ the result is computed and forced into the stream.
 
 Answers do not depend on how many are decoded together. Each draws its uniform numbers from its own counter-based
 stream; and in fp32, where the batch size moves logits in their last bits, a token that hangs on those bits is decided
-by one uncached forward of that answer alone. In bf16 rounding is too coarse for that: two nearly equal tokens may
+by one uncached forward of that answer alone. On CUDA that is true of fp32 as runtime.apply sets it, not of TF32, which
+moves logits a hundred times further. In bf16 rounding is too coarse for that: two nearly equal tokens may
 come out differently at another batch size.
 
 Shapes: R rows, P prompts, T tokens, V vocabulary.
@@ -138,6 +139,14 @@ def choose(
     return block * size + token, ambiguous | close_block | close_token
 
 
+def rounds_finely(dtype: torch.dtype, device_type: str) -> bool:
+    """Whether products round so finely that CLOSE_LOGITS and the others cover another batch size: in fp32, but for
+    TF32 on CUDA."""
+    if dtype != torch.float32:
+        return False
+    return device_type != "cuda" or torch.get_float32_matmul_precision() == "highest"
+
+
 def _draw(weights: Tensor, uniforms: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """Indices (R,) into weights (R, n), by inverting their running sum at (R, 1); and True if a close call."""
     edges = weights.cumsum(dim=-1)
@@ -261,6 +270,7 @@ class _Decoder:
     ) -> None:
         self.model, self.tokenizer, self.sampling = engine.model, engine.tokenizer, sampling
         self.prompts, self.streams, self.samples, self.seed = prompts, streams, samples, seed
+        self.exact = rounds_finely(self.model.compute_dtype, self.model.device.type)
         device, context = self.model.device, self.model.config.seq_len
         self.room = [
             max(min(sampling.max_new_tokens, context - len(prompt)), 0) for prompt in prompts
@@ -427,7 +437,7 @@ class _Decoder:
             [uniform(self.stream, 2 * self.count), uniform(self.stream, 2 * self.count + 1)], dim=1
         )
         tokens, close = choose(logits, uniforms, self.sampling.temperature, self.sampling.top_k)
-        if self.model.compute_dtype == torch.float32:
+        if self.exact:
             for row in (close & self.active.bool()).nonzero()[:, 0].tolist():
                 if row not in self.forced:
                     tokens[row] = self._decide(row, uniforms[row])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,17 @@ from torch.utils.checkpoint import checkpoint
 
 from paribus.config import Model, resolve_model
 from paribus.errors import UserError
-from paribus.model import attention
+from paribus.model import attention, kernels
 from paribus.model.attention import at
+from paribus.model.compiler import require_tools
 from paribus.model.initial import initial_std
 from paribus.model.layers import (
     Block,
     Cache,
-    ChunkedCrossEntropy,
     Context,
     KVCache,
     Linear,
+    cross_entropy,
     normalise,
     rotary_table,
 )
@@ -50,6 +52,8 @@ class GPT(nn.Module):
         self.vocab_size = vocab_size
         self.compute_dtype = compute_dtype
         self.activation_checkpointing = False
+        self._loss: Callable[..., tuple[Tensor, Tensor]] = cross_entropy
+        self._block_mask: Callable[..., Any] = attention.block_mask
         self.embedding = nn.Embedding(vocab_size, config.width)
         if config.position == "learned":
             self.positions = nn.Embedding(config.seq_len, config.width)
@@ -61,6 +65,19 @@ class GPT(nn.Module):
         cos, sin = rotary_table(config.seq_len, config.head_dim, config.rope_base)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+
+    def compiled(self, *, dynamic: bool | None = None) -> Any:
+        """What to call in place of the model in training: the blocks as one graph, the loss outside of it.
+
+        Within the graph the loss's loop over chunks would be unrolled, and the whole model compiled anew for every
+        number of tokens, of which RL has one a micro-batch; a chunk is compiled by itself instead. dynamic: whether
+        the sizes of the inputs are left open; None: after the second one was seen. Raises UserError without a compiler.
+        """
+        require_tools(self.device.type, "train.compile")
+        self._loss = torch.compiler.disable(cross_entropy)
+        if dynamic:  # torch 2.13 cannot compile the making of a block mask of open size
+            self._block_mask = torch.compiler.disable(attention.block_mask)
+        return kernels.compiled(self, dynamic=dynamic)
 
     @property
     def _rotary(self) -> tuple[Tensor, Tensor]:
@@ -169,7 +186,7 @@ class GPT(nn.Module):
         if chosen == "causal":
             return None
         if chosen == "flex":
-            return attention.block_mask(length, window, documents, self.device)
+            return self._block_mask(length, window, documents, self.device)
         return attention.dense_mask(positions, window, documents, read)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -214,10 +231,8 @@ class GPT(nn.Module):
         temperature: float = 1.0,
         top_k: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        if weights is None:
-            weights = torch.ones(len(targets), device=hidden.device)
         rows = logit_rows(self.vocab_size, hidden.device.type)
-        return ChunkedCrossEntropy.apply(
+        return self._loss(
             hidden,
             self.head_weight,
             targets,
@@ -226,6 +241,7 @@ class GPT(nn.Module):
             rows,
             temperature,
             top_k,
+            compiled=torch.compiler.is_compiling(),
         )
 
 

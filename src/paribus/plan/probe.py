@@ -224,7 +224,7 @@ def run_probe(config: Config, device: Device, dtype: str, seconds: float = PROBE
         optimizer = MuonAdamW(model, config.optimizer)
         rows = min(schedule.device_batch_size, schedule.batch_tokens // resolved.seq_len)
         passes, updates = _measure(
-            model, optimizer, torch.compile(model) if hardware.compile else model, rows, seconds
+            model, optimizer, model.compiled() if hardware.compile else model, rows, seconds
         )
     except torch.OutOfMemoryError:
         raise UserError(

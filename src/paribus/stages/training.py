@@ -365,7 +365,7 @@ def prepare(
         config.train.log_every,
     )
     forward = parallel.wrap(
-        model, config.train.sharding, run.hardware.compile
+        model, config.train.sharding, run.hardware.compile, objective.ragged
     )  # before the optimiser is made
     return Loop(
         model,
