@@ -370,8 +370,6 @@ def _baseline(value: Any, problems: list[str]) -> tuple[str | None, dict[str, An
 
 def _profile(name: Any, problems: list[str]) -> dict[str, Any]:
     """The overrides of a profile."""
-    from paribus.plan.page import profile_overrides
-
     wrong_name = fields.name_problem(name)
     there = sorted(path.stem for path in (FOLDER / "profiles").glob("*.yaml"))
     if wrong_name or name not in there:
