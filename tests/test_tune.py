@@ -172,7 +172,7 @@ def test_what_was_left_by_another_study_of_that_name_is_not_taken(inside: Path) 
 def test_a_budget_becomes_steps_or_seconds(
     inside: Path, budget: dict[str, float], steps: int | None, seconds: float | None
 ) -> None:
-    from paribus.model.accounting import flops_per_token
+    from paribus.model.accounting import step_flops
     from paribus.study.launch import job_of
     from paribus.study.space import read_study
 
@@ -180,7 +180,7 @@ def test_a_budget_becomes_steps_or_seconds(
     config = read_study("budget").config()
     job = job_of(config, 2**30, budget)
     if "flops" in budget:
-        steps = int(1e9 / flops_per_token(config.model, job["vocab_size"]) / 256)
+        steps = int(1e9 / step_flops(config.model, job["vocab_size"], config.optimizer, 256))
         assert steps > 1
     assert (job["steps"], job["seconds"]) == (steps, seconds)
 

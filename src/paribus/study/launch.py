@@ -21,8 +21,9 @@ from paribus.config import Config, fingerprint, flatten, resolve_model, resolve_
 from paribus.errors import UserError
 from paribus.graph import dvc_hash, tree_digest
 from paribus.journal import Row, read_json, write_json
-from paribus.model.accounting import flops_per_token, parameters
+from paribus.model.accounting import parameters, step_flops
 from paribus.session import StateLock
+from paribus.study.budget import pretrain_steps, training_flops
 from paribus.study.space import Study
 
 TOKENS, TOKENIZER = Path("data/tokens"), Path("data/tokenizer/tokenizer.json")
@@ -64,12 +65,12 @@ def job_of(
     assert schedule.batch_tokens
     steps = None
     if "seconds" not in budget:
-        tokens = (
-            budget["tokens"]
-            if "tokens" in budget
-            else budget.get("flops", 0) / flops_per_token(config.model, vocab)
-        )
-        steps = max(int(tokens / schedule.batch_tokens), 1)
+        if "flops" in budget:
+            of_a_step = step_flops(config.model, vocab, config.optimizer, schedule.batch_tokens)
+            steps = int(budget["flops"] / of_a_step)
+        else:
+            steps = int(budget.get("tokens", 0) / schedule.batch_tokens)
+        steps = max(steps, 1)
     return {
         "kind": kind,
         "config": asdict(replace(config, pretrain=schedule)),
@@ -90,7 +91,8 @@ def planned_seconds(study: Study, config: Config, tokens_per_second: float) -> f
         return study.amount
     tokens = study.amount
     if study.budget == "flops":
-        tokens /= flops_per_token(config.model, config.tokenizer.vocab_size)
+        _, batch = pretrain_steps(config)
+        tokens = batch * study.amount / training_flops(config, 1, batch)
     return tokens / tokens_per_second
 
 

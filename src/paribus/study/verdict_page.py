@@ -155,7 +155,7 @@ def page_values(
 ) -> dict[str, Any]:
     """What the templates show, by name."""
     names = [BASELINE, *(arm.name for arm in found)]
-    cost = {BASELINE: costs(results, BASELINE)} | {arm.name: arm.cost for arm in found}
+    cost = {BASELINE: costs(experiment, results, BASELINE)} | {arm.name: arm.cost for arm in found}
     shown = {
         name: [
             words,
