@@ -340,7 +340,7 @@ def test_the_difference_over_training_is_taken_at_equal_tokens_and_at_equal_time
     assert found.at_equal_time is not None and found.at_equal_time.mean == pytest.approx(
         0.052 + 1 / 5 - (1 / 2 + 1 / 3) / 2
     )
-    assert found.cost["flops"] == 3000 and found.cost["tokens_per_second"] == 200
+    assert found.cost["tokens_per_second"] == 200
 
 
 def test_a_study_with_looks_asks_for_more_seeds_only_of_the_undecided(
