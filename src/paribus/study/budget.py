@@ -1,7 +1,7 @@
 """What "all else equal" holds equal: tokens, FLOPs or seconds of training, by the number of pretraining steps of each arm.
 
-Tokens and FLOPs are counted (model/accounting.py, `step_flops`) over every training stage that runs; seconds are measured on the machine
-at hand, once an arm, before the first run.
+Tokens and FLOPs are counted (`step_flops` in model/accounting.py) over every training stage that runs; seconds are
+measured on the machine at hand, once an arm, before the first run.
 """
 
 from __future__ import annotations

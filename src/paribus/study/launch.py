@@ -215,7 +215,6 @@ def _result(folder: Path, status: int) -> dict[str, Any]:
 
 def open_log(study: Study, config: Config, folder: Path, tags: dict[str, str]) -> tracking.RunLog:
     """An MLflow run for a trial, child of the study's; a trial that goes on keeps its run."""
-    os.environ["DVC_EXP_NAME"] = f"tune {study.name}"
     rows = curve_of(folder)
     data = {str(path): (str(path), dvc_hash(path)) for path in (TOKENS,)}
     root = runtime.state_root()
@@ -229,4 +228,5 @@ def open_log(study: Study, config: Config, folder: Path, tags: dict[str, str]) -
         tags={"study": study.name, **tags},
         datasets=data,
         resume_step=rows[-1]["step"] if rows else None,
+        execution=f"tune {study.name}",
     )

@@ -246,3 +246,11 @@ def rebuilt_weights(root: Path, stage: str) -> str | None:
     """sha256 of the weights in the clone, if the stage came to its end."""
     path = root / CHECKPOINTS[stage] / "model.safetensors"
     return graph.file_digest(path) if path.is_file() else None
+
+
+def rebuilt_metrics(root: Path, stage: str) -> dict[str, Any]:
+    """Dotted values of the metrics file in the clone; {} where the stage did not come to its end."""
+    path = root / f"metrics/{stage}.json"
+    if not path.is_file():
+        return {}
+    return flatten(json.loads(path.read_text(encoding="utf-8")))

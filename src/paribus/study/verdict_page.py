@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -476,7 +475,6 @@ def to_mlflow(experiment: Experiment, results: Sequence[Result], values: dict[st
 
     The same report again changes nothing there.
     """
-    os.environ["DVC_EXP_NAME"] = f"ablation {experiment.name}"
     folder = runtime.state_root() / "runs" / f"ablation-{experiment.name}"
     mark = fingerprint(
         sentences=[one["sentence"] for one in values["verdicts"]],
@@ -511,6 +509,7 @@ def to_mlflow(experiment: Experiment, results: Sequence[Result], values: dict[st
         params=params,
         fingerprint=mark,
         tags={"ablation": experiment.name, "mlflow.note.content": note, **runs},
+        execution=f"ablation {experiment.name}",
     ) as log:
         for suffix in (".html", ".md", ".png", "-curve.png", "-scaling.png"):
             if (path := RESULTS / f"{experiment.name}{suffix}").is_file():

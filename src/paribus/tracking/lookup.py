@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paribus import runtime
+from paribus.errors import UserError
 from paribus.tracking.store import Store, connect, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-
-MOST_RUNS = 1000  # of one question
 
 
 @dataclass(frozen=True)
@@ -41,25 +42,24 @@ class Runs:
         uri = tracking_uri()
         absent = uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        self._store: Store | None = (
-            None if absent else connect(uri, experiment, runtime.state_root())
-        )
+        self._store: Store | None = None
+        if not absent:
+            with readable(uri):
+                self._store = connect(uri, experiment, runtime.state_root())
 
     def search(self, question: str) -> list[StoredRun]:
-        """Runs that meet a filter of MLflow's, the newest first."""
+        """Runs that meet a filter of MLflow's, all of them, the newest first."""
         if self._store is None:
             return []
-        found = self._store.client.search_runs(
-            [self._store.experiment],
-            question,
-            max_results=MOST_RUNS,
-            order_by=["attributes.start_time DESC"],
-        )
-        return [_stored(run) for run in found]
+        with readable(tracking_uri()):
+            return [_stored(run) for run in self._store.runs(question)]
 
     def by_id(self, run_id: str) -> StoredRun | None:
         """The run with an id, of whichever experiment."""
-        run = self._store.existing(run_id) if self._store else None
+        if self._store is None:
+            return None
+        with readable(tracking_uri()):
+            run = self._store.existing(run_id)
         return _stored(run) if run else None
 
     def names(self) -> list[str]:
@@ -85,6 +85,23 @@ class Runs:
             self._store.client.log_artifact(run_id, str(path), folder)
         for key, value in tags.items():
             self._store.client.set_tag(run_id, key, value[:5000])
+
+
+@contextmanager
+def readable(uri: str) -> Iterator[None]:
+    """A store that is damaged or down ends the command with a line and not a traceback."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        place = uri if uri.startswith("sqlite:") else uri.rpartition("@")[2]
+        raise UserError(
+            f"MLflow's store {place} cannot be read: {words[0][:200]}; a damaged mlflow.db can be put aside "
+            "(`mv mlflow.db mlflow.db.damaged`): a new one is filled from .paribus/runs by the next start of a stage"
+        ) from None
 
 
 def _stored(run: Run) -> StoredRun:

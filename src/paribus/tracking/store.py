@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from paribus.journal import locked
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+PAGE_RUNS = 1000  # of one page of an answer
 
 
 def tracking_uri() -> str:
@@ -47,6 +50,22 @@ class Store:
         if run.info.lifecycle_stage == "deleted":
             self.client.restore_run(run_id)
         return run
+
+    def runs(self, question: str) -> Iterator[Run]:
+        """All runs of the experiment that meet a filter of MLflow's, the newest first, page by page."""
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment],
+                question,
+                max_results=PAGE_RUNS,
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
 
     def run_of(
         self, own: dict[str, Any], known: str | None, name: str, parent: str = ""
@@ -123,9 +142,7 @@ def graded_runs(experiment: str) -> list[dict[str, Any]]:
     """Finished training runs that logged a prediction: memory (bytes) and time (seconds), measured, predicted, error."""
     store = connect(tracking_uri(), experiment, runtime.state_root())
     rows = []
-    for run in store.client.search_runs(
-        [store.experiment], "metrics.`predicted/memory_bytes` > 0", max_results=1000
-    ):
+    for run in store.runs("metrics.`predicted/memory_bytes` > 0"):
         metrics = run.data.metrics
         taken = {
             "memory": metrics.get("train/peak_memory_bytes"),
