@@ -231,7 +231,6 @@ def test_whatever_a_file_holds_is_explained_or_can_be_run(
             study = parse_study("wrong", raw)
         except UserError as error:
             assert all(one.startswith("experiments/tune/wrong.yaml: ") for one in error.problems)
-            assert all(len(one) < 400 for one in error.problems)
             continue
         assert study.trials >= 1 and study.seeds >= 1 and math.isfinite(study.amount)
         sampler = optuna.samplers.RandomSampler(seed=1)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import re
 
-# What begins an element of HTML or Markdown in the middle of a line; a backslash or an entity takes its meaning.
-_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-_MARKS = re.compile(r"[\\`*\[\]|]")
-_LINE_MARKS = re.compile(r"^(\s*)([#+=~-]|\d+[.)])")
+_TAG = re.compile(r"<(?=[A-Za-z/!?])")  # "p < 0.05" stays as it is
+_ENTITY = re.compile(r"&(?=#?\w+;)")
+_MARKS = re.compile(r"[\\`*\[\]|]|~(?=~)|(?<=~)~")
+_UNDERSCORE = re.compile(r"(?<!\w)_|_(?!\w)")  # inside a word (qk_norm) it is itself
+_LINE_MARKS = re.compile(r"^(\s*)([#+=~>-]|\d+[.)])")
 
 
 def line(text: object) -> str:
     """Text on one line: no HTML, no links, no code, no table cells of its own."""
     joined = " ".join(str(text).split())
-    for mark, entity in _ENTITIES.items():
-        joined = joined.replace(mark, entity)
-    escaped = _MARKS.sub(lambda match: "\\" + match[0], joined)
-    # `__` and `_` at the edge of a word would be emphasis; inside a word (qk_norm) they are themselves.
-    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", escaped)
+    without_entities = _ENTITY.sub("&amp;", joined)
+    without_tags = _TAG.sub("&lt;", without_entities)
+    escaped = _MARKS.sub(lambda match: "\\" + match[0], without_tags)
+    return _UNDERSCORE.sub(r"\\_", escaped)
 
 
 def paragraph(text: object) -> str:

@@ -17,16 +17,25 @@ Every problem of a file is found when it is read, all at once.
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paribus.config import Config, describe, flatten, load_config, read_yaml
+from paribus.config import (
+    Config,
+    describe,
+    flatten,
+    load_config,
+    merge,
+    parse_config,
+    read_yaml,
+)
 from paribus.errors import UserError
 from paribus.graph import stage_definition
 from paribus.plan.memory import parse_bytes
@@ -78,6 +87,30 @@ class Study:
 # ---------------------------------------------------------------- reading
 
 
+@dataclass(frozen=True)
+class _Rules:
+    """What a file is held against: the values of params.yaml, and what dvc.yaml says that pretraining reads."""
+
+    params: dict[str, Any]
+    declared: Sequence[str]
+
+    def refusals(self, overrides: dict[str, Any]) -> list[str]:
+        """What params.yaml says against values."""
+        try:
+            parse_config(merge(self.params, overrides))
+        except UserError as error:
+            return list(error.problems)
+        return []
+
+    def unread(self, key: str) -> list[str]:
+        """Why a key is of no use in a study; nothing where a trial reads it."""
+        if read_by_trials(key, self.declared):
+            return []
+        return [
+            f"{key}: no trial reads it: a trial is pretraining on the data there is, in one process"
+        ]
+
+
 def read_study(name: str) -> Study:
     """The study NAME. Raises UserError with every problem at once."""
     path = STUDIES / f"{name}.yaml"
@@ -96,7 +129,8 @@ def parse_study(name: str, raw: Mapping[str, Any]) -> Study:
     """The values of a file -> Study. Raises UserError with every problem at once, each with the file's name."""
     problems = [f"{key}: unknown key; {_hint(str(key), KEYS)}" for key in raw if key not in KEYS]
     problems += [f"{key}: missing" for key in REQUIRED if key not in raw]
-    overrides = _overrides(raw.get("overrides"), problems)
+    rules = _Rules(read_yaml("params.yaml"), stage_definition("pretrain").params)
+    overrides = _overrides(raw.get("overrides"), rules, problems)
     kind, amount = _budget(raw.get("budget"), problems) if "budget" in raw else ("tokens", 1.0)
     retest = _retest(raw.get("retest"), problems)
     study = Study(
@@ -106,7 +140,7 @@ def parse_study(name: str, raw: Mapping[str, Any]) -> Study:
         amount,
         _memory(raw["memory"], problems) if "memory" in raw else 0,
         overrides,
-        _space(raw["space"], overrides, problems) if "space" in raw else {},
+        _space(raw["space"], overrides, rules, problems) if "space" in raw else {},
         retest["top"],
         retest["seeds"],
         _warm_start(name, raw.get("warm_start"), problems),
@@ -196,7 +230,7 @@ def _warm_start(own: str, value: Any, problems: list[str]) -> list[str]:
     return names
 
 
-def _overrides(value: Any, problems: list[str]) -> dict[str, Any]:
+def _overrides(value: Any, rules: _Rules, problems: list[str]) -> dict[str, Any]:
     """Dotted values that every trial has; those that would have no effect are problems."""
     if value is None:
         return {}
@@ -206,12 +240,12 @@ def _overrides(value: Any, problems: list[str]) -> dict[str, Any]:
         )
         return {}
     overrides = flatten(value)
-    found = _refusals(overrides)
+    found = rules.refusals(overrides)
     for key in overrides:
         if key in OWN:
             found.append(f"{key}: not of a study's choosing; {OWN[key]}")
         elif not found and not key.startswith("tracking."):  # which decides where trials are logged
-            found += _unread(key)
+            found += rules.unread(key)
     problems += [f"overrides.{problem}" for problem in found]
     return {} if found else overrides
 
@@ -227,17 +261,26 @@ def _budget_problems(study: Study) -> list[str]:
 # ---------------------------------------------------------------- the space
 
 
-def read_by_trials(key: str) -> bool:
-    """Whether a trial, which runs pretraining and scores it, reads a key."""
-    declared = [*stage_definition("pretrain").params, *ALSO_READ]
-    return key not in NOT_READ and any(key == one or key.startswith(f"{one}.") for one in declared)
+def read_by_trials(key: str, declared: Sequence[str] | None = None) -> bool:
+    """Whether a trial, which runs pretraining and scores it, reads a key.
+
+    declared: what the stage declares in dvc.yaml, where the caller has read it.
+    """
+    names = [*(declared or stage_definition("pretrain").params), *ALSO_READ]
+    return key not in NOT_READ and any(key == one or key.startswith(f"{one}.") for one in names)
 
 
 def is_whole(key: str) -> bool:
     """Whether a key takes whole numbers."""
-    hint = {path: kind for path, kind, _ in describe()}.get(key)
+    hint = _kinds().get(key)
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return int in options
+
+
+@functools.cache
+def _kinds() -> dict[str, Any]:
+    """Key -> its type."""
+    return {path: kind for path, kind, _ in describe()}
 
 
 def inside(value: Any, spread: dict[str, Any]) -> bool:
@@ -266,14 +309,16 @@ def least_memory(study: Study, memory: Callable[[Config], int]) -> float:
     return cost(corner)
 
 
-def _space(value: Any, overrides: dict[str, Any], problems: list[str]) -> dict[str, dict[str, Any]]:
+def _space(
+    value: Any, overrides: dict[str, Any], rules: _Rules, problems: list[str]
+) -> dict[str, dict[str, Any]]:
     """Key -> range or choices; unknown and unread keys, malformed ranges, and values that params.yaml refuses."""
     if not isinstance(value, dict) or not value:
         problems.append(
             f"space: {_short(value)} is empty; name at least one dotted key with {{low, high}} or {{choices}}"
         )
         return {}
-    known = flatten(load_config())
+    known = flatten(parse_config(rules.params))
     for key, spread in value.items():
         if key in OWN:
             found = [f"{key}: not of a study's choosing; {OWN[key]}"]
@@ -283,11 +328,11 @@ def _space(value: Any, overrides: dict[str, Any], problems: list[str]) -> dict[s
         elif key in overrides:
             found = [f"{key}: is in overrides too; one of them decides"]
         else:
-            found = _unread(key) or _spread_problems(key, spread)
+            found = rules.unread(key) or _spread_problems(key, spread)
         if not found:
             ends = spread.get("choices") or [spread["low"], spread["high"]]
             for end in ends:
-                found += _refusals(overrides | {key: end})
+                found += rules.refusals(overrides | {key: end})
         problems += [f"space.{problem}" for problem in dict.fromkeys(found)]
     return value
 
@@ -364,24 +409,6 @@ def _range_problems(key: str, spread: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _unread(key: str) -> list[str]:
-    """Why a key is of no use in a study; nothing where a trial reads it."""
-    if read_by_trials(key):
-        return []
-    return [
-        f"{key}: no trial reads it: a trial is pretraining on the data there is, in one process"
-    ]
-
-
-def _refusals(overrides: dict[str, Any]) -> list[str]:
-    """What params.yaml says against values."""
-    try:
-        load_config(overrides=overrides)
-    except UserError as error:
-        return list(error.problems)
-    return []
-
-
 # ---------------------------------------------------------------- small things
 
 
@@ -406,7 +433,7 @@ def _all_text(values: Mapping[Any, Any]) -> bool:
     )
 
 
-def _hint(name: str, known: typing.Sequence[str]) -> str:
+def _hint(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name[:100], known, n=1)
     return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(known)}"
 

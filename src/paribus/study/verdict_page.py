@@ -30,9 +30,10 @@ from paribus.report import (
 )
 from paribus.runtime import write_atomic
 from paribus.study.experiment import BASELINE, Experiment, Run
+from paribus.study.markdown import cell, fenced, line, paragraph
 from paribus.study.results import Result, events_of
 from paribus.study.scaling import Scaling, scaling
-from paribus.study.statistics import Effect
+from paribus.study.statistics import Effect, holm
 from paribus.study.verdict import ArmVerdict, costs, plan_of, verdicts
 
 if TYPE_CHECKING:
@@ -79,12 +80,7 @@ def write_pages(
     for name, figure in figures.items():
         place = picture if name == "forest" else RESULTS / f"{experiment.name}-{name}.png"
         figure.savefig(place, dpi=150, facecolor="white", metadata={"Software": None})
-    text = (
-        templates(escape=False)
-        .get_template("verdict.md.j2")
-        .render(**values, figures=list(figures))
-    )
-    write_atomic(RESULTS / f"{experiment.name}.md", text)
+    write_atomic(RESULTS / f"{experiment.name}.md", markdown(values, list(figures)))
     for verdict in values["verdicts"]:
         print(verdict["sentence"])
     if values["scaling"]:
@@ -102,6 +98,14 @@ def html(values: dict[str, Any], figures: Mapping[str, Figure]) -> str:
 
     drawn = {name: Markup(svg(figure, name, ALT[name])) for name, figure in figures.items()}
     return templates().get_template("verdict.html.j2").render(**values, figures=drawn)
+
+
+def markdown(values: dict[str, Any], figures: Sequence[str]) -> str:
+    """The page in Markdown. Questions, values, names and logs are text there, and no markup."""
+    environment = templates(escape=False)
+    environment.filters |= {"line": line, "paragraph": paragraph, "cell": cell, "fenced": fenced}
+    page: str = environment.get_template("verdict.md.j2").render(**values, figures=figures)
+    return page
 
 
 # ---------------------------------------------------------------- what is said
@@ -122,13 +126,27 @@ def sentence(experiment: Experiment, arm: str, effect: Effect | None) -> str:
             f"±{experiment.smallest_effect:g}, which is as much as matters."
         )
     if effect.verdict == "undecided":
-        more = (
-            f"run {effect.more_seeds} more seeds"
-            if effect.more_seeds
-            else "more than 100,000 seeds would be needed"
-        )
-        return f"{arm}: undecided, {more}: {size} ({interval})."
+        if effect.stdev == 0 and effect.mean == 0:
+            return (
+                f"{arm}: undecided: {experiment.metric.name} is the same in both arms at each of {effect.n} matched seeds, "
+                "which does not show that they are equal: it may be at its floor, too coarse (more items, or a finer "
+                "metric), or not touched by the change."
+            )
+        return f"{arm}: undecided: {size} ({interval}); {next_step(experiment, effect)}."
     return f"{arm} is {effect.verdict} than the baseline: {size} ({interval}; {experiment.direction} is better)."
+
+
+def next_step(experiment: Experiment, effect: Effect) -> str:
+    """What may be done about an undecided arm so that verdicts stay as rare in error as they say."""
+    if effect.more_seeds is None:
+        return "more than 100,000 seeds would be needed"
+    if experiment.sequential and effect.n < experiment.seeds[1]:
+        return f"run {effect.more_seeds} more seeds, to the study's next look"
+    needed = effect.n + effect.more_seeds
+    return (
+        f"by this spread about {needed} seeds would decide, in a new study with fresh seeds (more seeds in this one "
+        "raise its chance of a false verdict)"
+    )
 
 
 def signed(value: float, digits: int = 4) -> str:
@@ -171,7 +189,7 @@ def page_values(
         "held": held(experiment, found),
         "looks": plan_of(experiment),
         "values": _values(found),
-        "items": [(arm.name, arm.items) for arm in found if arm.items],
+        "items": _item_rows(found),
         "times": [(arm.name, arm.at_equal_time) for arm in found if arm.at_equal_time],
         "failures": [f"{name}: {why}" for name, why in failures.items()],
         "notes": [*experiment.warnings, *notes, *_mixtures(results), *_uneven(results)],
@@ -211,6 +229,23 @@ def held(experiment: Experiment, found: Sequence[ArmVerdict]) -> str:
         "seconds": f"Training time{amount}: pretraining steps of each arm follow from the measured seconds of its steps.",
     }[experiment.equal]
     return words + " Tensors that two arms share began with the same values at one seed."
+
+
+def _item_rows(found: Sequence[ArmVerdict]) -> list[dict[str, Any]]:
+    """What the items say of each arm, with p after Holm over the arms; the verdict is of the seeds alone."""
+    effects = {arm.name: arm.items for arm in found if arm.items}
+    adjusted_p = holm({name: item.p for name, item in effects.items()})
+    exact = {name: item.mcnemar_p for name, item in effects.items() if item.mcnemar_p is not None}
+    adjusted_exact = holm(exact)
+    return [
+        {
+            "name": name,
+            "effect": item,
+            "p": adjusted_p[name],
+            "mcnemar_p": adjusted_exact.get(name),
+        }
+        for name, item in effects.items()
+    ]
 
 
 def _values(found: Sequence[ArmVerdict]) -> list[dict[str, Any]]:
@@ -494,9 +529,9 @@ def to_mlflow(experiment: Experiment, results: Sequence[Result], values: dict[st
     links = [f"- [{name.removeprefix('run.')}](#/runs/{run})" for name, run in runs.items()]
     note = "\n".join(
         [
-            f"**{experiment.question}**",
+            f"**{line(experiment.question)}**",
             "",
-            *(one["sentence"] for one in values["verdicts"]),
+            *(paragraph(one["sentence"]) for one in values["verdicts"]),
             "",
             *links,
         ]
