@@ -146,7 +146,7 @@ def read_curve(text: str) -> list[dict[str, str]]:
 def find(name: str) -> Record:
     """The record of that name. Raises UserError with the nearest names there are."""
     check_git()
-    for look in (_checkpoint, _workspace, _experiment, _revision, _mlflow):
+    for look in (_checkpoint, _workspace, find_experiment, _revision, _mlflow):
         record = look(name)
         if record:
             return record
@@ -167,7 +167,7 @@ def find_all(name: str) -> list[Record]:
     check_git()
     if not re.search(r"[*?[]", name):
         return [find(name)]
-    for names, look in ((list(experiments()), _experiment), (_runs().names(), _mlflow)):
+    for names, look in ((list(experiments()), find_experiment), (_runs().names(), _mlflow)):
         found = [record for one in fnmatch.filter(names, name) if (record := look(one))]
         if found:
             return found
@@ -309,7 +309,8 @@ def _bytes(path: Path | None) -> bytes | None:
 # ---------------------------------------------------------------- git and DVC
 
 
-def _experiment(name: str) -> Record | None:
+def find_experiment(name: str) -> Record | None:
+    """The DVC experiment of that name; None where there is none."""
     commit = experiments().get(name)
     return _of_commit(name, "experiment", commit) if commit else None
 
