@@ -166,10 +166,19 @@ def test_a_dvc_lock_that_names_another_checkpoint_is_caught(project: Project) ->
     assert made["causes"] == ["dvc.lock"] and "checkpoints/base" in whats(made, "dvc.lock")
 
 
-def test_dirty_code_is_caught_by_the_file(project: Project) -> None:
-    """The run used an optimiser that was never committed. Its record is made as a run makes it, without training."""
-    source = project.root / "src/paribus/train/optim.py"
-    source.write_text(source.read_text() + "\nUNCOMMITTED = True\n")
+@pytest.mark.parametrize(
+    "file, old, new",
+    [
+        ("train/optim.py", "0.5 * ", "0.25 * "),
+        ("config/derived.py", "model.aspect_ratio", "2 * model.aspect_ratio"),
+        ("stages/training.py", "initialise(config.seed)", "initialise(config.seed + 1)"),
+    ],
+)
+def test_dirty_code_is_caught_by_the_file(project: Project, file: str, old: str, new: str) -> None:
+    """The run used code that was never committed. Its record is made as a run makes it, without training."""
+    source = project.root / "src/paribus" / file
+    text = source.read_text()
+    source.write_text(text.replace(old, new) if old in text else text + "\nUNCOMMITTED = True\n")
     script = (
         "import json; from paribus.stages.context import session\n"
         "with session('pretrain') as run: print(json.dumps(run.provenance))"
@@ -179,7 +188,7 @@ def test_dirty_code_is_caught_by_the_file(project: Project) -> None:
     (project.root / "mine/provenance.json").write_text(written)
     made = certify("mine")
     assert made["verdict"] == "contradicted" and "code" in made["causes"]
-    assert "src/paribus/train/optim.py (the run had uncommitted changes)" in whats(made, "code")
+    assert f"src/paribus/{file} (the run had uncommitted changes)" in whats(made, "code")
 
 
 def test_a_swapped_shard_is_caught_by_the_file(project: Project) -> None:
@@ -378,6 +387,43 @@ def test_a_row_that_only_one_of_two_whole_curves_has_parts_them() -> None:
     found = verify.parted([rows[0], rows[2]], rows, whole=True)
     assert found is not None and found["step"] == 2
     assert verify.parted(rows[:2], rows) is None, "of a run that was ended early"
+
+
+def as_experiment(project: Project, name: str, commit: str = "HEAD") -> None:
+    """Give a commit the reference that DVC gives an experiment."""
+    mark = project.run("git", "rev-parse", commit).stdout.strip()
+    project.run("git", "update-ref", f"refs/exps/{mark[:2]}/{mark[2:]}/{name}", mark)
+
+
+def test_a_whole_study_is_certified_run_by_run(project: Project) -> None:
+    """Of three runs one has another metric than it measured; one is superseded, and is nobody's result."""
+    (project.root / "experiments").mkdir(exist_ok=True)
+    file = {
+        "question": "Is AdamW better?",
+        "hypothesis": "It is not.",
+        "baseline": {},
+        "arms": {"adamw": {"optimizer.kind": "adamw"}},
+        "seeds": 2,
+        "metric": "val_bpb",
+        "smallest_effect": 0.01,
+        "equal": "tokens",
+        "stages": ["pretrain"],
+    }
+    (project.root / "experiments/tiny.yaml").write_text(yaml.safe_dump(file))
+    for name in ("tiny-baseline-s7", "tiny-baseline-s8-was-1234567", "tinier-baseline-s7"):
+        as_experiment(project, name)
+    done = project.run("paribus", "verify", "--study", "tiny", check=False)
+    assert done.returncode == 0 and "1 of 1 agree" in done.stdout
+    forge_metric(project, by=0.5)
+    commit_as_user(project, "a better number")
+    as_experiment(project, "tiny-adamw-s7")
+    done = project.run("paribus", "verify", "--study", "tiny", check=False)
+    assert done.returncode == 1 and "1 of 2 agree" in done.stdout
+    assert "contradicted  tiny-adamw-s7 pretrain: metrics/pretrain.json" in done.stdout
+    page = (project.root / "experiments/results/verify-study-tiny.md").read_text()
+    assert "| tiny-baseline-s7 | pretrain | consistent |" in page
+    both = project.run("paribus", "verify", "HEAD", "--study", "tiny", check=False)
+    assert both.returncode == 2 and "name one run, or one study" in both.stderr
 
 
 # ---------------------------------------------------------------- the band

@@ -49,6 +49,8 @@ ALT = {
     "scaling": "the metric over parameters at equal compute, with the parabola through it",
 }
 UNEVEN = 0.1  # the quickest over the slowest run of one arm, from which its times say more of the machine than of the arm
+# keys that change which rows a seed gives; other sizes of a step take the same rows in other portions
+DECIDES_ROWS = ("corpus.", "tokenizer.", "tokens.", "model.seq_len", "pretrain.packing")
 COST_ROWS = {  # of the cost table: name -> (words, how it is written)
     "tokens_per_second": ("tokens/s", quantity),
     "peak_memory_bytes": ("peak memory, bytes", quantity),
@@ -220,15 +222,52 @@ def _verdict_row(experiment: Experiment, arm: ArmVerdict) -> dict[str, Any]:
 
 
 def held(experiment: Experiment, found: Sequence[ArmVerdict]) -> str:
-    """What was held equal, in words."""
+    """What was held equal, and what matched seeds share, in words."""
     amount = f" ({quantity(experiment.amount)})" if experiment.amount else ""
     words = {
         "none": "Nothing was held equal: the arms cost what they cost; see the table of costs.",
-        "tokens": f"Training tokens{amount}: every arm read as many, and at one seed the same ones in the same order.",
-        "flops": f"Training FLOPs{amount}: pretraining steps of each arm follow from the FLOPs of its tokens.",
+        "tokens": f"Training tokens{amount}: every arm read as many.",
+        "flops": f"Training FLOPs{amount}: pretraining steps of each arm follow from the FLOPs of its steps, Muon's products "
+        "and the keys that attention sees included.",
         "seconds": f"Training time{amount}: pretraining steps of each arm follow from the measured seconds of its steps.",
     }[experiment.equal]
-    return words + " Tensors that two arms share began with the same values at one seed."
+    return f"{words} {shared_rows(found)} {shared_values(experiment, found)}"
+
+
+def shared_rows(found: Sequence[ArmVerdict]) -> str:
+    """Whether the arms read the same rows in the same order at one seed."""
+    others = [arm.name for arm in found if any(key.startswith(DECIDES_ROWS) for key in arm.changed)]
+    if not others:
+        return "At one seed every arm reads the same rows in the same order."
+    return f"At one seed the arms read the same rows in the same order, but for {', '.join(others)}, whose rows are others."
+
+
+def shared_values(experiment: Experiment, found: Sequence[ArmVerdict]) -> str:
+    """Which share of each arm's initial values is the baseline's at one seed: tensors of the same shape and scale."""
+    from paribus.model.initial import shared_initial_tensors
+
+    base = experiment.config()
+    shares = []
+    for arm in found:
+        own = experiment.config(arm.name)
+        shared = shared_initial_tensors(
+            own.model, own.tokenizer.vocab_size, base.model, base.tokenizer.vocab_size
+        )
+        shares.append((arm.name, shared.same_fraction))
+    if all(share == 1 for _, share in shares):
+        return "All arms begin with the same values there."
+    listed = ", ".join(f"{name} {_share(share)}" for name, share in shares)
+    return (
+        f"Of an arm's initial values these are the baseline's there: {listed}; "
+        "the others have another shape or scale, so that a seed matches them in name alone."
+    )
+
+
+def _share(share: float) -> str:
+    """A share that is neither nothing nor all is never rounded to it."""
+    if share in (0, 1):
+        return "all" if share else "none"
+    return f"{min(max(round(100 * share), 1), 99)} %"
 
 
 def _item_rows(found: Sequence[ArmVerdict]) -> list[dict[str, Any]]:
