@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -197,37 +196,3 @@ def test_the_noise_page_says_how_far_two_runs_lie_apart_for_its_number_of_seeds(
         rows = noise_table({"val_bpb": values}, {"val_bpb": [0.5]})
         page = noise_markdown(experiment, rows, {"val_bpb": values})
         assert page.splitlines()[6].split(" | ")[-1].strip(" |") == f"{factor * rows[0].stdev:.2g}"
-
-
-# ---------------------------------------------------------------- the process's environment
-
-
-def test_a_report_leaves_no_name_of_an_experiment_in_the_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever the process does next is not filed under the ablation."""
-    from paribus import tracking
-
-    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
-    monkeypatch.setattr(verdict_page.runtime, "state_root", lambda: tmp_path / ".paribus")
-    opened: list[dict[str, Any]] = []
-
-    class Log:
-        def __enter__(self) -> Log:
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-        def artifact(self, *_: object) -> None: ...
-
-        def summary(self, *_: object) -> None: ...
-
-    def record(*_: object, **options: Any) -> Log:
-        opened.append(options)
-        return Log()
-
-    monkeypatch.setattr(tracking.RunLog, "open", record)
-    experiment = parse()
-    values = verdict_page.page_values(experiment, [], [], {}, [], arms_of(experiment))
-    verdict_page.to_mlflow(experiment, [], values)
-    assert opened[0]["execution"] == "ablation tiny" and "DVC_EXP_NAME" not in os.environ
