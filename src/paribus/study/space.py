@@ -388,11 +388,13 @@ def _range_problems(key: str, spread: dict[str, Any]) -> list[str]:
         for end in ("low", "high")
         if not fits(spread[end])
     ]
-    log, step = spread.get("log", False), spread.get("step")
+    log = spread.get("log", False)
     if not isinstance(log, bool):
         problems.append(f"{key}.log: {_short(log)} is not allowed; expected true or false")
-    if "step" in spread and not (fits(step) and step > 0):
-        problems.append(f"{key}.step: {_short(step)} is not allowed; expected {kind} above 0")
+    if "step" in spread and not (fits(spread["step"]) and spread["step"] > 0):
+        problems.append(
+            f"{key}.step: {_short(spread['step'])} is not allowed; expected {kind} above 0"
+        )
     if problems:
         return problems
     low, high = spread["low"], spread["high"]
@@ -402,11 +404,17 @@ def _range_problems(key: str, spread: dict[str, Any]) -> list[str]:
         problems.append(f"{key}: log: true needs low above 0, as {low} has no logarithm")
     if log and "step" in spread:
         problems.append(f"{key}: log and step do not go together; leave out one of them")
-    if "step" in spread and not problems and step > high - low:
-        problems.append(f"{key}.step: {step} is more than high - low, so that low alone is left")
-    elif "step" in spread and not problems and (high - low) / step > MOST_STEPS:
-        problems.append(f"{key}.step: {step} makes more than {MOST_STEPS:,} values of the range")
+    if "step" in spread and not problems:
+        problems += _step_problems(key, spread["step"], high - low)
     return problems
+
+
+def _step_problems(key: str, step: float, width: float) -> list[str]:
+    if step > width:
+        return [f"{key}.step: {step} is more than high - low, so that low alone is left"]
+    if width / step > MOST_STEPS:
+        return [f"{key}.step: {step} makes more than {MOST_STEPS:,} values of the range"]
+    return []
 
 
 # ---------------------------------------------------------------- small things

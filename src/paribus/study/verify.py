@@ -248,16 +248,17 @@ def run_again(
     root, _ = prepare(record, stage, folder / "again")
     if rebuild.run_stage(root, stage, steps):
         return first
-    curves = [rebuild.rebuilt_curve(one, stage) for one in (folder / "clone", root)]
+    roots = (folder / "clone", root)
+    curves = [rebuild.rebuilt_curve(one, stage) for one in roots]
     if steps is not None:
         curves = [[row for row in curve if int(row["step"]) <= steps] for curve in curves]
-    part = parted(*curves)
-    digests = [rebuild.rebuilt_weights(one, stage) for one in (folder / "clone", root)]
+    part = parted(curves[0], curves[1])
+    before, now = (rebuild.rebuilt_weights(one, stage) for one in roots)
     if part is not None:
         what = f"two rebuilds here part at step {part['step']}: {part['column']}"
         found.append(Difference("determinism", what, part["recorded"], part["rebuilt"], False))
-    elif None not in digests and digests[0] != digests[1]:
-        found.append(Difference("determinism", "weights of two rebuilds here", *digests, False))
+    elif before is not None and now is not None and before != now:
+        found.append(Difference("determinism", "weights of two rebuilds here", before, now, False))
     different = bool(found)
     return dataclasses.replace(first, again="different" if different else "same")
 
