@@ -223,7 +223,7 @@ def test_whatever_a_file_holds_is_explained_or_can_be_run(
     import optuna
 
     from paribus.study.space import parse_study
-    from paribus.study.tune import distribution
+    from paribus.study.tune_space import distribution
 
     for value in VALUES:
         raw = changed(STUDY, place, value)
@@ -244,7 +244,7 @@ def test_a_number_that_is_no_whole_one_is_drawn_between_whole_ends(inside: Path)
     """A decay from 0 to 1 is not one of two values."""
     import optuna
 
-    from paribus.study.tune import distribution
+    from paribus.study.tune_space import distribution
 
     decay = distribution("optimizer.weight_decay", {"low": 0, "high": 1})
     assert decay == optuna.distributions.FloatDistribution(0.0, 1.0)

@@ -65,7 +65,7 @@ def test_what_arms_share_at_the_start_is_said_by_the_arm() -> None:
     assert shares["wide"] in ("none", *(f"{i}%" for i in range(1, 10)))
     alike = parse()
     assert verdict_page.shared_values(alike, arms_of(alike)).startswith(
-        "All arms begin with the same"
+        "Every tensor of every arm begins with"
     )
 
 

@@ -175,7 +175,12 @@ def _is_figure(path: str) -> bool:
 
 
 def _figures_of_others(record: Record, stage: str) -> list[dict[str, Any]]:
-    """Metrics and curves of the other stages in dvc.lock: small files that git holds and anyone can edit."""
+    """Metrics and curves of the other stages in dvc.lock: small files that git holds and anyone can edit.
+
+    A checkpoint is of one stage, so that those of others are not its own.
+    """
+    if record.scope != "pipeline":
+        return []
     entries = record.lock.get("stages", {})
     others = [entry for name, entry in entries.items() if name != stage]
     return [out for entry in others for out in entry.get("outs", []) if _is_figure(out["path"])]

@@ -1,4 +1,6 @@
-"""`paribus tune`: Optuna over any dotted keys, at a fixed budget, within a memory budget. The only import of optuna.
+"""`paribus tune`: Optuna over any dotted keys, at a fixed budget, within a memory budget.
+
+Optuna is imported here and in tune_space.py alone.
 
 A trial is a process (`study/trial.py`); this one proposes, watches, prunes and records. What a study knows is in Optuna's
 storage and in `.paribus/tune/NAME`, so any number of workers may come and go. However one ends before its trial does
@@ -9,26 +11,18 @@ on from its training state.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import signal
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-    check_distribution_compatibility,
-)
 from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -64,12 +58,12 @@ from paribus.study.outcome import (
     summary,
     write_profile,
 )
-from paribus.study.space import Study, inside, is_whole, least_memory, read_study
+from paribus.study.space import Study, inside, least_memory, read_study
+from paribus.study.tune_space import all_points, check_space, suggest
 
 HEARTBEAT, GRACE = 5, 20  # seconds: a worker that has been silent for GRACE is taken as dead
 BEGIN_SECONDS = 10.0  # a worker that made the study has put its starting points in by then, or died
 MAX_SKIPPED = 50  # points in a row that the planner refuses before the space is said to hold none
-MOST_POINTS = 10_000  # of a space that is listed to find what was not tried
 MAX_REPEATS = 20  # points in a row that were trained before until the study ends
 MAX_CRASHES = 3  # of one trial's process, before it is given up
 LOST = (StorageInternalError, SQLAlchemyError)
@@ -232,7 +226,7 @@ def _begin(study: Study, optuna_study: optuna.Study, url: str | None, new: bool)
             f"study {study.name}: {changed} changed since it began, so that its trials would not compare; give the "
             "study's file another name"
         )
-    _check_space(study, optuna_study)
+    check_space(study, optuna_study)
 
 
 def _starts(study: Study, url: str | None) -> list[dict[str, Any]]:
@@ -250,83 +244,6 @@ def _starts(study: Study, url: str | None) -> list[dict[str, Any]]:
         }
         for start in starts
     ]
-
-
-def distribution(key: str, spread: dict[str, Any]) -> BaseDistribution:
-    """A range, or choices, of the space as Optuna has it; the key's type says whether values are whole."""
-    if "choices" in spread:
-        return CategoricalDistribution(spread["choices"])
-    low, high, log = spread["low"], spread["high"], spread.get("log", False)
-    if is_whole(key):
-        return IntDistribution(low, high, log=log, step=spread.get("step", 1))
-    return FloatDistribution(float(low), float(high), log=log, step=spread.get("step"))
-
-
-def suggest(trial: Trial, space: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A value for every key of the space."""
-    values: dict[str, Any] = {}
-    for key, spread in space.items():
-        shape = distribution(key, spread)
-        if isinstance(shape, CategoricalDistribution):
-            values[key] = trial.suggest_categorical(key, shape.choices)
-        elif isinstance(shape, IntDistribution):
-            values[key] = trial.suggest_int(
-                key, shape.low, shape.high, step=shape.step, log=shape.log
-            )
-        elif isinstance(shape, FloatDistribution):
-            values[key] = trial.suggest_float(
-                key, shape.low, shape.high, step=shape.step, log=shape.log
-            )
-    return values
-
-
-def all_points(space: dict[str, dict[str, Any]]) -> list[dict[str, Any]] | None:
-    """Every point of a space; None where there are more than MOST_POINTS."""
-    values: list[Sequence[Any]] = []
-    for key, spread in space.items():
-        shape = distribution(key, spread)
-        if isinstance(shape, CategoricalDistribution):
-            values.append(shape.choices)
-        elif isinstance(shape, IntDistribution):
-            values.append(range(shape.low, shape.high + 1, shape.step))
-        else:
-            return None
-    if math.prod(len(one) for one in values) > MOST_POINTS:
-        return None
-    return [dict(zip(space, point, strict=True)) for point in itertools.product(*values)]
-
-
-def _check_space(study: Study, optuna_study: optuna.Study) -> None:
-    """Raises UserError where the space cannot be searched together with the trials there are.
-
-    Optuna keeps the choices and the kind of a key as they were; the ends of a range may move.
-    """
-    problems = []
-    for key, spread in study.space.items():
-        now = distribution(key, spread)
-        for trial in optuna_study.get_trials(deepcopy=False):
-            before = trial.distributions.get(key)
-            if before is None:
-                continue
-            try:
-                check_distribution_compatibility(before, now)
-            except ValueError:
-                problems.append(
-                    f"study {study.name}: space.{key}: was {_words(before)} when the study began, and is {_words(now)} "
-                    "now, which Optuna does not search together; give the file another name, and "
-                    f"warm_start: [{study.name}] to begin with the best so far"
-                )
-                break
-    if problems:
-        raise UserError(problems)
-
-
-def _words(shape: BaseDistribution) -> str:
-    if isinstance(shape, CategoricalDistribution):
-        return f"choices {list(shape.choices)}"
-    kind = "whole numbers" if isinstance(shape, IntDistribution) else "numbers"
-    log = ", log" if getattr(shape, "log", False) else ""
-    return f"{kind} from {shape.low} to {shape.high}{log}"  # type: ignore[attr-defined]
 
 
 class Dropped(Exception):

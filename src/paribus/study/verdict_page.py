@@ -50,7 +50,19 @@ ALT = {
 }
 UNEVEN = 0.1  # the quickest over the slowest run of one arm, from which its times say more of the machine than of the arm
 # keys that change which rows a seed gives; other sizes of a step take the same rows in other portions
-DECIDES_ROWS = ("corpus.", "tokenizer.", "tokens.", "model.seq_len", "pretrain.packing")
+DECIDES_ROWS = (
+    "corpus.",
+    "tokenizer.",
+    "tokens.",
+    "model.seq_len",
+    "pretrain.packing",
+    "midtrain.mixture",
+    "midtrain.epochs",
+    "sft.mixture",
+    "sft.epochs",
+    "rl.curriculum",
+    "rl.dynamic_sampling",
+)
 COST_ROWS = {  # of the cost table: name -> (words, how it is written)
     "tokens_per_second": ("tokens/s", quantity),
     "peak_memory_bytes": ("peak memory, bytes", quantity),
@@ -255,11 +267,11 @@ def shared_values(experiment: Experiment, found: Sequence[ArmVerdict]) -> str:
         )
         shares.append((arm.name, shared.same_fraction))
     if all(share == 1 for _, share in shares):
-        return "All arms begin with the same values there."
+        return "Every tensor of every arm begins with the baseline's values there."
     listed = ", ".join(f"{name} {_share(share)}" for name, share in shares)
     return (
         f"Of an arm's initial values these are the baseline's there: {listed}; "
-        "the others have another shape or scale, so that a seed matches them in name alone."
+        "the others have another shape or scale, or no tensor of the baseline has their name."
     )
 
 
