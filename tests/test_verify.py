@@ -297,6 +297,20 @@ def test_a_metrics_file_is_held_against_dvc_lock_without_running(
     assert "metrics/pretrain.json" in whats(made, "metrics")
 
 
+def test_a_metrics_file_is_held_against_what_the_run_logged(
+    project: Project, origin: Project
+) -> None:
+    """Without running anything, where DVC's and git's own records were forged and MLflow's was not."""
+    shutil.copy(origin.root / "mlflow.db", project.root / "mlflow.db")
+    assert certify("HEAD")["verdict"] == "consistent"
+    forge_metric(project, by=0.5)
+    project.run("dvc", "commit", "-q", "-f", "pretrain")
+    commit_as_user(project, "a better number")
+    made = certify("HEAD")
+    assert made["verdict"] == "contradicted" and made["causes"] == ["metrics"]
+    assert whats(made, "metrics") == "val_bpb in metrics/pretrain.json, and as the run logged it"
+
+
 def test_an_edit_of_params_after_the_run_is_contradicted(project: Project) -> None:
     path = project.root / "params.yaml"
     values = yaml.safe_load(path.read_text())

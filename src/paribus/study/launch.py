@@ -1,4 +1,4 @@
-"""The study's side of a trial: what its process is told, starting it, following its curve. Knows nothing of Optuna."""
+"""The study's side of a trial: what its process gets, starting it, following its curve. Knows nothing of Optuna."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def need_data() -> None:
 def job_of(
     config: Config, memory: int, budget: dict[str, float], kind: str = "train"
 ) -> dict[str, Any]:
-    """What a trial's process is told. budget: one of tokens, flops, seconds; none to measure the speed."""
+    """What a trial's process gets. budget: one of tokens, flops, seconds; none to measure the speed."""
     from paribus.data.tokenizer import Tokenizer
 
     vocab = Tokenizer.load(TOKENIZER).vocab_size

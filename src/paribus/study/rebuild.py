@@ -133,7 +133,7 @@ def write_params(root: Path, values: Mapping[str, Any]) -> None:
 
 
 def bring_data(root: Path, versions: Mapping[str, str]) -> list[str]:
-    """Put outputs (path -> DVC's name) in the clone, from the cache here or else a remote; returns those nowhere to be had."""
+    """Put outputs (path -> DVC's name) in the clone, from the cache here or else a remote; returns those that are nowhere."""
     cache, elsewhere = graph.cache_folder(Path.cwd()), {}
     for out, md5 in versions.items():
         files = graph.cached_files(md5, cache)

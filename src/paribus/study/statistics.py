@@ -227,7 +227,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-# ---- Looks that are paid for
+# ---- Levels of the looks of a sequential study
 
 
 def looks(first: int, last: int) -> tuple[int, ...]:

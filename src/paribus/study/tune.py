@@ -331,7 +331,7 @@ class Worker:
             )
 
     def _crashed(self, trial: Trial, crash: TrialCrashed) -> None:
-        """Stop the study: the cause is likely here to stay, and the trial can go on when it is mended."""
+        """Stop the study: the cause is likely here to stay, and the trial can go on when it is fixed."""
         crashes = trial.user_attrs.get("crashes", 0) + 1
         trial.set_user_attr("crashes", crashes)
         if crashes < MAX_CRASHES:

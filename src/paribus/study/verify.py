@@ -32,8 +32,9 @@ from paribus.study.agreement import (
 )
 from paribus.study.band import Band, measured_band
 from paribus.study.certificate_page import page
-from paribus.study.record import CHECKPOINTS, NEEDED, Record, find
+from paribus.study.record import CHECKPOINTS, NEEDED, Record, find, of_run
 from paribus.summary import write_json
+from paribus.tracking.lookup import Runs
 
 Verdict = Literal["bit-exact", "within noise", "consistent", "contradicted", "not reproduced"]
 REPRODUCED = ("bit-exact", "within noise", "consistent")
@@ -148,6 +149,7 @@ def certificate(record: Record, stage: str, steps: int | None) -> dict[str, Any]
             *params(record, stage),
             *machine(written, rebuild.asked_params(record, stage)),
             *asked(record, stage, root),
+            *as_logged(record, stage),
         ]
         outcome = None
         if steps != 0 and not any(one.stops for one in found):
@@ -241,6 +243,28 @@ def run(
         band = None
         click.echo(f"no band of noise: {error}", err=True)
     return dataclasses.replace(outcome, band=band)
+
+
+def as_logged(record: Record, stage: str) -> list[Difference]:
+    """The metrics file against what the run itself sent to MLflow, where a finished run of this fingerprint is there."""
+    measured = record.measured(stage)
+    fingerprint = record.provenance(stage)["fingerprint"]
+    question = f"tags.fingerprint = '{fingerprint}' and tags.stage = '{stage}' and attributes.status = 'FINISHED'"
+    try:
+        runs = Runs(config.load_config().tracking.experiment)
+        logged = [of_run(run.id, run, runs).measured(stage) for run in runs.search(question)]
+    except UserError as error:
+        click.echo(f"not held against MLflow: {error}", err=True)
+        return []
+    differing = [differing_metrics(one, measured, whole=False) for one in logged]
+    if not measured or not differing or not all(differing):
+        return []  # made more than once, perhaps: one run that says the same is enough
+    return [
+        Difference(
+            "metrics", f"{key} in metrics/{stage}.json, and as the run logged it", *pair, True
+        )
+        for key, pair in differing[0].items()
+    ]
 
 
 def run_again(
@@ -341,8 +365,6 @@ def causes(found: list[Difference], verdict: Verdict) -> list[str]:
 
 def note(made: dict[str, Any], files: list[Path]) -> str | None:
     """Attach the certificate to the run in MLflow; the run's id, None if MLflow does not know it."""
-    from paribus.tracking.lookup import Runs
-
     about = made["record"]
     runs = Runs(about["experiment"])
     found = runs.search(
