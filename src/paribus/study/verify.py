@@ -228,18 +228,16 @@ def run(
     if outcome.equal:
         return outcome
     same_machine = all(one.contradiction for one in found)
-    if (
-        outcome.same_training and same_machine
-    ):  # the very same weights measure otherwise than the file says
+    if outcome.same_training and same_machine:
+        # The very same weights measure something else than the file says.
         found += [
             Difference("metrics", f"{key} in metrics/{stage}.json", *pair, True)
             for key, pair in outcome.metrics.items()
         ]
     try:
         band = measured_band(record, stage, ours, theirs, outcome.metrics)
-    except (
-        UserError
-    ) as error:  # its twins are in MLflow, which the rest of a certificate does without
+    except UserError as error:
+        # Twins are in MLflow, which the rest of a certificate does without.
         band = None
         click.echo(f"no band of noise: {error}", err=True)
     return dataclasses.replace(outcome, band=band)
@@ -305,9 +303,11 @@ def differing_metrics(
     keys = recorded.keys() | rebuilt.keys() if whole else recorded.keys() & rebuilt.keys()
     found = {}
     for key in sorted(keys - MACHINE_FIGURES):
-        pair = (recorded.get(key, ABSENT), rebuilt.get(key, ABSENT))
-        if json.dumps(pair[0]) != json.dumps(pair[1]) and not (not whole and pair[0] == pair[1]):
-            found[key] = pair
+        one, other = recorded.get(key, ABSENT), rebuilt.get(key, ABSENT)
+        # As files have them 6 is not 6.0; MLflow makes every number a float.
+        same = json.dumps(one) == json.dumps(other) if whole else one == other
+        if not same:
+            found[key] = (one, other)
     return found
 
 
