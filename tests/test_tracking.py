@@ -287,7 +287,7 @@ def test_every_run_of_a_store_is_found_however_many_a_page_holds(settings, clien
     """The oldest one too, by name and where predictions are graded."""
     from paribus.tracking import lookup, store
 
-    monkeypatch.setattr(store, "PAGE_RUNS", 3)
+    monkeypatch.setattr(store, "PAGE", 3)
     connected = store.connect(store.tracking_uri(), "paged", runtime.state_root())
     for number in range(8):
         run = client.create_run(connected.experiment, run_name=f"run-{number}")

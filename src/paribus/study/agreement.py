@@ -257,6 +257,9 @@ _CAUSES: dict[str, Cause] = {
     "device": "hardware",
     "device_name": "hardware",
     "isa": "hardware",
+    "cpu_capability": "hardware",
+    "environment": "hardware",
+    "libraries": "requirements",
     "processes": "hardware",
 }
 
@@ -280,8 +283,12 @@ def machine(written: dict[str, Any], asked: dict[str, Any]) -> Iterator[Differen
         return
     here["processes"] = train.get("processes", 1)
     for field, cause in _CAUSES.items():
-        if field in recorded and here[field] != recorded[field]:
+        if field in recorded and here.get(field) != recorded[field]:
             ours = field in keys and f"train.{keys[field]}" in asked
             yield Difference(
-                cause, f"train.{keys[field]}" if ours else field, recorded[field], here[field], ours
+                cause,
+                f"train.{keys[field]}" if ours else field,
+                recorded[field],
+                here.get(field),
+                ours,
             )

@@ -52,7 +52,7 @@ class Runs:
         if self._store is None:
             return []
         with readable(tracking_uri()):
-            return [_stored(run) for run in self._store.runs(question)]
+            return [_stored(run) for run in self._store.search(question)]
 
     def by_id(self, run_id: str) -> StoredRun | None:
         """The run with an id, of whichever experiment."""

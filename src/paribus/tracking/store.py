@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-PAGE_RUNS = 1000  # of one page of an answer
+PAGE = 1000  # runs of one answer
 
 
 def tracking_uri() -> str:
@@ -51,14 +51,14 @@ class Store:
             self.client.restore_run(run_id)
         return run
 
-    def runs(self, question: str) -> Iterator[Run]:
+    def search(self, question: str) -> Iterator[Run]:
         """All runs of the experiment that meet a filter of MLflow's, the newest first, page by page."""
         token = None
         while True:
             page = self.client.search_runs(
                 [self.experiment],
                 question,
-                max_results=PAGE_RUNS,
+                max_results=PAGE,
                 order_by=["attributes.start_time DESC"],
                 page_token=token,
             )
@@ -142,7 +142,7 @@ def graded_runs(experiment: str) -> list[dict[str, Any]]:
     """Finished training runs that logged a prediction: memory (bytes) and time (seconds), measured, predicted, error."""
     store = connect(tracking_uri(), experiment, runtime.state_root())
     rows = []
-    for run in store.runs("metrics.`predicted/memory_bytes` > 0"):
+    for run in store.search("metrics.`predicted/memory_bytes` > 0"):
         metrics = run.data.metrics
         taken = {
             "memory": metrics.get("train/peak_memory_bytes"),
