@@ -6,13 +6,14 @@ BIN := $(CURDIR)/.venv/bin
 READY := .venv/.installed
 export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
+export DVC_SITE_CACHE_DIR ?= $(CURDIR)/.dvc-site-cache
 export MLFLOW_DISABLE_TELEMETRY := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PIP := $(BIN)/python -m pip install --quiet
 CHECK_PYTHON := import sys; (3, 11) <= sys.version_info < (3, 14) or \
     sys.exit("paribus needs Python 3.11 to 3.13, not " + sys.version.split()[0] + "; name one: make PYTHON=python3.12")
 
-.PHONY: repro test test-long lint types figures venv clean
+.PHONY: repro test test-long lint types figures venv clean gpu-dry-run
 .DELETE_ON_ERROR:
 
 repro: $(READY)  ## the whole curriculum
@@ -37,6 +38,23 @@ types: $(READY)
 	@$(BIN)/mypy
 
 venv: $(READY)
+
+# The host side of CUDA without a card (docs/gpu.md): an environment of its own beside .venv, whose other packages it
+# reads, with torch's CUDA build (3 GB to download), and a null device in place of the driver.
+GPU := $(CURDIR)/.venv-gpu
+NULL_CUDA := $(GPU)/null
+gpu-dry-run: $(GPU)/.installed  ## what would fail on a GPU, as far as the host decides it
+	@$(GPU)/bin/python tests/gpu/build.py $(NULL_CUDA)
+	@NULL_CUDA=$(NULL_CUDA) NULL_CARDS=2 LD_PRELOAD=$(NULL_CUDA)/null_runtime.so:$(NULL_CUDA)/null_rest.so \
+	  LD_LIBRARY_PATH=$(NULL_CUDA) TRITON_LIBCUDA_PATH=$(NULL_CUDA) CUBLAS_WORKSPACE_CONFIG=:4096:8 \
+	  TORCHINDUCTOR_CACHE_DIR=$(NULL_CUDA)/inductor TRITON_CACHE_DIR=$(NULL_CUDA)/triton PYTHONPATH=src \
+	  $(GPU)/bin/python -m pytest -q -p no:cacheprovider tests/gpu
+
+$(GPU)/.installed: tests/gpu/requirements.txt $(READY)
+	@$(BIN)/python -m venv --clear $(GPU)
+	@$(GPU)/bin/pip install --quiet --requirement tests/gpu/requirements.txt
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(GPU)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz-paribus.pth"
+	@touch $@
 
 clean:  ## the virtual environment; data, checkpoints and experiments stay
 	rm -rf .venv

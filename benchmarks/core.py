@@ -30,9 +30,9 @@ from typing import Any
 import torch
 
 from paribus import config
+from paribus.data.core_bundle import Task, read_bundle
 from paribus.data.tokenizer import Tokenizer, train_tokenizer
 from paribus.evaluate.core import Item, evaluate_task
-from paribus.evaluate.core_bundle import Task, read_bundle
 from paribus.model.gpt import GPT
 
 TIE = 1e-4  # nats: a flip is excused where the two best options lie closer

@@ -41,6 +41,7 @@ from paribus import runtime
 from paribus.config import resolve_model
 from paribus.data.loader import DocumentLoader
 from paribus.model.accounting import Batch, flops_per_token
+from paribus.plan.devices import peak_flops
 from paribus.plan.memory import training_step
 from paribus.session import Interrupt
 from paribus.train import parallel
@@ -159,7 +160,7 @@ def own(case: Case) -> dict[str, Any]:
 
     quiet = Hooks.silent(lambda step: {})
     hooks = Hooks(log, quiet.event, quiet.sync, quiet.rewind, quiet.evaluate, quiet.progress)
-    flops, peak = flops_per_token(model.config, shape.vocab), runtime.peak_flops(found)
+    flops, peak = flops_per_token(model.config, shape.vocab), peak_flops(found)
     plan = Plan(case.warmup + case.steps, lambda step: 1.0, flops, peak, math.inf)
     with tempfile.TemporaryDirectory(prefix="paribus-gpu-") as name:
         write_tokens(Path(name), shape.vocab, 64 * case.step_tokens + 1)
@@ -216,9 +217,7 @@ def theirs(case: Case) -> dict[str, Any]:
     loss = loss.item()
     seconds = (time.perf_counter() - began) / case.steps
     flops = flops_per_token(resolve_model(case.shape.model()), case.shape.vocab)
-    return figures(case, seconds, flops, runtime.peak_flops(found), model.get_device()) | {
-        "loss": loss
-    }
+    return figures(case, seconds, flops, peak_flops(found), model.get_device()) | {"loss": loss}
 
 
 def figures(

@@ -14,9 +14,11 @@ from conftest import TINY
 from paribus.config import load_config
 from paribus.errors import UserError
 from paribus.study import budget
-from paribus.study.ablation import Study, fate, last_words
-from paribus.study.experiment import noise_experiment, parse_experiment, registered
+from paribus.study.divergence import Survivors
+from paribus.study.experiment import noise_experiment, parse_experiment
+from paribus.study.registration import registered
 from paribus.study.results import Result
+from paribus.study.settled import Study
 from paribus.study.status import Row, Standing
 from paribus.study.verdict import judge, verdicts
 
@@ -52,6 +54,7 @@ def parse(**changes: Any) -> Any:
         ({"metric": "val_bpp"}, "did you mean val_bpb?"),
         ({"metric": "pretrain:val_pbb", "direction": "lower"}, "did you mean val_bpb?"),
         ({"metric": "pretrain:train_loss"}, "expected lower or higher"),
+        ({"metric": "pretrain:train_loss", "direction": "up"}, "expected lower or higher"),
         ({"metric": "core"}, "add core to stages"),
         ({"direction": "higher"}, "lower is better"),
         ({"equal": "cost"}, "tokens, flops, seconds, none"),
@@ -94,7 +97,7 @@ def test_all_problems_are_told_at_once() -> None:
     assert len(caught.value.problems) == 5
     with pytest.raises(UserError) as caught:
         parse_experiment("tiny", {"arms": {}})
-    assert len(caught.value.problems) == 8
+    assert len(caught.value.problems) == 9
 
 
 def test_more_than_one_change_is_warned_about_unless_it_is_said_to_be_one() -> None:
@@ -122,44 +125,6 @@ def test_a_file_that_is_not_committed_as_it_is_is_refused(
         registered(path)
 
 
-@pytest.mark.parametrize("killed", ["before", "while it sets aside", "before it gives back"])
-def test_a_kill_while_dvc_sets_an_experiment_aside_is_undone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str
-) -> None:
-    """What DVC does to the checkout, step by step: the user's changes stashed, HEAD detached, params.yaml changed."""
-    from paribus.journal import write_json
-    from paribus.study.queue import Queue
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
-        return subprocess.run(
-            command, cwd=tmp_path, check=True, capture_output=True, text=True
-        ).stdout.strip()
-
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.chdir(tmp_path)
-    params, notes = tmp_path / "params.yaml", tmp_path / "notes.md"
-    params.write_text("seed: 7")
-    notes.write_text("draft")
-    (tmp_path / ".gitignore").write_text(".paribus")
-    for command in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-qm", "a"]):
-        git(*command)
-    notes.write_text("what the user writes")
-    queue = Queue(tmp_path)
-    before = {"branch": "refs/heads/main", "commit": git("rev-parse", "HEAD"), "stash": None}
-    write_json(tmp_path / ".paribus/queueing.json", before)
-    if killed != "before":
-        git("stash", "push", "-q")
-    if killed == "while it sets aside":
-        git("checkout", "-q", "--detach")
-        git("stash", "apply", "-q")
-        params.write_text("seed: 8")
-    assert queue.mend() and not queue.mend()
-    assert git("symbolic-ref", "HEAD") == "refs/heads/main"
-    assert params.read_text() == "seed: 7" and notes.read_text() == "what the user writes"
-    assert not git("stash", "list")
-
-
 # ---------------------------------------------------------------- what it expands to
 
 
@@ -169,7 +134,7 @@ def test_arms_times_seeds() -> None:
     runs = Study(experiment, settled).runs(3)
     seed = load_config().seed
     assert [run.name for run in runs] == [
-        f"tiny-{arm}-s{seed + i}" for i in range(3) for arm in ("baseline", "adamw")
+        f"tiny.{arm}.s{seed + i}" for i in range(3) for arm in ("baseline", "adamw")
     ]
     assert runs[3].overrides == TINY | {
         "optimizer.kind": "adamw",
@@ -289,7 +254,7 @@ def result(arm: str, seed: int, value: float | None, speed: float = 100.0) -> Re
         for i in range(1, 6)
     ]
     return Result(
-        f"tiny-{arm}-s{seed}",
+        f"tiny.{arm}.s{seed}",
         arm,
         seed,
         "e" * 40,
@@ -330,6 +295,50 @@ def test_verdicts_are_on_differences_within_a_seed() -> None:
     assert judge(parse(seeds=5), BASE) == {}
 
 
+def test_no_verdict_rests_on_the_seeds_that_survived() -> None:
+    better = [result("adamw", seed, 0.9 + 0.1 * seed + 0.001 * (seed % 2)) for seed in range(5)]
+    worse = [result("adamw", seed, 1.2 + 0.1 * seed + 0.001 * (seed % 2)) for seed in range(5)]
+    same = [result("adamw", seed, 1.0 + 0.1 * seed + 1e-5 * (seed % 2)) for seed in range(5)]
+    study = parse(seeds=6)
+
+    def verdict(arm: list[Result], **diverged: list[int]) -> str:
+        return judge(study, BASE + arm, diverged)["adamw"].verdict
+
+    assert [verdict(one) for one in (better, worse, same)] == ["better", "worse", "equivalent"]
+    assert [verdict(one, adamw=[5]) for one in (better, worse, same)] == [
+        "undecided",
+        "worse",
+        "undecided",
+    ]
+    assert [verdict(one, baseline=[5]) for one in (better, worse, same)] == [
+        "better",
+        "undecided",
+        "undecided",
+    ]
+    [found] = verdicts(study, BASE + better, {"adamw": [5]})
+    assert found.survivors == Survivors(1, 6, 0, 5)
+    assert found.survivors.sentence("adamw") == "adamw diverged 1 of 6"
+
+
+def test_an_arm_with_the_baselines_weights_is_named_unless_it_is_of_the_evaluation_alone() -> None:
+    def weights(results: list[Result], mark: str) -> list[Result]:
+        return [replace(one, weights={"pretrain": f"{mark}{one.seed}"}) for one in results]
+
+    same = weights([replace(one, arm="adamw") for one in BASE], "w")
+    [found] = verdicts(parse(seeds=5), weights(BASE, "w") + same)
+    assert found.changed_nothing
+    [found] = verdicts(parse(seeds=5), weights(BASE, "w") + weights(same, "v"))
+    assert not found.changed_nothing
+    other_value = [replace(one, value=(one.value or 0) + 0.1) for one in same]
+    [found] = verdicts(parse(seeds=5), weights(BASE, "w") + other_value)
+    assert not found.changed_nothing, "what is measured differs, although the weights do not"
+    file = FILE | {"arms": {"few": {"eval.core.max_per_task": 2}}, "stages": ["core"], "seeds": 5}
+    evaluation = parse_experiment("tiny", file | {"metric": "core"})
+    same = [replace(one, arm="few") for one in weights(BASE, "w")]
+    [found] = verdicts(evaluation, weights(BASE, "w") + same)
+    assert not found.changed_nothing
+
+
 def test_the_difference_over_training_is_taken_at_equal_tokens_and_at_equal_time() -> None:
     arm = [
         result("adamw", seed, 1.05 + 0.1 * seed + 0.001 * seed, speed=200.0) for seed in range(5)
@@ -351,7 +360,7 @@ def test_a_study_with_looks_asks_for_more_seeds_only_of_the_undecided(
         arms={"clear": {"optimizer.kind": "adamw"}, "open": {"model.mlp": "gelu"}},
     )
     study = Study(experiment, {"threads": 1, "steps": {}})
-    monkeypatch.setattr("paribus.study.ablation.given_up", lambda *_: {})
+    monkeypatch.setattr("paribus.study.settled.given_up", lambda *_: {})
     study.__dict__["code"] = "c"
     noise = {
         "baseline": [0.0] * 5,
@@ -380,32 +389,7 @@ def test_a_study_with_looks_asks_for_more_seeds_only_of_the_undecided(
     )
 
 
-# ---------------------------------------------------------------- what went wrong, how it stands
-
-
-@pytest.mark.parametrize(
-    "text, said",
-    [
-        (
-            "ERROR: failed to reproduce 'pretrain': failed to run: paribus pretrain, exited with 75",
-            "paused",
-        ),
-        (
-            "paribus: step 4: loss or gradient not finite\nERROR: failed to run: paribus pretrain, exited with 2",
-            "refused",
-        ),
-        (
-            "paribus: .paribus/runs/x: in use by process 3 on h since t (c); wait\nERROR: exited with 2",
-            "failed",
-        ),
-        ("ERROR: failed to run: paribus pretrain, exited with -9", "failed"),
-        ("Traceback (most recent call last):", "failed"),
-        ("Running stage 'pretrain':\npretrain: step 3/9", "interrupted"),
-    ],
-)
-def test_how_a_failed_run_ended(text: str, said: str) -> None:
-    assert fate(text) == said
-    assert last_words(text)
+# ---------------------------------------------------------------- how it stands
 
 
 def test_a_line_says_how_it_stands() -> None:

@@ -11,7 +11,7 @@ from torch.nn.attention import flex_attention
 
 from paribus.config import Config
 from paribus.errors import UserError
-from paribus.model import attention
+from paribus.model import attention, kernels
 from paribus.model.gpt import GPT
 
 LENGTH = 150  # more than a block of 128, and not a multiple of it
@@ -97,9 +97,9 @@ def test_the_backend_follows_from_what_is_seen() -> None:
 
 @pytest.mark.parametrize("head_dim", [8, 264])
 def test_heads_without_a_kernel_are_refused(head_dim: int) -> None:
-    attention.check_head_dim(head_dim, "cpu")
+    kernels.check_head_dim(head_dim, "cpu")
     with pytest.raises(
         UserError,
         match=f"model.head_dim: {head_dim} has no attention kernels on CUDA; 16 to 256 have",
     ):
-        attention.check_head_dim(head_dim, "cuda")
+        kernels.check_head_dim(head_dim, "cuda")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import re
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -267,6 +270,138 @@ def address(speaker: Speaker) -> Iterator[str]:
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
     thread.join()
+
+
+def ask(address: str, body: bytes, **headers: str) -> tuple[int, Any, Any]:
+    """(status, headers, body) of a POST to /answer."""
+    import urllib.error
+    import urllib.request
+
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(f"{address}/answer", body, sent, method="POST")
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, answer.headers, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, error.read()
+
+
+JSON = "application/json"
+
+
+def question(**changes: Any) -> bytes:
+    options = {"max_new_tokens": 4, "temperature": 0, "top_k": 0, "seed": 0}
+    request = {"checkpoint": "sft", "messages": [user(QUESTION)], "options": options}
+    return json.dumps(request | changes).encode()
+
+
+def test_this_page_and_programs_here_are_answered(address: str) -> None:
+    for headers in ({}, {"Origin": address}, {"Origin": address, "Sec_Fetch_Site": "same-origin"}):
+        assert ask(address, question(), Content_Type=JSON, **headers)[0] == 200
+    assert ask(address, question(), Content_Type="application/json; charset=utf-8")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://example.org", "null", "http://127.0.0.1:1", "https://127.0.0.1", ""]
+)
+def test_another_sites_page_is_refused(address: str, origin: str) -> None:
+    status, _, body = ask(address, question(), Content_Type=JSON, Origin=origin)
+    assert status == 403 and "may not ask" in json.loads(body)["problems"][0]
+
+
+def test_only_json_is_taken(address: str) -> None:
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
+        status, _, body = ask(address, question(), Content_Type=kind)
+        assert status == 415 and JSON in json.loads(body)["problems"][0]
+    assert ask(address, question(), Content_Type=JSON, Sec_Fetch_Site="cross-site")[0] == 403
+
+
+def test_a_large_body_is_refused_unread(address: str) -> None:
+    import http.client
+
+    status, _, body = ask(address, b" " * 2_000_000 + question(), Content_Type=JSON)
+    assert status == 413 and "1,000,000 bytes" in json.loads(body)["problems"][0]
+    host = address.removeprefix("http://")
+    connection = http.client.HTTPConnection(host, timeout=10)
+    chunks = (b" " * 100_000 for _ in range(50))
+    try:
+        connection.request("POST", "/answer", chunks, {"Content-Type": JSON}, encode_chunked=True)
+        assert connection.getresponse().status == 413
+    except (BrokenPipeError, ConnectionResetError):  # the server hung up meanwhile
+        pass
+    finally:
+        connection.close()
+
+
+BAD_MESSAGES: list[Any] = [
+    None,
+    {},
+    "text",
+    [],
+    [None],
+    ["text"],
+    [{}],
+    [{"role": "user"}],
+    [{"role": "user", "content": None}],
+    [{"role": "user", "content": 3}],
+    [{"role": "user", "content": {"text": "x"}}],
+    [{"role": "user", "content": [3]}],
+    [{"role": "user", "content": [{"type": "image", "text": "x"}]}],
+    [{"role": "user", "content": [{"type": "text", "text": None}]}],
+    [{"role": ["user"], "content": "x"}],
+    [{"role": "assistant", "content": "x"}],
+    [{"role": "user", "content": "\ud800"}],
+]
+BAD_OPTIONS: list[Any] = [
+    None,
+    [],
+    {"seed": 0},
+    {"max_new_tokens": True, "temperature": 0, "top_k": 0, "seed": 0},
+    {"max_new_tokens": 4, "temperature": math.nan, "top_k": 0, "seed": 0},
+    {"max_new_tokens": 4, "temperature": math.inf, "top_k": 0, "seed": 0},
+    {"max_new_tokens": 4, "temperature": "0", "top_k": 0, "seed": 0},
+    {"max_new_tokens": 4, "temperature": 0, "top_k": 0.5, "seed": 0},
+    {"max_new_tokens": 4, "temperature": 0, "top_k": [], "seed": 0},
+    {"max_new_tokens": 4, "temperature": 0, "top_k": 0, "seed": 2**63},
+]
+BAD_BODIES = [
+    b"",
+    b"[]",
+    b"null",
+    b"{",
+    b"\xff",
+    b"[" * 100_000,
+    b"9" * 5000,
+    question(checkpoint=["sft"]),
+    question(checkpoint=None),
+    question(checkpoint="xl"),
+    *(question(messages=messages) for messages in BAD_MESSAGES),
+    *(question(options=options) for options in BAD_OPTIONS),
+]
+
+
+def test_every_bad_body_is_answered_with_its_reason(address: str) -> None:
+    for body in BAD_BODIES:
+        status, headers, answer = ask(address, body, Content_Type=JSON)
+        assert status == 400, body[:200]
+        assert json.loads(answer)["problems"] and headers["X-Frame-Options"] == "DENY"
+
+
+def test_the_page_may_run_its_own_script_alone_and_is_framed_by_nobody(address: str) -> None:
+    import base64
+    import hashlib
+    import urllib.request
+
+    with urllib.request.urlopen(address) as answer:
+        headers, page = answer.headers, answer.read().decode()
+    policy = headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy and headers["X-Frame-Options"] == "DENY"
+    for tag in ("script", "style"):
+        [text] = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
+    assert " style=" not in page and " onclick=" not in page
 
 
 def test_other_hosts_names_are_refused(address: str) -> None:

@@ -65,7 +65,7 @@ def test_every_problem_of_params_is_told_with_exit_status_2(project: Path) -> No
     assert done.stderr.splitlines() == [
         "paribus: model.dept: unknown key; did you mean model.depth?",
         "paribus: train.device: 'tpu' is not allowed; expected one of auto, cpu, cuda, mps",
-        "paribus: rl.steps: 0 is out of range; expected a whole number >= 1",
+        "paribus: rl.steps: 0 is out of range; expected a whole number >= 1 and <= 10,000,000",
     ]
 
 
@@ -120,3 +120,102 @@ def test_keys_documents_a_key(project: Path) -> None:
 
 def test_pause_without_a_running_stage_says_so(project: Path) -> None:
     assert paribus("pause", cwd=project).stdout == "no stage is running\n"
+
+
+# ---------------------------------------------------------------- the MLflow page
+
+
+def listening(port: int) -> set[str]:
+    """Addresses at which somebody listens at a port."""
+    import psutil
+
+    connections = psutil.net_connections("tcp")
+    return {
+        connection.laddr.ip
+        for connection in connections
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+    }
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_the_mlflow_page_listens_here_alone_and_names_no_password_in_its_command(
+    project: Path,
+) -> None:
+    import os
+    import time
+
+    import psutil
+
+    port = free_port()
+    environment = os.environ | {
+        "MLFLOW_HOST": "0.0.0.0",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db?password=s3cr3t",
+    }
+    page = subprocess.Popen(
+        [sys.executable, "-m", "paribus", "ui", "--port", str(port)],
+        cwd=project,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not listening(port):
+            assert page.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        assert listening(port) == {"127.0.0.1"}
+        process = psutil.Process(page.pid)
+        commands = [one.cmdline() for one in [process, *process.children(recursive=True)]]
+        assert "s3cr3t" not in str(commands)
+    finally:
+        for child in psutil.Process(page.pid).children(recursive=True):
+            child.terminate()
+        page.terminate()
+        page.wait()
+
+
+def test_a_port_that_is_taken_is_told_with_exit_status_2(project: Path) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = paribus("ui", "--port", str(port), cwd=project)
+    assert done.returncode == 2 and f"--port {port}: Address already in use" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--port", "99999999"], "not in the range"),
+        (["--port", "-1"], "not in the range"),
+        (["--host", "no such host"], "--host no such host"),
+        (["--host", "192.0.2.1"], "192.0.2.1"),
+        (["--prot", "5000"], "No such option"),
+    ],
+)
+def test_bad_addresses_of_the_page_are_told(project: Path, arguments: list[str], said: str) -> None:
+    done = paribus("ui", *arguments, cwd=project)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_page_of_no_checkout_or_of_a_server_is_told(
+    tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = paribus("ui", cwd=empty)
+    assert done.returncode == 2 and "no checkout of paribus" in done.stderr
+    assert not list(empty.iterdir())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:s3cr3t@example.org:5000")
+    done = paribus("ui", cwd=project)
+    assert done.returncode == 2 and "http://example.org:5000" in done.stderr
+    assert "s3cr3t" not in done.stderr

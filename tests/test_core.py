@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from paribus.config import Config
+from paribus.data.core_bundle import CORE_LABELS, read_bundle
 from paribus.data.tokenizer import Tokenizer, train_tokenizer
 from paribus.errors import UserError
 from paribus.evaluate.core import centre, evaluate_core, score_task, stderr_of_mean, write_items
-from paribus.evaluate.core_bundle import CORE_LABELS, read_bundle
 from paribus.model.gpt import GPT
 
 # A published 22-task table (accuracy) and the baselines of the public bundle (per cent).

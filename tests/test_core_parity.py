@@ -15,9 +15,9 @@ import torch
 from test_core import TASKS, bundle_fixture, tiny_model, word_tokenizer_fixture  # noqa: F401  (fixtures)
 
 from paribus.config import Config
+from paribus.data.core_bundle import Task, read_bundle
 from paribus.data.tokenizer import Tokenizer, train_tokenizer
 from paribus.evaluate.core import Item, Prompts, evaluate_core, evaluate_task
-from paribus.evaluate.core_bundle import Task, read_bundle
 from paribus.model.gpt import GPT
 
 TIE = 1e-4  # nats: nearer options may swap

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import io
 import json
@@ -428,11 +429,15 @@ def test_a_core_bundle_comes_by_url_with_its_checksum(
 ) -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
-        archive.writestr("bundle/core.yaml", "icl_tasks:\n- {label: a, dataset_uri: a.jsonl}\n")
-        archive.writestr("bundle/eval_meta_data.csv", "x")
+        archive.writestr(
+            "bundle/core.yaml",
+            "icl_tasks:\n- {label: a, dataset_uri: a.jsonl, num_fewshot: [0], icl_task_type: language_modeling}\n",
+        )
+        archive.writestr("bundle/eval_meta_data.csv", "Eval Task,Random baseline\na,0\n")
         archive.writestr(
             "bundle/eval_data/a.jsonl", json.dumps({"context": "a", "continuation": "b"})
         )
+        archive.writestr("__MACOSX/core.yaml", "litter")
         archive.writestr("../../outside", "x")
     server.plain["core.zip"] = packed.getvalue()
     server.faults["core.zip"] = ["reset", "500"]
@@ -479,3 +484,52 @@ def test_sources_that_cannot_be_meant_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=expected):
         config.load_config(project_root / "params.yaml", changes)
+
+
+@pytest.mark.parametrize(
+    ("listed", "pattern"),
+    [
+        ("../../../../evil.jsonl", "*/*/*/*/*.jsonl"),
+        ("../../evil.jsonl", "*/*/*.jsonl"),
+        ("..", ".."),
+        ("a/../../../evil.jsonl", "a/*/*/*/*.jsonl"),
+    ],
+)
+def test_a_listing_decides_no_path_outside(
+    listed: str, pattern: str, server: Hub, tmp_path: Path
+) -> None:
+    server.repositories["org/evil"] = {listed: b'{"text": "x"}\n', "ok.jsonl": b"{}"}
+    store = tmp_path / "a/b/c/downloads"
+    with pytest.raises(UserError, match="leads out of its folder"):
+        hub.list_files(config.HubFiles("org/evil", REVISION, pattern), store)
+    outside = [path for path in tmp_path.rglob("evil*") if not path.is_relative_to(store)]
+    assert not outside
+
+
+def test_a_damaged_list_of_files_is_asked_for_again(
+    server: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = config.HubFiles("org/list", REVISION, "*.jsonl")
+    server.repositories["org/list"] = {"x.jsonl": b'{"text": "x"}\n'}
+    before = hub.list_files(source, tmp_path)
+    [kept] = tmp_path.rglob("listing-*.json")
+    for damage in ("", "[{", "[5]", '[{"path": "x.jsonl"}]', "{}5", "[" * 9999):
+        kept.write_text(damage)
+        assert hub.list_files(source, tmp_path) == before
+        assert f"{kept}: damaged" in capsys.readouterr().err
+
+
+def test_files_of_a_pattern_that_are_no_data_are_said_and_left(
+    server: Hub, tiny_config: config.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = b'{"text": "one"}\n{"text": "two"}\n'
+    server.repositories["org/mixed"] = {
+        "x.json.gz": gzip.compress(rows),
+        "README.txt": b"about",
+        ".gitattributes": b"x",
+        "LICENSE": b"x",
+    }
+    cfg = dataclasses.replace(tiny_config.corpus, source="hub", paths=[f"org/mixed@{REVISION}:*"])
+    build_corpus(cfg, tmp_path / "corpus", tmp_path)
+    assert list(documents(tmp_path / "corpus/documents")) == ["one", "two"]
+    assert "3 files are not read" in capsys.readouterr().err

@@ -181,6 +181,64 @@ def test_a_long_text_is_cut_where_it_is_split_anyway(
     assert list(pieces("x" * 500)) == ["x" * 500]
 
 
+SCRIPTS = {
+    "cyrillic": "слово дело, и ещё: «так». ",
+    "chinese": "这是一个很长的句子，没有空格。",
+    "devanagari": "यह एक लंबा वाक्य है। ",
+    "arabic": "هذه جملة طويلة، جدا؟ ",
+    "thai": "นี่คือประโยคยาวมาก ",
+    "lines": "wort\nund\r\n\nzeile2\n",
+    "marks": "e\u0301 ½ x² 1000000 (a) -- b!\t c\u00a0d ",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_text_of_any_script_is_cut_where_it_is_split_anyway(
+    script: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = SCRIPTS[script]
+    text = "".join(unit[-(number % len(unit)) :] + unit for number in range(300))
+    whole = tokenizer.encode(text)
+    for size in (1, 5, 64):
+        monkeypatch.setattr(module, "PIECE", size)
+        cut = list(pieces(text))
+        assert "".join(cut) == text and max(map(len, cut)) <= size + 2 * len(unit)
+        assert [token for part in cut for token in tokenizer.encode(part)] == whole
+
+
+def test_text_without_a_place_to_cut_is_cut_all_the_same(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PIECE", 10)
+    monkeypatch.setattr(module, "LONGEST_PIECE", 50)
+    for text in ("a" * 1000, " " * 1000, "7" * 1000, "😀" * 1000, "\n" * 1000):
+        assert max(map(len, pieces(text))) <= 60
+        [document] = tokenizer.encode_documents([text], np.dtype("<u2"))
+        assert tokenizer.decode(document[1:].tolist()) == text
+
+
+@pytest.mark.parametrize("script", ["cyrillic", "chinese"])
+def test_one_long_document_needs_bounded_memory(
+    script: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """Peak of a process of its own: the text itself takes 10 and 20 MB, its tokens 4 bytes for each of its bytes."""
+    tokenizer.save(tmp_path / "tokenizer.json")
+    program = (
+        "import resource, sys; import numpy as np; from paribus.data.tokenizer import Tokenizer\n"
+        "words = Tokenizer.load(sys.argv[1]); text = sys.argv[2] * (8_000_000 // len(sys.argv[2].encode()))\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "before = peak(); words.encode_documents([text], np.dtype('<u2')); print(peak() - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "tokenizer.json"), SCRIPTS[script]],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"RAYON_NUM_THREADS": "2"},
+    )
+    assert int(done.stdout) < 500  # MB; before the text was cut it took 700 and more
+
+
 def test_too_little_text_is_said(tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match="tokenizer.vocab_size: the text yields only"):
         train_tokenizer(

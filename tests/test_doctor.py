@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import http.server
 import os
 import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from paribus import doctor
+from paribus import doctor, runtime
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +142,216 @@ def test_outputs_that_are_nowhere_are_named(project: Path) -> None:
 def test_a_torn_lock_file_is_broken(project: Path, end: str) -> None:
     (project / "dvc.lock").write_text(f"schema: '2.0'\nstages:\n  corpus:\n{end}")
     assert found("outputs").state == "broken" and "rm dvc.lock" in found("outputs").text
+
+
+@pytest.mark.parametrize("share", [0.2, 0.35, 0.5, 0.65, 0.8])
+def test_a_lock_file_cut_short_is_broken_wherever_dvc_refuses_it(
+    project: Path, project_root: Path, share: float
+) -> None:
+    text = (project_root / "dvc.lock").read_text()
+    lines = text.splitlines(keepends=True)
+    within_an_entry = next(
+        place for place in range(int(share * len(lines)), 0, -1) if "md5:" in lines[place]
+    )
+    cut = "".join(lines[: within_an_entry + 1])[:-10].rsplit(":", 1)[0]
+    (project / "dvc.lock").write_text(cut)
+    status = subprocess.run([sys.executable, "-m", "dvc", "status"], capture_output=True, text=True)
+    assert status.returncode != 0, "DVC reads it"
+    assert found("outputs").state == "broken" and "rm dvc.lock" in found("outputs").text
+
+
+@pytest.mark.parametrize("name, check", [("dvc.lock", "outputs"), ("params.yaml", "params")])
+def test_conflict_marks_are_named_as_such(project: Path, name: str, check: str) -> None:
+    subprocess.run(["git", "add", "-A"], check=True)
+    path = project / name
+    path.write_text("schema: '2.0'\nstages: {}\n" if name == "dvc.lock" else path.read_text())
+    text = path.read_text()
+    path.write_text(f"<<<<<<< HEAD\n{text}=======\n{text}>>>>>>> theirs\n")
+    findings = dict(doctor.examine())
+    assert findings[check].state == "broken"
+    assert "conflict marks" in findings[check].text and "git checkout" in findings[check].text
+
+
+def test_a_checkout_of_another_user_is_told_in_gits_words(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
+    text = found("git").text
+    assert "dubious ownership" in text and "safe.directory" in text and "git init" not in text
+    state = runtime.git_state()
+    assert state["commit"] is None and "dubious ownership" in state["problem"]
+
+
+def test_a_shallow_clone_is_told_with_its_cure(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["git", "commit", "-q", "--allow-empty", "-m", "second"], check=True)
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", "--depth", "1", project.as_uri(), clone], check=True)
+    monkeypatch.chdir(clone)
+    for key, value in (("name", "A"), ("email", "a@example.org")):
+        subprocess.run(["git", "config", f"user.{key}", value], check=True)
+    assert found("git").state == "note" and "--unshallow" in found("git").text
+
+
+def test_a_path_with_letters_outside_ascii_is_told(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert found("path").state == "ok"
+    project.rename(tmp_path / "Müller")
+    monkeypatch.chdir(tmp_path / "Müller")
+    assert found("path").state == "note" and "dvc queue" in " ".join(found("path").text.split())
+
+
+# ---------------------------------------------------------------- what accumulates
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("runs/a/run.json", '{"id": "x"'),
+        ("runs/a/run.json", "[]"),
+        ("runs/a/run.json", '{"id": 3}'),
+        ("runs/a/mlflow.json", ""),
+        ("runs/a/metrics.jsonl", '{"step": 1, "time": 1}\nrubbish\n'),
+        ("timings.json", '{"a": []}'),
+        ("executions/k-1.json", "{}"),
+        ("ablations/x/study.json", "{"),
+        ("digests.json", "\0\0\0"),
+        ("timings.json.damaged", "{"),
+    ],
+)
+def test_damaged_files_are_listed_and_left_where_they_are(
+    project: Path, name: str, text: str
+) -> None:
+    path = project / ".paribus" / name
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert found("state").state == "note" and name in found("state").text
+    assert path.read_text() == text
+
+
+def test_leftovers_of_killed_writes_are_named(project: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left = project / f"metrics/.pretrain.json.{ended.pid}"
+    ours = project / f"metrics/.rl.json.{os.getpid()}"
+    left.parent.mkdir()
+    left.write_text("x" * 2000)
+    ours.write_text("x")
+    text = found("leftovers").text
+    assert left.name in text and ours.name not in text
+
+
+def test_a_site_cache_that_others_may_write_to_is_told(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site"
+    (site / "repo").mkdir(parents=True)
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(site))
+    assert found("dvc").state == "ok"
+    (site / "repo").chmod(0o777)
+    assert found("dvc").state == "note" and "core.site_cache_dir" in found("dvc").text
+
+
+def test_dvc_keeps_its_pickles_in_the_clone(project_root: Path, tmp_path: Path) -> None:
+    clones = [tmp_path / "one", tmp_path / "two"]
+    environment = {key: value for key, value in os.environ.items() if "DVC_" not in key}
+    for clone in clones:
+        subprocess.run(["git", "clone", "-q", "--shared", project_root, clone], check=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", "status", "tokenizer"],
+            cwd=clone,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        site = clone / ".dvc-site-cache/repo"
+        assert [path for path in site.iterdir() if path.is_dir()]
+        assert not (clone / ".dvc-site-cache").stat().st_mode & 0o022
+        assert not site.stat().st_mode & 0o022
+        status = ["git", "status", "--porcelain"]
+        assert subprocess.run(status, cwd=clone, capture_output=True).stdout == b""
+
+
+# ---------------------------------------------------------------- the store
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """An MLflow server behind a proxy that asks for ann and her password, and has a deleted experiment."""
+
+    wanted = "Basic " + base64.b64encode(b"ann:s3cr3t/@ret").decode()
+
+    def do_GET(self) -> None:
+        if self.headers.get("Authorization") != self.wanted:
+            self.send_error(401)
+            return
+        self.send_response(200)
+        self.end_headers()
+        deleted = '{"experiment": {"lifecycle_stage": "deleted"}}'
+        self.wfile.write(deleted.encode() if "get-by-name" in self.path else b"OK")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """host:port/path of a `Refusing` server."""
+    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{listening.server_port}/mlflow"
+    listening.shutdown()
+    listening.server_close()
+
+
+def test_a_server_is_asked_with_the_addresss_name_and_password(
+    project: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{server}")
+    assert "HTTP 401" in found("store").text
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:s3cr3t%2F%40ret@{server}/")
+    text = found("store").text
+    assert "was deleted there" in text and server in text
+    assert "s3cr3t" not in text and "ann" not in text
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:wr0ngword@{server}")
+    assert "HTTP 401" in found("store").text and "wr0ngword" not in found("store").text
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://ann:s3cr3tword@127.0.0.1:9",
+        "http://ann:s3cr3tword@no-such-host.invalid:5000/a/b",
+        "http://ann:s3cr3tword@127.0.0.1:99999",
+        "http://ann:s3cr3tword@127.0.0.1:port",
+        "http://ann:s3cr3tword@[::1",
+        "http://ann:s3cr3tword@",
+        "http://ann:s3cr3t/word@127.0.0.1:9",
+        "postgresql://ann:s3cr3tword@db/mlflow",
+        "postgresql://db/mlflow?user=ann&password=s3cr3tword",
+    ],
+)
+def test_a_password_is_never_shown(
+    project: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    text = doctor.report([("store", found("store"))])
+    assert "s3cr3t" not in text and "word@" not in text
+    assert "the check failed" not in text
+
+
+def test_a_deleted_experiment_is_told(project: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    experiment = client.create_experiment("paribus")
+    assert found("store").state == "ok"
+    client.delete_experiment(experiment)
+    assert found("store").state == "broken" and "restore" in found("store").text
 
 
 def test_a_server_that_does_not_answer_is_broken(

@@ -333,3 +333,16 @@ def test_random_streams() -> None:
     assert len(names) == 12**3 and stream_seed(1, 2) != stream_seed(2, 1)
     many = uniform(torch.full((100_000,), 42), torch.arange(100_000))
     assert abs(many.mean() - 0.5) < 0.005 and abs(many.var() - 1 / 12) < 0.002
+
+
+def test_answers_are_kept_apart_from_the_batch_size_in_fp32_alone() -> None:
+    """Where rounding is coarser than the margins, deciding a token alone would cost a forward pass for nothing."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision, exact in (("highest", True), ("high", False)):  # fp32, TF32
+            torch.set_float32_matmul_precision(precision)
+            assert generate.rounds_finely(torch.float32, "cuda") is exact
+            assert generate.rounds_finely(torch.float32, "cpu")
+            assert not generate.rounds_finely(torch.bfloat16, "cuda")
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -314,3 +314,11 @@ def test_completion_is_what_the_engine_promises() -> None:
         "tool_calls",
         "well_formed_tool_calls",
     ]
+
+
+def test_answers_that_were_cut_off_are_counted(cfg: Gsm8k) -> None:
+    whole = evaluate_gsm8k(talker(), PROBLEMS, cfg, stage="sft", seed=1).summary
+    short = dataclasses.replace(cfg, max_new_tokens=5)
+    cut = evaluate_gsm8k(talker(), PROBLEMS, short, stage="sft", seed=1)
+    assert whole["cut_off"] == 0 and cut.summary["cut_off"] == 1 - cut.summary["finished"] == 1
+    assert all(item.cut_off and item.tokens == 5 for item in cut.items)

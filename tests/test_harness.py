@@ -15,9 +15,9 @@ from talker import PROBLEMS, codec, random_model, talker
 
 from paribus.cli import commands
 from paribus.config import merge, read_yaml
+from paribus.data.core_bundle import Task
 from paribus.errors import UserError
 from paribus.evaluate.core import evaluate_task
-from paribus.evaluate.core_bundle import Task
 from paribus.evaluate.harness import Responder, evaluate_tasks, task_manager, unknown_tasks, windows
 from paribus.model.gpt import GPT, save_checkpoint
 

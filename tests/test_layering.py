@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent / "src" / "paribus"
 # From the ground up; a module may import from its own layer's package and from those before it.
 LAYERS = [
     "errors",
+    "arguments",
+    "files",
     "config",
     "session",
     "graph",
@@ -26,10 +28,14 @@ LAYERS = [
     "train",
     "plan",
     "summary",
+    "report_inputs",
     "report",
     "stages",
+    "execute",
     "study",
     "chat",
+    "upkeep",
+    "cleaning",
     "doctor",
     "tools",
     "cli",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,18 @@ import torch
 from conftest import TINY
 from test_cli import paribus, project  # noqa: F401
 
+from paribus import runtime
 from paribus.config import Config, flatten, load_config, read_yaml, resolve_model
 from paribus.errors import UserError
 from paribus.model.accounting import Batch
 from paribus.plan import memory, throughput
+from paribus.plan.devices import (
+    SPREAD,
+    device_named,
+    device_table,
+    known_device,
+    peak_flops,
+)
 from paribus.plan.estimate import as_json, make_plan, stage_plan
 from paribus.plan.tracker import track_step
 
@@ -147,7 +155,7 @@ def run_config(row: dict[str, str]) -> Config:
             "model.n_heads": heads,
             "model.head_dim": width // heads,
             "model.seq_len": int(row["seq_len"]),
-            "model.window_pattern": "SSSL" if new else "L",
+            "model.window_pattern": "SSSL" if new and "window L" not in row["notes"] else "L",
             "model.value_embeddings": "alternate" if new else "none",
             "model.mlp": "relu2" if nano else "gelu",
             "model.tied_head": not nano,
@@ -160,9 +168,23 @@ def run_config(row: dict[str, str]) -> Config:
     )
 
 
-def test_public_runs_are_within_20_percent_and_10_in_the_median(shared_data: Path) -> None:
+CHOSEN_ON = {  # the runs that were in sight when the constants of throughput.py were chosen
+    "seed-d16",
+    "seed-d20",
+    "nc25-d20-8xh100",
+    "nc25-d20-5090",
+    "nc25-d32-8xh100",
+    "nc26-d24-8xh100",
+    "nc26-d12-laptop",
+    "mpt-125m-a100",
+    "mpt-1b-a100",
+}
+
+
+def speed_errors(path: Path) -> dict[str, float]:
+    """Run of a table of public runs -> predicted / measured tokens per second."""
     errors = {}
-    for row in csv.DictReader((shared_data / "measured_runs.csv").open()):
+    for row in csv.DictReader(path.open()):
         config, gpus = run_config(row), int(row["gpus"])
         rows = int(row["device_batch"] or 8) * int(row["seq_len"])
         batch = int(row["total_batch_tokens"] or rows * gpus)
@@ -170,36 +192,139 @@ def test_public_runs_are_within_20_percent_and_10_in_the_median(shared_data: Pat
             resolve_model(config.model),
             int(row["vocab"]),
             config.optimizer,
-            throughput.device_named(row["gpu"]),
+            device_named(row["gpu"]),
             batch_tokens=batch,
             device_tokens=rows,
             gpus=gpus,
+            checkpointing="checkpointing" in row["notes"],
         )
-        errors[row["id"]] = batch / work.total / float(row["tokens_per_second"]) - 1
-    assert (
-        max(map(abs, errors.values())) < 0.2 and statistics.median(map(abs, errors.values())) < 0.1
-    ), errors
-    assert abs(errors["seed-d16"]) < 0.15 and abs(errors["seed-d20"]) < 0.15
+        errors[row["id"]] = batch / work.total / float(row["tokens_per_second"])
+    return errors
+
+
+def test_public_runs_lie_within_the_interval_of_a_card_that_was_not_probed(
+    shared_data: Path,
+) -> None:
+    errors = speed_errors(shared_data / "measured_runs.csv")
+    seen = {run: error for run, error in errors.items() if run in CHOSEN_ON}
+    unseen = {run: error for run, error in errors.items() if run not in CHOSEN_ON}
+    assert len(seen) == 9 and len(unseen) >= 5
+    assert all(1 / SPREAD <= error <= SPREAD for error in unseen.values()), unseen
+    assert all(1 / 1.2 <= error <= 1.2 for error in seen.values()), seen
+
+
+def test_the_table_of_the_planning_page_is_what_the_planner_says(
+    shared_data: Path, project_root: Path
+) -> None:
+    errors = speed_errors(shared_data / "measured_runs.csv")
+    page = (project_root / "docs/planning.md").read_text(encoding="utf-8")
+    for run, error in errors.items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{run}` |"))
+        assert f"| {error - 1:+.0%} |".replace("%", " %") in row, (row, error)
 
 
 def test_the_seed_study_s_run_is_bound_by_matrix_products() -> None:
     config = load_config(
         ROOT / "params.yaml", flatten(read_yaml(ROOT / "experiments/profiles/d16-rtx3090.yaml"))
     )
-    plan = as_json(
-        make_plan(config, throughput.device_named("RTX 3090"), dtype="bfloat16", vram=24 * 2**30)
-    )
+    plan = as_json(make_plan(config, device_named("RTX 3090"), dtype="bfloat16", vram=24 * 2**30))
     assert plan["bound_by"] == "matrix products" and plan["hours_low"] < 59 < plan["hours_high"]
     assert plan["stages"]["pretrain"]["hours"] == pytest.approx(59, rel=0.15)
-    assert plan["seed_study_hours"] == pytest.approx(52, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "name, key",
+    [
+        ("rtx3090", "RTX 3090"),
+        ("3090", "RTX 3090"),
+        ("  RTX-3090 ", "RTX 3090"),
+        ("NVIDIA GeForce RTX 3090", "RTX 3090"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("rtx 4070ti", "RTX 4070 Ti"),
+        ("h100", "H100"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA H100 NVL", "H100 NVL"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA H20", "H20"),
+        ("NVIDIA A100-SXM4-80GB", "A100 80GB"),
+        ("NVIDIA A100-SXM4-40GB", "A100 40GB"),
+        ("a100 40gb", "A100 40GB"),
+        ("NVIDIA A100-PCIE-40GB", "A100 PCIe 40GB"),
+        ("NVIDIA A100 80GB PCIe", "A100 PCIe 80GB"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA L40S", "L40S"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA B200", "B200"),
+        ("Apple M1 Max", "Apple M1 Max"),
+    ],
+)
+def test_cards_are_found_by_the_names_that_people_and_torch_give(name: str, key: str) -> None:
+    assert device_named(name).name == key
 
 
 @pytest.mark.parametrize(
     "name",
-    ["NVIDIA GeForce RTX 4090", "h100", "NVIDIA A100-SXM4-80GB", "NVIDIA L4", "Tesla T4", "b200"],
+    [
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA RTX A1000",
+        "A1000",
+        "RTX 3090 Ti",
+        "RTX 3090 12GB",
+        "RTX 4070 Ti SUPER",
+        "RTX 4090 D",
+        "RTX 6000",
+        "NVIDIA GB200",
+        "NVIDIA GH200 480GB",
+        "NVIDIA H200 NVL",
+        "H800",
+        "H100 96GB",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "L40",
+        "A10",
+        "Apple M1",
+        "RTX",
+        "100",
+        "",
+    ],
 )
-def test_cards_are_found_by_the_names_torch_gives(name: str) -> None:
-    assert throughput.device_named(name).memory > 10 * 2**30
+def test_a_card_that_is_not_in_the_table_is_never_taken_for_another(name: str) -> None:
+    with pytest.raises(UserError, match="is not in devices.yaml"):
+        device_named(name)
+    assert not known_device(name)
+
+
+def test_a_name_of_several_memories_is_asked_back() -> None:
+    with pytest.raises(UserError, match="A100 80GB, A100 40GB; say which"):
+        device_named("A100")
+
+
+def test_a_refusal_names_the_nearest_card() -> None:
+    with pytest.raises(UserError, match="the nearest are RTX 3090"):
+        device_named("RTX 3090 Ti")
+
+
+def test_every_card_has_its_own_names_and_a_source() -> None:
+    for key, entry in device_table().items():
+        assert entry["source"], key
+        for name in [key, *entry.get("names", [])]:
+            assert device_named(name).name == key
+
+
+def hardware(name: str, dtype: str) -> runtime.Hardware:
+    """A card as torch names it, on a machine that has only its CPU."""
+    found = runtime.detect(load_config(ROOT / "params.yaml", TINY).train)
+    return dataclasses.replace(found, device_name=name, dtype=dtype)
+
+
+def test_mfu_is_a_share_of_the_plans_own_figure() -> None:
+    assert peak_flops(hardware("NVIDIA H100 PCIe", "bfloat16")) == 756e12
+    assert peak_flops(hardware("NVIDIA H100 80GB HBM3", "bfloat16")) == 989.4e12
+
+
+def test_mfu_of_a_card_that_is_not_in_the_table_is_a_share_of_what_was_measured() -> None:
+    assert peak_flops(hardware("NVIDIA GeForce RTX 4090 Laptop GPU", "float32")) < 50e12
+    assert peak_flops(hardware("NVIDIA GeForce RTX 4090 Laptop GPU", "bfloat16")) < 50e12
 
 
 def test_more_work_takes_longer_and_a_faster_card_less() -> None:
@@ -207,10 +332,43 @@ def test_more_work_takes_longer_and_a_faster_card_less() -> None:
         ROOT / "params.yaml", flatten(read_yaml(ROOT / "experiments/profiles/d16-rtx3090.yaml"))
     )
     hours = {
-        card: make_plan(config, throughput.device_named(card), dtype="bfloat16", vram=2**35).hours
-        for card in ("RTX 4070", "RTX 3090", "RTX 4090", "A100", "H100", "B200")
+        card: make_plan(config, device_named(card), dtype="bfloat16", vram=2**35).hours
+        for card in ("RTX 4070", "RTX 3090", "RTX 4090", "A100 80GB", "H100", "B200")
     }
     assert sorted(hours.values(), reverse=True) == list(hours.values())
+
+
+def test_looks_by_the_first_card_alone_do_not_shrink_with_more_cards() -> None:
+    config = load_config(
+        ROOT / "params.yaml", flatten(read_yaml(ROOT / "experiments/profiles/d20-speedrun.yaml"))
+    )
+    hours = {}
+    for gpus in (1, 8):
+        plan = as_json(
+            make_plan(config, device_named("H100"), dtype="bfloat16", vram=80 * 2**30, gpus=gpus)
+        )
+        hours[gpus] = plan["stages"]["pretrain"]
+    assert hours[1]["validation_hours"] == hours[8]["validation_hours"] > 0.5
+    training = {gpus: row["hours"] - row["validation_hours"] for gpus, row in hours.items()}
+    assert 6 < training[1] / training[8] < 8.1
+
+
+def test_core_on_the_way_is_counted() -> None:
+    config = load_config(ROOT / "params.yaml", TINY)
+    often = load_config(ROOT / "params.yaml", TINY | {"pretrain.core_every": 1})
+    card = device_named("RTX 3090")
+    seconds = [stage_plan(each, "pretrain", card, "bfloat16").seconds for each in (config, often)]
+    assert seconds[0] < seconds[1]
+
+
+def test_several_cards_share_the_answers_of_rl() -> None:
+    config = load_config(
+        ROOT / "params.yaml", flatten(read_yaml(ROOT / "experiments/profiles/d20-speedrun.yaml"))
+    )
+    one, eight = (
+        stage_plan(config, "rl", device_named("H100"), "bfloat16", gpus=gpus) for gpus in (1, 8)
+    )
+    assert eight.tokens == one.tokens and eight.seconds < 0.7 * one.seconds
 
 
 # ---------------------------------------------------------------- the command
@@ -256,6 +414,9 @@ def test_every_profile_has_a_plan(profile: str, project: Path) -> None:  # noqa:
         (["--device", "3090", "--vram", "24 apples"], "24GiB"),
         (["-S", "model.dept=4", "--device", "3090"], "did you mean model.depth?"),
         (["desk", "--device", "3090"], "laptop"),
+        (["--device", "NVIDIA GeForce RTX 4090 Laptop GPU"], "RTX 4090"),
+        (["--device", "A100"], "say which"),
+        (["--device", "3090", "--price", "nan"], "not an amount"),
         (["-S", "model.depth", "--device", "3090"], "KEY=VALUE"),
     ],
 )
@@ -270,7 +431,7 @@ def test_bad_input_is_named(arguments: list[str], said: str, project: Path) -> N
 
 def test_a_device_that_is_unknown_is_an_error() -> None:
     with pytest.raises(UserError, match="devices.yaml"):
-        throughput.device_named("Voodoo 2")
+        device_named("Voodoo 2")
 
 
 def test_a_probe_brings_the_estimate_to_what_steps_take(
@@ -284,8 +445,36 @@ def test_a_probe_brings_the_estimate_to_what_steps_take(
     found = probe.run_probe(config, device, dtype, seconds=1.0)
     after = probe.calibrated(config, device, dtype)
     assert after.correction("pretrain") == found.correction and after.spread < device.spread
+    plan = make_plan(config, after, dtype=dtype, vram=device.memory)
+    assert plan.spread_of("pretrain") == after.spread
+    assert plan.spread_of("rl") == device.spread  # which the probe did not run
+    several = make_plan(config, after, dtype=dtype, vram=device.memory, gpus=8)
+    assert several.spread_of("pretrain") == device.spread
     other = load_config(ROOT / "params.yaml", TINY | {"model.depth": 3})
     assert probe.calibrated(other, device, dtype) == device
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[1, 2]", '{"a": 3}', '{"KEY": {"flops": "x", "bandwidth": 1, "corrections": {}}}', "{"],
+)
+def test_damaged_timings_are_put_aside(
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from paribus.plan import probe
+
+    monkeypatch.chdir(tmp_path)
+    config = load_config(ROOT / "params.yaml", TINY)
+    path = runtime.state_root() / "timings.json"
+    path.write_text(text)
+    assert probe.prediction(config, "pretrain")["predicted/seconds"] > 0
+    probe.remember(config, "pretrain", 2.0)
+    assert (path.parent / "timings.json.damaged").read_text() == text
+    assert json.loads(path.read_text())
+    assert capsys.readouterr().err.count("timings.json") == 2  # one line, with the new name
 
 
 def test_what_stages_took_corrects_the_next_plan(

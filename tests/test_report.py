@@ -27,6 +27,7 @@ from paribus.report import (
     render,
     save_figures,
 )
+from paribus.report_inputs import INPUTS
 from paribus.summary import CURVES, write_csv, write_json
 
 ACCURACY = {"base": 0.004, "mid": 0.31, "sft": 0.61, "rl": 0.84}
@@ -389,6 +390,34 @@ def test_groups_are_told_by_difficulty_and_what_redrawing_cost(page: str) -> Non
 
 def test_same_inputs_same_bytes(results: Path, page: str, tmp_path: Path) -> None:
     assert build_report(results, tmp_path / "again.html").read_text(encoding="utf-8") == page
+
+
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0" * 99, b"null", b"[]", b"{}", b"3", b'"text"', b"\xff\xfe", b"a,b\n1\n", b"[[]]"],
+)
+def test_whatever_an_input_holds_is_told_without_a_traceback(
+    copied: Path, name: str, content: bytes
+) -> None:
+    (copied / name).write_bytes(content)
+    if content == b"[]" and name.endswith("samples.json"):
+        read_results(copied)  # no samples were asked for
+        return
+    with pytest.raises(UserError) as error:
+        read_results(copied)
+    if content == b"[]" and name.endswith("prompts.json"):
+        assert all(" prompts, where" in problem for problem in error.value.problems)
+        return
+    [problem] = error.value.problems
+    assert problem.startswith(f"{name}: damaged (") and INPUTS[name] in problem
+
+
+def test_prompts_that_one_stage_did_not_answer_are_told(copied: Path) -> None:
+    path = copied / "evals/gsm8k/mid/prompts.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[:-1]))
+    with pytest.raises(UserError, match="mid/prompts.json: .* prompts, where rl's has"):
+        read_results(copied)
 
 
 def test_every_missing_or_damaged_input_is_named_with_its_stage(copied: Path) -> None:

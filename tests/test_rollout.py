@@ -97,6 +97,12 @@ def test_statistics_follow_from_the_rewards(step: Rollout) -> None:
     assert sum(row["groups"] for row in statistics["by_steps"].values()) == 5
 
 
+def test_the_share_of_answers_cut_off_is_told(cfg: RL) -> None:
+    short = dataclasses.replace(cfg, max_new_tokens=4)
+    step = rollout(talker(), PROBLEMS, cfg=short, seed=1, step=0)
+    assert step.statistics["cut_off"] == 1
+
+
 def test_advantages() -> None:
     rewards = torch.tensor([[1.0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [0.1, 0.1, 0.1, 0.1]])
     mean = advantages_of(rewards, "group_mean")

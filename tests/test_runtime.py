@@ -496,3 +496,118 @@ def test_without_dvc_the_death_of_the_parent_means_nothing(monkeypatch):
     monkeypatch.delenv("DVC_STAGE", raising=False)
     with session.Interrupt() as interrupt:
         assert not interrupt.requested()
+
+
+# ---------------------------------------------------------------- a GPU that is there, or half there
+
+
+@pytest.fixture
+def driver(tmp_path, monkeypatch):
+    """Puts an `nvidia-smi` on the PATH that prints a text, as of a driver that torch cannot use."""
+
+    def install(text: str, status: int = 0) -> None:
+        command = tmp_path / "nvidia-smi"
+        command.write_text(f"#!/bin/sh\necho '{text}'\nexit {status}\n")
+        command.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return install
+
+
+def test_auto_does_not_fall_back_to_the_cpu_beside_a_driver_that_is_too_old(
+    tiny_config, driver, monkeypatch
+):
+    driver("535.104.05")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    train = dataclasses.replace(tiny_config.train, device="auto")
+    with pytest.raises(
+        UserError, match=r"NVIDIA driver \(535\.104\.05\).*CUDA 13\.0.*driver 580 or newer.*cpu"
+    ):
+        runtime.detect(train)
+    assert runtime.detect(dataclasses.replace(train, device="cpu")).device == "cpu"
+
+
+def test_auto_names_a_torch_without_cuda_beside_a_driver(tiny_config, driver, monkeypatch):
+    driver("NVIDIA-SMI has failed: Driver/library version mismatch", status=18)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(UserError, match="version mismatch.*this build of torch has no CUDA"):
+        runtime.detect(dataclasses.replace(tiny_config.train, device="auto"))
+
+
+def test_a_driver_without_a_card_and_hidden_cards_leave_the_cpu(tiny_config, driver, monkeypatch):
+    auto = dataclasses.replace(tiny_config.train, device="auto")
+    driver("No devices were found", status=6)
+    assert runtime.detect(auto).device == "cpu"
+    driver("580.65.06")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert runtime.detect(auto).device == "cpu"
+
+
+def test_fp32_on_cuda_is_not_tf32(tiny_config):
+    """What keeps answers apart from the batch size is measured in fp32; TF32 rounds a thousand times coarser."""
+    hardware = runtime.detect(tiny_config.train)
+    before = torch.get_float32_matmul_precision()
+    try:
+        for dtype, precision in (("float32", "highest"), ("bfloat16", "high")):
+            runtime.apply(dataclasses.replace(hardware, device="cuda", dtype=dtype), 0)
+            assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+        runtime.apply(hardware, 0)
+
+
+class Cards:
+    """Stands in for torch.cuda: two cards, this process on the second; NVML answers as it is told to."""
+
+    def __init__(self, monkeypatch, nvml: Exception | None) -> None:
+        self.touched: set[int] = set()
+        self.nvml = nvml
+        for name in ("mem_get_info", "utilization"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+
+    def mem_get_info(self, index: int) -> tuple[int, int]:
+        self.touched.add(index)
+        return 10 * 10**9, 24 * 10**9
+
+    def utilization(self, index: int) -> int:
+        if self.nvml is not None:
+            raise self.nvml
+        return 87
+
+
+def test_watching_the_machine_takes_no_memory_on_other_cards(monkeypatch):
+    cards = Cards(monkeypatch, None)
+    use = runtime.MachineUse().sample()
+    assert cards.touched == {1}
+    assert use["gpu_1_memory_usage_megabytes"] == 14_000
+    assert use["gpu_1_utilization_percentage"] == 87
+
+
+@pytest.mark.parametrize("error", [RuntimeError("NVML"), OSError("MIG"), ImportError("pynvml")])
+def test_a_card_that_does_not_tell_its_load_leaves_that_figure_out(monkeypatch, error):
+    Cards(monkeypatch, error)
+    use = runtime.MachineUse().sample()
+    assert "gpu_1_memory_usage_megabytes" in use
+    assert "gpu_1_utilization_percentage" not in use
+
+
+def test_each_process_asks_for_the_name_of_its_own_card(tiny_config, monkeypatch):
+    """To ask for the current one would take memory on the first card for every process."""
+    asked = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: asked.append(index) or "card")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: asked.append(i) or (8, 6))
+    train = dataclasses.replace(tiny_config.train, device="auto", dtype="auto")
+    assert runtime.detect(train).dtype == "bfloat16"
+    assert asked == [1, 1]
+
+
+def test_new_tensors_are_not_filled_first(tiny_config):
+    runtime.apply(runtime.detect(tiny_config.train), 0)
+    assert not torch.utils.deterministic.fill_uninitialized_memory

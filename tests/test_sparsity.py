@@ -113,3 +113,18 @@ def test_recommendation(counts: list[int], words: str) -> None:
 def test_a_larger_group_is_recommended_only_where_it_pays() -> None:
     assert "rl.samples_per_question: " in report([0] * 4 + [1] * 16, group_size=4)["recommendation"]
     assert "rl.samples_per_question" not in report([8] * 20)["recommendation"]
+
+
+def test_answers_that_were_cut_off_are_what_to_change_first() -> None:
+    found = sparsity_report(
+        [0] * 20,
+        [1] * 20,
+        16,
+        samples_per_second=1.0,
+        group_size=8,
+        cut_off=0.93,
+        max_new_tokens=10,
+    )
+    assert found["cut_off"] == 0.93
+    assert "93% of the answers were cut off at rl.max_new_tokens (10)" in found["recommendation"]
+    assert "Train longer" not in found["recommendation"]

@@ -424,18 +424,18 @@ def test_a_whole_study_is_certified_run_by_run(project: Project) -> None:
         "stages": ["pretrain"],
     }
     (project.root / "experiments/tiny.yaml").write_text(yaml.safe_dump(file))
-    for name in ("tiny-baseline-s7", "tiny-baseline-s8-was-1234567", "tinier-baseline-s7"):
+    for name in ("tiny.baseline.s7", "tiny.baseline.s8-was-1234567", "tinier.baseline.s7"):
         as_experiment(project, name)
     done = project.run("paribus", "verify", "--study", "tiny", check=False)
     assert done.returncode == 0 and "1 of 1 agree" in done.stdout
     forge_metric(project, by=0.5)
     commit_as_user(project, "a better number")
-    as_experiment(project, "tiny-adamw-s7")
+    as_experiment(project, "tiny.adamw.s7")
     done = project.run("paribus", "verify", "--study", "tiny", check=False)
     assert done.returncode == 1 and "1 of 2 agree" in done.stdout
-    assert "contradicted  tiny-adamw-s7 pretrain: metrics/pretrain.json" in done.stdout
+    assert "contradicted  tiny.adamw.s7 pretrain: metrics/pretrain.json" in done.stdout
     page = (project.root / "experiments/results/verify-study-tiny.md").read_text()
-    assert "| tiny-baseline-s7 | pretrain | consistent |" in page
+    assert "| tiny.baseline.s7 | pretrain | consistent |" in page
     both = project.run("paribus", "verify", "HEAD", "--study", "tiny", check=False)
     assert both.returncode == 2 and "name one run, or one study" in both.stderr
 

@@ -9,7 +9,14 @@ from typing import Any, NoReturn
 
 import click
 
+from paribus.arguments import Cards, Number, Temperature
 from paribus.errors import UserError, explained
+
+# Upper bounds of counts: above them a number is a slip of the keyboard.
+MOST_ITEMS = 1_000_000  # questions, items, tokens to draw among
+MOST_SAMPLES = 10_000  # answers to one question
+MOST_ROWS = 2**20  # rows side by side, tokens of an answer
+MOST_WORKERS = 1_024  # cards, runs side by side
 
 
 class Commands(click.Group):
@@ -32,6 +39,10 @@ class Commands(click.Group):
 def _refuse(error: UserError) -> NoReturn:
     for problem in error.problems:
         click.echo(f"paribus: {_process()}{problem}", err=True)
+    if "PARIBUS_SAY" in os.environ:  # a run asks why its stage ended
+        from paribus.execute.run import say_why
+
+        say_why(error)
     sys.exit(error.exit_status)
 
 
@@ -52,9 +63,25 @@ def run_own_code() -> None:
         os.execve(sys.executable, [sys.executable, "-m", "paribus", *sys.argv[1:]], environment)
 
 
+def keep_dvc_private() -> None:
+    """Name the checkout's own folder to every DVC that this command runs, wherever that one stands.
+
+    DVC unpickles what lies in its site cache, by default /var/tmp/dvc, where every user of the machine may write.
+    """
+    if os.environ.get("DVC_SITE_CACHE_DIR"):
+        return
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        site = folder / ".dvc-site-cache"
+        if (site / "repo").is_dir() and (folder / ".dvc").is_dir():
+            os.environ["DVC_SITE_CACHE_DIR"] = str(site)
+            return
+
+
 def main() -> None:
     """The entry point."""
     run_own_code()
+    keep_dvc_private()
     commands()
 
 
@@ -113,8 +140,20 @@ def gsm8k(stage: str) -> None:
 
 @evaluate.command("sparsity")
 @click.argument("checkpoint", type=click.Path(file_okay=False), default="checkpoints/sft")
-@click.option("--questions", default=64, show_default=True, help="Validation problems.")
-@click.option("--samples", default=16, show_default=True, help="Sampled answers to each.")
+@click.option(
+    "--questions",
+    type=click.IntRange(1, MOST_ITEMS),
+    default=64,
+    show_default=True,
+    help="Validation problems.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(2, MOST_SAMPLES),
+    default=16,
+    show_default=True,
+    help="Sampled answers to each.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def sparsity(checkpoint: str, questions: int, samples: int, as_json: bool) -> None:
     """Would RL learn anything from CHECKPOINT? Samples, without training."""
@@ -134,14 +173,14 @@ def sparsity(checkpoint: str, questions: int, samples: int, as_json: bool) -> No
 )
 @click.option(
     "--include-path",
-    type=click.Path(path_type=Path),
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of task files (YAML) of your own.",
 )
-@click.option("--limit", type=click.IntRange(1), help="Items of each task.")
-@click.option("--num-fewshot", type=click.IntRange(0), help="Examples before each item.")
+@click.option("--limit", type=click.IntRange(1, MOST_ITEMS), help="Items of each task.")
+@click.option("--num-fewshot", type=click.IntRange(0, 1_000), help="Examples before each item.")
 @click.option(
     "--batch-size",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST_ROWS),
     default=16,
     show_default=True,
     help="Rows of one forward pass.",
@@ -198,23 +237,31 @@ def deps(check: bool) -> None:
 )
 @click.option(
     "--temperature",
-    type=click.FloatRange(0),
+    type=Temperature(0.01, 100),
     default=0.0,
     show_default=True,
     help="0: the likeliest token.",
 )
 @click.option(
     "--top-k",
-    type=click.IntRange(0),
+    type=click.IntRange(0, MOST_ITEMS),
     default=0,
     show_default=True,
     help="Draw among the k likeliest; 0: all.",
 )
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of what is drawn."
+    "--seed",
+    type=click.IntRange(0, 2**64 - 1),
+    default=0,
+    show_default=True,
+    help="Of what is drawn.",
 )
 @click.option(
-    "--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer."
+    "--max-tokens",
+    type=click.IntRange(1, MOST_ROWS),
+    default=256,
+    show_default=True,
+    help="Longest answer.",
 )
 def chat(
     checkpoint: str | None, web: bool, checkpoints: str | None, port: int | None, **drawing: Any
@@ -313,9 +360,23 @@ def doctor() -> None:
     help="A card of plan/devices.yaml, as 'RTX 3090' or h100, or cpu; default: this machine.",
 )
 @click.option("--vram", help="Memory budget, as 24GiB; default: the device's.")
-@click.option("--gpus", default=1, show_default=True, help="Cards that train together.")
-@click.option("--price", type=float, help="USD an hour and card; default: typical of the card.")
-@click.option("--seeds", default=1, show_default=True, help="Runs of an ablation's arm.")
+@click.option(
+    "--gpus",
+    type=click.IntRange(1, MOST_WORKERS),
+    default=1,
+    show_default=True,
+    help="Cards that train together.",
+)
+@click.option(
+    "--price", type=Number(0, 1e6), help="USD an hour and card; default: typical of the card."
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(1, 1_000),
+    default=1,
+    show_default=True,
+    help="Runs of an ablation's arm.",
+)
 @click.option("--probe", is_flag=True, help="Train for a minute here first, and calibrate by it.")
 @click.option("--grade", is_flag=True, help="Predictions beside measurements of all runs so far.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
@@ -343,7 +404,7 @@ def tune() -> None:
 @click.option(
     "--storage", "url", help="Optuna storage, as postgresql://host/db; default: sqlite in .paribus."
 )
-@click.option("--trials", type=click.IntRange(1), help="In place of the file's.")
+@click.option("--trials", type=click.IntRange(1, 1_000_000), help="In place of the file's.")
 @click.option(
     "--worker", is_flag=True, help="One of several on the same storage: no re-test, no report."
 )
@@ -395,7 +456,7 @@ def compare(a: str, b: str, as_json: bool) -> None:
 )
 @click.option(
     "--steps",
-    type=click.IntRange(0),
+    type=click.IntRange(0, 10_000_000),
     help="Only the first so many; 0: compare records, run nothing.",
 )
 @click.option(
@@ -426,10 +487,11 @@ def ablate() -> None:
 @click.argument("name")
 @click.option(
     "--workers",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST_WORKERS),
     help="Runs side by side; default: the file's, or one a card of --gpus.",
 )
-@click.option("--gpus", help="Cards for the workers in turn, as 0,1; default: all.")
+@click.option("--gpus", type=Cards(), help="Cards for the runs, as 0,1; default: all.")
+@click.option("--retry", is_flag=True, help="Try again what was given up.")
 def ablate_run(name: str, **options: Any) -> None:
     """Run, or go on with, the ablation NAME; then report. Kill it, and call it again."""
     from paribus.study import ablation
@@ -458,24 +520,27 @@ def ablate_stop(name: str) -> None:
 
 @ablate.command("report")
 @click.argument("name")
-def ablate_report(name: str) -> None:
+@click.option("--force", is_flag=True, help="Replace a page that rests on more runs.")
+def ablate_report(name: str, force: bool) -> None:
     """Judge what is done of NAME -> experiments/results/NAME.html and .md, and MLflow."""
     from paribus.study import ablation
 
-    ablation.report(name)
+    ablation.report(name, force)
 
 
 @commands.command()
 @click.argument("profile")
-@click.option("--seeds", type=int, default=5, show_default=True, help="Runs, at least 3.")
+@click.option(
+    "--seeds", type=click.IntRange(3, 1_000), default=5, show_default=True, help="Runs, at least 3."
+)
 @click.option(
     "--metric",
     "metrics",
     multiple=True,
     help="As in an ablation's file; may be repeated.  [default: val_bpb]",
 )
-@click.option("--workers", type=click.IntRange(1), help="Runs side by side.")
-@click.option("--gpus", help="Cards for the workers in turn, as 0,1; default: all.")
+@click.option("--workers", type=click.IntRange(1, MOST_WORKERS), help="Runs side by side.")
+@click.option("--gpus", type=Cards(), help="Cards for the workers in turn, as 0,1; default: all.")
 def noise(profile: str, **options: Any) -> None:
     """The noise floor of PROFILE over seeds, and how many seeds an effect needs -> experiments/results."""
     from paribus.study import ablation
@@ -486,10 +551,17 @@ def noise(profile: str, **options: Any) -> None:
 # ---- the rest
 
 
-@commands.command(context_settings={"ignore_unknown_options": True})
-@click.option("--port", default=5000, show_default=True, help="Port of the page.")
-def ui(port: int) -> None:
+@commands.command()
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=5000,
+    show_default=True,
+    help="Port of the page.",
+)
+@click.option("--host", help="Address to listen at.  [default: 127.0.0.1, this machine alone]")
+def ui(port: int, host: str | None) -> None:
     """The MLflow page of this project's store, with two processes instead of fifteen."""
     from paribus import tools
 
-    tools.mlflow_ui(port)
+    tools.mlflow_ui(port, host)

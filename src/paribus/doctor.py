@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
-import sqlite3
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -20,12 +18,17 @@ from typing import Literal
 from paribus import config, runtime
 from paribus.errors import UserError
 from paribus.graph import cache_folder, stage_definitions
-from paribus.tracking.store import tracking_uri
+from paribus.tracking.health import store_health
+from paribus.upkeep import damaged_files, finished_states, leftovers
 
 LEAST_DISK = (
     2e9  # bytes: the default needs about 0.3 GB, and a full disk ends a run at its next save
 )
 LITTLE_DISK = 20e9
+LARGE_STATES = 1e9  # bytes of states that no run goes on from
+CONFLICT = re.compile(
+    r"(<{7}|>{7}|\|{7})( |$)"
+)  # marks that git leaves; ======= is a title elsewhere
 SHOWN = 4  # of a list of things that are wrong
 
 
@@ -127,6 +130,22 @@ def _gpu() -> Finding:
     )
 
 
+def _compiler() -> Finding:
+    import torch
+
+    from paribus.model.compiler import missing_tools
+
+    compiles = config.load_config().train.compile
+    cuda = torch.cuda.is_available()
+    if not cuda and not compiles:
+        return Finding("ok", "not needed: neither a GPU nor train.compile")
+    problems = missing_tools("cuda" if cuda else "cpu")
+    if problems:
+        needed = "train.compile" if compiles else "attention on CUDA"
+        return Finding("broken", f"{needed} compiles kernels here: {'; '.join(problems)}")
+    return Finding("ok", "a compiler and Python.h are here")
+
+
 def _disk() -> Finding:
     here = runtime.main_checkout()
     free = shutil.disk_usage(here).free
@@ -191,6 +210,15 @@ def _git() -> Finding:
             "broken",
             "git is not installed: DVC and provenance need it (Debian: apt-get install git)",
         )
+    if "problem" in state:
+        here = runtime.main_checkout()
+        cure = f"git config --global --add safe.directory {shlex.quote(str(here))}"
+        owned = "dubious ownership" in state["problem"]
+        return Finding(
+            "broken",
+            f"git refuses this checkout, so that runs note no commit: {state['problem']}; "
+            + (f"cure: chown -R $USER {here}, or {cure}" if owned else "`git status` says more"),
+        )
     if state["commit"] is None:
         return Finding("broken", "no commit here: git init && git add -A && git commit -m start")
     asked = [
@@ -203,6 +231,12 @@ def _git() -> Finding:
             "git does not know you, and DVC experiments are commits: git config user.name NAME; "
             "git config user.email ADDRESS",
         )
+    if _is_shallow():
+        return Finding(
+            "note",
+            "a shallow clone: runs and studies of paribus work, but `dvc exp run --temp` and `dvc queue` lose their "
+            "experiments, and older commits cannot be compared: git fetch --unshallow",
+        )
     where = f"{state['branch'] or 'detached'} at {state['commit'][:10]}"
     if state["dirty"]:
         return Finding(
@@ -212,15 +246,79 @@ def _git() -> Finding:
     return Finding("ok", where)
 
 
+def _is_shallow() -> bool:
+    done = subprocess.run(
+        ["git", "rev-parse", "--is-shallow-repository"], capture_output=True, text=True
+    )
+    return done.stdout.strip() == "true"
+
+
+def _conflict_in(name: str) -> Finding | None:
+    """A file that a merge left with both sides in it."""
+    path = Path(name)
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    lines = [number for number, line in enumerate(text.splitlines(), 1) if CONFLICT.match(line)]
+    if not lines:
+        return None
+    return Finding(
+        "broken",
+        f"{name} holds conflict marks of a merge (line {lines[0]}): take one side, git checkout --ours {name} or "
+        f"--theirs, then git add {name} and dvc repro, which takes finished stages from its run cache",
+    )
+
+
+def _path() -> Finding:
+    here = str(runtime.main_checkout())
+    if here.isascii():
+        return Finding("ok", here)
+    return Finding(
+        "note",
+        f"{here} has letters outside ASCII: runs and studies of paribus work, but `dvc exp run --temp` and `dvc "
+        "queue` fail there; mv the checkout to use them",
+    )
+
+
 def _params() -> Finding:
+    conflict = _conflict_in("params.yaml") or _conflict_in("dvc.yaml")
+    if conflict:
+        return conflict
     config.load_config()
     return Finding("ok", f"params.yaml is valid; {len(stage_definitions())} stages in dvc.yaml")
+
+
+TORN = (
+    ": torn, as by a kill while DVC wrote it: rm dvc.lock, then dvc repro, which takes finished stages from its run "
+    "cache"
+)
+
+
+def _lock_problem() -> str | None:
+    """Why DVC itself would refuse dvc.lock, which it begins with its schema's number."""
+    if not Path("dvc.lock").read_text(encoding="utf-8", errors="replace").startswith("schema:"):
+        return None
+    from dvc.dvcfile import Lockfile
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            Lockfile(repo, "dvc.lock").load()
+    except DvcException as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return lines[0] if lines else type(error).__name__
+    return None
 
 
 def _outputs() -> Finding:
     """Outputs that dvc.lock names and that are neither here nor in the cache."""
     if not Path("dvc.lock").exists():
         return Finding("note", "nothing has run yet: dvc repro")
+    conflict = _conflict_in("dvc.lock")
+    if conflict:
+        return conflict
+    problem = _lock_problem()
+    if problem:
+        return Finding("broken", f"dvc.lock cannot be read by DVC ({problem}){TORN}")
     try:
         stages = config.read_yaml("dvc.lock")["stages"]
         entries = [
@@ -230,11 +328,7 @@ def _outputs() -> Finding:
             for entry in stage.get(kind, [])
         ]
     except (UserError, KeyError, AttributeError, TypeError):
-        return Finding(
-            "broken",
-            "dvc.lock is torn, as by a kill while DVC wrote it: rm dvc.lock, then dvc repro, which takes "
-            "finished stages from its run cache",
-        )
+        return Finding("broken", f"dvc.lock is not as DVC writes it{TORN}")
     outs = {path: md5 for kind, path, md5 in entries if kind == "outs"}
     cache = cache_folder(Path.cwd())
     missing = [
@@ -252,64 +346,79 @@ def _outputs() -> Finding:
 
 
 def _store() -> Finding:
-    uri = tracking_uri()
-    if uri.startswith("sqlite:///"):
-        return _sqlite(Path(uri.removeprefix("sqlite:///")))
-    if not uri.startswith("http"):
-        return Finding("ok", f"{re.sub(r'//[^@/]*@', '//', uri)} (asked at the first run)")
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5) as answer:
-            skew = abs(_date(answer.headers.get("Date")) - time.time())
-    except (urllib.error.URLError, OSError, ValueError) as error:
+        experiment = config.load_config().tracking.experiment
+    except UserError:  # which `params` explains
+        experiment = "paribus"
+    health = store_health(experiment)
+    return Finding(health.state, health.text)
+
+
+def _state() -> Finding:
+    """Small files under .paribus that were damaged, and were put aside or will be when they are read."""
+    root = runtime.state_root()
+    damaged = damaged_files(root)
+    if not damaged:
+        return Finding("ok", f"{root}: every file can be read")
+    named = [f"{path.relative_to(root)} ({problem})" for path, problem in damaged]
+    return Finding(
+        "note",
+        f"{root}: {len(damaged)} damaged: {_some(named)}; runs go on without them; remove those named *.damaged "
+        "when you need them no more, the others are put aside when they are read",
+    )
+
+
+def _leftovers() -> Finding:
+    """What killed writes left, and states that no run goes on from."""
+    root = runtime.state_root()
+    left = leftovers(runtime.main_checkout(), root)
+    states = finished_states(root)
+    texts = []
+    if left.paths:
+        names = [_below(path) for path in left.paths]
+        texts.append(f"{_size(left.size)} of killed writes, which may be removed: {_some(names)}")
+    if states.size >= LARGE_STATES:
+        names = sorted({_below(path.parent.parent) for path in states.paths})
+        texts.append(
+            f"{_size(states.size)} of training states of finished runs ({_some(names)}): `paribus clean` removes "
+            "those whose checkpoint DVC has"
+        )
+    return Finding("note", "; ".join(texts)) if texts else Finding("ok", "nothing to clear away")
+
+
+def _below(path: Path) -> str:
+    root = runtime.main_checkout()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+def _site_cache() -> Finding:
+    """DVC unpickles what lies in its site cache: whoever may write there runs code as this user."""
+    from dvc.dirs import site_cache_dir
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        configured = repo.config["core"].get("site_cache_dir")
+    folder = Path(site_cache_dir(configured)).resolve()
+    others = [path for path in (folder, folder / "repo") if _others_may_write(path)]
+    if others:
         return Finding(
-            "broken",
-            f"{uri} does not answer ({error}): start the server, or unset MLFLOW_TRACKING_URI; runs go on "
-            "without it and are sent later",
+            "note",
+            f"DVC unpickles what lies in {folder}, where other users of this machine may write: "
+            "mkdir -p .dvc-site-cache/repo && dvc config core.site_cache_dir .dvc-site-cache",
         )
-    if skew > 60:
-        return Finding(
-            "broken", f"{uri}: its clock and this one are {skew:,.0f} s apart: synchronise them"
-        )
-    return Finding("ok", f"{uri} answers")
+    return Finding("ok", f"DVC's site cache is {folder}")
 
 
-def _date(text: str | None) -> float:
-    from email.utils import parsedate_to_datetime
-
-    return parsedate_to_datetime(text).timestamp() if text else time.time()
-
-
-def _sqlite(path: Path) -> Finding:
-    if not path.exists():
-        writable = os.access(path.parent, os.W_OK)
-        return (
-            Finding("ok", f"{path}: made by the first run")
-            if writable
-            else Finding(
-                "broken",
-                f"{path.parent} cannot be written to: chown it, or set MLFLOW_TRACKING_URI",
-            )
-        )
-    try:
-        connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)
-        try:
-            sound = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-            runs = connection.execute("SELECT count(*) FROM runs").fetchone()[0]
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
-        sound, runs = str(error), 0
-    if sound != "ok":
-        return Finding(
-            "broken",
-            f"{path}: {sound}; move it away: the next run makes a new one, and `.paribus/` keeps what each "
-            "run logged",
-        )
-    if not os.access(path, os.W_OK):
-        return Finding(
-            "broken", f"{path} cannot be written to: chown it, or set MLFLOW_TRACKING_URI"
-        )
-    return Finding("ok", f"{path}: {runs:,} runs")
+def _others_may_write(path: Path) -> bool:
+    """Whether users other than this one and root may add to a folder, or to the nearest one that is there."""
+    while not path.exists():
+        path = path.parent
+    about = path.stat()
+    return bool(about.st_mode & 0o002) or about.st_uid not in (os.getuid(), 0)
 
 
 def _remote() -> Finding:
@@ -361,12 +470,17 @@ def _folder(name: str, folder: Path) -> Finding:
 CHECKS: dict[str, Callable[[], Finding]] = {
     "versions": _versions,
     "gpu": _gpu,
+    "compiler": _compiler,
     "disk": _disk,
     "clock": _clock,
+    "path": _path,
     "git": _git,
     "params": _params,
     "outputs": _outputs,
     "store": _store,
+    "state": _state,
+    "leftovers": _leftovers,
+    "dvc": _site_cache,
     "remote": _remote,
     "chromium": _chromium,
 }

@@ -10,13 +10,16 @@ A paused run exits with 75 (`paribus.session.EXIT_PAUSED`), which is no error.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+SHOWN = 80  # characters of a value or a name in a message
 EXIT_REFUSED = 2
 EXIT_MACHINE = 74  # EX_IOERR of sysexits.h
 
@@ -24,13 +27,15 @@ EXIT_MACHINE = 74  # EX_IOERR of sysexits.h
 class UserError(Exception):
     """Problems that a person can fix, all of them at once.
 
-    The command line prints each on a line of its own and exits with `exit_status`, without a traceback.
+    The command line prints each on a line of its own and exits with `exit_status`, without a traceback. Characters that a
+    terminal would obey, or could not print, are escaped.
     """
 
     exit_status = EXIT_REFUSED
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        found = [problems] if isinstance(problems, str) else list(problems)
+        self.problems = [escaped(problem, keep="\n\t", limit=None) for problem in found]
         super().__init__("\n".join(self.problems))
 
 
@@ -38,6 +43,14 @@ class MachineError(UserError):
     """The machine failed, not the values: the same run succeeds once the disk or the memory has room again."""
 
     exit_status = EXIT_MACHINE
+
+
+class Diverged(UserError):
+    """Training ended in values that are not finite: an outcome of the configuration, not a fault of the machine."""
+
+
+class StateInUse(UserError):
+    """Another process computes the same at this moment; once it has ended, this is done or can go on."""
 
 
 # What the kernel refuses for reasons of the machine. A file that is absent or of the wrong kind is not among them.
@@ -162,3 +175,53 @@ def _error_number(error: BaseException) -> int | None:
 def _file_of(error: BaseException) -> str:
     name = getattr(error, "filename", None)
     return f"{os.fsdecode(name)}: " if isinstance(name, str | bytes) else ""
+
+
+# ---------------------------------------------------------------- values and names in messages
+
+
+def escaped(text: str, keep: str = "", limit: int | None = SHOWN) -> str:
+    """A text without control characters and lone surrogates, which are written \\x1b, \\ud800; cut after `limit`."""
+    whole = text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
+    if whole.isprintable():
+        return whole
+    return "".join(
+        letter if letter.isprintable() or letter in keep else ascii(letter)[1:-1]
+        for letter in whole
+    )
+
+
+def shown(value: Any, limit: int = SHOWN, depth: int = 4) -> str:
+    """A value as in a message: its repr, of about `limit` characters at most, however large or deep the value is."""
+    if isinstance(value, int) and abs(value) >= 10**limit:
+        return f"a number of about {int(value.bit_length() * 0.30103):,} digits"
+    if isinstance(value, str):
+        return repr(value if len(value) <= limit else value[: limit - 1] + "…")
+    if isinstance(value, (dict, list, tuple)):
+        return _shown_items(value, limit, depth)
+    text = repr(value)
+    return escaped(text, limit=limit)
+
+
+def _shown_items(value: Any, limit: int, depth: int) -> str:
+    """The first items of a mapping or list, and … where there are more or deeper ones."""
+    opening, closing = ("{", "}") if isinstance(value, dict) else ("[", "]")
+    parts: list[str] = []
+    room = limit
+    for item in value:
+        if room <= 0 or depth == 0:
+            parts.append("…")
+            break
+        text = shown(item, max(room, 8), depth - 1)
+        if isinstance(value, dict):
+            text += f": {shown(value[item], max(room, 8), depth - 1)}"
+        parts.append(text)
+        room -= len(text)
+    return opening + ", ".join(parts) + closing
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """`did you mean X?` with the known name nearest to `name`; empty where none is near, or it is the name itself."""
+    others = [one for one in known if one != name]
+    near = difflib.get_close_matches(name[:200], others, n=1, cutoff=cutoff)
+    return f"did you mean {near[0]}?" if near else ""

@@ -6,7 +6,8 @@ the result is computed and forced into the stream.
 
 Answers do not depend on how many are decoded together. Each draws its uniform numbers from its own counter-based
 stream; and in fp32, where the batch size moves logits in their last bits, a token that hangs on those bits is decided
-by one uncached forward of that answer alone. In bf16 rounding is too coarse for that: two nearly equal tokens may
+by one uncached forward of that answer alone. On CUDA that is true of fp32 as runtime.apply sets it, not of TF32, which
+moves logits a hundred times further. In bf16 rounding is too coarse for that: two nearly equal tokens may
 come out differently at another batch size.
 
 Shapes: R rows, P prompts, T tokens, V vocabulary.
@@ -138,6 +139,14 @@ def choose(
     return block * size + token, ambiguous | close_block | close_token
 
 
+def rounds_finely(dtype: torch.dtype, device_type: str) -> bool:
+    """Whether products round so finely that CLOSE_LOGITS and the others cover another batch size: in fp32, but for
+    TF32 on CUDA."""
+    if dtype != torch.float32:
+        return False
+    return device_type != "cuda" or torch.get_float32_matmul_precision() == "highest"
+
+
 def _draw(weights: Tensor, uniforms: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """Indices (R,) into weights (R, n), by inverting their running sum at (R, 1); and True if a close call."""
     edges = weights.cumsum(dim=-1)
@@ -175,6 +184,7 @@ class Engine:
         ids: Sequence[int] | None = None,
         on_done: Callable[[int, list[Completion]], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
+        on_step: Callable[[], None] | None = None,
     ) -> list[list[Completion]]:
         """`samples` answers to each prompt (token ids), `rows` decoded side by side.
 
@@ -182,7 +192,8 @@ class Engine:
         defaults to <|end|>; <|bos|> always ends an answer, as do max_new_tokens (forced tokens count) and a full
         context; a prompt that fills the context by itself gets an empty answer. An answer also ends, finished, with the
         token that completes one of the texts `until`, which stays in it. `on_done(prompt index, answers)` is
-        called as soon as all answers to a prompt are there, `on_progress(prompts done, prompts)` after it.
+        called as soon as all answers to a prompt are there, `on_progress(prompts done, prompts)` after it. `on_step()`
+        is called before every token of the rows at work, and may raise to stop.
         """
         sampling = self._sampling(max_new_tokens, temperature, top_k, stop, tools, until)
         answers: list[list[Completion | None]] = [[None] * samples for _ in prompts]
@@ -198,7 +209,7 @@ class Engine:
             seed,
             min(rows, max(samples * len(prompts), 1)),
         )
-        for prompt, sample, completion in decoder.run():
+        for prompt, sample, completion in decoder.run(on_step):
             answers[prompt][sample] = completion
             missing[prompt] -= 1
             if not missing[prompt]:
@@ -259,6 +270,7 @@ class _Decoder:
     ) -> None:
         self.model, self.tokenizer, self.sampling = engine.model, engine.tokenizer, sampling
         self.prompts, self.streams, self.samples, self.seed = prompts, streams, samples, seed
+        self.exact = rounds_finely(self.model.compute_dtype, self.model.device.type)
         device, context = self.model.device, self.model.config.seq_len
         self.room = [
             max(min(sampling.max_new_tokens, context - len(prompt)), 0) for prompt in prompts
@@ -310,11 +322,15 @@ class _Decoder:
             ]
         ] = True
 
-    def run(self) -> Iterator[tuple[int, int, Completion]]:
+    def run(
+        self, on_step: Callable[[], None] | None = None
+    ) -> Iterator[tuple[int, int, Completion]]:
         """(prompt, sample, answer) of each answer when it is done."""
         for prompt, sample in self.without_room:
             yield prompt, sample, Completion([], [], False, 0, 0)
         while self.busy():
+            if on_step is not None:
+                on_step()
             yield from self.step()
 
     def busy(self) -> bool:
@@ -421,7 +437,7 @@ class _Decoder:
             [uniform(self.stream, 2 * self.count), uniform(self.stream, 2 * self.count + 1)], dim=1
         )
         tokens, close = choose(logits, uniforms, self.sampling.temperature, self.sampling.top_k)
-        if self.model.compute_dtype == torch.float32:
+        if self.exact:
             for row in (close & self.active.bool()).nonzero()[:, 0].tolist():
                 if row not in self.forced:
                     tokens[row] = self._decide(row, uniforms[row])

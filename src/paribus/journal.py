@@ -1,4 +1,4 @@
-"""Small files that survive a kill: a JSONL journal, JSON replaced whole, locks."""
+"""Small files that survive a kill: a JSONL journal, JSON replaced whole, locks. `files.py` reads them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from paribus.errors import MachineError
+from paribus.files import Shape, read_json, read_lines, read_rows, set_lines_aside
 from paribus.runtime import write_atomic
 
+__all__ = [
+    "Journal",
+    "Row",
+    "as_floats",
+    "keep_rows",
+    "locked",
+    "plain",
+    "read_json",
+    "read_rows",
+    "write_json",
+]
+
 Row = dict[str, Any]
+
+NOT_FINITE = ("inf", "-inf", "nan")
 
 _encode = json.JSONEncoder(allow_nan=False).encode
 
@@ -60,33 +76,46 @@ class Journal:
         os.fsync(self._file)
 
     def keep(self, wanted: Callable[[Row], bool]) -> None:
-        """Drop the other rows."""
+        """Drop the other rows. Raises MachineError where rows still wait for room on the disk."""
         with self._lock:
-            os.close(self._file)
+            self._refuse_to_lose()
             keep_rows(self.path, wanted)
+            os.close(self._file)  # of the file that was replaced
             self._file = self._open()
 
     def close(self) -> None:
-        os.close(self._file)
+        """Raises MachineError where the disk does not take the last rows."""
+        with self._lock:
+            try:
+                self._refuse_to_lose()
+            finally:
+                os.close(self._file)
+
+    def _refuse_to_lose(self) -> None:
+        try:
+            self._flush()
+        except OSError as error:
+            waiting = self._unwritten.count(b"\n")
+            raise MachineError(
+                f"{self.path}: {error.strerror}; the last {waiting} lines of the log are not on the disk: free some "
+                "space, then start again"
+            ) from error
 
 
-def keep_rows(path: Path, wanted: Callable[[Row], bool] = lambda row: True) -> None:
-    """Rewrite a JSONL file with the wanted rows; a line torn by a crash goes. No file: nothing to do."""
+def keep_rows(
+    path: Path, wanted: Callable[[Row], bool] = lambda row: True, shape: Shape | None = None
+) -> None:
+    """Rewrite a JSONL file with the wanted rows. No file: nothing to do.
+
+    A last line torn by a crash goes without a word; lines damaged in another way are named, and the file is kept aside.
+    """
     if not path.exists():
         return
-    kept = []
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            with contextlib.suppress(json.JSONDecodeError):
-                if line.endswith("\n") and wanted(json.loads(line)):
-                    kept.append(line)
+    rows, problems = read_lines(path, shape)
+    if problems:
+        set_lines_aside(path, problems)
+    kept = [line.decode() for line, row in rows if wanted(row)]
     write_atomic(path, "".join(kept))
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Every row of a JSONL file."""
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def plain(value: Any) -> Any:
@@ -98,16 +127,14 @@ def plain(value: Any) -> Any:
 
 
 def as_floats(row: Row) -> dict[str, float]:
-    """A row with its "inf" and "nan" as numbers again."""
-    return {key: float(value) if isinstance(value, str) else value for key, value in row.items()}
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file; None if there is no file."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
+    """A row with its "inf" and "nan" as numbers again; what is no number (damage that JSON cannot see) is left out."""
+    numbers: dict[str, float] = {}
+    for key, value in row.items():
+        if isinstance(value, int | float):
+            numbers[key] = value
+        elif value in NOT_FINITE:
+            numbers[key] = float(value)
+    return numbers
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -124,5 +151,8 @@ def locked(path: Path, wait: bool = True) -> Iterator[bool]:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
+        except OSError as error:  # a network disk without locks; `errors.explained` words it
+            error.filename = str(path)
+            raise
         else:
             yield True

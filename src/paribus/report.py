@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from paribus import config
 from paribus.errors import UserError
+from paribus.files import parse
+from paribus.report_inputs import INPUTS, columns_of, shape_of
 from paribus.runtime import write_atomic
 
 if TYPE_CHECKING:
@@ -39,24 +40,6 @@ MOST_POINTS = 400  # of a curve in the page: a longer one is drawn by the means 
 Row = dict[str, float]
 
 # ---------------------------------------------------------------- reading
-
-INPUTS = {  # file -> the stage of dvc.yaml that writes it
-    "metrics/tokenizer.json": "tokenizer",
-    "metrics/pretrain.json": "pretrain",
-    "metrics/midtrain.json": "midtrain",
-    "metrics/sft.json": "sft",
-    "metrics/rl.json": "rl",
-    "metrics/core.json": "core",
-    "metrics/gsm8k.json": "gsm8k",
-    "plots/pretrain.csv": "pretrain",
-    "plots/rl.csv": "rl",
-    "plots/gsm8k.csv": "gsm8k",
-    "evals/core/summary.json": "core",
-    **{f"evals/gsm8k/{stage}/summary.json": f"gsm8k_stage@{stage}" for stage in STAGES},
-    **{f"evals/gsm8k/{stage}/prompts.json": f"gsm8k_stage@{stage}" for stage in STAGES},
-    "evals/gsm8k/rl/samples.json": "gsm8k_stage@rl",
-    "checkpoints/rl/provenance.json": "rl",
-}
 
 
 @dataclass(frozen=True)
@@ -84,29 +67,60 @@ def read_results(root: Path) -> Results:
     files: dict[str, Any] = {}
     problems = []
     for name, stage in INPUTS.items():
-        path = root / name
         try:
-            text = path.read_text(encoding="utf-8")
-            files[name] = json.loads(text) if path.suffix == ".json" else _rows(text)
+            files[name] = _read(root / name, name)
         except FileNotFoundError:
             problems.append(f"{name}: missing; run `dvc repro {stage}`")
         except ValueError as error:
             problems.append(f"{name}: damaged ({error}); run `dvc repro --force {stage}`")
+    if not problems:
+        problems = _unequal_prompts(files)
     if problems:
         raise UserError(problems)
     return Results(config.load_config(root / "params.yaml"), files)
 
 
-def _rows(text: str) -> list[Any]:
-    """The rows of a curve; an empty cell is nan, the column `stage` is text."""
-    reader = csv.DictReader(io.StringIO(text), strict=True)
-    rows = [
-        {key: value if key == "stage" else float(value or "nan") for key, value in row.items()}
-        for row in reader
+def _unequal_prompts(files: dict[str, Any]) -> list[str]:
+    """Every stage answers the same prompts: a file of another length was written from others."""
+    counts = {stage: len(files[f"evals/gsm8k/{stage}/prompts.json"]) for stage in STAGES}
+    return [
+        f"evals/gsm8k/{stage}/prompts.json: {count} prompts, where rl's has {counts['rl']}; run "
+        f"`dvc repro --force gsm8k_stage@{stage}`"
+        for stage, count in counts.items()
+        if count != counts["rl"]
     ]
+
+
+def _read(path: Path, name: str) -> Any:
+    """The value of a JSON file, or the rows of a curve. Raises ValueError where it is not as its stage writes it."""
+    content = path.read_bytes()
+    if path.suffix == ".csv":
+        return _rows(content.decode("utf-8"), columns_of(name))
+    value, problem = parse(content, shape_of(name))
+    if problem is not None:
+        raise ValueError(problem)
+    return value
+
+
+def _rows(text: str, columns: set[str]) -> list[Any]:
+    """The rows of a curve; an empty cell is nan, the column `stage` is text."""
+    try:
+        reader = csv.DictReader(io.StringIO(text), strict=True)
+        missing = columns - set(reader.fieldnames or [])
+        if missing:
+            raise ValueError(f"no column {', '.join(sorted(missing))}")
+        rows = [_cells(row) for row in reader]
+    except csv.Error as error:
+        raise ValueError(str(error)) from None
     if not rows:
         raise ValueError("no rows")
     return rows
+
+
+def _cells(row: dict[str | Any, Any]) -> dict[str, Any]:
+    if None in row or None in row.values():
+        raise ValueError("a row of more or fewer cells than there are columns")
+    return {key: value if key == "stage" else float(value or "nan") for key, value in row.items()}
 
 
 # ---------------------------------------------------------------- the page

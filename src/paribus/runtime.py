@@ -15,10 +15,10 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -231,7 +231,15 @@ def detect(train: config.Train) -> Hardware:
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
-    device = ("cuda" if available["cuda"] else "cpu") if train.device == "auto" else train.device
+    device = train.device
+    if device == "auto":
+        device = "cuda" if available["cuda"] else "cpu"
+        if not available["cuda"] and (driver := unused_driver()):
+            raise UserError(
+                f"train.device: auto finds an NVIDIA driver ({driver}), but torch {torch.__version__} cannot use it: "
+                f"{_driver_cure(torch.version.cuda)}; in a container, start it with the GPUs (--gpus all); or set "
+                "train.device: cpu to compute on the CPU"
+            )
     if not available[device]:
         present = ", ".join(name for name, there in available.items() if there)
         raise UserError(
@@ -242,7 +250,7 @@ def detect(train: config.Train) -> Hardware:
     threads, here = train.threads or available_cores(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return Hardware(
         device=device,
-        device_name=torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
+        device_name=torch.cuda.get_device_name(own_card()) if device == "cuda" else cpu_name(),
         dtype=_quick_dtype(device, isa) if train.dtype == "auto" else train.dtype,
         threads=threads,
         processes=int(os.environ.get("WORLD_SIZE", "1")),
@@ -258,12 +266,66 @@ def detect(train: config.Train) -> Hardware:
     )
 
 
+# Of the driver, for each CUDA that torch's builds come with (NVIDIA's CUDA Toolkit release notes, table 3).
+LEAST_DRIVERS = {"13": "580", "12": "525", "11": "450"}
+
+
+def unused_driver() -> str | None:
+    """The version of the NVIDIA driver here, or what it says of itself, where there is one for torch to use.
+
+    None without a driver, where it finds no card, and where CUDA_VISIBLE_DEVICES hides all cards.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return None
+    loaded = Path("/proc/driver/nvidia/version")
+    if loaded.is_file():
+        cards = loaded.parent / "gpus"
+        if cards.is_dir() and not any(cards.iterdir()):
+            return None
+        return _driver_version(loaded.read_text(encoding="utf-8"))
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return None
+    query = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        asked = subprocess.run(query, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"nvidia-smi: {error}"
+    said = f"{asked.stdout}\n{asked.stderr}"
+    return None if "No devices were found" in said else _driver_version(said)
+
+
+def _driver_version(text: str) -> str:
+    """535.104.05 of a text that has it; else the text's first line."""
+    version = re.search(r"\b\d{3,4}\.\d+(\.\d+)?\b", text)
+    if version:
+        return version[0]
+    return text.strip().partition("\n")[0] or "which names no version"
+
+
+def _driver_cure(cuda: str | None) -> str:
+    if cuda is None:
+        return "this build of torch has no CUDA; install the one that has (https://pytorch.org/get-started/locally)"
+    least = LEAST_DRIVERS.get(cuda.partition(".")[0])
+    newer = f"{least} or newer" if least else "a newer one"
+    return (
+        f"it is built for CUDA {cuda}, which needs driver {newer}; update the driver, or install the torch build for "
+        "the CUDA of this driver (https://pytorch.org/get-started/locally)"
+    )
+
+
+def own_card() -> int:
+    """Number of the card that this process trains on: that of its place among the processes of this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def _quick_dtype(device: str, isa: str) -> str:
     """bfloat16 where matrix products are quicker in it (measured: 3 to 7 times with AMX, slower without)."""
     import torch
 
     if device == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        # of the own card: to make another one the current device would take memory on it
+        return "bfloat16" if torch.cuda.get_device_capability(own_card())[0] >= 8 else "float32"
     return "bfloat16" if device == "cpu" and isa in ("amx_bf16", "avx512_bf16") else "float32"
 
 
@@ -325,8 +387,13 @@ def apply(hardware: Hardware, seed: int) -> None:
     else:  # the same without loading the compiler, which takes seconds
         torch.set_deterministic_debug_mode("error" if hardware.deterministic else "default")
     torch.backends.cudnn.benchmark = False
+    # New tensors need no filling: what the trainer makes empty it writes in full, and results are the same to the byte.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if hardware.device == "cuda":
-        torch.set_float32_matmul_precision("high")
+        # fp32 means fp32: answers that do not depend on the batch size (generate.py) need all of its 24 bits, of which
+        # TF32 ("high") keeps 11. Beside bf16 no product in fp32 decides a token.
+        precision = "highest" if hardware.dtype == "float32" else "high"
+        torch.set_float32_matmul_precision(precision)
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -368,17 +435,17 @@ class MachineUse:
             "process_cpu_percentage": self._process.cpu_percent(),
             "process_memory_megabytes": self._process.memory_info().rss / 1e6,
         }
-        torch = sys.modules.get(
-            "torch"
-        )  # of a process that has not loaded it, the GPU is no concern
+        torch = sys.modules.get("torch")  # without it in this process the GPU is no concern
         if torch is not None and torch.cuda.is_initialized():
-            for index in range(torch.cuda.device_count()):
-                free, total = torch.cuda.mem_get_info(index)
-                use[f"gpu_{index}_memory_usage_megabytes"] = (total - free) / 1e6
-                with contextlib.suppress(
-                    ImportError
-                ):  # asks nvidia-ml-py, which a bare machine may lack
-                    use[f"gpu_{index}_utilization_percentage"] = torch.cuda.utilization(index)
+            index = (
+                torch.cuda.current_device()
+            )  # asking for another takes its memory: 300 to 500 MB
+            free, total = torch.cuda.mem_get_info(index)
+            use[f"gpu_{index}_memory_usage_megabytes"] = (total - free) / 1e6
+            # Asks nvidia-ml-py, which a bare machine may lack; a part of a card (MIG) or a container without NVML
+            # raises errors of its own. Whatever it is, the figure is left out and the caller's thread goes on.
+            with contextlib.suppress(Exception):
+                use[f"gpu_{index}_utilization_percentage"] = float(torch.cuda.utilization(index))
         return use
 
 
@@ -494,9 +561,14 @@ def provenance(hardware: Hardware | None = None) -> dict[str, Any]:
 
 
 def git_state() -> dict[str, Any]:
-    """{commit, branch, dirty, diff: sha256 of the uncommitted changes or None} of the working folder."""
+    """{commit, branch, dirty, diff: sha256 of the uncommitted changes or None} of the working folder.
+
+    Where git refuses a repository that is there, `problem` has its reason.
+    """
     if _git("rev-parse", "--git-dir") is None:
-        return {"commit": None, "branch": None, "dirty": None, "diff": None}
+        problem = git_problem()
+        nothing = {"commit": None, "branch": None, "dirty": None, "diff": None}
+        return nothing | ({"problem": problem} if problem else {})
     outs = {"dvc.lock"}
     if Path("dvc.yaml").is_file():
         outs |= {out for stage in stage_definitions().values() for out in stage.outs}
@@ -511,6 +583,23 @@ def git_state() -> dict[str, Any]:
         if status
         else None,
     }
+
+
+def git_problem() -> str | None:
+    """Why git refuses the repository that is there, in its own words; None where there is none, or it is fine."""
+    here = Path.cwd().resolve()
+    if not any((folder / ".git").exists() for folder in (here, *here.parents)):
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--git-dir"], capture_output=True, text=True, errors="replace"
+        )
+    except OSError as error:
+        return f"git cannot be started: {error.strerror}"
+    if done.returncode == 0:
+        return None
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    return lines[0].removeprefix("fatal: ") if lines else f"git exits {done.returncode}"
 
 
 def git_time() -> float | None:
@@ -549,32 +638,3 @@ def _versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             versions[package] = None
     return versions
-
-
-# ---------------------------------------------------------------- speed of matrix products
-
-# Dense bf16 FLOP/s with fp32 accumulation, from the vendors' data sheets; anything else is measured.
-_PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "RTX 3090": 71e12,
-    "RTX 4090": 165e12,
-}
-
-
-def peak_flops(hardware: Hardware) -> float:
-    """FLOP/s of one process that MFU is a share of: a known card's in bf16 by its data sheet, else the best of a few products."""
-    for name, flops in _PEAK_FLOPS.items():
-        if name in hardware.device_name and hardware.dtype == "bfloat16":
-            return flops
-    import torch
-
-    size = 4096 if hardware.device == "cuda" else 768
-    a = torch.randn(size, size, device=hardware.device, dtype=getattr(torch, hardware.dtype))
-    best = math.inf
-    for _ in range(8):
-        began = time.perf_counter()
-        (a @ a)[0, 0].item()
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best

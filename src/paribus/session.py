@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from paribus.errors import MachineError, UserError
+from paribus.errors import MachineError, StateInUse
 
 # EX_TEMPFAIL: DVC takes the stage as not done, so the next `dvc repro` goes on with it.
 EXIT_PAUSED = 75
@@ -46,14 +46,14 @@ class StateLock:
         self._file = -1
 
     def __enter__(self) -> StateLock:
-        """Raises UserError that names the holder, MachineError on a disk without file locks."""
+        """Raises StateInUse that names the holder, MachineError on a disk without file locks."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         deadline = time.monotonic() + self.patience
         while not self._try():
             if time.monotonic() > deadline:
                 os.close(self._file)
-                raise UserError(
+                raise StateInUse(
                     f"{self.folder}: in use by {_describe_holder(self.folder)}; "
                     "wait for it, or stop it with `paribus pause`"
                 )

@@ -66,6 +66,7 @@ def rl_metrics(log: list[Row], position: Position) -> dict[str, Any]:
         "steps_without_gradient": sum(row["rl/zero_gradient_groups"] == 1 for row in rows)
         / len(rows),
         "samples": int(sum(row["rl/samples_drawn"] for row in rows)),
+        "cut_off": _cut_off(rows),
         "redrawn_samples": int(sum(row["rl/redrawn_samples"] for row in rows)),
         "effective_samples_per_second": sum(row["rl/gradient_samples"] for row in rows)
         / position.train_seconds,
@@ -78,6 +79,14 @@ def rl_metrics(log: list[Row], position: Position) -> dict[str, Any]:
         "seconds": position.seconds,
         "nonfinite_steps": position.nonfinite,
     }
+
+
+def _cut_off(rows: list[Row]) -> float:
+    """Share of all answers drawn that ended at rl.max_new_tokens and not by themselves."""
+    samples = sum(row["rl/samples_drawn"] for row in rows)
+    return sum(row.get("rl/cut_off", 0.0) * row["rl/samples_drawn"] for row in rows) / max(
+        samples, 1
+    )
 
 
 def by_steps(rows: list[Row]) -> dict[str, dict[str, float]]:

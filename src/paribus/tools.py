@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -15,36 +16,55 @@ import click
 
 from paribus import graph, runtime, tracking
 from paribus.config import (
+    PROFILES,
     allowed,
     describe,
     fingerprint,
     flatten,
+    inert,
     load_config,
     parse_config,
-    read_yaml,
+    parse_value,
+    parse_yaml,
+    profile_overrides,
+    read_text,
 )
-from paribus.errors import UserError
+from paribus.errors import UserError, did_you_mean, escaped, shown
 from paribus.graph import assignments, tree_digest
 from paribus.progress import Progress
 from paribus.runtime import write_atomic
-from paribus.session import StateLock, lock_holder
+from paribus.session import Interrupt, StateLock, lock_holder
 from paribus.summary import write_json
-
-PROFILES = Path("experiments/profiles")
+from paribus.tracking.address import is_server, public_uri
 
 
 def print_keys(pattern: str) -> None:
-    """Print every key whose dotted name contains `pattern`."""
-    values = flatten(load_config())
-    for path, hint, meta in describe():
-        if path in values and pattern in path:
-            options = (
-                getattr(hint, "__args__", ()) if type(None) in getattr(hint, "__args__", ()) else ()
-            )
-            kind = next((option for option in options if option is not type(None)), hint)
-            click.echo(
-                f"{path}: {json.dumps(values[path])}\n    {meta['doc']} ({allowed(kind, meta, bool(options))})"
-            )
+    """Print every key whose dotted name contains `pattern`. Raises UserError where none does."""
+    config = load_config()
+    values = flatten(config)
+    without = inert(config)
+    found = [row for row in describe() if row[0] in values and pattern in row[0]]
+    if not found:
+        names = [path for path, *_ in describe()]
+        hint = did_you_mean(pattern, names)
+        raise UserError(f"no key contains {shown(pattern)}{'; ' + hint if hint else ''}")
+    for path, hint, meta in found:
+        click.echo(_key_page(path, hint, meta, values[path], path in without))
+
+
+def _key_page(path: str, hint: Any, meta: Any, value: Any, is_inert: bool) -> str:
+    """A key's value, documentation, what it takes, and when it acts."""
+    options = getattr(hint, "__args__", ())
+    nullable = type(None) in options
+    kinds = [option for option in options if option is not type(None)]
+    kind = kinds[0] if nullable else hint
+    lines = [f"{path}: {json.dumps(value)}", f"    {meta['doc']} ({allowed(kind, meta, nullable)})"]
+    if meta["why"]:
+        lines.append(f"    upper bound: {meta['why']}")
+    if meta["acts_when"]:
+        words = meta["acts_when"].words.replace("{here}", path.rpartition(".")[0])
+        lines.append(f"    read only with {words}{'; not now' if is_inert else ''}")
+    return "\n".join(lines)
 
 
 def write_deps(check: bool) -> None:
@@ -64,41 +84,40 @@ def write_deps(check: bool) -> None:
 
 def read_profile(name: str) -> dict[str, Any]:
     """The dotted overrides of a profile, checked against params.yaml. Raises UserError."""
-    path = PROFILES / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(
-            f"no profile {name!r}; there are: {', '.join(sorted(p.stem for p in PROFILES.glob('*.yaml')))}"
-        )
-    overrides = flatten(read_yaml(path))
+    overrides = profile_overrides(name)
     load_config(overrides=overrides)
     return overrides
 
 
 def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
-    """`key=value` arguments -> dotted overrides; a value is read as YAML. Raises UserError."""
-    import yaml
-
-    wrong = [one for one in assignments if "=" not in one]
-    if wrong:
-        raise UserError(f"-S {one}: expected KEY=VALUE" for one in wrong)
-    pairs = [one.split("=", 1) for one in assignments]
-    return {key: _number(yaml.safe_load(value)) for key, value in pairs}
-
-
-def _number(value: Any) -> Any:
-    """1e-3 is a number, as in params.yaml; PyYAML reads it as text."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+    """`key=value` arguments -> dotted overrides; a value is read as one in params.yaml is, and a mapping is merged, as
+    `dvc exp run -S` does. Raises UserError with every problem."""
+    overrides: dict[str, Any] = {}
+    problems: list[str] = []
+    for one in assignments:
+        key, sign, text = one.partition("=")
+        if not sign or not key:
+            problems.append(f"-S {shown(one)}: expected KEY=VALUE")
+            continue
+        try:
+            value = parse_value(text, f"-S {escaped(key)}")
+        except UserError as error:
+            problems += error.problems
+            continue
+        if isinstance(value, dict):
+            overrides |= flatten(value, f"{key}.")
+        else:
+            overrides[key] = value
+    if problems:
+        raise UserError(problems)
+    return overrides
 
 
 def list_profiles() -> None:
     """Name and first comment line of every profile."""
     for path in sorted(PROFILES.glob("*.yaml")):
-        click.echo(
-            f"{path.stem:16} {path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}"
-        )
+        first = read_text(path).partition("\n")[0]
+        click.echo(f"{path.stem:16} {escaped(first.lstrip('# '), limit=None)}")
 
 
 def print_profile_args(name: str) -> None:
@@ -107,38 +126,50 @@ def print_profile_args(name: str) -> None:
 
 
 def apply_profile(name: str) -> None:
-    """Write the profile's values into params.yaml, comments and order kept."""
+    """Write the profile's values into params.yaml, comments and order kept; as it was where anything goes wrong."""
+    path = Path("params.yaml")
+    text, changes = _with_values(read_text(path), read_profile(name))
+    parse_config(parse_yaml(text, f"{path} with {name}"))
+    runtime.write_atomic(path, text)
+    for change in changes:
+        click.echo(change)
+
+
+def _with_values(text: str, overrides: dict[str, Any]) -> tuple[str, list[str]]:
+    """(text of params.yaml with dotted `overrides` in it, a line for each value that changed)."""
     from ruamel.yaml import YAML
 
-    overrides = read_profile(name)
     yaml = YAML()
     yaml.preserve_quotes = True
-    path = Path("params.yaml")
-    document = yaml.load(path.read_text(encoding="utf-8"))
+    yaml.width = 2**20  # long values stay on their line
+    document = yaml.load(text)
+    changes: list[str] = []
     for key, value in overrides.items():
         node = document
         *parents, last = key.split(".")
         for parent in parents:
-            node = node[parent]
+            node = node.setdefault(parent, {})
         before = node.get(last)
         node[last] = value
         if before != value:
-            click.echo(f"{key}: {before} -> {value}")
-    with path.open("w", encoding="utf-8") as file:
-        yaml.dump(document, file)
-    parse_config(read_yaml(path))
+            changes.append(f"{key}: {shown(before)} -> {shown(value)}")
+    stream = io.StringIO()
+    yaml.dump(document, stream)
+    return stream.getvalue(), changes
 
 
 def sparsity(checkpoint: str, questions: int, samples: int, as_json: bool) -> None:
     """Print what RL with the settings of params.yaml would find: pass@k, groups without gradient, a recommendation."""
     import torch
 
-    from paribus.data import load_jsonl
+    from paribus.data import contents
     from paribus.data.tokenizer import Tokenizer
-    from paribus.evaluate.gsm8k import chat_prompt, score, solution_steps
+    from paribus.evaluate.gsm8k import chat_prompt, is_cut_off, score, solution_steps
+    from paribus.evaluate.kept import Kept, signals_stop, stop_if
     from paribus.evaluate.sparsity import sparsity_report
-    from paribus.generate import Engine
+    from paribus.generate import Completion, Engine
     from paribus.model.gpt import load_checkpoint
+    from paribus.stages.evaluation import stoppable
 
     if questions < 1 or samples < 2:
         raise UserError(
@@ -149,35 +180,85 @@ def sparsity(checkpoint: str, questions: int, samples: int, as_json: bool) -> No
     runtime.apply(hardware, config.seed)
     folder = runtime.find_checkpoint(checkpoint)
     words = Tokenizer.load(folder / "tokenizer.json")
-    engine = Engine(
-        load_checkpoint(folder, hardware.device, getattr(torch, hardware.dtype)).eval(), words
+    problems = list(contents.rows(Path("data/corpus"), "problems/validation.jsonl"))[:questions]
+    name = fingerprint(
+        stage="sparsity",
+        weights=tree_digest([folder]),
+        code=_code_digest(),
+        problems=problems,
+        samples=samples,
+        rl=flatten(config.rl),
+        seed=config.seed,
+        hardware=hardware.hardware_class(),
     )
-    problems = list(load_jsonl(Path("data/corpus/problems/validation.jsonl")))[:questions]
-    began = time.perf_counter()
-    with Progress("sparsity", len(problems), "questions") as bar:
-        answers = engine.generate(
-            [chat_prompt(words, row["question"]) for row in problems],
+    state = runtime.state_root() / "runs" / f"sparsity-{name}"
+    with (
+        StateLock(state),
+        Interrupt(state, config.train.session_minutes) as interrupt,
+        stoppable("eval sparsity", interrupt),
+        Progress("sparsity", len(problems), "questions") as bar,
+        Kept(state / "answers.jsonl", name) as kept,
+        signals_stop(interrupt),
+    ):
+        engine = Engine(
+            load_checkpoint(folder, hardware.device, getattr(torch, hardware.dtype)).eval(), words
+        )
+        answered = {row["question"]: row for row in kept.rows}
+        todo = [number for number in range(len(problems)) if number not in answered]
+        before = len(problems) - len(todo)
+        began = time.perf_counter()
+
+        def keep(place: int, group: list[Completion]) -> None:
+            nonlocal began
+            number, now = todo[place], time.perf_counter()
+            reference = problems[number]["answer"]
+            row = {
+                "question": number,
+                "correct": sum(score(words.decode(one.tokens), reference).correct for one in group),
+                "cut_off": sum(is_cut_off(one, config.rl.max_new_tokens) for one in group),
+                "seconds": now - began,
+            }
+            began = now
+            kept.add(row)
+            answered[number] = row
+
+        engine.generate(
+            [chat_prompt(words, problems[number]["question"]) for number in todo],
             samples=samples,
             max_new_tokens=config.rl.max_new_tokens,
             temperature=config.rl.temperature,
             top_k=config.rl.top_k,
             seed=config.seed,
             rows=config.rl.rollout_rows,
-            on_progress=bar.count,
+            ids=todo,
+            on_done=keep,
+            on_progress=lambda done, _: bar.count(before + done, len(problems)),
+            on_step=lambda: stop_if(interrupt.requested),
         )
-    rate = len(problems) * samples / (time.perf_counter() - began)
-    correct = [
-        sum(score(words.decode(one.tokens), row["answer"]).correct for one in group)
-        for row, group in zip(problems, answers, strict=True)
-    ]
+    rows = [answered[number] for number in range(len(problems))]
+    answers = len(problems) * samples
     found = sparsity_report(
-        correct,
-        [solution_steps(row) for row in problems],
+        [row["correct"] for row in rows],
+        [solution_steps(problem) for problem in problems],
         samples,
-        samples_per_second=rate,
+        samples_per_second=answers / sum(row["seconds"] for row in rows),
         group_size=config.rl.samples_per_question,
+        cut_off=sum(row["cut_off"] for row in rows) / answers,
+        max_new_tokens=config.rl.max_new_tokens,
     )
+    _drop(state / "answers.jsonl")
     click.echo(json.dumps(found, indent=1) if as_json else _sparsity_page(found))
+
+
+def _code_digest() -> str:
+    """Names the code of this package."""
+    package = Path(runtime.__file__).parent
+    return tree_digest(sorted(package.rglob("*.py")))
+
+
+def _drop(kept: Path) -> None:
+    """A finished evaluation is not taken up again: asked for once more, it is computed once more."""
+    kept.unlink(missing_ok=True)
 
 
 def _sparsity_page(found: dict[str, Any]) -> str:
@@ -208,7 +289,11 @@ def lm(
     batch_size: int,
 ) -> None:
     """Run tasks of lm-evaluation-harness: a table to read, JSON under evals/lm, a run in MLflow."""
+    from paribus.data.disk import writing
+    from paribus.data.paths import inside
     from paribus.evaluate.harness import evaluate_tasks, rows_of
+    from paribus.evaluate.kept import Kept, signals_stop
+    from paribus.stages.evaluation import stoppable
 
     if not tasks:
         raise UserError("--tasks: names none; give at least one, with commas between")
@@ -227,25 +312,33 @@ def lm(
         stage="lm", weights=digest, seed=config.seed, hardware=hardware.hardware_class(), **settings
     )
     state = runtime.state_root() / "runs" / f"lm-{name}"
-    with StateLock(state), Progress("lm") as bar:
-        found = evaluate_tasks(
-            folder,
-            tasks,
-            device=hardware.device,
-            dtype=hardware.dtype,
-            include_path=include_path,
-            limit=limit,
-            num_fewshot=num_fewshot,
-            batch_size=batch_size,
-            seed=config.seed,
-            on_progress=bar.count,
-        )
+    with (
+        StateLock(state),
+        Interrupt(state, config.train.session_minutes) as interrupt,
+        stoppable("eval lm", interrupt),
+        Progress("lm") as bar,
+        Kept(state / "answers.jsonl", f"{name} {_code_digest()}") as kept,
+        writing(Path("evals/lm")),
+    ):
+        with signals_stop(interrupt):
+            found = evaluate_tasks(
+                folder,
+                tasks,
+                device=hardware.device,
+                dtype=hardware.dtype,
+                include_path=include_path,
+                limit=limit,
+                num_fewshot=num_fewshot,
+                batch_size=batch_size,
+                seed=config.seed,
+                on_progress=bar.count,
+                kept=kept,
+                stop=interrupt.requested,
+            )
         rows = rows_of(found)
-        path = (
-            Path("evals/lm")
-            / folder.name
-            / f"{tasks[0]}{f'-and-{len(tasks) - 1}-more' if tasks[1:] else ''}-{name[:8]}.json"
-        )
+        more = f"-and-{len(tasks) - 1}-more" if tasks[1:] else ""
+        first = tasks[0].replace("/", "-")
+        path = inside(Path("evals/lm"), f"{folder.name}/{first}{more}-{name[:8]}.json", "--tasks")
         write_json(path, settings | {"weights": digest, "rows": rows} | found)
         with tracking.RunLog.open(
             "lm",
@@ -263,6 +356,7 @@ def lm(
             log.table("lm", rows)
             log.artifact(path)
             log.summary(_lm_metrics(rows))
+    _drop(state / "answers.jsonl")
     click.echo(_lm_page(rows))
     click.echo(f"kept in {path}")
 
@@ -343,20 +437,60 @@ def clean(dry_run: bool, as_json: bool) -> None:
     click.echo(f"{total / 1e6:,.1f} MB of {len(runs)} runs {'to remove' if dry_run else 'removed'}")
 
 
-def mlflow_ui(port: int) -> None:
-    """Become `mlflow ui` on this project's store."""
+UI_HOST = "127.0.0.1"
+
+
+def mlflow_ui(port: int, host: str | None = None) -> None:
+    """Become `mlflow ui` on this project's store.
+
+    Arguments:
+        port: of the page.
+        host: address to listen at; by default this machine alone, whatever MLFLOW_HOST says.
+
+    Raises:
+        UserError: the port is taken, the address is not this machine's, or the store is a server with a page of its own.
+    """
+    uri = tracking.tracking_uri()
+    checkout = runtime.main_checkout()
+    if not any((checkout / name).exists() for name in ("dvc.yaml", ".paribus", "mlflow.db")):
+        raise UserError(
+            f"{checkout} is no checkout of paribus: run this in one, where its runs are"
+        )
+    if is_server(uri):
+        raise UserError(f"the store is a server, and has its page at {public_uri(uri)}")
+    address = host or UI_HOST
+    check_port(address, port)
+    if address != UI_HOST:
+        click.echo(
+            f"paribus ui: {address}:{port} can be reached from other machines, and asks nobody who they are",
+            err=True,
+        )
+    # The store's address may hold a password: other users see a command, and not its environment.
     os.environ |= {
+        "MLFLOW_BACKEND_STORE_URI": uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    command = [
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        tracking.tracking_uri(),
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
+    os.environ.pop("MLFLOW_HOST", None)
+    os.environ.pop("MLFLOW_PORT", None)
+    command = ["mlflow", "ui", "--host", address, "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, [sys.executable, "-m", *command])
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse a port that another program listens at, or an address that this machine does not have. Raises UserError."""
+    import socket
+
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+            listener.listen()
+    except socket.gaierror as error:
+        raise UserError(f"--host {host}: {error.strerror}") from None
+    except OSError as error:
+        raise UserError(
+            f"--port {port}: {error.strerror} at {host}; choose another with --port, or end the program that listens "
+            "there"
+        ) from None

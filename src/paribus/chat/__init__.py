@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from paribus import config, runtime
 from paribus.errors import UserError
-from paribus.journal import read_json
+from paribus.files import read_json
 
 if TYPE_CHECKING:
     from paribus.data.chat import Messages
@@ -120,7 +120,8 @@ class Speaker:
         runtime.apply(hardware, settings.seed)
         words = Tokenizer.load(folder / "tokenizer.json")
         model = load_checkpoint(folder, hardware.device, getattr(torch, hardware.dtype)).eval()
-        stage = (read_json(folder / "provenance.json") or {}).get("stage")
+        provenance = read_json(folder / "provenance.json", move=False) or {}  # DVC owns the folder
+        stage = provenance.get("stage")
         return cls(folder.name, Engine(model, words), words, stage)
 
     @property

@@ -6,17 +6,21 @@ listens on this machine only and asks nothing of any other.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import math
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from paribus import config
-from paribus.chat import Answer, Options, Speaker
+from paribus.chat import Answer, Kind, Options, Speaker
 from paribus.errors import UserError
+from paribus.files import Shape, misfit, parse
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -30,12 +34,25 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "top_k": (0, 10_000_000),
     "seed": (0, 2**63 - 1),
 }
+WHOLE = ("max_new_tokens", "top_k", "seed")
+MOST_BYTES = 1_000_000  # of a request: far more than a context holds
+KINDS = get_args(Kind)
+REQUEST: Shape = {
+    "checkpoint": str,
+    "messages": list,
+    "options": {key: object for key in BOUNDS},
+}
 
 
 def application(
     speakers: Mapping[str, Speaker], options: Options, prompts: tuple[str, ...] = ()
 ) -> Starlette:
-    """The page at /, and /answer, which streams a JSON line a piece: {"kind", "text"}, last {"kind": "end", ...}."""
+    """The page at /, and /answer, which streams a JSON line a piece: {"kind", "text"}, last {"kind": "end", ...}.
+
+    /answer takes JSON from this page and from programs here. What it refuses is answered with {"problems": [...]}: a
+    request of another site's page with 403, a body of another kind with 415, one that is too large with 413, any other
+    with 400.
+    """
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -43,23 +60,100 @@ def application(
     from starlette.routing import Route
 
     page = render(speakers, options, prompts)
+    guards = protection(page)
 
     async def show(_: Request) -> Response:
-        return HTMLResponse(page)
+        return HTMLResponse(page, headers=guards)
 
     async def answer(request: Request) -> Response:
         try:
-            speaker, messages, wanted = read_request(await request.body(), speakers)
+            check_origin(request.headers)
+            body = await read_body(request.stream(), request.headers)
+            speaker, messages, wanted = read_request(body, speakers)
             began = speaker.answer(messages, wanted)
+        except Refused as error:
+            problems = {"problems": error.problems}
+            return JSONResponse(problems, status_code=error.status, headers=guards)
         except UserError as error:
-            return JSONResponse({"problems": error.problems}, status_code=400)
-        return StreamingResponse(lines(began), media_type="application/x-ndjson")
+            return JSONResponse({"problems": error.problems}, status_code=400, headers=guards)
+        return StreamingResponse(lines(began), media_type="application/x-ndjson", headers=guards)
 
     # A name of another host that was made to point here (DNS rebinding) is refused.
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
     return Starlette(
         routes=[Route("/", show), Route("/answer", answer, methods=["POST"])], middleware=[hosts]
     )
+
+
+# ---------------------------------------------------------------- who may ask
+
+
+class Refused(UserError):
+    """A request that is refused before it is read."""
+
+    def __init__(self, status: int, problem: str) -> None:
+        super().__init__(problem)
+        self.status = status
+
+
+def protection(page: str) -> dict[str, str]:
+    """Headers that let the page run its own script and style alone, ask nobody else, and be framed by nobody."""
+    script, style = (_digest_of(page, tag) for tag in ("script", "style"))
+    policy = [
+        "default-src 'none'",
+        f"script-src {script}",
+        f"style-src {style}",
+        "img-src data:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    ]
+    return {
+        "Content-Security-Policy": "; ".join(policy),
+        "X-Frame-Options": "DENY",
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Cache-Control": "no-store",
+    }
+
+
+def _digest_of(page: str, tag: str) -> str:
+    """How a policy names an element's text."""
+    text = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def check_origin(headers: Mapping[str, str]) -> None:
+    """Refuse what a page of another site sends through a browser, which names that page's origin. Raises Refused."""
+    origin = headers.get("origin")
+    own = f"http://{headers.get('host', '')}"
+    if origin is not None and origin != own:
+        raise Refused(403, f"a page of {origin!r} may not ask here; this one is {own}")
+    if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        raise Refused(403, f"another site's page may not ask here; this one is {own}")
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise Refused(415, f"content-type: {kind or 'none'}; expected application/json")
+
+
+async def read_body(pieces: AsyncIterator[bytes], headers: Mapping[str, str]) -> bytes:
+    """The body, of at most MOST_BYTES; no more of a larger one is kept. Raises Refused."""
+    too_large = Refused(413, f"the message is larger than {MOST_BYTES:,} bytes; expected less")
+    length = headers.get("content-length", "")
+    if length.isdecimal() and int(length) > MOST_BYTES:
+        raise too_large
+    body = bytearray()
+    async for piece in pieces:
+        body += piece
+        if len(body) > MOST_BYTES:
+            raise too_large
+    return bytes(body)
+
+
+# ---------------------------------------------------------------- the page and its requests
 
 
 def render(speakers: Mapping[str, Speaker], options: Options, prompts: tuple[str, ...]) -> str:
@@ -84,41 +178,72 @@ def read_request(
     body: bytes, speakers: Mapping[str, Speaker]
 ) -> tuple[Speaker, list[dict[str, Any]], Options]:
     """(speaker, messages, options) of {"checkpoint", "messages", "options"}. Raises UserError with every problem."""
-    try:
-        request = json.loads(body)
-        name, messages, wanted = request["checkpoint"], request["messages"], request["options"]
-        values = {key: wanted[key] for key in BOUNDS}
-        roles = [message["role"] for message in messages]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"not a request of this page: {type(error).__name__} {error}") from None
+    request, problem = parse(body, REQUEST)
+    if problem is not None:
+        raise UserError(f"not a request of this page: {problem}")
+    name, messages, values = request["checkpoint"], request["messages"], request["options"]
     problems = [
         f"{key.replace('_', ' ')}: {values[key]!r} is out of range; expected a number from {low:g} to {high:g}"
         for key, (low, high) in BOUNDS.items()
-        if not isinstance(values[key], int | float)
-        or isinstance(values[key], bool)
-        or not low <= values[key] <= high
+        if not _within(values[key], low, high)
+    ]
+    problems += [
+        f"{key.replace('_', ' ')}: {values[key]!r} is no whole number"
+        for key in WHOLE
+        if isinstance(values[key], float)
+        and math.isfinite(values[key])
+        and not values[key].is_integer()
     ]
     if name not in speakers:
         problems.append(f"no checkpoint {name!r} on this page; there are: {', '.join(speakers)}")
-    if (
-        roles != [("user", "assistant")[place % 2] for place in range(len(roles))]
-        or len(roles) % 2 == 0
-    ):
-        problems.append(
-            "messages: user and assistant have to take turns, and the last is the user's"
-        )
+    problems += _message_problems(messages)
     if problems:
         raise UserError(problems)
-    return (
-        speakers[name],
-        messages,
-        Options(
-            int(values["max_new_tokens"]),
-            float(values["temperature"]),
-            int(values["top_k"]),
-            int(values["seed"]),
-        ),
+    options = Options(
+        int(values["max_new_tokens"]),
+        float(values["temperature"]),
+        int(values["top_k"]),
+        int(values["seed"]),
     )
+    return speakers[name], messages, options
+
+
+def _within(value: Any, low: float, high: float) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and low <= value <= high
+
+
+def _message_problems(messages: list[Any]) -> list[str]:
+    """What is wrong with a history."""
+    problems = []
+    for place, message in enumerate(messages):
+        problem = misfit(message, {"role": str, "content": (str, list)}, f"messages.{place}")
+        if problem is None:
+            problem = _content_problem(message["content"], f"messages.{place}.content")
+        if problem is not None:
+            problems.append(problem)
+    if problems:
+        return problems
+    roles = [message["role"] for message in messages]
+    turns = [("user", "assistant")[place % 2] for place in range(len(roles))]
+    if roles != turns or len(roles) % 2 == 0:
+        return ["messages: user and assistant have to take turns, and the last is the user's"]
+    return []
+
+
+def _content_problem(content: Any, name: str) -> str | None:
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    for place, part in enumerate(parts):
+        problem = misfit(part, {"type": str, "text": str}, f"{name}.{place}")
+        if problem is not None:
+            return problem
+        if part["type"] not in KINDS:
+            return f"{name}.{place}.type: {part['type']!r}; expected one of {', '.join(KINDS)}"
+        try:
+            part["text"].encode()
+        except UnicodeEncodeError:
+            return f"{name}.{place}: half of a surrogate pair, which is no character"
+    return None
 
 
 def lines(answer: Answer) -> Iterator[str]:

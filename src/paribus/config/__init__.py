@@ -1,18 +1,15 @@
 """params.yaml -> frozen dataclasses: every key typed, documented, strict; and the fingerprint.
 
-Only the standard library is needed (PyYAML to read a file), so that the trainer runs where only torch is.
+Only the standard library is needed (ruamel.yaml to read a file), so that the trainer runs where only torch is.
 """
 
-from paribus.config.derived import resolve_model, resolve_pretrain
-from paribus.config.parsing import (
-    allowed,
-    fingerprint,
-    load_config,
-    merge,
-    parse_config,
-    parse_yaml,
-    read_yaml,
-)
+from paribus.config.combinations import RESERVED_SOURCES
+from paribus.config.committed import change_notes
+from paribus.config.derived import mlp_hidden, resolve_model, resolve_pretrain
+from paribus.config.effects import changes, effective, inert, inert_problems, merge_problems
+from paribus.config.parsing import allowed, fingerprint, load_config, merge, parse_config
+from paribus.config.profiles import PROFILES, named_file, profile_overrides
+from paribus.config.reading import dump_yaml, parse_value, parse_yaml, read_text, read_yaml
 from paribus.config.schema import (
     RL,
     Architecture,
@@ -38,6 +35,8 @@ from paribus.config.schema import (
 from paribus.config.sources import Archive, HubFiles, parse_source
 
 __all__ = [
+    "PROFILES",
+    "RESERVED_SOURCES",
     "RL",
     "Architecture",
     "Archive",
@@ -58,15 +57,27 @@ __all__ = [
     "Train",
     "World",
     "allowed",
+    "change_notes",
+    "changes",
     "describe",
+    "dump_yaml",
+    "effective",
     "fingerprint",
     "flatten",
+    "inert",
+    "inert_problems",
     "key",
     "load_config",
     "merge",
+    "merge_problems",
+    "mlp_hidden",
+    "named_file",
     "parse_config",
     "parse_source",
+    "parse_value",
     "parse_yaml",
+    "profile_overrides",
+    "read_text",
     "read_yaml",
     "resolve_model",
     "resolve_pretrain",

@@ -5,25 +5,30 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from paribus.config.conditions import heads, width
 from paribus.config.schema import Architecture, Model, Pretrain
 
 
 def shape(model: Model) -> tuple[int, int, int, int]:
     """width, n_heads, n_kv_heads, window."""
-    width = (
-        model.width or math.ceil(model.depth * model.aspect_ratio / model.head_dim) * model.head_dim
-    )
-    n_heads = model.n_heads or max(width // model.head_dim, 1)
-    return width, n_heads, model.n_kv_heads or n_heads, model.window or max(model.seq_len // 2, 1)
+    n_heads = heads(model)
+    window = model.window or max(model.seq_len // 2, 1)
+    return width(model), n_heads, model.n_kv_heads or n_heads, window
 
 
 def resolve_model(model: Model) -> Architecture:
     """The model with every derived value filled in."""
-    width, n_heads, n_kv_heads, window = shape(model)
+    stream, n_heads, n_kv_heads, window = shape(model)
     values = {field.name: getattr(model, field.name) for field in dataclasses.fields(Model)}
     return Architecture(
-        **values | {"width": width, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "window": window}
+        **values | {"width": stream, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "window": window}
     )
+
+
+def mlp_hidden(config: Architecture) -> int:
+    """Hidden width; a gated MLP has three matrices instead of two, so two thirds of it (arXiv:2002.05202)."""
+    ratio = config.mlp_ratio * (2 / 3 if config.mlp == "swiglu" else 1)
+    return max(int(ratio * config.width / 8 + 0.5) * 8, 8)
 
 
 def resolve_pretrain(pretrain: Pretrain, parameters: int, seq_len: int) -> Pretrain:

@@ -3,298 +3,270 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import functools
 import hashlib
 import json
 import math
-import re
 import types
 import typing
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from paribus.config.derived import shape
-from paribus.config.schema import Config, Corpus, describe
-from paribus.config.sources import Archive, HubFiles, source_problem
-from paribus.errors import UserError
+from paribus.config.combinations import Understood, combination_problems
+from paribus.config.limits import LETTERS
+from paribus.config.reading import parse_leniently, read_text
+from paribus.config.schema import Config, describe
+from paribus.errors import UserError, did_you_mean, escaped, shown
 
-# Sources of the mixtures that are always there: the world's, and what other data gives.
-RESERVED_SOURCES = (
-    "facts",
-    "smalltalk",
-    "instructions",
-    "problems_worked",
-    "problems_direct",
-    "documents",
-)
+_UNFIT = ("Cc", "Cs", "Zl", "Zp")  # control characters, half letters, line and paragraph ends
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # the direction: what is seen is not what is there
 
 
 def load_config(
     path: str | Path = "params.yaml", overrides: dict[str, Any] | None = None
 ) -> Config:
     """Read and check a params file; `overrides` are dotted keys. Raises UserError with every problem at once."""
-    return parse_config(merge(read_yaml(path), overrides or {}))
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file; 1e-3 is a number, as in YAML 1.2. Raises UserError."""
-    try:
-        return parse_yaml(Path(path).read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-
-
-def parse_yaml(text: str, where: str) -> dict[str, Any]:
-    """The mapping in a text of YAML, which is called `where` in errors. Raises UserError."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        pass
-
-    number = re.compile(
-        r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"
-    )  # $: resolvers match prefixes, and a hash may begin with 4e90
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
-    try:
-        values = yaml.load(text, Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: expected a mapping of keys to values")
-    return values
+    values, problems = parse_leniently(read_text(path), str(path))
+    return parse_config(merge(values, overrides or {}), problems)
 
 
 def merge(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """A copy of nested `values` with dotted `overrides` written over it; names are checked by parse_config."""
-    merged = json.loads(json.dumps(values))
+    merged = _copy(values)
     for dotted, value in overrides.items():
         node = merged
         *parents, last = dotted.split(".")
         for name in parents:
             child = node.setdefault(name, {})
             if not isinstance(child, dict):
-                raise UserError(f"{dotted}: {name} is a value, not a section")
+                raise UserError(f"{escaped(dotted)}: {escaped(name)} is a value, not a section")
             node = child
-        node[last] = value
+        node[last] = _copy(value) if isinstance(value, dict) else value
     return merged
 
 
-def parse_config(values: dict[str, Any]) -> Config:
-    """Nested plain values -> Config. Raises UserError with every wrong key, type, range and combination at once."""
-    problems: list[str] = []
-    config = _parse_section(Config, values, "", problems)
-    if not problems:
-        problems = _combinations(config)
-    if problems:
-        raise UserError(problems)
-    return config
+def _copy(values: dict[str, Any]) -> dict[str, Any]:
+    """Mappings copied all the way down; what they hold is shared."""
+    return {
+        name: _copy(value) if isinstance(value, dict) else value for name, value in values.items()
+    }
+
+
+def parse_config(values: dict[str, Any], problems: Sequence[str] = ()) -> Config:
+    """Nested plain values -> Config.
+
+    problems: what is known to be wrong with them already.
+    Raises UserError with every wrong key, type, range and combination at once.
+    """
+    found = list(problems)
+    understood = _parse_section(Config, values, "", found)
+    found += combination_problems(understood)
+    if found or not isinstance(understood, Config):
+        raise UserError(found)
+    return understood
 
 
 def _parse_section(cls: type, values: Any, prefix: str, problems: list[str]) -> Any:
+    """An instance of `cls`; where something is wrong, the problem, and what could be understood."""
     if not isinstance(values, dict):
-        problems.append(f"{prefix.rstrip('.')}: expected a section with keys, not {values!r}")
-        return None
-    hints = typing.get_type_hints(cls)
+        problems.append(f"{prefix.rstrip('.')}: expected a section with keys, not {shown(values)}")
+        return Understood({})
+    hints = _hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
-            problems.append(_unknown_key(prefix, str(name)))
-    parsed = {}
+            problems.append(_unknown_key(prefix, name))
+    parsed: dict[str, Any] = {}
+    whole = True
     for name, field in fields.items():
+        path = prefix + name
         if name not in values:
-            problems.append(f"{prefix}{name}: missing; it is: {field.metadata['doc']}")
-        elif dataclasses.is_dataclass(hints[name]):
-            parsed[name] = _parse_section(hints[name], values[name], f"{prefix}{name}.", problems)
+            problems.append(f"{path}: missing; it is: {field.metadata['doc']}")
+            whole = False
+            continue
+        before = len(problems)
+        if dataclasses.is_dataclass(hints[name]):
+            section = typing.cast(type, hints[name])
+            parsed[name] = _parse_section(section, values[name], f"{path}.", problems)
+            whole = whole and not isinstance(parsed[name], Understood)
+            continue
+        value = _parse_value(hints[name], values[name], path, field.metadata, problems)
+        if len(problems) == before:
+            parsed[name] = value
         else:
-            parsed[name] = _parse_value(
-                hints[name], values[name], prefix + name, field.metadata, problems
-            )
-    return cls(**parsed) if len(parsed) == len(fields) else None
+            whole = False
+    return cls(**parsed) if whole else Understood(parsed)
 
 
-def _unknown_key(prefix: str, name: str) -> str:
-    dotted = prefix + name
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a section's keys; working them out from their text takes most of the time of parsing."""
+    return typing.get_type_hints(cls)
+
+
+def _unknown_key(prefix: str, name: Any) -> str:
+    dotted = prefix + str(name)
     known = [path for path, *_ in describe()]
-    close = difflib.get_close_matches(dotted, known, n=1, cutoff=0.6) or [
-        path for path in known if path.split(".")[-1] == name.split(".")[-1]
-    ]
-    siblings = [
-        path.removeprefix(prefix)
-        for path in known
-        if path.startswith(prefix) and "." not in path[len(prefix) :]
-    ]
-    hint = f"did you mean {close[0]}?" if close else f"allowed here: {', '.join(siblings)}"
-    return f"{dotted}: unknown key; {hint}"
+    hint = did_you_mean(dotted, known) if isinstance(name, str) else ""
+    if dotted in known:
+        hint = "a dotted name is for -S and for experiments; here write " + _nested(dotted)
+    elif not hint and isinstance(name, str):
+        last = name.split(".")[-1]
+        same = [path for path in known if path.split(".")[-1] == last]
+        hint = f"did you mean {same[0]}?" if same else ""
+    if not hint:
+        siblings = [path.removeprefix(prefix) for path in known if path.startswith(prefix)]
+        hint = f"allowed here: {', '.join(one for one in siblings if '.' not in one)}"
+    return f"{escaped(dotted)}: unknown key; {hint}"
+
+
+def _nested(dotted: str) -> str:
+    """`a.b` as the nested mapping that params.yaml has."""
+    *parents, last = dotted.split(".")
+    return "".join(f"{name}: {{" for name in parents) + f"{last}: …" + "}" * len(parents)
 
 
 def _parse_value(hint: Any, value: Any, path: str, meta: Any, problems: list[str]) -> Any:
     """The value as its type, or None and a problem."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
+    nullable = type(None) in options
+    if value is None and nullable:
         return None
     hint = next(option for option in options if option is not type(None))
+    expected = f"expected {allowed(hint, meta, nullable)}"
     parsed = _as_type(hint, value)
     if parsed is None:
-        problems.append(
-            f"{path}: {value!r} is not allowed; expected {allowed(hint, meta, type(None) in options)}"
-        )
+        place, wrong = _wrong_item(hint, value, path)
+        problems.append(f"{place}: {wrong} is not allowed; {expected}")
         return None
-    items = parsed.values() if isinstance(parsed, dict) else [parsed]
-    for item in items:
-        if (
-            isinstance(item, (int, float))
-            and not isinstance(item, bool)
-            and not _in_range(item, meta)
-        ):
-            problems.append(
-                f"{path}: {value!r} is out of range; expected {allowed(hint, meta, type(None) in options)}"
-            )
+    items = parsed if isinstance(parsed, dict) else {"": parsed}
+    for name, item in items.items():
+        is_number = isinstance(item, (int, float)) and not isinstance(item, bool)
+        if is_number and not _in_range(item, meta):
+            place = f"{path}.{escaped(name)}" if name else path
+            reason = f" ({meta['why']})" if meta["why"] and item > meta["le"] else ""
+            problems.append(f"{place}: {shown(item)} is out of range; {expected}{reason}")
     return parsed
+
+
+def _wrong_item(hint: Any, value: Any, path: str) -> tuple[str, str]:
+    """(place, value) of what is wrong: an item of a mapping or list where the rest is right, else the value."""
+    origin = typing.get_origin(hint)
+    if origin is dict and isinstance(value, dict):
+        kind = typing.get_args(hint)[1]
+        for name, item in value.items():
+            if not isinstance(name, str) or not _is_text(name):
+                return path, f"the name {shown(name)}"
+            if _as_type(kind, item) is None:
+                return f"{path}.{escaped(name)}", shown(item)
+    if origin is list and isinstance(value, list):
+        for number, item in enumerate(value):
+            if _as_type(str, item) is None:
+                return f"{path}[{number}]", shown(item)
+    return path, shown(value)
 
 
 def _as_type(hint: Any, value: Any) -> Any:
     """`value` if it is of the type (an int serves as a float), else None."""
-    if typing.get_origin(hint) is Literal:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
         return value if isinstance(value, str) and value in typing.get_args(hint) else None
-    if typing.get_origin(hint) is list:
-        return (
-            list(value)
-            if isinstance(value, list) and all(isinstance(item, str) for item in value)
-            else None
-        )
-    if typing.get_origin(hint) is dict:
-        kind = typing.get_args(hint)[1]
-        items = (
-            {str(name): _as_type(kind, item) for name, item in value.items()}
-            if isinstance(value, dict)
-            else {"": None}
-        )
-        return items if None not in items.values() else None
-    if hint is bool or isinstance(value, bool):
+    if origin is list:
+        return _as_texts(value)
+    if origin is dict:
+        return _as_mapping(typing.get_args(hint)[1], value)
+    if isinstance(value, bool) or hint is bool:
         return value if hint is bool and isinstance(value, bool) else None
     if hint is float and isinstance(value, (int, float)):
-        return float(value) if math.isfinite(value) else None
+        return _as_float(value)
+    if hint is str:
+        return value if isinstance(value, str) and _is_text(value) else None
     return value if isinstance(value, hint) else None
+
+
+def _as_texts(value: Any) -> list[str] | None:
+    if not isinstance(value, list):
+        return None
+    texts = [item for item in value if isinstance(item, str) and _is_text(item)]
+    return texts if len(texts) == len(value) else None
+
+
+def _as_mapping(kind: Any, value: Any) -> dict[str, Any] | None:
+    if not isinstance(value, dict):
+        return None
+    parsed: dict[str, Any] = {}
+    for name, item in value.items():
+        parsed[name] = _as_type(kind, item)
+        if not isinstance(name, str) or not _is_text(name) or parsed[name] is None:
+            return None
+    return parsed
+
+
+def _as_float(value: int | float) -> float | None:
+    """A finite number; a whole one beyond the range of floats is none."""
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _is_text(value: str) -> bool:
+    """Whether a text can be shown, written and sent as it is: some letters, no control characters, no half letters."""
+    if not value.strip() or len(value) > LETTERS:
+        return False
+    return not any(unicodedata.category(letter) in _UNFIT or letter in _TURNING for letter in value)
 
 
 def _in_range(value: float, meta: Any) -> bool:
     ge, gt, le = meta["ge"], meta["gt"], meta["le"]
-    return (
-        (ge is None or value >= ge) and (gt is None or value > gt) and (le is None or value <= le)
-    )
+    if ge is not None and value < ge:
+        return False
+    if gt is not None and value <= gt:
+        return False
+    return le is None or bool(value <= le)
+
+
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: f"a string of 1 to {LETTERS:,} printable characters",
+}
 
 
 def allowed(hint: Any, meta: Any, nullable: bool) -> str:
     """What a key takes, in words."""
-    if typing.get_origin(hint) is Literal:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
         text = "one of " + ", ".join(typing.get_args(hint))
-    elif typing.get_origin(hint) is list:
-        text = "a list of strings"
-    elif typing.get_origin(hint) is dict:
-        text = (
-            "a mapping of names to " + {float: "numbers", str: "strings"}[typing.get_args(hint)[1]]
-        )
+    elif origin is list:
+        text = "a list of strings of printable characters"
+    elif origin is dict:
+        items = {float: "numbers", str: "strings"}[typing.get_args(hint)[1]]
+        text = f"a mapping of names to {items}"
     else:
-        text = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}[
-            hint
-        ]
+        text = _KINDS[hint]
+    return text + _bounds(meta) + (" or null" if nullable else "")
+
+
+def _bounds(meta: Any) -> str:
+    """The bounds of a number, in signs."""
     signs = (("ge", ">="), ("gt", ">"), ("le", "<="))
-    bounds = [f"{sign} {meta[name]:,}" for name, sign in signs if meta[name] is not None]
-    return text + (" " + " and ".join(bounds) if bounds else "") + (" or null" if nullable else "")
+    bounds = [f"{sign} {_figure(meta[name])}" for name, sign in signs if meta[name] is not None]
+    return " " + " and ".join(bounds) if bounds else ""
 
 
-def _combinations(config: Config) -> list[str]:
-    """Values that are fine alone and not together, each with the fix."""
-    problems = []
-    model = config.model
-    width, n_heads, n_kv_heads, _ = shape(model)
-    if width % model.head_dim:
-        problems.append(
-            f"model.width: {width} is not a multiple of model.head_dim ({model.head_dim})"
-        )
-    elif n_heads * model.head_dim != width:
-        problems.append(
-            f"model.n_heads: {n_heads} x head_dim {model.head_dim} is not the width {width}; "
-            f"set it to {width // model.head_dim} or null"
-        )
-    if n_heads % n_kv_heads:
-        problems.append(f"model.n_kv_heads: {n_kv_heads} does not divide n_heads ({n_heads})")
-    if model.position == "rope" and model.head_dim % 2:
-        problems.append(f"model.head_dim: {model.head_dim} must be even for rotary positions")
-    if not re.fullmatch("[SL]+", model.window_pattern):
-        problems.append(
-            f"model.window_pattern: {model.window_pattern!r} is not allowed; expected letters S and L"
-        )
-    if model.window is not None and model.window > model.seq_len:
-        problems.append(
-            f"model.window: {model.window} is longer than model.seq_len ({model.seq_len})"
-        )
-    if config.train.sharding == "fsdp" and config.train.compile:
-        problems.append(
-            "train.compile: true does not go with train.sharding: fsdp; turn one of them off"
-        )
-    problems += _source_problems(config.corpus)
-    for name, stage in (("midtrain", config.midtrain), ("sft", config.sft)):
-        if stage.batch_tokens is None:
-            problems.append(
-                f"{name}.batch_tokens: null is for pretrain only; give a number of tokens"
-            )
-        if sum(stage.mixture.values()) + sum(stage.epochs.values()) <= 0:
-            problems.append(f"{name}.mixture: no source has a weight above 0")
-        problems += [
-            f"{name}.epochs: {source} has a share in {name}.mixture too; one of them decides"
-            for source in stage.epochs
-            if stage.mixture.get(source)
-        ]
-    for name, schedule in (
-        ("pretrain", config.pretrain),
-        ("midtrain", config.midtrain),
-        ("sft", config.sft),
-    ):
-        if schedule.warmup_fraction + schedule.warmdown_fraction > 1:
-            problems.append(f"{name}: warmup_fraction + warmdown_fraction is over 1")
-        if schedule.batch_tokens is not None and schedule.batch_tokens % model.seq_len:
-            problems.append(
-                f"{name}.batch_tokens: {schedule.batch_tokens} is not a multiple of model.seq_len ({model.seq_len})"
-            )
-    return problems
-
-
-def _source_problems(corpus: Corpus) -> list[str]:
-    """What is wrong with the places that `corpus.*` names."""
-    problems: list[str | None] = []
-    if corpus.source == "world":
-        only = "is for corpus.source local or hub"
-        if corpus.megabytes:
-            problems.append(
-                f"corpus.megabytes: {corpus.megabytes:g} {only}; the world has corpus.world.megabytes"
-            )
-        if corpus.drop_contaminated:
-            problems.append(
-                f"corpus.drop_contaminated: {only}; the world keeps its test problems apart"
-            )
-        if corpus.drop_near_duplicates:
-            problems.append(
-                f"corpus.drop_near_duplicates: {only}; the world is made of templates, which repeat"
-            )
-    elif not corpus.paths:
-        problems.append(f"corpus.paths: empty, but corpus.source is {corpus.source}; name files")
-    else:
-        kind = str if corpus.source == "local" else HubFiles
-        problems += [source_problem("corpus.paths", path, (kind,)) for path in corpus.paths]
-    problems.append(source_problem("corpus.problems", corpus.problems, (str, HubFiles)))
-    problems.append(source_problem("corpus.core", corpus.core, (str, Archive)))
-    for name, source in corpus.conversations.items():
-        key = f"corpus.conversations.{name}"
-        problems.append(source_problem(key, source, (str, HubFiles)))
-        if name in RESERVED_SOURCES or not re.fullmatch(r"\w[\w-]*", name):
-            problems.append(
-                f"{key}: this name is taken or odd; taken are {', '.join(RESERVED_SOURCES)}"
-            )
-    return [problem for problem in problems if problem]
+def _figure(bound: float) -> str:
+    """A bound as people write it; a very large or small one as a power of ten."""
+    if isinstance(bound, int):
+        return f"{bound:,}"
+    return f"{bound:,.0f}" if bound >= 1_000 and bound < 1e7 else f"{bound:g}"
 
 
 def fingerprint(**parts: Any) -> str:
-    """Names a run: a hash of everything it is a function of (law 1). Values must be JSON."""
+    """Names a run: a hash of everything it is a function of. Values must be JSON."""
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:20]

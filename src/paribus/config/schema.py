@@ -10,24 +10,63 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from paribus.config import conditions as when
+from paribus.config import limits
+from paribus.config.conditions import Condition
+from paribus.config.limits import Limit
+
 
 def key(
-    doc: str, *, ge: float | None = None, gt: float | None = None, le: float | None = None
+    doc: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | Limit | None = None,
+    acts_when: Condition | None = None,
 ) -> Any:
-    """A configuration key: its documentation (with unit) and the bounds of its value (or of its items)."""
-    return dataclasses.field(metadata={"doc": doc, "ge": ge, "gt": gt, "le": le})
+    """A configuration key.
+
+    doc: what it is, with its unit.
+    ge, gt, le: the bounds of its value, or of a mapping's values.
+    acts_when: when it has an effect; None: always. `effects.py` reads it.
+    """
+    limit = le if isinstance(le, Limit) else Limit(le, "") if le is not None else None
+    return dataclasses.field(
+        metadata={
+            "doc": doc,
+            "ge": ge,
+            "gt": gt,
+            "le": limit.value if limit else None,
+            "why": limit.why if limit else "",
+            "acts_when": acts_when,
+        }
+    )
 
 
 @dataclass(frozen=True)
 class World:
     """The embedded synthetic world."""
 
-    seed: int = key("names the world: its cast, facts, texts and problems", ge=0)
-    megabytes: float = key("size of the pretraining documents, MB", gt=0)
-    problems: int = key("word problems to train on", ge=1)
-    test_problems: int = key("held-out word problems for the report", ge=1)
-    conversations: int = key("conversations of each kind", ge=1)
-    core_items: int = key("items of each CORE-format task", ge=8)
+    seed: int = key("names the world: its cast, facts, texts and problems", ge=0, le=limits.SEED)
+    megabytes: float = key(
+        "size of the pretraining documents, MB",
+        gt=0,
+        le=limits.WORLD_MEGABYTES,
+        acts_when=when.WORLD_TEXT,
+    )
+    problems: int = key(
+        "word problems to train on", ge=1, le=limits.WORLD, acts_when=when.WORLD_PROBLEMS
+    )
+    test_problems: int = key(
+        "held-out word problems for the report",
+        ge=1,
+        le=limits.WORLD_HELD_OUT,
+        acts_when=when.WORLD_PROBLEMS,
+    )
+    conversations: int = key("conversations of each kind", ge=1, le=limits.WORLD)
+    core_items: int = key(
+        "items of each CORE-format task", ge=8, le=limits.WORLD_ITEMS, acts_when=when.WORLD_CORE
+    )
 
 
 @dataclass(frozen=True)
@@ -39,19 +78,26 @@ class Corpus:
     )
     paths: list[str] = key(
         "local: files, folders or globs of .txt, .jsonl, .parquet (also .gz, .zst); "
-        "hub: OWNER/NAME@COMMIT:PATTERN of such files in a dataset repository"
+        "hub: OWNER/NAME@COMMIT:PATTERN of such files in a dataset repository",
+        acts_when=when.OWN_TEXT,
     )
-    text_column: str = key("column that holds the text in .jsonl and .parquet")
+    text_column: str = key(
+        "column that holds the text in .jsonl and .parquet", acts_when=when.OWN_TEXT
+    )
     megabytes: float | None = key(
         "text to take from local or hub, MB (4.8: about a million tokens of English); null: all",
         gt=0,
+        le=Limit(10**8, "100 TB, several times all published text"),
+        acts_when=when.OWN_TEXT,
     )
     drop_contaminated: bool = key(
-        "leave out documents that share 13 words in a row with a test problem or a CORE item"
+        "leave out documents that share 13 words in a row with a test problem or a CORE item",
+        acts_when=when.OWN_TEXT,
     )
     drop_near_duplicates: bool = key(
         "leave out documents that share most of their runs of 5 words with an earlier one (MinHash, "
-        "arXiv:2406.17557)"
+        "arXiv:2406.17557)",
+        acts_when=when.OWN_TEXT,
     )
     conversations: dict[str, str] = key(
         "more sources for the mixtures: name -> a path, or OWNER/NAME@COMMIT:PATTERN; "
@@ -62,7 +108,7 @@ class Corpus:
         "or OWNER/NAME@COMMIT:PATTERN of files named train* and test*"
     )
     validation_problems: int = key(
-        "problems held out of train, for tuning and for watching RL", ge=8
+        "problems held out of train, for tuning and for watching RL", ge=8, le=limits.WORLD_HELD_OUT
     )
     core: str = key(
         "CORE tasks: `world`, a folder in the layout of the public DCLM bundle, or https://…/x.zip#sha256=HEX of one"
@@ -74,9 +120,21 @@ class Corpus:
 class Tokenizer:
     """Byte-level BPE."""
 
-    vocab_size: int = key("tokens, special ones included", ge=300, le=1_000_000)
-    max_digits: int = key("longest run of digits that may become one token", ge=1, le=9)
-    train_megabytes: float = key("text the merges are learned from, MB", gt=0)
+    vocab_size: int = key(
+        "tokens, special ones included",
+        ge=300,
+        le=Limit(1_000_000, "four times the largest published vocabularies"),
+    )
+    max_digits: int = key(
+        "longest run of digits that may become one token",
+        ge=1,
+        le=Limit(9, "a billion numbers; no vocabulary holds more"),
+    )
+    train_megabytes: float = key(
+        "text the merges are learned from, MB",
+        gt=0,
+        le=Limit(100_000.0, "all of it is held in memory: 100 GB"),
+    )
 
 
 @dataclass(frozen=True)
@@ -84,43 +142,89 @@ class Tokens:
     """Token shards of the pretraining documents."""
 
     val_fraction: float = key(
-        "share of documents held out for bits per byte, chosen by their hash", gt=0, le=0.5
+        "share of documents held out for bits per byte, chosen by their hash",
+        gt=0,
+        le=Limit(0.5, "the rest, at least half, is trained on"),
     )
-    shard_tokens: int = key("tokens of one shard file", ge=1_000)
+    shard_tokens: int = key(
+        "tokens of one shard file", ge=1_000, le=Limit(2**31, "8 GB a file, written from memory")
+    )
 
 
 @dataclass(frozen=True)
 class Model:
     """The GPT. `depth` is the one dial; what is null follows from it. Every field is an ablation."""
 
-    depth: int = key("transformer blocks", ge=1, le=256)
-    aspect_ratio: int = key("width per block of depth", ge=8)
-    width: int | None = key(
-        "residual stream; null: depth x aspect_ratio, up to a multiple of head_dim", ge=8
+    depth: int = key(
+        "transformer blocks", ge=1, le=Limit(256, "twice the deepest published models")
     )
-    head_dim: int = key("width of one attention head", ge=8)
-    n_heads: int | None = key("query heads; null: width / head_dim", ge=1)
-    n_kv_heads: int | None = key("key/value heads (grouped-query attention); null: n_heads", ge=1)
-    seq_len: int = key("context, tokens", ge=16)
+    aspect_ratio: int = key(
+        "width per block of depth",
+        ge=8,
+        le=Limit(1_024, "eight times that of the widest published models"),
+        acts_when=when.NO_WIDTH,
+    )
+    width: int | None = key(
+        "residual stream; null: depth x aspect_ratio, up to a multiple of head_dim",
+        ge=8,
+        le=limits.WIDTH,
+    )
+    head_dim: int = key(
+        "width of one attention head",
+        ge=8,
+        le=Limit(1_024, "four times that of any published model"),
+    )
+    n_heads: int | None = key(
+        "query heads; null: width / head_dim",
+        ge=1,
+        le=Limit(8_192, "width / head_dim at their bounds"),
+        acts_when=when.NEVER_HEADS,
+    )
+    n_kv_heads: int | None = key(
+        "key/value heads (grouped-query attention); null: n_heads",
+        ge=1,
+        le=Limit(8_192, "no more than query heads"),
+        acts_when=when.SEVERAL_HEADS,
+    )
+    seq_len: int = key("context, tokens", ge=16, le=limits.CONTEXT)
     mlp: Literal["relu2", "gelu", "swiglu"] = key(
         "activation; swiglu is gated, at equal parameters (2/3 hidden)"
     )
-    mlp_ratio: float = key("hidden width of the MLP / width", gt=0)
+    mlp_ratio: float = key(
+        "hidden width of the MLP / width",
+        gt=0,
+        le=Limit(64.0, "eight times that of the widest published models"),
+    )
     norm: Literal["rms", "layer"] = key("normalisation; neither has learned gains")
     qk_norm: bool = key("normalise queries and keys (arXiv:2010.04245)")
     position: Literal["rope", "learned", "none"] = key("position signal")
-    rope_base: float = key("period of the slowest rotary pair / 2 pi, tokens", gt=1)
-    window_pattern: str = key(
-        "attention of successive blocks, repeated: L full, S sliding window; the last is full"
+    rope_base: float = key(
+        "period of the slowest rotary pair / 2 pi, tokens",
+        gt=1,
+        le=Limit(1e12, "a million times the longest context"),
+        acts_when=when.ROPE,
     )
-    window: int | None = key("tokens a sliding window sees; null: half of seq_len", ge=1)
+    window_pattern: str = key(
+        "attention of successive blocks, repeated: L full, S sliding window; the last is full",
+        acts_when=when.PATTERNED,
+    )
+    window: int | None = key(
+        "tokens a sliding window sees; null: half of seq_len",
+        ge=1,
+        le=limits.CONTEXT,
+        acts_when=when.SLIDING,
+    )
     value_embeddings: Literal["none", "alternate", "all"] = key(
         "blocks whose values add a gated token embedding"
     )
     x0_scalars: bool = key("each block adds a learned multiple of the first residual stream")
     residual_scalars: bool = key("each block scales the residual stream by a learned factor")
     tied_head: bool = key("output head shares the token embedding")
-    softcap: float = key("logits become softcap x tanh(logits / softcap); 0: off", ge=0)
+    softcap: float = key(
+        "logits become softcap x tanh(logits / softcap); 0: off",
+        ge=0,
+        le=Limit(1e6, "the same as off, in 32 bits"),
+    )
 
 
 @dataclass(frozen=True)
@@ -144,26 +248,55 @@ class Optimizer:
     kind: Literal["muon", "adamw"] = key(
         "optimiser of the block matrices; all else is always AdamW"
     )
-    matrix_lr: float = key("Muon: block matrices", gt=0)
+    matrix_lr: float = key("Muon: block matrices", gt=0, le=limits.RATE, acts_when=when.MUON)
     adamw_matrix_lr: float = key(
-        "AdamW: block matrices, when kind is adamw; follows the width", gt=0
+        "AdamW: block matrices, when kind is adamw; follows the width",
+        gt=0,
+        le=limits.RATE,
+        acts_when=when.ADAMW,
     )
     embedding_lr: float = key(
-        "AdamW: token, position and value embeddings; follows the width", gt=0
+        "AdamW: token, position and value embeddings; follows the width",
+        gt=0,
+        le=limits.RATE,
+        acts_when=when.EMBEDDINGS,
     )
-    head_lr: float = key("AdamW: output head, tied or not; follows the width", gt=0)
-    scalar_lr: float = key("AdamW: residual and x0 scalars, gates", gt=0)
+    head_lr: float = key("AdamW: output head, tied or not; follows the width", gt=0, le=limits.RATE)
+    scalar_lr: float = key(
+        "AdamW: residual and x0 scalars, gates", gt=0, le=limits.RATE, acts_when=when.SCALARS
+    )
     lr_reference_width: int = key(
-        "width at which the AdamW rates of matrices, embeddings and head hold", ge=1
+        "width at which the AdamW rates of matrices, embeddings and head hold",
+        ge=1,
+        le=limits.WIDTH,
+        acts_when=when.WIDTH_SCALED,
     )
-    lr_width_exponent: float = key("exponent of those rates in width; 0: none")
-    weight_decay: float = key("decoupled, of block matrices, per unit of learning rate", ge=0)
+    lr_width_exponent: float = key(
+        "exponent of those rates in width; 0: none",
+        ge=-2,
+        le=Limit(2.0, "rates would change ten thousandfold between widths"),
+        acts_when=when.OTHER_WIDTH,
+    )
+    weight_decay: float = key(
+        "decoupled, of block matrices, per unit of learning rate",
+        ge=0,
+        le=Limit(10_000.0, "a ten-thousandth of it is a usual value"),
+    )
     beta1: float = key("AdamW first moment", ge=0, le=0.9999)
     beta2: float = key("AdamW second moment", ge=0, le=0.99999)
-    eps: float = key("AdamW epsilon", gt=0)
-    muon_momentum: float = key("Muon momentum (Nesterov)", ge=0, le=0.9999)
-    muon_iterations: int = key("Newton-Schulz iterations", ge=1, le=12)
-    grad_clip: float = key("largest global gradient norm; 0: off", ge=0)
+    eps: float = key(
+        "AdamW epsilon", ge=limits.EPSILON, le=Limit(1.0, "the step would be that of plain descent")
+    )
+    muon_momentum: float = key("Muon momentum (Nesterov)", ge=0, le=0.9999, acts_when=when.MUON)
+    muon_iterations: int = key(
+        "Newton-Schulz iterations",
+        ge=1,
+        le=Limit(12, "it has converged after 5"),
+        acts_when=when.MUON,
+    )
+    grad_clip: float = key(
+        "largest global gradient norm; 0: off", ge=0, le=Limit(1e9, "no gradient is larger")
+    )
 
 
 @dataclass(frozen=True)
@@ -175,13 +308,18 @@ class Train:
         "matrix products; auto: bfloat16 where the hardware is quick at it"
     )
     threads: int | None = key(
-        "CPU threads of torch; null: the cores this process may use; part of the fingerprint", ge=1
+        "CPU threads of torch; null: the cores this process may use; part of the fingerprint",
+        ge=1,
+        le=limits.CORES,
     )
     processes: int = key(
-        "processes that train together, each on a GPU or on its share of the cores", ge=1
+        "processes that train together, each on a GPU or on its share of the cores",
+        ge=1,
+        le=limits.PROCESSES,
     )
     sharding: Literal["ddp", "fsdp"] = key(
-        "several processes: ddp copies the model to each; fsdp shards it too, for what does not fit"
+        "several processes: ddp copies the model to each; fsdp shards it too, for what does not fit",
+        acts_when=when.SEVERAL_PROCESSES,
     )
     compile: bool = key("torch.compile the training step")
     deterministic: bool = key("bit-for-bit repeatable kernels")
@@ -189,16 +327,23 @@ class Train:
         "recompute block activations in the backward pass: less memory, a third more work"
     )
     session_minutes: float | None = key(
-        "save and exit 75 after so long; the next start goes on; null: no limit", gt=0
+        "save and exit 75 after so long; the next start goes on; null: no limit",
+        gt=0,
+        le=Limit(525_600.0, "a year"),
     )
     save_seconds: float = key(
         "least time between saves of the training state, seconds, and never under 50 times what a save "
         "costs; 0: after every step",
         ge=0,
+        le=Limit(604_800.0, "a week of work lost by a power cut"),
     )
-    keep_states: int = key("whole training states kept", ge=1)
+    keep_states: int = key(
+        "whole training states kept", ge=1, le=Limit(1_000, "each is three times the model")
+    )
     log_every: int = key(
-        "steps between logged lines; metrics count all steps, and RL logs every one", ge=1
+        "steps between logged lines; metrics count all steps, and RL logs every one",
+        ge=1,
+        le=limits.STEPS,
     )
 
 
@@ -207,32 +352,55 @@ class Schedule:
     """Horizon, batch and learning-rate schedule of a supervised stage: warm-up, constant, warm-down."""
 
     batch_tokens: int | None = key(
-        "tokens of one optimiser step; null: follows from the horizon (arXiv:2505.13738)", ge=1
+        "tokens of one optimiser step; null: follows from the horizon (arXiv:2505.13738)",
+        ge=1,
+        le=Limit(2**30, "sixty times the largest published batches"),
     )
-    device_batch_size: int = key("rows of one forward pass: memory, not results", ge=1)
-    lr_scale: float = key("multiplies every learning rate", gt=0)
+    device_batch_size: int = key(
+        "rows of one forward pass: memory, not results", ge=1, le=limits.ROWS
+    )
+    lr_scale: float = key("multiplies every learning rate", gt=0, le=limits.SCALE)
     warmup_fraction: float = key("share of steps of linear warm-up", ge=0, le=1)
     warmdown_fraction: float = key("share of steps of linear warm-down", ge=0, le=1)
-    final_lr_fraction: float = key("learning rate of the last step / the highest", ge=0, le=1)
-    eval_every: int = key("steps between validations; 0: only at the end", ge=0)
+    final_lr_fraction: float = key(
+        "learning rate of the last step / the highest", ge=0, le=1, acts_when=when.WARM_DOWN
+    )
+    eval_every: int = key("steps between validations; 0: only at the end", ge=0, le=limits.STEPS)
 
 
 @dataclass(frozen=True)
 class Pretrain(Schedule):
     """Next-token prediction on the documents."""
 
-    steps: int | None = key("optimiser steps; null: tokens_per_parameter decides", ge=1)
-    tokens_per_parameter: float = key("horizon in tokens / parameters, when steps is null", gt=0)
+    steps: int | None = key(
+        "optimiser steps; null: tokens_per_parameter decides", ge=1, le=limits.STEPS
+    )
+    tokens_per_parameter: float = key(
+        "horizon in tokens / parameters, when steps is null",
+        ge=1e-6,
+        le=Limit(1e6, "fifty times the longest published trainings"),
+        acts_when=when.OWN_HORIZON,
+    )
     packing: Literal["concatenate", "best_fit"] = key(
         "rows: documents end to end, or whole documents packed so that each "
         "row opens with one (arXiv:2404.10830)"
     )
-    eval_tokens: int = key("validation tokens of one estimate of bits per byte", ge=1)
+    eval_tokens: int = key(
+        "validation tokens of one estimate of bits per byte",
+        ge=1,
+        le=limits.TOKENS,
+        acts_when=when.LOOKS,
+    )
     core_every: int = key(
-        "steps between estimates of CORE, logged as the curve val/core; 0: none", ge=0
+        "steps between estimates of CORE, logged as the curve val/core; 0: none",
+        ge=0,
+        le=limits.STEPS,
     )
     core_max_per_task: int = key(
-        "items of each task of such an estimate, after the protocol's shuffle", ge=2
+        "items of each task of such an estimate, after the protocol's shuffle",
+        ge=2,
+        le=limits.PROBLEMS,
+        acts_when=when.CORE_LOOKS,
     )
 
 
@@ -240,51 +408,75 @@ class Pretrain(Schedule):
 class Conversations(Schedule):
     """Training on conversations, loss on assistant tokens only."""
 
-    steps: int = key("optimiser steps", ge=1)
+    steps: int = key("optimiser steps", ge=1, le=limits.STEPS)
     mixture: dict[str, float] = key(
         "share of tokens by source: a conversation file's name, `problems_worked`, "
         "`problems_direct` or `documents`",
         ge=0,
+        le=Limit(1e6, "weights are relative; nobody needs larger ones"),
     )
     epochs: dict[str, float] = key(
         "passes over a source within the stage's tokens, in place of a share; the mixture's sources "
         "share what is left",
         ge=0,
+        le=Limit(10_000.0, "the source would be known by heart"),
     )
-    attend_across: bool = key("let packed conversations see those before them in the row")
+    eval_every: int = key(
+        "0: these stages are validated by the evaluations after them",
+        ge=0,
+        le=Limit(0, "no validation runs during this stage"),
+    )
+    attend_across: bool = key(
+        "let packed conversations see those before them in the row", acts_when=when.CONVERSES
+    )
 
 
 @dataclass(frozen=True)
 class RL:
     """On-policy policy gradient with a group-mean baseline on the GSM8K scorer."""
 
-    steps: int = key("optimiser steps", ge=1)
-    questions_per_step: int = key("groups of one step", ge=1)
-    samples_per_question: int = key("answers of one group", ge=2)
-    max_new_tokens: int = key("longest answer, tokens", ge=1)
+    steps: int = key("optimiser steps", ge=1, le=limits.STEPS)
+    questions_per_step: int = key("groups of one step", ge=1, le=limits.QUESTIONS)
+    samples_per_question: int = key("answers of one group", ge=2, le=limits.SAMPLES)
+    max_new_tokens: int = key("longest answer, tokens", ge=1, le=limits.CONTEXT)
     temperature: float = key(
-        "temperature of the policy: of sampling, and of the probabilities in the loss", gt=0
+        "temperature of the policy: of sampling, and of the probabilities in the loss",
+        ge=limits.COLDEST,
+        le=limits.HOTTEST,
     )
     top_k: int = key(
-        "the policy chooses among the k likeliest tokens, in sampling and in the loss; 0: all", ge=0
+        "the policy chooses among the k likeliest tokens, in sampling and in the loss; 0: all",
+        ge=0,
+        le=Limit(1_000_000, "as many as the largest vocabulary"),
     )
     advantage: Literal["group_mean", "group_mean_std"] = key(
         "reward minus the group's mean, or that over its std"
     )
     dynamic_sampling: int = key(
-        "redraw groups without variance up to so many times (DAPO, arXiv:2503.14476); 0: off", ge=0
+        "redraw groups without variance up to so many times (DAPO, arXiv:2503.14476); 0: off",
+        ge=0,
+        le=Limit(100, "a question that fails so often teaches nothing"),
     )
     curriculum: bool = key("easy questions first: fewest solution steps")
     format_reward: float = key("reward of a well-formed wrong answer", ge=0, le=1)
-    device_batch_size: int = key("rows of one forward pass: memory, not results", ge=1)
-    rollout_rows: int = key("answers sampled side by side: memory, not results", ge=1)
-    lr_scale: float = key("multiplies every learning rate", gt=0)
-    warmup_fraction: float = key("share of steps of linear warm-up", ge=0, le=1)
-    final_lr_fraction: float = key("learning rate of the last step / the first; linear", ge=0, le=1)
-    watch_every: int = key(
-        "steps between looks at the validation problems; 0: only at the end", ge=0
+    device_batch_size: int = key(
+        "rows of one forward pass: memory, not results", ge=1, le=limits.ROWS
     )
-    watch_questions: int = key("validation problems of one look", ge=1)
+    rollout_rows: int = key(
+        "answers sampled side by side: memory, not results", ge=1, le=limits.ROWS
+    )
+    lr_scale: float = key("multiplies every learning rate", gt=0, le=limits.SCALE)
+    warmup_fraction: float = key("share of steps of linear warm-up", ge=0, le=1)
+    final_lr_fraction: float = key(
+        "learning rate of the last step / the first; linear",
+        ge=0,
+        le=1,
+        acts_when=when.AFTER_WARM_UP,
+    )
+    watch_every: int = key(
+        "steps between looks at the validation problems; 0: only at the end", ge=0, le=limits.STEPS
+    )
+    watch_questions: int = key("validation problems of one look", ge=1, le=limits.PROBLEMS)
 
 
 @dataclass(frozen=True)
@@ -292,9 +484,9 @@ class Core:
     """DCLM CORE (arXiv:2406.11794)."""
 
     max_per_task: int | None = key(
-        "items of each task, after the protocol's shuffle; null: all", ge=2
+        "items of each task, after the protocol's shuffle; null: all", ge=2, le=limits.PROBLEMS
     )
-    batch_size: int = key("rows of one forward pass: memory, not results", ge=1)
+    batch_size: int = key("rows of one forward pass: memory, not results", ge=1, le=limits.ROWS)
 
 
 @dataclass(frozen=True)
@@ -302,22 +494,30 @@ class Gsm8k:
     """Word problems, scored as GSM8K is."""
 
     split: Literal["validation", "test"] = key("validation to tune, test for the report")
-    questions: int | None = key("problems answered greedily; null: the whole split", ge=1)
-    samples: int = key("sampled answers per problem for pass@k", ge=1)
-    sampled_questions: int | None = key(
-        "problems answered by sampling; null: as many as greedily", ge=1
+    questions: int | None = key(
+        "problems answered greedily; null: the whole split", ge=1, le=limits.PROBLEMS
     )
-    temperature: float = key("of the sampled answers", gt=0)
-    few_shot: int = key("worked examples before the question, base model only", ge=0)
-    max_new_tokens: int = key("longest answer, tokens", ge=1)
-    rows: int = key("answers generated side by side: memory, not results", ge=1)
+    samples: int = key("sampled answers per problem for pass@k", ge=1, le=limits.SAMPLES)
+    sampled_questions: int | None = key(
+        "problems answered by sampling; null: as many as greedily", ge=1, le=limits.PROBLEMS
+    )
+    temperature: float = key("of the sampled answers", ge=limits.COLDEST, le=limits.HOTTEST)
+    few_shot: int = key(
+        "worked examples before the question, base model only",
+        ge=0,
+        le=Limit(1_000, "more than any context holds"),
+    )
+    max_new_tokens: int = key("longest answer, tokens", ge=1, le=limits.CONTEXT)
+    rows: int = key("answers generated side by side: memory, not results", ge=1, le=limits.ROWS)
 
 
 @dataclass(frozen=True)
 class Eval:
     """Evaluation of checkpoints."""
 
-    bpb_tokens: int | None = key("validation tokens for the final bits per byte; null: all", ge=1)
+    bpb_tokens: int | None = key(
+        "validation tokens for the final bits per byte; null: all", ge=1, le=limits.TOKENS
+    )
     core: Core = key("CORE")
     gsm8k: Gsm8k = key("word problems")
 
@@ -334,7 +534,7 @@ class Tracking:
 class Config:
     """All of params.yaml."""
 
-    seed: int = key("initial weights, data order, sampling", ge=0)
+    seed: int = key("initial weights, data order, sampling", ge=0, le=limits.SEED)
     corpus: Corpus = key("documents, conversations, problems, tasks")
     tokenizer: Tokenizer = key("byte-level BPE")
     tokens: Tokens = key("token shards")

@@ -7,7 +7,10 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import shutil
+import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +20,15 @@ from paribus.errors import UserError
 MOST_PROBLEMS = (
     20  # a file with more broken lines than this is broken as a whole: nobody reads the 21st
 )
+
+DEEPEST = 100  # levels of JSON that are read: some of what reads it calls itself for each of them
+UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    NotImplementedError,
+    zlib.error,
+)  # what corrupt files raise
 
 Progress = Callable[
     [str, float, float], None
@@ -78,30 +90,120 @@ def open_text(path: Path) -> IO[str]:
     return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig")
 
 
+def say(line: str) -> None:
+    """A line for whoever watches."""
+    print(f"paribus: {line}", file=sys.stderr, flush=True)
+
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON writes half of a surrogate pair
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def replace_surrogates(value: Any) -> tuple[Any, int]:
+    """A JSON value with each lone half of a surrogate pair as U+FFFD, and how many there were.
+
+    JSON can write them (`\\ud83d` alone), UTF-8 cannot. The nesting of `value` is what `json.loads` accepts.
+    """
+    if isinstance(value, str):
+        return _SURROGATE.subn("\ufffd", value)
+    if isinstance(value, list):
+        items = [replace_surrogates(item) for item in value]
+        return [item for item, _ in items], sum(count for _, count in items)
+    if isinstance(value, dict):
+        replaced, total = {}, 0
+        for name, item in value.items():
+            new_name, in_name = replace_surrogates(name)
+            replaced[new_name], in_item = replace_surrogates(item)
+            total += in_name + in_item
+        return replaced, total
+    return value, 0
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether lists and objects are nested in each other more than `depth` times."""
+    level = [value]
+    for _ in range(depth + 1):
+        below: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                below += one.values()
+            elif isinstance(one, list):
+                below += one
+        level = below
+    return bool(level)
+
+
+def parse_json(line: str) -> Any:
+    """The value that a line of JSON holds. Raises ValueError, with its reason, for whatever cannot be read."""
+    try:
+        value = json.loads(line)
+        if line.count("[") + line.count("{") > DEEPEST and _is_deeper(value, DEEPEST):
+            raise RecursionError
+        return value
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg}") from None
+    except RecursionError:
+        raise ValueError("not read: nested too deeply") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise ValueError(f"not read: {error}") from None
+
+
 def load_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a .jsonl file (also .gz, .zst), one a line; blank lines are skipped.
 
-    Broken lines are passed over and raised together at the end as a UserError that names file and line.
+    Lone halves of surrogate pairs become U+FFFD, which is said once the file is read. Broken lines are passed over
+    and raised together at the end as a UserError that names file and line.
     """
+    for _, row in numbered_rows(path):
+        yield row
+
+
+def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """`load_jsonl` with the number of each row's line, from 1."""
     problems: list[str] = []
-    with open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                row, reason = None, f"not JSON: {error.msg}"
-            else:
-                reason = f"expected an object, not {type(row).__name__}"
-            if isinstance(row, dict):
-                yield row
-            else:
-                problems.append(f"{path}:{number}: {reason}")
-            if len(problems) >= MOST_PROBLEMS:
-                break
+    replaced = first = 0
+    try:
+        with open_text(path) as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                row, reason, halves = _row(line)
+                if halves and not first:
+                    first = number
+                replaced += halves
+                if row is not None:
+                    yield number, row
+                else:
+                    problems.append(f"{path}:{number}: {reason}")
+                if len(problems) >= MOST_PROBLEMS:
+                    break
+    except UNREADABLE as error:
+        problems.append(f"{path}: cannot be read: {error_text(error)}")
+    if replaced:
+        say(f"{path}: {replaced:,} lone surrogates became U+FFFD, the first in line {first}")
     if problems:
         raise UserError(problems)
+
+
+def _row(line: str) -> tuple[dict[str, Any] | None, str, int]:
+    """The object in a line, else why there is none; and how many lone surrogates were replaced."""
+    halves = 0
+    try:
+        row = parse_json(line)
+        if _HALF.search(line):
+            row, halves = replace_surrogates(row)
+    except ValueError as error:
+        return None, str(error), 0
+    except RecursionError:
+        return None, "not read: nested too deeply", 0
+    if not isinstance(row, dict):
+        return None, f"expected an object, not {type(row).__name__}", 0
+    return row, "", halves
+
+
+def error_text(error: BaseException) -> str:
+    """What an error says, without the number and the path that an OSError adds."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:

@@ -12,14 +12,15 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from paribus.data import load_jsonl
+from paribus.data import contents
 from paribus.data.tokenizer import Tokenizer
 from paribus.errors import UserError
 
 Message = dict[str, Any]
 Messages = list[Message]
+Problem = dict[str, Any]
 Rendered = tuple[list[int], list[int]]  # token ids, mask of those learned
 Piece = tuple[str, bool, bool]  # text or the name of a special token; is it special; is it learned
 
@@ -64,6 +65,23 @@ def render_prompt(messages: Messages, tokenizer: Tokenizer) -> list[int]:
     return [*render(messages, tokenizer)[0], tokenizer.special["<|assistant|>"]]
 
 
+def content_problem(content: Any) -> str | None:
+    """What keeps a message's content from being rendered, in words that suit many messages; None if nothing does."""
+    if isinstance(content, str):
+        return None
+    if not isinstance(content, list):
+        return f"is {type(content).__name__}, not text or parts"
+    for part in content:
+        if not isinstance(part, dict):
+            return "has a part that is no object"
+        kind = part.get("type")
+        if kind not in ("text", *BRACKETS):
+            return f"has a part of type {kind!r:.40}"
+        if not isinstance(part.get("text"), str):
+            return f"has a part of type {kind!r} without text"
+    return None
+
+
 def _pieces(messages: Messages) -> list[Piece]:
     pieces: list[Piece] = [("<|bos|>", True, False)]
     for message in messages:
@@ -72,26 +90,22 @@ def _pieces(messages: Messages) -> list[Piece]:
             raise UserError(
                 f"conversation: role {role!r} is not allowed; expected user or assistant"
             )
+        if content_problem(content):
+            raise UserError(
+                f"conversation: content {content!r:.200} is not allowed; expected a string or parts "
+                f"with a text and the type text, {' or '.join(BRACKETS)}"
+            )
         learned = role == "assistant"
         pieces.append((f"<|{role}|>", True, False))
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        if not isinstance(parts, list):
-            raise UserError(
-                f"conversation: content {content!r} is not allowed; expected a string or parts"
-            )
-        for part in parts:
+        for part in parts or ():
             pieces += _part(part, learned)
         pieces.append(("<|end|>", True, learned))
     return pieces
 
 
 def _part(part: dict[str, str], learned: bool) -> list[Piece]:
-    kind, text = part.get("type"), part.get("text")
-    if not isinstance(text, str) or kind not in ("text", *BRACKETS):
-        raise UserError(
-            f"conversation: part {part!r} is not allowed; "
-            f"expected a text with type text, {' or '.join(BRACKETS)}"
-        )
+    kind, text = part["type"], part["text"]
     learned = learned and kind != "tool_result"
     if kind == "text":
         return [(text, False, learned)]
@@ -143,11 +157,25 @@ def load_sources(corpus: Path, names: Collection[str]) -> dict[str, list[Message
         raise UserError(
             [f"mixture: no source {name!r} in {corpus}; there are: {known}" for name in unknown]
         )
-    wanted = any(name in styles for name in names)
-    problems = list(load_jsonl(corpus / "problems/train.jsonl")) if wanted else []
-    return {
-        name: [problem_conversation(problem, styles[name]) for problem in problems]  # type: ignore[arg-type]
-        if name in styles
-        else [row["messages"] for row in load_jsonl(files[name])]
-        for name in names
-    }
+    problems: list[Problem] = []
+    if any(name in styles for name in names):
+        problems = list(contents.rows(corpus, "problems/train.jsonl"))
+    sources: dict[str, list[Messages]] = {}
+    for name in names:
+        if name in styles:
+            style = cast(Literal["worked", "direct"], styles[name])
+            sources[name] = [problem_conversation(problem, style) for problem in problems]
+        else:
+            sources[name] = _conversations(corpus, name)
+    return sources
+
+
+def _conversations(corpus: Path, name: str) -> list[Messages]:
+    """The conversations of a source of the corpus. Raises UserError for a damaged file."""
+    path = corpus / f"conversations/{name}.jsonl"
+    rows = list(contents.rows(corpus, f"conversations/{name}.jsonl"))
+    for number, row in enumerate(rows, 1):
+        messages = row.get("messages")
+        if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
+            raise UserError(f"{path}: row {number} has no `messages`; {contents.REMAKE}")
+    return [row["messages"] for row in rows]

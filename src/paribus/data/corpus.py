@@ -8,13 +8,11 @@ it was made from, with size and sha256 of every file. The conversations of the e
 from __future__ import annotations
 
 import dataclasses
-import glob
 import hashlib
 import io
 import json
 import math
 import shutil
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,35 +20,33 @@ from typing import Any
 
 from paribus import config
 from paribus.data import (
+    MOST_PROBLEMS,
     Progress,
     hub,
     load_jsonl,
-    open_bytes,
-    open_text,
+    say,
     sha256_file,
     whole_folder,
     world,
     write_jsonl,
 )
+from paribus.data.answers import final_answer
 from paribus.data.contamination import Items, read_items
-from paribus.data.conversations import read_rows, to_conversation
+from paribus.data.contents import CONTENTS, digests_of
+from paribus.data.conversations import KNOWN_COLUMNS, Unfit, to_conversation
+from paribus.data.core_bundle import read_bundle, read_entries
 from paribus.data.duplicates import Seen
+from paribus.data.finding import ROW_FORMATS, find_files, say_left_out
+from paribus.data.paths import inside
+from paribus.data.reading import read_documents, read_rows
+from paribus.data.sealed import seal
 from paribus.errors import UserError
 
-FORMATS = (".txt", ".jsonl", ".parquet")
-PACKED = (".gz", ".zst")
 DOWNLOADS = Path(
     ".paribus/downloads"
 )  # in the main checkout: what was fetched outlives the corpus made of it
 SHARD_BYTES = 64_000_000  # of one documents file
 CHECK_BYTES = 4_000_000  # of text compared with the test items at once
-UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    NotImplementedError,
-    zlib.error,
-)  # what corrupt files raise
 Entry = dict[str, Any]
 
 
@@ -92,6 +88,8 @@ def build_corpus(
         manifest["conversations"]["files"] = own
         for name in ("problems", "conversations"):
             manifest[name]["counts"] = _count_rows(partial / name)
+        manifest[CONTENTS] = digests_of(partial)
+        manifest = seal(manifest)
         text = json.dumps(manifest, indent=1, ensure_ascii=False)
         (partial / "manifest.json").write_text(text + "\n", encoding="utf-8")
     return manifest
@@ -205,6 +203,7 @@ class _DocumentWriter:
 
 def _documents(cfg: config.Corpus, out: Path, root: Path, progress: Progress | None) -> Entry:
     """The first `corpus.megabytes` of the documents of the files that `corpus.paths` names, in their order."""
+    left_out: dict[str, str] = {}
     if cfg.source == "hub":
         sources = [
             source
@@ -215,8 +214,10 @@ def _documents(cfg: config.Corpus, out: Path, root: Path, progress: Progress | N
         files: Iterable[tuple[str, Path]] = ((file.name, file.path) for file in fetched)
         total, problems = None, list[str]()
     else:
-        found, problems = find_files(cfg.paths, root)
-        files, total = found, sum(path.stat().st_size for _, path in found)
+        found = find_files(cfg.paths, root, columns=(cfg.text_column,))
+        files, problems, left_out = found.files, found.problems, found.left_out
+        total = sum(path.stat().st_size for _, path in found.files)
+        say_left_out(left_out, "corpus.paths")
     writer = _DocumentWriter(out, _test_items(cfg, out.parent), cfg)
     limit = math.inf if cfg.megabytes is None else cfg.megabytes * 1e6
     entries: list[Entry] = []
@@ -237,10 +238,20 @@ def _documents(cfg: config.Corpus, out: Path, root: Path, progress: Progress | N
     counts = writer.close()
     if not problems and not writer.documents:
         problems.append(f"corpus.paths: {', '.join(cfg.paths)} hold no text in all")
+    if not problems and writer.documents == 1:
+        problems.append(_one_document(cfg.paths))
     if problems:
         raise UserError(problems)
     _say_findings(counts)
-    return counts | {"files": entries}
+    return counts | {"files": entries, "left_out": left_out}
+
+
+def _one_document(paths: list[str]) -> str:
+    return (
+        f"corpus.paths: {', '.join(paths)} hold one document in all, and training and validation each need their own: "
+        "a .txt is one document; where a mark such as <|endoftext|> stands between texts, write each text as a line "
+        '{"text": ...} of a .jsonl'
+    )
 
 
 def _take(
@@ -256,8 +267,6 @@ def _take(
                     break
     except UserError as error:
         problems += error.problems
-    except UNREADABLE as error:
-        problems.append(f"{path}: cannot be read: {error}")
     writer.flush()
     return _describe(path, name, documents=writer.documents - before)
 
@@ -301,96 +310,6 @@ def _left_out(found: Entry) -> str:
     return " and were left out" if found["dropped"] else ""
 
 
-# ---------------------------------------------------------------- files
-
-
-def find_files(paths: Iterable[str], root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
-    """The (name as written, path) of each file that `paths` name, once, and the problems met.
-
-    Order: as listed, and by name within a folder or glob, so that it does not depend on where `root` is.
-    """
-    found: dict[Path, str] = {}
-    problems = []
-    for spec in paths:
-        base = root / Path(spec).expanduser()
-        if base.is_dir():
-            files = sorted(
-                path for path in base.rglob("*") if path.is_file() and _format(path) in FORMATS
-            )
-        elif base.is_file():
-            files = [base] if _format(base) in FORMATS else []
-        else:
-            files = sorted(
-                path
-                for name in glob.glob(str(base), recursive=True)
-                if (path := Path(name)).is_file() and _format(path) in FORMATS
-            )
-        if not files:
-            what = (
-                "holds no file"
-                if base.is_dir()
-                else "is not a file"
-                if base.is_file()
-                else "names no file"
-            )
-            allowed = f"{', '.join(FORMATS)}, alone or with {' or '.join(PACKED)}"
-            problems.append(
-                f"corpus.paths: {spec} {what} that can be read (looked at {base}; readable: {allowed})"
-            )
-        for path in files:
-            name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
-            found.setdefault(path.resolve(), name)
-    return [(name, path) for path, name in found.items()], problems
-
-
-def _format(path: Path) -> str:
-    """The suffix that tells the format, that of the packing set aside."""
-    return (path.with_suffix("") if path.suffix in PACKED else path).suffix
-
-
-def read_documents(path: Path, text_column: str) -> Iterator[str | None]:
-    """The documents of one file: a .txt is one; of .jsonl and .parquet each row's `text_column`.
-
-    Raises UserError (no such column, broken lines) and what UNREADABLE lists (corrupt files).
-    """
-    if _format(path) == ".txt":
-        with open_text(path) as file:
-            yield file.read()
-    elif _format(path) == ".jsonl":
-        yield from _jsonl_texts(path, text_column)
-    else:
-        yield from _parquet_texts(path, text_column)
-
-
-def _jsonl_texts(path: Path, column: str) -> Iterator[str | None]:
-    for number, row in enumerate(load_jsonl(path), 1):
-        if column not in row or not isinstance(row[column], str | None):
-            raise UserError(
-                f"{path}: row {number} has no text in column {column!r} (corpus.text_column); "
-                f"it has: {', '.join(row)}"
-            )
-        yield row[column]
-
-
-def _parquet_texts(path: Path, column: str) -> Iterator[str | None]:
-    import pyarrow
-    import pyarrow.parquet
-
-    packed = (
-        path.suffix in PACKED
-    )  # a packed one has to be unpacked in memory: parquet is read from its end
-    source = io.BytesIO(open_bytes(path).read()) if packed else path
-    with pyarrow.parquet.ParquetFile(source) as file:
-        if column not in file.schema_arrow.names:
-            names = ", ".join(file.schema_arrow.names)
-            raise UserError(f"{path}: no column {column!r} (corpus.text_column); it has: {names}")
-        kind = file.schema_arrow.field(column).type
-        if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-            raise UserError(f"{path}: column {column!r} holds {kind}, not text")
-        for batch in file.iter_batches(batch_size=256, columns=[column]):
-            yield from batch.column(0).to_pylist()
-
-
 # ---------------------------------------------------------------- conversations
 
 
@@ -402,21 +321,40 @@ def _own_conversations(
     entries: list[Entry] = []
     problems: list[str] = []
     for name, text in cfg.conversations.items():
+        key = f"corpus.conversations.{name}"
         try:
-            files = _conversation_files(text, f"corpus.conversations.{name}", root, progress)
-            counts: Counter[str] = Counter()
-            rows = (row for _, path in files for row in _conversations(path, counts))
-            if not write_jsonl(out / f"{name}.jsonl", rows):
-                problems.append(f"corpus.conversations.{name}: {text} holds no conversation")
-            entries += [
-                _describe(path, file, source=name) | {"skipped": counts[str(path)]}
-                for file, path in files
-            ]
+            path = inside(out, f"{name}.jsonl", key)
+            files = _conversation_files(text, key, root, progress)
+            entries += _own_source(path, name, files, f"{key}: {text}")
         except UserError as error:
             problems += error.problems
-        except UNREADABLE as error:
-            problems.append(f"corpus.conversations.{name}: {text}: cannot be read: {error}")
     return entries, problems
+
+
+def _own_source(out: Path, name: str, files: list[tuple[str, Path]], what: str) -> list[Entry]:
+    """Write the conversations of one source; its files, with how many rows of each were left out, and why."""
+    left_out = {path: Counter[str]() for _, path in files}
+    wrong: list[str] = []
+    rows = (row for _, path in files for row in _conversations(path, left_out[path], wrong))
+    written = write_jsonl(out, rows)
+    if wrong:
+        raise UserError(wrong)
+    total: Counter[str] = Counter()
+    for counts in left_out.values():
+        total += counts
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in total.most_common())
+    if not written:
+        raise UserError(
+            f"{what} holds no conversation" + (f": rows left out: {reasons}" if reasons else "")
+        )
+    if reasons:
+        say(
+            f"{what}: {total.total():,} of {total.total() + written:,} rows are left out: {reasons}"
+        )
+    return [
+        _describe(path, file, source=name, skipped=left_out[path].total(), why=dict(left_out[path]))
+        for file, path in files
+    ]
 
 
 def _conversation_files(
@@ -427,20 +365,27 @@ def _conversation_files(
         files = hub.list_files(source, root / DOWNLOADS)
         hub.fetch(files, progress)
         return [(file.name, file.path) for file in files]
-    found, problems = find_files([text], root)
-    if problems:
-        raise UserError(problem.replace("corpus.paths", key) for problem in problems)
-    return found
+    found = find_files([text], root, key, KNOWN_COLUMNS, ROW_FORMATS)
+    if found.problems:
+        raise UserError(found.problems)
+    say_left_out(found.left_out, key)
+    return found.files
 
 
-def _conversations(path: Path, counts: Counter[str]) -> Iterator[Entry]:
-    """The conversations of a file; rows that hold none are counted."""
-    for number, row in enumerate(read_rows(path), 1):
-        messages = to_conversation(row, f"{path}: row {number}")
-        if messages is None:
-            counts[str(path)] += 1
-        else:
-            yield {"messages": messages}
+def _conversations(path: Path, left_out: Counter[str], wrong: list[str]) -> Iterator[Entry]:
+    """The conversations of a file; rows that the chat format does not hold are counted by reason, others go to `wrong`."""
+    try:
+        for number, row in enumerate(read_rows(path), 1):
+            try:
+                yield {"messages": to_conversation(row, f"{path}: row {number}")}
+            except Unfit as unfit:
+                left_out[str(unfit)] += 1
+            except UserError as error:
+                wrong += error.problems
+            if len(wrong) >= MOST_PROBLEMS:
+                return
+    except UserError as error:
+        wrong += error.problems
 
 
 # ---------------------------------------------------------------- problems
@@ -503,21 +448,35 @@ def _problem_files(
 
 
 def _read_problems(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of problems. Raises UserError with every row that is none, or whose answer cannot be scored."""
     if not path.is_file():
         raise UserError(
             f"{path}: missing (corpus.problems names a folder with train.jsonl and test.jsonl)"
         )
     rows = list(read_rows(path))
+    wrong = []
     for number, row in enumerate(rows, 1):
-        texts = isinstance(row.get("question"), str) and isinstance(row.get("answer"), str)
-        if not texts or "####" not in row["answer"]:
-            raise UserError(
-                f"{path}: row {number} is not a problem: expected a text `question` and an `answer` "
-                "that ends in `#### ` and the result"
-            )
+        if problem := _problem_of(row):
+            wrong.append(f"{path}: row {number} {problem}")
+    if len(wrong) > MOST_PROBLEMS:
+        wrong[MOST_PROBLEMS:] = [f"{path}: {len(wrong) - MOST_PROBLEMS:,} more rows like these"]
     if not rows:
-        raise UserError(f"{path}: no problem in it")
+        wrong = [f"{path}: no problem in it"]
+    if wrong:
+        raise UserError(wrong)
     return rows
+
+
+def _problem_of(row: dict[str, Any]) -> str | None:
+    """What keeps a row from being a problem that answers can be scored by."""
+    expected = "expected a text `question` and an `answer` that ends in `#### ` and the result"
+    texts = isinstance(row.get("question"), str) and isinstance(row.get("answer"), str)
+    if not texts or "####" not in row["answer"]:
+        return f"is not a problem: {expected}"
+    if final_answer(row["answer"]) is None:
+        ending = row["answer"].rpartition("####")[2].strip()
+        return f"has no answer that can be scored: {ending!r:.60} is no number"
+    return None
 
 
 def _digest(text: str) -> str:
@@ -533,48 +492,28 @@ def _core_bundle(cfg: config.Corpus, out: Path, root: Path, progress: Progress |
     folder = root / Path(cfg.core).expanduser()
     if isinstance(source, config.Archive):
         folder = hub.archive(source, root / DOWNLOADS, progress)
-    tasks = _core_tasks(folder)
-    wanted = {task["label"]: f"eval_data/{task['dataset_uri']}" for task in tasks}
-    inside = folder.resolve()
-    outside = [
-        uri for uri in wanted.values() if not (folder / uri).resolve().is_relative_to(inside)
-    ]
-    if outside:
-        raise UserError(
-            f"{folder / 'core.yaml'}: dataset_uri {uri} leads out of the bundle" for uri in outside
-        )
-    missing = [label for label, uri in wanted.items() if not (folder / uri).is_file()]
-    if len(missing) == len(wanted):
-        raise UserError(f"corpus.core: {folder} holds the data of none of its {len(wanted)} tasks")
-    present = {uri for label, uri in wanted.items() if label not in missing}
-    files = []
-    for uri in ("core.yaml", "eval_meta_data.csv", *sorted(present)):
-        (out / uri).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / uri, out / uri)
-        files.append(_describe(folder / uri, uri))
-    bundle = _digest("".join(f"{entry['path']} {entry['sha256']}\n" for entry in files))
-    return {"bundle": bundle, "files": files, "missing": missing}
-
-
-def _core_tasks(folder: Path) -> list[dict[str, Any]]:
-    needed = (folder / "core.yaml", folder / "eval_meta_data.csv")
-    absent = [path for path in needed if not path.is_file()]
+    absent = [name for name in ("core.yaml", "eval_meta_data.csv") if not (folder / name).is_file()]
     if absent:
         raise UserError(
-            f"{path}: missing (corpus.core names a folder in the DCLM bundle's layout)"
-            for path in absent
+            f"{folder / name}: missing (corpus.core names a folder in the DCLM bundle's layout)"
+            for name in absent
         )
-    tasks = config.read_yaml(needed[0]).get("icl_tasks")
-    if not isinstance(tasks, list) or not tasks or not all(map(_is_task, tasks)):
-        raise UserError(
-            f"{needed[0]}: expected a list `icl_tasks`, each with a `label` and a `dataset_uri`"
+    missing = read_bundle(folder).missing  # all that would keep `paribus eval core` from running it
+    if missing:
+        say(
+            f"corpus.core: {len(missing)} tasks lack their data and are left out: {', '.join(missing)}"
         )
-    return tasks
-
-
-def _is_task(task: Any) -> bool:
-    return (
-        isinstance(task, dict)
-        and isinstance(task.get("label"), str)
-        and isinstance(task.get("dataset_uri"), str)
-    )
+    present = {
+        f"eval_data/{entry['dataset_uri']}"
+        for entry in read_entries(folder / "core.yaml", [])
+        if entry["label"] not in missing
+    }
+    files = []
+    for uri in ("core.yaml", "eval_meta_data.csv", *sorted(present)):
+        source_file = inside(folder, uri, str(folder / "core.yaml"))
+        copy = inside(out, uri, str(folder / "core.yaml"))
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source_file, copy)
+        files.append(_describe(source_file, uri))
+    bundle = _digest("".join(f"{entry['path']} {entry['sha256']}\n" for entry in files))
+    return {"bundle": bundle, "files": files, "missing": list(missing)}

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,8 +36,11 @@ from paribus.data.download import (
     present,
     read_range,
 )
+from paribus.data.finding import LITTER, no_data_by_name, say_left_out
+from paribus.data.paths import inside, name_problem
 from paribus.errors import UserError
 
+_LISTED = {"path", "size", "sha256", "git_blob"}  # of each entry of a kept list of files
 UNPACKED = {
     ".zst": 3.0,
     ".gz": 3.0,
@@ -80,24 +84,22 @@ def list_files(source: HubFiles, store: Path) -> list[HubFile]:
     """The files that a source names, by path. Raises UserError."""
     matches = regex(translate(source.pattern)).match
     depth = source.pattern.count("/")
-    folder = store / source.name.replace("/", "--") / source.revision
+    repository = f"{source.name}@{source.revision}"
+    folder = inside(store, f"{source.name.replace('/', '--')}/{source.revision}", repository)
     files = []
     for entry in _listing(source, folder):
-        if matches(entry["path"]) and entry["path"].count("/") == depth:
-            url = f"{endpoint()}/datasets/{source.name}/resolve/{source.revision}/{entry['path']}"
-            name = f"{source.name}@{source.revision}:{entry['path']}"
-            files.append(
-                HubFile(
-                    Remote(
-                        url,
-                        folder / entry["path"],
-                        name,
-                        entry["size"],
-                        entry["sha256"],
-                        entry["git_blob"],
-                    )
-                )
+        listed = entry["path"]
+        if matches(listed) and listed.count("/") == depth:
+            path = inside(folder, listed, f"{repository}: the list of files of {endpoint()}")
+            remote = Remote(
+                f"{endpoint()}/datasets/{source.name}/resolve/{source.revision}/{listed}",
+                path,
+                f"{repository}:{listed}",
+                entry["size"],
+                entry["sha256"],
+                entry["git_blob"],
             )
+            files.append(HubFile(remote))
     if not files:
         raise UserError(f"{source.name}@{source.revision}: no file matches {source.pattern!r}")
     return sorted(files, key=lambda file: file.name)
@@ -111,8 +113,8 @@ def _listing(source: HubFiles, folder: Path) -> list[dict[str, Any]]:
     )
     inside = "/".join(parents[:fixed])
     kept = folder / f"listing-{inside.replace('/', '--') or 'all'}.json"
-    if kept.is_file():
-        return list(json.loads(kept.read_text(encoding="utf-8")))
+    if kept.is_file() and (entries := _kept_listing(kept)) is not None:
+        return entries
     if offline():
         raise UserError(
             f"{source.name}@{source.revision}: HF_HUB_OFFLINE is set and the list of its files is not cached "
@@ -124,6 +126,18 @@ def _listing(source: HubFiles, folder: Path) -> list[dict[str, Any]]:
     aside.write_text(json.dumps(entries, indent=0), encoding="utf-8")
     aside.rename(kept)
     return entries
+
+
+def _kept_listing(kept: Path) -> list[dict[str, Any]] | None:
+    """The entries of a kept list; None for a damaged one, which is said and asked for again."""
+    try:
+        entries = json.loads(kept.read_text(encoding="utf-8"))
+        if all(isinstance(entry["path"], str) and entry.keys() >= _LISTED for entry in entries):
+            return list(entries)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    say(f"{kept}: damaged; asking for the list of files again")
+    return None
 
 
 def _ask_listing(source: HubFiles, inside: str) -> list[dict[str, Any]]:
@@ -220,7 +234,7 @@ def documents(
     What will be fetched and how much room it takes is said, and checked, before. Should they hold less text than
     foretold, the next files are fetched one by one, as long as the caller asks. Raises UserError.
     """
-    files = [file for source in sources for file in list_files(source, store)]
+    files = _data_files(sources, store)
     texts = _enough(files, column, megabytes)
     planned = files[: len(texts)]
     text = sum(texts) if megabytes is None else min(sum(texts), megabytes * 1e6)
@@ -241,6 +255,25 @@ def documents(
         say(f"{file.name}: one file more, as those before it held less text than foretold")
         fetch([file], progress)
         yield file
+
+
+def _data_files(sources: list[HubFiles], store: Path) -> list[HubFile]:
+    """The files that sources name, without those that a pattern means and that are no data, which are said."""
+    files: list[HubFile] = []
+    left_out: dict[str, str] = {}
+    for source in sources:
+        explicit = not any(mark in source.pattern for mark in "*?[")
+        for file in list_files(source, store):
+            reason = no_data_by_name(PurePosixPath(file.name.partition(":")[2]))
+            if reason and not explicit:
+                left_out[file.name] = reason
+            else:
+                files.append(file)
+    say_left_out(left_out, "corpus.paths")
+    if not files:
+        named = ", ".join(f"{source.name}@{source.revision}:{source.pattern}" for source in sources)
+        raise UserError(f"corpus.paths: {named} names no file that can be read")
+    return files
 
 
 def _enough(files: list[HubFile], column: str, megabytes: float | None) -> list[float]:
@@ -340,14 +373,18 @@ def archive(source: Archive, store: Path, progress: Progress | None = None) -> P
                 )
             fetch_all([packed], {"User-Agent": "paribus"}, progress)
         _unpack(packed.path, folder)
-    found = sorted(folder.rglob("core.yaml"), key=lambda path: len(path.parts))
+    found = [
+        path
+        for path in folder.rglob("core.yaml")
+        if no_data_by_name(path.relative_to(folder).parent) != LITTER
+    ]
     if not found:
         raise UserError(f"{source.url}: no core.yaml in it")
-    return found[0].parent
+    return min(found, key=lambda path: (len(path.parts), str(path))).parent
 
 
 def _unpack(packed: Path, folder: Path) -> None:
-    """All of a .zip, or nothing."""
+    """All of a .zip, or nothing; members whose names lead elsewhere are left out, and said."""
     try:
         with zipfile.ZipFile(packed) as zipped, whole_folder(folder) as partial_folder:
             need_space(
@@ -355,6 +392,24 @@ def _unpack(packed: Path, folder: Path) -> None:
                 sum(entry.file_size for entry in zipped.infolist()),
                 f"to unpack {packed.name}",
             )
-            zipped.extractall(partial_folder)  # names that lead outside are cut by zipfile
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+            for member in zipped.infolist():
+                _extract(zipped, member, partial_folder)
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
         raise UserError(f"{packed}: not a .zip that can be read: {error}") from None
+    except RuntimeError as error:  # a password
+        raise UserError(f"{packed}: not a .zip that can be read: {error}") from None
+
+
+def _extract(zipped: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> None:
+    """One member as a plain file or a folder: never a link, never elsewhere."""
+    name = member.filename.rstrip("/")
+    if problem := name_problem(name):
+        say(f"{zipped.filename}: {member.filename!r:.200} {problem}; it is left out")
+        return
+    path = inside(folder, name, str(zipped.filename))
+    if member.is_dir():
+        path.mkdir(parents=True, exist_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipped.open(member) as source, path.open("wb") as file:
+        shutil.copyfileobj(source, file, 1 << 20)

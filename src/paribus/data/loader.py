@@ -106,7 +106,7 @@ class DocumentLoader:
     """
 
     def __init__(self, folder: str | Path, split: str, seq_len: int, seed: int) -> None:
-        self.shards = TokenShards(folder, split)
+        self.shards = TokenShards(folder, split, verify=True)
         self.split, self.seq_len, self.seed = split, seq_len, seed
         self.rows_per_epoch = (len(self.shards) - 1) // seq_len
         self.epoch_tokens = self.rows_per_epoch * seq_len

@@ -30,7 +30,7 @@ class PackedLoader:
     """
 
     def __init__(self, folder: str | Path, split: str, seq_len: int, seed: int) -> None:
-        self.shards = TokenShards(folder, split)
+        self.shards = TokenShards(folder, split, verify=True)
         self.split, self.seq_len, self.seed = split, seq_len, seed
         if not len(self.shards):
             raise UserError(f"{folder}: {split} has no tokens")

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import mmap
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,10 @@ from typing import Any
 import numpy as np
 
 from paribus import config
-from paribus.data import Progress, load_jsonl, sha256_file, whole_folder
+from paribus.data import Progress, load_jsonl, say, sha256_file, whole_folder
+from paribus.data.contents import check_files
+from paribus.data.paths import inside
+from paribus.data.sealed import read_sealed, seal
 from paribus.data.tokenizer import Tokenizer, chunks
 from paribus.errors import UserError
 
@@ -30,13 +34,20 @@ CHUNK_BYTES = (
 )
 AHEAD = 2  # chunks being encoded
 RELEASE_BYTES = 512_000_000  # read through the maps before their pages are given back; one read counts its neighbours too
+SAID_BYTES = 10_000_000_000  # of shards whose check is announced
 SPLITS = ("train", "val")
 
 
 def documents(folder: Path) -> Iterator[str]:
-    """The text of every document of a folder of .jsonl, in order of file name and line."""
+    """The text of every document of a folder of .jsonl, in order of file name and line; of a corpus checked file by file."""
     for path in sorted(folder.glob("*.jsonl")):
-        for row in load_jsonl(path):
+        check_files(folder.parent, [path])
+        for number, row in enumerate(load_jsonl(path), 1):
+            if not isinstance(row.get("text"), str):
+                raise UserError(
+                    f"{path}: row {number} holds no text; make the corpus again (`dvc checkout data/corpus`, or "
+                    "`dvc repro --force corpus`)"
+                )
             yield row["text"]
 
 
@@ -152,6 +163,7 @@ def write_shards(
         manifest: dict[str, Any] = {"dtype": dtype.str, "vocab_size": tokenizer.vocab_size}
         manifest |= {split: writer.close() for split, writer in writers.items()}
         _check_splits(manifest, folder, cfg.val_fraction)
+        manifest = seal(manifest)
         (partial / "manifest.json").write_text(
             json.dumps(manifest, indent=1) + "\n", encoding="utf-8"
         )
@@ -199,22 +211,77 @@ def _map(path: Path) -> mmap.mmap:
     return mapped
 
 
+def _manifest(folder: Path, split: str) -> dict[str, Any]:
+    """The manifest of a folder of shards. Raises UserError if it is absent, damaged, or names files elsewhere."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise UserError(f"{path}: missing; no token shards in {folder}")
+    manifest = read_sealed(path, _ADVICE)
+    try:
+        entry = manifest[split]
+        whole = manifest["dtype"] in ("<u2", "<u4")
+        for shard in entry["shards"]:
+            inside(folder, shard["file"], str(path))
+            whole = whole and isinstance(shard["tokens"], int) and shard["tokens"] > 0
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path}: damaged: it does not describe the shards of {split}; {_ADVICE}")
+    return manifest
+
+
+_VERIFIED: set[tuple[str, int, int, str]] = (
+    set()
+)  # path, size, time of change and sha256 of this process's
+
+
+def damaged(folder: Path, entries: list[dict[str, Any]]) -> list[str]:
+    """A line on each file whose sha256 is not the one in its entry; an entry without one is not looked at.
+
+    A process hashes a file once. Nothing is remembered from one process to the next: rot on a disk leaves a file's
+    times as they were. Of several processes on a machine the first one looks.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        return []
+    known = {}
+    for entry in entries:
+        path = folder / entry["file"]
+        if entry.get("sha256"):
+            about = path.stat()
+            known[str(path.resolve()), about.st_size, about.st_ctime_ns, entry["sha256"]] = path
+    todo = {key: path for key, path in known.items() if key not in _VERIFIED}
+    size = sum(size for _, size, _, _ in todo)
+    if size >= SAID_BYTES:
+        say(f"{folder}: checking {size / 1e9:,.0f} GB against their checksums")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the interpreter's lock
+        digests = list(pool.map(sha256_file, todo.values()))
+    wrong = []
+    for (key, path), digest in zip(todo.items(), digests, strict=True):
+        if digest == key[3]:
+            _VERIFIED.add(key)
+        else:
+            wrong.append(
+                f"{path}: its sha256 is not the manifest's: the file is damaged; remove it and run "
+                f"`dvc checkout data/tokens`, or {_ADVICE}"
+            )
+    return wrong
+
+
 class TokenShards:
     """The tokens of one split, read through memory maps: `len(shards)` of them, in order, as one array.
 
     Raises UserError naming every shard that is missing or not of the size (with `verify`: the sha256) that
-    the manifest states.
+    the manifest states, and for a damaged manifest.
     """
 
     def __init__(self, folder: str | Path, split: str, verify: bool = False) -> None:
-        self.folder, self.split = Path(folder), split
-        path = self.folder / "manifest.json"
-        if not path.is_file():
-            raise UserError(f"{path}: missing; no token shards in {self.folder}")
-        self.manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        self.folder, self.split, self._verify = Path(folder), split, verify
+        self.manifest = _manifest(self.folder, split)
         self.dtype = np.dtype(self.manifest["dtype"])
         shards = self.manifest[split]["shards"]
-        problems = [problem for shard in shards if (problem := self._problem(shard, verify))]
+        problems = [problem for shard in shards if (problem := self._problem(shard))]
+        if not problems and verify:
+            problems = damaged(self.folder, shards)
         if problems:
             raise UserError(problems)
         self._maps = [_map(self.folder / shard["file"]) for shard in shards]
@@ -225,21 +292,21 @@ class TokenShards:
     def document_starts(self) -> np.ndarray:
         """(documents,) int64, memory-mapped: where each document begins, in tokens of the split."""
         entry = self.manifest[self.split]
-        path = self.folder / entry["index"]["file"]
+        path = inside(self.folder, entry["index"]["file"], str(self.folder / "manifest.json"))
         if not path.is_file() or path.stat().st_size != 8 * entry["documents"]:
             raise UserError(
                 f"{path}: missing or not of 8 bytes for each of {entry['documents']:,} documents; {_ADVICE}"
             )
+        if self._verify and (problems := damaged(self.folder, [entry["index"]])):
+            raise UserError(problems)
         return np.frombuffer(_map(path), "<i8")
 
-    def _problem(self, shard: dict[str, Any], verify: bool) -> str | None:
+    def _problem(self, shard: dict[str, Any]) -> str | None:
         path, size = self.folder / shard["file"], shard["tokens"] * self.dtype.itemsize
         if not path.is_file():
             return f"{path}: missing; {_ADVICE}"
         if path.stat().st_size != size:
             return f"{path}: {path.stat().st_size} bytes, the manifest says {size}; {_ADVICE}"
-        if verify and sha256_file(path) != shard["sha256"]:
-            return f"{path}: its sha256 is not the manifest's; {_ADVICE}"
         return None
 
     def __len__(self) -> int:

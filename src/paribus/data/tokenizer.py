@@ -37,13 +37,20 @@ GPT2_BYTES_PER_TOKEN = 4.674
 # What follows bounds memory. The library needs 80 bytes for each byte of a text it is splitting, and 1.15 kB for each
 # different word of those that merges are learned from (measured).
 PIECE = 100_000  # characters of a text handed over at once
+LONGEST_PIECE = 1_000_000  # characters: text without a place to cut (one word of that length) is cut here all the same
+ENCODED_AT_ONCE = (
+    1_000_000  # characters whose tokens the library holds at once: 0.1 kB for each token (measured)
+)
 COUNTED_AT_ONCE = 25_000_000  # characters
 MOST_WORDS = 4_000_000  # different words counted
 FED_MEGABYTES = (
     250  # text that merges are learned from as it is; of more the words are counted first
 )
 FED_WORDS = 50_000_000  # as many as that of English: of more counted ones, their counts are divided
-_BETWEEN_WORDS = re.compile("(?<=[A-Za-z]) (?=[A-Za-z])")
+# Where `pre_split` ends a piece whatever comes before and behind: at a blank, in every script that parts words by
+# blanks; else at the end of a word or number, before a line end or a mark of scripts without blanks.
+_BEFORE_BLANK = re.compile(r"(?<=\S)(?= )")
+_AFTER_WORD = re.compile(r"(?<=[^\W_])(?=[\r\n。，、！？；：…।۔؟،])")
 
 
 def pre_split(max_digits: int) -> str:
@@ -94,22 +101,18 @@ class Tokenizer:
         ]
 
     def encode_documents(self, texts: list[str], dtype: np.dtype[Any]) -> list[np.ndarray]:
-        """<|bos|> and the token ids of each text, (n,) of `dtype`; long texts are split among the threads."""
-        parts = [list(pieces(text)) for text in texts]
-        encodings = iter(
-            self._inner.encode_batch_fast(
-                [part for one in parts for part in one], add_special_tokens=False
-            )
-        )
-        documents = []
-        for one in parts:
-            ids = array(
-                "I", [self.bos]
-            )  # takes a list in a third of the time that numpy does, or an array of "H"
-            for _ in one:
-                ids.fromlist(next(encodings).ids)
-            documents.append(np.array(ids, dtype))
-        return documents
+        """<|bos|> and the token ids of each text, (n,) of `dtype`; long texts are split among the threads.
+
+        ENCODED_AT_ONCE bounds what the library holds, however long a text is.
+        """
+        # An array takes a list in a third of the time that numpy does, or an array of "H".
+        documents = [array("I", [self.bos]) for _ in texts]
+        for owners, parts in _groups(texts):
+            encodings = self._inner.encode_batch_fast(parts, add_special_tokens=False)
+            for owner, encoding in zip(owners, encodings, strict=True):
+                documents[owner].fromlist(encoding.ids)
+            del encodings, encoding  # else they are held while the next ones are made
+        return [np.array(ids, dtype) for ids in documents]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the tokens, special ones by name; bytes that are not UTF-8 show as U+FFFD."""
@@ -135,13 +138,44 @@ class Tokenizer:
         self._inner.save(str(path))
 
 
+def _groups(texts: list[str]) -> Iterator[tuple[list[int], list[str]]]:
+    """(which text, piece of it) of all texts in order, ENCODED_AT_ONCE characters together."""
+    owners: list[int] = []
+    parts: list[str] = []
+    length = 0
+    for owner, text in enumerate(texts):
+        for part in pieces(text):
+            owners.append(owner)
+            parts.append(part)
+            length += len(part)
+            if length >= ENCODED_AT_ONCE:
+                yield owners, parts
+                owners, parts, length = [], [], 0
+    if parts:
+        yield owners, parts
+
+
 def pieces(text: str) -> Iterator[str]:
-    """A long text in pieces of about PIECE characters, cut where it is split anyway: between two words."""
+    """A long text in pieces of about PIECE characters, cut where it is split anyway; in the last resort at LONGEST_PIECE."""
     start = 0
-    while len(text) - start > PIECE and (cut := _BETWEEN_WORDS.search(text, start + PIECE)):
-        yield text[start : cut.start()]
-        start = cut.start()
+    while len(text) - start > PIECE and (cut := _cut(text, start)) < len(text):
+        yield text[start:cut]
+        start = cut
     yield text[start:] if start else text
+
+
+def _cut(text: str, start: int) -> int:
+    """Where the piece that begins at `start` ends."""
+    first, last = start + PIECE, start + LONGEST_PIECE
+    for pattern, reach in (
+        (_BEFORE_BLANK, first + PIECE),
+        (_AFTER_WORD, last),
+        (_BEFORE_BLANK, last),
+    ):
+        # A look behind sees what is before `first`, a look ahead what is before `reach`.
+        if match := pattern.search(text, first, min(reach, len(text))):
+            return match.start()
+    return last
 
 
 def train_tokenizer(texts: Iterable[str], cfg: config.Tokenizer) -> Tokenizer:
@@ -257,5 +291,6 @@ def first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
 
 def compression(tokenizer: Tokenizer, texts: list[str]) -> float:
     """Bytes of UTF-8 per token over all `texts`: higher is fewer tokens for the same text."""
-    tokens = sum(len(ids) for ids in tokenizer.encode_batch(texts))
+    documents = tokenizer.encode_documents(texts, np.dtype("<u4"))
+    tokens = sum(len(ids) - 1 for ids in documents)  # without <|bos|>
     return sum(len(text.encode()) for text in texts) / max(tokens, 1)

@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import random
 from array import array
 from collections.abc import Callable, Iterator
@@ -26,8 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paribus.data.core_bundle import Row, Task, read_bundle
+from paribus.data.paths import inside
 from paribus.data.tokenizer import Tokenizer
-from paribus.evaluate.core_bundle import Row, Task, read_bundle
+from paribus.evaluate.kept import Kept, never, stop_if
 from paribus.model.gpt import GPT, KVCache
 
 FEW_SHOT_SEED = 1234
@@ -113,24 +114,24 @@ def evaluate_core(
     synthetic: bool = False,
     cache: Path | None = None,
     on_progress: Progress | None = None,
+    stop: Callable[[], bool] = never,
 ) -> CoreResult:
     """Score a model on a bundle.
 
     batch_size: most rows of one forward pass; changes nothing but rounding. synthetic: the embedded world's tasks,
     whose mean is `core` and whose files must all be there; otherwise the bundle counts as CORE only with all 22
-    tasks. cache: a folder that keeps each finished task, so that a killed run goes on with the next one.
-    on_progress(label, done, n) is called after every forward pass.
-    Raises UserError, before any compute, with every missing or malformed file and line.
+    tasks. cache: a folder that keeps what is scored, so that a run that was killed or stopped goes on where it was.
+    on_progress(label, done, n) is called after every forward pass. stop() is asked before every forward pass.
+    Raises Stopped where it says yes;
+    raises UserError, before any compute, with every missing or malformed file and line.
     """
     read = read_bundle(bundle, max_per_task, complete=synthetic)
     identity = _model_digest(model) if cache else ""
     items: list[Item] = []
     for task in read.tasks:
-
-        def run(task: Task = task) -> list[Item]:
-            return evaluate_task(model, tokenizer, task, batch_size, on_progress)
-
-        items += _kept(cache, task, identity, tokenizer, run) if cache else run()
+        path = cache and inside(cache, f"{task.label}.jsonl", "label")
+        with Kept(path, _task_key(task, identity, tokenizer)) as kept:
+            items += evaluate_task(model, tokenizer, task, batch_size, on_progress, kept, stop)
     scores = {
         task.label: score_task(
             [item.correct for item in items if item.task == task.label],
@@ -161,7 +162,7 @@ def write_items(folder: Path, result: CoreResult) -> None:
         }
     )
     table = pa.Table.from_pylist([dataclasses.asdict(item) for item in result.items], schema)
-    pq.write_table(table, folder / "items.parquet")
+    pq.write_table(table, folder / "items.parquet", write_page_checksum=True)
     (folder / "summary.json").write_text(
         json.dumps(result.summary(), indent=1) + "\n", encoding="utf-8"
     )
@@ -454,12 +455,23 @@ def evaluate_task(
     task: Task,
     batch_size: int,
     on_progress: Progress | None = None,
+    kept: Kept | None = None,
+    stop: Callable[[], bool] = never,
 ) -> list[Item]:
-    """The outcome of the first `task.n` items, in order."""
+    """The outcome of the first `task.n` items, in order.
+
+    kept: takes the scores of every forward pass, and has those of an earlier start, which are not computed again. The
+    passes are the same either way. Raises Stopped between two of them where stop() says so.
+    """
+    kept = kept or Kept(None, "")
+    if items := _finished_items(task, kept):
+        return items
+    known = _known_scores(kept)
     prompts, limit = Prompts(tokenizer, task), model.config.seq_len
     tokens = CPU_TOKENS if model.device.type == "cpu" else batch_size * limit
-    items: list[Item] = []
+    items = []
     for start in range(0, task.n, CHUNK_ITEMS):
+        stop_if(stop)
         indices = range(start, min(start + CHUNK_ITEMS, task.n))
         options = [spans(task.kind, encoded) for encoded in prompts.encode(indices)]
         units = [
@@ -468,8 +480,15 @@ def evaluate_task(
         scores: Scores = {}
         done = 0
         for batch in batches(units, batch_size, tokens, limit):
-            scores |= score_units(model, batch)
             done += len(batch)
+            owners = [(unit.item, option) for unit in batch for option, _ in unit.tails]
+            if all(owner in known for owner in owners):
+                scores |= {owner: known[owner] for owner in owners}
+                continue
+            stop_if(stop)
+            fresh = score_units(model, batch)
+            kept.add({"scores": [[*owner, *score] for owner, score in fresh.items()]})
+            scores |= fresh
             if on_progress:
                 on_progress(task.label, start + len(indices) * done // len(units), task.n)
         items += [
@@ -480,6 +499,7 @@ def evaluate_task(
             )
             for index in indices
         ]
+    kept.add({"items": [[item.correct, item.prediction, item.losses] for item in items]})
     return items
 
 
@@ -505,11 +525,8 @@ def _model_digest(model: GPT) -> str:
     return digest.hexdigest()
 
 
-def _kept(
-    cache: Path, task: Task, identity: str, tokenizer: Tokenizer, run: Callable[[], list[Item]]
-) -> list[Item]:
-    """The items that an earlier start kept for exactly this task, model and tokenizer; else run and keep them."""
-    path = cache / f"{task.label}.json"
+def _task_key(task: Task, identity: str, tokenizer: Tokenizer) -> str:
+    """Names all that a task's outcomes are a function of."""
     sample = tokenizer.encode(json.dumps(task.rows[:PROBES], ensure_ascii=False))
     asked = (
         task.label,
@@ -521,18 +538,24 @@ def _kept(
         task.digest,
         sample,
     )
-    key = hashlib.sha256(repr((identity, asked)).encode()).hexdigest()
-    if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["key"] == key:
+    return hashlib.sha256(repr((identity, asked)).encode()).hexdigest()
+
+
+def _finished_items(task: Task, kept: Kept) -> list[Item]:
+    """The outcomes of a task that was finished before; empty for another."""
+    for row in kept.rows:
+        if "items" in row:
             return [
                 Item(task.label, index, correct, prediction, tuple(losses))
-                for index, (correct, prediction, losses) in enumerate(kept["items"])
+                for index, (correct, prediction, losses) in enumerate(row["items"])
             ]
-    items = run()
-    cache.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    rows = [(item.correct, item.prediction, item.losses) for item in items]
-    partial.write_text(json.dumps({"key": key, "items": rows}), encoding="utf-8")
-    os.replace(partial, path)  # whole or not there, whatever kills the run
-    return items
+    return []
+
+
+def _known_scores(kept: Kept) -> Scores:
+    """What forward passes of an earlier start scored."""
+    return {
+        (item, option): (loss, hit)
+        for row in kept.rows
+        for item, option, loss, hit in row.get("scores", [])
+    }

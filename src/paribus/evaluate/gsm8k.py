@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paribus.config import Gsm8k
+from paribus.data import UNREADABLE, error_text
+from paribus.data.answers import final_answer
 from paribus.data.chat import render_prompt
 from paribus.data.tokenizer import Tokenizer
 from paribus.errors import UserError
 from paribus.evaluate.intervals import mean_and_stderr, pass_at_k, wilson
+from paribus.evaluate.kept import Kept, never, stop_if
 
 if TYPE_CHECKING:
     from paribus.generate import Completion, Engine
@@ -26,10 +29,6 @@ Problem = dict[str, Any]
 SAMPLES_SHOWN = 12
 
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
-_FINAL = re.compile(
-    r"####\s*(?P<sign>-?)\s*\$?\s*(?P<minus>-?)(?=\.?\d)(?P<whole>\d[\d,]*)?(?P<fraction>\.\d+)?",
-    re.ASCII,
-)
 
 
 # ---------------------------------------------------------------- the scorer
@@ -42,23 +41,12 @@ class Score(NamedTuple):
     formatted: bool  # ends in `#### number`, right or wrong
 
 
-def final_answer(text: str) -> str | None:
-    """The first number after a `####`, without $, thousands commas, needless zeros; None if there is none."""
-    match = _FINAL.search(text)
-    if match is None:
-        return None
-    whole = (match["whole"] or "").replace(",", "").lstrip("0") or "0"
-    fraction = (match["fraction"] or "").rstrip("0").rstrip(".")
-    negative = (match["sign"] or match["minus"]) and (whole != "0" or fraction)
-    return ("-" if negative else "") + whole + fraction
-
-
 def score(text: str, reference_answer: str) -> Score:
     """Is the final answer of `text` that of the reference? Raises UserError if the reference has none."""
     expected = final_answer(reference_answer)
     if expected is None:
         raise UserError(
-            f"problem: the reference answer {reference_answer!r} does not end in `#### number`"
+            f"problem: the reference answer {reference_answer!r:.200} does not end in `#### number`"
         )
     given = final_answer(text)
     return Score(correct=given == expected, formatted=given is not None)
@@ -119,6 +107,7 @@ class Item:
     correct: bool
     formatted: bool
     finished: bool
+    cut_off: bool  # by eval.gsm8k.max_new_tokens
     tokens: int
     tool_calls: int
     well_formed_tool_calls: int
@@ -144,19 +133,21 @@ def evaluate_gsm8k(
     seed: int,
     cache: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    stop: Callable[[], bool] = never,
 ) -> Gsm8kResult:
     """Greedy answers to the first `cfg.questions` problems; samples, for pass@k, of the first `cfg.sampled_questions`.
 
     stage "base" is asked with `shots`, as running text and without the tool; all others as a chat. The random
     streams of a problem follow from (seed, its index). `cache`: a folder named after everything the result depends
     on, the checkpoint included; answers are kept there as they come, and a second call goes on from them.
-    `on_progress(questions answered, of how many)`, sampled ones counted apart.
+    `on_progress(questions answered, of how many)`, sampled ones counted apart. `stop()` is asked before every token;
+    raises Stopped where it says yes: the answers under way are lost, those that are done are kept.
     """
     greedy = list(range(len(problems)))[: cfg.questions]
     sampled = greedy[: cfg.sampled_questions]
     shots = shots[: cfg.few_shot]
-    journal = _Journal(cache, [list(problems), list(shots), asdict(cfg) | {"rows": 0}, stage, seed])
-    ask = _Asker(engine, problems, cfg, stage, shots, seed, journal)
+    key = [list(problems), list(shots), asdict(cfg) | {"rows": 0}, stage, seed]
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     total, done = len(greedy) + len(sampled), 0
 
     def advance(count: int) -> None:
@@ -165,14 +156,16 @@ def evaluate_gsm8k(
         if on_progress is not None:
             on_progress(done, total)
 
-    ask("greedy", greedy, 1, 0.0, advance)
-    ask("sampled", sampled, cfg.samples, cfg.temperature, advance)
+    with Kept(cache and cache / "answers.jsonl", name) as kept:
+        ask = _Asker(engine, problems, cfg, stage, shots, seed, kept, stop)
+        ask("greedy", greedy, 1, 0.0, advance)
+        ask("sampled", sampled, cfg.samples, cfg.temperature, advance)
     items = [
         _item(
             index,
             problems[index],
-            journal.records[("greedy", index)],
-            journal.records.get(("sampled", index)),
+            ask.records[("greedy", index)],
+            ask.records.get(("sampled", index)),
         )
         for index in greedy
     ]
@@ -180,7 +173,7 @@ def evaluate_gsm8k(
 
 
 class _Asker:
-    """Puts the problems that the journal lacks to the engine."""
+    """Puts the problems that were not answered before to the engine. records: (phase, problem) -> what is kept of it."""
 
     def __init__(
         self,
@@ -190,15 +183,12 @@ class _Asker:
         stage: str,
         shots: Sequence[Problem],
         seed: int,
-        journal: _Journal,
+        kept: Kept,
+        stop: Callable[[], bool],
     ) -> None:
-        self.engine, self.problems, self.cfg, self.seed, self.journal = (
-            engine,
-            problems,
-            cfg,
-            seed,
-            journal,
-        )
+        self.engine, self.problems, self.cfg, self.seed = engine, problems, cfg, seed
+        self.kept, self.stop_requested = kept, stop
+        self.records = {(row["phase"], row["index"]): row for row in kept.rows}
         self.base = stage == "base"
         self.shots = shots
         tokenizer: Any = engine.tokenizer
@@ -213,19 +203,19 @@ class _Asker:
         temperature: float,
         advance: Callable[[int], None],
     ) -> None:
-        todo = [index for index in wanted if (phase, index) not in self.journal.records]
+        todo = [index for index in wanted if (phase, index) not in self.records]
         advance(len(wanted) - len(todo))
 
         def on_done(place: int, completions: list[Completion]) -> None:
             index = todo[place]
             reference = self.problems[index]["answer"]
-            self.journal.add(
-                {
-                    "phase": phase,
-                    "index": index,
-                    "answers": [_answer(self.tokenizer, one, reference) for one in completions],
-                }
-            )
+            answers = [
+                _answer(self.tokenizer, one, reference, self.cfg.max_new_tokens)
+                for one in completions
+            ]
+            record = {"phase": phase, "index": index, "answers": answers}
+            self.kept.add(record)
+            self.records[(phase, index)] = record
             advance(1)
 
         self.engine.generate(
@@ -239,6 +229,7 @@ class _Asker:
             tools=not self.base,
             ids=todo,
             on_done=on_done,
+            on_step=lambda: stop_if(self.stop_requested),
         )
 
     def _prompt(self, index: int) -> list[int]:
@@ -249,11 +240,19 @@ class _Asker:
         return few_shot_prompt(self.tokenizer, self.shots, question, room)
 
 
-def _answer(tokenizer: Tokenizer, completion: Completion, reference: str) -> dict[str, Any]:
+def is_cut_off(completion: Completion, max_new_tokens: int) -> bool:
+    """Whether an answer ends because it has as many tokens as it may have, and not by itself."""
+    return not completion.finished and len(completion.tokens) >= max_new_tokens
+
+
+def _answer(
+    tokenizer: Tokenizer, completion: Completion, reference: str, max_new_tokens: int
+) -> dict[str, Any]:
     text = tokenizer.decode(completion.tokens)
     return score(text, reference)._asdict() | {
         "text": text,
         "finished": completion.finished,
+        "cut_off": is_cut_off(completion, max_new_tokens),
         "tokens": len(completion.tokens),
         "tool_calls": completion.tool_calls,
         "well_formed_tool_calls": completion.well_formed_tool_calls,
@@ -280,7 +279,7 @@ def _item(
 def summarise(items: Sequence[Item]) -> dict[str, Any]:
     """accuracy with its 95 % interval, pass@k with standard errors, and shares of what answers look like.
 
-    formatted, finished, tool_calls: shares of greedy answers (with at least one call); well_formed: share of the
+    formatted, finished, cut_off, tool_calls: shares of greedy answers (with at least one call); well_formed: share of the
     calls that had a value (None without calls); no_room: questions that fill the context by themselves.
     """
     n, correct = len(items), sum(item.correct for item in items)
@@ -289,6 +288,7 @@ def summarise(items: Sequence[Item]) -> dict[str, Any]:
     shares = {
         "formatted": _share([item.formatted for item in items]),
         "finished": _share([item.finished for item in items]),
+        "cut_off": _share([item.cut_off for item in items]),
         "tool_calls": _share([item.tool_calls > 0 for item in items]),
         "well_formed": sum(item.well_formed_tool_calls for item in items) / calls
         if calls
@@ -336,37 +336,6 @@ def _share(values: Sequence[bool]) -> float:
 # ---------------------------------------------------------------- what is kept
 
 
-class _Journal:
-    """Answers on disk as they come, one JSON line a problem, so that a killed evaluation goes on where it was."""
-
-    def __init__(self, folder: Path | None, key: list[Any]) -> None:
-        self.records: dict[tuple[str, int], dict[str, Any]] = {}
-        self.path = folder / "answers.jsonl" if folder is not None else None
-        if self.path is None:
-            return
-        header = {"key": hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()}
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        if not lines or lines[0] != _line(header):
-            lines = [_line(header)]
-        kept = [
-            line for line in lines if line.endswith(b"\n")
-        ]  # the last one may have been cut off by a kill
-        for line in kept[1:]:
-            self._remember(json.loads(line))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_bytes(b"".join(kept))
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Keep one problem's answers."""
-        self._remember(record)
-        if self.path is not None:
-            with self.path.open("ab") as file:
-                file.write(_line(record))
-
-    def _remember(self, record: dict[str, Any]) -> None:
-        self.records[(record["phase"], record["index"])] = record
-
-
 def _line(record: dict[str, Any]) -> bytes:
     return json.dumps(record).encode() + b"\n"
 
@@ -379,7 +348,9 @@ def write_items(folder: Path, result: Gsm8kResult) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = [asdict(item) for item in result.items]
     pyarrow.parquet.write_table(
-        pyarrow.Table.from_pylist(rows, schema=_schema(pyarrow)), folder / "items.parquet"
+        pyarrow.Table.from_pylist(rows, schema=_schema(pyarrow)),
+        folder / "items.parquet",
+        write_page_checksum=True,
     )
     failures = [_readable(item) for item in result.items if not item.correct]
     (folder / "failures.jsonl").write_bytes(b"".join(map(_line, failures)))
@@ -390,14 +361,29 @@ def write_items(folder: Path, result: Gsm8kResult) -> None:
     )
 
 
-def read_correct(folder: Path) -> list[bool]:
-    """Whether each problem was answered rightly, as `write_items` kept it."""
+def read_result(folder: Path, advice: str) -> Gsm8kResult:
+    """What `write_items` kept. Raises UserError, with `advice`, if it is absent or damaged, or not of one evaluation."""
+    items = _read_items(folder / "items.parquet", advice)
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (*UNREADABLE, RecursionError) as error:
+        raise UserError(f"{path}: damaged or missing: {error_text(error)}; {advice}") from None
+    expected = summarise(items)
+    if not isinstance(summary, dict) or {**summary, **expected} != summary:
+        raise UserError(f"{path}: damaged: its figures do not follow from items.parquet; {advice}")
+    return Gsm8kResult(items, summary)
+
+
+def _read_items(path: Path, advice: str) -> list[Item]:
+    import pyarrow
     import pyarrow.parquet
 
-    return [
-        bool(value)
-        for value in pyarrow.parquet.read_table(folder / "items.parquet")["correct"].to_pylist()
-    ]
+    try:
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            return [Item(**row) for row in file.read().to_pylist()]
+    except (pyarrow.ArrowException, *UNREADABLE, TypeError) as error:
+        raise UserError(f"{path}: damaged or missing: {error_text(error)}; {advice}") from None
 
 
 def _readable(item: Item) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,9 @@ import torch
 
 from paribus.data.tokenizer import Tokenizer
 from paribus.errors import UserError
-from paribus.evaluate.core import CPU_TOKENS, batches, score_units, units_of
-from paribus.generate import Engine
+from paribus.evaluate.core import CPU_TOKENS, Scores, Unit, batches, score_units, units_of
+from paribus.evaluate.kept import Kept, never, stop_if
+from paribus.generate import Completion, Engine
 from paribus.model.gpt import GPT, load_checkpoint
 
 if TYPE_CHECKING:
@@ -52,13 +54,19 @@ OnProgress = Callable[[str, int, int], None]  # kind of request, done, of how ma
 
 @dataclass(frozen=True)
 class Responder:
-    """Answers requests with a model. batch_size: rows of one forward pass; it changes nothing but rounding."""
+    """Answers requests with a model.
+
+    batch_size: rows of one forward pass; it changes nothing but rounding. kept: takes answers as they come, and has
+    those of an earlier start. stop(): asked between forward passes; where it says yes Stopped is raised.
+    """
 
     model: GPT
     tokenizer: Tokenizer
     batch_size: int
     seed: int = 0
     on_progress: OnProgress | None = None
+    kept: Kept = field(default_factory=lambda: Kept(None, ""))
+    stop: Callable[[], bool] = never
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         """Of each (context, continuation); white space that ends the context counts to the continuation."""
@@ -109,8 +117,9 @@ class Responder:
             0,
             list(groups.values()),
         )
+        known = self._known("scores")
         for batch in batches(units, self.batch_size, room, limit):
-            for (number, option), (mean, hit) in score_units(self.model, batch).items():
+            for (number, option), (mean, hit) in self._scores_of(batch, options, known).items():
                 owner, place = members_of[number][option]
                 tokens, first = parts[owner][place]
                 totals[owner] -= mean * (len(tokens) - first)
@@ -118,6 +127,26 @@ class Responder:
                 done += 1
             self._progress(kind, done, sum(map(len, parts)))
         return list(zip(totals, greedy, strict=True))
+
+    def _scores_of(
+        self, batch: list[Unit], options: list[list[tuple[list[int], int]]], known: dict[str, Any]
+    ) -> Scores:
+        """Scores of the units of a forward pass, which is left out where an earlier start kept them."""
+        names = {
+            (unit.item, option): _name(options[unit.item][option])
+            for unit in batch
+            for option, _ in unit.tails
+        }
+        if all(name in known for name in names.values()):
+            return {owner: (known[name][0], known[name][1]) for owner, name in names.items()}
+        stop_if(self.stop)
+        scores = score_units(self.model, batch)
+        self.kept.add({"scores": {names[owner]: score for owner, score in scores.items()}})
+        return scores
+
+    def _known(self, kind: str) -> dict[str, Any]:
+        """What an earlier start kept of a kind, by the name of what was asked."""
+        return {name: value for row in self.kept.rows for name, value in row.get(kind, {}).items()}
 
     def generate(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
         """The text after each (context, generation_kwargs), up to a stop text; a context that is too long loses its
@@ -140,19 +169,33 @@ class Responder:
     def _complete(
         self, prompts: list[list[int]], ids: list[int], settings: _Generation, done: int, total: int
     ) -> list[str]:
-        groups = Engine(self.model, self.tokenizer).generate(
-            prompts,
-            ids=ids,
+        names = [
+            _name((prompt, index, settings)) for prompt, index in zip(prompts, ids, strict=True)
+        ]
+        tokens: dict[str, list[int]] = self._known("tokens")
+        todo = [place for place, name in enumerate(names) if name not in tokens]
+        before = done + len(prompts) - len(todo)
+
+        def keep(place: int, answers: list[Completion]) -> None:
+            name = names[todo[place]]
+            tokens[name] = answers[0].tokens
+            self.kept.add({"tokens": {name: answers[0].tokens}})
+
+        Engine(self.model, self.tokenizer).generate(
+            [prompts[place] for place in todo],
+            ids=[ids[place] for place in todo],
             rows=self.batch_size,
             tools=False,
             seed=self.seed,
             **dataclasses.asdict(settings),
-            on_progress=lambda some, _: self._progress("generation", done + some, total),
+            on_done=keep,
+            on_progress=lambda some, _: self._progress("generation", before + some, total),
+            on_step=lambda: stop_if(self.stop),
         )
         special = set(self.tokenizer.special.values())
         texts = [
-            self.tokenizer.decode(token for token in answer.tokens if token not in special)
-            for (answer,) in groups
+            self.tokenizer.decode(token for token in tokens[name] if token not in special)
+            for name in names
         ]
         ends = [[text.find(stop) for stop in settings.until if stop in text] for text in texts]
         return [
@@ -168,6 +211,11 @@ class Responder:
     def _progress(self, kind: str, done: int, total: int) -> None:
         if self.on_progress is not None:
             self.on_progress(kind, done, total)
+
+
+def _name(asked: object) -> str:
+    """Names what was asked, by its content."""
+    return hashlib.sha256(repr(asked).encode()).hexdigest()[:24]
 
 
 def windows(tokens: list[int], start: int, limit: int) -> Iterator[tuple[list[int], int]]:
@@ -224,7 +272,7 @@ def register() -> type:
 
     @register_model(MODEL)
     class Paribus(LM):
-        """model_args: checkpoint (a folder), device, dtype, seed, on_progress."""
+        """model_args: checkpoint (a folder), device, dtype, seed, on_progress, kept, stop."""
 
         tokenizer_name = MODEL
 
@@ -236,12 +284,16 @@ def register() -> type:
             dtype: str = "float32",
             seed: int = 0,
             on_progress: OnProgress | None = None,
+            kept: Kept | None = None,
+            stop: Callable[[], bool] = never,
             max_batch_size: int | None = None,
         ) -> None:
             super().__init__()
             model = load_checkpoint(checkpoint, device, getattr(torch, dtype)).eval()
             tokenizer = Tokenizer.load(Path(checkpoint) / "tokenizer.json")
-            self.responder = Responder(model, tokenizer, int(batch_size), seed, on_progress)
+            self.responder = Responder(
+                model, tokenizer, int(batch_size), seed, on_progress, kept or Kept(None, ""), stop
+            )
 
         def loglikelihood(self, requests: list[Any]) -> list[Score]:
             return self.responder.loglikelihood([request.args for request in requests])
@@ -267,11 +319,15 @@ def evaluate_tasks(
     batch_size: int = 16,
     seed: int = 0,
     on_progress: OnProgress | None = None,
+    kept: Kept | None = None,
+    stop: Callable[[], bool] = never,
 ) -> dict[str, Any]:
     """Run tasks, groups or tags through lm_eval's `simple_evaluate`: its results, plain JSON values, without samples.
 
     include_path: a folder of task files (YAML), whose names go before lm_eval's own. limit: items of each task.
-    num_fewshot: for tasks that do not fix theirs to 0. Raises UserError for tasks, or data of theirs, that are not there.
+    num_fewshot: for tasks that do not fix theirs to 0. kept: answers of an earlier start, and where these go. stop():
+    asked between forward passes; where it says yes Stopped is raised.
+    Raises UserError for tasks, or data of theirs, that are not there.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # its bars, read on import: there is one of ours
     from lm_eval import simple_evaluate
@@ -284,6 +340,8 @@ def evaluate_tasks(
         "dtype": dtype,
         "seed": seed,
         "on_progress": on_progress,
+        "kept": kept,
+        "stop": stop,
     }
     try:
         found = simple_evaluate(
@@ -306,9 +364,9 @@ def evaluate_tasks(
         raise UserError(
             f"lm_eval: the data of {', '.join(tasks)} is not to be had: {cause}"
         ) from None
-    kept = ("results", "groups", "n-samples", "n-shot", "versions", "higher_is_better")
+    wanted = ("results", "groups", "n-samples", "n-shot", "versions", "higher_is_better")
     return json.loads(
-        json.dumps({name: found[name] for name in kept if name in found}, default=str)
+        json.dumps({name: found[name] for name in wanted if name in found}, default=str)
     )
 
 

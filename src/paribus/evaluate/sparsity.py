@@ -13,6 +13,7 @@ from typing import Any
 from paribus.evaluate.intervals import mean_and_stderr, pass_at_k
 
 GROUP_SIZES = (4, 8, 16, 32, 64)
+MUCH_CUT_OFF = 0.1  # share of answers cut off from which on that is what to change first
 
 
 def sparsity(n_correct: Sequence[int], samples: int) -> dict[str, float]:
@@ -94,11 +95,14 @@ def sparsity_report(
     samples_per_second: float,
     group_size: int,
     group_sizes: Sequence[int] = GROUP_SIZES,
+    cut_off: float = 0.0,
+    max_new_tokens: int | None = None,
 ) -> dict[str, Any]:
     """All that `paribus eval sparsity` shows, for questions with n_correct of `samples` answers right each.
 
     steps: solution steps of each question; samples_per_second: measured sampling speed of this machine;
-    group_size: the one that RL is set to (rl.samples_per_question). Raises ValueError without questions.
+    group_size: the one that RL is set to (rl.samples_per_question). cut_off: share of the answers that ended at
+    max_new_tokens (rl.max_new_tokens) and not by themselves. Raises ValueError without questions.
     """
     if not n_correct or samples < 2:
         raise ValueError("sparsity needs at least one question and two samples of each")
@@ -117,6 +121,8 @@ def sparsity_report(
         "samples": samples,
         **curve,
         **sparsity(n_correct, samples),
+        "cut_off": cut_off,
+        "max_new_tokens": max_new_tokens,
         "samples_per_second": samples_per_second,
         "group_size": group_size,
         "by_group_size": predicted,
@@ -156,10 +162,12 @@ def recommendation(report: Mapping[str, Any]) -> str:
         f"({zero:.0%} all wrong, {full:.0%} all right): "
         f"{now['gradient_groups_per_hour']:,.0f} useful groups an hour."
     )
+    if report["cut_off"] >= MUCH_CUT_OFF:
+        return f"{facts} {_cut_off_advice(report)}"
     if report["pass_at_1"] == 0:
         advice = (
             f"No answer of {report['questions'] * report['samples']:,} was right: RL has nothing to reinforce. "
-            "Train longer before it (midtrain, sft), or use easier problems; no setting of rl.* mends this."
+            "Train longer before it (midtrain, sft), or use easier problems; no setting of rl.* changes this."
         )
     elif zero > 0.5:
         advice = (
@@ -178,6 +186,15 @@ def recommendation(report: Mapping[str, Any]) -> str:
     else:
         advice = "Go ahead: most groups will teach something."
     return f"{facts} {advice}"
+
+
+def _cut_off_advice(report: Mapping[str, Any]) -> str:
+    """What comes before all other advice: answers without their end say nothing about the model."""
+    return (
+        f"{report['cut_off']:.0%} of the answers were cut off at rl.max_new_tokens ({report['max_new_tokens']}) before "
+        "their end, and count as wrong: raise rl.max_new_tokens, then look again. What is said above is not the model's "
+        "doing as long as that is so."
+    )
 
 
 def _larger_group(report: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from paribus.graph.closure import (
     ENTRY_POINTS,
+    SOURCE_FOLDER,
     Sources,
     committed_sources,
     generated_deps,
@@ -36,6 +37,7 @@ from paribus.graph.dvcfile import (
 
 __all__ = [
     "ENTRY_POINTS",
+    "SOURCE_FOLDER",
     "DigestMemo",
     "Sources",
     "StageDefinition",

@@ -54,6 +54,7 @@ OBSERVERS = (
     "paribus.plan",
     "paribus.progress",
     "paribus.session",
+    "paribus.stages.earlier",
     "paribus.tracking",
 )
 
@@ -61,7 +62,7 @@ OBSERVERS = (
 # estimate of CORE; the stage `core` measures it.
 CALLBACKS = {
     ("paribus.stages.training", "paribus.evaluate.core"),
-    ("paribus.stages.training", "paribus.evaluate.core_bundle"),
+    ("paribus.stages.training", "paribus.data.core_bundle"),
 }
 
 # Files that are not Python and still decide outputs: module -> paths below the package.
@@ -249,7 +250,7 @@ def _resources(module: str, sources: Sources) -> list[str]:
         folder = path.removesuffix("__init__.py")
         for name in sources.files:
             beside = name.startswith(folder) and "/" not in name.removeprefix(folder)
-            if beside and not name.endswith(".py"):
+            if beside and not name.endswith((".py", "py.typed")):
                 found.append(name)
     return found
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from paribus import config
 from paribus.errors import UserError
+from paribus.files import Values, read_json
 from paribus.graph.dvcfile import StageDefinition, is_code
 
 
@@ -33,13 +34,8 @@ class DigestMemo:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._known: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-        except (
-            OSError,
-            ValueError,
-        ):  # none yet, or cut short by a power failure: everything is hashed again
-            self._known = {}
+        # Cut short by a power failure, it is put aside, and everything is hashed again.
+        self._known: dict[str, str] = read_json(path, Values(str)) or {}
         self._new: dict[str, str] = {}
 
     def digest(self, path: Path) -> str:

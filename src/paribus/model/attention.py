@@ -5,8 +5,6 @@ Shapes: B rows, T tokens, R places that ask, H query heads, K key/value heads, E
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -14,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from paribus.errors import UserError
+from paribus.model import kernels
 
 Backend = Literal["causal", "flex", "masked"]
 FUSED = [
@@ -22,7 +20,6 @@ FUSED = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
 ]  # all but plain products
-CUDA_HEAD_DIMS = range(16, 257)  # FlexAttention's kernels begin at 16, flash attention's end at 256
 
 
 def backend(
@@ -38,15 +35,6 @@ def backend(
     if device_type == "cuda" and not read:
         return "causal" if not documents and (window is None or window >= length) else "flex"
     return "masked" if documents or read or window is not None else "causal"
-
-
-def check_head_dim(head_dim: int, device_type: str) -> None:
-    """Raises UserError where training has no attention kernel for heads of this width: none is taken in its place."""
-    if device_type == "cuda" and head_dim not in CUDA_HEAD_DIMS:
-        raise UserError(
-            f"model.head_dim: {head_dim} has no attention kernels on CUDA; "
-            f"{CUDA_HEAD_DIMS.start} to {CUDA_HEAD_DIMS.stop - 1} have"
-        )
 
 
 def at(x: Tensor, places: Tensor | None) -> Tensor:
@@ -101,27 +89,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
 
     On CUDA in 16 bits plain causal attention is one of the fused kernels, or raises; fp32 has no flash kernel.
     """
-    grouped = q.shape[1] != k.shape[1]
     if mask is not None and not isinstance(mask, Tensor):
-        return _flex(q)(q, k, v, block_mask=mask, enable_gqa=grouped)
+        return kernels.flex(q, k, v, mask)
+    if q.shape[1] != k.shape[1] and kernels.needs_equal_heads(q, mask):
+        k, v = kernels.equal_heads(k, q.shape[1]), kernels.equal_heads(v, q.shape[1])
+    grouped = q.shape[1] != k.shape[1]
     if q.is_cuda and mask is None and q.dtype != torch.float32:
         with sdpa_kernel(FUSED):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
     )
-
-
-def _flex(q: Tensor) -> Callable[..., Any]:
-    """FlexAttention, compiled on CUDA, where it else forms all scores; what is being compiled already takes it in."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    chosen: Callable[..., Any] = flex_attention
-    return _compiled_flex() if q.is_cuda and not torch.compiler.is_compiling() else chosen
-
-
-@functools.cache
-def _compiled_flex() -> Callable[..., Any]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,17 @@ from torch.utils.checkpoint import checkpoint
 
 from paribus.config import Model, resolve_model
 from paribus.errors import UserError
-from paribus.model import attention
+from paribus.model import attention, kernels
 from paribus.model.attention import at
+from paribus.model.compiler import require_tools
 from paribus.model.initial import initial_std
 from paribus.model.layers import (
     Block,
     Cache,
-    ChunkedCrossEntropy,
     Context,
     KVCache,
     Linear,
+    cross_entropy,
     normalise,
     rotary_table,
 )
@@ -50,6 +52,8 @@ class GPT(nn.Module):
         self.vocab_size = vocab_size
         self.compute_dtype = compute_dtype
         self.activation_checkpointing = False
+        self._loss: Callable[..., tuple[Tensor, Tensor]] = cross_entropy
+        self._block_mask: Callable[..., Any] = attention.block_mask
         self.embedding = nn.Embedding(vocab_size, config.width)
         if config.position == "learned":
             self.positions = nn.Embedding(config.seq_len, config.width)
@@ -61,6 +65,19 @@ class GPT(nn.Module):
         cos, sin = rotary_table(config.seq_len, config.head_dim, config.rope_base)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+
+    def compiled(self, *, dynamic: bool | None = None) -> Any:
+        """What to call in place of the model in training: the blocks as one graph, the loss outside of it.
+
+        Within the graph the loss's loop over chunks would be unrolled, and the whole model compiled anew for every
+        number of tokens, of which RL has one a micro-batch; a chunk is compiled by itself instead. dynamic: whether
+        the sizes of the inputs are left open; None: after the second one was seen. Raises UserError without a compiler.
+        """
+        require_tools(self.device.type, "train.compile")
+        self._loss = torch.compiler.disable(cross_entropy)
+        if dynamic:  # torch 2.13 cannot compile the making of a block mask of open size
+            self._block_mask = torch.compiler.disable(attention.block_mask)
+        return kernels.compiled(self, dynamic=dynamic)
 
     @property
     def _rotary(self) -> tuple[Tensor, Tensor]:
@@ -169,7 +186,7 @@ class GPT(nn.Module):
         if chosen == "causal":
             return None
         if chosen == "flex":
-            return attention.block_mask(length, window, documents, self.device)
+            return self._block_mask(length, window, documents, self.device)
         return attention.dense_mask(positions, window, documents, read)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -214,10 +231,8 @@ class GPT(nn.Module):
         temperature: float = 1.0,
         top_k: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        if weights is None:
-            weights = torch.ones(len(targets), device=hidden.device)
         rows = logit_rows(self.vocab_size, hidden.device.type)
-        return ChunkedCrossEntropy.apply(
+        return self._loss(
             hidden,
             self.head_weight,
             targets,
@@ -226,10 +241,15 @@ class GPT(nn.Module):
             rows,
             temperature,
             top_k,
+            compiled=torch.compiler.is_compiling(),
         )
 
 
 # ---------------------------------------------------------------- checkpoints
+
+
+CHECKED = ("model.safetensors", "config.json", "tokenizer.json")  # files of a checkpoint
+DIGESTS = "sha256"  # the key of provenance.json that has their checksums
 
 
 def save_checkpoint(folder: Path, model: GPT, tokenizer: Path, provenance: dict[str, Any]) -> None:
@@ -244,9 +264,35 @@ def save_checkpoint(folder: Path, model: GPT, tokenizer: Path, provenance: dict[
     shape = {"model": dataclasses.asdict(model.config), "vocab_size": model.vocab_size}
     (folder / "config.json").write_text(json.dumps(shape, indent=1) + "\n", encoding="utf-8")
     (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
+    digests = {name: _digest(folder / name) for name in CHECKED}
     (folder / "provenance.json").write_text(
-        json.dumps(provenance, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        json.dumps(provenance | {DIGESTS: digests}, indent=1, sort_keys=True) + "\n",
+        encoding="utf-8",
     )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_digests(folder: Path) -> None:
+    """Raises UserError for files of a checkpoint that are not those it was written with; without a record none are."""
+    path = folder / "provenance.json"
+    try:
+        digests = dict(json.loads(path.read_text(encoding="utf-8")).get(DIGESTS, {}))
+    except FileNotFoundError:
+        return
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({error}); remove it and run `dvc checkout`") from None
+    wrong = [
+        f"{folder / name}: its sha256 is not that of {path}: one of the two is damaged; remove both and run "
+        "`dvc checkout`"
+        for name in CHECKED
+        if name in digests and (folder / name).is_file() and _digest(folder / name) != digests[name]
+    ]
+    if wrong:
+        raise UserError(wrong)
 
 
 def load_checkpoint(
@@ -259,6 +305,7 @@ def load_checkpoint(
     from safetensors.torch import load_file
 
     folder = Path(folder)
+    _check_digests(folder)
     try:
         shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "model.safetensors")

@@ -5,6 +5,8 @@ Shapes: B rows, T tokens, D width, H query heads, K key/value heads, E head_dim,
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paribus.config import Architecture
+from paribus.model import kernels
 from paribus.model.attention import at, attend, visible
 from paribus.model.shapes import GATE_CHANNELS, has_value_embedding, mlp_hidden, window_of
 
@@ -305,8 +308,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[no-untyped-def]
-        ctx,
+    def forward(
+        ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
@@ -315,8 +318,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         chunk: int,
         temperature: float,
         top_k: int,
+        part_of: Callable[..., tuple[Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor]:
-        """hidden (N, D), weight (V, D), targets (N,) with -1 ignored, token_weights (N,) -> sum (), losses (N,)."""
+        """hidden (N, D), weight (V, D), targets (N,) with -1 ignored, token_weights (N,) -> sum (), losses (N,).
+
+        part_of: `_chunk`, or the same compiled.
+        """
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         want = any(ctx.needs_input_grad[:2])
         product = weight.to(hidden.dtype)
@@ -324,7 +331,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if want else None
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
-            loss, grad_logits = _chunk(
+            loss, grad_logits = part_of(
                 hidden[part],
                 product,
                 targets[part],
@@ -345,8 +352,48 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
         grad_hidden, grad_weight = ctx.saved_tensors
-        plain = (None,) * 6  # targets, weights and settings have no gradient
+        plain = (None,) * 7  # targets, weights and settings have no gradient
         return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, *plain
+
+
+def cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    token_weights: Tensor | None,
+    softcap: float,
+    chunk: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    *,
+    compiled: bool,
+) -> tuple[Tensor, Tensor]:
+    """ChunkedCrossEntropy: sum (), losses (N,).
+
+    compiled: whether a chunk is compiled by itself; one graph then serves all whole chunks, a second one, of open size,
+    the last of each batch.
+    """
+    if token_weights is None:
+        token_weights = torch.ones(len(targets), device=hidden.device)
+    part_of = _compiled_chunk() if compiled else _chunk
+    result: tuple[Tensor, Tensor] = ChunkedCrossEntropy.apply(
+        hidden,
+        weight,
+        targets,
+        token_weights,
+        softcap,
+        chunk,
+        temperature,
+        top_k,
+        part_of,
+    )
+    return result
+
+
+@functools.cache
+def _compiled_chunk() -> Callable[..., tuple[Tensor, Tensor]]:
+    function: Callable[..., tuple[Tensor, Tensor]] = kernels.compiled(_chunk)
+    return function
 
 
 def _chunk(

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from paribus.config import Architecture
+from paribus.config import Architecture, mlp_hidden
+
+__all__ = [
+    "CPU_LOGIT_BYTES",
+    "GATE_CHANNELS",
+    "LOGIT_BYTES",
+    "MIN_LOGIT_ROWS",
+    "has_value_embedding",
+    "logit_rows",
+    "mlp_hidden",
+    "window_of",
+]
 
 GATE_CHANNELS = 32  # channels of the residual stream that a value-embedding gate reads
 # fp32 logits held at once in training and scoring. On a CPU they should stay in its caches: 8 MiB took four fifths of the
@@ -16,12 +27,6 @@ def has_value_embedding(config: Architecture, layer: int) -> bool:
     if config.value_embeddings == "alternate":
         return (config.depth - 1 - layer) % 2 == 0
     return config.value_embeddings == "all"
-
-
-def mlp_hidden(config: Architecture) -> int:
-    """Hidden width; a gated MLP has three matrices instead of two, so two thirds of it (arXiv:2002.05202)."""
-    ratio = config.mlp_ratio * (2 / 3 if config.mlp == "swiglu" else 1)
-    return max(int(ratio * config.width / 8 + 0.5) * 8, 8)
 
 
 def window_of(config: Architecture, layer: int) -> str:

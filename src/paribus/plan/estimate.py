@@ -23,7 +23,6 @@ from paribus.plan.throughput import (
     Work,
     decode,
     forward_backward,
-    seed_estimate,
     step_seconds,
     update,
 )
@@ -49,6 +48,9 @@ class StagePlan:
     work: Work
     seconds: float
     tokens_per_second: float | None
+    validation_seconds: float = (
+        0.0  # of `seconds`: looks on the way and at the end, by the first card alone
+    )
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,25 @@ class Plan:
     parameters: dict[str, int]
     flops_per_token: float
     stages: dict[str, StagePlan]
-    seed_hours: float  # pretraining by the seed study's own reasoning
     bill: dict[str, float]
 
     @property
     def hours(self) -> float:
         return sum(stage.seconds for stage in self.stages.values()) / 3600
+
+    def spread_of(self, stage: str) -> float:
+        """The factor by which a stage's time may be off, either way: what was measured on one card says less of several."""
+        return self.device.unmeasured_spread if self.gpus > 1 else self.device.spread_of(stage)
+
+    @property
+    def hours_low(self) -> float:
+        stages = self.stages.items()
+        return sum(stage.seconds / self.spread_of(name) for name, stage in stages) / 3600
+
+    @property
+    def hours_high(self) -> float:
+        stages = self.stages.items()
+        return sum(stage.seconds * self.spread_of(name) for name, stage in stages) / 3600
 
 
 def make_plan(
@@ -93,7 +108,6 @@ def make_plan(
         parameters(model, vocab),
         flops,
         stages,
-        seed_estimate(flops * stages["pretrain"].tokens, device) / gpus,
         _bill(config, model, stages, device, total, gpus, price, seeds),
     )
 
@@ -103,7 +117,8 @@ def stage_plan(
 ) -> StagePlan:
     """One stage of the curriculum, or `evaluation`; `vram` bytes a card, by default what the device has."""
     model = resolve_model(config.model)
-    work, tokens, speed = _work(config, model, stage, device, 4 if dtype == "float32" else 2, gpus)
+    item = 4 if dtype == "float32" else 2
+    work, tokens, speed = _work(config, model, stage, device, item, gpus)
     correction = device.correction(stage)
     seconds = work.total * correction
     compiling = COMPILE_SECONDS if config.train.compile and stage != "evaluation" else 0.0
@@ -121,7 +136,19 @@ def stage_plan(
         work,
         seconds + compiling,
         speed / correction if speed else None,
+        _looks(config, stage, model, device, item).total * correction,
     )
+
+
+def _looks(config: Config, stage: str, model: Architecture, device: Device, item: int) -> Work:
+    """What a stage measures besides training, which the first card does alone while others wait."""
+    if stage == "pretrain":
+        total = parameters(model, config.tokenizer.vocab_size)["total"]
+        schedule = resolve_pretrain(config.pretrain, total, model.seq_len)
+        return _validations(config, schedule, model, device, item)
+    if stage == "rl":
+        return _watch(config, config.rl, model, device, item)
+    return Work()
 
 
 def _work(
@@ -132,7 +159,7 @@ def _work(
         return _evaluation(config, model, device, item)
     vocab = config.tokenizer.vocab_size
     if stage == "rl":
-        return _rl(config, config.rl, model, device, item)
+        return _rl(config, config.rl, model, device, item, gpus)
     schedule = getattr(config, stage)
     evaluations = Work()
     if stage == "pretrain":
@@ -171,8 +198,13 @@ def training_step_work(
 def _validations(
     config: Config, schedule: Pretrain, model: Architecture, device: Device, item: int
 ) -> Work:
-    looks = (schedule.steps or 1) // schedule.eval_every if schedule.eval_every else 0
+    """Bits per byte on the way and at the end, and CORE on the way."""
+    steps = schedule.steps or 1
+    looks = steps // schedule.eval_every if schedule.eval_every else 0
     tokens = looks * schedule.eval_tokens + (config.eval.bpb_tokens or schedule.eval_tokens)
+    if schedule.core_every:
+        items = CORE_TASKS * schedule.core_max_per_task
+        tokens += steps // schedule.core_every * items * min(CORE_TOKENS, 4 * model.seq_len)
     return _forward(config, model, device, item, tokens)
 
 
@@ -208,31 +240,40 @@ def _answers(
 
 
 def _rl(
-    config: Config, rl: RL, model: Architecture, device: Device, item: int
+    config: Config, rl: RL, model: Architecture, device: Device, item: int, gpus: int
 ) -> tuple[Work, int, float]:
+    """Answers and their gradients are shared out over the cards."""
     answers = rl.questions_per_step * rl.samples_per_question
+    share = math.ceil(answers / gpus)
     row = min(PROMPT_TOKENS + round(MEAN_ANSWER * rl.max_new_tokens), model.seq_len)
-    passes = math.ceil(answers / rl.device_batch_size)
-    vocab, tokens = config.tokenizer.vocab_size, answers * row
+    passes = math.ceil(share / rl.device_batch_size)
+    vocab = config.tokenizer.vocab_size
     one = forward_backward(
         model,
         vocab,
-        tokens // passes,
+        share * row // passes,
         device,
         compiled=config.train.compile,
         itemsize=item,
         length=row,
         checkpointing=config.train.activation_checkpointing,
     )
-    step = one.times(passes).plus(update(model, vocab, config.optimizer, device))
+    step = one.times(passes).plus(update(model, vocab, config.optimizer, device, gpus))
     step = step.plus(
-        _answers(config, model, device, item, answers, rl.rollout_rows, rl.max_new_tokens)
+        _answers(config, model, device, item, share, rl.rollout_rows, rl.max_new_tokens)
     )
+    work = step.times(rl.steps).plus(_watch(config, rl, model, device, item))
+    tokens = answers * row
+    return work, rl.steps * tokens, tokens / step.total
+
+
+def _watch(config: Config, rl: RL, model: Architecture, device: Device, item: int) -> Work:
+    """Accuracy on held-out problems: at the start, the end and on the way."""
     looks = 2 + (rl.steps // rl.watch_every if rl.watch_every else 0)
-    watch = _answers(
+    one = _answers(
         config, model, device, item, rl.watch_questions, rl.rollout_rows, rl.max_new_tokens
     )
-    return step.times(rl.steps).plus(watch.times(looks)), rl.steps * tokens, tokens / step.total
+    return one.times(looks)
 
 
 def _evaluation(
@@ -298,8 +339,7 @@ def _bill(
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """What `paribus plan --json` prints: `hours` is the whole curriculum's, `stages` has each; names are a contract."""
-    spread = plan.device.spread
-    stages = {name: _stage_json(stage, spread) for name, stage in plan.stages.items()}
+    stages = {name: _stage_json(stage, plan.spread_of(name)) for name, stage in plan.stages.items()}
     longest = max(plan.stages.values(), key=lambda stage: stage.seconds)
     return {
         "device": plan.device.name,
@@ -308,8 +348,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "vram_bytes": plan.vram,
         "calibrated": bool(plan.device.corrections),
         "hours": plan.hours,
-        "hours_low": plan.hours / spread,
-        "hours_high": plan.hours * spread,
+        "hours_low": plan.hours_low,
+        "hours_high": plan.hours_high,
         "bound_by": longest.work.bound_by,
         "memory_bytes": {name: stage.memory.total for name, stage in plan.stages.items()},
         "max_device_batch_size": {
@@ -318,7 +358,6 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "fits": {name: stage.memory.total <= plan.vram for name, stage in plan.stages.items()},
         "parameters": plan.parameters["total"],
         "flops_per_token": plan.flops_per_token,
-        "seed_study_hours": plan.seed_hours,
         "stages": stages,
         "bill": plan.bill,
     }
@@ -330,6 +369,7 @@ def _stage_json(stage: StagePlan, spread: float) -> dict[str, Any]:
         "hours": hours,
         "hours_low": hours / spread,
         "hours_high": hours * spread,
+        "validation_hours": stage.validation_seconds / 3600,
         "bound_by": stage.work.bound_by,
         "memory_bytes": stage.memory.total,
         "device_batch_size": stage.device_batch_size,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 from typing import Any
 
@@ -13,11 +14,18 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from paribus.config import Config, flatten, load_config, read_yaml
+from paribus.config import (
+    Config,
+    change_notes,
+    flatten,
+    load_config,
+    merge_problems,
+    profile_overrides,
+)
 from paribus.errors import UserError
+from paribus.plan.devices import Device, board_note, default_dtype, device_named
 from paribus.plan.estimate import Plan, as_json, make_plan
 from paribus.plan.memory import parse_bytes
-from paribus.plan.throughput import Device, device_named
 
 
 def plan(
@@ -36,8 +44,8 @@ def plan(
     problems = []
     if gpus < 1 or seeds < 1:
         problems.append(f"--gpus {gpus} --seeds {seeds}: both must be at least 1")
-    if price is not None and price < 0:
-        problems.append(f"--price: {price} is below 0")
+    if price is not None and not 0 <= price < math.inf:
+        problems.append(f"--price: {price} is not a price; expected a number of 0 or more")
     at_hand = device is None or device.lower() in ("cpu", "here")
     if probe and not at_hand:
         problems.append("--probe measures the machine at hand; leave --device out")
@@ -45,7 +53,12 @@ def plan(
         raise UserError(problems)
     if device and device.lower() == "cpu":
         overrides = overrides | {"train.device": "cpu"}
-    config = load_config(overrides=(profile_overrides(profile) if profile else {}) | overrides)
+    base = profile_overrides(profile) if profile else {}
+    config = load_config(overrides=base | overrides)
+    if merged := merge_problems(flatten(load_config(overrides=base)), flatten(config)):
+        raise UserError(merged)
+    for note in change_notes(config):
+        click.echo(f"paribus plan: {note}", err=True)
     chosen, dtype = choose(config, None if at_hand else device)
     if probe:
         _probe(config, chosen, dtype)
@@ -68,29 +81,20 @@ def plan(
         Console().print(*page(made, profile), sep="\n")
 
 
-def profile_overrides(name: str) -> dict[str, Any]:
-    """A profile's dotted overrides. Raises UserError."""
-    from pathlib import Path
-
-    folder = Path("experiments/profiles")
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(
-            f"no profile {name!r}; there are: {', '.join(sorted(one.stem for one in folder.glob('*.yaml')))}"
-        )
-    return flatten(read_yaml(path))
-
-
 def choose(config: Config, name: str | None) -> tuple[Device, str]:
     """The card asked for, else this machine's device, and the type of its products."""
     if name is None:
         from paribus.plan.probe import here
 
         return here(config)
-    dtype = config.train.dtype
+    dtype: str = config.train.dtype
     if dtype == "auto":
-        dtype = "float32" if name.upper().endswith("T4") or "apple" in name.lower() else "bfloat16"
-    return device_named(name, dtype), dtype
+        dtype = default_dtype(name)
+    device = device_named(name, dtype)
+    note = board_note(name)
+    if note:
+        click.echo(f"paribus plan: {note}", err=True)
+    return device, dtype
 
 
 def _probe(config: Config, device: Device, dtype: str) -> None:
@@ -144,10 +148,10 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _time_table(made: Plan) -> Table:
-    spread = made.device.spread
     table = _table("Time", "stage", "tokens", "tokens/s", "time", "from", "to", "bound by")
     for name, stage in made.stages.items():
         speed = f"{stage.tokens_per_second:,.0f}" if stage.tokens_per_second else ""
+        spread = made.spread_of(name)
         table.add_row(
             name,
             _count(stage.tokens),
@@ -164,8 +168,8 @@ def _time_table(made: Plan) -> Table:
         "",
         "",
         f"[bold]{_time(total)}[/bold]",
-        _time(total / spread),
-        _time(total * spread),
+        _time(made.hours_low * 3600),
+        _time(made.hours_high * 3600),
         "",
     )
     return table
@@ -211,11 +215,17 @@ def _notes(made: Plan) -> str:
     )
     lines = [
         f"Pretraining's time by kind of work: {shares}.",
-        f"The seed study's reasoning (memory-bound kernels: bandwidth ratio x 1.4) would say "
-        f"{_time(made.seed_hours * 3600)}; this estimate says {_time(pretrain.seconds)}.",
         f"Text {bill['text_gb']:,.3g} GB, shards {bill['shards_gb']:,.3g} GB, checkpoints {bill['checkpoints_gb']:,.3g} GB, "
         f"training states {bill['states_gb']:,.3g} GB; about {bill['energy_kwh']:,.3g} kWh.",
     ]
+    alone = {
+        name: stage.validation_seconds
+        for name, stage in made.stages.items()
+        if stage.validation_seconds > 0.01 * stage.seconds
+    }
+    if made.gpus > 1 and alone:
+        looks = [f"{name} {_time(seconds)}" for name, seconds in alone.items()]
+        lines.append(f"Measured by the first card while the others wait: {', '.join(looks)}.")
     if bill["runs"] > 1:
         lines.append(f"{bill['runs']:.0f} seeds: {_time(bill['hours_of_all_seeds'] * 3600)}.")
     if "cost" in bill:

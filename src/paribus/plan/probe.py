@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -17,19 +19,21 @@ from typing import Any
 from paribus import runtime
 from paribus.config import Config, fingerprint, flatten, resolve_model, resolve_pretrain
 from paribus.errors import UserError
-from paribus.journal import read_json, write_json
+from paribus.files import NUMBER, Shape, Values, read_json
+from paribus.journal import write_json
 from paribus.model.accounting import parameters
+from paribus.plan.devices import Device, device_named
 from paribus.plan.estimate import stage_plan, training_step_work
 from paribus.plan.memory import stage_memory
 from paribus.plan.throughput import (
     CPU_PROBED_SPREAD,
     CPU_SPREAD,
     PROBED_SPREAD,
-    Device,
-    device_named,
 )
 
 PROBE_SECONDS = 60.0
+# model and machine -> what it was known to do, and measured / estimated seconds of each stage
+TIMINGS: Shape = Values({"flops": NUMBER, "bandwidth": NUMBER, "corrections": Values(list)})
 KEPT = 5  # of a stage's last measurements: their median corrects, so that one on a busy machine does not
 
 
@@ -52,12 +56,13 @@ def here(config: Config) -> tuple[Device, str]:
     if hardware.device == "cuda":
         import torch
 
-        found = device_named(hardware.device_name, hardware.dtype)
+        found = device_named(hardware.device_name, hardware.dtype, option="this machine's card")
         return dataclasses.replace(
             found, memory=torch.cuda.get_device_properties(0).total_memory
         ), hardware.dtype
     if hardware.device == "mps":
-        return device_named(runtime.cpu_name(), hardware.dtype), hardware.dtype
+        chip = device_named(runtime.cpu_name(), hardware.dtype, option="this machine's chip")
+        return chip, hardware.dtype
     return _cpu(config, hardware), hardware.dtype
 
 
@@ -79,6 +84,7 @@ def _cpu(config: Config, hardware: runtime.Hardware) -> Device:
         kind="cpu",
         source="measured here",
         spread=CPU_SPREAD,
+        unmeasured_spread=CPU_SPREAD,
     )
 
 
@@ -131,7 +137,7 @@ def calibrated(config: Config, device: Device, dtype: str) -> Device:
     if not known:
         return device
     corrections = {
-        stage: statistics.median(ratios) for stage, ratios in known["corrections"].items()
+        stage: statistics.median(ratios) for stage, ratios in known["corrections"].items() if ratios
     }
     return dataclasses.replace(
         device,
@@ -153,7 +159,7 @@ def remember(config: Config, stage: str, seconds: float) -> None:
         device,
         dtype,
         stage,
-        lambda bare: seconds / stage_plan(config, stage, bare, dtype).seconds,
+        lambda bare: seconds / stage_plan(config, stage, bare, dtype, gpus=_cards(bare)).seconds,
     )
 
 
@@ -176,7 +182,20 @@ def _keep(
 
 
 def _timings() -> dict[str, Any]:
-    return read_json(runtime.state_root() / "timings.json") or {}
+    timings = read_json(runtime.state_root() / "timings.json", TIMINGS) or {}
+    for known in timings.values():
+        for stage, ratios in known["corrections"].items():
+            known["corrections"][stage] = [ratio for ratio in ratios if _is_ratio(ratio)]
+    return timings
+
+
+def _is_ratio(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value < math.inf
+
+
+def _cards(device: Device) -> int:
+    """Cards that this run trains on; processes of a CPU share one."""
+    return 1 if device.kind == "cpu" else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def run_probe(config: Config, device: Device, dtype: str, seconds: float = PROBE_SECONDS) -> Probe:
@@ -205,7 +224,7 @@ def run_probe(config: Config, device: Device, dtype: str, seconds: float = PROBE
         optimizer = MuonAdamW(model, config.optimizer)
         rows = min(schedule.device_batch_size, schedule.batch_tokens // resolved.seq_len)
         passes, updates = _measure(
-            model, optimizer, torch.compile(model) if hardware.compile else model, rows, seconds
+            model, optimizer, model.compiled() if hardware.compile else model, rows, seconds
         )
     except torch.OutOfMemoryError:
         raise UserError(
@@ -260,11 +279,11 @@ def _measure(
 
 
 def prediction(config: Config, stage: str) -> dict[str, float]:
-    """What a training stage logs when it starts (law 6), to stand beside what it measures. Raises UserError where the
+    """What a training stage logs when it starts, to stand beside what it measures. Raises UserError where the
     machine's card is not in the table."""
     device, dtype = here(config)
     device = calibrated(config, device, dtype)
-    found = stage_plan(config, stage, device, dtype)
+    found = stage_plan(config, stage, device, dtype, gpus=_cards(device))
     assert found.tokens_per_second
     return {
         "predicted/memory_bytes": float(found.memory.total),

@@ -7,25 +7,22 @@
     optimiser         Newton-Schulz products and the traffic of weights, gradients and state, once a step
     communication     an all-reduce of the gradients, for several cards
 
-Five constants, the same for every card and trainer. They were chosen on nine public runs (docs/planning.md) from ranges
-that measurements of such kernels allow, and are not per card: what differs from card to card is its data sheet and
-`attainable`, the rate of its largest products.
+Five constants, the same for every card and trainer. They were chosen on nine public runs from ranges that measurements of
+such kernels allow, and held against five more (docs/planning.md). They are not per card: what differs from card to card is
+its data sheet and `attainable`, the rate of its largest products.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import functools
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
-from paribus.config import Architecture, Optimizer, read_yaml, resolve_model
-from paribus.errors import UserError
+from paribus.config import Architecture, Optimizer, resolve_model
 from paribus.model.accounting import cache_bytes, parameters
 from paribus.model.shapes import mlp_hidden, window_of
-from paribus.plan.memory import parse_bytes
+from paribus.plan.devices import Device, device_named, device_table
+
+__all__ = ["Device", "Work", "device_named", "device_table", "step_seconds"]
 
 SIZE = 4.0  # a product of inner width 4 x the card's FLOPs per byte runs at half its best rate
 ATTENTION = 0.65  # of the best rate, in a fused attention kernel, forward and backward together
@@ -35,70 +32,12 @@ BANDWIDTH = 0.85  # of the data sheet's bandwidth, reached by streaming kernels
 KERNEL_SECONDS = 5e-6  # to launch one kernel, CUDA
 CPU_KERNEL_SECONDS = 8e-6  # dispatch of one operation on a CPU
 KERNELS = {True: 40, False: 150}  # a block, forward and backward; compiled or eager
-SPREAD = 1.2  # nine public runs lie within this factor of the data-sheet estimate; identical runs differ by up to 1.11
-PROBED_SPREAD = 1.1
+PROBED_SPREAD = 1.15  # identical public runs differ by up to 1.11
 CPU_SPREAD = 1.6
 CPU_EFFICIENCY = 0.75  # measured: 0.6 to 1 of it at widths of 192 to 512, two cores, eager
 CPU_PROBED_SPREAD = (
     1.25  # measured: the same steps, minutes apart on a quiet virtual machine, differ by up to 1.2
 )
-
-
-@dataclass(frozen=True)
-class Device:
-    """A card: rates per second, sizes in bytes, price in USD an hour."""
-
-    name: str
-    flops: float  # of matrix products in the type asked for
-    bandwidth: float
-    memory: int
-    attainable: float
-    watts: float
-    link: float
-    kind: str  # cuda, mps or cpu
-    source: str
-    price: float | None = None
-    corrections: Mapping[str, float] = field(
-        default_factory=dict
-    )  # stage -> measured seconds / estimated ones, here
-    spread: float = SPREAD
-
-    def correction(self, stage: str) -> float:
-        """That of the stage, else pretraining's; 1 where neither was measured."""
-        return self.corrections.get(stage, self.corrections.get("pretrain", 1.0))
-
-    @property
-    def rate(self) -> float:
-        """FLOP/s of the largest matrix products."""
-        return self.flops * self.attainable
-
-
-@functools.cache
-def device_table() -> dict[str, dict[str, object]]:
-    """devices.yaml."""
-    return read_yaml(Path(__file__).with_name("devices.yaml"))
-
-
-def device_named(name: str, dtype: str = "bfloat16") -> Device:
-    """A card of the table by its name or part of it ("3090", "NVIDIA H100 80GB HBM3"). Raises UserError with the nearest."""
-    table, wanted = device_table(), name.lower()
-    found = [key for key in table if key.lower() in wanted] or [
-        key for key in table if wanted in key.lower()
-    ]
-    if not found:
-        close = difflib.get_close_matches(wanted, [key.lower() for key in table], n=1, cutoff=0.4)
-        nearest = next((key for key in table if close and key.lower() == close[0]), None)
-        hint = f"did you mean {nearest}? " if nearest else ""
-        raise UserError(
-            f"--device: {name!r} is not in devices.yaml; {hint}there are: {', '.join(table)}, and cpu (this one)"
-        )
-    key = min(found, key=len) if wanted not in [one.lower() for one in found] else name
-    entry = dict(table.get(key) or next(table[one] for one in found if one.lower() == wanted))
-    low = entry.pop("fp32")
-    if dtype == "float32":
-        entry["flops"] = low
-    entry["memory"] = parse_bytes(str(entry["memory"]), key)
-    return Device(name=key, kind="mps" if key.startswith("Apple") else "cuda", **entry)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- work
@@ -271,28 +210,3 @@ def step_seconds(
         checkpointing=checkpointing,
     )
     return one.times(passes).plus(update(resolve_model(model), vocab_size, optimizer, device, gpus))
-
-
-# ---------------------------------------------------------------- the seed study's own estimate
-
-SEED_HOURS, SEED_BANDWIDTH_RATIO, SEED_LATENCY = (
-    4.0,
-    27.0,
-    1.4,
-)  # of its depth 20 on eight H100; to one RTX 3090
-
-
-def seed_estimate(flops: float, device: Device) -> float:
-    """Hours by the seed study's reasoning: memory-bound kernels, so that only bandwidth counts, with a share for latency.
-
-    flops: of the whole run, against depth 20's 3.9e19. Right for its own two runs, and for the wrong reason: those were
-    bound by matrix products, and a card's FLOP/s and bandwidth happen to have fallen in step.
-    """
-    return (
-        SEED_HOURS
-        * SEED_BANDWIDTH_RATIO
-        * SEED_LATENCY
-        * (936e9 / device.bandwidth)
-        * flops
-        / 3.91e19
-    )

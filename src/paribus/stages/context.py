@@ -6,7 +6,6 @@ is kept in the main checkout, in a folder named by the stage's fingerprint.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,7 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paribus import graph, runtime, tracking
-from paribus.config import Config, Conversations, Pretrain, flatten, load_config
+from paribus.config import (
+    Architecture,
+    Config,
+    Conversations,
+    Pretrain,
+    change_notes,
+    flatten,
+    load_config,
+    resolve_model,
+)
 from paribus.config import fingerprint as name_of
 from paribus.session import Interrupt, StateLock, remove_leftovers
 from paribus.stages.launch import LAUNCHER_WATCH
@@ -30,6 +38,7 @@ CORPUS, TOKENIZER, TOKENS, CHECKPOINTS = (
 )
 EVALS, METRICS, PLOTS, REPORT = (Path(p) for p in ("evals", "metrics", "plots", "report"))
 STAGES = ("base", "mid", "sft", "rl")  # checkpoints, in the order of the curriculum
+TRAINING = ("pretrain", "midtrain", "sft", "rl")  # the stages that make them
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,13 @@ class Session:
         )
 
 
+def name_changes(stage: str, config: Config) -> None:
+    """Say which keys were changed since the last commit and have no effect in a stage. Raises UserError."""
+    sections = [*graph.stage_definition(stage).params, "train"]
+    for note in change_notes(config, sections):
+        print(f"paribus {stage}: {note}", file=sys.stderr)
+
+
 @contextmanager
 def session(stage: str) -> Iterator[Session]:
     """Check the config and the hardware, name the run, and take its state for ourselves.
@@ -92,6 +108,8 @@ def session(stage: str) -> Iterator[Session]:
     from paribus.train import parallel
 
     config = load_config()
+    if runtime.rank() == 0:
+        name_changes(stage, config)
     hardware = runtime.detect(config.train)
     runtime.apply(hardware, config.seed)
     parts = runtime.fingerprint_parts(stage, config, hardware)
@@ -127,18 +145,18 @@ def load_tokenizer(folder: Path = TOKENIZER) -> Tokenizer:
 
 def core_is_synthetic() -> bool:
     """Whether the tasks in data/corpus/core are the embedded world's."""
-    manifest = json.loads((CORPUS / "manifest.json").read_text(encoding="utf-8"))
-    return bool(manifest["core"]["source"] == "world")
+    from paribus.data.contents import read_manifest
+
+    return bool(read_manifest(CORPUS)["core"]["source"] == "world")
 
 
 def new_model(run: Session, vocab_size: int) -> GPT:
     """An untrained model on the session's device."""
     import torch
 
-    from paribus.model.attention import check_head_dim
     from paribus.model.gpt import GPT
 
-    check_head_dim(run.config.model.head_dim, run.hardware.device)
+    check_kernels(run, resolve_model(run.config.model))
     model = GPT(run.config.model, vocab_size, getattr(torch, run.hardware.dtype))
     model.activation_checkpointing = run.config.train.activation_checkpointing
     return model.to(run.hardware.device)
@@ -148,15 +166,31 @@ def load_model(run: Session, stage: str) -> GPT:
     """The model of a stage's checkpoint on the session's device."""
     import torch
 
-    from paribus.model.attention import check_head_dim
     from paribus.model.gpt import load_checkpoint
 
     model = load_checkpoint(
         CHECKPOINTS / stage, run.hardware.device, getattr(torch, run.hardware.dtype)
     )
-    check_head_dim(model.config.head_dim, run.hardware.device)
+    check_kernels(run, model.config)
     model.activation_checkpointing = run.config.train.activation_checkpointing
     return model.eval()
+
+
+def check_kernels(run: Session, model: Architecture) -> None:
+    """Raises UserError where this machine lacks what the stage's kernels need."""
+    from paribus.model import kernels
+
+    if run.stage not in TRAINING:  # evaluations read with masks in memory, and compile nothing
+        kernels.check_head_dim(model.head_dim, run.hardware.device)
+        return
+    packed = {"midtrain": run.config.midtrain, "sft": run.config.sft}.get(run.stage)
+    kernels.check_device(
+        model,
+        run.hardware.device,
+        run.hardware.dtype,
+        compiled=run.hardware.compile,
+        documents=packed is not None and not packed.attend_across,
+    )
 
 
 def rows_of(schedule: Pretrain | Conversations, seq_len: int) -> int:

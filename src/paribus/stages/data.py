@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from paribus import runtime
 from paribus.config import load_config
+from paribus.data.disk import writing
 from paribus.progress import Progress
-from paribus.stages.context import CORPUS, METRICS, TOKENIZER, TOKENS, load_tokenizer
+from paribus.stages.context import CORPUS, METRICS, TOKENIZER, TOKENS, load_tokenizer, name_changes
 from paribus.summary import write_json
 
 COMPRESSION_BYTES = 20_000_000  # of text that bytes per token is measured on, at most
@@ -16,7 +17,8 @@ def corpus() -> None:
     from paribus.data.corpus import build_corpus
 
     config = load_config()
-    with Progress("corpus") as bar:
+    name_changes("corpus", config)
+    with Progress("corpus") as bar, writing(CORPUS):
         build_corpus(config.corpus, CORPUS, runtime.main_checkout(), bar.count)
 
 
@@ -33,20 +35,20 @@ def tokenizer() -> None:
     config = load_config()
     megabytes = config.tokenizer.train_megabytes
     trained = train_tokenizer(sample_documents(CORPUS / "documents", megabytes), config.tokenizer)
-    TOKENIZER.mkdir(parents=True, exist_ok=True)
-    trained.save(TOKENIZER / "tokenizer.json")
+    with writing(TOKENIZER / "tokenizer.json"):
+        TOKENIZER.mkdir(parents=True, exist_ok=True)
+        trained.save(TOKENIZER / "tokenizer.json")
     every_50th = (
         text for number, text in enumerate(documents(CORPUS / "documents")) if number % 50 == 0
     )
     bytes_per_token = compression(trained, list(first_bytes(every_50th, COMPRESSION_BYTES)))
-    write_json(
-        METRICS / "tokenizer.json",
-        {
-            "vocab_size": trained.vocab_size,
-            "bytes_per_token": bytes_per_token,
-            "bytes_per_token_over_gpt2": bytes_per_token / GPT2_BYTES_PER_TOKEN,
-        },
-    )
+    figures = {
+        "vocab_size": trained.vocab_size,
+        "bytes_per_token": bytes_per_token,
+        "bytes_per_token_over_gpt2": bytes_per_token / GPT2_BYTES_PER_TOKEN,
+    }
+    with writing(METRICS / "tokenizer.json"):
+        write_json(METRICS / "tokenizer.json", figures)
 
 
 def tokens() -> None:
@@ -54,5 +56,5 @@ def tokens() -> None:
     from paribus.data.shards import write_shards
 
     config = load_config()
-    with Progress("tokens") as bar:
+    with Progress("tokens") as bar, writing(TOKENS):
         write_shards(CORPUS / "documents", load_tokenizer(), config.tokens, TOKENS, bar.count)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paribus import tracking
+from paribus.config import load_config
+from paribus.data.disk import writing
 from paribus.progress import Progress
+from paribus.session import EXIT_PAUSED, Interrupt
 from paribus.stages.context import (
     CHECKPOINTS,
     CORPUS,
@@ -21,28 +26,49 @@ from paribus.stages.context import (
     load_tokenizer,
     session,
 )
+from paribus.stages.outputs import say_cut_off
 from paribus.summary import write_csv, write_json
 
 if TYPE_CHECKING:
     from paribus.generate import Engine
 
 
+@contextmanager
+def stoppable(name: str, interrupt: Interrupt) -> Iterator[None]:
+    """Exits with EXIT_PAUSED where the block raises Stopped: what was computed is kept."""
+    from paribus.evaluate.kept import Stopped
+
+    try:
+        yield
+    except Stopped:
+        print(
+            f"paribus {name}: stopped ({interrupt.reason}); what is done is kept, and the next start goes on from it",
+            file=sys.stderr,
+        )
+        raise SystemExit(EXIT_PAUSED) from None
+
+
 def core() -> None:
     """CORE of checkpoints/base -> evals/core, metrics/core.json."""
+    from paribus.data.contents import check_files
     from paribus.evaluate.core import evaluate_core, write_items
 
-    with session("core") as run:
+    with session("core") as run, writing(EVALS / "core"):
         cfg = run.config.eval.core
-        with Progress("core") as bar, run.open_log({}) as log:
+        synthetic = core_is_synthetic()
+        check_files(CORPUS, sorted(path for path in (CORPUS / "core").rglob("*") if path.is_file()))
+        stopping = stoppable("core", run.interrupt)  # within the log, which says that it was paused
+        with Progress("core") as bar, run.open_log({}) as log, stopping:
             result = evaluate_core(
                 load_model(run, "base"),
                 load_tokenizer(CHECKPOINTS / "base"),
                 CORPUS / "core",
                 max_per_task=cfg.max_per_task,
                 batch_size=cfg.batch_size,
-                synthetic=core_is_synthetic(),
+                synthetic=synthetic,
                 cache=run.folder / "items",
                 on_progress=bar.count,
+                stop=run.interrupt.requested,
             )
             write_items(EVALS / "core", result)
             log.artifact(EVALS / "core" / "items.parquet", "items")
@@ -52,16 +78,18 @@ def core() -> None:
 
 def gsm8k(stage: str) -> None:
     """Word problems, and the fixed prompts, answered by one checkpoint -> evals/gsm8k/<stage>."""
-    from paribus.data import load_jsonl
+    from paribus.data import contents
     from paribus.evaluate.gsm8k import evaluate_gsm8k, write_items
     from paribus.generate import Engine
 
-    with session(f"gsm8k_stage@{stage}") as run:
+    folder = EVALS / "gsm8k" / stage
+    with session(f"gsm8k_stage@{stage}") as run, writing(folder):
         cfg = run.config.eval.gsm8k
-        problems = list(load_jsonl(CORPUS / f"problems/{cfg.split}.jsonl"))
-        shots = list(load_jsonl(CORPUS / "problems/train.jsonl"))[: cfg.few_shot]
+        problems = list(contents.rows(CORPUS, f"problems/{cfg.split}.jsonl"))
+        shots = list(contents.rows(CORPUS, "problems/train.jsonl"))[: cfg.few_shot]
         engine = Engine(load_model(run, stage), load_tokenizer(CHECKPOINTS / stage))
-        with Progress(f"gsm8k {stage}") as bar, run.open_log({}) as log:
+        stopping = stoppable(f"gsm8k {stage}", run.interrupt)
+        with Progress(f"gsm8k {stage}") as bar, run.open_log({}) as log, stopping:
             result = evaluate_gsm8k(
                 engine,
                 problems,
@@ -71,25 +99,33 @@ def gsm8k(stage: str) -> None:
                 seed=run.config.seed,
                 cache=run.folder / "items",
                 on_progress=bar.count,
+                stop=run.interrupt.requested,
             )
-            folder = EVALS / "gsm8k" / stage
+            answers = answer_prompts(
+                engine, continues=stage == "base", stop=run.interrupt.requested
+            )
             write_items(folder, result)
             log.artifact(folder / "items.parquet", "items")
             log.summary(result.summary)
-            answers = answer_prompts(engine, continues=stage == "base")
             write_json(folder / "prompts.json", answers)
             log.table("prompts", [{"checkpoint": stage} | row for row in answers])
             for name in ("samples.json", "failures.jsonl", "prompts.json"):
                 log.artifact(folder / name, "answers")
+        share = result.summary["cut_off"]
+        say_cut_off(f"gsm8k {stage}", share, "eval.gsm8k.max_new_tokens", cfg.max_new_tokens)
 
 
-def answer_prompts(engine: Engine, *, continues: bool) -> list[dict[str, str]]:
+def answer_prompts(
+    engine: Engine, *, continues: bool, stop: Callable[[], bool] | None = None
+) -> list[dict[str, str]]:
     """{prompt, answer} of the fixed prompts, greedy, to be read and compared between stages and runs.
 
-    continues: a base model, which knows no turns and continues the text instead.
+    continues: a base model, which knows no turns and continues the text instead. stop() is asked before every token;
+    raises Stopped where it says yes.
     """
     from paribus.data.chat import render_prompt
     from paribus.data.prompts import LONGEST, PROMPTS
+    from paribus.evaluate.kept import never, stop_if
 
     words: Any = engine.tokenizer
     ids = [
@@ -98,7 +134,12 @@ def answer_prompts(engine: Engine, *, continues: bool) -> list[dict[str, str]]:
         else render_prompt([{"role": "user", "content": prompt}], words)
         for prompt in PROMPTS
     ]
-    answers = engine.generate(ids, max_new_tokens=LONGEST, tools=not continues)
+    answers = engine.generate(
+        ids,
+        max_new_tokens=LONGEST,
+        tools=not continues,
+        on_step=lambda: stop_if(stop or never),
+    )
     return [
         {"prompt": prompt, "answer": words.decode(answer.tokens)}
         for prompt, (answer,) in zip(PROMPTS, answers, strict=True)
@@ -107,39 +148,52 @@ def answer_prompts(engine: Engine, *, continues: bool) -> list[dict[str, str]]:
 
 def compare_stages() -> None:
     """evals/gsm8k/* -> metrics/gsm8k.json with paired comparisons of neighbours, plots/gsm8k.csv."""
-    from paribus.evaluate.gsm8k import read_correct
+    from paribus.data.contents import read_manifest
+    from paribus.evaluate.gsm8k import read_result
     from paribus.evaluate.intervals import compare
+    from paribus.evaluate.kept import stop_if
 
-    folder = EVALS / "gsm8k"
-    metrics: dict[str, Any] = {
-        stage: json.loads((folder / stage / "summary.json").read_text()) for stage in STAGES
-    }
-    correct = {stage: read_correct(folder / stage) for stage in STAGES}
-    metrics["paired"] = {
-        f"{a}_{b}": compare(correct[a], correct[b])
-        for a, b in zip(STAGES, STAGES[1:], strict=False)
-    }
-    metrics["dataset"] = json.loads((CORPUS / "manifest.json").read_text(encoding="utf-8"))[
-        "problems"
-    ]["source"]
-    columns = ("accuracy", "ci_low", "ci_high")
-    write_csv(
-        PLOTS / "gsm8k.csv",
-        ("stage", *columns),
-        [(s, *(metrics[s][c] for c in columns)) for s in STAGES],
-    )
-    write_json(METRICS / "gsm8k.json", metrics)
+    minutes = load_config().train.session_minutes
+    with (
+        Interrupt(None, minutes) as interrupt,
+        stoppable("compare-stages", interrupt),
+        writing(METRICS / "gsm8k.json"),
+    ):
+        metrics: dict[str, Any] = {}
+        correct: dict[str, list[bool]] = {}
+        for stage in STAGES:
+            stop_if(interrupt.requested)
+            advice = f"make it again: `dvc repro --force gsm8k_stage@{stage}`"
+            result = read_result(EVALS / "gsm8k" / stage, advice)
+            metrics[stage] = result.summary
+            correct[stage] = [item.correct for item in result.items]
+        pairs = list(zip(STAGES, STAGES[1:], strict=False))
+        metrics["paired"] = {f"{a}_{b}": compare(correct[a], correct[b]) for a, b in pairs}
+        metrics["dataset"] = read_manifest(CORPUS)["problems"]["source"]
+        stop_if(interrupt.requested)
+        columns = ("accuracy", "ci_low", "ci_high")
+        rows = [(stage, *(metrics[stage][column] for column in columns)) for stage in STAGES]
+        write_csv(PLOTS / "gsm8k.csv", ("stage", *columns), rows)
+        write_json(METRICS / "gsm8k.json", metrics)
 
 
 def report() -> None:
     """Everything above -> report/report.html, and the same as an MLflow run."""
+    from paribus.evaluate.kept import stop_if
     from paribus.report import build_report, save_figures
 
-    with session("report") as run, run.open_log({}) as log:
+    with (
+        session("report") as run,
+        writing(REPORT),
+        run.open_log({}) as log,
+        stoppable("report", run.interrupt),
+    ):
         page = build_report(Path.cwd(), REPORT / "report.html")
         log.artifact(page)
+        stop_if(run.interrupt.requested)
         for figure in save_figures(Path.cwd(), run.folder / "figures"):
             log.artifact(figure, "figures")
+            stop_if(run.interrupt.requested)
         for path in sorted(PLOTS.glob("*.csv")):
             log.artifact(path, "plots")
     tracking.close_execution(run.config)

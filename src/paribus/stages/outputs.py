@@ -1,7 +1,8 @@
-"""What a training stage leaves behind: checkpoint, curve, metrics."""
+"""What a training stage leaves behind: checkpoint, curve, metrics; and what it says at its end."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from paribus import graph, tracking
@@ -11,6 +12,8 @@ from paribus.summary import refuse_divergence, write_curve, write_json
 
 if TYPE_CHECKING:
     from paribus.model.gpt import GPT
+
+CUT_OFF_SAID = 0.1  # share of answers cut off from which on it is said
 
 
 def write_outputs(
@@ -36,3 +39,13 @@ def write_outputs(
     )
     write_json(run.folder / "delivered.json", graph.dvc_digest(CHECKPOINTS / target))
     write_json(METRICS / f"{stage}.json", summary)
+
+
+def say_cut_off(name: str, share: float, key: str, max_new_tokens: int) -> None:
+    """A line where many answers were cut off: what they would have ended in is unknown."""
+    if share >= CUT_OFF_SAID:
+        print(
+            f"paribus {name}: {share:.0%} of the answers were cut off at {key} ({max_new_tokens}) before their end, "
+            "and count as wrong; raise it",
+            file=sys.stderr,
+        )

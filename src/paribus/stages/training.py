@@ -5,7 +5,6 @@ Of several processes (`launch.py`, or torchrun) all train; rank 0 alone logs, ev
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paribus import runtime
 from paribus.config import (
     Conversations,
     Pretrain,
@@ -24,6 +22,7 @@ from paribus.config import (
     resolve_pretrain,
 )
 from paribus.errors import UserError
+from paribus.files import read_value
 from paribus.progress import Progress
 from paribus.session import EXIT_PAUSED
 from paribus.stages.context import (
@@ -40,7 +39,7 @@ from paribus.stages.context import (
 )
 from paribus.stages.earlier import remember_parts, why_anew
 from paribus.stages.launch import on_processes
-from paribus.stages.outputs import write_outputs
+from paribus.stages.outputs import say_cut_off, write_outputs
 from paribus.summary import rl_metrics, supervised_metrics
 
 if TYPE_CHECKING:
@@ -132,8 +131,8 @@ def core_estimate(
 
     It draws from no generator of the training's, so that the weights are the same with it and without.
     """
+    from paribus.data.core_bundle import read_bundle
     from paribus.evaluate.core import evaluate_core
-    from paribus.evaluate.core_bundle import read_bundle
 
     if schedule.core_every:
         read_bundle(CORPUS / "core", schedule.core_max_per_task, complete=core_is_synthetic())
@@ -221,7 +220,7 @@ def converse(stage: str, source: str, target: str, schedule: Conversations) -> N
 @on_processes
 def rl() -> None:
     """checkpoints/sft -> checkpoints/rl, metrics/rl.json with the sparsity of the reward, plots/rl.csv."""
-    from paribus.data import load_jsonl
+    from paribus.data import contents
     from paribus.generate import Engine
     from paribus.train import parallel
     from paribus.train.objectives import PolicyGradient
@@ -231,8 +230,8 @@ def rl() -> None:
         cfg, seed = run.config.rl, run.config.seed
         words, model = load_tokenizer(CHECKPOINTS / "sft"), load_model(run, "sft")
         engine = Engine(model, words)
-        problems = list(load_jsonl(CORPUS / "problems/train.jsonl"))
-        watched = list(load_jsonl(CORPUS / "problems/validation.jsonl"))[: cfg.watch_questions]
+        problems = list(contents.rows(CORPUS, "problems/train.jsonl"))
+        watched = list(contents.rows(CORPUS, "problems/validation.jsonl"))[: cfg.watch_questions]
 
         def evaluate(step: int) -> dict[str, float]:
             last = step == cfg.steps
@@ -261,7 +260,9 @@ def rl() -> None:
         params = flatten(model.config, "model.") | flatten(cfg, "rl.")
         before = partial(parallel.leads, model, partial(watch, engine, watched, run, sample=True))
         with train(run, model, objective, cfg, evaluate, params, before) as (log, position):
-            write_outputs(run, log, model, "rl", "rl", rl_metrics(log.rows(), position))
+            metrics = rl_metrics(log.rows(), position)
+            write_outputs(run, log, model, "rl", "rl", metrics)
+            say_cut_off("rl", metrics["cut_off"], "rl.max_new_tokens", cfg.max_new_tokens)
 
 
 def watch(
@@ -348,6 +349,7 @@ def prepare(
 ) -> Loop:
     """The loop of a stage, at its beginning."""
     from paribus.model.accounting import flops_per_token
+    from paribus.plan.devices import peak_flops
     from paribus.train import parallel
     from paribus.train.loop import Loop, Plan
     from paribus.train.optim import MuonAdamW, lr_factor
@@ -365,12 +367,12 @@ def prepare(
         schedule.steps,
         factor,
         flops_per_token(model.config, model.vocab_size),
-        runtime.peak_flops(run.hardware) * parallel.ranks(),
+        peak_flops(run.hardware) * parallel.ranks(),
         config.train.save_seconds,
         config.train.log_every,
     )
     forward = parallel.wrap(
-        model, config.train.sharding, run.hardware.compile
+        model, config.train.sharding, run.hardware.compile, objective.ragged
     )  # before the optimiser is made
     return Loop(
         model,
@@ -445,7 +447,8 @@ def delivered(run: Session) -> bool:
     """Whether DVC has this run's outputs already. Asked for them again, it means from the start (`dvc repro -f`);
     otherwise a finished state is one whose process was killed before DVC took the outputs."""
     receipt = run.folder / "delivered.json"
-    if not receipt.exists():
+    digest = read_value(receipt, str)
+    if digest is None:
         return False
     lock = read_yaml("dvc.lock")["stages"].get(run.stage, {}) if Path("dvc.lock").exists() else {}
-    return json.loads(receipt.read_text()) in [out.get("md5") for out in lock.get("outs", [])]
+    return digest in [out.get("md5") for out in lock.get("outs", [])]

@@ -20,19 +20,37 @@ An arm changes one thing. More is warned about, unless `as_one` says what one th
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import json
-import re
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paribus.config import Config, fingerprint, flatten, merge, parse_config, read_yaml
+from paribus.config import (
+    Config,
+    changes,
+    fingerprint,
+    flatten,
+    inert_problems,
+    merge,
+    merge_problems,
+    parse_config,
+    profile_overrides,
+    read_yaml,
+)
 from paribus.errors import UserError
-from paribus.graph import StageDefinition, chain, declared_params, stage_definitions
+from paribus.execute.run import RunId
+from paribus.graph import (
+    StageDefinition,
+    chain,
+    declared_params,
+    stage_definitions,
+)
+from paribus.study import fields
+from paribus.study.fields import hint, shown
 
 FOLDER = Path("experiments")
 REQUIRED = (
@@ -47,10 +65,7 @@ REQUIRED = (
     "stages",
 )
 KEYS = (*REQUIRED, "direction", "alpha", "workers")
-EQUAL = ("tokens", "flops", "seconds", "none")
-AUTO = (3, 12)  # seeds: auto
 BASELINE = "baseline"
-NAME = r"[a-z0-9][a-z0-9_.-]*"
 MEASURES = {  # metric -> (file, key, the better direction, unit)
     "val_bpb": ("metrics/pretrain.json", "val_bpb", "lower", "bits per byte"),
     "core": ("metrics/core.json", "core", "higher", "CORE"),
@@ -83,11 +98,22 @@ class Metric:
 class Run:
     """One arm at one seed; `overrides`, dotted, are complete: profile, baseline, arm, seed and what follows from them."""
 
-    name: str
-    arm: str
-    seed: int
+    id: RunId
     overrides: dict[str, Any]
     key: str  # of what it computes: parameters of every stage of its chain
+
+    @property
+    def name(self) -> str:
+        """Of its DVC experiment."""
+        return self.id.experiment_name()
+
+    @property
+    def arm(self) -> str:
+        return self.id.arm
+
+    @property
+    def seed(self) -> int:
+        return self.id.seed
 
 
 @dataclass(frozen=True)
@@ -136,13 +162,8 @@ class Experiment:
         """Arm at the seed of that number, from 0. extra: overrides that follow (steps of an equal budget, threads)."""
         seed = self.config().seed + number
         overrides = self.overrides(arm) | dict(extra) | {"seed": seed}
-        return Run(
-            f"{self.name}-{arm}-s{seed}",
-            arm,
-            seed,
-            overrides,
-            chain_key(self.stages, settings(overrides)),
-        )
+        key = chain_key(self.stages, settings(overrides))
+        return Run(RunId(self.name, arm, seed), overrides, key)
 
 
 def settings(overrides: Mapping[str, Any] | None = None) -> Config:
@@ -155,7 +176,28 @@ def definitions() -> dict[str, StageDefinition]:
     return _define(*_stamp("dvc.yaml"))
 
 
-def _stamp(name: str) -> tuple[str, int, int]:
+Stamp = tuple[str, int, int]  # path, time of change, size
+
+_HELD: dict[str, Stamp] | None = None  # while a study runs: the files as they were when it began
+
+
+@contextlib.contextmanager
+def unchanged_sources() -> Iterator[None]:
+    """Within it `settings` and `definitions` speak of the files as they are now, whatever the user edits meanwhile."""
+    global _HELD
+    _HELD = {name: _stamp_now(name) for name in ("params.yaml", "dvc.yaml")}
+    settings(), definitions()
+    try:
+        yield
+    finally:
+        _HELD = None
+
+
+def _stamp(name: str) -> Stamp:
+    return _HELD[name] if _HELD is not None else _stamp_now(name)
+
+
+def _stamp_now(name: str) -> Stamp:
     path = Path(name).resolve()
     about = path.stat() if path.is_file() else None
     return str(path), about.st_mtime_ns if about else 0, about.st_size if about else 0
@@ -191,60 +233,77 @@ def all_params(definition: StageDefinition, config: Config) -> dict[str, Any]:
 
 def read_experiment(name: str) -> Experiment:
     """The ablation NAME. Raises UserError with every problem at once."""
-    path = FOLDER / f"{name}.yaml"
-    if not path.is_file():
-        there = sorted(one.stem for one in FOLDER.glob("*.yaml"))
-        near = difflib.get_close_matches(name, there, n=1)
+    there = sorted(one.stem for one in FOLDER.glob("*.yaml"))
+    if name not in there:
+        near = difflib.get_close_matches(name[:100], there, n=1)
         raise UserError(
-            f"no ablation {name!r} in {FOLDER}; "
+            f"no ablation {shown(name)} in {FOLDER}; "
             + (f"did you mean {near[0]}? " if near else "")
             + f"there are: {', '.join(there) or 'none'}"
         )
-    return parse_experiment(name, read_yaml(path))
+    return parse_experiment(name, read_yaml(FOLDER / f"{name}.yaml"))
 
 
 def parse_experiment(name: str, raw: Mapping[str, Any]) -> Experiment:
     """The values of a file -> Experiment. Raises UserError with every problem at once, each with the file's name."""
-    problems = [f"{key}: unknown key; {_hint(key, KEYS)}" for key in raw if key not in KEYS]
-    problems += [f"{key}: missing" for key in REQUIRED if key not in raw]
-    if not re.fullmatch(NAME, name):
-        problems.append(
-            f"the name {name!r} is not allowed; expected small letters, digits, - and _"
-        )
+    experiment, problems = _parse(name, raw)
     if problems:
         raise UserError(f"{FOLDER / name}.yaml: {problem}" for problem in problems)
-    profile, base = _baseline(raw["baseline"], problems)
-    arms = _arms(raw["arms"], problems)
-    targets, stages = _stages(raw["stages"], problems)
-    metric, direction = _metric(raw["metric"], raw.get("direction"), stages, problems)
-    equal, amount = _equal(raw["equal"], problems)
+    experiment.warnings.extend(_warnings(experiment))
+    return experiment
+
+
+# What stands for a key that is missing or wrong, while the others are read.
+_PLACEHOLDERS: dict[str, Any] = {
+    "question": "?",
+    "hypothesis": "?",
+    "baseline": {},
+    "seeds": 2,
+    "smallest_effect": 0.01,
+    "equal": "none",
+    "alpha": 0.05,
+    "workers": 1,
+}
+
+
+def _parse(name: str, raw: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
+    """The experiment, and what is wrong with it; it is of use only where nothing is."""
+    problems = [f"{shown(key)}: unknown key; {hint(key, KEYS)}" for key in raw if key not in KEYS]
+    problems += [f"{key}: missing" for key in REQUIRED if key not in raw]
+    wrong_name = fields.name_problem(name)
+    if wrong_name:
+        problems.append(wrong_name)
+    values = _PLACEHOLDERS | dict(raw)
+    of_baseline: list[str] = []
+    of_stages: list[str] = []
+    profile, base = _baseline(values["baseline"], of_baseline)
+    arms = _arms(raw["arms"], problems) if "arms" in raw else {}
+    targets, stages = _stages(raw["stages"], of_stages) if "stages" in raw else ([], [])
+    metric, direction = Metric("", "", "", ""), "lower"
+    if "metric" in raw:
+        metric, direction = _metric(raw["metric"], raw.get("direction"), stages, problems)
+    held, amount = fields.equal(values["equal"], problems)
     experiment = Experiment(
         name,
-        _text(raw, "question", problems),
-        _text(raw, "hypothesis", problems),
+        fields.text(values, "question", problems),
+        fields.text(values, "hypothesis", problems),
         profile,
         base,
         arms,
-        _seeds(raw["seeds"], problems),
+        fields.seeds(values["seeds"], problems),
         metric,
         direction,
-        _number(raw, "smallest_effect", 0, None, problems),
-        equal,
+        fields.number(values, "smallest_effect", 0, None, problems),
+        held,
         amount,
-        _number({"alpha": 0.05} | dict(raw), "alpha", 0, 0.5, problems),
+        fields.number(values, "alpha", 0, 0.5, problems),
         stages,
         targets,
-        int(_number({"workers": 1} | dict(raw), "workers", 0, None, problems, whole=True)),
+        fields.whole(values, "workers", 1, fields.MOST_WORKERS, problems),
     )
-    problems += (
-        _arm_problems(experiment)
-        if not any(one.startswith(("baseline", "stages")) for one in problems)
-        else []
-    )
-    if problems:
-        raise UserError(f"{experiment.file}: {problem}" for problem in problems)
-    experiment.warnings.extend(_warnings(experiment))
-    return experiment
+    if stages and not of_baseline:
+        problems += _arm_problems(experiment)
+    return experiment, [*problems, *of_baseline, *of_stages]
 
 
 def noise_experiment(
@@ -254,11 +313,11 @@ def noise_experiment(
     problems: list[str] = []
     _, base = _baseline({"profile": profile}, problems)
     found = [_metric(name, None, [], problems, default="lower") for name in metrics]
+    fields.whole({"--seeds": seeds}, "--seeds", 3, fields.MOST_SEEDS, problems)
     if problems:
         raise UserError(problems)
-    targets, stages = _stages(
-        list(dict.fromkeys(writer_of(metric.path) or "" for metric, _ in found)), problems
-    )
+    writers = [writer_of(metric.path) or "" for metric, _ in found]
+    targets, stages = _stages(list(dict.fromkeys(writers)), problems)
     experiment = Experiment(
         f"noise-{profile}",
         f"How much does {profile} vary from seed to seed?",
@@ -282,109 +341,104 @@ def noise_experiment(
 
 def writer_of(path: str) -> str | None:
     """The stage that writes a file."""
-    return next(
-        (
-            name
-            for name, definition in definitions().items()
-            if any(path == out or path.startswith(f"{out}/") for out in definition.outs)
-        ),
-        None,
-    )
-
-
-def _hint(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(known)}"
-
-
-def _text(raw: Mapping[str, Any], key: str, problems: list[str]) -> str:
-    if not isinstance(raw[key], str) or not raw[key].strip():
-        problems.append(f"{key}: {raw[key]!r} is not allowed; expected a sentence")
-    return str(raw[key]).strip()
-
-
-def _number(
-    raw: Mapping[str, Any],
-    key: str,
-    above: float,
-    below: float | None,
-    problems: list[str],
-    whole: bool = False,
-) -> float:
-    value = raw[key]
-    fine = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-    if not fine or value <= above or (below is not None and value >= below):
-        kind = "a whole number" if whole else "a number"
-        bounds = f"above {above:g}" + (f" and below {below:g}" if below is not None else "")
-        problems.append(f"{key}: {value!r} is not allowed; expected {kind} {bounds}")
-        return 1.0
-    return float(value)
+    for name, definition in definitions().items():
+        for out in definition.outs:
+            if path == out or path.startswith(f"{out}/"):
+                return name
+    return None
 
 
 def _baseline(value: Any, problems: list[str]) -> tuple[str | None, dict[str, Any]]:
     """(profile, all overrides of the baseline)."""
-    from paribus.plan.page import profile_overrides
-
     if not isinstance(value, dict) or set(value) - {"profile", "set"}:
         problems.append(
-            f"baseline: {value!r}; expected {{profile: NAME, set: {{dotted.key: value}}}}, either or both"
+            f"baseline: {shown(value)}; expected {{profile: NAME, set: {{dotted.key: value}}}}, either or both"
         )
         return None, {}
-    overrides: dict[str, Any] = {}
+    profile, changes = value.get("profile"), value.get("set")
+    before = len(problems)
+    overrides = {} if profile is None else _profile(profile, problems)
+    if changes is not None:
+        overrides |= fields.overrides(changes, "baseline.set", problems)
+    if len(problems) == before:
+        try:
+            settings(overrides)
+        except UserError as error:
+            problems += [f"baseline: {problem}" for problem in error.problems]
+    return profile, overrides
+
+
+def _profile(name: Any, problems: list[str]) -> dict[str, Any]:
+    """The overrides of a profile."""
+    wrong_name = fields.name_problem(name)
+    there = sorted(path.stem for path in (FOLDER / "profiles").glob("*.yaml"))
+    if wrong_name or name not in there:
+        near = hint(name, there) if there else "there are none"
+        problems.append(f"baseline: no profile {shown(name)}; {near}")
+        return {}
     try:
-        if value.get("profile") is not None:
-            overrides |= profile_overrides(str(value["profile"]))
-        overrides |= flatten(value.get("set") or {})
-        settings(overrides)
+        return profile_overrides(name)
     except UserError as error:
         problems += [f"baseline: {problem}" for problem in error.problems]
-    return value.get("profile"), overrides
+        return {}
 
 
 def _arms(value: Any, problems: list[str]) -> dict[str, Arm]:
     if not isinstance(value, dict) or not value:
-        problems.append(f"arms: {value!r}; expected at least one, as NAME: {{dotted.key: value}}")
+        problems.append(
+            f"arms: {shown(value)}; expected at least one, as NAME: {{dotted.key: value}}"
+        )
         return {}
     arms = {}
     for name, change in value.items():
-        if not re.fullmatch(NAME, str(name)) or name == BASELINE:
-            problems.append(
-                f"arms.{name}: this name is not allowed; expected small letters, digits, - and _, not {BASELINE}"
-            )
-        elif not isinstance(change, dict) or not change:
-            problems.append(
-                f"arms.{name}: {change!r}; expected {{dotted.key: value}}, or {{set: {{…}}, as_one: WHAT}}"
-            )
-        elif "set" in change or "as_one" in change:
-            if (
-                set(change) != {"set", "as_one"}
-                or not isinstance(change["set"], dict)
-                or not isinstance(change["as_one"], str)
-            ):
-                problems.append(
-                    f"arms.{name}: expected both set: {{dotted.key: value}} and as_one: WHAT, and nothing else"
-                )
-            else:
-                arms[name] = Arm(flatten(change["set"]), change["as_one"])
+        wrong_name = fields.name_problem(name)
+        if wrong_name:
+            problems.append(f"arms: {wrong_name}")
+        elif name == BASELINE:
+            problems.append(f"arms.{name}: this name is not allowed, not {BASELINE}: it is taken")
         else:
-            arms[name] = Arm(flatten(change))
+            arm = _arm(f"arms.{name}", change, problems)
+            if arm is not None:
+                arms[name] = arm
     return arms
+
+
+def _arm(where: str, change: Any, problems: list[str]) -> Arm | None:
+    """One arm, or None and its problems."""
+    if not isinstance(change, dict) or not change:
+        problems.append(
+            f"{where}: {shown(change)}; expected {{dotted.key: value}}, or {{set: {{…}}, as_one: WHAT}}"
+        )
+        return None
+    as_one = None
+    if "set" in change or "as_one" in change:
+        as_one = change.get("as_one")
+        is_said = isinstance(as_one, str) and as_one.strip()
+        if set(change) != {"set", "as_one"} or not is_said or not change["set"]:
+            problems.append(
+                f"{where}: expected both set: {{dotted.key: value}} and as_one: WHAT, and nothing else"
+            )
+            return None
+        change = change["set"]
+    before = len(problems)
+    overrides = fields.overrides(change, where, problems)
+    return Arm(overrides, as_one) if len(problems) == before else None
 
 
 def _stages(value: Any, problems: list[str]) -> tuple[list[str], list[str]]:
     """(targets, the chain of stages that they need)."""
     known = definitions()
     groups = {name.partition("@")[0] for name in known}
+    names = [*known, *sorted(groups - set(known))]
     if not isinstance(value, list) or not value:
-        problems.append(
-            f"stages: {value!r}; expected a list of stages: {', '.join(sorted(groups))}"
-        )
+        allowed = ", ".join(sorted(groups))
+        problems.append(f"stages: {shown(value)}; expected a list of stages: {allowed}")
         return [], []
-    unknown = [one for one in value if one not in known and one not in groups]
-    problems += [
-        f"stages: {one}: no such stage; {_hint(str(one), [*known, *groups])}" for one in unknown
-    ]
-    targets = [name for name in known if name in value or name.partition("@")[0] in value]
+    unknown = [one for one in value if not isinstance(one, str) or one not in names]
+    for one in unknown:
+        problems.append(f"stages: {shown(one)}: no such stage; {hint(one, names)}")
+    wanted = [one for one in value if one not in unknown]
+    targets = [name for name in known if name in wanted or name.partition("@")[0] in wanted]
     return targets, chain(targets, known)
 
 
@@ -397,66 +451,39 @@ def _metric(
     metric = Metric(str(name), path, key, unit)
     writer = writer_of(path)
     if not key or writer is None:
-        files = [
-            Path(out).stem
-            for one in definitions().values()
-            for out in one.outs
-            if out.startswith("metrics/")
-        ]
+        outs = [out for one in definitions().values() for out in one.outs]
+        files = [Path(out).stem for out in outs if out.startswith("metrics/")]
         problems.append(
-            f"metric: {name!r} is not known; {_hint(str(name), list(MEASURES))}, or FILE:KEY with FILE one of "
+            f"metric: {shown(name)} is not known; {hint(name, list(MEASURES))}, or FILE:KEY with FILE one of "
             f"{', '.join(files)}"
         )
     elif stages and writer not in stages:
         problems.append(
-            f"metric: {name} is written by stage {writer}, and the stages chosen are {', '.join(stages)}; "
+            f"metric: {shown(name)} is written by stage {writer}, and the stages chosen are {', '.join(stages)}; "
             f"add {writer} to stages"
         )
-    elif Path(path).is_file() and key not in (
-        known := flatten(json.loads(Path(path).read_text(encoding="utf-8")))
-    ):
-        problems.append(f"metric: {path} has no key {key!r}; {_hint(key, list(known))}")
-    if direction not in ("lower", "higher", None) or (direction is None and better is None):
-        problems.append(f"direction: {direction!r} is not allowed; expected lower or higher")
+    else:
+        known = _keys_of(Path(path))
+        if known and key not in known:
+            problems.append(f"metric: {path} has no key {shown(key)}; {hint(key, known)}")
+    if direction is not None and direction not in ("lower", "higher"):
+        problems.append(f"direction: {shown(direction)} is not allowed; expected lower or higher")
+        return metric, better or "lower"
+    if direction is None and better is None:
+        problems.append(
+            f"direction: missing, and needed for {shown(name)}; expected lower or higher"
+        )
     elif direction and better and direction != better and default is None:
-        problems.append(f"direction: {direction} is wrong for {name}: {better} is better")
+        problems.append(f"direction: {direction} is wrong for {shown(name)}: {better} is better")
     return metric, direction or better or "lower"
 
 
-def _equal(value: Any, problems: list[str]) -> tuple[str, float | None]:
-    kind, amount = (
-        next(iter(value.items())) if isinstance(value, dict) and len(value) == 1 else (value, None)
-    )
-    number = isinstance(amount, (int, float)) and not isinstance(amount, bool) and amount > 0
-    if (
-        kind not in EQUAL
-        or not (amount is None or number)
-        or (kind == "none" and amount is not None)
-    ):
-        problems.append(
-            f"equal: {value!r} is not allowed; expected one of {', '.join(EQUAL)}, or {{tokens: 200000}}"
-        )
-        return "none", None
-    return kind, None if amount is None else float(amount)
-
-
-def _seeds(value: Any, problems: list[str]) -> tuple[int, int]:
-    if value == "auto":
-        return AUTO
-    value = value["auto"] if isinstance(value, dict) and set(value) == {"auto"} else value
-    if isinstance(value, dict) and set(value) == {"from", "to"}:
-        first, last = value["from"], value["to"]
-        if (
-            all(isinstance(one, int) and not isinstance(one, bool) for one in (first, last))
-            and 2 <= first <= last
-        ):
-            return first, last
-    elif isinstance(value, int) and not isinstance(value, bool) and value >= 2:
-        return value, value
-    problems.append(
-        f"seeds: {value!r} is not allowed; expected a whole number >= 2, auto, or {{from: 3, to: 12}}, from >= 2"
-    )
-    return 2, 2
+def _keys_of(path: Path) -> list[str]:
+    """The keys of a metrics file as it is in the workspace; none where it is not there, or damaged."""
+    try:
+        return list(flatten(dict(json.loads(path.read_text(encoding="utf-8")))))
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 # ---------------------------------------------------------------- checks across fields
@@ -481,10 +508,19 @@ def _arm_problems(experiment: Experiment) -> list[str]:
             problems += [f"{where}: {problem}" for problem in error.problems]
             continue
         changed = changed_keys(experiment, name)
-        if "seed" in arm.overrides:
+        without = inert_problems(config, arm.overrides)
+        without += merge_problems(flatten(experiment.config()), flatten(config))
+        if without:
+            problems += [f"{where}: {problem}" for problem in without]
+        elif "seed" in arm.overrides:
             problems.append(f"{where}: seed is not for an arm: every arm runs at the same seeds")
         elif not changed:
             problems.append(f"{where}: changes nothing: every value is the baseline's")
+        elif not changes(experiment.config(), config):
+            problems.append(
+                f"{where}: {', '.join(sorted(changed))} changes nothing: the baseline computes the same, as what is null "
+                "follows from other keys and weights are shares of their sum"
+            )
         elif chain_key(experiment.stages, config) == chain_key(
             experiment.stages, experiment.config()
         ):
@@ -508,44 +544,3 @@ def _warnings(experiment: Experiment) -> list[str]:
                 "{set: {…}, as_one: WHAT}"
             )
     return found
-
-
-# ---------------------------------------------------------------- pre-registration
-
-
-def registered(path: Path) -> str:
-    """The git blob hash of a committed file. Raises UserError where it is not committed as it is."""
-    blob, now = (
-        _git("rev-parse", "--quiet", "--verify", f"HEAD:./{path}"),
-        _git("hash-object", str(path)),
-    )
-    if blob is None or blob != now:
-        how = "is not committed" if blob is None else "differs from what is committed"
-        raise UserError(
-            f"{path}: {how}; what is asked is committed before it runs: git add {path} && git commit"
-        )
-    return blob
-
-
-def sources(stages: Sequence[str]) -> list[str]:
-    """The code and data in git that stages declare: their deps that no stage writes."""
-    outs = {out for one in definitions().values() for out in one.outs}
-    deps = {dep for name in stages for dep in definitions()[name].deps}
-    return sorted(
-        dep for dep in deps if not any(dep == out or dep.startswith(f"{out}/") for out in outs)
-    )
-
-
-def check_sources(stages: Sequence[str]) -> None:
-    """Raises UserError where code or parameters are not committed: a result must follow from a commit."""
-    changed = _git("status", "--porcelain", "--", "params.yaml", "dvc.yaml", *sources(stages)) or ""
-    if lines := [line[3:] for line in changed.splitlines()]:
-        raise UserError(
-            f"{line}: changed and not committed; a result has to follow from a commit"
-            for line in lines
-        )
-
-
-def _git(*arguments: str) -> str | None:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True)
-    return done.stdout.rstrip("\n") if done.returncode == 0 else None

@@ -6,10 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from paribus import runtime
-from paribus.config import merge
+from paribus.config import dump_yaml, merge
 from paribus.study.space import Study
 
 RETESTS = "retests by seed"  # the study's attribute that holds them
@@ -159,7 +157,7 @@ def write_profile(study: Study, found: dict[str, Any]) -> Path:
     head += [f"# {text}" for text in _lost(arm, tested.get(arm, {}))]
     path = Path("experiments/profiles") / f"tuned-{study.name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    body = yaml.safe_dump(merge({}, study.overrides | values), sort_keys=False)
+    body = dump_yaml(merge({}, study.overrides | values))
     runtime.write_atomic(path, "\n".join(head) + "\n" + body)
     return path
 

@@ -20,10 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from paribus import graph
-from paribus.config import describe, flatten, merge, read_yaml
+from paribus.config import describe, dump_yaml, flatten, merge, read_yaml
 from paribus.errors import UserError
 from paribus.journal import read_rows
 from paribus.session import EXIT_PAUSED
@@ -129,7 +127,7 @@ def write_params(root: Path, values: Mapping[str, Any]) -> None:
     merged = merge(
         tree, dict(values) | {"tracking.system_metrics": False, "train.session_minutes": None}
     )
-    (root / "params.yaml").write_text(yaml.safe_dump(merged, sort_keys=False), encoding="utf-8")
+    (root / "params.yaml").write_text(dump_yaml(merged), encoding="utf-8")
 
 
 def bring_data(root: Path, versions: Mapping[str, str]) -> list[str]:
@@ -160,9 +158,7 @@ def _pull(root: Path, versions: Mapping[str, str]) -> list[str]:
         if out in makers:
             entry = locked.setdefault(makers[out], {"cmd": stages[makers[out]]["cmd"], "outs": []})
             entry["outs"].append({"path": out, "hash": "md5", "md5": md5})
-    (root / "dvc.lock").write_text(
-        yaml.safe_dump({"schema": "2.0", "stages": locked}), encoding="utf-8"
-    )
+    (root / "dvc.lock").write_text(dump_yaml({"schema": "2.0", "stages": locked}), encoding="utf-8")
     if Path(".dvc/config.local").is_file():
         shutil.copyfile(
             ".dvc/config.local", root / ".dvc/config.local"

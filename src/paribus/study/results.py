@@ -1,198 +1,270 @@
-"""What the runs of an ablation came to: read from DVC's experiments, the one record, and kept as JSON by their commit.
+"""What the runs of an ablation came to: read from DVC's experiments, the one record.
 
-An experiment `NAME-ARM-sSEED` counts as the run it is named after only if it computed that: the parameters of its chain of
-stages, as its own params.yaml has them, and the code, as its own tree has it, are what the study asks for.
+An experiment `NAME.ARM.sSEED` counts as the run it is named after only if it computed that: the parameters of its chain of
+stages, as its own params.yaml has them, and the code, as its own tree has it, are what the study asks for. Files are read
+by their hashes, git's and DVC's, and what is not as its hash says is not believed.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import io
-import json
 import math
-import re
-import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from paribus import runtime
-from paribus.config import fingerprint, flatten, parse_config
+from paribus.config import fingerprint, flatten, parse_config, parse_yaml
 from paribus.errors import UserError
-from paribus.journal import read_json, read_rows, write_json
-from paribus.runtime import write_atomic
-from paribus.study.experiment import Experiment, Metric, Run, chain_key, definitions, sources
-from paribus.study.queue import read_output
+from paribus.execute.repository import Reference, experiments_of, try_git
+from paribus.study.committed import CommittedFiles
+from paribus.study.experiment import (
+    Experiment,
+    Metric,
+    Run,
+    chain_key,
+    definitions,
+)
+from paribus.study.registration import committed_code, sources
 
-TARGETS = {
+TARGETS = {  # stage -> its checkpoint
     "pretrain": "base",
     "midtrain": "mid",
     "sft": "sft",
     "rl": "rl",
-}  # stage -> its checkpoint
+}
 PROVENANCE = ("git", "versions", "hardware", "requirements_lock")  # kept of a checkpoint's
 LOST = "unreadable"  # the key of an experiment whose params.yaml today's code does not take
 
 
 @dataclass(frozen=True)
 class Result:
-    """One finished run. key and code: what it computed; file: the blob of the ablation's file that it ran under."""
+    """One finished run.
+
+    Attributes:
+        name: of its DVC experiment.
+        experiment: the commit of the DVC experiment; `baseline`: the commit it started from.
+        file: the blob of the ablation's file that it ran under.
+        key, code: what it computed; `asked`: the key it was asked for, "" where its experiment does not say.
+        value: of the metric; None: not there, or not finite, which `diverged` tells apart.
+        metrics: file -> values. curve: rows of plots/pretrain.csv. provenance: of the last checkpoint.
+        fingerprints: training stage -> its fingerprint. weights: training stage -> a hash of its weights.
+        model: a hash of the resolved model, "" where no training stage runs.
+        outputs: dvc.lock's own hash.
+    """
 
     name: str
     arm: str
     seed: int
-    experiment: str  # commit of the DVC experiment
-    baseline: str  # commit it started from
+    experiment: str
+    baseline: str
     file: str | None
     key: str
     code: str
-    value: float | None  # of the metric; None: not there, or not finite
-    metrics: dict[str, dict[str, Any]]  # file -> values
+    value: float | None
+    metrics: dict[str, dict[str, Any]]
     curve: list[dict[str, float | None]]
-    provenance: dict[str, Any]  # of the last checkpoint
-    fingerprints: dict[str, str]  # training stage -> its fingerprint
-    outputs: dict[str, str]  # dvc.lock's and requirements.lock's own hashes
+    provenance: dict[str, Any]
+    fingerprints: dict[str, str]
+    outputs: dict[str, str]
+    asked: str = ""
+    diverged: bool = False
+    weights: dict[str, str] = field(default_factory=dict)
+    model: str = ""
 
     def number(self, stage: str, key: str) -> float | None:
         """A number of metrics/STAGE.json."""
         value = self.metrics.get(stage, {}).get(key)
         return float(value) if isinstance(value, (int, float)) else None
 
-
-def folder_of(name: str) -> Path:
-    """Where an ablation keeps what can be made again: .paribus/ablations/NAME."""
-    return runtime.state_root() / "ablations" / name
-
-
-def events_of(name: str) -> list[dict[str, Any]]:
-    """The journal of an ablation: {time, run, event, …}: queued, started, done, paused, interrupted, failed, refused."""
-    path = folder_of(name) / "journal.jsonl"
-    return read_rows(path) if path.exists() else []
+    @property
+    def superseded(self) -> bool:
+        """Whether a later run took its name."""
+        return "-was-" in self.name
 
 
-def references(experiment: Experiment) -> dict[str, tuple[str, str]]:
-    """Name of each DVC experiment of this ablation, superseded ones too -> (its commit, the commit it started from)."""
-    listed = _git("for-each-ref", "--format=%(refname) %(objectname)", "refs/exps/") or ""
-    arms = "|".join(map(re.escape, experiment.names))
-    wanted = re.compile(
-        rf"refs/exps/(\w\w)/(\w+)/({re.escape(experiment.name)}-(?:{arms})-s\d+(?:-was-\w+)?)$"
-    )
-    found = {}
-    for line in listed.splitlines():
-        reference, commit = line.split()
-        if match := wanted.match(reference):
-            found[match[3]] = (commit, match[1] + match[2])
-    return found
+# ---------------------------------------------------------------- reading experiments
 
 
 def collect(experiment: Experiment) -> list[Result]:
-    """Every finished run of the ablation, also of other code or parameters than today's."""
-    folder = folder_of(experiment.name) / "results"
-    folder.mkdir(parents=True, exist_ok=True)
-    found = []
-    for name, (commit, baseline) in references(experiment).items():
-        path = (
-            folder
-            / f"{commit}-{fingerprint(metric=asdict(experiment.metric), stages=experiment.stages)}.json"
-        )
-        kept = read_json(path)
-        if kept is None:
-            kept = asdict(_read(experiment, name, commit, baseline))
-            write_json(path, kept)
-        found.append(Result(**kept | {"name": name}))
+    """Every finished run of the ablation's arms, also of other code or parameters than today's."""
+    references = [one for one in experiments_of(experiment.name) if one.run.arm in experiment.names]
+    return [_result(experiment, one) for one in references]
+
+
+def of_other_arms(experiment: Experiment) -> dict[str, int]:
+    """Arm -> finished runs, of arms that the file does not name any more."""
+    found: dict[str, int] = {}
+    for one in experiments_of(experiment.name):
+        if one.run.arm not in experiment.names:
+            found[one.run.arm] = found.get(one.run.arm, 0) + 1
     return found
 
 
-def done(results: Sequence[Result], runs: Sequence[Run], code: str) -> dict[str, Result]:
-    """Name of each run that is done, as it is asked for today -> its result."""
-    keys = {run.key for run in runs}
-    made = {
-        (result.arm, result.seed): result
-        for result in results
-        if result.code == code and result.key in keys
-    }
-    return {
-        run.name: made[run.arm, run.seed]
-        for run in runs
-        if (run.arm, run.seed) in made and made[run.arm, run.seed].key == run.key
-    }
+_READ: dict[tuple[str, str], Result] = {}  # what a commit holds never changes: read once a process
 
 
-def supersede(name: str) -> None:
-    """Give an experiment that computed something else another name, NAME-was-COMMIT, so that its own is free."""
-    listed = _git("for-each-ref", "--format=%(refname) %(objectname)", "refs/exps/") or ""
-    for reference, commit in (line.split() for line in listed.splitlines()):
-        if reference.rpartition("/")[2] == name:
-            _git("update-ref", f"{reference}-was-{commit[:7]}", commit)
-            _git("update-ref", "-d", reference)
+def _result(experiment: Experiment, reference: Reference) -> Result:
+    key = (reference.commit, repr((experiment.file, experiment.metric, experiment.stages)))
+    if key not in _READ:
+        _READ[key] = _read(experiment, reference)
+    return replace(_READ[key], name=reference.name)
 
 
-def _read(experiment: Experiment, name: str, commit: str, baseline: str) -> Result:
-    match = re.fullmatch(rf"{re.escape(experiment.name)}-(.+)-s(\d+)(?:-was-\w+)?", name)
-    assert match, name
+def _read(experiment: Experiment, reference: Reference) -> Result:
+    files = CommittedFiles(reference.commit)
     outs = [out for stage in experiment.stages for out in definitions()[stage].outs]
-    metrics = {
-        Path(out).stem: json.loads(text)
-        for out in outs
-        if out.startswith("metrics/") and (text := _show(commit, out)) is not None
-    }
-    checkpoints = {stage: target for stage, target in TARGETS.items() if stage in experiment.stages}
-    provenance = {
-        stage: _json(commit, f"checkpoints/{target}/provenance.json") or {}
-        for stage, target in checkpoints.items()
-    }
-    last = provenance[list(provenance)[-1]] if provenance else {}
-    curve = _show(commit, "plots/pretrain.csv") if "pretrain" in experiment.stages else None
+    metrics = {}
+    for out in outs:
+        if out.startswith("metrics/"):
+            values = files.json(out)
+            if values is not None:
+                metrics[Path(out).stem] = values
+    trained = [stage for stage in TARGETS if stage in experiment.stages]
+    provenance = {stage: files.json(_of_checkpoint(stage, "provenance.json")) for stage in trained}
+    last = (provenance[trained[-1]] if trained else None) or {}
+    fingerprints = {stage: one["fingerprint"] for stage, one in provenance.items() if one}
+    weights = {stage: files.hash(_of_checkpoint(stage, "model.safetensors")) for stage in trained}
+    curve = files.text("plots/pretrain.csv") if "pretrain" in experiment.stages else None
+    value, diverged = value_in(experiment.metric, files, metrics)
+    run = reference.run
     return Result(
-        name,
-        match[1],
-        int(match[2]),
-        commit,
-        baseline,
-        _git("rev-parse", "--quiet", "--verify", f"{commit}:{_here(experiment.file)}"),
-        asked_key(experiment, commit),
-        code_key(experiment, commit),
-        value_of(experiment.metric, commit, metrics),
-        metrics,
-        _rows(curve) if curve else [],
-        {key: last[key] for key in PROVENANCE if key in last},
-        {stage: one["fingerprint"] for stage, one in provenance.items() if "fingerprint" in one},
-        {"dvc.lock": _git("rev-parse", f"{commit}:{_here('dvc.lock')}") or ""},
+        name=reference.name,
+        arm=run.arm,
+        seed=run.seed,
+        experiment=reference.commit,
+        baseline=reference.started_from,
+        file=files.blob(str(experiment.file)),
+        key=asked_key(experiment, files),
+        code=code_key(experiment, reference.commit),
+        value=value,
+        metrics=metrics,
+        curve=_rows(curve) if curve else [],
+        provenance={key: last[key] for key in PROVENANCE if key in last},
+        fingerprints=fingerprints,
+        outputs={"dvc.lock": files.blob("dvc.lock") or ""},
+        asked=files.trailer("Asked-For"),
+        diverged=diverged,
+        weights={stage: mark for stage, mark in weights.items() if mark},
+        model=files.hash(_of_checkpoint(trained[-1], "config.json")) or "" if trained else "",
     )
+
+
+def _of_checkpoint(stage: str, name: str) -> str:
+    return f"checkpoints/{TARGETS[stage]}/{name}"
 
 
 def value_of(metric: Metric, commit: str, metrics: Mapping[str, dict[str, Any]]) -> float | None:
-    """A metric of an experiment, `metrics` being its metrics files; CORE's partial mean where its bundle is partial."""
+    """A metric of an experiment, `metrics` being its metrics files; None where it is not there, or not finite."""
+    return value_in(metric, CommittedFiles(commit), metrics)[0]
+
+
+def value_in(
+    metric: Metric, files: CommittedFiles, metrics: Mapping[str, dict[str, Any]]
+) -> tuple[float | None, bool]:
+    """(the metric, whether it is there and not finite); CORE's partial mean where its bundle is partial."""
     file = Path(metric.path)
-    values = (
-        metrics.get(file.stem) if file.parent == Path("metrics") else _json(commit, metric.path)
-    )
-    flat = flatten(values or {})
-    value = flat.get(metric.key)
-    if value is None and metric.name == "core":
-        value = flat.get("core_partial")
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+    in_metrics = file.parent == Path("metrics")
+    flat = flatten((metrics.get(file.stem) if in_metrics else files.json(metric.path)) or {})
+    if metric.name == "core" and flat.get("core") is None:
+        value: Any = flat.get("core_partial")
+        return (float(value), False) if _is_finite(value) else (None, False)
+    if metric.key not in flat:
+        return None, False
+    value = flat[metric.key]
+    return (float(value), False) if _is_finite(value) else (None, True)
 
 
-def asked_key(experiment: Experiment, commit: str) -> str:
+def _is_finite(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
+
+
+def asked_key(experiment: Experiment, files: CommittedFiles) -> str:
     """What a commit's own params.yaml makes of the chain of stages."""
-    import yaml
-
     try:
-        return chain_key(
-            experiment.stages, parse_config(yaml.safe_load(_show(commit, "params.yaml") or ""))
-        )
-    except (UserError, yaml.YAMLError):
+        values = parse_yaml(files.text("params.yaml") or "", "params.yaml")
+        return chain_key(experiment.stages, parse_config(values))
+    except UserError:
         return LOST
 
 
 def code_key(experiment: Experiment, commit: str = "HEAD") -> str:
-    """Names the code and the data in git that the chain's stages declare."""
-    return fingerprint(tree=_git("ls-tree", "-r", commit, "--", *sources(experiment.stages)))
+    """Names all that a commit holds and that can decide the chain's outputs, parameters and DVC's data aside."""
+    tree = try_git("rev-parse", "--verify", "--quiet", f"{commit}^{{tree}}")
+    return _code_of_tree(tree or commit, commit, tuple(experiment.stages))
+
+
+@functools.lru_cache(maxsize=256)
+def _code_of_tree(_: str, commit: str, stages: tuple[str, ...]) -> str:
+    try:
+        code = committed_code(stages, commit)
+    except UserError as error:  # of another age, or not Python: it is nobody else's code
+        return fingerprint(unreadable=commit, why=error.problems)
+    others = {path: CommittedFiles(commit).blob(path) for path in sources(stages)}
+    return fingerprint(code=code, others=others)
+
+
+# ---------------------------------------------------------------- which of them count
+
+
+def done(results: Sequence[Result], runs: Sequence[Run], code: str) -> dict[str, Result]:
+    """Name of each run that is done, as it is asked for today -> its result."""
+    made = {(one.arm, one.seed, one.key): one for one in results if one.code == code}
+    found = {}
+    for run in runs:
+        result = made.get((run.arm, run.seed, run.key))
+        if result is not None:
+            found[run.name] = result
+    return found
+
+
+def check_not_otherwise(results: Sequence[Result], run: Run, code: str) -> None:
+    """Raises UserError where the same run was computed before, by the same code, and came out as another.
+
+    To compute it again would end the same way, for ever.
+    """
+    for one in results:
+        if one.name != run.name or one.code != code or one.key == run.key:
+            continue
+        same_was_asked = one.asked == run.key or one.key == LOST
+        if same_was_asked:
+            how = (
+                "its params.yaml cannot be read"
+                if one.key == LOST
+                else "its params.yaml says otherwise than it was asked for"
+            )
+            raise UserError(
+                f"{run.name}: was computed before, by the same code, and {how}, so that to run it again would be no use; "
+                f"`git show {one.experiment[:10]}:params.yaml` shows it, `dvc exp remove {run.name}` forgets it"
+            )
+
+
+def different_models(results: Sequence[Result]) -> list[str]:
+    """Arms whose runs are not of one model, each in a sentence; their values are not comparable."""
+    problems = []
+    for arm in dict.fromkeys(one.arm for one in results):
+        kinds: dict[tuple[str, float | None], list[int]] = {}
+        for one in results:
+            if one.arm == arm:
+                kind = one.model, one.number("pretrain", "parameters")
+                kinds.setdefault(kind, []).append(one.seed)
+        if len(kinds) > 1:
+            groups = [
+                f"seeds {', '.join(map(str, sorted(seeds)))} have {parameters or 0:,.0f} parameters"
+                f" (config.json {model[:10] or 'absent'})"
+                for (model, parameters), seeds in kinds.items()
+            ]
+            problems.append(f"{arm}: its runs are of {len(kinds)} models: {'; '.join(groups)}")
+    return problems
+
+
+# ---------------------------------------------------------------- by item
 
 
 def items_of(
@@ -205,56 +277,32 @@ def items_of(
     core = experiment.metric.name == "core"
     if not core and not experiment.metric.name.startswith("gsm8k."):
         return None
-    name = f"{Path('evals/core') if core else Path(experiment.metric.path).parent}/items.parquet"
-    cached = (
-        folder_of(experiment.name) / "items" / f"{result.experiment}-{experiment.metric.name}.json"
-    )
-    kept = read_json(cached)
-    if kept is None:
-        data = read_output(runtime.main_checkout(), result.experiment, name)
-        if data is None:
-            return None
-        kept = _item_columns(data, core)
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(cached, json.dumps(kept))
-    outcomes = np.asarray(kept["correct"], float)
+    folder = Path("evals/core") if core else Path(experiment.metric.path).parent
+    columns = _item_columns(result.experiment, str(folder / "items.parquet"), core)
+    if columns is None:
+        return None
+    outcomes = np.asarray(columns["correct"], float)
     if not core:
         return outcomes, None
-    tasks = np.asarray(kept["task"])
+    tasks = np.asarray(columns["task"])
     guess = np.asarray([result.metrics["core"]["tasks"][task]["baseline"] for task in tasks])
     return (outcomes - guess) / (1 - guess), tasks
 
 
-def _item_columns(data: bytes, core: bool) -> dict[str, Any]:
+@functools.lru_cache(maxsize=1024)
+def _item_columns(commit: str, path: str, core: bool) -> dict[str, Any] | None:
     import pyarrow.parquet
 
+    data = CommittedFiles(commit).data(path)
+    if data is None:
+        return None
     columns = pyarrow.parquet.read_table(io.BytesIO(data)).to_pydict()
     return {name: columns[name] for name in (("correct", "task") if core else ("correct",))}
 
 
 def _rows(text: str) -> list[dict[str, float | None]]:
     """A curve; what was not measured is None."""
-    return [
-        {key: float(value) if value else None for key, value in row.items()}
-        for row in csv.DictReader(io.StringIO(text))
-    ]
-
-
-def _json(commit: str, path: str) -> dict[str, Any] | None:
-    data = read_output(runtime.main_checkout(), commit, path)
-    return dict(json.loads(data)) if data is not None else None
-
-
-def _show(commit: str, path: str) -> str | None:
-    return _git("show", f"{commit}:{_here(path)}")
-
-
-def _here(path: str | Path) -> str:
-    """A path of the project as git names it in a commit; the project may be a folder of the repository."""
-    prefix = _git("rev-parse", "--show-prefix") or ""
-    return f"{prefix.strip()}{path}"
-
-
-def _git(*arguments: str) -> str | None:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True)
-    return done.stdout.rstrip("\n") if done.returncode == 0 else None
+    rows = []
+    for row in csv.DictReader(io.StringIO(text)):
+        rows.append({key: float(value) if value else None for key, value in row.items()})
+    return rows

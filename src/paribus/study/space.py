@@ -31,8 +31,10 @@ from paribus.config import (
     Config,
     describe,
     flatten,
+    inert_problems,
     load_config,
     merge,
+    named_file,
     parse_config,
     read_yaml,
 )
@@ -113,14 +115,10 @@ class _Rules:
 
 def read_study(name: str) -> Study:
     """The study NAME. Raises UserError with every problem at once."""
-    path = STUDIES / f"{name}.yaml"
-    if not re.fullmatch(NAME, name) or not path.is_file():
-        there = sorted(one.stem for one in STUDIES.glob("*.yaml"))
-        near = difflib.get_close_matches(name[:100], there, n=1)
+    path = named_file(STUDIES, name, "study")
+    if not re.fullmatch(NAME, name):
         raise UserError(
-            f"no study {name[:100]!r} in {STUDIES}; "
-            + (f"did you mean {near[0]}? " if near else "")
-            + f"there are: {', '.join(there) or 'none'}"
+            f"{path}: the name {name[:100]!r} is not allowed; expected letters, digits, _ . and -, at most 100"
         )
     return parse_study(name, read_yaml(path))
 
@@ -146,7 +144,7 @@ def parse_study(name: str, raw: Mapping[str, Any]) -> Study:
         _warm_start(name, raw.get("warm_start"), problems),
     )
     if not problems:
-        problems += _budget_problems(study)
+        problems += _budget_problems(study) + _inert_problems(study)
     if problems:
         raise UserError(f"{STUDIES / name}.yaml: {problem}" for problem in problems)
     return study
@@ -256,6 +254,15 @@ def _budget_problems(study: Study) -> list[str]:
     if study.budget != "tokens" or batch is None or study.amount >= batch:
         return []
     return [f"budget: {study.amount:,.0f} tokens are less than one step of {batch:,} tokens"]
+
+
+def _inert_problems(study: Study) -> list[str]:
+    """Keys of the space that no trial reads, whichever choice of another key it takes."""
+    points = []
+    for key, spread in study.space.items():
+        for end in spread.get("choices") or [spread["low"], spread["high"]]:
+            points.append(study.config({key: end}))
+    return [f"space.{problem}" for problem in inert_problems(study.config(), study.space, *points)]
 
 
 # ---------------------------------------------------------------- the space

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -11,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paribus import runtime
-from paribus.journal import read_json
 from paribus.report import duration, number
+from paribus.study.events import GivenUp, events_of
 from paribus.study.experiment import Run
-from paribus.study.queue import Task
-from paribus.study.results import Result, events_of
+from paribus.study.results import Result
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,11 +38,15 @@ def live(name: str) -> Live | None:
     """The stage that the experiment NAME is in, from its log; None before the first."""
     newest: tuple[float, Path, dict[str, Any]] | None = None
     for path in (runtime.state_root() / "runs").glob("*/run.json"):
-        if newest and path.stat().st_mtime <= newest[0]:
-            continue
-        run = read_json(path)
-        if run and run["tags"].get("dvc.experiment") == name and run["status"] == "RUNNING":
-            newest = (path.stat().st_mtime, path, run)
+        try:
+            changed = path.stat().st_mtime
+            if newest and changed <= newest[0]:
+                continue
+            run = json.loads(path.read_text(encoding="utf-8"))
+            if run["tags"].get("dvc.experiment") == name and run["status"] == "RUNNING":
+                newest = (changed, path, run)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # damaged, or of another version: it is not this one
     if newest is None:
         return None
     _, path, run = newest
@@ -68,11 +72,17 @@ def _last_rows(path: Path) -> list[dict[str, Any]]:
     with path.open("rb") as file:
         file.seek(max(path.stat().st_size - TAIL, 0))
         lines = file.read().split(b"\n")[1 if path.stat().st_size > TAIL else 0 : -1]
-    rows = [json.loads(line) for line in lines]
-    return [row for row in rows if "event" not in row and row["step"] > 0][-20:]
+    rows = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if "event" not in row and row.get("step", 0) > 0][-20:]
 
 
 # ---------------------------------------------------------------- the table
+
+
+STATES = ("done", "diverged", "running", "waiting", "failed")
 
 
 @dataclass(frozen=True)
@@ -96,8 +106,7 @@ class Standing:
     seconds_left: float | None
 
     def counts(self) -> dict[str, int]:
-        states = ("done", "running", "queued", "waiting", "failed")
-        return {state: sum(row.state == state for row in self.rows) for state in states}
+        return {state: sum(row.state == state for row in self.rows) for state in STATES}
 
     def end(self) -> str:
         """When the last will be done."""
@@ -125,54 +134,56 @@ def table(
     study: Any,
     runs: Sequence[Run],
     have: Mapping[str, Result],
-    tasks: Mapping[str, Task],
-    failures: Mapping[str, str],
+    stages: Mapping[str, str],
+    failures: Mapping[str, GivenUp],
+    diverged: Mapping[str, Sequence[int]],
     workers: int,
 ) -> Standing:
-    """How every run stands."""
+    """How every run stands. stages: of each run under way, the one it is in."""
     rows, work, ahead = [], 0.0, 0.0
     took = durations(study.experiment.name)
     usual = sum(took.values()) / len(took) if took else None
     for run in runs:
-        row = _row(run, have, tasks, failures)
+        row = _row(run, have, stages, failures, diverged)
         rows.append(row)
         if row.state == "running":
-            own = (
-                row.left
-                if usual is None or (row.left or 0) > usual
-                else usual / 2
-                if row.left is None
-                else row.left
-            )
-            work, ahead = work + (own or 0.0), max(ahead, own or 0.0)
-        elif row.state in ("queued", "waiting"):
+            left = _time_left(row.left, usual)
+            work, ahead = work + left, max(ahead, left)
+        elif row.state == "waiting":
             work += took.get(run.name, usual or 0.0)
-    waits = any(row.state in ("queued", "waiting") for row in rows)
+    waits = any(row.state == "waiting" for row in rows)
     known = usual is not None or (not waits and any(row.left for row in rows))
     return Standing(rows, max(work / workers, ahead) if known and work else None)
 
 
+def _time_left(said: float | None, usual: float | None) -> float:
+    """Seconds left of a running run: what its stage says, or half of what runs took so far."""
+    if said is not None:
+        return said
+    return usual / 2 if usual is not None else 0.0
+
+
 def _row(
-    run: Run, have: Mapping[str, Result], tasks: Mapping[str, Task], failures: Mapping[str, str]
+    run: Run,
+    have: Mapping[str, Result],
+    stages: Mapping[str, str],
+    failures: Mapping[str, GivenUp],
+    diverged: Mapping[str, Sequence[int]],
 ) -> Row:
+    if run.seed in diverged.get(run.arm, ()):
+        words = failures[run.name].words if run.name in failures else "its metric is not finite"
+        return Row(run.arm, run.seed, "diverged", stage=words)
     if run.name in have:
         return Row(run.arm, run.seed, "done", value=have[run.name].value)
     if run.name in failures:
-        return Row(run.arm, run.seed, "failed", stage=failures[run.name])
-    task = tasks.get(run.name)
-    if task is None or task.state != "running":
-        return Row(run.arm, run.seed, "queued" if task and task.state == "queued" else "waiting")
-    now = live(run.name)
-    if now is None or (task.stage and now.stage != task.stage):
-        return Row(run.arm, run.seed, "running", stage=task.stage or "set-up")
-    return Row(
-        run.arm,
-        run.seed,
-        "running",
-        now.stage,
-        f"{now.step:,}/{now.steps:,}" if now.steps else "",
-        now.seconds_left,
-    )
+        return Row(run.arm, run.seed, "failed", stage=failures[run.name].words)
+    if run.name not in stages:
+        return Row(run.arm, run.seed, "waiting")
+    stage, now = stages[run.name], live(run.name)
+    if now is None or (stage and now.stage != stage):
+        return Row(run.arm, run.seed, "running", stage=stage or "set-up")
+    steps = f"{now.step:,}/{now.steps:,}" if now.steps else ""
+    return Row(run.arm, run.seed, "running", now.stage, steps, now.seconds_left)
 
 
 def durations(name: str) -> dict[str, float]:
@@ -240,8 +251,17 @@ def render(name: str, standing: Standing) -> Table:
     """The table of every run."""
     from rich.table import Table
 
-    colours = {"done": "green", "running": "cyan", "failed": "red", "queued": "", "waiting": "dim"}
-    title = f"{name}: {standing.counts()['done']} of {len(standing.rows)} runs done"
+    colours = {
+        "done": "green",
+        "running": "cyan",
+        "failed": "red",
+        "diverged": "red",
+        "waiting": "dim",
+    }
+    counts = standing.counts()
+    title = f"{name}: {counts['done']} of {len(standing.rows)} runs done"
+    if counts["diverged"]:
+        title += f", {counts['diverged']} diverged"
     made = Table(title=title, caption=standing.end(), title_justify="left")
     for column in ("arm", "seed", "state", "stage", "step", "left", "value"):
         made.add_column(

@@ -119,8 +119,6 @@ def _build(job: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
 
 
 def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
-    import torch
-
     from paribus.data.loader import DocumentLoader
     from paribus.data.packing import PackedLoader
     from paribus.data.tokenizer import Tokenizer
@@ -143,7 +141,7 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
         schedule.batch_tokens // length,
         schedule.device_batch_size,
     )
-    forward = torch.compile(model) if hardware.compile else model
+    forward = model.compiled() if hardware.compile else model
     steps = _steps(folder, job, model, optimizer, forward, objective)
     validation = DocumentLoader(job["tokens"], "val", length, config.seed)
 
@@ -303,7 +301,7 @@ def _speed(job: dict[str, Any]) -> dict[str, Any]:
         torch._dynamo.config.recompile_limit = (
             2 * len(job["rows"]) + 8
         )  # a size and its remainder each
-        forward = torch.compile(model, dynamic=False)
+        forward = model.compiled(dynamic=False)
     times: dict[int, list[float]] = {rows: [] for rows in job["rows"]}
     for turn in range(job["turns"]):
         for rows in sorted(times, reverse=turn % 2 == 1):

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from paribus.config import Config
 from paribus.study.budget import training_flops
+from paribus.study.divergence import Diverged, Survivors, survivors, withheld
 from paribus.study.experiment import BASELINE, Experiment
 from paribus.study.items import ItemEffect, item_effect
 from paribus.study.results import Result, items_of
 from paribus.study.statistics import Curve, Effect, difference_curve, effects, looks
+from paribus.study.unchanged import changed_nothing
 
 Points = list[tuple[float, float]]
 GRID = 20  # points of a curve over seconds, which no two runs share
@@ -53,6 +55,8 @@ class ArmVerdict:
     over_seconds: Curve | None
     at_equal_time: Effect | None
     cost: dict[str, float | None]
+    survivors: Survivors
+    changed_nothing: bool
 
 
 def plan_of(experiment: Experiment) -> tuple[int, ...] | None:
@@ -70,8 +74,10 @@ def matched(results: Sequence[Result], arm: str) -> list[tuple[Result, Result]]:
     ]
 
 
-def judge(experiment: Experiment, results: Sequence[Result]) -> dict[str, Effect]:
-    """The verdict of every arm with a matched pair."""
+def judge(
+    experiment: Experiment, results: Sequence[Result], diverged: Diverged | None = None
+) -> dict[str, Effect]:
+    """The verdict of every arm with a matched pair; undecided where it would rest on seeds that survived."""
     differences = {}
     for arm in experiment.arms:
         pairs = matched(results, arm)
@@ -79,21 +85,28 @@ def judge(experiment: Experiment, results: Sequence[Result]) -> dict[str, Effect
             differences[arm] = [(own.value or 0.0) - (base.value or 0.0) for base, own in pairs]
     if not differences:
         return {}
-    return effects(
+    found = effects(
         differences,
         direction=experiment.direction,
         smallest_effect=experiment.smallest_effect,
         alpha=experiment.alpha,
         plan=plan_of(experiment),
     )
+    if not diverged:
+        return found
+    return {
+        arm: withheld(effect, survivors(results, diverged, arm)) for arm, effect in found.items()
+    }
 
 
-def verdicts(experiment: Experiment, results: Sequence[Result]) -> list[ArmVerdict]:
+def verdicts(
+    experiment: Experiment, results: Sequence[Result], diverged: Diverged | None = None
+) -> list[ArmVerdict]:
     """Everything that is said of each arm."""
     from paribus.config import flatten
     from paribus.study.experiment import changed_keys
 
-    found, base = judge(experiment, results), flatten(experiment.config())
+    found, base = judge(experiment, results, diverged), flatten(experiment.config())
     verdicts = []
     for arm, definition in experiment.arms.items():
         pairs, own = matched(results, arm), flatten(experiment.config(arm))
@@ -114,6 +127,8 @@ def verdicts(experiment: Experiment, results: Sequence[Result]) -> list[ArmVerdi
                 _curve(experiment, pairs, "seconds"),
                 _at_equal_time(experiment, pairs),
                 costs(experiment, results, arm),
+                survivors(results, diverged or {}, arm),
+                changed_nothing(experiment, arm, pairs),
             )
         )
     return verdicts

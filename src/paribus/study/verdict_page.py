@@ -29,9 +29,11 @@ from paribus.report import (
     title,
 )
 from paribus.runtime import write_atomic
+from paribus.study.divergence import Diverged
+from paribus.study.events import events_of
 from paribus.study.experiment import BASELINE, Experiment, Run
 from paribus.study.markdown import cell, fenced, line, paragraph
-from paribus.study.results import Result, events_of
+from paribus.study.results import Result
 from paribus.study.scaling import Scaling, scaling
 from paribus.study.statistics import Effect, holm
 from paribus.study.verdict import ArmVerdict, costs, plan_of, verdicts
@@ -80,9 +82,10 @@ def write_pages(
     results: Sequence[Result],
     failures: Mapping[str, str],
     notes: Sequence[str],
+    diverged: Diverged | None = None,
 ) -> Path:
     """Print the verdicts; write NAME.html, NAME.md and NAME.png into experiments/results; tell MLflow. Returns the page."""
-    found = verdicts(experiment, results)
+    found = verdicts(experiment, results, diverged)
     profile = scaling(experiment, found, results)
     values = page_values(experiment, runs, results, failures, notes, found)
     values["scaling"] = profile.sentence(experiment.metric.unit) if profile else None
@@ -226,11 +229,37 @@ def _verdict_row(experiment: Experiment, arm: ArmVerdict) -> dict[str, Any]:
     )
     return {
         "name": arm.name,
-        "sentence": sentence(experiment, arm.name, arm.effect),
+        "sentence": caveat(arm) or sentence(experiment, arm.name, arm.effect),
         "effect": arm.effect,
         "changed": f"{arm.as_one} ({changed})" if arm.as_one else changed,
-        "verdict": arm.effect.verdict if arm.effect else "none",
+        "verdict": _word(arm),
     }
+
+
+def _word(arm: ArmVerdict) -> str:
+    """The verdict in a word."""
+    if arm.changed_nothing:
+        return "changed nothing"
+    return arm.effect.verdict if arm.effect else "none"
+
+
+def caveat(arm: ArmVerdict) -> str:
+    """What is said in place of a verdict where an arm changed nothing, or seeds of it or the baseline diverged."""
+    if arm.changed_nothing:
+        return (
+            f"{arm.name} changed nothing: at {len(arm.seeds)} matched seeds its weights are the baseline's, bit for bit; "
+            "what it sets is not used in this configuration."
+        )
+    lost = arm.survivors.sentence(arm.name)
+    if not lost:
+        return ""
+    effect = arm.effect
+    if effect is None:
+        return f"{arm.name}: no verdict: {lost}."
+    size = f"{signed(effect.mean)} over the {effect.n} matched seeds that survived"
+    if effect.verdict == "undecided":
+        return f"{arm.name}: undecided: {lost}, and no verdict rests on the others alone ({size})."
+    return f"{arm.name} is {effect.verdict} than the baseline, although {lost} ({size})."
 
 
 def held(experiment: Experiment, found: Sequence[ArmVerdict]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,14 @@ from typing import Any
 import click
 
 from paribus.errors import UserError
+from paribus.execute.repository import experiments_of
 from paribus.study.experiment import read_experiment
 from paribus.study.markdown import cell
-from paribus.study.record import experiments, find_experiment
+from paribus.study.record import find_experiment
 from paribus.study.verify import RESULTS, certificate, choose_stage
 from paribus.summary import write_json
+
+SUPERSEDED = "-was-"  # in the name of a run whose place another one took
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,9 @@ def verify_study(name: str, steps: int | None, out: Path | None) -> int:
 
 def runs_of(name: str) -> list[str]:
     """The DVC experiments that are a study's runs as its file has them, in order; superseded ones are left out."""
-    arms = "|".join(re.escape(arm) for arm in read_experiment(name).names)
-    pattern = re.compile(rf"{re.escape(name)}-(?:{arms})-s\d+")
-    return sorted(run for run in experiments() if pattern.fullmatch(run))
+    arms = read_experiment(name).names
+    found = experiments_of(name)
+    return sorted(one.name for one in found if one.run.arm in arms and SUPERSEDED not in one.name)
 
 
 def certify_run(run: str, steps: int) -> list[tuple[Row, dict[str, Any] | None]]:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from paribus import config, runtime
+from paribus.errors import naming
 from paribus.graph import file_digest
 from paribus.journal import (
     Journal,
@@ -34,14 +35,14 @@ from paribus.journal import (
     keep_rows,
     locked,
     plain,
-    read_json,
     read_rows,
     write_json,
 )
 from paribus.session import EXIT_PAUSED
 from paribus.tracking import sender
+from paribus.tracking.address import has_secrets, public_uri, tracking_uri
 from paribus.tracking.mirror import all_sent
-from paribus.tracking.store import tracking_uri
+from paribus.tracking.records import ROW, read_execution, read_known, read_run
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 
@@ -69,7 +70,7 @@ class RunLog:
         self._run = run
         self._ended = False
         self._held = held
-        self._background = _Background(folder, root, run["uri"], system_metrics)
+        self._background = _Background(folder, root, run["uri"], run["created"], system_metrics)
         self._journal = Journal(folder / "metrics.jsonl", self._background.warn)
         self._background.start()
 
@@ -95,31 +96,29 @@ class RunLog:
         execution: the name of the parent run; None: that of the DVC experiment under way, else of the workspace.
         """
         root = runtime.state_root()
+        for path in sender.run_files(root):  # a damaged one is named here, where a person reads it
+            read_run(path.parent)
         held = ExitStack()
         held.enter_context(locked(folder / "writer.lock"))
-        run = read_json(folder / "run.json")
+        run = read_run(folder)
         if run and run["status"] == "FINISHED" and resume_step is None:
             _put_away(folder, root, run)
             run = None
         keep_rows(
             folder / "metrics.jsonl",
             lambda row: resume_step is not None and row["step"] <= resume_step,
+            ROW,
         )
-        keep_rows(folder / "system.jsonl")
+        keep_rows(folder / "system.jsonl", shape=ROW)
         git = runtime.git_state()
         name = execution or os.environ.get("DVC_EXP_NAME")
-        run = run or {
-            "id": uuid.uuid4().hex,
-            "created": time.time(),
-            "execution": None,
-            "artifacts": {},
-        }
-        if not (root / "executions" / f"{run['execution']}.json").exists():
+        run = run or _new_run(folder, goes_on=resume_step is not None)
+        if read_execution(root / "executions" / f"{run['execution']}.json") is None:
             run["execution"] = _execution(root, config, git, name)["id"]
         run |= {
             "stage": stage,
             "experiment": config.tracking.experiment,
-            "uri": tracking_uri(),
+            "uri": public_uri(tracking_uri()),
             "status": "RUNNING",
             "params": {key: _as_text(value) for key, value in params.items()},
             "tags": {
@@ -134,6 +133,8 @@ class RunLog:
             "flush_seconds": FLUSH_SECONDS,
         }
         write_json(folder / "run.json", run)
+        if has_secrets(tracking_uri()):
+            sender.renew(root)
         return cls(folder, root, run, config.tracking.system_metrics, held)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -156,11 +157,11 @@ class RunLog:
 
     def rows(self) -> list[dict[str, float]]:
         """Every logged step of the whole run, restarts included: {"step", "time", metric: value}."""
-        return [as_floats(row) for row in read_rows(self._journal.path) if "event" not in row]
+        return [as_floats(row) for row in read_rows(self._journal.path, ROW) if "event" not in row]
 
     def events(self) -> list[dict[str, Any]]:
         """Every event: {"step", "time", "event", "detail"}."""
-        return [row for row in read_rows(self._journal.path) if "event" in row]
+        return [row for row in read_rows(self._journal.path, ROW) if "event" in row]
 
     def artifact(self, path: str | Path, folder: str = "") -> None:
         """Log a file, under a folder of the run's artifacts; copied, as DVC may delete the original."""
@@ -191,6 +192,8 @@ class RunLog:
 
     def finish(self, status: Status = "FINISHED") -> None:
         """End the run and wait until MLflow has all of it; not for a server that does not answer."""
+        with naming(self._journal.path):
+            self._journal.sync()
         self._run |= {"status": status, "ended": time.time()}
         self._save()
         self._ended = True
@@ -216,6 +219,17 @@ class RunLog:
                 if kind
                 else "FINISHED"
             )
+
+
+def _new_run(folder: Path, goes_on: bool) -> dict[str, Any]:
+    """A run that has no run.json; one that goes on although its own was damaged keeps the name MLflow knows it by."""
+    known = read_known(folder) if goes_on else None
+    return {
+        "id": known["run"] if known else uuid.uuid4().hex,
+        "created": time.time(),
+        "execution": None,
+        "artifacts": {},
+    }
 
 
 def _put_away(folder: Path, root: Path, run: dict[str, Any]) -> None:
@@ -254,7 +268,8 @@ def _execution(
         key, latest = _latest_execution(root, settings, git, name)
         if latest and not latest["closed"]:
             return latest
-        number = int(latest["id"].rpartition("-")[2]) + 1 if latest else 1
+        names = [path.name.partition(".")[0] for path in (root / "executions").glob(f"{key}-*")]
+        number = max(map(_number, names), default=0) + 1  # of damaged ones too
         execution = {
             "id": f"{key}-{number}",
             "created": time.time(),
@@ -274,12 +289,18 @@ def _latest_execution(
     key = config.fingerprint(
         experiment=name or "workspace", commit=git["commit"], params=config.flatten(settings)
     )
-    found = [read_json(path) for path in (root / "executions").glob(f"{key}-*.json")]
-    return key, max(
-        (one for one in found if one),
-        key=lambda one: int(one["id"].rpartition("-")[2]),
-        default=None,
-    )
+    latest: dict[str, Any] | None = None
+    for path in (root / "executions").glob(f"{key}-*.json"):
+        one = read_execution(path)
+        if one is not None and (latest is None or _number(one["id"]) > _number(latest["id"])):
+            latest = one
+    return key, latest
+
+
+def _number(execution: str) -> int:
+    """The last part of an execution's id."""
+    text = execution.rpartition("-")[2]
+    return int(text) if text.isdigit() else 0
 
 
 def close_execution(settings: config.Config) -> None:
@@ -299,9 +320,12 @@ def close_execution(settings: config.Config) -> None:
 class _Background(threading.Thread):
     """Samples the machine, and sees to it that a sender is there."""
 
-    def __init__(self, folder: Path, root: Path, uri: str, system_metrics: bool) -> None:
+    def __init__(
+        self, folder: Path, root: Path, uri: str, created: float, system_metrics: bool
+    ) -> None:
+        """uri: without a password. created: when the run first began, seconds since the epoch."""
         super().__init__(name="tracking", daemon=True)
-        self.folder, self.root, self._uri = folder, root, uri
+        self.folder, self.root, self._uri, self._created = folder, root, uri, created
         self._system_metrics = system_metrics
         self._finishing = threading.Event()
         self._warned: set[str] = set()
@@ -311,14 +335,14 @@ class _Background(threading.Thread):
         samples = self._samples() if self._system_metrics else None
         while not self._finishing.is_set():
             sender.ensure(self.root)
-            self._store_is_down_since(self._began)
+            self._trouble_since(self._began)
             if samples:
                 next(samples)
             self._finishing.wait(FLUSH_SECONDS)
 
     def _samples(self) -> Iterator[None]:
         """Each `next` appends a sample of the machine to system.jsonl, when one is due."""
-        began = (read_json(self.folder / "run.json") or {})["created"]
+        began = self._created
         use, journal = runtime.MachineUse(), Journal(self.folder / "system.jsonl", self.warn)
         due = time.monotonic() + SYSTEM_SECONDS
         while True:
@@ -329,16 +353,25 @@ class _Background(threading.Thread):
                 sample = {f"system/{name}": value for name, value in use.sample().items()}
                 journal.append({"step": int(now - began), "time": round(now, 3), **sample})
 
-    def _store_is_down_since(self, moment: float) -> bool:
-        """Whether a try after this moment failed; then says so."""
+    def _trouble_since(self, moment: float) -> bool:
+        """Whether a try after this moment failed, at the store or at this run alone; then says so."""
         error = sender.error_of(self.root, self._uri)
-        if error is None or error["time"] < moment:
-            return False
-        self.warn(
-            f"MLflow at {self._uri} is not to be had ({error['error']}); the run goes on, and what is missed is sent later",
-            "MLflow",
-        )
-        return True
+        if error is not None and error["time"] >= moment:
+            self.warn(
+                f"MLflow at {self._uri} is not available ({error['error']}); the run goes on, and what is missed is "
+                "sent later",
+                "MLflow",
+            )
+            return True
+        error = sender.error_of(self.root, sender.subject_of(self.folder))
+        if error is not None and error["time"] >= moment:
+            self.warn(
+                f"MLflow at {self._uri} answers but does not take this run ({error['error']}); the run goes on, its "
+                f"log stays in {self.folder}, and it is sent later if MLflow takes it then",
+                "MLflow",
+            )
+            return True
+        return False
 
     def warn(self, text: str, subject: str = "disk") -> None:
         """Once per subject."""
@@ -351,7 +384,7 @@ class _Background(threading.Thread):
         began = time.time()
         self._finishing.set()
         self.join()
-        while not (all_sent(self.folder) or self._store_is_down_since(began)):
+        while not (all_sent(self.folder) or self._trouble_since(began)):
             sender.ensure(self.root)
             if time.time() - max(began, sender.last_progress(self.root)) > FINISH_SECONDS:
                 self.warn("MLflow takes too long; what it lacks is sent by a later start", "finish")

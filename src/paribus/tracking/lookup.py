@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paribus import runtime
-from paribus.errors import UserError
-from paribus.tracking.store import Store, connect, tracking_uri
+from paribus.tracking.address import sqlite_file, tracking_uri
+from paribus.tracking.store import Store, opened
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -40,26 +38,21 @@ class Runs:
 
     def __init__(self, experiment: str) -> None:
         uri = tracking_uri()
-        absent = uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+        file = sqlite_file(uri)
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         self._store: Store | None = None
-        if not absent:
-            with readable(uri):
-                self._store = connect(uri, experiment, runtime.state_root())
+        if file is None or file.exists():
+            self._store = opened(uri, experiment, runtime.state_root())
 
     def search(self, question: str) -> list[StoredRun]:
-        """Runs that meet a filter of MLflow's, all of them, the newest first."""
+        """Runs that meet a filter of MLflow's, the newest first, however many there are."""
         if self._store is None:
             return []
-        with readable(tracking_uri()):
-            return [_stored(run) for run in self._store.search(question)]
+        return [_stored(run) for run in self._store.search(question)]
 
     def by_id(self, run_id: str) -> StoredRun | None:
         """The run with an id, of whichever experiment."""
-        if self._store is None:
-            return None
-        with readable(tracking_uri()):
-            run = self._store.existing(run_id)
+        run = self._store.existing(run_id) if self._store else None
         return _stored(run) if run else None
 
     def names(self) -> list[str]:
@@ -85,23 +78,6 @@ class Runs:
             self._store.client.log_artifact(run_id, str(path), folder)
         for key, value in tags.items():
             self._store.client.set_tag(run_id, key, value[:5000])
-
-
-@contextmanager
-def readable(uri: str) -> Iterator[None]:
-    """A store that is damaged or down ends the command with a line and not a traceback."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        words = str(error).strip().splitlines() or [type(error).__name__]
-        place = uri if uri.startswith("sqlite:") else uri.rpartition("@")[2]
-        raise UserError(
-            f"MLflow's store {place} cannot be read: {words[0][:200]}; a damaged mlflow.db can be put aside "
-            "(`mv mlflow.db mlflow.db.damaged`): a new one is filled from .paribus/runs by the next start of a stage"
-        ) from None
 
 
 def _stored(run: Run) -> StoredRun:

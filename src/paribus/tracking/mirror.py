@@ -11,10 +11,16 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from paribus.journal import as_floats, read_json, write_json
+from paribus.files import parse
+from paribus.journal import as_floats, write_json
+from paribus.tracking.address import with_secrets
+from paribus.tracking.records import ROW, read_execution, read_known, read_parents, read_run
 from paribus.tracking.store import Store, connect, store_key
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
 
 _BATCH = 1000  # MLflow's own limit of metrics per call
 
@@ -35,8 +41,9 @@ class Mirror:
 
     def sync(self, died: bool = False) -> None:
         """Send all there is. died: nobody writes the run any more, and one that still says RUNNING was killed."""
-        run = read_json(self.folder / "run.json")
-        assert run is not None, self.folder
+        run = read_run(self.folder, move=False)
+        if run is None:  # moved away this instant
+            return
         status = "KILLED" if died and run["status"] == "RUNNING" else run["status"]
         try:
             if self._store is None or self._known["run"] != run["id"]:
@@ -54,7 +61,7 @@ class Mirror:
 
     def _begin(self, run: dict[str, Any]) -> Store:
         """Find or make the run, then learn the last step of each key from MLflow."""
-        store = connect(run["uri"], run["experiment"], self.root)
+        store = connect(with_secrets(run["uri"]), run["experiment"], self.root)
         self._known = known_of(self.folder, run) or {
             "uri": run["uri"],
             "run": run["id"],
@@ -87,10 +94,11 @@ class Mirror:
 
     def _parent(self, store: Store, run: dict[str, Any]) -> str:
         """The id of the execution's run, made if MLflow has none."""
-        execution = read_json(self.root / "executions" / f"{run['execution']}.json")
-        assert execution is not None, run["execution"]
+        execution = read_execution(self.root / "executions" / f"{run['execution']}.json")
+        if execution is None:
+            execution = _bare_execution(run)
         path = self.root / "executions" / "mlflow" / f"{execution['id']}.json"
-        known = read_json(path) or {}
+        known = read_parents(path)
         run_id, new = store.run_of(execution, known.get(run["uri"]), execution["name"])
         if new:
             store.log_params(run_id, execution["params"])
@@ -99,25 +107,15 @@ class Mirror:
         return run_id
 
     def _send_rows(self, store: Store, name: str) -> None:
-        from mlflow.entities import Metric
-
         while lines := self._files[name].read():
             if self._files[name].from_start and name == "metrics.jsonl":
                 self._counts = {}
             metrics: list[Metric] = []
             tags: dict[str, str] = {}
-            for row in map(json.loads, lines):
-                step, milliseconds = row.pop("step"), int(row.pop("time") * 1000)
-                if "event" in row:
-                    count = self._counts[row["event"]] = self._counts.get(row["event"], 0) + 1
-                    tags[f"event.{row['event']}"] = (
-                        f"{count} in all, the last at step {step}: {row['detail']}"[:5000]
-                    )
-                    row = {f"events/{row['event']}": count}
-                for key, value in as_floats(row).items():
-                    if step > self._last.get(store_key(key), -1):
-                        metrics.append(Metric(store_key(key), value, milliseconds, step))
-                        self._last[store_key(key)] = step
+            for line in lines:
+                row, problem = parse(line, ROW)
+                if problem is None:  # else the stage names the line when it starts again
+                    self._take(row, metrics, tags)
             for start in range(0, len(metrics), _BATCH):
                 store.client.log_batch(
                     self._known["run_id"], metrics=metrics[start : start + _BATCH]
@@ -126,14 +124,29 @@ class Mirror:
             for key, text in tags.items():
                 store.client.set_tag(self._known["run_id"], store_key(key), text)
 
+    def _take(self, row: dict[str, Any], metrics: list[Metric], tags: dict[str, str]) -> None:
+        """Add to `metrics` and `tags` what MLflow lacks of a row of the log."""
+        from mlflow.entities import Metric
+
+        step, milliseconds = int(row.pop("step")), int(row.pop("time") * 1000)
+        if "event" in row:
+            event = str(row["event"])
+            count = self._counts[event] = self._counts.get(event, 0) + 1
+            text = f"{count} in all, the last at step {step}: {row.get('detail', '')}"
+            tags[f"event.{event}"] = text[:5000]
+            row = {f"events/{event}": count}
+        for key, value in as_floats(row).items():
+            if step > self._last.get(store_key(key), -1):
+                metrics.append(Metric(store_key(key), value, milliseconds, step))
+                self._last[store_key(key)] = step
+
     def _send_artifacts(self, store: Store, run: dict[str, Any]) -> None:
         sent = self._known["artifacts"]
         for name, digest in run["artifacts"].items():
-            if sent.get(name) != digest:
+            copy = self.folder / "artifacts" / name
+            if sent.get(name) != digest and copy.is_file():
                 place = str(Path(name).parent) if "/" in name else None
-                store.client.log_artifact(
-                    self._known["run_id"], str(self.folder / "artifacts" / name), place
-                )
+                store.client.log_artifact(self._known["run_id"], str(copy), place)
                 self._note(artifacts=sent | {name: digest})
                 sent = self._known["artifacts"]
                 if place == "tables":
@@ -206,13 +219,13 @@ class _Follower:
 
 def known_of(folder: Path, run: dict[str, Any]) -> dict[str, Any] | None:
     """What was noted of MLflow's having this run; None if that was another run, or in another store."""
-    known = read_json(folder / "mlflow.json")
+    known = read_known(folder)
     return known if known and (known["uri"], known["run"]) == (run["uri"], run["id"]) else None
 
 
 def all_sent(folder: Path) -> bool:
     """Whether MLflow was told how the run that nobody writes any more ended, which is told last."""
-    run = read_json(folder / "run.json")
+    run = read_run(folder, move=False)
     known = run and known_of(folder, run)
     return bool(
         run
@@ -224,6 +237,18 @@ def all_sent(folder: Path) -> bool:
 def _has_end(known: dict[str, Any], run: dict[str, Any], status: str) -> bool:
     """Whether MLflow has this end of the run, which may have ended so once before and then gone on."""
     return (known["status"], known.get("session")) == (status, run["session"])
+
+
+def _bare_execution(run: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a run's execution whose own file is lost: MLflow has the rest if it was sent before."""
+    name = run["execution"] or f"of {run['id']}"
+    return {
+        "id": name,
+        "created": run["created"],
+        "name": f"execution {name}",
+        "params": {},
+        "tags": {},
+    }
 
 
 def _is_number(value: Any) -> bool:

@@ -5,39 +5,52 @@ send for a while. So MLflow's import (4 s of processor time and 250 MB, measured
 once a stage, and no training step ever waits for Python because of it. It may be killed at any time.
 
     .paribus/sender.lock   held by the sender; its time of change: when MLflow last took something
-    .paribus/sender.json   {store: {"error", "time"}} of stores that are not to be had
+    .paribus/sender.json   {store or folder: {"error", "time"}} of stores that do not answer, and of runs that one refuses
+    .paribus/sender.leave  asks the sender to end, so that the next one has another environment: `renew`
 """
 
 from __future__ import annotations
 
-import logging
+import io
 import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from paribus.journal import locked, read_json, write_json
+from paribus.files import NUMBER, Shape, Values, read_json
+from paribus.journal import locked, write_json
+from paribus.tracking.address import redacted
 from paribus.tracking.mirror import Mirror, all_sent
+from paribus.tracking.records import read_run
+from paribus.tracking.store import answers
 
 POLL_SECONDS = 0.5
 IDLE_SECONDS = 20.0  # longer than the next stage takes to begin, on a busy machine too
 RETRY_SECONDS = 2.0  # after a failure; doubles up to RETRY_AT_MOST
 RETRY_AT_MOST = 8.0
 
-_log = logging.getLogger(__name__)
+_ERRORS: Shape = Values({"error": str, "time": NUMBER})
+
+
+_started: subprocess.Popen[bytes] | None = (
+    None  # by this process; it takes a second to take its lock
+)
 
 
 def ensure(root: Path) -> None:
     """Start a sender if there is none. root: `runtime.state_root()`."""
+    global _started
+    if _started is not None and _started.poll() is None:
+        return
     with locked(root / "sender.lock", wait=False) as free:
         if not free:
             return
     with (root / "sender.log").open("ab") as log:
         # A session of its own: what ends a stage, or DVC with its stages, leaves the sender to send the rest.
-        subprocess.Popen(
+        _started = subprocess.Popen(
             [sys.executable, "-m", __name__, str(root)],
             cwd=root.parent,
             stdin=subprocess.DEVNULL,
@@ -48,9 +61,24 @@ def ensure(root: Path) -> None:
         )
 
 
-def error_of(root: Path, uri: str) -> dict[str, Any] | None:
-    """{"error", "time"} if the sender's last try at this store failed."""
-    return (read_json(root / "sender.json") or {}).get(uri)
+def renew(root: Path) -> None:
+    """Ask the sender to end: the next one connects with the passwords of this process's environment."""
+    (root / "sender.leave").touch()
+
+
+def error_of(root: Path, subject: str) -> dict[str, Any] | None:
+    """{"error", "time"} if the sender's last try at a store, or at a run (`subject_of`), failed."""
+    return (read_json(root / "sender.json", _ERRORS) or {}).get(subject)
+
+
+def subject_of(folder: Path) -> str:
+    """What sender.json calls a run: its folder below `.paribus`."""
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def run_files(root: Path) -> list[Path]:
+    """run.json of every run, those put away first."""
+    return [*root.glob("unsent/*/run.json"), *root.glob("runs/*/run.json")]
 
 
 def last_progress(root: Path) -> float:
@@ -70,24 +98,33 @@ class Sender:
         self._done: dict[
             Path, int
         ] = {}  # folders with nothing to send -> when their run.json was written
-        self._failures: dict[str, int] = {}  # by store, in a row
-        self._again: dict[str, float] = {}  # store -> when to try it again
+        self._failures: dict[str, int] = {}  # by store or run, in a row
+        self._again: dict[str, float] = {}  # store or run -> when to try it again
+        self._leave = root / "sender.leave"
+        self._leave.unlink(missing_ok=True)
         write_json(root / "sender.json", {})
 
     def serve(self) -> None:
-        """Until there was nothing to send for IDLE_SECONDS."""
+        """Until there was nothing to send for IDLE_SECONDS, or it is asked to leave."""
         last = time.monotonic()
         while time.monotonic() - last < IDLE_SECONDS and self.root.is_dir():
+            if self._leave.exists():
+                return
             if self.round():
                 last = time.monotonic()
             time.sleep(POLL_SECONDS)
 
     def round(self) -> int:
         """Send what there is -> runs under way, or of which something remained to be sent."""
-        return sum(
-            self._look(path)
-            for path in [*self.root.glob("unsent/*/run.json"), *self.root.glob("runs/*/run.json")]
-        )
+        active = 0
+        for path in run_files(self.root):
+            try:
+                active += self._look(path)
+            except FileNotFoundError:  # moved away this instant
+                active += 1
+            except Exception as error:  # whatever is wrong with one run, the others go on
+                self._fail(subject_of(path.parent), error)
+        return active
 
     def _look(self, path: Path) -> bool:
         folder, written = path.parent, path.stat().st_mtime_ns
@@ -98,56 +135,75 @@ class Sender:
             self._done[folder] = written
             self._mirrors.pop(folder, None)
             return False
-        run = read_json(path)
-        if run is None:  # moved away this instant
-            return True
+        run = read_run(folder, move=False)
+        if run is None:  # damaged, or moved away this instant
+            return not path.exists()
+        uri = run["uri"]
         before, sent = self._seen.get(folder, (0, 0.0))
         now = time.monotonic()
-        due = (died or now >= sent + run["flush_seconds"]) and now >= self._again.get(
-            run["uri"], 0.0
-        )
+        retry = max(self._again.get(uri, 0.0), self._again.get(subject_of(folder), 0.0))
+        due = (died or now >= sent + run["flush_seconds"]) and now >= retry
         if due or written != before:  # a run that begins or ends is waiting for us
-            self._try(folder, run["uri"], died)
+            self._try(folder, uri, died)
             self._seen[folder] = written, time.monotonic()
-        return not died or run["uri"] not in self._failures
+        failing = uri in self._failures or subject_of(folder) in self._failures
+        return not died or not failing
 
     def _try(self, folder: Path, uri: str, died: bool) -> None:
         mirror = self._mirrors.setdefault(folder, Mirror(folder, self.root, self._progress))
         try:
             mirror.sync(died)
-        except (
-            Exception
-        ) as error:  # whatever the server, the network or mlflow does, other runs go on
-            failures = self._failures[uri] = self._failures.get(uri, 0) + 1
-            self._again[uri] = time.monotonic() + min(
-                RETRY_SECONDS * 2 ** (failures - 1), RETRY_AT_MOST
-            )
-            self._tell(uri, {"error": _brief(error), "time": time.time()})
+        except Exception as error:  # whatever the server, the network or mlflow does, others go on
+            # A store that answers refuses this run alone: no other run is to hear that it is away.
+            self._fail(subject_of(folder) if answers(uri) else uri, error)
             return
-        if self._failures.pop(uri, 0):
-            self._tell(uri, None)
+        for subject in (uri, subject_of(folder)):
+            if self._failures.pop(subject, 0):
+                self._tell(subject, None)
         if folder.parent.name == "unsent" and all_sent(folder):
             shutil.rmtree(folder)
 
-    def _tell(self, uri: str, error: dict[str, Any] | None) -> None:
-        errors = (read_json(self.root / "sender.json") or {}) | {uri: error}
-        write_json(self.root / "sender.json", {store: one for store, one in errors.items() if one})
+    def _fail(self, subject: str, error: Exception) -> None:
+        failures = self._failures[subject] = self._failures.get(subject, 0) + 1
+        wait = min(RETRY_SECONDS * 2 ** (failures - 1), RETRY_AT_MOST)
+        self._again[subject] = time.monotonic() + wait
+        self._tell(subject, {"error": _brief(error), "time": time.time()})
+
+    def _tell(self, subject: str, error: dict[str, Any] | None) -> None:
+        errors = (read_json(self.root / "sender.json", _ERRORS) or {}) | {subject: error}
+        write_json(self.root / "sender.json", {key: one for key, one in errors.items() if one})
 
     def _progress(self) -> None:
         os.utime(self.root / "sender.lock")
 
 
 def _brief(error: Exception) -> str:
-    """The innermost cause, on one line."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
+    """The innermost cause, on one line, without passwords."""
+    lines = [line for line in redacted(str(error)).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+class Redacting(io.TextIOBase):
+    """A stream that passwords do not get through, whoever writes: MLflow and its libraries name full addresses."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redacted(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def main(root: Path) -> None:
     """Serve, unless another sender does."""
     with locked(root / "sender.lock", wait=False) as free:
-        if free:
-            Sender(root).serve()
+        if not free:
+            return
+        sys.stdout = sys.stderr = Redacting(sys.stderr)  # both are sender.log
+        Sender(root).serve()
 
 
 if __name__ == "__main__":

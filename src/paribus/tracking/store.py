@@ -12,20 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paribus import runtime
+from paribus.errors import UserError
 from paribus.journal import locked
+from paribus.tracking.address import (
+    is_server,
+    public_uri,
+    redacted,
+    sqlite_file,
+    tracking_uri,
+    with_secrets,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+
 PAGE = 1000  # runs of one answer
-
-
-def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, else `mlflow.db` in the main checkout; a relative sqlite file starts there too."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    file = uri.removeprefix("sqlite:///")
-    return f"sqlite:///{runtime.main_checkout() / file}" if file != uri else uri
 
 
 @dataclass(frozen=True)
@@ -51,22 +54,6 @@ class Store:
             self.client.restore_run(run_id)
         return run
 
-    def search(self, question: str) -> Iterator[Run]:
-        """All runs of the experiment that meet a filter of MLflow's, the newest first, page by page."""
-        token = None
-        while True:
-            page = self.client.search_runs(
-                [self.experiment],
-                question,
-                max_results=PAGE,
-                order_by=["attributes.start_time DESC"],
-                page_token=token,
-            )
-            yield from page
-            token = page.token
-            if not token:
-                return
-
     def run_of(
         self, own: dict[str, Any], known: str | None, name: str, parent: str = ""
     ) -> tuple[str, bool]:
@@ -89,6 +76,22 @@ class Store:
         run = self.client.create_run(self.experiment, int(own["created"] * 1000), tags, name)
         return run.info.run_id, True
 
+    def search(self, question: str) -> Iterator[Run]:
+        """Every run that meets a filter of MLflow's, the newest first; MLflow gives a page at a time."""
+        token: str | None = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment],
+                question,
+                max_results=PAGE,
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
     def log_params(self, run_id: str, params: dict[str, str]) -> None:
         from mlflow.entities import Param
 
@@ -97,14 +100,23 @@ class Store:
             self.client.log_batch(run_id, params=entries[start : start + 100])
 
 
-@functools.cache
-def connect(uri: str, experiment: str, root: Path) -> Store:
-    """The store, made ready under a lock: processes that first touch a new database at once crash in its migration."""
+def _settle() -> None:
+    """MLflow's settings for a client that works unseen."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # with its password
     # The feeder tries again by itself: a call that hangs for minutes would only keep the stage from ending.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+
+@functools.cache
+def connect(uri: str, experiment: str, root: Path) -> Store:
+    """The store, made ready under a lock: processes that first touch a new database at once crash in its migration.
+
+    uri: the address to connect to, with its password.
+    """
+    _settle()
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic", "urllib3"):
@@ -115,16 +127,49 @@ def connect(uri: str, experiment: str, root: Path) -> Store:
         if found := client.get_experiment_by_name(experiment):
             return Store(client, found.experiment_id)
         # A server knows where its artifacts go; a plain database would take a path relative to whoever asks.
-        location = None if uri.startswith("http") else (root.parent / "mlartifacts").as_uri()
+        location = None if is_server(uri) else (root.parent / "mlartifacts").as_uri()
         return Store(client, client.create_experiment(experiment, artifact_location=location))
+
+
+def opened(uri: str, experiment: str, root: Path) -> Store:
+    """As `connect`, for a command that cannot do without the store. Raises UserError with what is wrong and the cure."""
+    try:
+        store = connect(uri, experiment, root)
+        store.client.search_runs([store.experiment], max_results=1)
+    except OSError:  # of this machine, such as a full disk: `errors.explained` words it
+        raise
+    except Exception as error:  # whatever the database, the server or mlflow raises
+        lines = [line for line in redacted(str(error)).splitlines() if line.strip()]
+        reason = lines[0][:200] if lines else type(error).__name__
+        raise UserError(
+            f"the MLflow store {public_uri(uri)} cannot be read ({reason}); `paribus doctor` says what is wrong with "
+            "it and how to cure it"
+        ) from None
+    return store
+
+
+def answers(uri: str) -> bool:
+    """Whether a store can be asked anything. uri: as stored, without a password."""
+    _settle()
+    from mlflow import MlflowClient
+
+    full = with_secrets(uri)
+    file = sqlite_file(full)
+    if file is not None and not file.exists():
+        return False
+    try:
+        MlflowClient(tracking_uri=full).search_experiments(max_results=1)
+    except Exception:  # whatever the server, the network or mlflow raises
+        return False
+    return True
 
 
 def _create(uri: str) -> None:
     """Make a new sqlite database aside, then move it into place: MLflow's migrations cannot go on when killed half-way."""
     from mlflow import MlflowClient
 
-    file = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or file.exists():
+    file = sqlite_file(uri)
+    if file is None or file.exists():
         return
     aside = file.with_name(f"{file.name}.new")
     for left_over in file.parent.glob(f"{aside.name}*"):
@@ -140,7 +185,11 @@ def store_key(name: str) -> str:
 
 def graded_runs(experiment: str) -> list[dict[str, Any]]:
     """Finished training runs that logged a prediction: memory (bytes) and time (seconds), measured, predicted, error."""
-    store = connect(tracking_uri(), experiment, runtime.state_root())
+    uri = tracking_uri()
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        return []
+    store = opened(uri, experiment, runtime.state_root())
     rows = []
     for run in store.search("metrics.`predicted/memory_bytes` > 0"):
         metrics = run.data.metrics

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from paribus import runtime
 from paribus.data.loader import Prefetcher
-from paribus.errors import UserError
+from paribus.errors import Diverged
 from paribus.model.gpt import GPT
 from paribus.session import Interrupt
 from paribus.train import parallel
@@ -370,7 +370,7 @@ class Loop:
         self.store.wait()
         state = parallel.newest(self.store)
         if counts.rollbacks >= MAX_ROLLBACKS or state is None:
-            raise UserError(
+            raise Diverged(
                 f"step {step + 1} of {self.plan.steps}: diverged: loss or gradient not finite for {in_a_row} "
                 f"steps in a row, after {counts.rollbacks} rollbacks; {CURE}"
             )
@@ -396,7 +396,7 @@ class Loop:
             first -= 1
         lost = self.plan.steps - first
         if lost >= min(MAX_NONFINITE, self.plan.steps):
-            raise UserError(
+            raise Diverged(
                 f"step {first + 1} of {self.plan.steps}: diverged: loss or gradient not finite in all of the last "
                 f"{lost} steps; {CURE}"
             )

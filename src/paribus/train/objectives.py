@@ -57,6 +57,7 @@ class Objective(Protocol):
     """`work(step)` must depend on (seed, step) and, if not `pure`, on the weights; never on ranks or restarts."""
 
     pure: bool  # may be prepared ahead of time, in another thread
+    ragged: bool  # micro-batches differ in size
 
     def work(self, step: int) -> Work: ...
 
@@ -69,6 +70,7 @@ class NextToken:
     """Cross-entropy on what a loader marks as learned: pretraining, midtraining and SFT."""
 
     pure = True
+    ragged = False
 
     def __init__(
         self, loader: Loader, batch_rows: int, device_batch_size: int, rank: int = 0, ranks: int = 1
@@ -98,6 +100,7 @@ class PolicyGradient:
     """
 
     pure = False
+    ragged = True
 
     def __init__(
         self,

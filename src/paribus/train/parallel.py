@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from paribus.errors import UserError, explained
+from paribus.model import kernels
 from paribus.train.checkpoint import State, StateStore
 
 if TYPE_CHECKING:
@@ -73,6 +74,11 @@ def together() -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if kernels.too_many_variants(error):
+            raise UserError(
+                "training: a compiled function was compiled anew too often, for too many sizes of its inputs, and torch "
+                f"would go on without compiling it; with train.compile: true, set it to false ({_first_line(error)})"
+            ) from error
         if ranks() == 1:
             raise
         refusal = explained(error)
@@ -85,6 +91,10 @@ def together() -> Iterator[None]:
             ) from error
         traceback.print_exc()
         raise SystemExit(1) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 # ---------------------------------------------------------------- what they agree on
@@ -135,9 +145,14 @@ def newest(store: StateStore) -> State | None:
 # ---------------------------------------------------------------- the model
 
 
-def wrap(model: GPT, sharding: str, compiled: bool) -> Callable[..., Tensor]:
-    """What the loop calls for a training forward; FSDP shards `model` itself, so make the optimiser afterwards."""
-    forward: Any = torch.compile(model) if compiled else model
+def wrap(model: GPT, sharding: str, compiled: bool, ragged: bool = False) -> Callable[..., Tensor]:
+    """What the loop calls for a training forward; FSDP shards `model` itself, so make the optimiser afterwards.
+
+    ragged: whether the micro-batches differ in size, as in RL; compiled, the model is then one graph of open sizes.
+    """
+    forward: Any = model
+    if compiled:
+        forward = model.compiled(dynamic=True if ragged else None)
     if ranks() == 1:
         return forward
     if sharding == "ddp":

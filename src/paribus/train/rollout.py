@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from paribus.config import RL
-from paribus.evaluate.gsm8k import chat_prompt, score, solution_steps
+from paribus.evaluate.gsm8k import chat_prompt, is_cut_off, score, solution_steps
 from paribus.generate import Completion, Engine, stream_seed
 from paribus.train import parallel
 
@@ -59,6 +59,7 @@ class _Group:
     answers: list[Completion]
     correct: list[bool]
     formatted: list[bool]
+    cut_off: list[bool]
     rewards: list[float]
 
     @property
@@ -242,6 +243,7 @@ def _score_group(
         answers,
         [one.correct for one in scores],
         [one.formatted for one in scores],
+        [is_cut_off(answer, cfg.max_new_tokens) for answer in answers],
         rewards,
     )
 
@@ -317,7 +319,8 @@ def statistics(groups: Sequence[_Group]) -> dict[str, Any]:
 
     zero_reward_groups: no answer right; all_reward_groups: every answer right; zero_gradient_groups: all rewards
     equal, which with a format reward is not the sum of the two. wasted_token_fraction: share of sampled tokens in
-    groups without gradient. All fractions are of groups, `formatted` and `accuracy` of answers. A rollout adds
+    groups without gradient. cut_off: share of answers that ended at rl.max_new_tokens and not by themselves. All
+    fractions are of groups, `formatted`, `cut_off` and `accuracy` of answers. A rollout adds
     redrawn_samples: answers that dynamic sampling dropped.
     """
     answers = sum(len(group.answers) for group in groups)
@@ -327,6 +330,7 @@ def statistics(groups: Sequence[_Group]) -> dict[str, Any]:
         "mean_reward": sum(sum(group.rewards) for group in groups) / answers,
         "accuracy": sum(sum(group.correct) for group in groups) / answers,
         "formatted": sum(sum(group.formatted) for group in groups) / answers,
+        "cut_off": sum(sum(group.cut_off) for group in groups) / answers,
         **_fractions(groups),
         "wasted_token_fraction": 1 - sum(group.sampled_tokens for group in useful) / max(tokens, 1),
         "sampled_tokens": tokens,

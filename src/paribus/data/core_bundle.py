@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import math
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paribus.config import read_yaml
+from paribus.data import error_text, parse_json, replace_surrogates
+from paribus.data.paths import file_name_problem, inside, name_problem
 from paribus.errors import UserError
 
 KINDS = ("multiple_choice", "schema", "language_modeling")
@@ -72,14 +74,14 @@ def read_bundle(folder: Path, max_per_task: int | None = None, complete: bool = 
     further items as needed serve as examples only). Raises UserError with every problem of every file at once.
     """
     problems: list[str] = []
-    entries = _entries(folder / "core.yaml", problems)
+    entries = read_entries(folder / "core.yaml", problems)
     baselines = _baselines(
         folder / "eval_meta_data.csv", [entry["label"] for entry in entries], problems
     )
     files: dict[tuple[str, str], tuple[list[Row], str] | None] = {}
     tasks, missing = [], []
     for entry in entries:
-        path = folder / "eval_data" / entry["dataset_uri"]
+        path = inside(folder, f"eval_data/{entry['dataset_uri']}", str(folder / "core.yaml"))
         name = entry["dataset_uri"], entry["icl_task_type"]
         if name not in files:
             files[name] = _rows(path, name[1], problems) if path.is_file() else None
@@ -141,8 +143,8 @@ def _sha256(path: Path) -> str:
 # ---------------------------------------------------------------- core.yaml and the baselines
 
 
-def _entries(path: Path, problems: list[str]) -> list[Row]:
-    """The well-formed entries of `icl_tasks`."""
+def read_entries(path: Path, problems: list[str]) -> list[Row]:
+    """The well-formed entries of `icl_tasks` in core.yaml; what is wrong with the others goes to `problems`."""
     try:
         listed = read_yaml(path).get("icl_tasks")
     except UserError as error:
@@ -170,6 +172,8 @@ def _entry_problems(entry: Any) -> list[str]:
         for name in ("label", "dataset_uri")
         if not isinstance(entry.get(name), str)
     ]
+    if not wrong:
+        wrong += _name_problems(entry)
     shots = entry.get("num_fewshot")
     if not (isinstance(shots, list) and len(shots) == 1 and _is_index(shots[0])):
         wrong.append(f"num_fewshot: expected a list of one whole number, not {shots!r}")
@@ -184,21 +188,37 @@ def _entry_problems(entry: Any) -> list[str]:
     return wrong
 
 
+def _name_problems(entry: Row) -> list[str]:
+    """A label names the file of the task's kept answers, a dataset_uri a file of the bundle: neither leads elsewhere."""
+    wrong = []
+    if problem := file_name_problem(entry["label"]):
+        wrong.append(f"label: {entry['label']!r:.200} {problem}")
+    if problem := name_problem(entry["dataset_uri"]):
+        problem = problem.replace("its folder", "the bundle")
+        wrong.append(f"dataset_uri: {entry['dataset_uri']!r:.200} {problem}")
+    return wrong
+
+
 def _baselines(path: Path, labels: list[str], problems: list[str]) -> dict[str, float]:
     """Label -> share right by guessing, from the columns `Eval Task` and `Random baseline` (per cent)."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or [])
             lines = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        problems.append(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
+        problems.append(f"{path}: cannot be read: {error_text(error)}")
         return {}
-    absent = [
-        name for name in ("Eval Task", "Random baseline") if name not in (reader.fieldnames or [])
-    ]
+    if columns and columns[0].startswith("\ufeff"):
+        problems.append(f"{path}:1: begins with a byte order mark; write it as UTF-8 without one")
+        return {}
+    if len(columns) == 1 and (other := re.search("[;\t|]", columns[0])):
+        problems.append(f"{path}:1: its columns are parted by {other[0]!r}; expected commas")
+        return {}
+    absent = [name for name in ("Eval Task", "Random baseline") if name not in columns]
     if absent:
         problems.append(
-            f"{path}:1: no column {' and '.join(map(repr, absent))}; there are {reader.fieldnames}"
+            f"{path}:1: no column {' and '.join(map(repr, absent))}; there are {columns}"
         )
         return {}
     found = {}
@@ -229,15 +249,18 @@ def _per_cent(text: str | None) -> float:
 
 def _rows(path: Path, kind: str, problems: list[str]) -> tuple[list[Row], str]:
     """The rows of a file and its sha256; what is wrong, by line, goes to `problems`."""
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        problems.append(f"{path}: cannot be read: {error_text(error)}")
+        return [], ""
     rows: list[Row] = []
     wrong: list[str] = []
     for number, line in enumerate(data.splitlines(), 1):
         try:
-            row = json.loads(line.decode("utf-8"))
-            problem = _row_problem(row, kind)
-        except (UnicodeDecodeError, ValueError) as error:
-            problem = f"not JSON in UTF-8 ({error})"
+            row, problem = _row(line, kind)
+        except (UnicodeDecodeError, ValueError, RecursionError) as error:
+            row, problem = {}, f"not JSON in UTF-8 ({error_text(error)})"
         if problem:
             wrong.append(f"{path}:{number}: {problem}")
         else:
@@ -248,6 +271,19 @@ def _rows(path: Path, kind: str, problems: list[str]) -> tuple[list[Row], str]:
         wrong[PROBLEMS_SHOWN:] = [f"{path}: {len(wrong) - PROBLEMS_SHOWN} more lines like these"]
     problems += wrong
     return rows, hashlib.sha256(data).hexdigest()
+
+
+def _row(line: bytes, kind: str) -> tuple[Row, str | None]:
+    """The row in a line, and what is wrong with it. Raises ValueError and RecursionError for what is no JSON in UTF-8."""
+    if line.startswith(b"\xef\xbb\xbf"):
+        return {}, "begins with a byte order mark; write it as UTF-8 without one"
+    if not line.strip():
+        return {}, "blank; every line is one row"
+    row = parse_json(line.decode("utf-8"))
+    problem = _row_problem(row, kind)
+    if problem is None and replace_surrogates(row)[1]:
+        problem = "holds half of a surrogate pair, which no text in UTF-8 can"
+    return row, problem
 
 
 def _row_problem(row: Any, kind: str) -> str | None:

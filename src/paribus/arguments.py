@@ -1,0 +1,62 @@
+"""Types of command-line arguments: numbers that are numbers, lists of cards."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import click
+
+from paribus.errors import shown
+
+
+class Number(click.FloatRange):
+    """A finite number in a range; `nan` and `inf` are none."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+class Temperature(Number):
+    """0, or a number that logits can be divided by in 32 bits."""
+
+    def __init__(self, coldest: float, hottest: float) -> None:
+        super().__init__(0, hottest)
+        self.coldest = coldest
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = super().convert(value, param, ctx)
+        if 0 < number < self.coldest:
+            self.fail(
+                f"{value} is too cold; 0 takes the likeliest token, else at least {self.coldest}.",
+                param,
+                ctx,
+            )
+        return number
+
+
+class Cards(click.ParamType):
+    """Cards of this machine: numbers or UUIDs with commas between, none twice."""
+
+    name = "cards"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        names = [name.strip() for name in str(value).split(",")]
+        for name in names:
+            if not re.fullmatch(r"\d{1,3}|(GPU|MIG)-[0-9A-Za-z/-]{4,80}", name):
+                self.fail(
+                    f"{shown(name)} is no card; expected numbers with commas between, as 0,1.",
+                    param,
+                    ctx,
+                )
+        if len(set(names)) < len(names):
+            self.fail(f"{shown(value)} names a card twice.", param, ctx)
+        return ",".join(names)

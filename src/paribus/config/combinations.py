@@ -1,0 +1,386 @@
+"""Values that are fine alone and cannot work together: each rule yields what is wrong, with the fix.
+
+A rule reads only keys that were understood: where one of its keys is wrong itself, the rule is left out and the others
+still speak. So a rule reads the keys it needs, and not a section as a whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+from paribus.config.conditions import heads, width
+from paribus.config.schema import Config, Conversations
+from paribus.config.sources import Archive, HubFiles, source_problem
+from paribus.errors import did_you_mean, escaped, shown
+
+# Sources of the mixtures that are always there: the world's, and what other data gives.
+RESERVED_SOURCES = (
+    "facts",
+    "smalltalk",
+    "instructions",
+    "problems_worked",
+    "problems_direct",
+    "documents",
+)
+MAX_WEIGHTS = 10**12  # weights of a model; the largest published ones have as many
+MAX_NAME = 500  # characters of an experiment's name in MLflow
+
+Rule = Callable[[Config], Iterator[str]]
+
+
+class NotUnderstood(Exception):
+    """A rule asked for a key whose value was refused."""
+
+
+class Understood:
+    """A section of which only the values that were understood can be read."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._values = values
+
+    def __getattr__(self, name: str) -> Any:
+        values = self.__dict__.get("_values", {})
+        if name not in values:
+            raise NotUnderstood(name)
+        return values[name]
+
+
+def combination_problems(understood: Understood | Config) -> list[str]:
+    """What is wrong with the values together."""
+    config = cast(Config, understood)
+    problems: list[str] = []
+    for rule in RULES:
+        try:
+            problems += rule(config)
+        except NotUnderstood:
+            continue
+    return problems
+
+
+# ---------------------------------------------------------------- the model
+
+
+def width_fits(config: Config) -> Iterator[str]:
+    model = config.model
+    stream = width(model)
+    if stream % model.head_dim:
+        yield f"model.width: {stream} is not a multiple of model.head_dim ({model.head_dim})"
+    elif model.n_heads is not None and model.n_heads * model.head_dim != stream:
+        yield (
+            f"model.n_heads: {model.n_heads} x head_dim {model.head_dim} is not the width {stream}; "
+            f"set it to {stream // model.head_dim} or null"
+        )
+
+
+def width_is_bounded(config: Config) -> Iterator[str]:
+    model = config.model
+    stream = width(model)
+    if model.width is None and stream > 65_536:
+        yield (
+            f"model.aspect_ratio: depth {model.depth} x {model.aspect_ratio} makes a width of {stream:,}; "
+            "at most 65,536 is allowed (four times the widest published models)"
+        )
+
+
+def heads_share_keys(config: Config) -> Iterator[str]:
+    model = config.model
+    n_heads = heads(model)
+    if model.n_kv_heads is not None and n_heads % model.n_kv_heads:
+        yield f"model.n_kv_heads: {model.n_kv_heads} does not divide n_heads ({n_heads})"
+
+
+def rotary_pairs(config: Config) -> Iterator[str]:
+    model = config.model
+    if model.position == "rope" and model.head_dim % 2:
+        yield f"model.head_dim: {model.head_dim} must be even for rotary positions"
+
+
+def window_letters(config: Config) -> Iterator[str]:
+    pattern = config.model.window_pattern
+    if not re.fullmatch("[SL]{1,256}", pattern):
+        yield (
+            f"model.window_pattern: {shown(pattern)} is not allowed; expected letters S and L, "
+            "at most 256"
+        )
+
+
+def window_fits(config: Config) -> Iterator[str]:
+    model = config.model
+    if model.window is not None and model.window > model.seq_len:
+        yield f"model.window: {model.window} is longer than model.seq_len ({model.seq_len})"
+
+
+def weights_fit(config: Config) -> Iterator[str]:
+    """Block matrices, embeddings and head, roughly: what no machine holds is refused without a planner."""
+    model = config.model
+    stream = width(model)
+    if stream > 65_536:
+        return
+    blocks = model.depth * stream * stream * (4 + 2 * model.mlp_ratio)
+    embeddings = config.tokenizer.vocab_size * stream * 2
+    weights = blocks + embeddings
+    if weights > MAX_WEIGHTS:
+        yield (
+            f"model.depth: {model.depth} blocks of width {stream:,} have about {weights:.1e} weights; at most "
+            f"{MAX_WEIGHTS:.0e} are allowed (the largest published models)"
+        )
+
+
+def value_embeddings_fit(config: Config) -> Iterator[str]:
+    """Each block with value embeddings has a table of the vocabulary's size."""
+    model = config.model
+    if model.value_embeddings == "none":
+        return
+    share = model.n_kv_heads / heads(model) if model.n_kv_heads else 1.0
+    tables = model.depth * config.tokenizer.vocab_size * width(model) * share
+    if tables > MAX_WEIGHTS:
+        yield (
+            f"model.value_embeddings: {model.value_embeddings} makes tables of about {tables:.1e} weights; at most "
+            f"{MAX_WEIGHTS:.0e} are allowed (the largest published models); set none"
+        )
+
+
+def softcap_is_felt(config: Config) -> Iterator[str]:
+    softcap = config.model.softcap
+    if 0 < softcap < 0.01:
+        yield (
+            f"model.softcap: {softcap:g} is out of range; expected 0 (off) or a number >= 0.01, as logits are divided by "
+            "it in 32 bits"
+        )
+
+
+# ---------------------------------------------------------------- training
+
+
+def compiled_shards(config: Config) -> Iterator[str]:
+    if config.train.sharding == "fsdp" and config.train.compile:
+        yield "train.compile: true does not go with train.sharding: fsdp; turn one of them off"
+
+
+def cores_for_processes(config: Config) -> Iterator[str]:
+    """On a CPU each process runs its own threads."""
+    train = config.train
+    if train.device != "cpu" or train.threads is None:
+        return
+    if train.processes > 1 and train.threads * train.processes > 1_024:
+        yield (
+            f"train.threads: {train.threads} in each of {train.processes} processes are "
+            f"{train.threads * train.processes:,} threads; at most 1,024 are allowed"
+        )
+
+
+def schedule_adds_up(name: str) -> Rule:
+    def rule(config: Config) -> Iterator[str]:
+        schedule = _stage(config, name)
+        if schedule.warmup_fraction + schedule.warmdown_fraction > 1:
+            yield (
+                f"{name}.warmup_fraction: {schedule.warmup_fraction:g} + {name}.warmdown_fraction "
+                f"{schedule.warmdown_fraction:g} is over 1; they are shares of the same steps"
+            )
+
+    return rule
+
+
+def batch_is_whole_rows(name: str) -> Rule:
+    def rule(config: Config) -> Iterator[str]:
+        batch = _stage(config, name).batch_tokens
+        seq_len = config.model.seq_len
+        if batch is not None and batch % seq_len:
+            yield f"{name}.batch_tokens: {batch} is not a multiple of model.seq_len ({seq_len})"
+        if batch is None and name != "pretrain":
+            yield f"{name}.batch_tokens: null is for pretrain only; give a number of tokens"
+
+    return rule
+
+
+def passes_fit_memory(name: str) -> Rule:
+    """Tokens of one forward pass; their residual stream alone is four bytes times the width each."""
+
+    def rule(config: Config) -> Iterator[str]:
+        stage = _stage(config, name)
+        rows = stage.device_batch_size
+        if name != "rl" and stage.batch_tokens is not None:
+            rows = min(rows, stage.batch_tokens // config.model.seq_len)
+        numbers = rows * config.model.seq_len * width(config.model)
+        if numbers > 2**43:
+            yield (
+                f"{name}.device_batch_size: {stage.device_batch_size:,} rows of {config.model.seq_len:,} tokens and width "
+                f"{width(config.model):,} take {4 * numbers / 1e12:,.0f} TB for the residual stream alone; "
+                "`paribus plan` tells what fits"
+            )
+
+    return rule
+
+
+def decay_leaves_weights(name: str) -> Rule:
+    """A step takes lr x weight_decay of each weight; more than all of it turns the weights' signs and they grow."""
+
+    def rule(config: Config) -> Iterator[str]:
+        optimizer = config.optimizer
+        key = "matrix_lr" if optimizer.kind == "muon" else "adamw_matrix_lr"
+        stage = _stage(config, name)
+        taken = getattr(optimizer, key) * stage.lr_scale * optimizer.weight_decay
+        if taken > 1:
+            yield (
+                f"optimizer.weight_decay: {optimizer.weight_decay:g} x optimizer.{key} x {name}.lr_scale is {taken:g}: "
+                "each step would take more than the whole of every weight; lower it until this is below 1"
+            )
+
+    return rule
+
+
+# ---------------------------------------------------------------- mixtures
+
+
+def mixture_is_sound(name: str) -> Rule:
+    def rule(config: Config) -> Iterator[str]:
+        stage = _conversations(config, name)
+        if sum(stage.mixture.values()) + sum(stage.epochs.values()) <= 0:
+            yield f"{name}.mixture: no source has a weight above 0"
+        for source in stage.epochs:
+            if stage.mixture.get(source):
+                yield (
+                    f"{name}.epochs: {escaped(source)} has a share in {name}.mixture too; one of them decides"
+                )
+
+    return rule
+
+
+def sources_exist(name: str, key: str) -> Rule:
+    """The names follow from params.yaml alone, so that a slip is found before anything is computed."""
+
+    def rule(config: Config) -> Iterator[str]:
+        known = [*RESERVED_SOURCES, *config.corpus.conversations]
+        for source in getattr(_conversations(config, name), key):
+            if source in known:
+                continue
+            hint = did_you_mean(source, known)
+            yield (
+                f"{name}.{key}.{escaped(source)}: no such source; {hint + ' ' if hint else ''}"
+                f"there are: {', '.join(map(escaped, known))} (more by corpus.conversations)"
+            )
+
+    return rule
+
+
+# ---------------------------------------------------------------- answers
+
+
+def rollouts_fit(config: Config) -> Iterator[str]:
+    rl = config.rl
+    longest = min(rl.max_new_tokens, config.model.seq_len)
+    numbers = rl.questions_per_step * rl.samples_per_question * longest
+    if numbers > 2**33:
+        yield (
+            f"rl.questions_per_step: {rl.questions_per_step:,} questions x {rl.samples_per_question:,} samples x "
+            f"{longest:,} tokens are {numbers:.1e} tokens in one step; at most 8.6e+09 are held"
+        )
+
+
+# ---------------------------------------------------------------- places and names
+
+
+def world_has_no_choice(config: Config) -> Iterator[str]:
+    """Keys of other sources that would be passed over with the world."""
+    corpus = config.corpus
+    if corpus.source != "world":
+        return
+    only = "is for corpus.source local or hub"
+    if corpus.megabytes:
+        yield f"corpus.megabytes: {corpus.megabytes:g} {only}; the world has corpus.world.megabytes"
+    if corpus.drop_contaminated:
+        yield f"corpus.drop_contaminated: {only}; the world keeps its test problems apart"
+    if corpus.drop_near_duplicates:
+        yield f"corpus.drop_near_duplicates: {only}; the world is made of templates, which repeat"
+
+
+def paths_are_sources(config: Config) -> Iterator[str]:
+    corpus = config.corpus
+    if corpus.source == "world":
+        return
+    if not corpus.paths:
+        yield f"corpus.paths: empty, but corpus.source is {corpus.source}; name files"
+    kind = str if corpus.source == "local" else HubFiles
+    for path in corpus.paths:
+        yield from _found(source_problem("corpus.paths", path, (kind,)))
+
+
+def problems_are_a_source(config: Config) -> Iterator[str]:
+    yield from _found(source_problem("corpus.problems", config.corpus.problems, (str, HubFiles)))
+
+
+def core_is_a_source(config: Config) -> Iterator[str]:
+    yield from _found(source_problem("corpus.core", config.corpus.core, (str, Archive)))
+
+
+def conversations_are_sources(config: Config) -> Iterator[str]:
+    for name, source in config.corpus.conversations.items():
+        key = f"corpus.conversations.{escaped(name)}"
+        yield from _found(source_problem(key, source, (str, HubFiles)))
+        if name in RESERVED_SOURCES or not re.fullmatch(r"\w[\w-]{0,99}", name):
+            yield f"{key}: this name is taken or odd; taken are {', '.join(RESERVED_SOURCES)}"
+
+
+def shots_exist(config: Config) -> Iterator[str]:
+    corpus, shots = config.corpus, config.eval.gsm8k.few_shot
+    if corpus.problems == "world" and corpus.world.problems < shots:
+        yield (
+            f"eval.gsm8k.few_shot: {shots}, but corpus.world.problems has only {corpus.world.problems}"
+        )
+
+
+def experiment_has_a_name(config: Config) -> Iterator[str]:
+    name = config.tracking.experiment
+    if not name.strip():
+        yield "tracking.experiment: empty; MLflow needs a name"
+    elif len(name) > MAX_NAME:
+        yield (
+            f"tracking.experiment: {shown(name)} has {len(name):,} characters; MLflow takes {MAX_NAME}"
+        )
+
+
+def _found(problem: str | None) -> list[str]:
+    return [problem] if problem else []
+
+
+def _stage(config: Config, name: str) -> Any:
+    return getattr(config, name)
+
+
+def _conversations(config: Config, name: str) -> Conversations:
+    return cast(Conversations, getattr(config, name))
+
+
+SUPERVISED = ("pretrain", "midtrain", "sft")
+CONVERSING = ("midtrain", "sft")
+TRAINED = (*SUPERVISED, "rl")
+
+RULES: tuple[Rule, ...] = (
+    width_fits,
+    width_is_bounded,
+    heads_share_keys,
+    rotary_pairs,
+    window_letters,
+    window_fits,
+    weights_fit,
+    value_embeddings_fit,
+    softcap_is_felt,
+    compiled_shards,
+    cores_for_processes,
+    world_has_no_choice,
+    paths_are_sources,
+    problems_are_a_source,
+    core_is_a_source,
+    conversations_are_sources,
+    shots_exist,
+    *(mixture_is_sound(name) for name in CONVERSING),
+    *(sources_exist(name, key) for name in CONVERSING for key in ("mixture", "epochs")),
+    *(schedule_adds_up(name) for name in SUPERVISED),
+    *(batch_is_whole_rows(name) for name in SUPERVISED),
+    *(passes_fit_memory(name) for name in TRAINED),
+    *(decay_leaves_weights(name) for name in TRAINED),
+    rollouts_fit,
+    experiment_has_a_name,
+)

@@ -1,0 +1,53 @@
+"""What params.yaml says now beside what is committed: changes without an effect are named, lost ones refused."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable
+from typing import Any
+
+from paribus.config.effects import inert, merge_notes, merge_problems
+from paribus.config.reading import parse_yaml
+from paribus.config.schema import Config, flatten
+from paribus.errors import UserError
+
+
+def committed_values(path: str = "params.yaml") -> dict[str, Any] | None:
+    """Dotted values of params.yaml in git's HEAD; None where there is no such file, or no git."""
+    try:
+        done = subprocess.run(["git", "show", f"HEAD:./{path}"], capture_output=True, timeout=30)
+        if done.returncode:
+            return None
+        return flatten(parse_yaml(done.stdout.decode("utf-8"), f"{path} in HEAD"))
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError, UserError):
+        return None
+
+
+def change_notes(config: Config, sections: Iterable[str] | None = None) -> list[str]:
+    """A line for each key that was changed since the last commit and has no effect, and for each mixture that changed.
+
+    sections: dotted keys or sections of params.yaml to look at, those a stage declares; None: all.
+    Raises UserError where a mixture that was given whole was merged with the one there was.
+    """
+    before = committed_values()
+    if before is None:
+        return []
+    wanted = None if sections is None else tuple(sections)
+    old = {key: value for key, value in before.items() if _within(key, wanted)}
+    new = {key: value for key, value in flatten(config).items() if _within(key, wanted)}
+    if problems := merge_problems(old, new):
+        raise UserError(problems)
+    without = inert(config)
+    changed = [key for key, value in new.items() if key in old and old[key] != value]
+    notes = [
+        f"{key}: changed, and without an effect: it is read only with {without[key]}"
+        for key in changed
+        if key in without
+    ]
+    return notes + merge_notes(old, new)
+
+
+def _within(key: str, sections: tuple[str, ...] | None) -> bool:
+    if sections is None:
+        return True
+    return any(key == section or key.startswith(f"{section}.") for section in sections)

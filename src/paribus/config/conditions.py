@@ -1,0 +1,118 @@
+"""When a key of params.yaml has an effect: each condition in words for people and as a test of the configuration."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from paribus.config.limits import STEPS
+
+if TYPE_CHECKING:
+    from paribus.config.schema import Config, Conversations, Model
+
+
+@dataclass(frozen=True)
+class Condition:
+    """When a key has an effect.
+
+    words: for people; `{here}` stands for the section's name.
+    holds: (section, config) -> whether the key has an effect there.
+    """
+
+    words: str
+    holds: Callable[[Any, Config], bool]
+
+
+WORLD_TEXT = Condition(
+    "corpus.source: world", lambda corpus, config: config.corpus.source == "world"
+)
+OWN_TEXT = Condition("corpus.source: local or hub", lambda corpus, _: corpus.source != "world")
+WORLD_PROBLEMS = Condition(
+    "corpus.problems: world", lambda _, config: config.corpus.problems == "world"
+)
+WORLD_CORE = Condition("corpus.core: world", lambda _, config: config.corpus.core == "world")
+NO_WIDTH = Condition("model.width: null", lambda model, _: model.width is None)
+NEVER_HEADS = Condition(
+    "nothing: its one value is width / head_dim, which null stands for", lambda model, _: False
+)
+SEVERAL_HEADS = Condition("two or more query heads", lambda model, _: heads(model) > 1)
+ROPE = Condition("model.position: rope", lambda model, _: model.position == "rope")
+SLIDING = Condition(
+    "a letter S in model.window_pattern for a block that is not the last",
+    lambda model, _: "S" in model.window_pattern[: model.depth - 1],
+)
+PATTERNED = Condition(
+    "model.depth above 1 and model.window below model.seq_len",
+    lambda model, _: model.depth > 1 and (model.window is None or model.window < model.seq_len),
+)
+MUON = Condition("optimizer.kind: muon", lambda optimizer, _: optimizer.kind == "muon")
+ADAMW = Condition("optimizer.kind: adamw", lambda optimizer, _: optimizer.kind == "adamw")
+EMBEDDINGS = Condition(
+    "an untied token embedding (model.tied_head: false), model.position: learned, or model.value_embeddings",
+    lambda _, config: (
+        not config.model.tied_head
+        or config.model.position == "learned"
+        or config.model.value_embeddings != "none"
+    ),
+)
+SCALARS = Condition(
+    "model.x0_scalars, model.residual_scalars or model.value_embeddings",
+    lambda _, config: (
+        config.model.x0_scalars
+        or config.model.residual_scalars
+        or config.model.value_embeddings != "none"
+    ),
+)
+WIDTH_SCALED = Condition(
+    "optimizer.lr_width_exponent other than 0",
+    lambda optimizer, _: optimizer.lr_width_exponent != 0,
+)
+OTHER_WIDTH = Condition(
+    "a width other than optimizer.lr_reference_width",
+    lambda optimizer, config: width(config.model) != optimizer.lr_reference_width,
+)
+SEVERAL_PROCESSES = Condition(
+    "train.processes above 1, or torchrun",
+    lambda train, _: train.processes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1,
+)
+OWN_HORIZON = Condition("pretrain.steps: null", lambda pretrain, _: pretrain.steps is None)
+WARM_DOWN = Condition(
+    "a {here}.warmdown_fraction that is a step or more",
+    lambda schedule, _: round(schedule.warmdown_fraction * (schedule.steps or STEPS.value)) > 0,
+)
+CONVERSES = Condition(
+    "a source other than documents in {here}.mixture or {here}.epochs",
+    lambda stage, _: any(amounts > 0 for amounts in conversation_amounts(stage)),
+)
+AFTER_WARM_UP = Condition(
+    "a {here}.warmup_fraction that leaves steps after it",
+    lambda rl, _: round(rl.warmup_fraction * rl.steps) < rl.steps,
+)
+LOOKS = Condition(
+    "a pretrain.eval_every above 0 and below pretrain.steps",
+    lambda pretrain, _: 0 < pretrain.eval_every < (pretrain.steps or STEPS.value),
+)
+CORE_LOOKS = Condition(
+    "a pretrain.core_every above 0 and up to pretrain.steps",
+    lambda pretrain, _: 0 < pretrain.core_every <= (pretrain.steps or STEPS.value),
+)
+
+
+def conversation_amounts(stage: Conversations) -> list[float]:
+    """Weights and passes of every source of a stage but the plain documents."""
+    amounts = [*stage.mixture.items(), *stage.epochs.items()]
+    return [amount for name, amount in amounts if name != "documents"]
+
+
+def width(model: Model) -> int:
+    """Width of the residual stream; where it is null, depth x aspect_ratio, up to a multiple of head_dim."""
+    wanted = model.depth * model.aspect_ratio
+    return model.width or math.ceil(wanted / model.head_dim) * model.head_dim
+
+
+def heads(model: Model) -> int:
+    """Query heads; where they are null, as many as fill the width."""
+    return model.n_heads or max(width(model) // model.head_dim, 1)

@@ -1,0 +1,162 @@
+"""Git, as runs need it: DVC's experiments as references, and clones of a commit.
+
+    refs/exps/ab/cdef…/NAME    an experiment that started from the commit abcdef…, as DVC keeps them
+
+Experiments are made as `dvc exp save` and `dvc exp push` make them, with git alone: one commit on top of the one the run
+started from, and one reference.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from paribus.errors import UserError
+from paribus.execute.run import RunId, parse_experiment_name
+
+_REFERENCE = re.compile(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38,62})/([^/]+)")
+_LOCAL = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
+
+
+class GitError(UserError):
+    """A git command failed; its words."""
+
+
+def git(*arguments: str, at: Path | None = None, text: str | None = None) -> str:
+    """What a git command prints, without the last line break.
+
+    Args:
+        at: the folder to run it in; the working folder by default.
+        text: what it reads from standard input.
+
+    Raises:
+        GitError: with what it said.
+    """
+    # A hook of git's that calls us would point every command at its own repository.
+    environment = {key: value for key, value in os.environ.items() if key not in _LOCAL}
+    environment |= {"LC_ALL": "C.UTF-8", "GIT_TERMINAL_PROMPT": "0"}
+    done = subprocess.run(
+        ["git", *arguments],
+        cwd=at,
+        env=environment,
+        input=text or "",
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        words = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+        raise GitError(f"git {arguments[0]}: {words}")
+    return done.stdout.rstrip("\n")
+
+
+def try_git(*arguments: str, at: Path | None = None) -> str | None:
+    """As `git`; None where it fails."""
+    try:
+        return git(*arguments, at=at)
+    except GitError:
+        return None
+
+
+# ---------------------------------------------------------------- experiments
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An experiment of a run, as git refers to it."""
+
+    name: str
+    run: RunId
+    superseded: bool
+    commit: str
+    started_from: str
+
+
+def experiments_of(study: str, root: Path | None = None) -> list[Reference]:
+    """Every experiment of a study, superseded ones too."""
+    found = []
+    listed = try_git("for-each-ref", "--format=%(refname) %(objectname)", "refs/exps/", at=root)
+    for line in (listed or "").splitlines():
+        reference, commit = line.split(" ")
+        match = _REFERENCE.fullmatch(reference)
+        parsed = parse_experiment_name(match[3]) if match else None
+        if match and parsed and parsed[0].study == study:
+            run, superseded = parsed
+            found.append(Reference(match[3], run, superseded, commit, match[1] + match[2]))
+    return found
+
+
+def reference_of(started_from: str, name: str) -> str:
+    """How git refers to the experiment of that name."""
+    return f"refs/exps/{started_from[:2]}/{started_from[2:]}/{name}"
+
+
+def supersede(run: RunId, root: Path | None = None) -> None:
+    """Give the experiments under a run's name another, NAME-was-COMMIT, so that its own is free."""
+    for one in experiments_of(run.study, root):
+        if one.run == run and not one.superseded:
+            old = reference_of(one.started_from, one.name)
+            git("update-ref", f"{old}-was-{one.commit[:7]}", one.commit, at=root)
+            git("update-ref", "-d", old, one.commit, at=root)
+
+
+# ---------------------------------------------------------------- clones
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A clone of the repository at a commit.
+
+    Attributes:
+        top: the folder of the clone.
+        project: the folder of the project in it; the project may be a folder of its repository.
+    """
+
+    top: Path
+    project: Path
+
+
+def clone(root: Path, commit: str, top: Path) -> Clone:
+    """A new clone at `commit` in `top`, which shares git's objects with the repository that the project `root` is in.
+
+    Raises:
+        GitError: the commit is not there, or the disk is full.
+    """
+    if top.exists():
+        shutil.rmtree(top)
+    top.parent.mkdir(parents=True, exist_ok=True)
+    source = git("rev-parse", "--show-toplevel", at=root)
+    prefix = git("rev-parse", "--show-prefix", at=root)
+    # The user's hooks may assume the user's checkout.
+    options = ["-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0"]
+    git("clone", "--quiet", "--shared", "--no-checkout", *options, "--", source, str(top))
+    git("checkout", "--quiet", "--detach", commit, at=top)
+    return Clone(top, top / prefix if prefix else top)
+
+
+def save_experiment(made: Clone, name: str, message: str, paths: Sequence[str], commit: str) -> str:
+    """Keep what a run left as the experiment `name` of the repository that the clone is of; its commit.
+
+    Args:
+        paths: files of the project that differ from `commit`; those that git ignores are DVC's.
+        commit: what the run started from.
+    """
+    there = [path for path in paths if (made.project / path).exists()]
+    ignored = set((try_git("check-ignore", "--", *there, at=made.project) or "").splitlines())
+    kept = [path for path in there if path not in ignored]
+    git("add", "--all", "--", *kept, at=made.project)
+    tree = git("write-tree", at=made.top)
+    saved = git(*_identity(made.top), "commit-tree", tree, "-p", commit, "-m", message, at=made.top)
+    git("push", "--quiet", "origin", f"{saved}:{reference_of(commit, name)}", at=made.top)
+    return saved
+
+
+def _identity(top: Path) -> list[str]:
+    """Git's options for who commits, where the user has not said."""
+    if try_git("var", "GIT_COMMITTER_IDENT", at=top) and try_git("var", "GIT_AUTHOR_IDENT", at=top):
+        return []
+    return ["-c", "user.name=paribus", "-c", "user.email=paribus@localhost"]

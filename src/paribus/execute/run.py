@@ -1,0 +1,147 @@
+"""What a run is called, what it is asked for, and how it ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from paribus.journal import read_json, write_json
+
+NAME = r"[a-z0-9][a-z0-9_-]*"  # of a study and of an arm: without the dot, which parts them
+LONGEST_NAME = 60  # letters; study, arm, seed and "-was-COMMIT" make one file name below refs/exps
+
+State = Literal["done", "paused", "refused", "failed", "machine", "busy"]
+
+ASKED_TO_SAY = "PARIBUS_SAY"  # names the file in which a stage says why it ended
+
+
+# ---------------------------------------------------------------- what it is called
+
+
+@dataclass(frozen=True, order=True)
+class RunId:
+    """One arm of one study at one seed."""
+
+    study: str
+    arm: str
+    seed: int
+
+    def experiment_name(self) -> str:
+        """The name of its DVC experiment: `STUDY.ARM.sSEED`. `parse_experiment_name` is the inverse."""
+        return f"{self.study}.{self.arm}.s{self.seed}"
+
+    def __str__(self) -> str:
+        return self.experiment_name()
+
+
+_EXPERIMENT = re.compile(rf"({NAME})\.({NAME})\.s(\d+)(-was-[0-9a-f]+)?")
+
+
+def parse_experiment_name(name: str) -> tuple[RunId, bool] | None:
+    """The run that a DVC experiment is named after, and whether it was superseded (`…-was-COMMIT`); None for others."""
+    match = _EXPERIMENT.fullmatch(name)
+    if match is None:
+        return None
+    study, arm, seed, superseded = match.groups()
+    return RunId(study, arm, int(seed)), superseded is not None
+
+
+# ---------------------------------------------------------------- what it is asked for
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything a worker needs to know of a run.
+
+    Attributes:
+        id: what the run is called.
+        commit: the code and params.yaml it starts from.
+        overrides: dotted keys of params.yaml and their values.
+        stages: the chain of dvc.yaml to reproduce, in order.
+        key: names what the parameters make of the chain; kept in the experiment's message, so that a result can be
+            held against what was asked.
+        cards: GPUs it may use; None: leave the environment as it is.
+    """
+
+    id: RunId
+    commit: str
+    overrides: dict[str, Any]
+    stages: list[str]
+    key: str
+    cards: list[str] | None = None
+
+    def write(self, path: Path) -> None:
+        write_json(path, dataclasses.asdict(self))
+
+    @staticmethod
+    def read(path: Path) -> RunSpec:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        return RunSpec(**raw | {"id": RunId(**raw["id"])})
+
+
+def folder_of_run(state_root: Path, run: RunId) -> Path:
+    """Where a run's specification, log, outcome and clone are: `.paribus/execute/STUDY/ARM-sSEED`."""
+    return state_root / "execute" / run.study / f"{run.arm}-s{run.seed}"
+
+
+# ---------------------------------------------------------------- how it ended
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        state: done; paused (it was asked to stop and goes on from its state); refused (its values are wrong, or it
+            diverged: it would be again); failed (another reason); machine (no space, no access: not the run's fault);
+            busy (another process computes the same at this moment).
+        stage: the stage in which it ended.
+        problems: what was said, a problem a line.
+        diverged: whether it was refused for values that are not finite.
+        experiment: the commit of its DVC experiment, where it is done.
+    """
+
+    state: State
+    stage: str = ""
+    problems: list[str] = field(default_factory=list)
+    diverged: bool = False
+    experiment: str | None = None
+
+    def write(self, path: Path) -> None:
+        write_json(path, dataclasses.asdict(self))
+
+    @staticmethod
+    def read(path: Path) -> Outcome | None:
+        """The outcome in a file; None where there is none, or a power cut tore it."""
+        try:
+            raw = read_json(path)
+            return None if raw is None else Outcome(**raw)
+        except (ValueError, TypeError):
+            return None
+
+
+# ---------------------------------------------------------------- what a stage says of its end
+
+
+def say_why(error: Exception) -> None:
+    """Called where a command ends with an error for people: tells the run it belongs to, if it belongs to one."""
+    place = os.environ.get(ASKED_TO_SAY)
+    if place:
+        problems = getattr(error, "problems", [str(error)])
+        write_json(Path(place), {"kind": type(error).__name__, "problems": list(problems)})
+
+
+def said(place: Path) -> tuple[str, list[str]]:
+    """(kind of error, problems) that a stage left; ("", []) where it said nothing."""
+    try:
+        raw = read_json(place)
+        if raw is None:
+            return "", []
+        return str(raw["kind"]), [str(problem) for problem in raw["problems"]]
+    except (ValueError, KeyError, TypeError):
+        return "", []

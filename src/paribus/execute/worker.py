@@ -1,0 +1,412 @@
+"""A process that computes runs, one after another: `python -m paribus.execute.worker ROOT`.
+
+It loads DVC once (2 to 4 s of processor time), so that a run pays for its own stages only. A line of JSON on standard
+input asks for something, a line on standard output tells what happened:
+
+    {"run": FOLDER}            compute the run whose specification is FOLDER/run.json
+    {"cancel": NAME}           have that run save its state and end
+    (end of the input)         whoever asked is gone: the same, then end
+
+    {"event": "started" | "stage" | "computed" | "ended", "run": NAME, "stage": STAGE, "outcome": {…}}
+
+A guardian, forked before anything is loaded, ends the stages of a worker that is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import queue
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paribus.config import flatten, parse_yaml
+from paribus.errors import EXIT_MACHINE, MachineError, UserError
+from paribus.execute import processes
+from paribus.execute.machine import is_full, is_machines_fault
+from paribus.execute.repository import GitError, clone, save_experiment
+from paribus.execute.run import ASKED_TO_SAY, Outcome, RunSpec, said
+from paribus.graph import stage_definitions
+from paribus.journal import locked
+from paribus.session import EXIT_PAUSED
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+
+Tell = Callable[..., None]  # tell(event, stage=…)
+
+LOCK_SECONDS = 1.0
+LAST_LINES = 4  # of a stage's output, where it said nothing for people
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and no stage of it runs."""
+
+
+class StageFailed(Exception):
+    """A stage ended with another status than 0; a negative one is the signal that killed it."""
+
+    def __init__(self, stage: str, status: int | None, words: str) -> None:
+        super().__init__(words)
+        self.stage, self.status = stage, status
+
+
+# ---------------------------------------------------------------- one run
+
+
+def execute(root: Path, folder: Path, tell: Tell, stopping: threading.Event) -> Outcome:
+    """Compute the run in `folder`, and keep it as a DVC experiment of the checkout `root`.
+
+    Whatever happens is an outcome; it is in FOLDER/outcome.json too. The clone is removed in any case.
+    """
+    with _taken(folder) as mine:
+        if not mine:
+            return Outcome("busy", problems=["another process computes this run"])
+        spec = RunSpec.read(folder / "run.json")
+        log = folder / "log.txt"
+        with _printed_to(log), _environment(root, folder, spec):
+            outcome = _outcome_of(root, folder, spec, tell, stopping, log)
+        (folder / "stage.txt").unlink(missing_ok=True)
+        shutil.rmtree(folder / "clone", ignore_errors=True)
+        shutil.rmtree(folder / "site", ignore_errors=True)
+        with contextlib.suppress(OSError):  # on a full disk it is told and not written
+            outcome.write(folder / "outcome.json")
+        return outcome
+
+
+def _outcome_of(
+    root: Path, folder: Path, spec: RunSpec, tell: Tell, stopping: threading.Event, log: Path
+) -> Outcome:
+    stage = ""
+
+    def begin(name: str) -> None:
+        nonlocal stage
+        if stopping.is_set():
+            raise Stopped
+        stage = name
+        (folder / "said.json").unlink(missing_ok=True)
+        (folder / "stage.txt").write_text(name, encoding="utf-8")
+        tell("stage", stage=name)
+
+    try:
+        commit = _compute(root, folder, spec, begin, lambda: tell("computed", stage=stage))
+        return Outcome("done", stage, experiment=commit)
+    except Stopped:
+        return Outcome("paused", stage)
+    except StageFailed as failure:
+        return _of_failed_stage(failure, root, folder, stopping, log)
+    except Exception as error:  # of the values, DVC, git, the disk
+        if isinstance(error, UserError) and not isinstance(error, (GitError, MachineError)):
+            return Outcome("refused", stage, error.problems)
+        if stopping.is_set():  # git is asked to end as well
+            return Outcome("paused", stage)
+        traceback.print_exc()  # into the run's log
+        words = _words(error)
+        at_fault = is_machines_fault(error) or is_full(root)
+        return Outcome("machine" if at_fault else "failed", stage, [words])
+
+
+def _of_failed_stage(
+    failure: StageFailed, root: Path, folder: Path, stopping: threading.Event, log: Path
+) -> Outcome:
+    kind, problems = said(folder / "said.json")
+    words = problems or _last_lines(log) or [str(failure)]
+    if failure.status == EXIT_PAUSED or stopping.is_set():
+        return Outcome("paused", failure.stage)
+    if failure.status == EXIT_MACHINE or is_full(root):
+        return Outcome("machine", failure.stage, words)
+    if failure.status == 2 and kind == "StateInUse":
+        return Outcome("busy", failure.stage, words)
+    if failure.status == 2:
+        return Outcome("refused", failure.stage, words, diverged=kind == "Diverged")
+    if failure.status is not None and failure.status < 0:
+        name = signal.Signals(-failure.status).name
+        return Outcome("failed", failure.stage, [f"was killed ({name})", *problems])
+    return Outcome("failed", failure.stage, words)
+
+
+def _compute(
+    root: Path,
+    folder: Path,
+    spec: RunSpec,
+    begin: Callable[[str], None],
+    computed: Callable[[], None],
+) -> str:
+    """Clone, write the overrides, reproduce stage by stage, keep the result; its commit."""
+    from dvc.repo import Repo
+
+    made = clone(root, spec.commit, folder / "clone")
+    settings = _dvc_settings(root, folder / "site")
+    os.environ["PYTHONPATH"] = _python_path(made.project)
+    write_overrides(made.project / "params.yaml", spec.overrides)
+    definitions = stage_definitions(made.project / "dvc.yaml")
+    with _working_in(made.project, root), Repo(str(made.project), config=settings) as repo:
+        _check_out_data(repo)
+        for stage in spec.stages:
+            begin(stage)
+            _reproduce(repo, stage)
+            computed()
+    left = [out for stage in spec.stages for out in definitions[stage].outs]
+    message = f"{spec.id}: {', '.join(spec.stages)}\n\nAsked-For: {spec.key}"
+    paths = ["params.yaml", "dvc.lock", *left]
+    return save_experiment(made, spec.id.experiment_name(), message, paths, spec.commit)
+
+
+def _reproduce(repo: Repo, stage: str) -> None:
+    """Reproduce one stage, from DVC's run-cache where it has it. Raises StageFailed."""
+    from dvc.exceptions import ReproductionError
+    from dvc.stage.exceptions import StageCmdFailedError
+
+    try:
+        repo.reproduce(stage, single_item=True)
+    except ReproductionError as error:
+        cause = error.__cause__
+        if not isinstance(cause, StageCmdFailedError):
+            raise
+        # DVC keeps the status nowhere but at the end of this sentence.
+        status = str(cause).rpartition("exited with ")[2]
+        number = int(status) if status.lstrip("-").isdigit() else None
+        raise StageFailed(stage, number, str(cause)) from error
+
+
+def _check_out_data(repo: Repo) -> None:
+    """Bring what `dvc add` tracks into the clone."""
+    tracked = [stage.addressing for stage in repo.index.stages if stage.is_data_source]
+    if tracked:
+        repo.checkout(tracked, force=True)
+
+
+def _dvc_settings(root: Path, site: Path) -> dict[str, Any]:
+    """Settings that let a clone's DVC work on the cache of `root`, and keep its own notes in `site`.
+
+    Data are linked rather than copied where the file system allows it: a run reads its inputs and replaces its outputs.
+    They are handed over and not written into the clone, as DVC writes such files in ASCII only.
+    """
+    from dvc.config import Config
+
+    cache = dict(Config(str(root / ".dvc")).get("cache", {}))
+    cache["dir"] = str(cache.get("dir") or root / ".dvc" / "cache")
+    cache["type"] = cache.get("type") or ["reflink", "hardlink", "copy"]
+    core = {"site_cache_dir": str(site), "autostage": False, "analytics": False}
+    return {"cache": cache, "core": core}
+
+
+def write_overrides(path: Path, overrides: dict[str, Any]) -> None:
+    """Write dotted overrides into a params.yaml, comments kept; read back to be sure. Raises UserError."""
+    from dvc.utils.serialize import modify_yaml
+
+    with modify_yaml(str(path)) as values:
+        for dotted, value in overrides.items():
+            node = values
+            *parents, last = dotted.split(".")
+            for name in parents:
+                node = node.setdefault(name, {})
+            node[last] = value
+    written = flatten(parse_yaml(path.read_text(encoding="utf-8"), str(path)))
+    wanted = flatten({key: value for key, value in overrides.items()})
+    wrong = [key for key, value in wanted.items() if key not in written or written[key] != value]
+    if wrong:
+        raise UserError(
+            f"{key}: {wanted[key]!r} was written into params.yaml and reads as {written.get(key)!r}"
+            for key in wrong
+        )
+
+
+def _python_path(project: Path) -> str:
+    """Stages run the code of the clone."""
+    rest = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join([str(project / "src"), *filter(None, rest)])
+
+
+def _words(error: Exception) -> str:
+    """An error in one line, with its kind where it has no words."""
+    parts = [str(error), str(error.__cause__ or "")]
+    text = ": ".join(" ".join(part.split()) for part in parts if part.strip())
+    return text or type(error).__name__
+
+
+def _last_lines(log: Path) -> list[str]:
+    """The end of what a stage printed."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(log.stat().st_size - 8192, 0))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    return [line.strip() for line in text.splitlines() if line.strip()][-LAST_LINES:]
+
+
+# ---------------------------------------------------------------- surroundings of a run
+
+
+@contextlib.contextmanager
+def _taken(folder: Path) -> Iterator[bool]:
+    """Hold the run in a folder; yields False where another worker does. Whoever only looks lets go in a moment."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        with locked(folder / "lock", wait=False) as mine:
+            if mine or time.monotonic() > deadline:
+                yield mine
+                return
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def _printed_to(log: Path) -> Iterator[None]:
+    """What this process and the stages print goes to a file."""
+    before = os.dup(1), os.dup(2)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+    try:
+        for number in (1, 2):
+            os.dup2(file, number)
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        for number, kept in zip((1, 2), before, strict=True):
+            os.dup2(kept, number)
+            os.close(kept)
+        os.close(file)
+
+
+@contextlib.contextmanager
+def _environment(root: Path, folder: Path, spec: RunSpec) -> Iterator[None]:
+    """What stages read of a run's surroundings, as DVC's own experiments set it."""
+    before = dict(os.environ)
+    os.environ |= {
+        "DVC_ROOT": str(root),
+        "DVC_EXP_NAME": spec.id.experiment_name(),
+        "DVC_EXP_BASELINE_REV": spec.commit,
+        ASKED_TO_SAY: str(folder / "said.json"),
+    }
+    if spec.cards is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(spec.cards)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _working_in(folder: Path, afterwards: Path) -> Iterator[None]:
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(afterwards)
+
+
+# ---------------------------------------------------------------- the process
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """A run that was asked for, and how it is told to stop."""
+
+    name: str
+    folder: Path
+    stopping: threading.Event = dataclasses.field(default_factory=threading.Event)
+    ended: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+
+class Worker:
+    """Reads what is asked, computes it, tells what happened."""
+
+    def __init__(self, root: Path, asked: int, told: int, guardian: int) -> None:
+        self.root, self.guardian = root, guardian
+        self._input = os.fdopen(asked, "r", encoding="utf-8")
+        self._output = told
+        self._runs: queue.Queue[_Asked | None] = queue.Queue()
+        self._asked: list[_Asked] = []
+
+    def work(self) -> None:
+        threading.Thread(target=self._listen, daemon=True).start()
+        import dvc.repo  # noqa: F401  # while the first run is on its way
+
+        while (asked := self._runs.get()) is not None:
+
+            def tell(event: str, run: str = asked.name, **facts: Any) -> None:
+                self._tell({"event": event, "run": run, **facts})
+
+            tell("started")
+            outcome = execute(self.root, asked.folder, tell, asked.stopping)
+            asked.ended.set()
+            tell("ended", outcome=dataclasses.asdict(outcome))
+
+    def _listen(self) -> None:
+        for line in self._input:
+            message = json.loads(line)
+            if "run" in message:
+                folder = Path(message["run"])
+                asked = _Asked(RunSpec.read(folder / "run.json").id.experiment_name(), folder)
+                self._asked.append(asked)
+                self._runs.put(asked)
+            else:
+                self._stop([one for one in self._asked if one.name == message["cancel"]])
+        self._runs.put(None)
+        self._stop(self._asked)
+
+    def _stop(self, runs: Sequence[_Asked]) -> None:
+        """Have runs save and end, and begin no other stage; what takes too long is killed."""
+        for one in runs:
+            if not one.ended.is_set() and not one.stopping.is_set():
+                one.stopping.set()
+                threading.Thread(target=self._press, args=(one.ended,), daemon=True).start()
+
+    def _press(self, ended: threading.Event) -> None:
+        deadline = time.monotonic() + processes.SAVE_SECONDS
+        asked: set[int] = set()
+        while not ended.is_set():
+            running = processes.of_session(os.getsid(0)) - {self.guardian}
+            if time.monotonic() > deadline:
+                processes.kill(running)
+            processes.ask_to_end(running - asked)
+            asked |= running
+            time.sleep(processes.LOOK_SECONDS)
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        with contextlib.suppress(BrokenPipeError):  # whoever asked is gone; the run still ends well
+            os.write(self._output, json.dumps(event).encode() + b"\n")
+
+
+def start_guardian() -> int:
+    """Fork a process that ends the stages of this one when this one is gone; its pid."""
+    ours, theirs = os.pipe()
+    guardian = os.fork()
+    if guardian:
+        os.close(ours)
+        return guardian
+    os.close(theirs)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(nothing, number)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.read(ours, 1)  # returns when the last process that could write is gone
+    processes.end_session(os.getsid(0))
+    os._exit(0)
+
+
+def main() -> None:
+    guardian = start_guardian()
+    asked, told = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Worker(Path(sys.argv[1]), asked, told, guardian).work()
+
+
+if __name__ == "__main__":
+    main()

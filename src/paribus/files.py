@@ -1,0 +1,284 @@
+"""Small JSON files that a process keeps for later ones: absent, damaged or fine.
+
+A power cut, a full disk or a stray editor damages such a file now and then. None of them is worth stopping for: what is
+damaged is named once on stderr, put aside as NAME.damaged for whoever wants to look, and read as if it were absent.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from paribus.errors import UserError
+
+NUMBER = (int, float)
+_DAMAGED_ERRNOS = (errno.EISDIR, errno.EIO, errno.ELOOP, errno.EUCLEAN)
+
+_named: set[str] = set()  # files whose damage was reported and which could not be put aside
+
+
+@dataclass(frozen=True)
+class Values:
+    """The shape of a mapping with any keys, whose values all have one shape."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Items:
+    """The shape of a list whose entries all have one shape."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Optional:
+    """The shape of a key that may be absent."""
+
+    shape: Shape
+
+
+Shape: TypeAlias = "type | tuple[type, ...] | Values | Items | Optional | Mapping[str, Shape]"
+
+
+# ---------------------------------------------------------------- shapes
+
+
+def misfit(value: Any, shape: Shape, name: str = "") -> str | None:
+    """What of a JSON value is not as `shape` has it, for people; None where all of it is.
+
+    Arguments:
+        value: as `json.loads` gives it.
+        shape: a type, or several; a mapping of the keys that have to be there to their shapes; `Values`; `Items`;
+            `Optional`.
+        name: of the value, dotted; "" for the whole file.
+    """
+    if isinstance(shape, Optional):
+        return misfit(value, shape.shape, name)
+    if isinstance(shape, Values):
+        return _misfit_of_values(value, shape, name)
+    if isinstance(shape, Items):
+        return _misfit_of_items(value, shape, name)
+    if isinstance(shape, Mapping):
+        return _misfit_of_keys(value, shape, name)
+    if isinstance(value, shape):
+        return None
+    return _expected(_names_of(shape), value, name)
+
+
+def _misfit_of_keys(value: Any, shape: Mapping[str, Shape], name: str) -> str | None:
+    if not isinstance(value, dict):
+        return _expected("a mapping", value, name)
+    for key, expected in shape.items():
+        dotted = f"{name}.{key}" if name else key
+        if key in value:
+            problem = misfit(value[key], expected, dotted)
+        elif isinstance(expected, Optional):
+            problem = None
+        else:
+            problem = f"{dotted} is missing"
+        if problem:
+            return problem
+    return None
+
+
+def _misfit_of_values(value: Any, shape: Values, name: str) -> str | None:
+    if not isinstance(value, dict):
+        return _expected("a mapping", value, name)
+    for key, each in value.items():
+        problem = misfit(each, shape.shape, f"{name}.{key}" if name else key)
+        if problem:
+            return problem
+    return None
+
+
+def _misfit_of_items(value: Any, shape: Items, name: str) -> str | None:
+    if not isinstance(value, list):
+        return _expected("a list", value, name)
+    for place, each in enumerate(value):
+        problem = misfit(each, shape.shape, f"{name}.{place}" if name else str(place))
+        if problem:
+            return problem
+    return None
+
+
+def _expected(wanted: str, value: Any, name: str) -> str:
+    whole = name or "the file"
+    return f"{whole} holds {_NAMES.get(type(value), type(value).__name__)} where {wanted} belongs"
+
+
+_NAMES: dict[type, str] = {
+    dict: "a mapping",
+    list: "a list",
+    str: "text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
+
+
+def _names_of(shape: type | tuple[type, ...]) -> str:
+    types = shape if isinstance(shape, tuple) else (shape,)
+    names = dict.fromkeys(_NAMES.get(each, each.__name__) for each in types)
+    return " or ".join(names)
+
+
+# ---------------------------------------------------------------- one object a file
+
+
+def read_json(
+    path: Path, shape: Shape | None = None, *, move: bool = True
+) -> dict[str, Any] | None:
+    """The object in a file; None where there is no file, or a damaged one, which is named on stderr and put aside.
+
+    Arguments:
+        path: the file.
+        shape: what the object has to hold; by default any mapping will do.
+        move: False leaves a damaged file where it is, as for an output that DVC owns.
+
+    Raises:
+        UserError: this user may not read the file.
+    """
+    value = read_value(path, {} if shape is None else shape, move=move)
+    return None if value is None else dict(value)
+
+
+def read_value(path: Path, shape: Shape, *, move: bool = True) -> Any:
+    """As `read_json`, for a file that may hold any JSON value."""
+    problem = "replaced while it was read"
+    for _ in range(3):  # another process may replace the file between reading and putting aside
+        try:
+            read = path.stat()
+            text = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            if error.errno not in _DAMAGED_ERRNOS:
+                raise UserError(
+                    f"{path}: {error.strerror}; give this user the right to read it"
+                ) from None
+            problem = str(error.strerror)
+        else:
+            value, found = parse(text, shape)
+            if found is None:
+                return value
+            problem = found
+        if _same_file(path, read):
+            break
+    report_damage(path, problem, move)
+    return None
+
+
+def parse(text: bytes, shape: Shape) -> tuple[Any, str | None]:
+    """(the value, None), or (None, what is wrong with it)."""
+    if not text.strip(b"\0 \n\t\r"):
+        return None, "empty"
+    try:
+        value = json.loads(text.decode("utf-8"))
+    except RecursionError:
+        return None, "nested too deep"
+    except UnicodeDecodeError as error:
+        return None, f"not UTF-8 at byte {error.start}"
+    except json.JSONDecodeError as error:
+        return None, f"not JSON: {error.msg}, line {error.lineno}"
+    except ValueError as error:  # a number of thousands of digits
+        return None, str(error)
+    problem = misfit(value, shape)
+    return (None, problem) if problem else (value, None)
+
+
+def _same_file(path: Path, before: os.stat_result) -> bool:
+    try:
+        now = path.stat()
+    except OSError:
+        return False
+    return (now.st_ino, now.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def report_damage(path: Path, problem: str, move: bool = True) -> None:
+    """Name a damaged file on stderr, and put it aside. Nobody is told twice of the same file."""
+    if str(path) in _named:
+        return
+    aside = free_name(path)
+    moved = False
+    if move:
+        try:
+            path.rename(aside)
+            moved = True
+        except FileNotFoundError:  # another process was first
+            return
+        except OSError:
+            moved = False
+    if moved:
+        what = f"put aside as {aside.name}; paribus goes on without it"
+    else:
+        _named.add(str(path))
+        what = "paribus goes on without it"
+    print(f"paribus: {path}: damaged ({problem}); {what}", file=sys.stderr, flush=True)
+
+
+def free_name(path: Path) -> Path:
+    """NAME.damaged, or NAME.damaged.2 and so on where such a file is there already."""
+    aside = path.with_name(f"{path.name}.damaged")
+    number = 2
+    while aside.exists():
+        aside = path.with_name(f"{path.name}.damaged.{number}")
+        number += 1
+    return aside
+
+
+# ---------------------------------------------------------------- one object a line
+
+
+def read_lines(
+    path: Path, shape: Shape | None = None
+) -> tuple[list[tuple[bytes, dict[str, Any]]], list[str]]:
+    """([(line, row)] that are fine, what is wrong with the others) of a JSONL file.
+
+    A last line without its end is one that is being written, or was torn by a kill: it is left out, and is no damage.
+    """
+    rows: list[tuple[bytes, dict[str, Any]]] = []
+    problems: list[str] = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                break
+            row, problem = parse(line, {} if shape is None else shape)
+            if problem is None:
+                rows.append((line, row))
+            else:
+                problems.append(f"line {number}: {problem}")
+    return rows, problems
+
+
+def read_rows(path: Path, shape: Shape | None = None) -> list[dict[str, Any]]:
+    """Every row of a JSONL file; damaged lines are named once on stderr and left out."""
+    rows, problems = read_lines(path, shape)
+    if problems and str(path) not in _named:
+        _named.add(str(path))
+        print(f"paribus: {path}: {_summary(problems)}; left out", file=sys.stderr, flush=True)
+    return [row for _, row in rows]
+
+
+def set_lines_aside(path: Path, problems: list[str]) -> None:
+    """Name the damaged lines of a JSONL file that is about to be rewritten without them, and keep a copy of it."""
+    aside = free_name(path)
+    shutil.copyfile(path, aside)
+    print(
+        f"paribus: {path}: {_summary(problems)}; left out, and the file as it was is {aside.name}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _summary(problems: list[str]) -> str:
+    more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return f"damaged ({problems[0]}{more})"

@@ -1,0 +1,185 @@
+"""Which kernels a card runs, and how often a function is compiled for them.
+
+Shapes: B rows, T tokens, H query heads, K key/value heads, E head_dim, S keys seen.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paribus.config import Architecture
+from paribus.errors import UserError
+from paribus.model.compiler import require_tools
+from paribus.model.shapes import window_of
+
+WINDOWS = (
+    "train.device: cuda with sliding windows or packed conversations"  # what needs FlexAttention
+)
+HEAD_DIMS = range(16, 257)  # FlexAttention's kernels begin at 16, flash attention's end at 256
+
+# FlexAttention pads heads to a power of two. Its own choice of blocks for the backward pass fits every supported card up
+# to this many bytes a padded head (128 in fp32, 256 in bf16 where a block may hold 160 KiB and more); measured with
+# torch 2.13's compiler for compute capabilities 7.5, 8.0, 8.6, 9.0, 10.0 and 12.0 (docs/gpu.md has the table).
+DEFAULT_HEAD_BYTES, LARGE_HEAD_BYTES, LARGE_SHARED_BYTES = 256, 512, 160 * 1024
+# Bytes of shared memory a kernel takes for each byte of one block of keys: 5.1 to 5.5 measured, at blocks of 16 and 32.
+SHARED_PER_BLOCK_BYTE = 5.5
+BLOCKS = (32, 16)
+BLOCK_NAMES = ("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2")
+
+
+# ---------------------------------------------------------------- what a model needs
+
+
+def check_device(
+    model: Architecture, device: str, dtype: str, *, compiled: bool, documents: bool
+) -> None:
+    """Raises UserError, before anything is computed, where this machine cannot run a model's kernels.
+
+    device: "cuda", "cpu" or "mps"; dtype: "float32" or "bfloat16", of its products; compiled: whether `train.compile`
+    is on; documents: whether rows hold several documents that must not see each other.
+    """
+    flex = device == "cuda" and (documents or has_windows(model))
+    if compiled:
+        require_tools(device, "train.compile")
+    elif flex:
+        require_tools(device, WINDOWS)
+    if device == "cuda":
+        check_head_dim(model.head_dim, device)
+    if flex:
+        item = getattr(torch, dtype).itemsize
+        flex_options(model.head_dim, item, shared_memory(torch.device("cuda")))
+
+
+def check_head_dim(head_dim: int, device_type: str) -> None:
+    """Raises UserError where training has no attention kernel for heads of this width: none is taken in its place."""
+    if device_type == "cuda" and head_dim not in HEAD_DIMS:
+        raise UserError(
+            f"model.head_dim: {head_dim} has no attention kernels on CUDA; "
+            f"{HEAD_DIMS.start} to {HEAD_DIMS.stop - 1} have"
+        )
+
+
+def has_windows(model: Architecture) -> bool:
+    """Whether some block sees less than the whole sequence."""
+    letters = {window_of(model, layer) for layer in range(model.depth)}
+    return "S" in letters and model.window is not None and model.window < model.seq_len
+
+
+# ---------------------------------------------------------------- compiling
+
+
+def compiled(function: Callable[..., Any], *, dynamic: bool | None = None) -> Any:
+    """torch.compile, with an error in place of dynamo's warning where a function has too many variants.
+
+    Past `recompile_limit` (8) dynamo runs the function uncompiled: a model many times slower, an attention that forms
+    all of its scores. dynamic: whether sizes are left open; None: after the second one was seen.
+    """
+    import torch._dynamo.config
+    import torch.fx.experimental._config
+
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    # Else open sizes that happen to be equal at first (as many rows as heads) are compiled as one, and anew when they differ.
+    torch.fx.experimental._config.use_duck_shape = False
+    options: dict[str, Any] = {"dynamic": dynamic, "isolate_recompiles": True}
+    return torch.compile(function, **options)
+
+
+def too_many_variants(error: BaseException) -> bool:
+    """Whether an error says that a function was compiled too often."""
+    return type(error).__name__ == "FailOnRecompileLimitHit"
+
+
+# ---------------------------------------------------------------- FlexAttention
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
+    """FlexAttention: q (B, H, T, E), k, v (B, K, S, E), a block mask -> (B, H, T, E)."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    options: dict[str, Any] | None = None
+    if q.is_cuda:
+        # one kernel for all lengths: the one for short sequences has shared memory and variants of its own
+        options = {"FORCE_USE_FLEX_ATTENTION": True}
+        options |= flex_options(q.shape[-1], q.element_size(), shared_memory(q.device))
+    function: Callable[..., Any] = flex_attention
+    if must_compile(q):
+        function = compiled_flex()
+    grouped = q.shape[1] != k.shape[1]
+    result: Tensor = function(q, k, v, block_mask=mask, enable_gqa=grouped, kernel_options=options)
+    return result
+
+
+def must_compile(q: Tensor) -> bool:
+    """Uncompiled, FlexAttention forms all scores; what is being compiled takes it in as it is."""
+    return q.is_cuda and not torch.compiler.is_compiling()
+
+
+def compiled_flex() -> Any:
+    """FlexAttention as compiled for the autograd mode it is called in.
+
+    Each mode has variants of its own, and dynamo's limit of eight counts them apart: for one row or several, with and
+    without documents and windows. A stage has at most four of them, all stages in one process six.
+    """
+    if torch.is_inference_mode_enabled():
+        return flex_of("inference", True)
+    if not torch.is_grad_enabled():
+        return flex_of("no_grad", True)
+    return flex_of("training", None)  # one size in pretraining; open ones once RL brings a second
+
+
+@functools.cache
+def flex_of(mode: str, dynamic: bool | None) -> Any:
+    """FlexAttention compiled for one mode; `mode` only keeps the modes apart."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    require_tools("cuda", WINDOWS)  # for whoever comes here without a stage, as a chat does
+    return compiled(flex_attention, dynamic=dynamic)
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one block of threads may take on a card."""
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
+
+
+def flex_options(head_dim: int, item: int, shared: int) -> dict[str, int]:
+    """FlexAttention's block sizes for heads of `head_dim` numbers of `item` bytes on a card with `shared` bytes of
+    shared memory a block of threads; {} leaves them to torch, whose choice for wide heads does not fit every card.
+
+    Raises UserError where no blocks fit.
+    """
+    head_bytes = max(1 << (head_dim - 1).bit_length(), 16) * item
+    if head_bytes <= DEFAULT_HEAD_BYTES:
+        return {}
+    if head_bytes <= LARGE_HEAD_BYTES and shared >= LARGE_SHARED_BYTES:
+        return {}
+    for block in BLOCKS:
+        if SHARED_PER_BLOCK_BYTE * block * head_bytes <= shared:
+            return dict.fromkeys(BLOCK_NAMES, block)
+    raise UserError(
+        f"model.head_dim: heads of {head_dim} do not fit the {shared:,} bytes of shared memory of this card's blocks "
+        "with sliding windows or packed conversations; take narrower heads, or train.dtype: bfloat16"
+    )
+
+
+# ---------------------------------------------------------------- grouped queries
+
+
+def needs_equal_heads(q: Tensor, mask: Tensor | None) -> bool:
+    """Whether CUDA has no fused kernel that lets several query heads share keys: with a mask, or in fp32.
+
+    Without one, plain products form all scores: 4.3 GB for 32 rows of 2,048 tokens and 16 heads in bf16.
+    """
+    return q.is_cuda and (mask is not None or q.dtype == torch.float32)
+
+
+def equal_heads(x: Tensor, heads: int) -> Tensor:
+    """Keys or values (B, K, S, E), each repeated for the query heads that share it -> (B, heads, S, E)."""
+    rows, kv_heads, keys, width = x.shape
+    shared = x.unsqueeze(2).expand(rows, kv_heads, heads // kv_heads, keys, width)
+    return shared.flatten(1, 2)

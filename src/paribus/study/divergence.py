@@ -1,0 +1,71 @@
+"""Divergence is an outcome: runs that end without a finite value are counted, and no verdict rests on those that survived."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from paribus.study.events import GivenUp
+from paribus.study.experiment import BASELINE, Run
+from paribus.study.results import Result
+from paribus.study.statistics import Effect
+
+Diverged = Mapping[str, Sequence[int]]  # arm -> the seeds at which it diverged
+
+
+@dataclass(frozen=True)
+class Survivors:
+    """Of an arm's comparison: how many of its runs, and of the baseline's, diverged, of how many that ended."""
+
+    arm: int
+    arm_of: int
+    baseline: int
+    baseline_of: int
+
+    def sentence(self, name: str) -> str:
+        """`a diverged 2 of 5`; "" where nothing did."""
+        parts = []
+        if self.arm:
+            parts.append(f"{name} diverged {self.arm} of {self.arm_of}")
+        if self.baseline:
+            parts.append(f"the baseline diverged {self.baseline} of {self.baseline_of}")
+        return " and ".join(parts)
+
+
+def diverged_seeds(
+    results: Sequence[Result], runs: Sequence[Run], failures: Mapping[str, GivenUp]
+) -> dict[str, list[int]]:
+    """Arm -> seeds that ended without a finite value: refused on the way, or with a metric that is not finite."""
+    found: dict[str, set[int]] = {}
+    for result in results:
+        if result.diverged:
+            found.setdefault(result.arm, set()).add(result.seed)
+    for run in runs:
+        if run.name in failures and failures[run.name].diverged:
+            found.setdefault(run.arm, set()).add(run.seed)
+    return {arm: sorted(seeds) for arm, seeds in found.items()}
+
+
+def survivors(results: Sequence[Result], diverged: Diverged, arm: str) -> Survivors:
+    """How many diverged, of an arm and of the baseline it is compared with."""
+
+    def of(name: str) -> tuple[int, int]:
+        lost = set(diverged.get(name, ()))
+        ended = {one.seed for one in results if one.arm == name} | lost
+        return len(lost), len(ended)
+
+    return Survivors(*of(arm), *of(BASELINE))
+
+
+def withheld(effect: Effect, counts: Survivors) -> Effect:
+    """The effect, undecided where its verdict would rest on the seeds that survived.
+
+    An arm that lost seeds is not better, and one beside a baseline that lost seeds is not worse, by those that are left;
+    neither is equivalent. What points the other way stands: the lost seeds could only add to it.
+    """
+    doubtful = set()
+    if counts.arm:
+        doubtful |= {"better", "equivalent"}
+    if counts.baseline:
+        doubtful |= {"worse", "equivalent"}
+    return replace(effect, verdict="undecided") if effect.verdict in doubtful else effect

@@ -1,0 +1,146 @@
+"""The fields of an ablation's file: each is read into plain values, or gives its problems in words."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from paribus.config import flatten
+from paribus.execute.run import LONGEST_NAME, NAME
+
+EQUAL = ("tokens", "flops", "seconds", "none")
+AUTO = (3, 12)  # seeds: auto
+MOST_SEEDS = 1000  # of a study; beyond it is a slip of the pen
+MOST_WORKERS = 256
+MOST_HELD = {"tokens": 1e16, "flops": 1e30, "seconds": 1e9}  # of a run; beyond any that was made
+LONGEST_SHOWN = 60  # letters of a wrong value
+
+
+def shown(value: Any) -> str:
+    """A wrong value, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…"
+
+
+def hint(name: Any, known: Sequence[str]) -> str:
+    """The nearest known name, or all of them."""
+    close = difflib.get_close_matches(str(name)[:100], known, n=1)
+    return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(known)}"
+
+
+def name_problem(name: Any) -> str | None:
+    """Why this cannot be the name of a study or an arm; None where it can."""
+    expected = f"expected small letters, digits, - and _, at most {LONGEST_NAME} of them"
+    if not isinstance(name, str):
+        return f"{shown(name)} is not text; put it in quotes ({expected})"
+    if not re.fullmatch(NAME, name) or len(name) > LONGEST_NAME:
+        return f"the name {shown(name)} is not allowed; {expected}"
+    return None
+
+
+def text(raw: Mapping[str, Any], key: str, problems: list[str]) -> str:
+    """A sentence."""
+    value = raw[key]
+    if not isinstance(value, str) or not value.strip():
+        problems.append(f"{key}: {shown(value)} is not allowed; expected a sentence")
+        return ""
+    return value.strip()
+
+
+def number(
+    raw: Mapping[str, Any], key: str, above: float, below: float | None, problems: list[str]
+) -> float:
+    """A finite number between two bounds that it does not reach."""
+    value = raw[key]
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    fine = is_number and _is_finite(value) and value > above
+    if fine and below is not None:
+        fine = value < below
+    if not fine:
+        bounds = f"above {above:g}" + (f" and below {below:g}" if below is not None else "")
+        problems.append(f"{key}: {shown(value)} is not allowed; expected a number {bounds}")
+        return 0.01
+    return float(value)
+
+
+def whole(raw: Mapping[str, Any], key: str, least: int, most: int, problems: list[str]) -> int:
+    """A whole number from `least` to `most`."""
+    value = raw[key]
+    if not _is_whole(value, least, most):
+        problems.append(
+            f"{key}: {shown(value)} is not allowed; expected a whole number from {least} to {most}"
+        )
+        return least
+    return int(value)
+
+
+def _is_whole(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_finite(value: int | float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond what a float holds
+        return False
+
+
+def seeds(value: Any, problems: list[str]) -> tuple[int, int]:
+    """(seeds of the first look, of the last)."""
+    if value == "auto":
+        return AUTO
+    if isinstance(value, dict) and set(value) == {"auto"}:
+        value = value["auto"]
+    if _is_whole(value, 2, MOST_SEEDS):
+        return value, value
+    if isinstance(value, dict) and set(value) == {"from", "to"}:
+        first, last = value["from"], value["to"]
+        both = _is_whole(first, 2, MOST_SEEDS) and _is_whole(last, 2, MOST_SEEDS)
+        if both and first <= last:
+            return first, last
+    problems.append(
+        f"seeds: {shown(value)} is not allowed; expected a whole number >= 2 (at most {MOST_SEEDS}), auto, or "
+        "{from: 3, to: 12}, from >= 2"
+    )
+    return 2, 2
+
+
+def equal(value: Any, problems: list[str]) -> tuple[str, float | None]:
+    """(what is held equal, its amount or None)."""
+    kind: Any = value
+    amount: Any = None
+    if isinstance(value, dict) and len(value) == 1:
+        [(kind, amount)] = value.items()
+    if isinstance(kind, str) and kind in EQUAL:
+        if amount is None and not isinstance(value, dict):
+            return kind, None
+        is_number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
+        if is_number and kind != "none" and 0 < amount <= MOST_HELD[kind]:
+            return kind, float(amount)
+    problems.append(
+        f"equal: {shown(value)} is not allowed; expected one of {', '.join(EQUAL)}, or {{tokens: 200000}}"
+    )
+    return "none", None
+
+
+def overrides(value: Any, where: str, problems: list[str]) -> dict[str, Any]:
+    """Dotted key -> value, of a mapping that may be nested; {} where something is wrong with its form."""
+    if not isinstance(value, dict):
+        problems.append(f"{where}: {shown(value)}; expected {{dotted.key: value}}")
+        return {}
+    wrong = _keys_that_are_no_text(value, where)
+    problems += wrong
+    return {} if wrong else flatten(value)
+
+
+def _keys_that_are_no_text(value: dict[Any, Any], where: str) -> list[str]:
+    found = []
+    for key, below in value.items():
+        if not isinstance(key, str):
+            found.append(f"{where}: the key {shown(key)} is not text; put it in quotes")
+        elif isinstance(below, dict):
+            found += _keys_that_are_no_text(below, f"{where}.{key}")
+    return found

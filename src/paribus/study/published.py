@@ -1,0 +1,88 @@
+"""What a published report rests on: experiments/results/NAME.json, beside the pages, for programs and for the next report."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from paribus.errors import UserError
+from paribus.runtime import write_atomic
+from paribus.study.divergence import survivors
+from paribus.study.experiment import Experiment
+from paribus.study.results import Result
+from paribus.study.unchanged import changed_nothing
+from paribus.study.verdict import judge, matched
+
+RESULTS = Path("experiments/results")
+# A row of the page's last table, where a page has no file of data beside it: | experiment | commit | …
+_ROW = re.compile(r"^\| [^|]+ \| [0-9a-f]{10} \|", re.MULTILINE)
+
+
+def publish(
+    experiment: Experiment,
+    results: Sequence[Result],
+    diverged: Mapping[str, Sequence[int]],
+    left_out: Mapping[str, int],
+) -> Path:
+    """Write the data of a report; its path."""
+    effects = judge(experiment, results, diverged)
+    arms: dict[str, Any] = {}
+    for arm in experiment.arms:
+        counts = survivors(results, diverged, arm)
+        effect = effects.get(arm)
+        arms[arm] = {
+            "verdict": effect.verdict if effect else None,
+            "mean_difference": effect.mean if effect else None,
+            "matched_seeds": effect.n if effect else 0,
+            "diverged": counts.arm,
+            "of": counts.arm_of,
+            "changed_nothing": changed_nothing(experiment, arm, matched(results, arm)),
+        }
+    runs = [
+        {
+            "experiment": result.name,
+            "commit": result.experiment,
+            "arm": result.arm,
+            "seed": result.seed,
+            "value": result.value,
+            "diverged": result.diverged,
+        }
+        for result in results
+    ]
+    values = {
+        "study": experiment.name,
+        "metric": experiment.metric.name,
+        "runs": runs,
+        "diverged": {arm: list(seeds) for arm, seeds in diverged.items()},
+        "arms": arms,
+        "left_out": dict(left_out),
+    }
+    path = RESULTS / f"{experiment.name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def check_not_fewer(name: str, results: Sequence[Result]) -> None:
+    """Raises UserError where the published page rests on more runs than there are now."""
+    before = published_runs(name)
+    if before > len(results):
+        raise UserError(
+            f"{RESULTS / name}.md rests on {before} runs, and {len(results)} count now, so that it stays as it is; "
+            f"`paribus ablate status {name}` shows what is missing, `paribus ablate report {name} --force` replaces it"
+        )
+
+
+def published_runs(name: str) -> int:
+    """How many runs the published page rests on; 0 where there is none."""
+    try:
+        return len(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["runs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    try:
+        return len(_ROW.findall((RESULTS / f"{name}.md").read_text(encoding="utf-8")))
+    except OSError:
+        return 0

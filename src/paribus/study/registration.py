@@ -1,0 +1,80 @@
+"""What is asked is committed before it runs: the ablation's file, the parameters, and the code that decides the results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from paribus.errors import UserError
+from paribus.execute.repository import try_git
+from paribus.graph import (
+    ENTRY_POINTS,
+    SOURCE_FOLDER,
+    Sources,
+    committed_sources,
+    is_code,
+    stage_code,
+    working_sources,
+)
+from paribus.study.experiment import definitions
+
+
+def registered(path: Path) -> str:
+    """The git blob hash of a committed file. Raises UserError where it is not committed as it is."""
+    blob = try_git("rev-parse", "--quiet", "--verify", f"HEAD:./{path}")
+    now = try_git("hash-object", str(path))
+    if blob is None or blob != now:
+        how = "is not committed" if blob is None else "differs from what is committed"
+        raise UserError(
+            f"{path}: {how}; what is asked is committed before it runs: git add {path} && git commit"
+        )
+    return blob
+
+
+Code = dict[str, dict[str, str]]  # stage -> source file -> digest of what the stage reaches of it
+
+
+def code_of(stages: Sequence[str], there: Sources) -> Code:
+    """The code of a chain of stages; of stages that are not paribus's own, none."""
+    own = [stage for stage in stages if stage.partition("@")[0] in ENTRY_POINTS]
+    return {stage: stage_code(stage, there) for stage in own}
+
+
+def committed_code(stages: Sequence[str], commit: str) -> Code:
+    """The code of a chain of stages in a commit; the package's that runs, where the commit holds none. Raises UserError."""
+    full = try_git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}")
+    holds_code = try_git("rev-parse", "--verify", "--quiet", f"{commit}:./{SOURCE_FOLDER}")
+    if full is None or holds_code is None:
+        return code_of(stages, working_sources())
+    return code_of(stages, committed_sources(full))
+
+
+def sources(stages: Sequence[str]) -> list[str]:
+    """What stages declare that git has: their deps that no stage writes, paribus's code aside, of which they declare all."""
+    outs = {out for one in definitions().values() for out in one.outs}
+    found = set()
+    for name in stages:
+        own = name.partition("@")[0] in ENTRY_POINTS
+        for dep in definitions()[name].deps:
+            written = any(dep == out or dep.startswith(f"{out}/") for out in outs)
+            if not written and not (own and is_code(dep)):
+                found.add(dep)
+    return sorted(found)
+
+
+def check_sources(stages: Sequence[str]) -> None:
+    """Raises UserError where code or parameters are not committed: a result must follow from a commit."""
+    paths = ["params.yaml", "dvc.yaml", *sources(stages)]
+    status = try_git("status", "--porcelain", "--", *paths) or ""
+    changed = {line[3:] for line in status.splitlines()}
+    committed = committed_code(stages, "HEAD")
+    for stage, here in code_of(stages, working_sources()).items():
+        there = committed[stage]
+        changed |= {
+            path for path in here.keys() | there.keys() if here.get(path) != there.get(path)
+        }
+    if changed:
+        raise UserError(
+            f"{path}: changed and not committed; a result has to follow from a commit"
+            for path in sorted(changed)
+        )

@@ -1,0 +1,148 @@
+"""A study under way: what is decided once for all of its runs, and which runs it asks for next."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from paribus import runtime
+from paribus.journal import write_json
+from paribus.study.budget import measure_step, pretrain_steps, steps_for
+from paribus.study.divergence import diverged_seeds
+from paribus.study.events import folder_of, given_up, read_kept
+from paribus.study.experiment import BASELINE, Experiment, Run, chain_key
+from paribus.study.results import Result, code_key, collect, done
+from paribus.study.verdict import judge, plan_of
+
+
+@dataclass
+class Study:
+    """An ablation under way: its settled values, what it has, what is asked next."""
+
+    experiment: Experiment
+    settled: dict[str, Any]  # threads, steps of each arm: decided once
+    known: dict[tuple[str, int], Run] = field(default_factory=dict)
+
+    def run(self, arm: str, number: int) -> Run:
+        """Arm at the seed of that number, complete."""
+        if (arm, number) not in self.known:
+            self.known[arm, number] = self._run(arm, number)
+        return self.known[arm, number]
+
+    def _run(self, arm: str, number: int) -> Run:
+        extra: dict[str, Any] = {}
+        if self.settled["threads"]:
+            extra["train.threads"] = self.settled["threads"]
+        steps = self.settled["steps"].get(arm)
+        if steps:
+            extra["pretrain.steps"] = steps
+        return self.experiment.run(arm, number, extra)
+
+    def runs(self, seeds: int, arms: Sequence[str] | None = None) -> list[Run]:
+        """Every arm at the first seeds, seed by seed."""
+        names = arms or self.experiment.names
+        return [self.run(arm, number) for number in range(seeds) for arm in names]
+
+    @cached_property
+    def code(self) -> str:
+        return code_key(self.experiment)
+
+    def wanted(self, results: Sequence[Result]) -> list[Run]:
+        """The runs asked for by what is known so far.
+
+        A study with looks asks for the seeds of its first look, and for those of the next only of arms without a verdict;
+        so what it asks for follows from its results alone, and is the same after any interruption.
+        """
+        experiment = self.experiment
+        if not experiment.sequential:
+            return self.runs(experiment.seeds[1])
+        asked: dict[str, Run] = {}
+        open_arms = list(experiment.arms)
+        for look in plan_of(experiment) or ():
+            asked |= {run.name: run for run in self.runs(look, [BASELINE, *open_arms])}
+            runs = list(asked.values())
+            have = done(results, runs, self.code)
+            failures = given_up(experiment.name, runs)
+            if set(asked) - have.keys() - failures.keys():
+                break
+            found = judge(
+                experiment,
+                list(have.values()),
+                diverged_seeds(list(have.values()), runs, failures),
+            )
+            open_arms = [
+                arm for arm in open_arms if arm in found and found[arm].verdict == "undecided"
+            ]
+            if not open_arms:
+                break
+        return list(asked.values())
+
+
+def settle(experiment: Experiment, workers: int) -> dict[str, Any]:
+    """What is decided once for all runs: threads of each (N workers share the cores) and steps of an equal budget."""
+    path = folder_of(experiment.name) / "study.json"
+    known, warning = read_kept(path)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
+    if "threads" not in known:
+        known["threads"] = _threads(experiment, workers)
+    if experiment.equal == "seconds":
+        known["step_seconds"] = _measured(experiment, known)
+    known["steps"] = derived_steps(experiment, known)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, known)
+    return known
+
+
+def _threads(experiment: Experiment, workers: int) -> int | None:
+    """Threads of every run on a CPU: those of the runs there are, else the cores shared among the workers."""
+    train = experiment.config().train
+    if runtime.detect(train).device != "cpu":
+        return None
+    seen: Counter[int] = Counter()
+    for result in collect(experiment):
+        hardware = result.provenance.get("hardware") or {}
+        if hardware.get("device") == "cpu" and isinstance(hardware.get("threads"), int):
+            seen[hardware["threads"]] += 1
+    if seen:
+        return seen.most_common(1)[0][0]
+    return train.threads or max(runtime.available_cores() // workers, 1)
+
+
+def _measured(experiment: Experiment, known: dict[str, Any]) -> dict[str, Any]:
+    """Arm -> {key, seconds of a step}; measured anew where its pretraining is another by now."""
+    seconds: dict[str, Any] = dict(known.get("step_seconds") or {})
+    for arm in experiment.names:
+        key = chain_key(["pretrain"], experiment.config(arm))
+        if seconds.get(arm, {}).get("key") != key:
+            print(f"{experiment.name}: measuring a step of {arm}", file=sys.stderr)
+            extra = {"train.threads": known["threads"]} if known["threads"] else {}
+            seconds[arm] = {"key": key, "seconds": measure_step(experiment.config(arm, extra))}
+    return seconds
+
+
+def derived_steps(experiment: Experiment, known: dict[str, Any]) -> dict[str, int]:
+    """Arm -> steps of pretraining, where its budget asks for others than its own."""
+    measured = known.get("step_seconds") or {}
+    seconds = {arm: entry["seconds"] for arm, entry in measured.items()} or None
+    found = {}
+    for arm in experiment.names:
+        steps = steps_for(experiment, arm, seconds)
+        if steps and steps != pretrain_steps(experiment.config(arm))[0]:
+            found[arm] = steps
+    return found
+
+
+def study_of(experiment: Experiment) -> Study:
+    """The study as it was settled, or as far as it can be told before its first run."""
+    known, warning = read_kept(folder_of(experiment.name) / "study.json")
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
+    known.setdefault("threads", None)
+    if "steps" not in known:
+        known["steps"] = derived_steps(experiment, known)
+    return Study(experiment, known)

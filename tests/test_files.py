@@ -1,0 +1,162 @@
+"""Small JSON files: absent, damaged and fine are told apart, and damage stops nobody."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from paribus import files
+from paribus.errors import UserError, explained
+from paribus.files import NUMBER, Optional, Values, read_json, read_rows
+from paribus.journal import Journal, as_floats, keep_rows, write_json
+
+SHAPE: files.Shape = {"name": str, "sizes": Values(NUMBER), "note": Optional(str)}
+DAMAGED = {
+    "empty": b"",
+    "zeros of a power cut": b"\0" * 512,
+    "cut": b'{"name": "a", "sizes": {"x": 1',
+    "not UTF-8": b'{"name": "\xff"}',
+    "a list": b"[]",
+    "text": b'"name"',
+    "null": b"null",
+    "a missing key": b'{"name": "a"}',
+    "a list where a mapping belongs": b'{"name": "a", "sizes": []}',
+    "text where a number belongs": b'{"name": "a", "sizes": {"x": "1"}}',
+    "a wrong optional": b'{"name": "a", "sizes": {}, "note": 1}',
+    "nested too deep": b'{"name": "a", "sizes": ' + b"[" * 100_000,
+    "a number of 5,000 digits": b'{"name": "a", "sizes": {"x": ' + b"9" * 5000 + b"}}",
+    "two values": b'{"name": "a", "sizes": {}}{}',
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=list(DAMAGED))
+def test_a_damaged_file_is_named_once_put_aside_and_read_as_absent(
+    text: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "small.json"
+    path.write_bytes(text)
+    assert read_json(path, SHAPE) is None and read_json(path, SHAPE) is None
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and str(path) in said and "damaged" in said
+    assert (tmp_path / "small.json.damaged").read_bytes() == text and not path.exists()
+
+
+def test_absent_and_fine_files_say_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "small.json"
+    assert read_json(path, SHAPE) is None and read_json(tmp_path / "no/such.json") is None
+    value = {"name": "a", "sizes": {"x": 1.5}, "more": None}
+    write_json(path, value)
+    assert read_json(path, SHAPE) == value
+    assert capsys.readouterr().err == ""
+
+
+def test_an_earlier_damaged_file_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "small.json"
+    for text in ("{", "["):
+        path.write_text(text)
+        read_json(path)
+    assert (tmp_path / "small.json.damaged").read_text() == "{"
+    assert (tmp_path / "small.json.damaged.2").read_text() == "["
+
+
+def test_an_output_of_dvc_stays_where_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "provenance.json"
+    path.write_text("{")
+    assert read_json(path, move=False) is None and read_json(path, move=False) is None
+    assert path.read_text() == "{" and len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_folder_in_a_files_place_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "small.json").mkdir()
+    assert read_json(tmp_path / "small.json") is None
+    assert (tmp_path / "small.json.damaged").is_dir()
+
+
+def test_a_file_that_this_user_may_not_read_is_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "small.json"
+    path.write_text("{}")
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("root reads everything")
+    with pytest.raises(UserError, match="right to read it"):
+        read_json(path)
+    assert path.exists()
+
+
+def test_a_torn_last_line_is_no_damage_and_a_damaged_one_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert [row["step"] for row in read_rows(path)] == [1, 2]
+    assert capsys.readouterr().err == ""
+    path.write_text('{"step": 1}\n{"st\n[]\n{"step": "x"}\n{"step": 4}\n')
+    assert [row["step"] for row in read_rows(path, {"step": int})] == [1, 4]
+    said = capsys.readouterr().err
+    assert "line 2" in said and "2 more" in said and len(said.splitlines()) == 1
+
+
+def test_rewriting_a_journal_keeps_a_copy_of_damaged_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    text = '{"step": 1}\nrubbish\n{"step": 3}\n{"torn'
+    path.write_text(text)
+    keep_rows(path, lambda row: row["step"] <= 3, {"step": int})
+    assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
+    assert (tmp_path / "metrics.jsonl.damaged").read_text() == text
+    assert "line 2" in capsys.readouterr().err
+
+
+def test_what_is_no_number_is_not_taken_for_one() -> None:
+    row = {"step": 1, "loss": "nan", "odd": "abc", "list": [1], "low": "-inf", "none": None}
+    assert set(as_floats(row)) == {"step", "loss", "low"}
+
+
+# ---------------------------------------------------------------- a disk that refuses
+
+
+@pytest.fixture
+def full() -> Path:
+    """A file on a full disk."""
+    path = Path("/dev/full")
+    if not path.exists():
+        pytest.skip("no /dev/full here")
+    return path
+
+
+def test_a_full_disk_loses_no_line_of_a_journal_in_silence(full: Path) -> None:
+    warnings: list[str] = []
+    journal = Journal(full, warnings.append)
+    journal.append({"step": 1})
+    assert len(warnings) == 1
+    with pytest.raises(UserError, match="last 1 lines") as error:
+        journal.close()
+    assert error.value.exit_status == 74
+
+
+def test_a_refused_write_names_its_file_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "run.json"
+    write_json(path, {"old": True})
+    monkeypatch.setattr(os, "fsync", refuse)  # as the kernel does, without a file's name
+    with pytest.raises((OSError, UserError)) as error:
+        write_json(path, {"new": True})
+    known = isinstance(error.value, UserError)
+    refusal = error.value if known else explained(error.value)
+    assert isinstance(refusal, UserError)
+    assert refusal.exit_status == 74 and str(path) in str(refusal)
+    assert json.loads(path.read_text()) == {"old": True} and list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,57 @@
+"""A name that comes from data decides no path outside its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from paribus.data.paths import file_name_problem, inside
+from paribus.errors import UserError
+
+ODD = (
+    "",
+    ".",
+    "..",
+    "../x",
+    "a/../../x",
+    "a/..",
+    "./x",
+    "a//x",
+    "/etc/passwd",
+    "~/x",
+    "a\\..\\x",
+    "C:/x",
+    "C:x",
+    "x\0y",
+    "x\ny",
+    "x" * 300,
+    "half \ud83d",
+)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_name_that_leads_elsewhere_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the listing: "):
+        inside(tmp_path, name, "the listing")
+
+
+def test_a_link_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/out").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="by a link"):
+        inside(tmp_path / "folder", "out/x.json", "the bundle")
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "a/b.json", "..a", "a..b/c", "日本 (1).jsonl", "[*].txt", "-x"]
+)
+def test_every_other_name_is_a_path_below_the_folder(name: str, tmp_path: Path) -> None:
+    assert inside(tmp_path, name, "x") == tmp_path / name
+
+
+def test_the_name_of_one_file_has_no_parts() -> None:
+    assert (
+        file_name_problem("a/b") and file_name_problem("./victim") and file_name_problem("/tmp/x")
+    )
+    assert file_name_problem("bigbench_qa_wikidata") is None
