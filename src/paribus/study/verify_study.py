@@ -16,8 +16,6 @@ from paribus.study.record import find_experiment
 from paribus.study.verify import RESULTS, certificate, choose_stage
 from paribus.summary import write_json
 
-SUPERSEDED = "-was-"  # in the name of a run whose place another one took
-
 
 @dataclass(frozen=True)
 class Row:
@@ -64,7 +62,7 @@ def runs_of(name: str) -> list[str]:
     """The DVC experiments that are a study's runs as its file has them, in order; superseded ones are left out."""
     arms = read_experiment(name).names
     found = experiments_of(name)
-    return sorted(one.name for one in found if one.run.arm in arms and SUPERSEDED not in one.name)
+    return sorted(one.name for one in found if one.run.arm in arms and not one.superseded)
 
 
 def certify_run(run: str, steps: int) -> list[tuple[Row, dict[str, Any] | None]]:
