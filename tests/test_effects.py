@@ -149,6 +149,11 @@ def test_every_key_of_the_model_and_the_optimizer_is_flipped() -> None:
     assert sorted(keys) == sorted(FLIPS)
 
 
+def id_of(value: object) -> str:
+    """A name for a case; sets in one order, as workers of one test run have to agree on names."""
+    return str(sorted(value)) if isinstance(value, set) else str(value)
+
+
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_a_flipped_key_changes_the_weights_or_is_reported(name: str) -> None:
     base = CONFIGURATIONS[name]
@@ -190,7 +195,7 @@ def test_a_flipped_key_changes_the_weights_or_is_reported(name: str) -> None:
         ({"corpus.core": "there"}, {"corpus.world.core_items"}),
         ({"corpus.source": "local", "corpus.paths": ["a.txt"]}, {"corpus.world.megabytes"}),
     ],
-    ids=str,
+    ids=id_of,
 )
 def test_a_key_of_the_stages_that_is_not_read_is_reported(
     values: dict[str, Any], reported: set[str]
@@ -208,7 +213,7 @@ def test_a_key_of_the_stages_that_is_not_read_is_reported(
         ({"train.processes": 2}, {"train.sharding"}),
         ({"corpus.source": "local", "corpus.paths": ["a.txt"]}, {"corpus.text_column"}),
     ],
-    ids=str,
+    ids=id_of,
 )
 def test_a_key_of_the_stages_that_is_read_is_not_reported(
     values: dict[str, Any], acting: set[str]
@@ -265,7 +270,7 @@ def arms(*overrides: dict[str, Any]) -> list[str]:
         ({"model.width": 32}, "the baseline computes the same"),
         ({"sft.mixture": {"facts": 0.5, "problems_worked": 0.5}}, "it was merged with the weights there are"),
     ],
-    ids=str,
+    ids=id_of,
 )  # fmt: skip
 def test_an_arm_that_cannot_differ_is_refused(
     change: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch

@@ -194,6 +194,22 @@ def test_queued_experiment_runs_rl_and_what_follows_only_into_the_same_store(
 
 
 @pytest.mark.timeout(600)
+def test_a_comment_in_the_code_trains_nothing_again(project: Project) -> None:
+    """DVC runs the stage, as the file changed; the fingerprint did not, so the finished run is handed over."""
+    weights = project.digests()["base"]
+    path = project.root / "src/paribus/train/loop.py"
+    text = path.read_text()
+    path.write_text(text + "# another comment\n")
+    try:
+        done = project.run("dvc", "repro", "-s", "pretrain")
+    finally:
+        path.write_text(text)
+    assert "Running stage 'pretrain'" in done.stdout
+    assert "going on from step 6 of 6" in done.stderr
+    assert project.digests()["base"] == weights
+
+
+@pytest.mark.timeout(600)
 def test_same_fingerprint_gives_the_same_bytes(
     project: Project, tmp_path: Path, project_root: Path
 ) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paribus import graph
 from paribus.config import (
     Conversations,
     Pretrain,
@@ -307,7 +308,7 @@ def train(
     from paribus.train.loop import Hooks
 
     store = StateStore(run.folder / "state", run.config.train.keep_states)
-    if parallel.rank() == 0 and delivered(run):
+    if parallel.rank() == 0 and asked_again(run):
         store.clear()
     state = parallel.newest(store)
     prepared = partial(prepare, run, model, objective, schedule, store)
@@ -443,12 +444,27 @@ def predicted(run: Session) -> dict[str, float]:
         return {}
 
 
-def delivered(run: Session) -> bool:
-    """Whether DVC has this run's outputs already. Asked for them again, it means from the start (`dvc repro -f`);
-    otherwise a finished state is one whose process was killed before DVC took the outputs."""
-    receipt = run.folder / "delivered.json"
-    digest = read_value(receipt, str)
-    if digest is None:
+def asked_again(run: Session) -> bool:
+    """Whether DVC has this run's outputs and asks for them from the start (`dvc repro -f`).
+
+    It does not where the process of a finished state was killed before DVC took the outputs, nor where DVC runs the
+    stage because its code reads otherwise and does the same (a comment): both hand over what there is.
+    """
+    digest = read_value(run.folder / "delivered.json", str)
+    if digest is None or not Path("dvc.lock").exists():
         return False
-    lock = read_yaml("dvc.lock")["stages"].get(run.stage, {}) if Path("dvc.lock").exists() else {}
-    return digest in [out.get("md5") for out in lock.get("outs", [])]
+    entry = read_yaml("dvc.lock")["stages"].get(run.stage, {})
+    has_outputs = digest in [out.get("md5") for out in entry.get("outs", [])]
+    return has_outputs and not code_reads_otherwise(run.stage, entry)
+
+
+def code_reads_otherwise(stage: str, entry: dict[str, Any]) -> bool:
+    """Whether the files of a stage's code are others, or have other texts, than dvc.lock's entry of the stage says."""
+    then = {
+        dep["path"]: dep.get("md5") for dep in entry.get("deps", []) if graph.is_code(dep["path"])
+    }
+    now = {}
+    for dep in graph.stage_definition(stage).deps:
+        if graph.is_code(dep):
+            now[dep] = graph.computed_hash(Path(dep))
+    return then != now
