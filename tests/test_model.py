@@ -9,13 +9,23 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from paribus.config import Config, Model
+from paribus.config import Config, Model, load_config, resolve_model
 from paribus.errors import UserError
 from paribus.model import gpt as gpt_module
 from paribus.model import layers
-from paribus.model.accounting import flops_per_token, parameters
+from paribus.model.accounting import (
+    flops_per_token,
+    keys_per_query,
+    optimizer_flops_per_step,
+    parameters,
+    step_flops,
+)
+from paribus.model.attention import visible
 from paribus.model.gpt import GPT, KVCache, load_checkpoint, save_checkpoint
+from paribus.model.shapes import window_of
+from paribus.train.optim import MuonAdamW
 
 VOCAB = 97
 
@@ -197,6 +207,46 @@ def test_flops_grow_with_window_and_width(config: Model) -> None:
     windowed = flops_per_token(dataclasses.replace(config, window_pattern="S", window=8), VOCAB)
     # Two of three blocks see 8 keys instead of 64: 12 x heads x head_dim each.
     assert full - windowed == 2 * 12 * 32 * (config.seq_len - 8)
+
+
+@pytest.mark.parametrize("window_pattern", ["L", "SSL"])
+def test_a_query_is_counted_with_the_keys_that_its_mask_shows(
+    config: Model, window_pattern: str
+) -> None:
+    config = resolve_model(dataclasses.replace(config, window_pattern=window_pattern, window=8))
+    positions = torch.arange(config.seq_len)
+    for layer in range(config.depth):
+        window = config.window if window_of(config, layer) == "S" else None
+        seen = visible(positions, positions, window)
+        assert keys_per_query(config, layer) == pytest.approx(float(seen.sum()) / config.seq_len)
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+@pytest.mark.parametrize("mlp", ["swiglu", "relu2"])
+def test_the_optimisers_products_are_counted_as_torch_counts_them(
+    config: Model, project_root: Path, kind: str, mlp: str
+) -> None:
+    """torch's own counter, around a real update of grouped-query attention too."""
+    changes = {"optimizer.kind": kind}
+    settings = load_config(project_root / "params.yaml", overrides=changes).optimizer
+    config = dataclasses.replace(config, mlp=mlp)
+    model = build(config)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        MuonAdamW(model, settings).step(1.0)
+    assert counter.get_total_flops() == optimizer_flops_per_step(config, settings)
+    assert (counter.get_total_flops() > 0) == (kind == "muon")
+
+
+def test_a_step_costs_its_tokens_and_once_the_optimisers_products(
+    config: Model, project_root: Path
+) -> None:
+    optimizer = load_config(project_root / "params.yaml").optimizer
+    one, two = (step_flops(config, VOCAB, optimizer, tokens) for tokens in (1000, 2000))
+    assert 2 * one - two == pytest.approx(optimizer_flops_per_step(config, optimizer))
+    assert two - one < 1000 * flops_per_token(config, VOCAB), "the causal half is taken off"
 
 
 def test_too_long_a_row_is_refused(config: Model) -> None:

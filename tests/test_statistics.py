@@ -69,9 +69,89 @@ def test_one_seed_decides_nothing_and_two_seeds_have_a_wide_interval() -> None:
     assert two.high - two.low == pytest.approx(2 * 12.706 * 0.001, rel=1e-3)
 
 
-def test_equal_arms_are_equivalent_and_equal_differences_prove_nothing() -> None:
-    assert verdict([0.0, 0.0]) == "equivalent"
-    assert verdict([-0.02, -0.02]) == "undecided"
+@pytest.mark.parametrize("differences", [[0.0, 0.0], [0.0] * 8, [-0.02, -0.02]])
+def test_differences_without_a_spread_prove_nothing(differences: list[float]) -> None:
+    found = judge({"arm": differences})["arm"]
+    assert found.verdict == "undecided" and found.p_adjusted == 1.0
+    assert (found.low, found.high) == (-math.inf, math.inf)
+
+
+@pytest.mark.parametrize(
+    "seeds, questions, base, arm, margin",
+    [
+        (3, 4, 0.01, 0.05, 0.02),
+        (2, 20, 0.005, 0.04, 0.02),
+        (3, 20, 0.005, 0.04, 0.02),
+        (2, 50, 0.002, 0.03, 0.02),
+        (3, 50, 0.002, 0.03, 0.02),
+        (5, 20, 0.0, 0.03, 0.02),
+    ],
+)
+def test_arms_at_the_floor_that_differ_by_more_than_matters_are_rarely_called_equivalent(
+    seeds: int, questions: int, base: float, arm: float, margin: float
+) -> None:
+    """Shares of so few right answers are mostly 0 in both; two seeds and four items called half of these equivalent."""
+    rng = np.random.default_rng(8)
+    first = rng.binomial(questions, base, (1500, seeds)) / questions
+    second = rng.binomial(questions, arm, (1500, seeds)) / questions
+    kinds, count = np.unique(
+        np.sort(second - first), axis=0, return_counts=True
+    )  # few: each is judged once
+    called = count[
+        [verdict(list(kind), direction="higher", smallest=margin) == "equivalent" for kind in kinds]
+    ]
+    assert called.sum() / 1500 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1500)
+
+
+def test_each_arm_errs_at_alpha_and_any_claim_of_many_arms_at_twice_that() -> None:
+    """The worst case known: one noisy arm that is equal, four quiet ones exactly as far off as matters."""
+    rng = np.random.default_rng(9)
+    margin, quiet, studies, seeds = 1.0, 0.2, 600, 4
+    wrong = np.zeros((studies, 5), bool)
+    for number in range(studies):
+        values = {"a0": list(rng.normal(0, 6 * quiet, seeds))}
+        values |= {f"a{i}": list(margin + rng.normal(0, quiet, seeds)) for i in range(1, 5)}
+        for i, found in enumerate(judge(values, smallest=margin).values()):
+            false = ("better", "worse") if i == 0 else ("equivalent",)
+            wrong[number, i] = found.verdict in false
+    error = 3 * math.sqrt(0.1 * 0.9 / studies)
+    assert (wrong.mean(axis=0) <= 0.05 + error).all()
+    assert wrong.any(axis=1).mean() <= 0.10 + error
+
+
+def test_p_values_of_items_are_held_over_the_arms() -> None:
+    """Five arms that do not differ: some arm's p, after Holm, is at most alpha in one study of twenty."""
+    rng = np.random.default_rng(10)
+    any_false = []
+    for _ in range(150):
+        base = rng.random((3, 60)) < 0.4
+        p = {}
+        for name in "abcde":
+            arm = rng.random((3, 60)) < 0.4
+            found = items.item_effect(
+                list(base.astype(float)), list(arm.astype(float)), smallest_effect=0.1, draws=1000
+            )
+            p[name] = found.p
+        any_false.append(min(study.holm(p).values()) <= 0.05)
+    assert np.mean(any_false) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 150)
+
+
+def test_items_that_never_differ_are_bounded_by_the_rule_of_three() -> None:
+    """No difference on 40 items says that fewer than about 3 in 40 differ; on 400, than 3 in 400."""
+    for count, verdict_of_them in ((40, "undecided"), (400, "equivalent")):
+        nothing = [np.zeros(count)] * 3
+        found = items.item_effect(nothing, nothing, smallest_effect=0.02)
+        assert found.high == -found.low == pytest.approx(3 / count, rel=0.05)
+        assert found.verdict == verdict_of_them and found.p == 1.0
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 30])
+def test_two_runs_of_a_recipe_lie_farther_apart_than_said_in_one_of_twenty(seeds: int) -> None:
+    rng = np.random.default_rng(11)
+    spreads = rng.normal(size=(20_000, seeds)).std(axis=1, ddof=1)
+    apart = np.abs(rng.normal(size=20_000) - rng.normal(size=20_000))
+    bound = study.farthest_twins(1.0, seeds) * spreads
+    assert (apart > bound).mean() == pytest.approx(0.05, abs=0.006)
 
 
 def test_holm_in_order_over_the_arms() -> None:
@@ -93,7 +173,7 @@ def test_holm_in_order_over_the_arms() -> None:
 
 def test_holm_and_power_are_those_of_statsmodels() -> None:
     p = {str(arm): float(value) for arm, value in enumerate(RNG.random(9) ** 3)}
-    adjusted = study._holm(p)
+    adjusted = study.holm(p)
     assert [adjusted[arm] for arm in p] == pytest.approx(
         multipletests(list(p.values()), method="holm")[1]
     )

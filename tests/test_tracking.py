@@ -273,6 +273,36 @@ def test_the_stages_of_an_execution_share_a_parent_until_it_is_closed(
     assert second != first and parent_of("report") == second
 
 
+def test_a_run_is_filed_under_the_execution_it_names_and_the_next_one_is_not(settings, client):
+    """A study's trial names its parent; what the process runs next has the parent it would have had."""
+    name = os.environ["DVC_EXP_NAME"]
+    with begin(settings, "tune", execution="tune tiny"):
+        pass
+    with begin(settings, "pretrain"):
+        pass
+    assert os.environ["DVC_EXP_NAME"] == name
+    [trial] = [run for run in runs_of(client, "tune tiny") if run.data.tags.get("stage") == "tune"]
+    parents = [run.data.tags["mlflow.parentRunId"] for run in (trial, child(client))]
+    assert [client.get_run(parent).info.run_name for parent in parents] == ["tune tiny", name]
+
+
+def test_every_run_of_a_store_is_found_however_many_a_page_holds(settings, client, monkeypatch):
+    """The oldest one too, by name and where predictions are graded."""
+    from paribus.tracking import lookup, store
+
+    monkeypatch.setattr(store, "PAGE", 3)
+    connected = store.connect(store.tracking_uri(), "paged", runtime.state_root())
+    for number in range(8):
+        run = client.create_run(connected.experiment, run_name=f"run-{number}")
+        client.log_metric(run.info.run_id, "predicted/memory_bytes", 2.0)
+        client.log_metric(run.info.run_id, "predicted/seconds", 2.0)
+        client.log_metric(run.info.run_id, "train/peak_memory_bytes", 1.0)
+        client.log_metric(run.info.run_id, "seconds", 1.0)
+        client.set_terminated(run.info.run_id)
+    assert lookup.Runs("paged").names() == [f"run-{number}" for number in range(8)]
+    assert len(store.graded_runs("paged")) == 8
+
+
 # ---------------------------------------------------------------- going on
 
 

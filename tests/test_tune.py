@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import math
 import os
 import shutil
 import signal
@@ -15,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tuned import Curve, command, prepare, write
+from tuned import STUDY, Curve, command, prepare, write
 
 from paribus.errors import UserError
 
@@ -44,8 +46,39 @@ def inside(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"space": {"model.dept": {"low": 1, "high": 2}}}, "did you mean model.depth?"),
         ({"space": {"model.depth": {"low": 0, "high": 2}}}, "out of range"),
         ({"space": {"model.depth": {"low": 4, "high": 2}}}, "low < high"),
+        (
+            {"space": {"optimizer.matrix_lr": {"low": 0, "high": 1, "log": True}}},
+            "0 has no logarithm",
+        ),
+        (
+            {"space": {"optimizer.matrix_lr": {"low": 0.01, "high": 1, "log": True, "step": 0.1}}},
+            "log and step do not go together",
+        ),
+        ({"space": {"model.depth": {"low": 1, "high": 4, "step": 0}}}, "step: 0 is not allowed"),
+        ({"space": {"model.depth": {"low": 1, "high": 4, "step": 0.5}}}, "a whole number above 0"),
+        ({"space": {"model.depth": {"low": 1, "high": 4, "step": "x"}}}, "step: 'x'"),
+        ({"space": {"model.depth": {"choices": [2, 2]}}}, "2 is there twice"),
+        ({"space": {"eval.bpb_tokens": {"choices": [256, 512]}}}, "is in overrides too"),
+        ({"space": {"tokenizer.vocab_size": {"low": 300, "high": 400}}}, "no trial reads it"),
+        ({"space": {"rl.steps": {"choices": [1, 2]}}}, "no trial reads it"),
+        ({"space": {"corpus.world.seed": {"choices": [1, 2]}}}, "no trial reads it"),
+        ({"space": {"eval.core.batch_size": {"choices": [1, 2]}}}, "no trial reads it"),
+        ({"space": {"tracking.experiment": {"choices": ["a", "b"]}}}, "no trial reads it"),
+        ({"space": {"pretrain.core_every": {"choices": [1, 2]}}}, "no trial reads it"),
+        ({"space": {"train.processes": {"choices": [1, 2]}}}, "no trial reads it"),
+        ({"overrides": {"sft.steps": 9}}, "no trial reads it"),
         ({"budget": {"hours": 2}}, "tokens, flops, seconds"),
+        ({"budget": {"tokens": float("inf")}}, "a number above 0"),
+        ({"budget": {"tokens": 100}}, "less than one step of 256 tokens"),
+        ({"budget": {"seconds": 1e9}}, "30 days"),
+        ({"trials": 10**9}, "from 1 to 100,000"),
+        ({"retest": 5}, "{top: 3, seeds: 3}"),
+        ({"retest": {"top": 1, "seeds": 1e30}}, "retest.seeds: 1e+30"),
+        ({"warm_start": 5}, "a list of studies"),
+        ({"warm_start": True}, "a list of studies"),
+        ({"warm_start": ["wrong"]}, "this study itself"),
         ({"memory": "lots"}, "24GiB"),
+        ({"memory": 8}, "'8' is 8 bytes, and no model fits that; did you mean 8GiB?"),
         ({"trails": 3}, "did you mean trials?"),
         ({"overrides": {"pretrain.steps": 9}}, "the budget says"),
     ],
@@ -79,9 +112,9 @@ def test_all_problems_of_a_study_are_told_at_once_with_exit_status_2(inside: Pat
     "memory, url, said",
     [
         ("100MiB", None, "below the smallest model"),
-        ("3GiB", "sqlite:////nowhere/at/all.db", "not to be had"),
-        ("3GiB", "postgresql://me:secret@127.0.0.1:1/none", "not to be had"),
-        ("3GiB", "postgres!", "not to be had"),
+        ("3GiB", "sqlite:////nowhere/at/all.db", "unavailable"),
+        ("3GiB", "postgresql://me:secret@127.0.0.1:1/none", "unavailable"),
+        ("3GiB", "postgres!", "unavailable"),
     ],
     ids=str,
 )
@@ -118,7 +151,132 @@ def test_a_switch_that_saves_memory_counts_for_the_smallest_model(inside: Path) 
     )
 
 
+VALUES: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    1,
+    5,
+    2**70,
+    10**400,
+    0.5,
+    -0.0,
+    1e-300,
+    1e300,
+    math.inf,
+    math.nan,
+    "",
+    "x",
+    "8",
+    "3GiB",
+    "1e400",
+    "a.b..c",
+    [],
+    [1],
+    [1, 1.0],
+    [True, 1],
+    [[1], [2]],
+    [None, "relu2"],
+    {},
+    {1: 2},
+    {"low": 1},
+    {"low": 1, "high": 4},
+    {"low": 1, "high": 4, "step": 1e-300},
+    {"low": 1e-3, "high": 1.0, "log": "yes"},
+    {"choices": [2, 4]},
+    {"tokens": 1536},
+    datetime.date(2026, 1, 1),
+    b"bytes",
+    {1, 2},
+]
+PLACES = [
+    *(
+        (key,)
+        for key in ("trials", "budget", "memory", "overrides", "space", "retest", "warm_start")
+    ),
+    *(("budget", key) for key in ("tokens", "flops", "seconds", 3)),
+    *(("retest", key) for key in ("top", "seeds", None)),
+    *(("overrides", key) for key in ("model.depth", "seed", 7, "tracking")),
+    *(("space", key) for key in ("model.depth", "optimizer.matrix_lr", "model.mlp", "rl.steps", 9)),
+    *(
+        ("space", key, part)
+        for key in ("model.depth", "optimizer.matrix_lr")
+        for part in ("low", "high", "step", "log", "choices", "base")
+    ),
+    (None,),
+]
+
+
+def changed(values: Any, place: tuple[Any, ...], value: Any) -> Any:
+    """A copy with a value put in one place."""
+    first, *rest = place
+    inner = values.get(first, {}) if isinstance(values, dict) else {}
+    return {**values, first: changed(inner, tuple(rest), value) if rest else value}
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_whatever_a_file_holds_is_explained_or_can_be_run(
+    inside: Path, place: tuple[Any, ...]
+) -> None:
+    """A thousand bad files in all: each is refused with words, or every distribution of its space can be sampled."""
+    import optuna
+
+    from paribus.study.space import parse_study
+    from paribus.study.tune_space import distribution
+
+    for value in VALUES:
+        raw = changed(STUDY, place, value)
+        try:
+            study = parse_study("wrong", raw)
+        except UserError as error:
+            assert all(one.startswith("experiments/tune/wrong.yaml: ") for one in error.problems)
+            continue
+        assert study.trials >= 1 and study.seeds >= 1 and math.isfinite(study.amount)
+        sampler = optuna.samplers.RandomSampler(seed=1)
+        trial = optuna.create_study(sampler=sampler).ask(
+            {key: distribution(key, spread) for key, spread in study.space.items()}
+        )
+        assert set(trial.params) == set(study.space)
+
+
+def test_a_number_that_is_no_whole_one_is_drawn_between_whole_ends(inside: Path) -> None:
+    """A decay from 0 to 1 is not one of two values."""
+    import optuna
+
+    from paribus.study.tune_space import distribution
+
+    decay = distribution("optimizer.weight_decay", {"low": 0, "high": 1})
+    assert decay == optuna.distributions.FloatDistribution(0.0, 1.0)
+    depth = distribution("model.depth", {"low": 1, "high": 4})
+    assert depth == optuna.distributions.IntDistribution(1, 4)
+
+
+def test_every_key_a_study_may_vary_is_read_by_a_trial(inside: Path) -> None:
+    """The keys a trial's process is built from, and no others."""
+    from paribus.config import flatten, load_config
+    from paribus.study.space import OWN, read_by_trials
+
+    read = {key for key in flatten(load_config()) if read_by_trials(key)} - set(OWN)
+    sections = {key.split(".")[0] for key in read}
+    assert sections == {"model", "optimizer", "pretrain", "train", "eval"}
+    assert {key for key in read if key.startswith("eval")} == {"eval.bpb_tokens"}
+    assert "pretrain.packing" in read and "train.processes" not in read
+
+
 # ---------------------------------------------------------------- one trial
+
+
+def test_a_trial_packs_its_rows_as_it_is_told(inside: Path, tmp_path: Path) -> None:
+    from paribus.study.launch import job_of, watch
+    from paribus.study.space import parse_study
+
+    values = {}
+    for kind in ("concatenate", "best_fit"):
+        study = parse_study("packed", {**STUDY, "overrides": {"pretrain.packing": kind}})
+        job = job_of(study.config(), 3 * 2**30, {"tokens": 1536})
+        values[kind] = watch(tmp_path / kind, job)["val_bpb"]
+    assert values["concatenate"] != values["best_fit"]
 
 
 def test_a_trial_over_the_cap_is_caught_and_says_how_far_it_came(inside: Path) -> None:
@@ -172,7 +330,7 @@ def test_what_was_left_by_another_study_of_that_name_is_not_taken(inside: Path) 
 def test_a_budget_becomes_steps_or_seconds(
     inside: Path, budget: dict[str, float], steps: int | None, seconds: float | None
 ) -> None:
-    from paribus.model.accounting import flops_per_token
+    from paribus.model.accounting import step_flops
     from paribus.study.launch import job_of
     from paribus.study.space import read_study
 
@@ -180,7 +338,7 @@ def test_a_budget_becomes_steps_or_seconds(
     config = read_study("budget").config()
     job = job_of(config, 2**30, budget)
     if "flops" in budget:
-        steps = int(1e9 / flops_per_token(config.model, job["vocab_size"]) / 256)
+        steps = int(1e9 / step_flops(config.model, job["vocab_size"], config.optimizer, 256))
         assert steps > 1
     assert (job["steps"], job["seconds"]) == (steps, seconds)
 
@@ -212,6 +370,8 @@ def curve_trial(value: float, curve: dict[int, float], **params: float) -> Any:
 
 def test_a_bad_trial_is_pruned_and_a_good_one_is_not(inside: Path) -> None:
     """The curves of five earlier trials are those of a good one; a trial that cannot learn falls behind them."""
+    import optuna
+
     from paribus.study.space import read_study
 
     write(
@@ -233,10 +393,18 @@ def test_a_bad_trial_is_pruned_and_a_good_one_is_not(inside: Path) -> None:
         set(good.intermediate_values) == {12, 25, 38, 50, 62, 75, 88}
         and good.state.name == "COMPLETE"
     )
+    a_little_worse = {at: value + 0.02 for at, value in good.intermediate_values.items()}
     for _ in range(5):
-        optuna_study.add_trial(good)
-    for scale in (1e-6, 1.0):
-        optuna_study.enqueue_trial({"optimizer.matrix_lr": 0.02, "pretrain.lr_scale": scale})
+        optuna_study.add_trial(
+            optuna.create_trial(
+                value=good.value,
+                params=good.params,
+                distributions=good.distributions,
+                intermediate_values=a_little_worse,
+            )
+        )
+    for rate, scale in ((0.02, 1e-6), (0.0201, 1.0)):
+        optuna_study.enqueue_trial({"optimizer.matrix_lr": rate, "pretrain.lr_scale": scale})
     worker_of(study, optuna_study).work()
     bad, again = optuna_study.trials[6:8]
     assert (
@@ -244,7 +412,7 @@ def test_a_bad_trial_is_pruned_and_a_good_one_is_not(inside: Path) -> None:
         and "behind the median" in bad.user_attrs["why"]
         and max(bad.intermediate_values) < 88
     )
-    assert again.state.name == "COMPLETE" and again.value == good.value
+    assert again.state.name == "COMPLETE"
 
 
 def test_a_study_begins_with_the_default_and_the_best_of_earlier_ones(inside: Path) -> None:
@@ -326,6 +494,112 @@ def test_of_workers_that_ask_at_once_no_more_go_on_than_the_study_has_trials(ins
         worker._admit(optuna_study.ask(), 0)
 
 
+def test_a_point_that_was_trained_is_not_trained_again(inside: Path) -> None:
+    """A space of four points: each is trained once, and the study ends with them."""
+    from paribus.study.outcome import counted, summary
+    from paribus.study.space import read_study
+
+    write(
+        inside,
+        "small",
+        trials=9,
+        space={"model.depth": {"low": 1, "high": 2}, "model.mlp": {"choices": ["relu2", "gelu"]}},
+    )
+    study = read_study("small")
+    optuna_study = opened(study, f"sqlite:///{inside}/small.db")
+    worker_of(study, optuna_study).work()
+    trained = [trial for trial in optuna_study.trials if "skipped" not in trial.user_attrs]
+    points = [tuple(sorted(trial.params.items())) for trial in trained]
+    assert len(set(points)) == len(points) == counted(optuna_study) == 4
+    found = summary(study, optuna_study)
+    assert found["repeated_points"] == len(optuna_study.trials) - 4 and not found["refused_by_plan"]
+
+
+@pytest.mark.parametrize(
+    "then, said",
+    [
+        ({"model.mlp": {"choices": ["swiglu", "relu2", "gelu"]}}, "choices ['swiglu', 'relu2']"),
+        ({"model.mlp": {"choices": ["relu2", "swiglu"]}}, "give the file another name"),
+    ],
+)
+def test_choices_that_changed_since_a_study_began_are_explained(
+    inside: Path, then: dict[str, Any], said: str
+) -> None:
+    from paribus.study import tune
+    from paribus.study.space import read_study
+
+    url = f"sqlite:///{inside}/choices-{len(said)}.db"
+    write(inside, "choices", space={"model.mlp": {"choices": ["swiglu", "relu2"]}})
+    study = read_study("choices")
+    optuna_study, new = tune.open_study(study, url)
+    tune._begin(study, optuna_study, url, new)
+    tune.suggest(optuna_study.ask(), study.space)
+    write(inside, "choices", space=then)
+    with pytest.raises(UserError) as told:
+        tune._begin(read_study("choices"), optuna_study, url, False)
+    assert said in str(told.value) and "warm_start: [choices]" in str(told.value)
+
+
+def test_a_range_may_be_moved(inside: Path) -> None:
+    from paribus.study import tune
+    from paribus.study.space import read_study
+
+    url = f"sqlite:///{inside}/moved.db"
+    write(inside, "moved", space={"model.depth": {"low": 1, "high": 2}})
+    study = read_study("moved")
+    optuna_study, new = tune.open_study(study, url)
+    tune._begin(study, optuna_study, url, new)
+    tune.suggest(optuna_study.ask(), study.space)
+    write(inside, "moved", space={"model.depth": {"low": 2, "high": 3}})
+    tune._begin(read_study("moved"), optuna_study, url, False)
+
+
+# ---------------------------------------------------------------- re-tests
+
+
+def retested(values: dict[str, dict[str, float]], lost: dict[str, dict[str, str]]) -> Any:
+    from paribus.study.outcome import retests
+
+    params = {arm: {"model.depth": 2} for arm in values}
+    return retests({"claimed": {}, "values": values, "lost": lost, "params": params})
+
+
+def test_re_tests_are_paired_by_seed_where_one_is_lost() -> None:
+    """Truly 0.1 better at each seed; the first re-test of the arm was lost, and seeds differ by more."""
+    default = {"1007": 2.0, "1008": 2.5, "1009": 3.0}
+    arm = {"1008": 2.4, "1009": 2.9}
+    found = retested({"trial 3": arm, "default": default}, {"trial 3": {"1007": "diverged"}})
+    against = found["trial 3"]["minus_default"]
+    assert against["mean"] == pytest.approx(-0.1) and against["seeds"] == 2
+
+
+def test_the_winner_is_the_best_over_the_seeds_it_shares_with_the_default() -> None:
+    """An arm whose easy seed alone is left has the least mean, and is worse than the default there."""
+    from paribus.study.outcome import winner
+
+    default = {"1007": 2.0, "1008": 3.0}
+    values = {"trial 1": {"1007": 1.9, "1008": 2.9}, "trial 2": {"1007": 2.1}, "default": default}
+    lost = {"trial 2": {"1008": "over the memory budget at 900 MiB"}}
+    found = retested(values, lost)
+    assert found["trial 2"]["mean"] < found["trial 1"]["mean"] and winner(found) == "trial 1"
+    assert winner(retested({"trial 1": {}, "default": default}, {})) is None
+
+
+def test_a_lost_re_test_is_named(inside: Path) -> None:
+    from paribus.study import outcome
+
+    values = {"trial 1": {"1007": 1.9}, "default": {"1007": 2.0, "1008": 3.0}}
+    found = retested(values, {"trial 1": {"1008": "a loss that is not finite"}})
+    counts = dict.fromkeys(
+        ("trials", "refused_by_plan", "out_of_memory", "pruned", "retried", "repeated_points"), 0
+    )
+    told = outcome.page(
+        {"study": "s", "minutes_saved": 0.0, "best": None, "retest": found, **counts}
+    )
+    assert "trial 1: re-test with seed 1008 lost: a loss that is not finite" in told
+    assert "over the 1 seeds that both have" in told
+
+
 # ---------------------------------------------------------------- the batch
 
 
@@ -373,6 +647,8 @@ def test_the_fastest_batch_is_measured_and_named(
         batch("3GiB", json_out=True)
         with pytest.raises(UserError, match="not one row fits 50 MiB"):
             batch("50MiB")
+        with pytest.raises(UserError, match="--memory: '8' is 8 bytes.*did you mean 8GiB"):
+            batch("8")
     finally:
         (inside / "params.yaml").write_text(before)
     found = json.loads(capsys.readouterr().out)

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def test_a_dvc_lock_that_names_what_nobody_has_is_not_reproduced(project: Projec
 
     edit_lock(edit)
     made = certify(steps=None)
-    assert made["verdict"] == "not reproduced" and "data/tokens is not to be had" in whats(
+    assert made["verdict"] == "not reproduced" and "data/tokens is unavailable" in whats(
         made, "data"
     )
 
@@ -165,10 +166,19 @@ def test_a_dvc_lock_that_names_another_checkpoint_is_caught(project: Project) ->
     assert made["causes"] == ["dvc.lock"] and "checkpoints/base" in whats(made, "dvc.lock")
 
 
-def test_dirty_code_is_caught_by_the_file(project: Project) -> None:
-    """The run used an optimiser that was never committed. Its record is made as a run makes it, without training."""
-    source = project.root / "src/paribus/train/optim.py"
-    source.write_text(source.read_text() + "\nUNCOMMITTED = True\n")
+@pytest.mark.parametrize(
+    "file, old, new",
+    [
+        ("train/optim.py", "0.5 * ", "0.25 * "),
+        ("config/derived.py", "model.aspect_ratio", "2 * model.aspect_ratio"),
+        ("stages/training.py", "initialise(config.seed)", "initialise(config.seed + 1)"),
+    ],
+)
+def test_dirty_code_is_caught_by_the_file(project: Project, file: str, old: str, new: str) -> None:
+    """The run used code that was never committed. Its record is made as a run makes it, without training."""
+    source = project.root / "src/paribus" / file
+    text = source.read_text()
+    source.write_text(text.replace(old, new) if old in text else text + "\nUNCOMMITTED = True\n")
     script = (
         "import json; from paribus.stages.context import session\n"
         "with session('pretrain') as run: print(json.dumps(run.provenance))"
@@ -178,7 +188,7 @@ def test_dirty_code_is_caught_by_the_file(project: Project) -> None:
     (project.root / "mine/provenance.json").write_text(written)
     made = certify("mine")
     assert made["verdict"] == "contradicted" and "code" in made["causes"]
-    assert "src/paribus/train/optim.py (the run had uncommitted changes)" in whats(made, "code")
+    assert f"src/paribus/{file} (the run had uncommitted changes)" in whats(made, "code")
 
 
 def test_a_swapped_shard_is_caught_by_the_file(project: Project) -> None:
@@ -242,6 +252,192 @@ def test_a_forged_record_is_caught_by_its_own_fingerprint(project: Project) -> N
     shutil.copytree(path.parent, project.root / "elsewhere")
     (project.root / "elsewhere/provenance.json").write_text(json.dumps(written))
     assert "fingerprint" in whats(certify("elsewhere"), "params")
+
+
+# ---------------------------------------------------------------- forged figures, edits after the run
+
+
+def commit_as_user(project: Project, what: str) -> None:
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-qm", what)
+
+
+def forge_metric(project: Project, by: float) -> float:
+    """Lower val_bpb in the metrics file; what it was."""
+    path = project.root / "metrics/pretrain.json"
+    values = json.loads(path.read_text())
+    honest = float(values["val_bpb"])
+    path.write_text(json.dumps(values | {"val_bpb": honest - by}, indent=1) + "\n")
+    return honest
+
+
+@pytest.mark.timeout(600)
+def test_a_metric_that_the_weights_do_not_measure_is_never_bit_exact(project: Project) -> None:
+    """Forged, and made DVC's and git's own record: only measuring again shows it."""
+    honest = forge_metric(project, by=0.5)
+    project.run("dvc", "commit", "-q", "-f", "pretrain")
+    commit_as_user(project, "a better number")
+    made = certify("HEAD", steps=None)
+    assert made["verdict"] == "not reproduced" and made["causes"] == ["metrics"]
+    assert made["outcome"]["metrics"] == {"val_bpb": (pytest.approx(honest - 0.5), honest)}
+    assert made["outcome"]["weights"][0] == made["outcome"]["weights"][1]
+    page = verify.page(made)
+    assert f"these weights measure {honest}" in page and "bit-exact" not in page
+
+
+@pytest.mark.parametrize("name", ["HEAD", "workspace"])
+def test_a_metrics_file_is_held_against_dvc_lock_without_running(
+    project: Project, name: str
+) -> None:
+    """DVC's cache still has what was there before; git's file is the one that people read."""
+    forge_metric(project, by=0.5)
+    commit_as_user(project, "a better number")
+    made = certify(name)
+    assert made["verdict"] == "contradicted" and made["causes"] == ["metrics"]
+    assert "metrics/pretrain.json" in whats(made, "metrics")
+
+
+def test_a_metrics_file_is_held_against_what_the_run_logged(
+    project: Project, origin: Project
+) -> None:
+    """Without running anything, where DVC's and git's own records were forged and MLflow's was not."""
+    shutil.copy(origin.root / "mlflow.db", project.root / "mlflow.db")
+    assert certify("HEAD")["verdict"] == "consistent"
+    forge_metric(project, by=0.5)
+    project.run("dvc", "commit", "-q", "-f", "pretrain")
+    commit_as_user(project, "a better number")
+    made = certify("HEAD")
+    assert made["verdict"] == "contradicted" and made["causes"] == ["metrics"]
+    assert whats(made, "metrics") == "val_bpb in metrics/pretrain.json, and as the run logged it"
+
+
+def test_an_edit_of_params_after_the_run_is_contradicted(project: Project) -> None:
+    path = project.root / "params.yaml"
+    values = yaml.safe_load(path.read_text())
+    values["pretrain"]["steps"] = 9
+    values["sft"]["steps"] = 9  # of another stage: none of pretraining's business
+    path.write_text(yaml.safe_dump(values))
+    assert certify("HEAD")["verdict"] == "consistent", "not in that commit"
+    commit_as_user(project, "longer")
+    for name in ("HEAD", "workspace"):
+        made = certify(name)
+        assert made["verdict"] == "contradicted" and made["causes"] == ["params"]
+        assert whats(made, "params") == "pretrain.steps in params.yaml"
+
+
+@pytest.mark.parametrize("name", ["workspace", "checkpoints/base"])
+def test_a_flipped_byte_of_the_data_in_the_working_folder_is_named(
+    project: Project, name: str
+) -> None:
+    shard = next((project.root / "data/tokens").glob("*train*.bin"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.unlink()
+    shard.write_bytes(bytes(content))
+    made = certify(name)
+    assert made["verdict"] == "contradicted" and made["causes"] == ["data"]
+    assert f"data/tokens in the working folder: {shard.name}" in whats(made, "data")
+
+
+@pytest.mark.timeout(600)
+def test_what_no_record_explains_is_not_called_chance_where_two_rebuilds_agree(
+    project: Project,
+) -> None:
+    """A curve that another program wrote: the records agree, and the computation is deterministic here."""
+    path = project.root / "plots/pretrain.csv"
+    lines = path.read_text().splitlines()
+    cells = lines[2].split(",")
+    cells[3] = "5.0"
+    path.write_text("\n".join([*lines[:2], ",".join(cells), *lines[3:]]) + "\n")
+    project.run("dvc", "commit", "-q", "-f", "pretrain")
+    commit_as_user(project, "another curve")
+    made = certify("HEAD", steps=3)
+    assert made["verdict"] == "not reproduced" and made["causes"] == []
+    assert made["outcome"]["again"] == "same"
+    page = verify.page(made)
+    assert "the cause is not recorded" in page and "two rebuilds here are the same" in page
+    assert "deterministic" not in page
+
+
+def made_of(outcome: verify.Outcome, *found: verify.Difference) -> dict[str, Any]:
+    """A certificate around an outcome, as it is written down."""
+    verdict = verify.judge(list(found), outcome)
+    hardware = dict.fromkeys(
+        ("device_name", "isa", "dtype", "process_threads", "torch_version"), "x"
+    )
+    about = {"kind": "revision", "name": "HEAD", "stage": "pretrain", "fingerprint": "f"}
+    return {
+        "verdict": verdict,
+        "causes": verify.causes(list(found), verdict),
+        "record": about
+        | {"commit": "c", "git": {"dirty": False}, "hardware": hardware, "data": {}},
+        "differences": [asdict(one) for one in found],
+        "outcome": asdict(outcome),
+        "made": "today",
+        "seconds": 1,
+    }
+
+
+def test_two_rebuilds_that_differ_are_what_shows_that_a_computation_is_not_deterministic() -> None:
+    part = {"step": 2, "column": "train_loss", "recorded": "1", "rebuilt": "2"}
+    apart = verify.Outcome(6, True, part, ("a", "b"), None, again="different")
+    twice = verify.Difference("determinism", "two rebuilds here part at step 2", "2", "3", False)
+    page = verify.page(made_of(apart, twice))
+    assert "differs from itself: the computation is not deterministic" in page
+
+
+def test_metrics_are_compared_but_for_times_and_the_machine() -> None:
+    recorded = {"val_bpb": 1.0, "steps": 6, "seconds": 3.0, "tokens_per_second": 9.0}
+    same = recorded | {"seconds": 4.0, "tokens_per_second": 8.0}
+    assert verify.differing_metrics(recorded, same, whole=True) == {}
+    lacking = {key: value for key, value in same.items() if key != "steps"}
+    assert verify.differing_metrics(recorded, lacking, whole=True) == {"steps": (6, "absent")}
+    assert verify.differing_metrics(lacking, same, whole=False) == {}, "MLflow keeps some only"
+
+
+def test_a_row_that_only_one_of_two_whole_curves_has_parts_them() -> None:
+    rows = [{"step": str(i), "seconds": str(i), "train_loss": "1.0"} for i in (1, 2, 3)]
+    assert verify.parted(rows, rows, whole=True) is None
+    found = verify.parted([rows[0], rows[2]], rows, whole=True)
+    assert found is not None and found["step"] == 2
+    assert verify.parted(rows[:2], rows) is None, "of a run that was ended early"
+
+
+def as_experiment(project: Project, name: str, commit: str = "HEAD") -> None:
+    """Give a commit the reference that DVC gives an experiment."""
+    mark = project.run("git", "rev-parse", commit).stdout.strip()
+    project.run("git", "update-ref", f"refs/exps/{mark[:2]}/{mark[2:]}/{name}", mark)
+
+
+def test_a_whole_study_is_certified_run_by_run(project: Project) -> None:
+    """Of three runs one has another metric than it measured; one is superseded, and is nobody's result."""
+    (project.root / "experiments").mkdir(exist_ok=True)
+    file = {
+        "question": "Is AdamW better?",
+        "hypothesis": "It is not.",
+        "baseline": {},
+        "arms": {"adamw": {"optimizer.kind": "adamw"}},
+        "seeds": 2,
+        "metric": "val_bpb",
+        "smallest_effect": 0.01,
+        "equal": "tokens",
+        "stages": ["pretrain"],
+    }
+    (project.root / "experiments/tiny.yaml").write_text(yaml.safe_dump(file))
+    for name in ("tiny.baseline.s7", "tiny.baseline.s8-was-1234567", "tinier.baseline.s7"):
+        as_experiment(project, name)
+    done = project.run("paribus", "verify", "--study", "tiny", check=False)
+    assert done.returncode == 0 and "1 of 1 agree" in done.stdout
+    forge_metric(project, by=0.5)
+    commit_as_user(project, "a better number")
+    as_experiment(project, "tiny.adamw.s7")
+    done = project.run("paribus", "verify", "--study", "tiny", check=False)
+    assert done.returncode == 1 and "1 of 2 agree" in done.stdout
+    assert "contradicted  tiny.adamw.s7 pretrain: metrics/pretrain.json" in done.stdout
+    page = (project.root / "experiments/results/verify-study-tiny.md").read_text()
+    assert "| tiny.baseline.s7 | pretrain | consistent |" in page
+    both = project.run("paribus", "verify", "HEAD", "--study", "tiny", check=False)
+    assert both.returncode == 2 and "name one run, or one study" in both.stderr
 
 
 # ---------------------------------------------------------------- the band
@@ -322,6 +518,35 @@ def test_a_name_that_nothing_has_names_the_nearest(project: Project) -> None:
         and "did you mean main?" in done.stderr
         and "Traceback" not in done.stderr
     )
+
+
+def test_a_name_is_never_offered_for_itself(project: Project) -> None:
+    shutil.rmtree(project.root / ".git")
+    project.run("git", "init", "-q", "-b", "main")
+    with pytest.raises(UserError) as told:
+        record.find("HEAD")
+    assert "did you mean HEAD" not in str(told.value)
+
+
+def test_a_checkout_that_git_refuses_names_gits_cure(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own switch for its tests
+    for look in (record.find, record.find_all):
+        with pytest.raises(UserError, match="git config --global --add safe.directory /"):
+            look("HEAD")
+
+
+def test_a_damaged_store_of_mlflow_is_explained_and_costs_no_certificate(
+    project: Project,
+) -> None:
+    (project.root / "mlflow.db").write_bytes(b"not a database at all" * 500)
+    done = project.run("paribus", "compare", "HEAD", "nothing-of-that-name", check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "mlflow.db" in done.stderr and "cannot be read" in done.stderr
+    done = project.run("paribus", "verify", "HEAD", "--steps", "0", check=False)
+    assert done.returncode == 0 and "consistent" in done.stdout
+    assert "not attached to MLflow's run" in done.stderr
 
 
 def test_a_stage_that_did_not_run_is_said(project: Project) -> None:

@@ -447,7 +447,8 @@ def compare(a: str, b: str, as_json: bool) -> None:
 
 
 @commands.command()
-@click.argument("run")
+@click.argument("run", required=False)
+@click.option("--study", help="Every run of this ablation; without --steps its records alone.")
 @click.option(
     "--stage",
     type=click.Choice(["pretrain", "midtrain", "sft", "rl"]),
@@ -461,11 +462,17 @@ def compare(a: str, b: str, as_json: bool) -> None:
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the certificate."
 )
-def verify(run: str, **options: Any) -> None:
+def verify(run: str | None, study: str | None, **options: Any) -> None:
     """Make RUN again from its record in a clean clone, and certify that it is the same; exit 1 if it is not, and why."""
-    from paribus.study import verify
+    from paribus.study import verify, verify_study
 
-    sys.exit(verify.verify(run, **options))
+    if (run is None) == (study is None):
+        raise UserError("verify: name one run, or one study with --study NAME")
+    if study is not None:
+        if options["stage"]:
+            raise UserError("--stage: a study's runs are certified stage by stage; leave it out")
+        sys.exit(verify_study.verify_study(study, options["steps"], options["out"]))
+    sys.exit(verify.verify(str(run), **options))
 
 
 # ---- ablations

@@ -49,6 +49,52 @@ def flops_per_token(model: Model, vocab_size: int) -> float:
     return 6 * products + 12 * config.n_heads * config.head_dim * keys
 
 
+def keys_per_query(config: Architecture, layer: int) -> float:
+    """The mean number of keys that a query of a block sees: itself and what is before it, within the block's window.
+
+    Of a row of T tokens the query at place t sees min(t + 1, window) keys.
+    """
+    length = config.seq_len
+    window = length if window_of(config, layer) == "L" else min(config.window, length)
+    return window - window * (window - 1) / (2 * length)
+
+
+def optimizer_flops_per_step(model: Model, optimizer: Optimizer) -> float:
+    """FLOPs of Muon's Newton-Schulz products in one optimiser step; 0 for AdamW, whose update has no matrix products.
+
+    Each of `muon_iterations` iterations on a matrix of `small` x `large` forms its Gram matrix (2 small^2 large), the
+    square of that (2 small^3), and the product with the matrix (2 small^2 large).
+    """
+    if optimizer.kind != "muon":
+        return 0.0
+    config = resolve_model(model)
+    query_width, kv_width = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    mlp_matrices = 3 if config.mlp == "swiglu" else 2
+    shapes = [(query_width, config.width)] * 2
+    shapes += [(kv_width, config.width)] * 2
+    shapes += [(mlp_hidden(config), config.width)] * mlp_matrices
+    flops = 0.0
+    for rows, columns in shapes:
+        small, large = min(rows, columns), max(rows, columns)
+        flops += 4 * small**2 * large + 2 * small**3
+    return config.depth * optimizer.muon_iterations * flops
+
+
+def step_flops(model: Model, vocab_size: int, optimizer: Optimizer, tokens: int) -> float:
+    """FLOPs of one training step of `tokens` tokens: what "equal FLOPs" counts.
+
+    6 x parameters of the matrix products a token; attention over the keys that a query sees, so that neither what a
+    causal mask hides nor what lies outside a window counts; and Muon's products, once a step. Element-wise work
+    (norms, activations, AdamW's update) is left out, as it is in every such count.
+    """
+    config = resolve_model(model)
+    counts = parameters(config, vocab_size)
+    products = counts["matrices"] + vocab_size * config.width
+    keys = sum(keys_per_query(config, layer) for layer in range(config.depth))
+    per_token = 6 * products + 12 * config.n_heads * config.head_dim * keys
+    return tokens * per_token + optimizer_flops_per_step(config, optimizer)
+
+
 # ---------------------------------------------------------------- bytes
 
 

@@ -59,7 +59,11 @@ def pretrain() -> None:
     """Token shards -> checkpoints/base, metrics/pretrain.json, plots/pretrain.csv."""
     from paribus.data.loader import DocumentLoader
     from paribus.evaluate.bpb import bits_per_byte
-    from paribus.model.accounting import flops_per_token, parameters
+    from paribus.model.accounting import (
+        flops_per_token,
+        optimizer_flops_per_step,
+        parameters,
+    )
     from paribus.train import parallel
     from paribus.train.objectives import NextToken
 
@@ -114,6 +118,9 @@ def pretrain() -> None:
                 "val_bpb": val_bpb(config.eval.bpb_tokens),
                 "parameters": counts["total"],
                 "flops_per_token": flops_per_token(model_config, words.vocab_size),
+                "optimizer_flops_per_step": optimizer_flops_per_step(
+                    model_config, config.optimizer
+                ),
             }
             write_outputs(run, log, model, "base", "pretrain", summary)
 

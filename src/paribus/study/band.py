@@ -25,7 +25,11 @@ MOST = 50  # runs that are looked into
 
 @dataclass(frozen=True)
 class Band:
-    """The difference of the two runs' figures, and the half-width of the band from `seeds` runs."""
+    """The difference of the two runs' figures, and the half-width of the band from `seeds` runs.
+
+    within: this figure and every differing value of the metrics file are within their bands. outside: the values of the
+    metrics file that are not, or whose band nobody measured.
+    """
 
     column: str
     difference: float
@@ -33,6 +37,7 @@ class Band:
     seeds: int
     within: bool
     text: str
+    outside: tuple[str, ...] = ()
 
 
 def measured_band(
@@ -40,31 +45,60 @@ def measured_band(
     stage: str,
     ours: Sequence[Mapping[str, str]],
     theirs: Sequence[Mapping[str, str]],
+    metrics: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> Band | None:
-    """Where the rebuilt run lies against the noise of seeds, at the last step that both have; None where too few seeds ran."""
+    """Where the rebuilt run lies against the noise of seeds, at the last step that both have; None where too few seeds ran.
+
+    metrics: key -> (recorded, rebuilt) of the values of metrics/<stage>.json that differ.
+    """
     column = COLUMN.get(stage, "train_loss")
     steps = [row["step"] for row in ours if row["step"] in {other["step"] for other in theirs}]
     if not steps:
         return None
     last = steps[-math.ceil(len(steps) / LAST) :]
-    by_seed = {record.provenance(stage)["params"]["seed"]: figure(ours, last, column)}
-    by_seed |= {
-        seed: value
-        for seed, value in _twins(record, stage, last, column).items()
-        if seed not in by_seed
-    }
-    values = [value for value in by_seed.values() if value is not None]
-    now, then = figure(theirs, last, column), figure(ours, last, column)
-    if len(values) < FEWEST or now is None or then is None:
+    twins = _twins(record, stage)
+    own = figure(ours, last, column)
+    others = [figure(twin.curve(stage), last, column) for twin in twins.values()]
+    values = [value for value in [own, *others] if value is not None]
+    now = figure(theirs, last, column)
+    if len(values) < FEWEST or now is None or own is None:
         return None
-    mean, _, high = interval(values)
-    half = (high - mean) * math.sqrt(2 * len(values))
-    within = abs(now - then) <= half
+    half = _half_width(values)
+    outside = []
+    for key, (recorded, rebuilt) in (metrics or {}).items():
+        if not _within_seeds(
+            key, recorded, rebuilt, [twin.measured(stage) for twin in twins.values()]
+        ):
+            outside.append(key)
+    near = abs(now - own) <= half
     text = (
-        f"At steps {last[0]} to {last[-1]} the mean {column} is {now - then:+.6g} from the recorded one; two of its "
-        f"{len(values)} seeds differ by up to {half:.6g} (95 %), so it is {'within' if within else 'outside'} the noise."
+        f"At steps {last[0]} to {last[-1]} the mean {column} is {now - own:+.6g} from the recorded one; two of its "
+        f"{len(values)} seeds differ by up to {half:.6g} (95 %), so it is {'within' if near else 'outside'} the noise."
     )
-    return Band(column, now - then, half, len(values), within, text)
+    if outside:
+        text += f" Of metrics/{stage}.json {', '.join(outside)} differ by more than two seeds do."
+    return Band(column, now - own, half, len(values), near and not outside, text, tuple(outside))
+
+
+def _half_width(values: Sequence[float]) -> float:
+    """The 95 % prediction interval of the difference of two runs, half of it."""
+    mean, _, high = interval(list(values))
+    return (high - mean) * math.sqrt(2 * len(values))
+
+
+def _within_seeds(
+    key: str, recorded: Any, rebuilt: Any, twins: Sequence[Mapping[str, Any]]
+) -> bool:
+    """Whether a value of the metrics file differs by no more than two seeds do; False where no band can be measured."""
+    seen = [recorded, *(twin.get(key) for twin in twins)]
+    numbers = [float(value) for value in seen if _is_number(value)]
+    if len(numbers) < FEWEST or not _is_number(recorded) or not _is_number(rebuilt):
+        return False
+    return abs(rebuilt - recorded) <= _half_width(numbers)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def figure(curve: Sequence[Mapping[str, str]], steps: Sequence[str], column: str) -> float | None:
@@ -74,18 +108,19 @@ def figure(curve: Sequence[Mapping[str, str]], steps: Sequence[str], column: str
     return sum(float(value) for value in values if value) / len(values) if all(values) else None
 
 
-def _twins(
-    record: Record, stage: str, steps: Sequence[str], column: str
-) -> dict[Any, float | None]:
-    """Seed -> figure, of the finished runs in MLflow that differ from this one in the seed alone."""
-    mine = _recipe(record.provenance(stage))
+def _twins(record: Record, stage: str) -> dict[Any, Record]:
+    """Seed -> a finished run in MLflow that differs from this one in the seed alone."""
+    own = record.provenance(stage)
     runs = Runs(load_config().tracking.experiment)
-    found = {}
+    found: dict[Any, Record] = {}
     for run in runs.search(f"tags.stage = '{stage}' and attributes.status = 'FINISHED'")[:MOST]:
         twin = of_run(run.id, run, runs)
         written = twin.provenance(stage)
-        if written and _recipe(written) == mine:
-            found[written["params"]["seed"]] = figure(twin.curve(stage), steps, column)
+        if not written or _recipe(written) != _recipe(own):
+            continue
+        seed = written["params"]["seed"]
+        if seed != own["params"]["seed"] and seed not in found:
+            found[seed] = twin
     return found
 
 

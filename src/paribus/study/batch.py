@@ -10,9 +10,10 @@ from typing import Any
 from paribus.config import Config, load_config, resolve_model, resolve_pretrain
 from paribus.errors import UserError
 from paribus.model.accounting import parameters
-from paribus.plan.memory import max_device_batch, parse_bytes
+from paribus.plan.memory import max_device_batch
 from paribus.plan.probe import here
 from paribus.study.launch import folder_of, job_of, need_data, watch
+from paribus.study.space import memory_budget
 
 TURNS = 7  # measured: the same setting differs by up to 20 % from one minute to the next, and by a few within a turn
 
@@ -21,7 +22,7 @@ def batch(memory: str | None, *, json_out: bool = False) -> None:
     """Measure, and print the fastest. Raises UserError where not one row fits."""
     config = load_config()
     device, dtype = here(config)
-    budget = parse_bytes(memory, "--memory") if memory else device.memory
+    budget = memory_budget(memory, "--memory") if memory else device.memory
     need_data()
     largest = max_device_batch(config, "pretrain", budget, device=device.kind, dtype=dtype)
     if not largest:

@@ -1,7 +1,7 @@
 """What "all else equal" holds equal: tokens, FLOPs or seconds of training, by the number of pretraining steps of each arm.
 
-Tokens and FLOPs are counted (model/accounting.py) over every training stage that runs; seconds are measured on the machine
-at hand, once an arm, before the first run.
+Tokens and FLOPs are counted (`step_flops` in model/accounting.py) over every training stage that runs; seconds are
+measured on the machine at hand, once an arm, before the first run.
 """
 
 from __future__ import annotations
@@ -40,19 +40,33 @@ def pretrain_steps(config: Config) -> tuple[int, int]:
     return schedule.steps, schedule.batch_tokens
 
 
-def flops_of(config: Config) -> float:
-    """FLOPs of a training token."""
-    from paribus.model.accounting import flops_per_token
+def training_flops(config: Config, steps: float, batch_tokens: float) -> float:
+    """FLOPs of so many optimiser steps: forward and backward of their tokens, and Muon's products of each step."""
+    from paribus.model.accounting import step_flops  # loads torch
 
-    return flops_per_token(config.model, config.tokenizer.vocab_size)
+    each = step_flops(
+        config.model, config.tokenizer.vocab_size, config.optimizer, round(batch_tokens)
+    )
+    return steps * each
+
+
+def stage_cost(experiment: Experiment, config: Config, stage: str) -> float:
+    """What is held equal, of one supervised stage: its tokens or its FLOPs."""
+    tokens = stage_tokens(config, stage)
+    if experiment.equal != "flops":
+        return tokens
+    if stage == "pretrain":
+        steps, batch = pretrain_steps(config)
+    else:
+        schedule: Conversations = getattr(config, stage)
+        steps, batch = schedule.steps, schedule.batch_tokens or 0
+    return training_flops(config, steps, batch)
 
 
 def cost(experiment: Experiment, config: Config) -> float:
     """What is held equal, of one arm: tokens or FLOPs of all supervised stages that run."""
-    per_token = flops_of(config) if experiment.equal == "flops" else 1.0
-    return per_token * sum(
-        stage_tokens(config, stage) for stage in TRAINING[:3] if stage in experiment.stages
-    )
+    stages = [stage for stage in TRAINING[:3] if stage in experiment.stages]
+    return sum(stage_cost(experiment, config, stage) for stage in stages)
 
 
 def steps_for(
@@ -71,7 +85,7 @@ def steps_for(
             return None
         base, _ = pretrain_steps(experiment.config())
         return max(round((experiment.amount or base * seconds["baseline"]) / seconds[arm]), 1)
-    step = batch * (flops_of(config) if experiment.equal == "flops" else 1)
+    step = training_flops(config, 1, batch) if experiment.equal == "flops" else batch
     others = cost(experiment, config) - steps * step
     return max(round((target(experiment) - others) / step), 1)
 
@@ -100,9 +114,10 @@ def budget_problems(experiment: Experiment, arm: str) -> list[str]:
             f"equal: {experiment.equal}: rl samples {stage_tokens(own, 'rl'):,} answers, the baseline "
             f"{stage_tokens(base, 'rl'):,}; say equal: none, or let rl.steps make up for it"
         ]
-    if "rl" in trained and experiment.equal == "flops" and flops_of(own) != flops_of(base):
+    same_flops = training_flops(own, 1, 1) == training_flops(base, 1, 1)
+    if "rl" in trained and experiment.equal == "flops" and not same_flops:
         return [
-            "equal: flops: those of rl are not known before its answers' lengths are, and the models differ; "
+            "equal: flops: those of rl are not known before its answers' lengths are, and those of a step differ; "
             "leave rl out of stages, or say equal: none"
         ]
     if found := _set_by_hand(experiment, arm):

@@ -295,6 +295,9 @@ def _by_seeds(
         smallest_effect=1.0,
         alpha=ALPHA,
     )[name]
+    if found.stdev == 0:
+        how = f"no interval: the same difference at {found.n} matched seeds"
+        return Measured(of_a, of_b, found.mean, None, None, None, how)
     return Measured(
         of_a, of_b, found.mean, found.low, found.high, found.p, f"{found.n} matched seeds, paired t"
     )
@@ -470,7 +473,8 @@ def _metrics_table(metrics: Mapping[str, Measured]) -> RenderableType:
     ways = {one.how for one in metrics.values()}
     whole = [Column(name, no_wrap=True) for name in ("", "A", "B", "B - A", "95 % interval", "p")]
     by = [] if len(ways) == 1 else [Column("by", min_width=20)]
-    caption = f"by {ways.pop()}" if not by else None
+    alone = "each interval and p is of its metric alone: of many, some are small by chance"
+    caption = alone if by else f"by {ways.pop()}; {alone}"
     table = Table(
         *whole,
         *by,

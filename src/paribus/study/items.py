@@ -64,6 +64,10 @@ def item_effect(
 
     Raises UserError for arrays of different lengths, no items, fewer than two units, outcomes that are not finite, and
     settings that `effects` refuses.
+
+    Where no outcome differs there is no noise to measure, and that is no proof of equality (both may be at a floor): the
+    interval is then what a share of items is bounded by of which none was seen, 1 - alpha^(1 / units), or about
+    3 / units at alpha .05 (the rule of three; Hanley & Lippman-Hand, 1983).
     """
     problems = settings_problems(direction, smallest_effect, alpha) + _item_problems(
         baseline, arm, clusters
@@ -73,6 +77,8 @@ def item_effect(
     difference = np.stack(arm).astype(float) - np.stack(baseline).astype(float)
     table = _units(difference, clusters, equal_clusters)
     seeds, units = table.shape
+    if not difference.any():
+        return _no_difference(np.stack(baseline), seeds, units, smallest_effect, alpha)
     mean, seed_error, item_error = _components(table)
     rng = np.random.default_rng(0)
     shift = item_error * _item_noise(table.mean(axis=0), clusters is not None, draws, rng)
@@ -97,6 +103,29 @@ def item_effect(
         item_error,
         exact,
         verdict_of(mean, direction, p <= alpha, equal <= alpha),
+    )
+
+
+def _no_difference(
+    outcomes: Floats, seeds: int, units: int, smallest_effect: float, alpha: float
+) -> ItemEffect:
+    """Every outcome (seeds, items) is the same in both arms: the bound of a kind of item that was not met."""
+    lowest = min(float(outcomes.min()), 0.0)  # of a wrong answer, where outcomes are above guessing
+    bound = (1 - lowest) * (1 - alpha ** (1 / units))
+    verdict: Verdict = "equivalent" if bound < smallest_effect else "undecided"
+    binary = seeds == 1 and bool(np.isin(outcomes, (0, 1)).all())
+    return ItemEffect(
+        seeds,
+        outcomes.shape[1],
+        units,
+        0.0,
+        -bound,
+        bound,
+        1.0,
+        None if seeds == 1 else 0.0,
+        0.0,
+        1.0 if binary else None,
+        verdict,
     )
 
 

@@ -1,4 +1,4 @@
-"""The study's side of a trial: what its process is told, starting it, following its curve. Knows nothing of Optuna."""
+"""The study's side of a trial: what its process gets, starting it, following its curve. Knows nothing of Optuna."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from paribus.config import Config, fingerprint, flatten, resolve_model, resolve_
 from paribus.errors import UserError
 from paribus.graph import dvc_hash, tree_digest
 from paribus.journal import Row, read_json, write_json
-from paribus.model.accounting import flops_per_token, parameters
+from paribus.model.accounting import parameters, step_flops
 from paribus.session import StateLock
+from paribus.study.budget import pretrain_steps, training_flops
 from paribus.study.space import Study
 
 TOKENS, TOKENIZER = Path("data/tokens"), Path("data/tokenizer/tokenizer.json")
@@ -52,7 +53,7 @@ def need_data() -> None:
 def job_of(
     config: Config, memory: int, budget: dict[str, float], kind: str = "train"
 ) -> dict[str, Any]:
-    """What a trial's process is told. budget: one of tokens, flops, seconds; none to measure the speed."""
+    """What a trial's process gets. budget: one of tokens, flops, seconds; none to measure the speed."""
     from paribus.data.tokenizer import Tokenizer
 
     vocab = Tokenizer.load(TOKENIZER).vocab_size
@@ -64,12 +65,12 @@ def job_of(
     assert schedule.batch_tokens
     steps = None
     if "seconds" not in budget:
-        tokens = (
-            budget["tokens"]
-            if "tokens" in budget
-            else budget.get("flops", 0) / flops_per_token(config.model, vocab)
-        )
-        steps = max(int(tokens / schedule.batch_tokens), 1)
+        if "flops" in budget:
+            of_a_step = step_flops(config.model, vocab, config.optimizer, schedule.batch_tokens)
+            steps = int(budget["flops"] / of_a_step)
+        else:
+            steps = int(budget.get("tokens", 0) / schedule.batch_tokens)
+        steps = max(steps, 1)
     return {
         "kind": kind,
         "config": asdict(replace(config, pretrain=schedule)),
@@ -90,7 +91,8 @@ def planned_seconds(study: Study, config: Config, tokens_per_second: float) -> f
         return study.amount
     tokens = study.amount
     if study.budget == "flops":
-        tokens /= flops_per_token(config.model, config.tokenizer.vocab_size)
+        _, batch = pretrain_steps(config)
+        tokens = batch * study.amount / training_flops(config, 1, batch)
     return tokens / tokens_per_second
 
 
@@ -213,7 +215,6 @@ def _result(folder: Path, status: int) -> dict[str, Any]:
 
 def open_log(study: Study, config: Config, folder: Path, tags: dict[str, str]) -> tracking.RunLog:
     """An MLflow run for a trial, child of the study's; a trial that goes on keeps its run."""
-    os.environ["DVC_EXP_NAME"] = f"tune {study.name}"
     rows = curve_of(folder)
     data = {str(path): (str(path), dvc_hash(path)) for path in (TOKENS,)}
     root = runtime.state_root()
@@ -227,4 +228,5 @@ def open_log(study: Study, config: Config, folder: Path, tags: dict[str, str]) -
         tags={"study": study.name, **tags},
         datasets=data,
         resume_step=rows[-1]["step"] if rows else None,
+        execution=f"tune {study.name}",
     )

@@ -131,7 +131,7 @@ def write_params(root: Path, values: Mapping[str, Any]) -> None:
 
 
 def bring_data(root: Path, versions: Mapping[str, str]) -> list[str]:
-    """Put outputs (path -> DVC's name) in the clone, from the cache here or else a remote; returns those nowhere to be had."""
+    """Put outputs (path -> DVC's name) in the clone, from the cache here or else a remote; returns those that are nowhere."""
     cache, elsewhere = graph.cache_folder(Path.cwd()), {}
     for out, md5 in versions.items():
         files = graph.cached_files(md5, cache)
@@ -242,3 +242,11 @@ def rebuilt_weights(root: Path, stage: str) -> str | None:
     """sha256 of the weights in the clone, if the stage came to its end."""
     path = root / CHECKPOINTS[stage] / "model.safetensors"
     return graph.file_digest(path) if path.is_file() else None
+
+
+def rebuilt_metrics(root: Path, stage: str) -> dict[str, Any]:
+    """Dotted values of the metrics file in the clone; {} where the stage did not come to its end."""
+    path = root / f"metrics/{stage}.json"
+    if not path.is_file():
+        return {}
+    return flatten(json.loads(path.read_text(encoding="utf-8")))

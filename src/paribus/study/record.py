@@ -14,6 +14,7 @@ import fnmatch
 import functools
 import io
 import json
+import os
 import re
 import subprocess
 from collections.abc import Callable, Iterable
@@ -76,10 +77,35 @@ class Record:
             if self.scope in (stage, "pipeline") and self.provenance(stage)
         ]
 
+    @property
+    def in_place(self) -> bool:
+        """Whether it is of the working folder: its files, params.yaml and dvc.lock are those that lie there."""
+        return self.kind == "workspace" or (self.kind == "checkpoint" and bool(self.lock))
+
     def provenance(self, stage: str) -> dict[str, Any]:
-        """What a training stage wrote down; {} where nothing is kept of it."""
-        text = self.read(f"{CHECKPOINTS[stage]}/provenance.json")
-        return dict(json.loads(text)) if text else {}
+        """What a training stage wrote down; {} where nothing is kept of it. Raises UserError where it is damaged."""
+        path = f"{CHECKPOINTS[stage]}/provenance.json"
+        text = self.read(path)
+        return _object(text, f"{path} of {self.name}") if text else {}
+
+    def measured(self, stage: str) -> dict[str, Any]:
+        """Dotted values of metrics/<stage>.json; of an MLflow run the numbers it was sent; {} where none are kept."""
+        path = f"metrics/{stage}.json"
+        text = self.read(path)
+        if text:
+            return flatten(_object(text, f"{path} of {self.name}"))
+        prefix = f"{stage}."
+        return {
+            key.removeprefix(prefix): value
+            for key, value in self.metrics.items()
+            if key.startswith(prefix)
+        }
+
+    def asked(self, stage: str) -> dict[str, Any]:
+        """Dotted values of the params.yaml that lies with it, of all stages; {} where none does."""
+        if self.kind == "checkpoint":
+            return flatten(read_yaml("params.yaml")) if self.in_place else {}
+        return self.params if self.kind in ("workspace", "experiment", "revision") else {}
 
     def weights(self, stage: str) -> str | None:
         """sha256 of the weights a training stage came to."""
@@ -98,6 +124,17 @@ class Record:
         return read_curve(text.decode()) if text else []
 
 
+def _object(text: bytes, where: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where}: damaged, not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{where}: damaged; expected an object, not {type(found).__name__}")
+    return found
+
+
 def read_curve(text: str) -> list[dict[str, str]]:
     """The rows of a curve, values as they were written: a float's shortest form names its bits."""
     return list(csv.DictReader(io.StringIO(text)))
@@ -108,11 +145,12 @@ def read_curve(text: str) -> list[dict[str, str]]:
 
 def find(name: str) -> Record:
     """The record of that name. Raises UserError with the nearest names there are."""
-    for look in (_checkpoint, _workspace, _experiment, _revision, _mlflow):
+    check_git()
+    for look in (_checkpoint, _workspace, find_experiment, _revision, _mlflow):
         record = look(name)
         if record:
             return record
-    known = sorted(_names())
+    known = sorted(_names() - {name})
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     raise UserError(
         f"no checkpoint folder, DVC experiment, git revision or MLflow run is called {name!r}; "
@@ -126,9 +164,10 @@ def find(name: str) -> Record:
 
 def find_all(name: str) -> list[Record]:
     """The records that a name or a pattern (with * ? [) means. Raises UserError for none."""
+    check_git()
     if not re.search(r"[*?[]", name):
         return [find(name)]
-    for names, look in ((list(experiments()), _experiment), (_runs().names(), _mlflow)):
+    for names, look in ((list(experiments()), find_experiment), (_runs().names(), _mlflow)):
         found = [record for one in fnmatch.filter(names, name) if (record := look(one))]
         if found:
             return found
@@ -146,6 +185,24 @@ def experiments() -> dict[str, str]:
         (line.split(" ", 1)[0], _EXPERIMENT.fullmatch(line.split(" ", 1)[1])) for line in lines
     )
     return {match[1]: commit for commit, match in pairs if match}
+
+
+def check_git() -> None:
+    """Raises UserError with git's own cure where git is absent, or refuses this checkout."""
+    command = ["git", "rev-parse", "--git-dir"]
+    try:
+        done = subprocess.run(command, capture_output=True, env=os.environ | {"LC_ALL": "C"})
+    except FileNotFoundError:
+        raise UserError("git is not installed, and records of runs are found with it") from None
+    words = done.stderr.decode(errors="replace")
+    if done.returncode == 0 or "not a git repository" in words:
+        return
+    if match := re.search(r"safe\.directory (\S+)", words):
+        raise UserError(
+            f"git refuses this checkout, which belongs to another user, so that no commit of it can be read; "
+            f"`git config --global --add safe.directory {match[1]}` lets you use it"
+        )
+    raise UserError(f"git cannot read this checkout: {' '.join(words.split())}")
 
 
 def git(*arguments: str) -> str | None:
@@ -224,7 +281,7 @@ def _workspace(name: str) -> Record | None:
         "workspace",
         "pipeline",
         git("rev-parse", "HEAD"),
-        flatten(load_config()),
+        flatten(read_yaml("params.yaml")),
         _metrics(lambda path: _file(Path(path))),
         lock,
         graph.locked_outs(lock),
@@ -252,7 +309,8 @@ def _bytes(path: Path | None) -> bytes | None:
 # ---------------------------------------------------------------- git and DVC
 
 
-def _experiment(name: str) -> Record | None:
+def find_experiment(name: str) -> Record | None:
+    """The DVC experiment of that name; None where there is none."""
     commit = experiments().get(name)
     return _of_commit(name, "experiment", commit) if commit else None
 
@@ -289,7 +347,9 @@ def _of_commit(name: str, kind: str, commit: str) -> Record:
         return _file(place) if place else None
 
     def read(path: str) -> bytes | None:
-        return _bytes(locate(path)) or show(path)
+        """What git has comes first: DVC's cache may still hold what a metrics file was before it was edited."""
+        content = show(path)
+        return _bytes(locate(path)) if content is None else content
 
     return Record(
         name,
@@ -405,7 +465,8 @@ def _metrics(read: Callable[[str], Any], stages: Iterable[str] = MEASURED) -> di
     for stage in stages:
         content = read(f"metrics/{stage}.json")
         if content:
-            values = json.loads(content if isinstance(content, bytes) else content.read_bytes())
+            text = content if isinstance(content, bytes) else content.read_bytes()
+            values = _object(text, f"metrics/{stage}.json")
             found |= {
                 f"{stage}.{key}": float(value)
                 for key, value in flatten(values).items()

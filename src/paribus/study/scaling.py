@@ -83,7 +83,7 @@ def scaling(
     ]
     if len(seeds) < 2:
         return None
-    sizes = {arm: size for arm in dial if (size := costs(results, arm)["parameters"])}
+    sizes = {arm: size for arm in dial if (size := costs(experiment, results, arm)["parameters"])}
     if len(set(sizes.values())) < len(
         dial
     ):  # parabolas need the size of every arm, and sizes that differ

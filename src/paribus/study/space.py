@@ -10,30 +10,60 @@ space:
   pretrain.device_batch_size: {choices: [4, 8, 16, 32]}
 retest: {top: 3, seeds: 3}
 warm_start: []                    # names of earlier studies
+
+Every problem of a file is found when it is read, all at once.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import math
-from collections.abc import Callable
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paribus.config import Config, flatten, inert_problems, load_config, named_file, read_yaml
+from paribus.config import (
+    Config,
+    describe,
+    flatten,
+    inert_problems,
+    load_config,
+    merge,
+    named_file,
+    parse_config,
+    read_yaml,
+)
 from paribus.errors import UserError
+from paribus.graph import stage_definition
 from paribus.plan.memory import parse_bytes
 
 STUDIES = Path("experiments/tune")
-KEYS = {"trials", "budget", "memory", "overrides", "space", "retest", "warm_start"}
+KEYS = ("trials", "budget", "memory", "overrides", "space", "retest", "warm_start")
+REQUIRED = ("trials", "budget", "memory", "space")
+BUDGETS = ("tokens", "flops", "seconds")
+RANGE = ("low", "high", "log", "step", "choices")
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
+RETEST = {"top": 3, "seeds": 3}
+MOST_TRIALS, MOST_RETESTS = 100_000, 1_000  # beyond them a number is a slip of the keyboard
+LONGEST_SECONDS = 30 * 24 * 3600.0  # of one trial
+MOST_STEPS = 1_000_000  # of a range; Optuna counts them in decimals of 28 digits
+LEAST_MEMORY = 2**20  # bytes; less is a number without its unit
+LARGEST_WHOLE = 2**53  # up to which Optuna's storages keep a whole number exactly
 OWN = {
     "pretrain.steps": "the budget says how many",
     "pretrain.tokens_per_parameter": "the budget says how many",
     "pretrain.eval_every": "trials are evaluated after each eighth of their budget",
     "seed": "re-tests take fresh ones",
 }
-RANGE = {"low", "high", "log", "step", "choices"}
+# Declared by the stage, and of no effect on a trial: it estimates no CORE.
+NOT_READ = ("pretrain.core_every", "pretrain.core_max_per_task")
+# Not declared by the stage, as they change no result; a trial reads them all the same.
+ALSO_READ = ("train.activation_checkpointing", "train.save_seconds")
 
 
 @dataclass(frozen=True)
@@ -56,64 +86,208 @@ class Study:
         return load_config(overrides=self.overrides | (values or {}))
 
 
+# ---------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What a file is held against: the values of params.yaml, and what dvc.yaml says that pretraining reads."""
+
+    params: dict[str, Any]
+    declared: Sequence[str]
+
+    def refusals(self, overrides: dict[str, Any]) -> list[str]:
+        """What params.yaml says against values."""
+        try:
+            parse_config(merge(self.params, overrides))
+        except UserError as error:
+            return list(error.problems)
+        return []
+
+    def unread(self, key: str) -> list[str]:
+        """Why a key is of no use in a study; nothing where a trial reads it."""
+        if read_by_trials(key, self.declared):
+            return []
+        return [
+            f"{key}: no trial reads it: a trial is pretraining on the data there is, in one process"
+        ]
+
+
 def read_study(name: str) -> Study:
     """The study NAME. Raises UserError with every problem at once."""
     path = named_file(STUDIES, name, "study")
-    raw, where = read_yaml(path), str(path)
-    problems = [
-        f"{where}: {key}: unknown key; {_hint(key, KEYS)}" for key in raw if key not in KEYS
-    ]
-    problems += [
-        f"{where}: {key}: missing"
-        for key in ("trials", "budget", "memory", "space")
-        if key not in raw
-    ]
-    if problems:
-        raise UserError(problems)
-    budget = raw["budget"] if isinstance(raw["budget"], dict) else {}
-    if (
-        len(budget) != 1
-        or next(iter(budget)) not in ("tokens", "flops", "seconds")
-        or not _positive(next(iter(budget.values())))
-    ):
-        problems.append(
-            f"{where}: budget: {raw['budget']!r}; expected one of tokens, flops, seconds and a number above 0"
+    if not re.fullmatch(NAME, name):
+        raise UserError(
+            f"{path}: the name {name[:100]!r} is not allowed; expected letters, digits, _ . and -, at most 100"
         )
-    retest = raw.get("retest") or {"top": 3, "seeds": 3}
-    if not isinstance(raw["trials"], int) or raw["trials"] < 1:
-        problems.append(
-            f"{where}: trials: {raw['trials']!r} is not allowed; expected a whole number >= 1"
-        )
-    if set(retest) != {"top", "seeds"} or not all(
-        isinstance(n, int) and n >= 1 for n in retest.values()
-    ):
-        problems.append(
-            f"{where}: retest: {retest!r}; expected {{top: 3, seeds: 3}}, whole numbers >= 1"
-        )
-    overrides = flatten(raw.get("overrides") or {})
-    problems += [
-        f"{where}: overrides.{key}: not of a study's choosing; {why}"
-        for key, why in OWN.items()
-        if key in overrides
-    ]
-    problems += _space_problems(raw["space"], overrides, where)
-    if problems:
-        raise UserError(problems)
-    kind, amount = next(iter(budget.items()))
+    return parse_study(name, read_yaml(path))
+
+
+def parse_study(name: str, raw: Mapping[str, Any]) -> Study:
+    """The values of a file -> Study. Raises UserError with every problem at once, each with the file's name."""
+    problems = [f"{key}: unknown key; {_hint(str(key), KEYS)}" for key in raw if key not in KEYS]
+    problems += [f"{key}: missing" for key in REQUIRED if key not in raw]
+    rules = _Rules(read_yaml("params.yaml"), stage_definition("pretrain").params)
+    overrides = _overrides(raw.get("overrides"), rules, problems)
+    kind, amount = _budget(raw.get("budget"), problems) if "budget" in raw else ("tokens", 1.0)
+    retest = _retest(raw.get("retest"), problems)
     study = Study(
         name,
-        raw["trials"],
+        _whole("trials", raw["trials"], MOST_TRIALS, problems) if "trials" in raw else 1,
         kind,
-        float(amount),
-        parse_bytes(str(raw["memory"]), f"{where}: memory"),
+        amount,
+        _memory(raw["memory"], problems) if "memory" in raw else 0,
         overrides,
-        raw["space"],
+        _space(raw["space"], overrides, rules, problems) if "space" in raw else {},
         retest["top"],
         retest["seeds"],
-        list(raw.get("warm_start") or []),
+        _warm_start(name, raw.get("warm_start"), problems),
     )
-    study.config()
+    if not problems:
+        problems += _budget_problems(study) + _inert_problems(study)
+    if problems:
+        raise UserError(f"{STUDIES / name}.yaml: {problem}" for problem in problems)
     return study
+
+
+def memory_budget(text: str, name: str) -> int:
+    """Bytes of a memory budget, as 24GiB. Raises UserError that names the option, also for a number without its unit."""
+    size = parse_bytes(text, name)
+    if size < LEAST_MEMORY:
+        number = text.strip()
+        meant = f"; did you mean {number}GiB?" if number.isdigit() else ""
+        raise UserError(f"{name}: {number!r} is {size:,} bytes, and no model fits that{meant}")
+    return size
+
+
+# ---------------------------------------------------------------- the plain keys
+
+
+def _whole(key: str, value: Any, most: int, problems: list[str]) -> int:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or not 1 <= value <= most:
+        problems.append(
+            f"{key}: {_short(value)} is not allowed; expected a whole number from 1 to {most:,}"
+        )
+        return 1
+    return int(value)
+
+
+def _budget(value: Any, problems: list[str]) -> tuple[str, float]:
+    """(tokens, flops or seconds; how many) of each trial."""
+    wanted = f"expected one of {', '.join(BUDGETS)} and a number above 0, as {{tokens: 200000}}"
+    if not isinstance(value, dict) or len(value) != 1:
+        problems.append(f"budget: {_short(value)} is not allowed; {wanted}")
+        return "tokens", 1.0
+    [(kind, amount)] = value.items()
+    if kind not in BUDGETS or not _is_number(amount) or amount <= 0:
+        problems.append(f"budget: {_short(value)} is not allowed; {wanted}")
+        return "tokens", 1.0
+    if kind == "seconds" and amount > LONGEST_SECONDS:
+        problems.append(
+            f"budget: seconds: {amount:g} is more than {LONGEST_SECONDS / 86400:.0f} days for each trial"
+        )
+    return kind, float(amount)
+
+
+def _memory(value: Any, problems: list[str]) -> int:
+    try:
+        return memory_budget(value if isinstance(value, str) else _short(value), "memory")
+    except UserError as error:
+        problems += error.problems
+        return LEAST_MEMORY
+
+
+def _retest(value: Any, problems: list[str]) -> dict[str, int]:
+    """How many of the best are trained again, on how many fresh seeds."""
+    if value is None:
+        return RETEST
+    if not isinstance(value, dict) or set(value) != set(RETEST):
+        problems.append(f"retest: {_short(value)} is not allowed; expected {{top: 3, seeds: 3}}")
+        return RETEST
+    return {key: _whole(f"retest.{key}", value[key], MOST_RETESTS, problems) for key in RETEST}
+
+
+def _warm_start(own: str, value: Any, problems: list[str]) -> list[str]:
+    """Names of earlier studies."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        problems.append(f"warm_start: {_short(value)} is not allowed; expected a list of studies")
+        return []
+    names: list[str] = []
+    for one in value:
+        if not isinstance(one, str) or not re.fullmatch(NAME, one):
+            problems.append(f"warm_start: {_short(one)} is not the name of a study")
+        elif one == own:
+            problems.append(f"warm_start: {one} is this study itself")
+        elif one in names:
+            problems.append(f"warm_start: {one} is named twice")
+        else:
+            names.append(one)
+    return names
+
+
+def _overrides(value: Any, rules: _Rules, problems: list[str]) -> dict[str, Any]:
+    """Dotted values that every trial has; those that would have no effect are problems."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not _all_text(value):
+        problems.append(
+            f"overrides: {_short(value)} is not allowed; expected keys of params.yaml and their values"
+        )
+        return {}
+    overrides = flatten(value)
+    found = rules.refusals(overrides)
+    for key in overrides:
+        if key in OWN:
+            found.append(f"{key}: not of a study's choosing; {OWN[key]}")
+        elif not found and not key.startswith("tracking."):  # which decides where trials are logged
+            found += rules.unread(key)
+    problems += [f"overrides.{problem}" for problem in found]
+    return {} if found else overrides
+
+
+def _budget_problems(study: Study) -> list[str]:
+    """A budget of less than one step would be overdrawn by the first."""
+    batch = study.config().pretrain.batch_tokens
+    if study.budget != "tokens" or batch is None or study.amount >= batch:
+        return []
+    return [f"budget: {study.amount:,.0f} tokens are less than one step of {batch:,} tokens"]
+
+
+def _inert_problems(study: Study) -> list[str]:
+    """Keys of the space that no trial reads, whichever choice of another key it takes."""
+    points = []
+    for key, spread in study.space.items():
+        for end in spread.get("choices") or [spread["low"], spread["high"]]:
+            points.append(study.config({key: end}))
+    return [f"space.{problem}" for problem in inert_problems(study.config(), study.space, *points)]
+
+
+# ---------------------------------------------------------------- the space
+
+
+def read_by_trials(key: str, declared: Sequence[str] | None = None) -> bool:
+    """Whether a trial, which runs pretraining and scores it, reads a key.
+
+    declared: what the stage declares in dvc.yaml, where the caller has read it.
+    """
+    names = [*(declared or stage_definition("pretrain").params), *ALSO_READ]
+    return key not in NOT_READ and any(key == one or key.startswith(f"{one}.") for one in names)
+
+
+def is_whole(key: str) -> bool:
+    """Whether a key takes whole numbers."""
+    hint = _kinds().get(key)
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return int in options
+
+
+@functools.cache
+def _kinds() -> dict[str, Any]:
+    """Key -> its type."""
+    return {path: kind for path, kind, _ in describe()}
 
 
 def inside(value: Any, spread: dict[str, Any]) -> bool:
@@ -142,70 +316,144 @@ def least_memory(study: Study, memory: Callable[[Config], int]) -> float:
     return cost(corner)
 
 
-def _positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-
-
-def _hint(name: str, known: set[str] | list[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(sorted(known))}"
-
-
-def _space_problems(space: Any, overrides: dict[str, Any], where: str) -> list[str]:
-    """Unknown keys, malformed ranges, and ends of ranges that params.yaml would refuse."""
-    if not isinstance(space, dict) or not space:
-        return [
-            f"{where}: space: empty; name at least one dotted key with {{low, high}} or {{choices}}"
-        ]
-    known, problems = flatten(load_config()), []
-    for key, spread in space.items():
+def _space(
+    value: Any, overrides: dict[str, Any], rules: _Rules, problems: list[str]
+) -> dict[str, dict[str, Any]]:
+    """Key -> range or choices; unknown and unread keys, malformed ranges, and values that params.yaml refuses."""
+    if not isinstance(value, dict) or not value:
+        problems.append(
+            f"space: {_short(value)} is empty; name at least one dotted key with {{low, high}} or {{choices}}"
+        )
+        return {}
+    known = flatten(parse_config(rules.params))
+    for key, spread in value.items():
         if key in OWN:
-            problems.append(f"{where}: space.{key}: not of a study's choosing; {OWN[key]}")
+            found = [f"{key}: not of a study's choosing; {OWN[key]}"]
         elif key not in known:
-            problems.append(
-                f"{where}: space.{key}: unknown key; {_hint(key, list(known))}"
-                if len(known) < 30 or difflib.get_close_matches(key, list(known), n=1)
-                else f"{where}: space.{key}: unknown key"
-            )
-        elif not isinstance(spread, dict) or not _well_formed(spread):
-            problems.append(
-                f"{where}: space.{key}: {spread!r}; expected {{low, high}} with low < high (log, step at will), "
-                "or {choices: [...]}"
-            )
+            near = difflib.get_close_matches(str(key), list(known), n=1)
+            found = [f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "")]
+        elif key in overrides:
+            found = [f"{key}: is in overrides too; one of them decides"]
         else:
+            found = rules.unread(key) or _spread_problems(key, spread)
+        if not found:
             ends = spread.get("choices") or [spread["low"], spread["high"]]
             for end in ends:
-                problems += _refusals(overrides | {key: end}, f"{where}: space.")
-    return problems or _inert_keys(space, overrides, where)
+                found += rules.refusals(overrides | {key: end})
+        problems += [f"space.{problem}" for problem in dict.fromkeys(found)]
+    return value
 
 
-def _inert_keys(space: dict[str, Any], overrides: dict[str, Any], where: str) -> list[str]:
-    """Keys of the space that no trial reads, whichever choice of another key it takes."""
-    points: list[Config] = [load_config(overrides=overrides)]
-    for key, spread in space.items():
-        for end in spread.get("choices") or [spread["low"], spread["high"]]:
-            points.append(load_config(overrides=overrides | {key: end}))
-    problems = inert_problems(points[0], space, *points[1:])
-    return [f"{where}: space.{problem}" for problem in problems]
-
-
-def _well_formed(spread: dict[str, Any]) -> bool:
-    if set(spread) - RANGE:
-        return False
+def _spread_problems(key: str, spread: Any) -> list[str]:
+    """What is wrong with the form of a range, or with its choices."""
+    wanted = "expected {low, high} with low < high (log or step at will), or {choices: [...]}"
+    if not isinstance(spread, dict):
+        return [f"{key}: {_short(spread)}; {wanted}"]
+    unknown = [name for name in spread if name not in RANGE]
+    if unknown:
+        return [f"{key}.{name}: unknown key; {_hint(str(name), RANGE)}" for name in unknown]
     if "choices" in spread:
-        return (
-            set(spread) == {"choices"}
-            and isinstance(spread["choices"], list)
-            and len(spread["choices"]) > 1
+        return _choice_problems(key, spread)
+    return (
+        _range_problems(key, spread)
+        if {"low", "high"} <= set(spread)
+        else [f"{key}: {_short(spread)}; {wanted}"]
+    )
+
+
+def _choice_problems(key: str, spread: dict[str, Any]) -> list[str]:
+    choices = spread["choices"]
+    if len(spread) > 1:
+        others = ", ".join(name for name in spread if name != "choices")
+        return [f"{key}: choices stand alone; leave out {others}"]
+    if not isinstance(choices, list) or len(choices) < 2:
+        return [f"{key}.choices: {_short(choices)}; expected a list of at least two values"]
+    odd = [one for one in choices if not (one is None or isinstance(one, str | bool | int | float))]
+    if odd:
+        return [f"{key}.choices: {_short(odd[0])} is not a single value"]
+    twice = [one for place, one in enumerate(choices) if _is_among(one, choices[:place])]
+    return [f"{key}.choices: {_short(one)} is there twice" for one in twice]
+
+
+def _is_among(value: Any, others: list[Any]) -> bool:
+    """1 and 1.0 are the same choice, 1 and true are not."""
+    return any(
+        value == other and isinstance(value, bool) == isinstance(other, bool) for other in others
+    )
+
+
+def _range_problems(key: str, spread: dict[str, Any]) -> list[str]:
+    problems = []
+    whole = is_whole(key)
+    kind = "a whole number" if whole else "a number"
+
+    def fits(value: Any) -> bool:
+        return _is_number(value) and (not whole or (isinstance(value, int) and _is_exact(value)))
+
+    problems += [
+        f"{key}.{end}: {_short(spread[end])} is not allowed; expected {kind}"
+        for end in ("low", "high")
+        if not fits(spread[end])
+    ]
+    log = spread.get("log", False)
+    if not isinstance(log, bool):
+        problems.append(f"{key}.log: {_short(log)} is not allowed; expected true or false")
+    if "step" in spread and not (fits(spread["step"]) and spread["step"] > 0):
+        problems.append(
+            f"{key}.step: {_short(spread['step'])} is not allowed; expected {kind} above 0"
         )
-    ends: list[Any] = [spread.get("low"), spread.get("high")]
-    numbers = all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in ends)
-    return numbers and ends[0] < ends[1] and (not spread.get("log") or ends[0] > 0)
+    if problems:
+        return problems
+    low, high = spread["low"], spread["high"]
+    if low >= high:
+        problems.append(f"{key}: low {low} and high {high}; expected low < high")
+    if log and low <= 0:
+        problems.append(f"{key}: log: true needs low above 0, as {low} has no logarithm")
+    if log and "step" in spread:
+        problems.append(f"{key}: log and step do not go together; leave out one of them")
+    if "step" in spread and not problems:
+        problems += _step_problems(key, spread["step"], high - low)
+    return problems
 
 
-def _refusals(overrides: dict[str, Any], prefix: str) -> list[str]:
-    try:
-        load_config(overrides=overrides)
-    except UserError as error:
-        return [prefix + problem for problem in error.problems]
+def _step_problems(key: str, step: float, width: float) -> list[str]:
+    if step > width:
+        return [f"{key}.step: {step} is more than high - low, so that low alone is left"]
+    if width / step > MOST_STEPS:
+        return [f"{key}.step: {step} makes more than {MOST_STEPS:,} values of the range"]
     return []
+
+
+# ---------------------------------------------------------------- small things
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def _is_exact(value: int) -> bool:
+    return abs(value) <= LARGEST_WHOLE
+
+
+def _all_text(values: Mapping[Any, Any]) -> bool:
+    """Whether every key is text, those of sections too."""
+    return all(
+        isinstance(key, str) and (not isinstance(value, dict) or _all_text(value))
+        for key, value in values.items()
+    )
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name[:100], known, n=1)
+    return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(known)}"
+
+
+def _short(value: Any) -> str:
+    """A value as an error shows it: not a page of it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -120,6 +120,7 @@ def _build(job: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
 
 def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     from paribus.data.loader import DocumentLoader
+    from paribus.data.packing import PackedLoader
     from paribus.data.tokenizer import Tokenizer
     from paribus.evaluate.bpb import bits_per_byte
     from paribus.session import Interrupt
@@ -131,8 +132,12 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     config, hardware, model, optimizer = _build(job)
     schedule, length = config.pretrain, config.model.seq_len
     words = Tokenizer.load(Path(job["tokenizer"]))
+    packed = schedule.packing == "best_fit"
+    rows = (PackedLoader if packed else DocumentLoader)(
+        Path(job["tokens"]), "train", length, config.seed
+    )
     objective = NextToken(
-        DocumentLoader(job["tokens"], "train", length, config.seed),
+        rows,
         schedule.batch_tokens // length,
         schedule.device_batch_size,
     )

@@ -1,4 +1,6 @@
-"""`paribus tune`: Optuna over any dotted keys, at a fixed budget, within a memory budget. The only import of optuna.
+"""`paribus tune`: Optuna over any dotted keys, at a fixed budget, within a memory budget.
+
+Optuna is imported here and in tune_space.py alone.
 
 A trial is a process (`study/trial.py`); this one proposes, watches, prunes and records. What a study knows is in Optuna's
 storage and in `.paribus/tune/NAME`, so any number of workers may come and go. However one ends before its trial does
@@ -47,12 +49,22 @@ from paribus.study.launch import (
     planned_seconds,
     watch,
 )
-from paribus.study.outcome import counted, page, ranked, summary, write_profile
+from paribus.study.outcome import (
+    RETESTS,
+    counted,
+    is_skipped,
+    page,
+    ranked,
+    summary,
+    write_profile,
+)
 from paribus.study.space import Study, inside, least_memory, read_study
+from paribus.study.tune_space import all_points, check_space, suggest
 
 HEARTBEAT, GRACE = 5, 20  # seconds: a worker that has been silent for GRACE is taken as dead
 BEGIN_SECONDS = 10.0  # a worker that made the study has put its starting points in by then, or died
 MAX_SKIPPED = 50  # points in a row that the planner refuses before the space is said to hold none
+MAX_REPEATS = 20  # points in a row that were trained before until the study ends
 MAX_CRASHES = 3  # of one trial's process, before it is given up
 LOST = (StorageInternalError, SQLAlchemyError)
 RETRY = RetryHeartbeatStaleTrialCallback
@@ -75,7 +87,7 @@ def shown(url: str | None) -> str:
 
 
 def connect(url: str | None) -> RDBStorage:
-    """The storage, with its tables. Raises UserError where it cannot be had."""
+    """The storage, with its tables. Raises UserError where it is unavailable."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     warnings.filterwarnings(
@@ -103,7 +115,7 @@ def connect(url: str | None) -> RDBStorage:
                 time.sleep(0.2 * (attempt + 1))  # workers that begin at once all make the tables
                 continue
             raise UserError(
-                f"--storage {shown(url)}: not to be had: {words.splitlines()[0][:200]}"
+                f"--storage {shown(url)}: unavailable: {words.splitlines()[0][:200]}"
             ) from None
     raise AssertionError
 
@@ -214,6 +226,7 @@ def _begin(study: Study, optuna_study: optuna.Study, url: str | None, new: bool)
             f"study {study.name}: {changed} changed since it began, so that its trials would not compare; give the "
             "study's file another name"
         )
+    check_space(study, optuna_study)
 
 
 def _starts(study: Study, url: str | None) -> list[dict[str, Any]]:
@@ -233,31 +246,6 @@ def _starts(study: Study, url: str | None) -> list[dict[str, Any]]:
     ]
 
 
-def suggest(trial: Trial, space: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A value for every key of the space."""
-    values: dict[str, Any] = {}
-    for key, spread in space.items():
-        if "choices" in spread:
-            values[key] = trial.suggest_categorical(key, spread["choices"])
-        elif isinstance(spread["low"], int) and isinstance(spread["high"], int):
-            values[key] = trial.suggest_int(
-                key,
-                spread["low"],
-                spread["high"],
-                step=spread.get("step", 1),
-                log=spread.get("log", False),
-            )
-        else:
-            values[key] = trial.suggest_float(
-                key,
-                spread["low"],
-                spread["high"],
-                log=spread.get("log", False),
-                step=spread.get("step"),
-            )
-    return values
-
-
 class Dropped(Exception):
     """This trial is not to be run: the reason is kept with it, and it counts for nothing."""
 
@@ -270,6 +258,7 @@ class Worker:
     ) -> None:
         self.study, self.optuna, self.device, self.dtype = study, optuna_study, device, dtype
         self.skipped = 0
+        self.repeated = 0
         self.granted: set[int] = set()
 
     def work(self) -> None:
@@ -278,6 +267,13 @@ class Worker:
             self.take_up_dead()
             trials = self.optuna.get_trials(deepcopy=False)
             if counted(self.optuna) >= self.study.trials:
+                return
+            if self.repeated >= MAX_REPEATS:
+                print(
+                    f"study {self.study.name}: ended after {counted(self.optuna)} trials: the last {MAX_REPEATS} points "
+                    "proposed were trained before, or none is left; widen the space for more",
+                    file=sys.stderr,
+                )
                 return
             states = [trial.state for trial in trials]
             if (
@@ -335,14 +331,14 @@ class Worker:
             )
 
     def _crashed(self, trial: Trial, crash: TrialCrashed) -> None:
-        """Stop the study: the cause is likely here to stay, and the trial can go on when it is mended."""
+        """Stop the study: the cause is likely here to stay, and the trial can go on when it is fixed."""
         crashes = trial.user_attrs.get("crashes", 0) + 1
         trial.set_user_attr("crashes", crashes)
         if crashes < MAX_CRASHES:
             raise UserError(
                 [
                     *crash.problems,
-                    "run the same command again when that is mended: the trial goes on",
+                    "run the same command again when that is fixed: the trial goes on",
                 ]
             )
         trial.set_user_attr("dropped", crash.problems[-1])
@@ -359,6 +355,7 @@ class Worker:
         origin = (RETRY.retry_history(_frozen(trial)) or [trial.number])[0]
         self._admit(trial, origin)
         values = suggest(trial, self.study.space)
+        self._refuse_repeat(trial, origin, values)
         try:
             config = self.study.config(values)
         except UserError as error:  # fine one by one and not together
@@ -392,15 +389,39 @@ class Worker:
         before = [
             one
             for one in self.optuna.get_trials(deepcopy=False)
-            if one.number < trial.number
-            and one.state != TrialState.FAIL
-            and "skipped" not in one.user_attrs
+            if one.number < trial.number and one.state != TrialState.FAIL and not is_skipped(one)
         ]
         if origin != trial.number:
             if any(one.user_attrs.get("origin") == origin for one in before):
                 raise Dropped("another worker has it")
         elif len(before) >= self.study.trials:
             raise Dropped("the study has its trials")
+
+    def _refuse_repeat(self, trial: Trial, origin: int, values: dict[str, Any]) -> None:
+        """A point that another trial was trained at, or is, would come to the same result. Raises TrialPruned."""
+        for earlier in self.optuna.get_trials(deepcopy=False)[: trial.number]:
+            same = earlier.params == values and earlier.state != TrialState.FAIL
+            if same and earlier.user_attrs.get("origin") != origin and not is_skipped(earlier):
+                self.repeated += 1
+                for name, value in earlier.constraints.items():
+                    trial.set_constraint(name, value)
+                trial.set_user_attr("skipped", f"the point of trial {earlier.number}")
+                trial.set_user_attr("repeats", earlier.number)
+                self._propose_untried()
+                raise optuna.TrialPruned(f"the point of trial {earlier.number}")
+        self.repeated = 0
+
+    def _propose_untried(self) -> None:
+        """Of a space of few points, queue one that no trial has: a sampler that has found the best comes back to it."""
+        points = all_points(self.study.space)
+        if points is None:
+            return
+        tried = [trial.params for trial in self.optuna.get_trials(deepcopy=False)]
+        untried = [point for point in points if point not in tried]
+        if untried:
+            self.optuna.enqueue_trial(untried[len(tried) % len(untried)], skip_if_exists=True)
+        else:
+            self.repeated = MAX_REPEATS
 
     def _skip(self, trial: Trial, why: str, excess: float, seconds: float) -> None:
         self.skipped += 1
@@ -532,24 +553,31 @@ def retest(study: Study, optuna_study: optuna.Study, device: Device, dtype: str)
         f"trial {trial.number}": trial.params for trial in best[: study.top]
     }
     arms["default"] = {key: flat[key] for key in study.space}
-    results: dict[str, list[float]] = {}
-    for arm, values in arms.items():
-        for number in range(study.seeds):
-            seed = study.config().seed + 1000 + number
-            value = _retest_run(study, arm, values, seed, device, dtype)
-            if value is not None:
-                results.setdefault(arm, []).append(value)
+    first = study.config().seed + 1000
+    values: dict[str, dict[str, float]] = {}
+    lost: dict[str, dict[str, str]] = {}
+    for arm, params in arms.items():
+        values[arm], lost[arm] = {}, {}
+        for seed in range(first, first + study.seeds):
+            found = _retest_run(study, arm, params, seed, device, dtype)
+            if isinstance(found, str):
+                lost[arm][str(seed)] = found
+            else:
+                values[arm][str(seed)] = found
     claimed = {f"trial {trial.number}": trial.value for trial in best[: study.top]}
-    optuna_study.set_user_attr("retest", {"claimed": claimed, "values": results, "params": arms})
+    optuna_study.set_user_attr(
+        RETESTS, {"claimed": claimed, "values": values, "lost": lost, "params": arms}
+    )
 
 
 def _retest_run(
     study: Study, arm: str, values: dict[str, Any], seed: int, device: Device, dtype: str
-) -> float | None:
-    """Bits per byte of one arm and seed; kept, so that a killed re-test goes on. None: over the memory budget."""
+) -> float | str:
+    """Bits per byte of one arm and seed, or why there are none; kept, so that a killed re-test goes on."""
     config = study.config(values | {"seed": seed})
-    if stage_plan(config, "pretrain", device, dtype).memory.total > study.memory:
-        return None
+    planned = stage_plan(config, "pretrain", device, dtype).memory.total
+    if planned > study.memory:
+        return f"planned at {planned / 2**20:,.0f} MiB, over the memory budget"
     folder = folder_of(study.name, f"retest-{fingerprint(config=flatten(config))[:12]}")
     job = job_of(config, study.memory, {study.budget: study.amount})
     result = finished(folder, job)
@@ -557,7 +585,12 @@ def _retest_run(
         with open_log(study, config, folder, {"retest": arm}) as log:
             result = watch(folder, job)
             log.summary(result)
-    return float(result["val_bpb"]) if "val_bpb" in result else None
+    value = result.get("val_bpb", math.nan)
+    if math.isfinite(value):
+        return float(value)
+    if result.get("out_of_memory"):
+        return f"over the memory budget at {result['peak_memory_bytes'] / 2**20:,.0f} MiB"
+    return str(result.get("diverged", "not finite"))
 
 
 def report(name: str, url: str | None = None) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paribus.config import Config
+from paribus.study.budget import training_flops
 from paribus.study.divergence import Diverged, Survivors, survivors, withheld
 from paribus.study.experiment import BASELINE, Experiment
 from paribus.study.items import ItemEffect, item_effect
@@ -24,9 +26,6 @@ GRID = 20  # points of a curve over seconds, which no two runs share
 TRAINED = ("pretrain", "midtrain", "sft", "rl")
 COSTS: dict[str, Callable[[Result], float | None]] = {
     "parameters": lambda result: result.number("pretrain", "parameters"),
-    "flops": lambda result: _product(
-        result.number("pretrain", "flops_per_token"), result.number("pretrain", "train_tokens")
-    ),
     "tokens": lambda result: result.number("pretrain", "train_tokens"),
     "steps": lambda result: result.number("pretrain", "steps"),
     "tokens_per_second": lambda result: result.number("pretrain", "tokens_per_second"),
@@ -127,7 +126,7 @@ def verdicts(
                 _curve(experiment, pairs, "tokens"),
                 _curve(experiment, pairs, "seconds"),
                 _at_equal_time(experiment, pairs),
-                costs(results, arm),
+                costs(experiment, results, arm),
                 survivors(results, diverged or {}, arm),
                 changed_nothing(experiment, arm, pairs),
             )
@@ -135,19 +134,29 @@ def verdicts(
     return verdicts
 
 
-def costs(results: Sequence[Result], arm: str) -> dict[str, float | None]:
+def costs(experiment: Experiment, results: Sequence[Result], arm: str) -> dict[str, float | None]:
     """Means over an arm's runs; what no run reports is None."""
+    own = [result for result in results if result.arm == arm]
+    config = experiment.config(arm)
     found: dict[str, float | None] = {}
     for name, of in COSTS.items():
-        seen = [
-            value for result in results if result.arm == arm and (value := of(result)) is not None
-        ]
-        found[name] = sum(seen) / len(seen) if seen else None
+        found[name] = _mean([of(result) for result in own])
+    found["flops"] = _mean([_flops(config, result) for result in own])
     return found
 
 
-def _product(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a * b
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what is known; None where nothing is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _flops(config: Config, result: Result) -> float | None:
+    """FLOPs of a run's pretraining, counted as "equal FLOPs" counts them."""
+    steps, tokens = result.number("pretrain", "steps"), result.number("pretrain", "train_tokens")
+    if not steps or not tokens:
+        return None
+    return training_flops(config, steps, tokens / steps)
 
 
 # ---------------------------------------------------------------- over training

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,9 +32,10 @@ from paribus.runtime import write_atomic
 from paribus.study.divergence import Diverged
 from paribus.study.events import events_of
 from paribus.study.experiment import BASELINE, Experiment, Run
+from paribus.study.markdown import cell, fenced, line, paragraph
 from paribus.study.results import Result
 from paribus.study.scaling import Scaling, scaling
-from paribus.study.statistics import Effect
+from paribus.study.statistics import Effect, holm
 from paribus.study.verdict import ArmVerdict, costs, plan_of, verdicts
 
 if TYPE_CHECKING:
@@ -51,6 +51,20 @@ ALT = {
     "scaling": "the metric over parameters at equal compute, with the parabola through it",
 }
 UNEVEN = 0.1  # the quickest over the slowest run of one arm, from which its times say more of the machine than of the arm
+# keys that change which rows a seed gives; other sizes of a step take the same rows in other portions
+DECIDES_ROWS = (
+    "corpus.",
+    "tokenizer.",
+    "tokens.",
+    "model.seq_len",
+    "pretrain.packing",
+    "midtrain.mixture",
+    "midtrain.epochs",
+    "sft.mixture",
+    "sft.epochs",
+    "rl.curriculum",
+    "rl.dynamic_sampling",
+)
 COST_ROWS = {  # of the cost table: name -> (words, how it is written)
     "tokens_per_second": ("tokens/s", quantity),
     "peak_memory_bytes": ("peak memory, bytes", quantity),
@@ -83,12 +97,7 @@ def write_pages(
     for name, figure in figures.items():
         place = picture if name == "forest" else RESULTS / f"{experiment.name}-{name}.png"
         figure.savefig(place, dpi=150, facecolor="white", metadata={"Software": None})
-    text = (
-        templates(escape=False)
-        .get_template("verdict.md.j2")
-        .render(**values, figures=list(figures))
-    )
-    write_atomic(RESULTS / f"{experiment.name}.md", text)
+    write_atomic(RESULTS / f"{experiment.name}.md", markdown(values, list(figures)))
     for verdict in values["verdicts"]:
         print(verdict["sentence"])
     if values["scaling"]:
@@ -106,6 +115,14 @@ def html(values: dict[str, Any], figures: Mapping[str, Figure]) -> str:
 
     drawn = {name: Markup(svg(figure, name, ALT[name])) for name, figure in figures.items()}
     return templates().get_template("verdict.html.j2").render(**values, figures=drawn)
+
+
+def markdown(values: dict[str, Any], figures: Sequence[str]) -> str:
+    """The page in Markdown. Questions, values, names and logs are text there, and no markup."""
+    environment = templates(escape=False)
+    environment.filters |= {"line": line, "paragraph": paragraph, "cell": cell, "fenced": fenced}
+    page: str = environment.get_template("verdict.md.j2").render(**values, figures=figures)
+    return page
 
 
 # ---------------------------------------------------------------- what is said
@@ -126,13 +143,27 @@ def sentence(experiment: Experiment, arm: str, effect: Effect | None) -> str:
             f"±{experiment.smallest_effect:g}, which is as much as matters."
         )
     if effect.verdict == "undecided":
-        more = (
-            f"run {effect.more_seeds} more seeds"
-            if effect.more_seeds
-            else "more than 100,000 seeds would be needed"
-        )
-        return f"{arm}: undecided, {more}: {size} ({interval})."
+        if effect.stdev == 0 and effect.mean == 0:
+            return (
+                f"{arm}: undecided: {experiment.metric.name} is the same in both arms at each of {effect.n} matched seeds, "
+                "which does not show that they are equal: it may be at its floor, too coarse (more items, or a finer "
+                "metric), or not touched by the change."
+            )
+        return f"{arm}: undecided: {size} ({interval}); {next_step(experiment, effect)}."
     return f"{arm} is {effect.verdict} than the baseline: {size} ({interval}; {experiment.direction} is better)."
+
+
+def next_step(experiment: Experiment, effect: Effect) -> str:
+    """What may be done about an undecided arm so that verdicts stay as rare in error as they say."""
+    if effect.more_seeds is None:
+        return "more than 100,000 seeds would be needed"
+    if experiment.sequential and effect.n < experiment.seeds[1]:
+        return f"run {effect.more_seeds} more seeds, to the study's next look"
+    needed = effect.n + effect.more_seeds
+    return (
+        f"by this spread about {needed} seeds would decide, in a new study with fresh seeds (more seeds in this one "
+        "raise its chance of a false verdict)"
+    )
 
 
 def signed(value: float, digits: int = 4) -> str:
@@ -158,7 +189,7 @@ def page_values(
 ) -> dict[str, Any]:
     """What the templates show, by name."""
     names = [BASELINE, *(arm.name for arm in found)]
-    cost = {BASELINE: costs(results, BASELINE)} | {arm.name: arm.cost for arm in found}
+    cost = {BASELINE: costs(experiment, results, BASELINE)} | {arm.name: arm.cost for arm in found}
     shown = {
         name: [
             words,
@@ -175,7 +206,7 @@ def page_values(
         "held": held(experiment, found),
         "looks": plan_of(experiment),
         "values": _values(found),
-        "items": [(arm.name, arm.items) for arm in found if arm.items],
+        "items": _item_rows(found),
         "times": [(arm.name, arm.at_equal_time) for arm in found if arm.at_equal_time],
         "failures": [f"{name}: {why}" for name, why in failures.items()],
         "notes": [*experiment.warnings, *notes, *_mixtures(results), *_uneven(results)],
@@ -232,15 +263,69 @@ def caveat(arm: ArmVerdict) -> str:
 
 
 def held(experiment: Experiment, found: Sequence[ArmVerdict]) -> str:
-    """What was held equal, in words."""
+    """What was held equal, and what matched seeds share, in words."""
     amount = f" ({quantity(experiment.amount)})" if experiment.amount else ""
     words = {
         "none": "Nothing was held equal: the arms cost what they cost; see the table of costs.",
-        "tokens": f"Training tokens{amount}: every arm read as many, and at one seed the same ones in the same order.",
-        "flops": f"Training FLOPs{amount}: pretraining steps of each arm follow from the FLOPs of its tokens.",
+        "tokens": f"Training tokens{amount}: every arm read as many.",
+        "flops": f"Training FLOPs{amount}: pretraining steps of each arm follow from the FLOPs of its steps, Muon's products "
+        "and the keys that attention sees included.",
         "seconds": f"Training time{amount}: pretraining steps of each arm follow from the measured seconds of its steps.",
     }[experiment.equal]
-    return words + " Tensors that two arms share began with the same values at one seed."
+    return f"{words} {shared_rows(found)} {shared_values(experiment, found)}"
+
+
+def shared_rows(found: Sequence[ArmVerdict]) -> str:
+    """Whether the arms read the same rows in the same order at one seed."""
+    others = [arm.name for arm in found if any(key.startswith(DECIDES_ROWS) for key in arm.changed)]
+    if not others:
+        return "At one seed every arm reads the same rows in the same order."
+    return f"At one seed the arms read the same rows in the same order, but for {', '.join(others)}, whose rows are others."
+
+
+def shared_values(experiment: Experiment, found: Sequence[ArmVerdict]) -> str:
+    """Which share of each arm's initial values is the baseline's at one seed: tensors of the same shape and scale."""
+    from paribus.model.initial import shared_initial_tensors
+
+    base = experiment.config()
+    shares = []
+    for arm in found:
+        own = experiment.config(arm.name)
+        shared = shared_initial_tensors(
+            own.model, own.tokenizer.vocab_size, base.model, base.tokenizer.vocab_size
+        )
+        shares.append((arm.name, shared.same_fraction))
+    if all(share == 1 for _, share in shares):
+        return "Every tensor of every arm begins with the baseline's values there."
+    listed = ", ".join(f"{name} {_share(share)}" for name, share in shares)
+    return (
+        f"Of an arm's initial values these are the baseline's there: {listed}; "
+        "the others have another shape or scale, or no tensor of the baseline has their name."
+    )
+
+
+def _share(share: float) -> str:
+    """A share that is neither nothing nor all is never rounded to it."""
+    if share in (0, 1):
+        return "all" if share else "none"
+    return f"{min(max(round(100 * share), 1), 99)} %"
+
+
+def _item_rows(found: Sequence[ArmVerdict]) -> list[dict[str, Any]]:
+    """What the items say of each arm, with p after Holm over the arms; the verdict is of the seeds alone."""
+    effects = {arm.name: arm.items for arm in found if arm.items}
+    adjusted_p = holm({name: item.p for name, item in effects.items()})
+    exact = {name: item.mcnemar_p for name, item in effects.items() if item.mcnemar_p is not None}
+    adjusted_exact = holm(exact)
+    return [
+        {
+            "name": name,
+            "effect": item,
+            "p": adjusted_p[name],
+            "mcnemar_p": adjusted_exact.get(name),
+        }
+        for name, item in effects.items()
+    ]
 
 
 def _values(found: Sequence[ArmVerdict]) -> list[dict[str, Any]]:
@@ -505,7 +590,6 @@ def to_mlflow(experiment: Experiment, results: Sequence[Result], values: dict[st
 
     The same report again changes nothing there.
     """
-    os.environ["DVC_EXP_NAME"] = f"ablation {experiment.name}"
     folder = runtime.state_root() / "runs" / f"ablation-{experiment.name}"
     mark = fingerprint(
         sentences=[one["sentence"] for one in values["verdicts"]],
@@ -525,9 +609,9 @@ def to_mlflow(experiment: Experiment, results: Sequence[Result], values: dict[st
     links = [f"- [{name.removeprefix('run.')}](#/runs/{run})" for name, run in runs.items()]
     note = "\n".join(
         [
-            f"**{experiment.question}**",
+            f"**{line(experiment.question)}**",
             "",
-            *(one["sentence"] for one in values["verdicts"]),
+            *(paragraph(one["sentence"]) for one in values["verdicts"]),
             "",
             *links,
         ]
@@ -540,6 +624,7 @@ def to_mlflow(experiment: Experiment, results: Sequence[Result], values: dict[st
         params=params,
         fingerprint=mark,
         tags={"ablation": experiment.name, "mlflow.note.content": note, **runs},
+        execution=f"ablation {experiment.name}",
     ) as log:
         for suffix in (".html", ".md", ".png", "-curve.png", "-scaling.png"):
             if (path := RESULTS / f"{experiment.name}{suffix}").is_file():

@@ -8,70 +8,77 @@ each verdict means.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
-from paribus import config, graph, runtime
+from paribus import config, graph
 from paribus.errors import UserError
 from paribus.study import rebuild
+from paribus.study.agreement import (
+    ABSENT,
+    Difference,
+    asked,
+    code,
+    data,
+    data_in_place,
+    lock,
+    machine,
+    params,
+)
 from paribus.study.band import Band, measured_band
-from paribus.study.record import CHECKPOINTS, NEEDED, Record, find
+from paribus.study.certificate_page import page
+from paribus.study.record import CHECKPOINTS, NEEDED, Record, find, of_run
 from paribus.summary import write_json
+from paribus.tracking.lookup import Runs
 
-Cause = Literal[
-    "code",
-    "data",
-    "dvc.lock",
-    "params",
-    "requirements",
-    "hardware",
-    "determinism",
-    "threads",
-    "failure",
-]
 Verdict = Literal["bit-exact", "within noise", "consistent", "contradicted", "not reproduced"]
 REPRODUCED = ("bit-exact", "within noise", "consistent")
 RESULTS = Path("experiments/results")
 TIMES = {"seconds"}  # columns of a curve that no two runs share
-SHOWN = 8  # differences on the page
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One thing that is not as the run wrote it down. contradiction: the repository itself says otherwise, so that nobody
-    who goes by it gets the same run; else it is this machine that is another one."""
-
-    cause: Cause
-    what: str
-    recorded: Any
-    found: Any
-    contradiction: bool
-    stops: bool = False  # the stage cannot be run, or not to its end
+# keys of metrics/<stage>.json that are the machine's and the hour's
+MACHINE_FIGURES = {
+    "seconds",
+    "tokens_per_second",
+    "peak_memory_bytes",
+    "effective_samples_per_second",
+}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of running it again. parted: the first step whose curves differ, its column and both values."""
+    """What came of running it again.
+
+    parted: the first step whose curves differ, its column and both values. measured: how many values of
+    metrics/<stage>.json were compared. metrics: those that differ, key -> (recorded, rebuilt). again: where nothing
+    recorded explains a difference, whether a second rebuild here is the same as the first ("same", "different").
+    """
 
     steps: int
     finished: bool
     parted: dict[str, Any] | None
     weights: tuple[str | None, str | None]  # recorded, rebuilt
     band: Band | None
+    measured: int = 0
+    metrics: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    again: Literal["same", "different"] | None = None
+
+    @property
+    def same_training(self) -> bool:
+        """The curves and the weights are the same, as far as they could be compared."""
+        if self.parted is not None:
+            return False
+        recorded, rebuilt = self.weights
+        return not self.finished or recorded is None or recorded == rebuilt
 
     @property
     def equal(self) -> bool:
         """Every bit that could be compared is the same."""
-        return self.parted is None and (
-            not self.finished or None in self.weights or self.weights[0] == self.weights[1]
-        )
+        return self.same_training and not self.metrics
 
 
 def verify(name: str, stage: str | None, steps: int | None, out: Path | None) -> int:
@@ -87,7 +94,11 @@ def verify(name: str, stage: str | None, steps: int | None, out: Path | None) ->
     ]
     write_json(files[0], made)
     files[1].write_text(page(made), encoding="utf-8")
-    noted = note(made, files)
+    try:
+        noted = note(made, files)
+    except UserError as error:  # the certificate is made; only MLflow's copy of it is missing
+        noted = None
+        click.echo(f"not attached to MLflow's run: {error}", err=True)
     click.echo(page(made))
     click.echo(
         f"kept in {files[0]} and {files[1].name}"
@@ -129,22 +140,22 @@ def certificate(record: Record, stage: str, steps: int | None) -> dict[str, Any]
     began = time.time()
     written = record.provenance(stage)
     with rebuild.workplace() as folder:
-        root = rebuild.clone(record.commit, folder / "clone")
-        versions = graph.locked_outs(record.lock) or written["data"]
-        absent = rebuild.bring_data(
-            root, {out: versions[out] for out in written["data"] if out in versions}
-        )
-        rebuild.write_params(root, rebuild.asked_params(record, stage))
+        root, absent = prepare(record, stage, folder / "clone")
         found = [
             *code(written, root),
             *data(record, stage, root, absent),
+            *data_in_place(record, stage),
             *lock(record, stage),
             *params(record, stage),
             *machine(written, rebuild.asked_params(record, stage)),
+            *asked(record, stage, root),
+            *as_logged(record, stage),
         ]
         outcome = None
         if steps != 0 and not any(one.stops for one in found):
             outcome = run(record, stage, root, steps, found)
+        if outcome and judge(found, outcome) == "not reproduced" and not found:
+            outcome = run_again(record, stage, folder, outcome, found)
     verdict = judge(found, outcome)
     return {
         "verdict": verdict,
@@ -170,177 +181,14 @@ def certificate(record: Record, stage: str, steps: int | None) -> dict[str, Any]
     }
 
 
-# ---------------------------------------------------------------- the record against git, DVC and this machine
-
-
-def code(written: dict[str, Any], root: Path) -> Iterator[Difference]:
-    """Source files and requirements.lock: the commit's against those of the run."""
-    there = graph.stage_code(written["stage"], graph.working_sources(root))
-    dirty = " (the run had uncommitted changes)" if written["git"].get("dirty") else ""
-    for path in sorted({*there, *written["code"]}):
-        if there.get(path) != written["code"].get(path):
-            yield Difference("code", path + dirty, written["code"].get(path), there.get(path), True)
-    pins = root / "requirements.lock"
-    if (now := graph.file_digest(pins) if pins.is_file() else None) != written.get(
-        "requirements_lock"
-    ):
-        yield Difference(
-            "requirements", "requirements.lock", written.get("requirements_lock"), now, True
-        )
-    installed = runtime.provenance()["versions"]
-    for package, version in written["versions"].items():
-        if installed.get(package) != version:
-            yield Difference(
-                "requirements",
-                f"{package} as installed here",
-                version,
-                installed.get(package),
-                False,
-            )
-
-
-def data(record: Record, stage: str, root: Path, absent: list[str]) -> Iterator[Difference]:
-    """Data in the clone against the run's; the file, where DVC's cache holds something else than its name says."""
-    written = record.provenance(stage)
-    for out in absent:
-        yield Difference(
-            "data",
-            f"{out} is not to be had",
-            written["data"][out],
-            "neither in the cache nor in a remote",
-            True,
-            stops=True,
-        )
-    for dep, digest in written["deps"].items():
-        if graph.is_code(dep) or not (root / dep).exists():
-            continue
-        if (now := graph.tree_digest([root / dep])) != digest:
-            yield Difference("data", dep + _damaged(root / dep), digest, now, True)
-
-
-def _damaged(place: Path) -> str:
-    """Which files are not what their objects in DVC's cache are called by: ": x, y are damaged or swapped"."""
-    files = graph.files_below(place) if place.is_dir() else [(place.name, place)]
-    wrong = []
-    for name, path in files:
-        if not path.is_symlink():  # pulled: DVC looked
-            continue
-        object_ = path.resolve()
-        with object_.open("rb") as file:
-            md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        if md5 != object_.parent.name + object_.name:
-            wrong.append(name)
-    return f": {', '.join(wrong)} in DVC's cache is not what its name says" if wrong else ""
-
-
-def lock(record: Record, stage: str) -> Iterator[Difference]:
-    """dvc.lock, where one speaks of this run: against the run's record, against itself, and against the files there are."""
-    entry, written = rebuild.locked_stage(record, stage), record.provenance(stage)
-    if not entry:
-        return
-    outs = graph.locked_outs(record.lock)
-    for out, md5 in written["data"].items():
-        if outs.get(out) != md5:
-            yield Difference("dvc.lock", out, md5, outs.get(out), True)
-    for dep in entry.get("deps", []):
-        if dep["path"] in outs and dep["md5"] != outs[dep["path"]]:
-            yield Difference(
-                "dvc.lock",
-                f"{dep['path']} as {stage} read it, and as it was made",
-                dep["md5"],
-                outs[dep["path"]],
-                True,
-            )
-    for out in entry.get("outs", []):
-        if (now := _hash_there(record, out["path"])) not in (None, out["md5"]):
-            yield Difference(
-                "dvc.lock", f"{out['path']} as it is, and as dvc.lock has it", now, out["md5"], True
-            )
-
-
-def _hash_there(record: Record, out: str) -> str | None:
-    """DVC's name for an output as it is here; None for what is only in git or in the cache under that very name."""
-    if record.kind in ("checkpoint", "workspace"):
-        place = (
-            Path(record.name)
-            if record.kind == "checkpoint" and out == CHECKPOINTS[record.scope]
-            else Path(out)
-        )
-        return graph.computed_hash(place) if place.exists() else None
-    text = record.read(out)
-    return hashlib.md5(text, usedforsecurity=False).hexdigest() if text is not None else None
-
-
-def params(record: Record, stage: str) -> Iterator[Difference]:
-    """dvc.lock's params against the record's; and the record against its own fingerprint, which is a hash of it."""
-    written, locked = record.provenance(stage), rebuild.locked_params(record, stage)
-    for key in sorted({*locked, *written["params"]}) if locked else ():
-        if not key.startswith("train.") and locked.get(key) != written["params"].get(key):
-            yield Difference(
-                "params", f"{key} in dvc.lock", written["params"].get(key), locked.get(key), True
-            )
-    fields = {
-        field.name: written["hardware"].get(field.name)
-        for field in dataclasses.fields(runtime.Hardware)
-    }
-    hardware = runtime.Hardware(**fields).hardware_class()
-    name = config.fingerprint(
-        stage=stage,
-        params=written["params"],
-        deps=written["deps"],
-        code=written["code"],
-        hardware=hardware,
-    )
-    if name != written["fingerprint"]:
-        yield Difference(
-            "params",
-            "fingerprint of provenance.json, which hashes its params, inputs and hardware",
-            written["fingerprint"],
-            name,
-            True,
-        )
-
-
-_CAUSES: dict[str, Cause] = {
-    "process_threads": "threads",
-    "dtype": "determinism",
-    "compile": "determinism",
-    "deterministic": "determinism",
-    "activation_checkpointing": "determinism",
-    "device": "hardware",
-    "device_name": "hardware",
-    "isa": "hardware",
-    "cpu_capability": "hardware",
-    "environment": "hardware",
-    "libraries": "requirements",
-    "processes": "hardware",
-}
-
-
-def machine(written: dict[str, Any], asked: dict[str, Any]) -> Iterator[Difference]:
-    """What the stage will compute on against what it computed on: `train.*` as asked for, and this machine."""
-    keys = {field: key for key, field in rebuild.TRAIN.items()}
-    recorded = written["hardware"]
-    train = {key: asked[f"train.{key}"] for key in rebuild.TRAIN if f"train.{key}" in asked}
-    try:
-        here = asdict(runtime.detect(dataclasses.replace(config.load_config().train, **train)))
-    except UserError as error:
-        yield Difference(
-            "hardware",
-            f"{recorded['device']} is not to be had",
-            recorded["device_name"],
-            str(error),
-            False,
-            stops=True,
-        )
-        return
-    here["processes"] = train.get("processes", 1)
-    for field, cause in _CAUSES.items():
-        if field in recorded and here[field] != recorded[field]:
-            ours = field in keys and f"train.{keys[field]}" in asked
-            yield Difference(
-                cause, f"train.{keys[field]}" if ours else field, recorded[field], here[field], ours
-            )
+def prepare(record: Record, stage: str, folder: Path) -> tuple[Path, list[str]]:
+    """(a clean clone with the data and params of a run, the outputs it reads that are nowhere to be found)."""
+    root = rebuild.clone(record.commit, folder)
+    read = record.provenance(stage)["data"]
+    versions = graph.locked_outs(record.lock) or read
+    absent = rebuild.bring_data(root, {out: versions[out] for out in read if out in versions})
+    rebuild.write_params(root, rebuild.asked_params(record, stage))
+    return root, absent
 
 
 # ---------------------------------------------------------------- running it again
@@ -364,31 +212,129 @@ def run(
             [row for row in rows if int(row["step"]) <= steps] for rows in (ours, theirs)
         )
     weights = rebuild.rebuilt_weights(root, stage)
+    finished = weights is not None
     both = len({row["step"] for row in ours} & {row["step"] for row in theirs})
+    recorded = record.measured(stage) if finished else {}
+    rebuilt = rebuild.rebuilt_metrics(root, stage) if finished else {}
     outcome = Outcome(
-        both, weights is not None, parted(ours, theirs), (record.weights(stage), weights), None
+        both,
+        finished,
+        parted(ours, theirs, whole=finished and bool(ours)),
+        (record.weights(stage), weights),
+        None,
+        len(recorded.keys() - MACHINE_FIGURES),
+        differing_metrics(recorded, rebuilt, whole=record.run is None),
     )
-    return (
-        outcome
-        if outcome.equal
-        else dataclasses.replace(outcome, band=measured_band(record, stage, ours, theirs))
-    )
+    if outcome.equal:
+        return outcome
+    same_machine = all(one.contradiction for one in found)
+    if outcome.same_training and same_machine:
+        # The very same weights measure something else than the file says.
+        found += [
+            Difference("metrics", f"{key} in metrics/{stage}.json", *pair, True)
+            for key, pair in outcome.metrics.items()
+        ]
+    try:
+        band = measured_band(record, stage, ours, theirs, outcome.metrics)
+    except UserError as error:
+        # Twins are in MLflow, which the rest of a certificate does without.
+        band = None
+        click.echo(f"no band of noise: {error}", err=True)
+    return dataclasses.replace(outcome, band=band)
 
 
-def parted(ours: list[dict[str, str]], theirs: list[dict[str, str]]) -> dict[str, Any] | None:
-    """The first step at which two curves differ in anything but time, to the bit: {step, column, recorded, rebuilt}."""
-    by_step = {row["step"]: row for row in theirs}
-    for row in ours:
-        other = by_step.get(row["step"], row)
-        for column in row.keys() & other.keys() - TIMES:
-            if row[column] != other[column]:
-                return {
-                    "step": int(row["step"]),
-                    "column": column,
-                    "recorded": row[column],
-                    "rebuilt": other[column],
-                }
+def as_logged(record: Record, stage: str) -> list[Difference]:
+    """The metrics file against what the run itself sent to MLflow, where a finished run of this fingerprint is there."""
+    measured = record.measured(stage)
+    fingerprint = record.provenance(stage)["fingerprint"]
+    question = f"tags.fingerprint = '{fingerprint}' and tags.stage = '{stage}' and attributes.status = 'FINISHED'"
+    try:
+        runs = Runs(config.load_config().tracking.experiment)
+        logged = [of_run(run.id, run, runs).measured(stage) for run in runs.search(question)]
+    except UserError as error:
+        click.echo(f"not held against MLflow: {error}", err=True)
+        return []
+    differing = [differing_metrics(one, measured, whole=False) for one in logged]
+    if not measured or not differing or not all(differing):
+        return []  # made more than once, perhaps: one run that says the same is enough
+    return [
+        Difference(
+            "metrics", f"{key} in metrics/{stage}.json, and as the run logged it", *pair, True
+        )
+        for key, pair in differing[0].items()
+    ]
+
+
+def run_again(
+    record: Record, stage: str, folder: Path, first: Outcome, found: list[Difference]
+) -> Outcome:
+    """Nothing recorded explains a difference: rebuild once more here, to the step where the first one parted.
+
+    Two rebuilds that differ show that the computation is not deterministic, and nothing else does.
+    """
+    steps = int(first.parted["step"]) if first.parted else None
+    root, _ = prepare(record, stage, folder / "again")
+    if rebuild.run_stage(root, stage, steps):
+        return first
+    roots = (folder / "clone", root)
+    curves = [rebuild.rebuilt_curve(one, stage) for one in roots]
+    if steps is not None:
+        curves = [[row for row in curve if int(row["step"]) <= steps] for curve in curves]
+    part = parted(curves[0], curves[1])
+    before, now = (rebuild.rebuilt_weights(one, stage) for one in roots)
+    if part is not None:
+        what = f"two rebuilds here part at step {part['step']}: {part['column']}"
+        found.append(Difference("determinism", what, part["recorded"], part["rebuilt"], False))
+    elif before is not None and now is not None and before != now:
+        found.append(Difference("determinism", "weights of two rebuilds here", before, now, False))
+    different = bool(found)
+    return dataclasses.replace(first, again="different" if different else "same")
+
+
+def differing_metrics(
+    recorded: dict[str, Any], rebuilt: dict[str, Any], whole: bool
+) -> dict[str, tuple[Any, Any]]:
+    """Key -> (recorded, rebuilt) of two metrics files, times and the machine's figures left out.
+
+    whole: the record is the file itself, so that a key that only one of them has differs too; MLflow keeps numbers only.
+    """
+    if not recorded:
+        return {}
+    keys = recorded.keys() | rebuilt.keys() if whole else recorded.keys() & rebuilt.keys()
+    found = {}
+    for key in sorted(keys - MACHINE_FIGURES):
+        one, other = recorded.get(key, ABSENT), rebuilt.get(key, ABSENT)
+        # As files have them 6 is not 6.0; MLflow makes every number a float.
+        same = json.dumps(one) == json.dumps(other) if whole else one == other
+        if not same:
+            found[key] = (one, other)
+    return found
+
+
+def parted(
+    ours: list[dict[str, str]], theirs: list[dict[str, str]], whole: bool = False
+) -> dict[str, Any] | None:
+    """The first step at which two curves differ in anything but time, to the bit: {step, column, recorded, rebuilt}.
+
+    whole: both are of runs that came to their end, so that a step that only one of them has differs too.
+    """
+    other_rows = {row["step"]: row for row in theirs}
+    own_rows = {row["step"]: row for row in ours}
+    for step in sorted(own_rows | other_rows, key=int):
+        row, other = own_rows.get(step), other_rows.get(step)
+        if row is None or other is None:
+            if whole:
+                has = [ABSENT if one is None else step for one in (row, other)]
+                return _parting(step, "step", *has)
+            continue
+        for column in sorted(row.keys() | other.keys()):
+            if column not in TIMES and row.get(column, "") != other.get(column, ""):
+                return _parting(step, column, row.get(column, ""), other.get(column, ""))
     return None
+
+
+def _parting(step: str, column: str, recorded: str, rebuilt: str) -> dict[str, Any]:
+    return {"step": int(step), "column": column, "recorded": recorded, "rebuilt": rebuilt}
 
 
 def judge(found: list[Difference], outcome: Outcome | None) -> Verdict:
@@ -419,8 +365,6 @@ def causes(found: list[Difference], verdict: Verdict) -> list[str]:
 
 def note(made: dict[str, Any], files: list[Path]) -> str | None:
     """Attach the certificate to the run in MLflow; the run's id, None if MLflow does not know it."""
-    from paribus.tracking.lookup import Runs
-
     about = made["record"]
     runs = Runs(about["experiment"])
     found = runs.search(
@@ -443,94 +387,3 @@ def note(made: dict[str, Any], files: list[Path]) -> str | None:
             },
         )
     return run_id
-
-
-def page(made: dict[str, Any]) -> str:
-    """The certificate as Markdown."""
-    about, outcome = made["record"], made["outcome"]
-    lines = [
-        f"# {made['verdict']}: {about['stage']} of {about['name']}",
-        "",
-        *_sentences(made),
-        "",
-        f"- run: {about['kind']} {about['name']}, stage {about['stage']}, fingerprint {about['fingerprint']}",
-        f"- code: commit {about['commit']}"
-        + (", with uncommitted changes" if about["git"]["dirty"] else ""),
-        f"- hardware then: {about['hardware']['device_name']}, {about['hardware']['isa']}, {about['hardware']['dtype']}, "
-        f"{about['hardware']['process_threads']} threads, torch {about['hardware']['torch_version']}",
-        *(f"- data: {out} {md5}" for out, md5 in about["data"].items()),
-    ]
-    if outcome:
-        lines += [
-            f"- steps compared: {outcome['steps']}"
-            + ("" if outcome["finished"] else " (not run to the end)"),
-            *(
-                f"- weights {when}: {digest}"
-                for when, digest in zip(("recorded", "rebuilt"), outcome["weights"], strict=True)
-                if digest
-            ),
-        ]
-    if made["differences"]:
-        shown = made["differences"][:SHOWN]
-        lines += [
-            "",
-            "| cause | what | as recorded | as found |  |",
-            "| --- | --- | --- | --- | --- |",
-        ]
-        lines += [
-            f"| {one['cause']} | {one['what']} | {_short(one['recorded'])} | {_short(one['found'])} | "
-            f"{'contradiction' if one['contradiction'] else 'this machine'} |"
-            for one in shown
-        ]
-        lines += [f"| | and {len(made['differences']) - SHOWN} more (in the JSON) | | | |"] * (
-            len(made["differences"]) > SHOWN
-        )
-    return "\n".join([*lines, "", f"Made {made['made']} in {made['seconds']} s.", ""])
-
-
-def _sentences(made: dict[str, Any]) -> Iterator[str]:
-    """What was found, in words."""
-    outcome, verdict = made["outcome"], made["verdict"]
-    if verdict == "bit-exact":
-        yield (
-            "Rebuilt from its record alone, it comes to the same weights, bit for bit."
-            if outcome["finished"]
-            else f"Rebuilt from its record alone, its first {outcome['steps']} steps are the same, bit for bit."
-        )
-    elif verdict == "consistent":
-        yield "git, DVC and the run's own record agree. Nothing was run (--steps 0)."
-    elif verdict == "contradicted":
-        yield "The repository and the run's own record contradict each other" + (
-            ", though the bits that were compared are the same."
-            if outcome
-            else "; nothing was run."
-        )
-    if outcome and outcome["parted"]:
-        first = outcome["parted"]
-        yield f"They part at step {first['step']}: {first['column']} {first['recorded']} then, {first['rebuilt']} now."
-    elif outcome and verdict in ("within noise", "not reproduced"):
-        yield f"The {outcome['steps']} logged steps are the same and the weights are not: they part after the last one."
-    if outcome and not outcome_equal(outcome):
-        yield (
-            outcome["band"]["text"]
-            if outcome["band"]
-            else "How far seeds differ was not measured (fewer than three runs that differ in the seed alone): there is no band."
-        )
-    if made["causes"]:
-        first = {
-            cause: next(one["what"] for one in made["differences"] if one["cause"] == cause)
-            for cause in made["causes"]
-        }
-        yield "Why: " + "; ".join(f"{cause} ({what})" for cause, what in first.items()) + "."
-    elif verdict == "not reproduced":
-        yield "Why: nothing that was recorded differs; the computation itself is not deterministic."
-
-
-def outcome_equal(outcome: dict[str, Any]) -> bool:
-    """`Outcome.equal` of one that was written down."""
-    return Outcome(**{**outcome, "weights": tuple(outcome["weights"]), "band": None}).equal
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return f"{text[:10]}…" if len(text) >= 32 and " " not in text else text

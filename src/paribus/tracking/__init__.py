@@ -86,12 +86,14 @@ class RunLog:
         tags: dict[str, str] | None = None,
         datasets: dict[str, tuple[str, str]] | None = None,
         resume_step: int | None = None,
+        execution: str | None = None,
     ) -> RunLog:
         """Begin or go on with the run whose files are in `folder`.
 
         params: dotted key -> resolved value. datasets: name -> (path, digest as DVC has it).
         resume_step: the last step of the training state that was loaded; later lines of the log are dropped,
         as those steps come again. None: from the start; a run that had FINISHED is then followed by a new one.
+        execution: the name of the parent run; None: that of the DVC experiment under way, else of the workspace.
         """
         root = runtime.state_root()
         for path in sender.run_files(root):  # a damaged one is named here, where a person reads it
@@ -109,16 +111,22 @@ class RunLog:
         )
         keep_rows(folder / "system.jsonl", shape=ROW)
         git = runtime.git_state()
+        name = execution or os.environ.get("DVC_EXP_NAME")
         run = run or _new_run(folder, goes_on=resume_step is not None)
         if read_execution(root / "executions" / f"{run['execution']}.json") is None:
-            run["execution"] = _execution(root, config, git)["id"]
+            run["execution"] = _execution(root, config, git, name)["id"]
         run |= {
             "stage": stage,
             "experiment": config.tracking.experiment,
             "uri": public_uri(tracking_uri()),
             "status": "RUNNING",
             "params": {key: _as_text(value) for key, value in params.items()},
-            "tags": {"stage": stage, "fingerprint": fingerprint, **_git_tags(git), **(tags or {})},
+            "tags": {
+                "stage": stage,
+                "fingerprint": fingerprint,
+                **_git_tags(git, name),
+                **(tags or {}),
+            },
             "datasets": datasets or {},
             "summary": {},
             "session": uuid.uuid4().hex,
@@ -240,11 +248,11 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _git_tags(git: dict[str, Any]) -> dict[str, str]:
+def _git_tags(git: dict[str, Any], execution: str | None) -> dict[str, str]:
     tags = {f"git.{name}": value for name, value in git.items()}
     tags |= {
         "mlflow.source.git.commit": git["commit"],
-        "dvc.experiment": os.environ.get("DVC_EXP_NAME"),
+        "dvc.experiment": execution,
     }
     return {key: _as_text(value) for key, value in tags.items() if value is not None}
 
@@ -252,10 +260,12 @@ def _git_tags(git: dict[str, Any]) -> dict[str, str]:
 # ---------------------------------------------------------------- executions: the parent runs
 
 
-def _execution(root: Path, settings: config.Config, git: dict[str, Any]) -> dict[str, Any]:
+def _execution(
+    root: Path, settings: config.Config, git: dict[str, Any], name: str | None
+) -> dict[str, Any]:
     """The open execution of this experiment, params and commit; begun, in `.paribus/executions`, if there is none."""
     with locked(root / "executions" / "lock"):
-        key, latest = _latest_execution(root, settings, git)
+        key, latest = _latest_execution(root, settings, git, name)
         if latest and not latest["closed"]:
             return latest
         names = [path.name.partition(".")[0] for path in (root / "executions").glob(f"{key}-*")]
@@ -264,21 +274,21 @@ def _execution(root: Path, settings: config.Config, git: dict[str, Any]) -> dict
             "id": f"{key}-{number}",
             "created": time.time(),
             "closed": False,
-            "name": os.environ.get("DVC_EXP_NAME")
-            or f"workspace {(git['commit'] or '')[:8]}".strip(),
+            "name": name or f"workspace {(git['commit'] or '')[:8]}".strip(),
             "params": {name: _as_text(value) for name, value in config.flatten(settings).items()},
-            "tags": {"fingerprint": key, **_git_tags(git)},
+            "tags": {"fingerprint": key, **_git_tags(git, name)},
         }
         write_json(root / "executions" / f"{execution['id']}.json", execution)
         return execution
 
 
 def _latest_execution(
-    root: Path, settings: config.Config, git: dict[str, Any]
+    root: Path, settings: config.Config, git: dict[str, Any], name: str | None
 ) -> tuple[str, dict[str, Any] | None]:
     """(key, its latest execution)."""
-    name = os.environ.get("DVC_EXP_NAME", "workspace")
-    key = config.fingerprint(experiment=name, commit=git["commit"], params=config.flatten(settings))
+    key = config.fingerprint(
+        experiment=name or "workspace", commit=git["commit"], params=config.flatten(settings)
+    )
     latest: dict[str, Any] | None = None
     for path in (root / "executions").glob(f"{key}-*.json"):
         one = read_execution(path)
@@ -297,7 +307,8 @@ def close_execution(settings: config.Config) -> None:
     """The pipeline is through: a stage that runs after this begins a new parent run."""
     root = runtime.state_root()
     with locked(root / "executions" / "lock"):
-        _, execution = _latest_execution(root, settings, runtime.git_state())
+        name = os.environ.get("DVC_EXP_NAME")
+        _, execution = _latest_execution(root, settings, runtime.git_state(), name)
         if execution:
             execution["closed"] = True
             write_json(root / "executions" / f"{execution['id']}.json", execution)
