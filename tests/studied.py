@@ -231,7 +231,7 @@ class LightProject:
         """Run -> its value, as its experiment has it."""
         found = {}
         for one in self.experiments(study):
-            text = self.git("show", f"{one.commit}:metrics/pretrain.json")
+            text = self.git("show", f"{one.commit}:./metrics/pretrain.json")
             found[one.name] = json.loads(text)["val_bpb"]
         return found
 
