@@ -14,9 +14,10 @@ import pytest
 from studied import LightProject
 
 from paribus.execute.local import Pool
-from paribus.execute.repository import GitError, clone, git
+from paribus.execute.repository import clone
 from paribus.execute.run import NAME, Outcome, RunId, RunSpec, folder_of_run, parse_experiment_name
 from paribus.execute.worker import write_overrides
+from paribus.git import GitError, git
 
 # ---------------------------------------------------------------- what a run is called
 

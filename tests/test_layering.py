@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent / "src" / "paribus"
 # From the ground up; a module may import from its own layer's package and from those before it.
 LAYERS = [
     "errors",
+    "git",
     "arguments",
     "files",
     "config",

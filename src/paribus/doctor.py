@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from typing import Literal
 
 from paribus import config, runtime
 from paribus.errors import UserError
+from paribus.git import try_git
 from paribus.graph import cache_folder, stage_definitions
 from paribus.tracking.health import store_health
 from paribus.upkeep import damaged_files, finished_states, leftovers
@@ -211,27 +210,18 @@ def _git() -> Finding:
             "git is not installed: DVC and provenance need it (Debian: apt-get install git)",
         )
     if "problem" in state:
-        here = runtime.main_checkout()
-        cure = f"git config --global --add safe.directory {shlex.quote(str(here))}"
-        owned = "dubious ownership" in state["problem"]
         return Finding(
-            "broken",
-            f"git refuses this checkout, so that runs note no commit: {state['problem']}; "
-            + (f"cure: chown -R $USER {here}, or {cure}" if owned else "`git status` says more"),
+            "broken", f"git refuses this checkout, so that runs note no commit: {state['problem']}"
         )
     if state["commit"] is None:
         return Finding("broken", "no commit here: git init && git add -A && git commit -m start")
-    asked = [
-        subprocess.run(["git", "config", f"user.{key}"], capture_output=True).returncode == 0
-        for key in ("name", "email")
-    ]
-    if not all(asked):
+    if try_git("config", "user.name") is None or try_git("config", "user.email") is None:
         return Finding(
             "broken",
             "git does not know you, and DVC experiments are commits: git config user.name NAME; "
             "git config user.email ADDRESS",
         )
-    if _is_shallow():
+    if try_git("rev-parse", "--is-shallow-repository") == "true":
         return Finding(
             "note",
             "a shallow clone: runs and studies of paribus work, but `dvc exp run --temp` and `dvc queue` lose their "
@@ -244,13 +234,6 @@ def _git() -> Finding:
             f"{where}, with uncommitted changes: runs note their hash; commit, so that others can have them",
         )
     return Finding("ok", where)
-
-
-def _is_shallow() -> bool:
-    done = subprocess.run(
-        ["git", "rev-parse", "--is-shallow-repository"], capture_output=True, text=True
-    )
-    return done.stdout.strip() == "true"
 
 
 def _conflict_in(name: str) -> Finding | None:

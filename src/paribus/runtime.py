@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import paribus
 from paribus import config
 from paribus.errors import UserError, naming
+from paribus.git import refusal, try_git
 from paribus.graph import (
     DigestMemo,
     StageDefinition,
@@ -565,19 +566,19 @@ def git_state() -> dict[str, Any]:
 
     Where git refuses a repository that is there, `problem` has its reason.
     """
-    if _git("rev-parse", "--git-dir") is None:
-        problem = git_problem()
+    if try_git("rev-parse", "--git-dir") is None:
+        problem = refusal()
         nothing = {"commit": None, "branch": None, "dirty": None, "diff": None}
         return nothing | ({"problem": problem} if problem else {})
     outs = {"dvc.lock"}
     if Path("dvc.yaml").is_file():
         outs |= {out for stage in stage_definitions().values() for out in stage.outs}
     sources = ["--", ".", *(f":(exclude){out}" for out in sorted(outs))]
-    status = _git("status", "--porcelain", *sources) or ""
-    changes = status + (_git("diff", "HEAD", *sources) or "")
+    status = try_git("status", "--porcelain", *sources) or ""
+    changes = status + (try_git("diff", "HEAD", *sources) or "")
     return {
-        "commit": _git("rev-parse", "--verify", "--quiet", "HEAD"),
-        "branch": _git("symbolic-ref", "--quiet", "--short", "HEAD"),
+        "commit": try_git("rev-parse", "--verify", "--quiet", "HEAD"),
+        "branch": try_git("symbolic-ref", "--quiet", "--short", "HEAD"),
         "dirty": bool(status),
         "diff": hashlib.sha256(changes.encode(errors="surrogateescape")).hexdigest()
         if status
@@ -585,36 +586,10 @@ def git_state() -> dict[str, Any]:
     }
 
 
-def git_problem() -> str | None:
-    """Why git refuses the repository that is there, in its own words; None where there is none, or it is fine."""
-    here = Path.cwd().resolve()
-    if not any((folder / ".git").exists() for folder in (here, *here.parents)):
-        return None
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "--git-dir"], capture_output=True, text=True, errors="replace"
-        )
-    except OSError as error:
-        return f"git cannot be started: {error.strerror}"
-    if done.returncode == 0:
-        return None
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return lines[0].removeprefix("fatal: ") if lines else f"git exits {done.returncode}"
-
-
 def git_time() -> float | None:
     """When the last commit was made, seconds since 1970; None outside a repository."""
-    committed = _git("log", "-1", "--format=%ct")
+    committed = try_git("log", "-1", "--format=%ct")
     return float(committed) if committed else None
-
-
-def _git(*arguments: str) -> str | None:
-    """What a git command prints; None where it fails or there is no git."""
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.decode(errors="surrogateescape").strip()
 
 
 def _versions() -> dict[str, str | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,16 +9,15 @@ from paribus.config.effects import inert, merge_notes, merge_problems
 from paribus.config.reading import parse_yaml
 from paribus.config.schema import Config, flatten
 from paribus.errors import UserError
+from paribus.git import committed_bytes
 
 
 def committed_values(path: str = "params.yaml") -> dict[str, Any] | None:
     """Dotted values of params.yaml in git's HEAD; None where there is no such file, or no git."""
     try:
-        done = subprocess.run(["git", "show", f"HEAD:./{path}"], capture_output=True, timeout=30)
-        if done.returncode:
-            return None
-        return flatten(parse_yaml(done.stdout.decode("utf-8"), f"{path} in HEAD"))
-    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError, UserError):
+        text = committed_bytes("HEAD", path)
+        return None if text is None else flatten(parse_yaml(text.decode(), f"{path} in HEAD"))
+    except (UnicodeDecodeError, UserError):
         return None
 
 

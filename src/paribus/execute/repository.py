@@ -8,58 +8,16 @@ started from, and one reference.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from paribus.errors import UserError
 from paribus.execute.run import RunId, parse_experiment_name
+from paribus.git import git, try_git
 
 _REFERENCE = re.compile(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38,62})/([^/]+)")
-_LOCAL = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
-
-
-class GitError(UserError):
-    """A git command failed; its words."""
-
-
-def git(*arguments: str, at: Path | None = None, text: str | None = None) -> str:
-    """What a git command prints, without the last line break.
-
-    Args:
-        at: the folder to run it in; the working folder by default.
-        text: what it reads from standard input.
-
-    Raises:
-        GitError: with what it said.
-    """
-    # A hook of git's that calls us would point every command at its own repository.
-    environment = {key: value for key, value in os.environ.items() if key not in _LOCAL}
-    environment |= {"LC_ALL": "C.UTF-8", "GIT_TERMINAL_PROMPT": "0"}
-    done = subprocess.run(
-        ["git", *arguments],
-        cwd=at,
-        env=environment,
-        input=text or "",
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode != 0:
-        words = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        raise GitError(f"git {arguments[0]}: {words}")
-    return done.stdout.rstrip("\n")
-
-
-def try_git(*arguments: str, at: Path | None = None) -> str | None:
-    """As `git`; None where it fails."""
-    try:
-        return git(*arguments, at=at)
-    except GitError:
-        return None
 
 
 # ---------------------------------------------------------------- experiments

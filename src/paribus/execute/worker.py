@@ -33,8 +33,9 @@ from paribus.config import flatten, parse_yaml
 from paribus.errors import EXIT_MACHINE, MachineError, UserError
 from paribus.execute import processes
 from paribus.execute.machine import is_full, is_machines_fault
-from paribus.execute.repository import GitError, clone, save_experiment
+from paribus.execute.repository import clone, save_experiment
 from paribus.execute.run import ASKED_TO_SAY, Outcome, RunSpec, said
+from paribus.git import GitError
 from paribus.graph import stage_definitions
 from paribus.journal import locked
 from paribus.session import EXIT_PAUSED

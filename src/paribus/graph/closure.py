@@ -18,7 +18,6 @@ import functools
 import hashlib
 import io
 import json
-import subprocess
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from paribus.errors import UserError
+from paribus.git import GitError, git_bytes
 
 SOURCE_FOLDER = "src/paribus"
 
@@ -109,13 +109,13 @@ def committed_sources(commit: str, root: Path = Path()) -> Sources:
 
     commit: a full hash; a name that may move would be remembered at its old place.
     """
-    command = ["git", "archive", "--format=tar", f"{commit}:./", SOURCE_FOLDER]
-    done = subprocess.run(command, cwd=root, capture_output=True)
-    if done.returncode:
-        reason = done.stderr.decode(errors="replace").strip()
-        raise UserError(f"{commit}: its {SOURCE_FOLDER} cannot be read: {reason}")
+    try:
+        packed = git_bytes("archive", "--format=tar", f"{commit}:./", SOURCE_FOLDER, at=root)
+    except GitError as error:
+        reason = error.problems[0]
+        raise UserError(f"{commit}: its {SOURCE_FOLDER} cannot be read: {reason}") from None
     files = {}
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         for member in archive.getmembers():
             file = archive.extractfile(member)
             if file is not None:

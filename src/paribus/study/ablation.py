@@ -16,7 +16,7 @@ from paribus.errors import EXIT_MACHINE, MachineError, UserError
 from paribus.execute.leftovers import remove_leftovers, under_way
 from paribus.execute.local import Pool
 from paribus.execute.machine import is_machines_fault
-from paribus.execute.repository import GitError, git
+from paribus.git import GitError, git
 from paribus.journal import Journal, locked
 from paribus.study import gpus as cards
 from paribus.study.divergence import diverged_seeds

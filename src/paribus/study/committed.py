@@ -11,7 +11,7 @@ from typing import Any
 from paribus import graph, runtime
 from paribus.config import parse_yaml
 from paribus.errors import UserError
-from paribus.execute.repository import GitError, git, try_git
+from paribus.git import GitError, git, try_git
 
 
 class CommittedFiles:

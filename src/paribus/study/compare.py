@@ -13,8 +13,9 @@ import click
 
 from paribus import graph
 from paribus.config import flatten
+from paribus.git import try_git
 from paribus.journal import plain as as_json
-from paribus.study.record import CHECKPOINTS, Record, find_all, git
+from paribus.study.record import CHECKPOINTS, Record, find_all
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -178,7 +179,7 @@ def _changed_in_git(a: Sequence[Record], b: Sequence[Record]) -> list[str]:
     """Source files that differ between the two commits."""
     if a[0].commit and b[0].commit and a[0].commit != b[0].commit:
         return (
-            git("diff", "--name-only", a[0].commit, b[0].commit, "--", "src") or ""
+            try_git("diff", "--name-only", a[0].commit, b[0].commit, "--", "src") or ""
         ).splitlines()
     return []
 

@@ -23,9 +23,10 @@ from typing import Any
 from paribus import graph
 from paribus.config import describe, dump_yaml, flatten, merge, read_yaml
 from paribus.errors import UserError
+from paribus.git import GitError, git, try_git
 from paribus.journal import read_rows
 from paribus.session import EXIT_PAUSED
-from paribus.study.record import CHECKPOINTS, Record, git, read_curve
+from paribus.study.record import CHECKPOINTS, Record, read_curve
 from paribus.summary import write_curve
 
 POLL_SECONDS = 0.1
@@ -86,31 +87,18 @@ def workplace() -> Iterator[Path]:
 
 def clone(commit: str | None, folder: Path) -> Path:
     """A clean clone at `commit`; returns the project's folder in it. Raises UserError."""
-    top, prefix = git("rev-parse", "--show-toplevel"), git("rev-parse", "--show-prefix")
+    top, prefix = try_git("rev-parse", "--show-toplevel"), try_git("rev-parse", "--show-prefix")
     if commit is None or top is None:
         raise UserError(
             "the run was not made in a git repository, or this is none: there is no code to rebuild it from"
         )
-    for command in (
-        ["git", "clone", "-q", "--local", "--no-checkout", top, str(folder)],
-        [
-            "git",
-            "-C",
-            str(folder),
-            "-c",
-            "advice.detachedHead=false",
-            "checkout",
-            "-q",
-            "--detach",
-            commit,
-        ],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(
-                f"commit {commit[:10]} cannot be checked out here: {done.stderr.strip().splitlines()[-1]}; "
-                "`git fetch` it first"
-            )
+    try:
+        git("clone", "-q", "--local", "--no-checkout", top, str(folder))
+        git("-c", "advice.detachedHead=false", "checkout", "-q", "--detach", commit, at=folder)
+    except GitError as error:
+        raise UserError(
+            f"commit {commit[:10]} cannot be checked out here: {error.problems[0]}; `git fetch` it first"
+        ) from None
     return folder / (prefix or "")
 
 

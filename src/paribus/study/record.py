@@ -14,9 +14,7 @@ import fnmatch
 import functools
 import io
 import json
-import os
 import re
-import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import Any
 from paribus import graph
 from paribus.config import flatten, load_config, parse_yaml, read_yaml
 from paribus.errors import UserError
+from paribus.git import GitError, committed_bytes, git, refusal, try_git
 from paribus.tracking.lookup import Runs, StoredRun
 
 CHECKPOINTS = {
@@ -179,7 +178,7 @@ def find_all(name: str) -> list[Record]:
 def experiments() -> dict[str, str]:
     """DVC experiments: name -> commit."""
     lines = (
-        git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or ""
+        try_git("for-each-ref", "--format=%(objectname) %(refname)", "refs/exps") or ""
     ).splitlines()
     pairs = (
         (line.split(" ", 1)[0], _EXPERIMENT.fullmatch(line.split(" ", 1)[1])) for line in lines
@@ -188,35 +187,20 @@ def experiments() -> dict[str, str]:
 
 
 def check_git() -> None:
-    """Raises UserError with git's own cure where git is absent, or refuses this checkout."""
-    command = ["git", "rev-parse", "--git-dir"]
+    """Raises UserError with the cure where git is absent, or refuses this checkout."""
     try:
-        done = subprocess.run(command, capture_output=True, env=os.environ | {"LC_ALL": "C"})
-    except FileNotFoundError:
-        raise UserError("git is not installed, and records of runs are found with it") from None
-    words = done.stderr.decode(errors="replace")
-    if done.returncode == 0 or "not a git repository" in words:
-        return
-    if match := re.search(r"safe\.directory (\S+)", words):
-        raise UserError(
-            f"git refuses this checkout, which belongs to another user, so that no commit of it can be read; "
-            f"`git config --global --add safe.directory {match[1]}` lets you use it"
-        )
-    raise UserError(f"git cannot read this checkout: {' '.join(words.split())}")
-
-
-def git(*arguments: str) -> str | None:
-    """What a git command prints; None where it fails."""
-    done = subprocess.run(["git", *arguments], capture_output=True)
-    return (
-        done.stdout.decode(errors="surrogateescape").strip("\n") if done.returncode == 0 else None
-    )
+        git("--version")
+    except GitError as absent:
+        raise UserError(f"{absent.problems[0]}; records of runs are found with it") from None
+    problem = refusal()
+    if problem:
+        raise UserError(f"git refuses this checkout: {problem}")
 
 
 def _names() -> set[str]:
     """Everything that `find` would find by name."""
     branches = (
-        git("for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags") or ""
+        try_git("for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags") or ""
     ).split()
     checkpoints = {str(path.parent) for path in Path("checkpoints").glob("*/provenance.json")}
     return {*experiments(), *branches, *_runs().names(), *checkpoints, "workspace", "HEAD"}
@@ -280,7 +264,7 @@ def _workspace(name: str) -> Record | None:
         name,
         "workspace",
         "pipeline",
-        git("rev-parse", "HEAD"),
+        try_git("rev-parse", "HEAD"),
         flatten(read_yaml("params.yaml")),
         _metrics(lambda path: _file(Path(path))),
         lock,
@@ -319,7 +303,7 @@ def _revision(name: str) -> Record | None:
     commit = (
         None
         if name.startswith("-")
-        else git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+        else try_git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
     )
     return _of_commit(name, "revision", commit) if commit else None
 
@@ -328,8 +312,7 @@ def _of_commit(name: str, kind: str, commit: str) -> Record:
     """Outputs that DVC caches are found by the commit's dvc.lock, all else in git."""
 
     def show(path: str) -> bytes | None:
-        done = subprocess.run(["git", "show", f"{commit}:./{path}"], capture_output=True)
-        return done.stdout if done.returncode == 0 else None
+        return committed_bytes(commit, path)
 
     def text(path: str) -> dict[str, Any]:
         found = show(path)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paribus.errors import UserError
-from paribus.execute.repository import try_git
+from paribus.git import try_git
 from paribus.graph import (
     ENTRY_POINTS,
     SOURCE_FOLDER,

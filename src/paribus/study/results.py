@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from paribus.config import fingerprint, flatten, parse_config, parse_yaml
 from paribus.errors import UserError
-from paribus.execute.repository import Reference, experiments_of, try_git
+from paribus.execute.repository import Reference, experiments_of
+from paribus.git import try_git
 from paribus.study.committed import CommittedFiles
 from paribus.study.experiment import (
     Experiment,

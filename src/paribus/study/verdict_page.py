@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from paribus import runtime, tracking
 from paribus.config import fingerprint, flatten
+from paribus.git import try_git
 from paribus.journal import read_json
 from paribus.report import (
     BLUE,
@@ -446,9 +446,7 @@ def _file_diff(experiment: Experiment, results: Sequence[Result]) -> str:
     )
     lines: list[str] = []
     for blob in sorted({result.file for result in results if result.file}):
-        then = subprocess.run(
-            ["git", "cat-file", "blob", blob], capture_output=True, text=True
-        ).stdout.splitlines()
+        then = (try_git("cat-file", "blob", blob) or "").splitlines()
         lines += difflib.unified_diff(then, now, f"as run, {blob[:10]}", "now", lineterm="")
     return "\n".join(lines)
 

@@ -1,0 +1,92 @@
+"""Git, the one place that calls it: what a command prints, or its words where it fails."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from paribus.errors import UserError
+
+# A hook of git's that calls us would point every command at its own repository.
+_LOCAL = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
+_SECONDS = 600.0  # a clone of a large repository on a slow disk; no prompt ever waits
+
+
+class GitError(UserError):
+    """A git command failed; its words."""
+
+
+def git(*arguments: str, at: Path | None = None, text: str | None = None) -> str:
+    """What a git command prints, without the last line break.
+
+    Args:
+        at: the folder to run it in; the working folder by default.
+        text: what it reads from standard input.
+
+    Raises:
+        GitError: with what it said, or that there is no git.
+    """
+    printed = git_bytes(*arguments, at=at, text=text)
+    return printed.decode(errors="surrogateescape").rstrip("\n")
+
+
+def try_git(*arguments: str, at: Path | None = None) -> str | None:
+    """As `git`; None where it fails."""
+    try:
+        return git(*arguments, at=at)
+    except GitError:
+        return None
+
+
+def git_bytes(*arguments: str, at: Path | None = None, text: str | None = None) -> bytes:
+    """As `git`, the bytes as they are: contents of a file, an archive."""
+    environment = {key: value for key, value in os.environ.items() if key not in _LOCAL}
+    environment |= {"LC_ALL": "C.UTF-8", "GIT_TERMINAL_PROMPT": "0"}
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=at,
+            env=environment,
+            input=(text or "").encode(errors="surrogateescape"),
+            capture_output=True,
+            timeout=_SECONDS,
+        )
+    except FileNotFoundError:
+        raise GitError("git is not installed (Debian: apt-get install git)") from None
+    except OSError as error:
+        raise GitError(f"git cannot be started: {error.strerror}") from None
+    except subprocess.TimeoutExpired:
+        raise GitError(f"git {arguments[0]}: no answer in {_SECONDS:g} seconds") from None
+    if done.returncode != 0:
+        words = " ".join(done.stderr.decode(errors="replace").split())
+        raise GitError(f"git {arguments[0]}: {words or f'exit status {done.returncode}'}")
+    return done.stdout
+
+
+def committed_bytes(commit: str, path: str) -> bytes | None:
+    """A file of a commit, its path from the working folder; None where the commit has none."""
+    try:
+        return git_bytes("cat-file", "blob", f"{commit}:./{path}")
+    except GitError:
+        return None
+
+
+def refusal() -> str | None:
+    """Why git does not read the repository that is here, with the cure; None where it does, or there is none."""
+    here = Path.cwd().resolve()
+    if not any((folder / ".git").exists() for folder in (here, *here.parents)):
+        return None
+    try:
+        git("rev-parse", "--git-dir")
+    except GitError as error:
+        words = error.problems[0].removeprefix("git rev-parse: ").removeprefix("fatal: ")
+        owned = re.search(r"safe\.directory (\S+)", words)
+        if owned is None:
+            return words
+        return (
+            "dubious ownership: it belongs to another user, so that no commit of it can be read; "
+            f"`git config --global --add safe.directory {owned[1]}` lets you use it"
+        )
+    return None
