@@ -7,8 +7,10 @@ server: what is there is used, also from huggingface_hub's own cache, and what i
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import lzma
 import os
 import shutil
 import sys
@@ -38,8 +40,18 @@ from paribus.data.download import (
 )
 from paribus.data.finding import LITTER, no_data_by_name, say_left_out
 from paribus.data.paths import inside, name_problem
-from paribus.errors import UserError
+from paribus.errors import UserError, escaped
 
+# What a damaged .zip raises; RuntimeError: it has a password.
+_NO_ZIP = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    ValueError,
+    RuntimeError,
+)
 _LISTED = {"path", "size", "sha256", "git_blob"}  # of each entry of a kept list of files
 UNPACKED = {
     ".zst": 3.0,
@@ -74,7 +86,7 @@ def endpoint() -> str:
 
 def say(line: str) -> None:
     """A line for whoever watches."""
-    print(f"paribus corpus: {line}", file=sys.stderr, flush=True)
+    print(f"paribus corpus: {escaped(line, limit=None)}", file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------- what there is
@@ -394,10 +406,15 @@ def _unpack(packed: Path, folder: Path) -> None:
             )
             for member in zipped.infolist():
                 _extract(zipped, member, partial_folder)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
+    except _NO_ZIP as error:
         raise UserError(f"{packed}: not a .zip that can be read: {error}") from None
-    except RuntimeError as error:  # a password
-        raise UserError(f"{packed}: not a .zip that can be read: {error}") from None
+    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        clash = Path(error.filename).name
+        raise UserError(f"{packed}: {clash!r} is both a file and a folder in it") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place before the start of the file
+            raise
+        raise UserError(f"{packed}: not a .zip that can be read: it is damaged") from None
 
 
 def _extract(zipped: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> None:
