@@ -79,8 +79,9 @@ def open_bytes(path: Path) -> IO[bytes]:
         return path.open("rb")
     if path.stat().st_size == 0:  # the libraries take it for one that packs nothing
         raise OSError("truncated: it is empty")
-    unpacked = gzip.open(path) if path.suffix == ".gz" else _Unzstd(path)
-    return io.BufferedReader(unpacked)
+    if path.suffix == ".gz":
+        return io.BufferedReader(gzip.open(path))
+    return io.BufferedReader(_Unzstd(path))
 
 
 def open_text(path: Path) -> IO[str]:

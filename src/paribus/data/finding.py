@@ -101,7 +101,9 @@ def _say_stray_texts(files: list[Path], root: Path, key: str) -> None:
         return
     named = ", ".join(texts[:MOST_NAMED])
     more = ", ..." if len(texts) > MOST_NAMED else ""
-    say(f"{key}: {len(texts):,} .txt beside files of rows are read, each as one document: {named}{more}")
+    say(
+        f"{key}: {len(texts):,} .txt beside files of rows are read, each as one document: {named}{more}"
+    )
 
 
 def format_of(path: PurePath) -> str:
