@@ -401,7 +401,7 @@ def _problems(cfg: config.Corpus, out: Path, root: Path, progress: Progress | No
     wrong: list[str] = []
     for split, parts in files.items():
         try:
-            rows[split] = [row for _, path in parts for row in _read_problems(path)]
+            rows[split] = [row for _, path in parts for row in read_problems(path)]
         except UserError as error:
             wrong += error.problems
     if wrong:
@@ -447,8 +447,11 @@ def _problem_files(
     return {split: [(file.name, file.path) for file in some] for split, some in by_split.items()}
 
 
-def _read_problems(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of problems. Raises UserError with every row that is none, or whose answer cannot be scored."""
+def read_problems(path: Path) -> list[dict[str, Any]]:
+    """{question, answer} of each row of a file of problems, other columns left out.
+
+    Raises UserError with every row that is none, or whose answer cannot be scored.
+    """
     if not path.is_file():
         raise UserError(
             f"{path}: missing (corpus.problems names a folder with train.jsonl and test.jsonl)"
