@@ -575,3 +575,27 @@ def test_files_of_a_pattern_that_are_no_data_are_said_and_left(
     build_corpus(cfg, tmp_path / "corpus", tmp_path)
     assert list(documents(tmp_path / "corpus/documents")) == ["one", "two"]
     assert "3 files are not read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a b?c=d#e.jsonl", "%2e%2e%2fx.jsonl", "日本+(1)&;.jsonl"])
+def test_any_name_that_the_hub_lists_is_fetched(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve({"x/y": {name: b'{"text": "a"}\n'}}) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        files = hub.list_files(config.HubFiles("x/y", REVISION, "*.jsonl"), tmp_path)
+        hub.fetch(files)
+    assert files[0].path.name == name and files[0].path.read_bytes() == b'{"text": "a"}\n'
+
+
+def test_a_kept_listing_with_a_flip_is_asked_for_again(
+    server: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = config.HubFiles("org/noise", REVISION, "*.bin")
+    listed = [file.remote for file in hub.list_files(source, tmp_path)]
+    [kept] = tmp_path.rglob("listing-*.json")
+    good = kept.read_bytes()
+    for place in range(0, len(good), 29):
+        kept.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        assert [file.remote for file in hub.list_files(source, tmp_path)] == listed
+    assert "damaged; asking for the list of files again" in capsys.readouterr().err
