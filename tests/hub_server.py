@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import unquote
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -57,7 +58,8 @@ def serve(repositories: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
             if match := re.fullmatch(r"/api/datasets/([\w.-]+/[\w.-]+)/tree/(\w+)(?:/(.*))?", path):
                 self.tree(*match.groups())
             elif match := re.fullmatch(r"/datasets/([\w.-]+/[\w.-]+)/resolve/(\w+)/(.+)", path):
-                name, revision, file = match.groups()
+                name, revision = match.groups()[:2]
+                file = unquote(match[3])
                 data = hub.repositories.get(name, {}).get(file) if revision == REVISION else None
                 self.file(file, data)
             else:

@@ -82,6 +82,28 @@ def test_the_places_of_documents(change: Callable[[bytes], bytes], tokens: Path)
         PackedLoader(tokens, "train", 64, seed=1)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        (b'": 280', b'": 281', "the ids of its"),
+        (b'": 299', b'": 699', "the ids of its"),
+        (b'"i": 80,\n', b"", "the ids of its"),
+        (b'"i": 80,', b'"\xc5\xb8": 80,', "lacks some of the 256 bytes"),
+        (b'"normalizer": null', b'"normalizer": {"type": "Lowercase"}', "its normalizer is"),
+    ],
+)
+def test_a_tokenizer_that_is_json_still(
+    before: bytes, after: bytes, reason: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(path)
+    Tokenizer.load(path)
+    assert before in path.read_bytes()
+    damage(path, lambda data: data.replace(before, after, 1))
+    with pytest.raises(UserError, match=rf"tokenizer\.json: damaged: .*{reason}"):
+        Tokenizer.load(path)
+
+
 @pytest.fixture(scope="module")
 def made(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")

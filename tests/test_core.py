@@ -236,9 +236,17 @@ def test_every_broken_file_is_named_before_any_compute(tmp_path: Path) -> None:
     assert len(caught.value.problems) == 7
 
 
+def add_line(path: Path, line: str) -> None:
+    path.write_text(f"{path.read_text()}{line}\n")
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [
+        (
+            lambda f: add_line(f / "eval_meta_data.csv", "word_shown,testing,25"),
+            "Random baseline '25' of word_shown, after 0 further up",
+        ),
         (lambda f: (f / "core.yaml").unlink(), "core.yaml: No such file"),
         (lambda f: (f / "core.yaml").write_text("icl_tasks: 3"), "icl_tasks: expected a list"),
         (
@@ -248,6 +256,12 @@ def test_every_broken_file_is_named_before_any_compute(tmp_path: Path) -> None:
             "task 1: icl_task_type: expected one of multiple_choice, schema, language_modeling, not 'mc'",
         ),
         (lambda f: (f / "eval_meta_data.csv").unlink(), "eval_meta_data.csv: cannot be read"),
+        (
+            lambda f: (f / "eval_meta_data.csv").write_text(
+                "Eval Task,Random baseline,Random baseline\n"
+            ),
+            "more than one column is named 'Random baseline'",
+        ),
         (
             lambda f: (f / "eval_meta_data.csv").write_text("Task,Baseline\n"),
             "no column 'Eval Task' and 'Random baseline'",

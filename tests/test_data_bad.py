@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import re
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from test_data_corpus import with_local
 from paribus import config
 from paribus.data import load_jsonl
 from paribus.data.chat import load_sources
-from paribus.data.corpus import build_corpus
+from paribus.data.conversations import Unfit, to_conversation
+from paribus.data.corpus import build_corpus, read_problems
 from paribus.data.reading import read_documents
 from paribus.data.shards import documents
 from paribus.errors import UserError
@@ -120,7 +122,44 @@ def test_one_document_in_all_is_said_before_it_is_tokenised(
     assert "one document in all" in problem and "<|endoftext|>" in problem
 
 
+@pytest.mark.parametrize("name", ["empty.jsonl.gz", "empty.txt.zst"])
+def test_an_empty_packed_file_is_one_that_was_cut_off(
+    name: str, tiny_config: config.Config, tmp_path: Path
+) -> None:
+    (tmp_path / "x.jsonl").write_text(GOOD * 2)
+    (tmp_path / name).write_bytes(b"")
+    [problem] = problems_of(with_local(tiny_config, "x.jsonl", name), tmp_path)
+    assert name in problem and "truncated: it is empty" in problem
+
+
+def test_a_date_beyond_those_of_python_is_named(tiny_config: config.Config, tmp_path: Path) -> None:
+    table = pyarrow.table(
+        {
+            "question": ["q"],
+            "answer": ["#### 5"],
+            "when": pyarrow.array([2**62], pyarrow.timestamp("us")),
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    cfg = dataclasses.replace(tiny_config.corpus, conversations={"own": "x.parquet"})
+    [problem] = problems_of(cfg, tmp_path)
+    assert "x.parquet: cannot be read: date value out of range" in problem
+
+
 # ---------------------------------------------------------------- problems
+
+
+def test_problems_are_written_without_their_other_columns(
+    tiny_config: config.Config, tmp_path: Path
+) -> None:
+    columns = {
+        "id": [datetime.date(2026, 1, 1)] * 20,
+        "question": [f"q{n}" for n in range(20)],
+        "answer": [f"#### {n}" for n in range(20)],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
+    rows = read_problems(tmp_path / "x.parquet")
+    assert rows[0] == {"question": "q0", "answer": "#### 0"} and len(rows) == 20
 
 
 def test_every_answer_that_cannot_be_scored_is_named(
@@ -296,3 +335,32 @@ def test_a_corrupt_file_of_every_kind_is_named(tiny_config: config.Config, tmp_p
         assert f"{name}: cannot be read: " in problem
     with pytest.raises(UserError, match="absent.jsonl: cannot be read: No such file"):
         list(load_jsonl(tmp_path / "absent.jsonl"))
+
+
+def chat(user: object, assistant: object) -> dict[str, Any]:
+    turns = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    return {"messages": turns}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        chat(" \n", "yes"),
+        chat("q", "\t"),
+        chat("q", "\u00a0"),
+        chat("q", [{"type": "text", "text": ""}]),
+        chat([{"type": "text", "text": " "}, {"type": "text", "text": "\n"}], "yes"),
+        {"question": " ", "answer": "#### 5"},
+        {"question": "", "choices": ["a", "b"], "answer": 0},
+    ],
+)
+def test_a_message_of_white_space_says_nothing(row: dict[str, Any]) -> None:
+    with pytest.raises(Unfit, match="says nothing"):
+        to_conversation(row, "x")
+
+
+@pytest.mark.parametrize("labels", [["A", "A"], ["A"], ["A", "B", "C"], []])
+def test_labels_that_do_not_tell_the_choices_apart_are_left_out(labels: list[str]) -> None:
+    row = {"question": "q", "choices": {"text": ["a", "b"], "label": labels}, "answerKey": "A"}
+    with pytest.raises(Unfit, match="labels are not one for each choice"):
+        to_conversation(row, "x")

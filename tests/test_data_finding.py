@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pyarrow
@@ -122,3 +123,43 @@ def test_a_folder_of_conversations_may_hold_texts_beside_them(
     manifest = build_corpus(cfg, tmp_path / "corpus", tmp_path)
     assert manifest["conversations"]["counts"]["own"] == 1
     assert "corpus.conversations.own: 3 files are not read" in capsys.readouterr().err
+
+
+def test_texts_beside_rows_are_said(
+    tiny_config: config.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/x.jsonl").write_bytes(row("d 1") + row("d 2"))
+    for name in ("EULA.txt", "terms_of_use.txt", "about these files.txt"):
+        (tmp_path / "own" / name).write_text("Use it as you like.")
+    build_corpus(with_local(tiny_config, "own"), tmp_path / "corpus", tmp_path)
+    assert len(list(documents(tmp_path / "corpus/documents"))) == 3
+    said = capsys.readouterr().err
+    assert "1 .txt beside files of rows are read, each as one document: own/about these" in said
+
+
+def test_names_that_are_no_text_are_kept_in_the_manifest_escaped(
+    tiny_config: config.Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own").mkdir()
+    try:
+        (tmp_path / "own" / os.fsdecode(b"caf\xe9.jsonl")).write_bytes(row("d 1") + row("d 2"))
+    except OSError:
+        pytest.skip("this file system holds names in UTF-8 alone")
+    (tmp_path / "own/\x1b[31m.csv").write_bytes(b"")
+    manifest = build_corpus(with_local(tiny_config, "own"), tmp_path / "corpus", tmp_path)
+    assert manifest["documents"]["files"][0]["path"] == "own/caf\\udce9.jsonl"
+    assert "own/\\x1b[31m.csv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["~nobody_at_all/own", "x" * 5000, "x/" * 4000 + "x"])
+@pytest.mark.parametrize("key", ["paths", "problems", "core", "conversations"])
+def test_a_path_that_no_file_can_have_is_refused(
+    key: str, name: str, tiny_config: config.Config, tmp_path: Path
+) -> None:
+    values: dict[str, object] = {"paths": [name], "conversations": {"own": name}}
+    cfg = dataclasses.replace(tiny_config.corpus, **{key: values.get(key, name)})
+    if key == "paths":
+        cfg = with_local(tiny_config, name)
+    with pytest.raises(UserError, match=f"corpus.{key}.*(no such home|too long)"):
+        build_corpus(cfg, tmp_path / "corpus", tmp_path)

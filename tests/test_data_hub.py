@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -424,6 +425,47 @@ def test_problems_and_conversations_come_from_the_hub_too(
     assert build_corpus(cfg, tmp_path / "again", tmp_path) == manifest
 
 
+def kept_archive(store: Path, packed: bytes) -> config.Archive:
+    """An archive that was fetched before."""
+    digest = hashlib.sha256(packed).hexdigest()
+    (store / "archives").mkdir(parents=True, exist_ok=True)
+    (store / "archives" / f"{digest}.zip").write_bytes(packed)
+    return config.Archive("https://example.org/x.zip", digest)
+
+
+def zipped(*names: str) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in names:
+            archive.writestr(name, "x")
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize("names", [("a", "a/b"), ("a/b", "a"), ("a", "a/")])
+def test_members_that_clash_are_named(names: tuple[str, str], tmp_path: Path) -> None:
+    source = kept_archive(tmp_path, zipped("core.yaml", *names))
+    with pytest.raises(UserError, match="'a' is both a file and a folder in it"):
+        hub.archive(source, tmp_path)
+    assert not (tmp_path / "archives" / source.sha256).exists()
+
+
+def test_a_member_with_an_endless_name_is_left_out_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = kept_archive(tmp_path, zipped("core.yaml", "a/" * 3000 + "b"))
+    folder = hub.archive(source, tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["core.yaml"]
+    assert "is longer than 800 bytes; it is left out" in capsys.readouterr().err
+
+
+def test_an_archive_with_a_flip_is_read_or_refused(tmp_path: Path) -> None:
+    good = zipped("core.yaml")
+    for place in range(len(good)):
+        source = kept_archive(tmp_path, good[:place] + bytes([good[place] ^ 8]) + good[place + 1 :])
+        with contextlib.suppress(UserError):
+            hub.archive(source, tmp_path)
+
+
 def test_a_core_bundle_comes_by_url_with_its_checksum(
     server: Hub, tiny_config: config.Config, tmp_path: Path
 ) -> None:
@@ -533,3 +575,27 @@ def test_files_of_a_pattern_that_are_no_data_are_said_and_left(
     build_corpus(cfg, tmp_path / "corpus", tmp_path)
     assert list(documents(tmp_path / "corpus/documents")) == ["one", "two"]
     assert "3 files are not read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a b?c=d#e.jsonl", "%2e%2e%2fx.jsonl", "日本+(1)&;.jsonl"])
+def test_any_name_that_the_hub_lists_is_fetched(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve({"x/y": {name: b'{"text": "a"}\n'}}) as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        files = hub.list_files(config.HubFiles("x/y", REVISION, "*.jsonl"), tmp_path)
+        hub.fetch(files)
+    assert files[0].path.name == name and files[0].path.read_bytes() == b'{"text": "a"}\n'
+
+
+def test_a_kept_listing_with_a_flip_is_asked_for_again(
+    server: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = config.HubFiles("org/noise", REVISION, "*.bin")
+    listed = [file.remote for file in hub.list_files(source, tmp_path)]
+    [kept] = tmp_path.rglob("listing-*.json")
+    good = kept.read_bytes()
+    for place in range(0, len(good), 29):
+        kept.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        assert [file.remote for file in hub.list_files(source, tmp_path)] == listed
+    assert "damaged; asking for the list of files again" in capsys.readouterr().err

@@ -172,6 +172,7 @@ def gsm8k_item(rng: random.Random, index: int, hardness: float, stage: str) -> g
         correct=correct,
         formatted=stage != "base",
         finished=True,
+        cut_off=False,
         tokens=30,
         tool_calls=int(stage != "base"),
         well_formed_tool_calls=int(stage != "base"),

@@ -15,20 +15,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from paribus.errors import UserError
+from paribus.errors import UserError, escaped
 
 MOST_PROBLEMS = (
     20  # a file with more broken lines than this is broken as a whole: nobody reads the 21st
 )
 
 DEEPEST = 100  # levels of JSON that are read: some of what reads it calls itself for each of them
-UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    NotImplementedError,
-    zlib.error,
-)  # what corrupt files raise
+# What corrupt files raise; OverflowError: dates beyond those of Python.
+UNREADABLE = (OSError, EOFError, ValueError, NotImplementedError, OverflowError, zlib.error)
 
 Progress = Callable[
     [str, float, float], None
@@ -80,9 +75,13 @@ class _Unzstd(io.RawIOBase):
 
 def open_bytes(path: Path) -> IO[bytes]:
     """A file's bytes, unpacked if its name ends in .gz or .zst. Corrupt ones raise OSError, EOFError, zlib.error."""
+    if path.suffix not in (".gz", ".zst"):
+        return path.open("rb")
+    if path.stat().st_size == 0:  # the libraries take it for one that packs nothing
+        raise OSError("truncated: it is empty")
     if path.suffix == ".gz":
         return io.BufferedReader(gzip.open(path))
-    return io.BufferedReader(_Unzstd(path)) if path.suffix == ".zst" else path.open("rb")
+    return io.BufferedReader(_Unzstd(path))
 
 
 def open_text(path: Path) -> IO[str]:
@@ -92,7 +91,7 @@ def open_text(path: Path) -> IO[str]:
 
 def say(line: str) -> None:
     """A line for whoever watches."""
-    print(f"paribus: {line}", file=sys.stderr, flush=True)
+    print(f"paribus: {escaped(line, limit=None)}", file=sys.stderr, flush=True)
 
 
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON writes half of a surrogate pair

@@ -23,11 +23,11 @@ _SPACES = "\u00a0\u2009\u202f'\u2019_"  # between groups of three digits, beside
 _CURRENCY = "$¢-¥฿\u20a0-\u20cf\ufe69＄￠￡￥￦"  # of a character class
 _CODE = r"(?:[A-Z]{1,3}(?=\$)|(?:USD|EUR|GBP|JPY|INR|CNY|RMB|CAD|AUD|CHF|Rs\.?)(?![A-Za-z]))"
 # What may stand between #### and the number: white space, markup, opening brackets and quotation marks.
-_DRESS = r"(?:\s|\\boxed|\\text(?:bf)?|<\/?[a-zA-Z]{1,8}>|[*_`\"'\u201c\u2018({\[\\])"
+_DRESS = r"(?:[\s=:]|\\boxed|\\text(?:bf)?|<\/?[a-zA-Z]{1,8}>|[*_`\"'\u00ab\u201c\u2018({\[\\])"
 _OPENING = re.compile(rf"{_DRESS}*")
 _SIGN = re.compile(
     rf"(?P<before>[+\uff0b{_DASH}]?)\s*(?:{_CODE}?\s*[{_CURRENCY}]+|{_CODE})?\s*"
-    rf"(?P<after>[+\uff0b{_DASH}]?)\s*"
+    rf"(?P<after>[+\uff0b{_DASH}]?)\s*[*_]*"
 )
 _GROUPED = rf"\d{{1,3}}(?:[{_SPACES} ]\d{{3}})+(?!\d)"
 _NUMBER = re.compile(
@@ -42,7 +42,10 @@ _MIXED = re.compile(
     rf"(?:[ \t]{_BLANK}(?:and[ \t]+)?|-)(?P<top>\d+){_BLANK}[/\u2044]{_BLANK}(?P<bottom>\d+)",
     re.ASCII,
 )
-_LATEX = re.compile(r"\\?[dt]?frac\s*\{\s*(?P<top>\d+)\s*\}\s*\{\s*(?P<bottom>\d+)\s*\}", re.ASCII)
+_ARGUMENT = r"\s*(?:\{{\s*(?P<{0}>\d+)\s*\}}|(?P<{0}_digit>\d))"  # of a LaTeX command
+_LATEX = re.compile(
+    r"[^\S\r\n]*\\?[dt]?frac" + _ARGUMENT.format("top") + _ARGUMENT.format("bottom"), re.ASCII
+)
 _EXPONENT = (
     rf"(?:\^|\*\*(?=[\d({_DASH}])){_BLANK}[{{(]?{_BLANK}(?P<exponent>[+{_DASH}]?\d+){_BLANK}[}})]?"
 )
@@ -53,15 +56,27 @@ _SCIENTIFIC = re.compile(
     rf"[eE](?P<short>[+{_DASH}]?\d+)|{_BLANK}{_TIMES}{_BLANK}10{_BLANK}(?:{_EXPONENT}|{_RAISED})",
     re.ASCII,
 )
+# Characters that are read as others, or not at all: full-width forms of ASCII's, and invisible ones.
+_READ_AS: dict[int, int | None] = {0xFF01 + place: 0x21 + place for place in range(94)}
+_READ_AS |= dict.fromkeys((0xAD, 0x200B, 0x200C, 0x200D, 0x200E, 0x200F, 0x2060, 0xFEFF))
+_LATEX_COMMA = re.compile(r"(?<=\d)(?:\\[,!;:]|\{,\})(?=\d{3})", re.ASCII)
 # Behind a number each of these says that the number is a part of something else.
 _UNIT = rf"[{_CURRENCY}%°]?"
 _JOINS = (
     rf"(?:[:;/\u2044\u2215\u2236\u00f7+*x\u00d7\u00b7\u22c5\u00b1~{_DASH}\u2014\u2026]"
-    r"|\\times|\\cdot|\\div|\.\.+|(?<=\s)\*\*|(?:to|or|and)(?=\s))"
+    r"|\\times|\\cdot|\\div|\.\.+|(?<=\s)\*\*|&|(?i:x|to|or|and|times|plus|minus|over|mod|vs\.?)(?=\s))"
 )
+_CLOSING = r"[)\]}]*"
+_DIGIT = r"[\d\u00bc-\u00be\u2150-\u215e]"  # with those such as ½
+_LARGER = (
+    r"h|hrs?|hours?|mins?|minutes?|ft|feet|foot|lbs?|pounds?|dollars?|years?|months?|weeks?|days?"
+)
+_SMALLER = r"m|mins?|minutes?|s|secs?|seconds?|in|inch(?:es)?|oz|ounces?|cents?|months?|weeks?|days?|hours?"
 _GOES_ON = re.compile(
-    rf"{_UNIT}{_BLANK}{_JOINS}{_BLANK}[+{_DASH}]?[(\[{{]?[{_CURRENCY}]*\.?\d"  # 3:30, 5-10, 3 * 4, 5 or 6
-    rf"|{_BLANK}\^|[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]|{_BLANK}[√π]"
+    rf"{_UNIT}{_CLOSING}{_BLANK}{_JOINS}{_BLANK}[+{_DASH}]?[(\[{{]?[{_CURRENCY}]*\.?{_DIGIT}"  # 3:30, 5 or 6
+    rf"|{_CLOSING}{_BLANK}\^|{_CLOSING}[⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹]|{_BLANK}[√π]"
+    rf"|{_BLANK}(?i:{_LARGER})\.?,?{_BLANK}(?:and)?{_BLANK}\d[\d.,]*{_BLANK}(?i:{_SMALLER})\b"  # 3 hours 5 minutes
+    rf"|°{_BLANK}\d|(?<=0)[xX][0-9a-fA-F]|(?<=0)[bB][01]"
     rf"|[.,_]\d|[eE][+{_DASH}]?\d|[hH'\u2019\u2032\u2033\"]\d",  # 1.2.3, 3h30, 5'11
     re.ASCII,
 )
@@ -76,6 +91,7 @@ def final_answer(text: str) -> str | None:
     Returns the number in one form for one value: digits with a decimal point and without needless zeros (`-1234.5`),
     or a reduced fraction (`1/3`) where decimals do not end.
     """
+    text = _LATEX_COMMA.sub(",", text.translate(_READ_AS))
     place = text.find(MARK)
     while place >= 0:
         start = _OPENING.match(text, place + len(MARK)).end()  # type: ignore[union-attr]
@@ -103,7 +119,7 @@ def _read(text: str, start: int) -> tuple[str | None, bool]:
 def _unsigned(text: str, start: int) -> tuple[str | None, int]:
     """A number without its sign in its one form (None: not to be compared), and where it ends: `start` if none is there."""
     if latex := _LATEX.match(text, start):
-        return _canonical(_divided(latex["top"], latex["bottom"])), latex.end()
+        return _canonical(_latex_value(latex)), latex.end()
     if (vulgar := _vulgar(text, start)) is not None:
         return _canonical(vulgar), start + 1
     match = _NUMBER.match(text, start)
@@ -130,10 +146,13 @@ def _plain(whole: str, fraction: str) -> str:
 def _composite(text: str, end: int, value: Fraction, whole: bool) -> tuple[Fraction | None, int]:
     """What a number that ends at `end` goes on to as one expression, and where that ends: `end` if it does not go on."""
     if whole and (mixed := _MIXED.match(text, end)):
-        part = _divided(mixed["top"], mixed["bottom"])
-        return (None if part is None else value + part), mixed.end()
-    if whole and (vulgar := _vulgar(text, end)) is not None:
-        return value + vulgar, end + 1
+        return _sum(value, _divided(mixed["top"], mixed["bottom"])), mixed.end()
+    if whole and (latex := _LATEX.match(text, end)):
+        return _sum(value, _latex_value(latex)), latex.end()
+    for place in (end, end + 1):
+        beside = place == end or text[end : end + 1].isspace()
+        if whole and beside and (vulgar := _vulgar(text, place)) is not None:
+            return value + vulgar, place + 1
     if power := _POWER.match(text, end):
         exponent = power["exponent"] or power["raised"].translate(_SUPERSCRIPTS)
         return _raised(value, _integer(exponent)), power.end()
@@ -155,6 +174,17 @@ def _vulgar(text: str, place: int) -> Fraction | None:
     decomposed = unicodedata.normalize("NFKC", text[place])
     top, slash, bottom = decomposed.partition("\u2044")
     return _divided(top, bottom) if slash and top and bottom else None
+
+
+def _latex_value(match: re.Match[str]) -> Fraction | None:
+    """The value of a match of _LATEX."""
+    top = match["top"] or match["top_digit"]
+    bottom = match["bottom"] or match["bottom_digit"]
+    return _divided(top, bottom)
+
+
+def _sum(value: Fraction, part: Fraction | None) -> Fraction | None:
+    return None if part is None else value + part
 
 
 def _divided(top: str, bottom: str) -> Fraction | None:

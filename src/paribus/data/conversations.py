@@ -30,6 +30,8 @@ def to_conversation(row: dict[str, Any], where: str) -> Messages:
         return _choices(row, where)
     question, answer = row.get("question"), row.get("answer")
     if isinstance(question, str) and isinstance(answer, str) and "####" in answer:
+        if not question.strip():
+            raise Unfit("with a message that says nothing")
         return problem_conversation(row, "worked")
     raise UserError(
         f"{where}: no conversation: expected {KNOWN}; it has: {', '.join(row) or 'nothing'}"
@@ -46,10 +48,11 @@ def _messages(messages: Any, where: str) -> Messages:
     if not turns:
         raise Unfit("without a message")
     for turn in turns:
-        if not turn["content"]:
-            raise Unfit("with a message that says nothing")
-        if problem := content_problem(turn["content"]):
+        problem = content_problem(turn["content"])
+        if problem and turn["content"]:
             raise Unfit(f"whose content {problem}")
+        if problem or not _says_something(turn["content"]):
+            raise Unfit("with a message that says nothing")
     if len(turns) > 1 and turns[0]["role"] == "system" and turns[1]["role"] == "user":
         system, user, *rest = turns
         turns = [{"role": "user", "content": _joined(system["content"], user["content"])}, *rest]
@@ -60,6 +63,12 @@ def _messages(messages: Any, where: str) -> Messages:
     if roles != ["user", "assistant"] * (len(roles) // 2):
         raise Unfit("whose turns are out of order")
     return turns
+
+
+def _says_something(content: str | list[Any]) -> bool:
+    """Whether there is more in a content than white space."""
+    texts = [part["text"] for part in _parts(content)]
+    return bool("".join(texts).strip())
 
 
 def _joined(system: str | list[Any], user: str | list[Any]) -> str | list[Any]:
@@ -85,6 +94,10 @@ def _choices(row: dict[str, Any], where: str) -> Messages:
         raise UserError(
             f"{where}: no multiple choice: question is {question!r:.40}, choices {listed!r:.40}"
         )
+    if not question.strip():
+        raise Unfit("with a message that says nothing")
+    if labels is not None and (len(labels) != len(choices) or _has_twice(labels)):
+        raise Unfit("whose labels are not one for each choice")
     answer = row.get("answer")
     if labels is not None:
         key = row.get("answerKey")
@@ -103,3 +116,8 @@ def _choices(row: dict[str, Any], where: str) -> Messages:
         },
         {"role": "assistant", "content": LETTERS[answer]},
     ]
+
+
+def _has_twice(items: list[Any]) -> bool:
+    """Whether two of the items are equal."""
+    return any(item in items[:place] for place, item in enumerate(items))

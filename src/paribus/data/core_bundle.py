@@ -221,15 +221,25 @@ def _baselines(path: Path, labels: list[str], problems: list[str]) -> dict[str, 
             f"{path}:1: no column {' and '.join(map(repr, absent))}; there are {columns}"
         )
         return {}
-    found = {}
+    twice = [name for name in ("Eval Task", "Random baseline") if columns.count(name) > 1]
+    if twice:
+        problems.append(f"{path}:1: more than one column is named {' and '.join(map(repr, twice))}")
+        return {}
+    found: dict[str, float] = {}
     for line, row in lines:
         label, text = row["Eval Task"], row["Random baseline"]
-        if label in labels:
-            found[label] = _per_cent(text)
-            if not 0 <= found[label] < 1:
-                problems.append(
-                    f"{path}:{line}: Random baseline {text!r} of {label}; expected per cent >= 0 and < 100"
-                )
+        if label not in labels:
+            continue
+        share = _per_cent(text)
+        if not 0 <= share < 1:
+            problems.append(
+                f"{path}:{line}: Random baseline {text!r} of {label}; expected per cent >= 0 and < 100"
+            )
+        elif found.setdefault(label, share) != share:
+            problems.append(
+                f"{path}:{line}: Random baseline {text!r} of {label}, after {100 * found[label]:g} further up"
+            )
+        found.setdefault(label, share)
     problems += [
         f"{path}: no Random baseline for {label}" for label in labels if label not in found
     ]

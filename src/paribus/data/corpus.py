@@ -37,7 +37,7 @@ from paribus.data.conversations import KNOWN_COLUMNS, Unfit, to_conversation
 from paribus.data.core_bundle import read_bundle, read_entries
 from paribus.data.duplicates import Seen
 from paribus.data.finding import ROW_FORMATS, find_files, say_left_out
-from paribus.data.paths import inside
+from paribus.data.paths import inside, own_path
 from paribus.data.reading import read_documents, read_rows
 from paribus.data.sealed import seal
 from paribus.errors import UserError
@@ -401,7 +401,7 @@ def _problems(cfg: config.Corpus, out: Path, root: Path, progress: Progress | No
     wrong: list[str] = []
     for split, parts in files.items():
         try:
-            rows[split] = [row for _, path in parts for row in _read_problems(path)]
+            rows[split] = [row for _, path in parts for row in read_problems(path)]
         except UserError as error:
             wrong += error.problems
     if wrong:
@@ -429,7 +429,7 @@ def _problem_files(
     """(name, path) of the files of train and test."""
     source = config.parse_source(cfg.problems)
     if not isinstance(source, config.HubFiles):
-        folder = root / Path(cfg.problems).expanduser()
+        folder = own_path(root, cfg.problems, "corpus.problems")
         return {
             split: [(f"{cfg.problems}/{split}.jsonl", folder / f"{split}.jsonl")]
             for split in ("train", "test")
@@ -447,8 +447,11 @@ def _problem_files(
     return {split: [(file.name, file.path) for file in some] for split, some in by_split.items()}
 
 
-def _read_problems(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of problems. Raises UserError with every row that is none, or whose answer cannot be scored."""
+def read_problems(path: Path) -> list[dict[str, Any]]:
+    """{question, answer} of each row of a file of problems, other columns left out.
+
+    Raises UserError with every row that is none, or whose answer cannot be scored.
+    """
     if not path.is_file():
         raise UserError(
             f"{path}: missing (corpus.problems names a folder with train.jsonl and test.jsonl)"
@@ -464,7 +467,7 @@ def _read_problems(path: Path) -> list[dict[str, Any]]:
         wrong = [f"{path}: no problem in it"]
     if wrong:
         raise UserError(wrong)
-    return rows
+    return [{"question": row["question"], "answer": row["answer"]} for row in rows]
 
 
 def _problem_of(row: dict[str, Any]) -> str | None:
@@ -489,9 +492,10 @@ def _digest(text: str) -> str:
 def _core_bundle(cfg: config.Corpus, out: Path, root: Path, progress: Progress | None) -> Entry:
     """The files of a DCLM-layout bundle that its core.yaml names; `missing` are the tasks without their file."""
     source = config.parse_source(cfg.core)
-    folder = root / Path(cfg.core).expanduser()
     if isinstance(source, config.Archive):
         folder = hub.archive(source, root / DOWNLOADS, progress)
+    else:
+        folder = own_path(root, cfg.core, "corpus.core")
     absent = [name for name in ("core.yaml", "eval_meta_data.csv") if not (folder / name).is_file()]
     if absent:
         raise UserError(

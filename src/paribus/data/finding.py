@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from paribus.data import UNREADABLE, open_text, parse_json, say
+from paribus.data.paths import own_path
+from paribus.errors import UserError, escaped
 
 ROW_FORMATS = (".jsonl", ".json", ".parquet")
 FORMATS = (".txt", *ROW_FORMATS)
@@ -21,14 +23,15 @@ MOST_NAMED = 5  # files left out that a line names
 # What systems, synchronisers and notebooks leave beside files; hidden names go with them.
 _LITTER = re.compile(
     r"(?i)__macosx|thumbs\.db|ehthumbs\.db|desktop\.ini|\$recycle\.bin|system volume information|@eadir|#recycle"
-    r"|lost\+found|__pycache__|icon\r|~\$.*|.*~|_success|_started.*|_committed.*"
+    r"|lost\+found|__pycache__|icon\r|~\$.*|.*~|_success|_started.*|_committed.*|_temporary|_delta_log"
 )
 # Text about the data: these words begin the name, or a word with a joint goes before them.
 _ABOUT = re.compile(
     r"(?i)([\w.]+[-_])?((un)?licen[sc]es?|copying|copyright|read[ _-]?me|notices?|authors|contributors|contributing"
     r"|change-?log|citations?|acknowledge?ments|disclaimer|requirements|robots|(data|dataset)[ _-]?card"
     r"|(check|md5|sha\d*)[ _-]?sums?|md5|sha\d+)([._-].*| ?\(\d+\).*)?"
-    r"|(version|metadata|manifest|file[ _-]?list|urls?|credits|changes|faq|install)\.txt(\.gz|\.zst)?"
+    r"|(version|metadata|manifest|file[ _-]?list|urls?|credits|changes|faq|install|eula|terms([ _-]of[ _-](use|service))?"
+    r"|attributions?|data[ _-]?statement|wget-log)\.txt(\.gz|\.zst)?"
 )
 
 
@@ -58,9 +61,13 @@ def find_files(
     found = Found()
     taken: dict[Path, str] = {}
     for spec in paths:
-        base = root / Path(spec).expanduser()
+        try:
+            base = own_path(root, spec, key)
+        except UserError as error:
+            found.problems += error.problems
+            continue
         left_out: dict[str, str] = {}
-        files = []
+        files: list[Path] = []
         for path in _named(base):
             if reason := _no_data(path, base, columns, formats):
                 left_out[_name(path, root)] = reason
@@ -70,6 +77,7 @@ def find_files(
             found.problems.append(_nothing(key, spec, base, left_out, formats))
         for path in files:
             taken.setdefault(path.resolve(), _name(path, root))
+        _say_stray_texts(files, root, key)
         found.left_out |= left_out
     found.files = [(name, path) for path, name in taken.items()]
     return found
@@ -84,6 +92,18 @@ def say_left_out(left_out: dict[str, str], what: str) -> None:
     named = ", ".join(list(left_out)[:MOST_NAMED])
     more = ", ..." if len(left_out) > MOST_NAMED else ""
     say(f"{what}: {len(left_out):,} files are not read ({reasons}): {named}{more}")
+
+
+def _say_stray_texts(files: list[Path], root: Path, key: str) -> None:
+    """One line on .txt files beside files of rows: what is about the data and has another name is one of them."""
+    texts = [_name(path, root) for path in files if format_of(path) == ".txt"]
+    if not texts or len(texts) == len(files):
+        return
+    named = ", ".join(texts[:MOST_NAMED])
+    more = ", ..." if len(texts) > MOST_NAMED else ""
+    say(
+        f"{key}: {len(texts):,} .txt beside files of rows are read, each as one document: {named}{more}"
+    )
 
 
 def format_of(path: PurePath) -> str:
@@ -168,4 +188,6 @@ def _nothing(
 
 
 def _name(path: Path, root: Path) -> str:
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    """A file's name in the manifest and in messages; bytes that are no UTF-8 are written \\udce9."""
+    name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    return escaped(name, limit=None)

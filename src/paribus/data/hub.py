@@ -7,8 +7,10 @@ server: what is there is used, also from huggingface_hub's own cache, and what i
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import lzma
 import os
 import shutil
 import sys
@@ -22,6 +24,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from re import compile as regex
 from typing import Any
+from urllib.parse import quote
 
 from paribus.config import Archive, HubFiles
 from paribus.data import Progress, whole_folder
@@ -38,9 +41,24 @@ from paribus.data.download import (
 )
 from paribus.data.finding import LITTER, no_data_by_name, say_left_out
 from paribus.data.paths import inside, name_problem
-from paribus.errors import UserError
+from paribus.data.sealed import read_sealed, seal
+from paribus.errors import UserError, escaped
+from paribus.files import Items, misfit
 
-_LISTED = {"path", "size", "sha256", "git_blob"}  # of each entry of a kept list of files
+# What a damaged .zip raises; RuntimeError: it has a password.
+_NO_ZIP = (
+    zipfile.BadZipFile,
+    NotImplementedError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    ValueError,
+    RuntimeError,
+)
+_NUMBER, _TEXT = (int, type(None)), (str, type(None))
+_LISTED = Items(
+    {"path": str, "size": _NUMBER, "sha256": _TEXT, "git_blob": _TEXT}
+)  # of a kept list
 UNPACKED = {
     ".zst": 3.0,
     ".gz": 3.0,
@@ -74,7 +92,7 @@ def endpoint() -> str:
 
 def say(line: str) -> None:
     """A line for whoever watches."""
-    print(f"paribus corpus: {line}", file=sys.stderr, flush=True)
+    print(f"paribus corpus: {escaped(line, limit=None)}", file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------- what there is
@@ -92,7 +110,7 @@ def list_files(source: HubFiles, store: Path) -> list[HubFile]:
         if matches(listed) and listed.count("/") == depth:
             path = inside(folder, listed, f"{repository}: the list of files of {endpoint()}")
             remote = Remote(
-                f"{endpoint()}/datasets/{source.name}/resolve/{source.revision}/{listed}",
+                f"{endpoint()}/datasets/{source.name}/resolve/{source.revision}/{quote(listed)}",
                 path,
                 f"{repository}:{listed}",
                 entry["size"],
@@ -123,7 +141,7 @@ def _listing(source: HubFiles, folder: Path) -> list[dict[str, Any]]:
     entries = _ask_listing(source, inside)
     kept.parent.mkdir(parents=True, exist_ok=True)
     aside = kept.with_name(f".{kept.name}.{os.getpid()}")
-    aside.write_text(json.dumps(entries, indent=0), encoding="utf-8")
+    aside.write_text(json.dumps(seal({"files": entries}), indent=0), encoding="utf-8")
     aside.rename(kept)
     return entries
 
@@ -131,11 +149,11 @@ def _listing(source: HubFiles, folder: Path) -> list[dict[str, Any]]:
 def _kept_listing(kept: Path) -> list[dict[str, Any]] | None:
     """The entries of a kept list; None for a damaged one, which is said and asked for again."""
     try:
-        entries = json.loads(kept.read_text(encoding="utf-8"))
-        if all(isinstance(entry["path"], str) and entry.keys() >= _LISTED for entry in entries):
-            return list(entries)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
+        entries = read_sealed(kept, "").get("files")
+    except UserError:
+        entries = None
+    if misfit(entries, _LISTED) is None:
+        return list(entries or ())
     say(f"{kept}: damaged; asking for the list of files again")
     return None
 
@@ -394,10 +412,15 @@ def _unpack(packed: Path, folder: Path) -> None:
             )
             for member in zipped.infolist():
                 _extract(zipped, member, partial_folder)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
+    except _NO_ZIP as error:
         raise UserError(f"{packed}: not a .zip that can be read: {error}") from None
-    except RuntimeError as error:  # a password
-        raise UserError(f"{packed}: not a .zip that can be read: {error}") from None
+    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        clash = Path(error.filename).name
+        raise UserError(f"{packed}: {clash!r} is both a file and a folder in it") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place before the start of the file
+            raise
+        raise UserError(f"{packed}: not a .zip that can be read: it is damaged") from None
 
 
 def _extract(zipped: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from paribus.errors import UserError
 
-LONGEST_PART = (
-    200  # bytes of one part: file systems allow 255, and a temporary file's name is longer
-)
+# Bytes of one part: file systems allow 255, and a temporary file's name is longer.
+LONGEST_PART = 200
+# Bytes of a whole name: Linux allows a path 4,096, macOS 1,024, and the folder before it takes a part of them.
+LONGEST_NAME = 800
 
 
 def inside(folder: Path, name: str, where: str) -> Path:
@@ -54,7 +55,24 @@ def name_problem(name: str) -> str | None:
         return "has an empty part"
     if any(len(part.encode()) > LONGEST_PART for part in parts):
         return f"has a part longer than {LONGEST_PART} bytes"
+    if len(name.encode()) > LONGEST_NAME:
+        return f"is longer than {LONGEST_NAME} bytes"
     return None
+
+
+def own_path(root: Path, text: str, key: str) -> Path:
+    """The path that a user wrote as the value of `key`: relative to `root`, `~` for a home.
+
+    Raises UserError for a home that nobody has and for a name that no file can have.
+    """
+    try:
+        path = root / Path(text).expanduser()
+        path.exists()
+    except RuntimeError:
+        raise UserError(f"{key}: {text!r:.200}: there is no such home") from None
+    except OSError as error:  # longer than any path can be
+        raise UserError(f"{key}: {text!r:.200}: {error.strerror}") from None
+    return path
 
 
 def _link_problem(folder: Path, name: str) -> str | None:

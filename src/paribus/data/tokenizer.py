@@ -130,12 +130,38 @@ class Tokenizer:
         missing = [name for name in SPECIAL if inner.token_to_id(name) is None]
         if missing:
             raise UserError(f"{path}: lacks the special tokens {', '.join(missing)}")
+        if problem := _damage(inner):
+            raise UserError(f"{path}: damaged: {problem}")
         return cls(inner)
 
     def save(self, path: str | Path) -> None:
         """Write a tokenizer.json that the `tokenizers` library reads."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self._inner.save(str(path))
+
+
+def _damage(inner: tokenizers.Tokenizer) -> str | None:
+    """What a tokenizer that `train_tokenizer` made cannot be like; None if there is nothing.
+
+    A flip in a number, a letter or a name is JSON still, and the library takes it. A trained tokenizer gives the
+    tokens of its merges their ids in the order of the merges, which few damaged ones do.
+    """
+    ids = inner.get_vocab()
+    if sorted(ids.values()) != list(range(len(ids))):
+        return f"the ids of its {len(ids):,} tokens are not 0 to {len(ids) - 1:,}, each once"
+    if not ids.keys() >= set(pre_tokenizers.ByteLevel.alphabet()):
+        return "it lacks some of the 256 bytes"
+    about = json.loads(inner.to_str())
+    merged = dict.fromkeys("".join(pair) for pair in about["model"]["merges"])
+    order = [ids.get(token, -1) for token in merged]
+    first = len(ids) - len(order)
+    if order != list(range(first, len(ids))):
+        return "its merges do not make its tokens in their order"
+    expected = [("pre_tokenizer", "Sequence"), ("decoder", "ByteLevel"), ("normalizer", None)]
+    for part, kind in expected:
+        if (about[part] or {}).get("type") != kind:
+            return f"its {part} is {about[part]!r:.80}; expected {kind}"
+    return None
 
 
 def _groups(texts: list[str]) -> Iterator[tuple[list[int], list[str]]]:
