@@ -208,10 +208,9 @@ def test_bad_addresses_of_the_page_are_told(project: Path, arguments: list[str],
 
 
 def test_the_page_of_no_checkout_or_of_a_server_is_told(
-    tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path_factory: pytest.TempPathFactory, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
+    empty = tmp_path_factory.mktemp("empty")
     done = paribus("ui", cwd=empty)
     assert done.returncode == 2 and "no checkout of paribus" in done.stderr
     assert not list(empty.iterdir())

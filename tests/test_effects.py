@@ -286,7 +286,7 @@ def test_an_arm_that_differs_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not arms(adamw, {"model.n_kv_heads": 1}, {"model.width": 48})
 
 
-STUDY = "trials: 2\nbudget: {tokens: 1536}\nmemory: 3GiB\nspace:\n"
+STUDY = "trials: 2\nbudget: {tokens: 40960}\nmemory: 3GiB\nspace:\n"
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,8 @@ def test_a_space_of_a_key_that_no_trial_reads_is_refused(
     space: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "experiments/tune").mkdir(parents=True)
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
     (tmp_path / "experiments/tune/it.yaml").write_text(STUDY + space)
     monkeypatch.chdir(tmp_path)
     if not refused:

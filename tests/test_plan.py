@@ -416,7 +416,7 @@ def test_every_profile_has_a_plan(profile: str, project: Path) -> None:  # noqa:
         (["desk", "--device", "3090"], "laptop"),
         (["--device", "NVIDIA GeForce RTX 4090 Laptop GPU"], "RTX 4090"),
         (["--device", "A100"], "say which"),
-        (["--device", "3090", "--price", "nan"], "not an amount"),
+        (["--device", "3090", "--price", "nan"], "not a finite number"),
         (["-S", "model.depth", "--device", "3090"], "KEY=VALUE"),
     ],
 )

@@ -271,12 +271,21 @@ def test_a_disk_without_room_for_a_state_ends_the_stage_in_words_and_nothing_is_
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("weight_decay", [1e8, 1e10], ids=["in its figures", "in its loss"])
+@pytest.mark.parametrize(
+    "rate",
+    ["math.nan", "(math.nan if step == schedule.steps - 1 else 0.0)"],
+    ids=["in its loss", "in its figures"],
+)
 def test_a_run_that_diverges_is_refused_and_writes_no_figures(
-    workshop: Trainer, weight_decay: float
+    tmp_path: Path, project_root: Path, rate: str
 ) -> None:
-    trainer = workshop
-    afresh(trainer, **{"optimizer.weight_decay": weight_decay})
+    """rate: of learning, no number from the first step on, or in the last so that only the figures show it."""
+    trainer = Trainer(tmp_path, project_root)
+    stage = trainer.root / "src/paribus/stages/training.py"
+    honest = "return schedule.lr_scale * shape"
+    assert honest in stage.read_text()
+    wild = stage.read_text().replace(honest, f"return {rate} + {honest[7:]}")
+    stage.write_text(wild.replace("\nimport sys\n", "\nimport math\nimport sys\n"))
     for _ in range(2):  # the second start finds the states of the first
         status, said = trainer.train()
         assert status == 2 and "diverged" in said and "Traceback" not in said

@@ -291,14 +291,21 @@ def test_a_trial_over_the_cap_is_caught_and_says_how_far_it_came(inside: Path) -
     assert result["out_of_memory"] and 100 * 2**20 < result["peak_memory_bytes"] < 600 * 2**20
 
 
-def test_a_trial_that_diverges_is_a_result_and_not_a_crash(inside: Path) -> None:
+def test_a_trial_that_diverges_is_a_result_and_not_a_crash(
+    inside: Path, project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from paribus.study.launch import job_of, watch
     from paribus.study.space import read_study
 
+    wild = tmp_path / "src"  # no accepted value diverges at this size, so the code does
+    shutil.copytree(project_root / "src", wild, ignore=shutil.ignore_patterns("__pycache__"))
+    trial = wild / "paribus/study/trial.py"
+    honest = "return schedule.lr_scale * lr_factor("
+    assert honest in trial.read_text()
+    trial.write_text(trial.read_text().replace(honest, "return float('nan') + lr_factor("))
+    monkeypatch.setenv("PYTHONPATH", str(wild))
     write(inside, "wild")
-    config = read_study("wild").config(
-        {"optimizer.weight_decay": 1e10, "train.save_seconds": 1000.0}
-    )
+    config = read_study("wild").config({"train.save_seconds": 1000.0})
     result = watch(inside / "wild", job_of(config, 3 * 2**30, {"tokens": 256 * 40}))
     assert "not finite" in result["diverged"]
 
