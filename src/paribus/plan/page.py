@@ -57,7 +57,8 @@ def plan(
     config = load_config(overrides=base | overrides)
     if merged := merge_problems(flatten(load_config(overrides=base)), flatten(config)):
         raise UserError(merged)
-    for note in change_notes(config):
+    asked = list(overrides) if profile else None  # a profile's own values are for whoever wrote it
+    for note in change_notes(config, asked):
         click.echo(f"paribus plan: {note}", err=True)
     chosen, dtype = choose(config, None if at_hand else device)
     if probe:
