@@ -15,6 +15,7 @@ from talker import PROBLEMS, codec, problem, random_model, talker
 from paribus.config import Config, Gsm8k
 from paribus.errors import UserError
 from paribus.evaluate.gsm8k import (
+    chat_prompt,
     evaluate_gsm8k,
     few_shot_prompt,
     final_answer,
@@ -322,3 +323,13 @@ def test_answers_that_were_cut_off_are_counted(cfg: Gsm8k) -> None:
     cut = evaluate_gsm8k(talker(), PROBLEMS, short, stage="sft", seed=1)
     assert whole["cut_off"] == 0 and cut.summary["cut_off"] == 1 - cut.summary["finished"] == 1
     assert all(item.cut_off and item.tokens == 5 for item in cut.items)
+
+
+def test_answers_that_end_with_the_context_are_cut_off_too(cfg: Gsm8k) -> None:
+    engine = Engine(random_model(seq_len=64), codec())
+    room = 64 - len(chat_prompt(codec(), PROBLEMS[0]["question"]))
+    long = dataclasses.replace(cfg, max_new_tokens=500, sampled_questions=0)
+    filling = {"question": "Mia has shells. " * 40, "answer": "#### 5"}
+    items = evaluate_gsm8k(engine, [PROBLEMS[0], filling], long, stage="sft", seed=1).items
+    assert [item.tokens for item in items] == [room, 0]
+    assert all(item.cut_off and not item.finished for item in items)

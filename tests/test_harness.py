@@ -291,5 +291,32 @@ def test_data_out_of_reach_is_an_error_for_people(inside: Path) -> None:
         "task: gone\ndataset_path: json\ndataset_kwargs: {data_files: {test: /nowhere/gone.jsonl}}\ntest_split: test\n"
         'output_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: "{{text}}"\n'
     )
-    with pytest.raises(UserError, match="the data of gone is not to be had"):
+    with pytest.raises(UserError, match="the data of gone are unavailable"):
         evaluate_tasks(inside / "checkpoints/sft", ["gone"], include_path=inside / "tasks")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"doc_to_text": "{{x"}, "TemplateSyntaxError"),
+        ({"doc_to_target": "{{nope}}"}, "'nope' is undefined"),
+        ({"test_split": "nosplit"}, "nosplit"),
+        ({"output_type": "telepathy"}, "invalid output_type 'telepathy'"),
+    ],
+)
+def test_a_task_file_that_is_wrong_is_an_error_for_people(
+    wrong: dict[str, str], reason: str, inside: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.json").write_text('{"x": "a", "y": "b"}\n' * 4)
+    task = {
+        "task": "own",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": str(tmp_path / "rows.json")},
+        "test_split": "train",
+        "output_type": "loglikelihood",
+        "doc_to_text": "{{x}}",
+        "doc_to_target": "{{y}}",
+    }
+    (tmp_path / "own.yaml").write_text(json.dumps(task | wrong))
+    with pytest.raises(UserError, match=f"own: the task cannot be asked .*{reason}"):
+        evaluate_tasks(inside / "checkpoints/sft", ["own"], include_path=tmp_path)

@@ -78,13 +78,15 @@ def state_root() -> Path:
 def find_checkpoint(name: str | Path) -> Path:
     """A checkpoint by its folder, or by its name below `checkpoints`. Raises UserError with the names there are."""
     for folder in (Path(name), Path("checkpoints") / name):
-        if (folder / "config.json").is_file():
-            return folder
+        with contextlib.suppress(OSError):  # a name that no file can have
+            if (folder / "config.json").is_file():
+                return folder
     names = sorted(path.parent.name for path in Path("checkpoints").glob("*/config.json"))
     near = difflib.get_close_matches(str(name), names, n=1)
     there = f"there are: {', '.join(names)}" if names else "`dvc repro` makes them"
     raise UserError(
-        f"no checkpoint {str(name)!r}; " + (f"did you mean {near[0]}? {there}" if near else there)
+        f"no checkpoint {str(name)!r:.200}; "
+        + (f"did you mean {near[0]}? {there}" if near else there)
     )
 
 

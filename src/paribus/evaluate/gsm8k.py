@@ -107,7 +107,7 @@ class Item:
     correct: bool
     formatted: bool
     finished: bool
-    cut_off: bool  # by eval.gsm8k.max_new_tokens
+    cut_off: bool  # by eval.gsm8k.max_new_tokens or the end of the context
     tokens: int
     tool_calls: int
     well_formed_tool_calls: int
@@ -209,10 +209,7 @@ class _Asker:
         def on_done(place: int, completions: list[Completion]) -> None:
             index = todo[place]
             reference = self.problems[index]["answer"]
-            answers = [
-                _answer(self.tokenizer, one, reference, self.cfg.max_new_tokens)
-                for one in completions
-            ]
+            answers = [_answer(self.tokenizer, one, reference) for one in completions]
             record = {"phase": phase, "index": index, "answers": answers}
             self.kept.add(record)
             self.records[(phase, index)] = record
@@ -240,19 +237,22 @@ class _Asker:
         return few_shot_prompt(self.tokenizer, self.shots, question, room)
 
 
-def is_cut_off(completion: Completion, max_new_tokens: int) -> bool:
-    """Whether an answer ends because it has as many tokens as it may have, and not by itself."""
-    return not completion.finished and len(completion.tokens) >= max_new_tokens
+def is_cut_off(completion: Completion, bos: int) -> bool:
+    """Whether an answer ends at a limit, `max_new_tokens` or the end of the context, and not by itself.
+
+    A <|bos|> (`bos`) ends an answer too. Where the question fills the context, the answer has no token at all.
+    """
+    if completion.finished:
+        return False
+    return not completion.tokens or completion.tokens[-1] != bos
 
 
-def _answer(
-    tokenizer: Tokenizer, completion: Completion, reference: str, max_new_tokens: int
-) -> dict[str, Any]:
+def _answer(tokenizer: Tokenizer, completion: Completion, reference: str) -> dict[str, Any]:
     text = tokenizer.decode(completion.tokens)
     return score(text, reference)._asdict() | {
         "text": text,
         "finished": completion.finished,
-        "cut_off": is_cut_off(completion, max_new_tokens),
+        "cut_off": is_cut_off(completion, tokenizer.bos),
         "tokens": len(completion.tokens),
         "tool_calls": completion.tool_calls,
         "well_formed_tool_calls": completion.well_formed_tool_calls,

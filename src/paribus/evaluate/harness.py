@@ -15,12 +15,14 @@ import functools
 import hashlib
 import json
 import os
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 
 from paribus.data.tokenizer import Tokenizer
 from paribus.errors import UserError
@@ -362,12 +364,30 @@ def evaluate_tasks(
     except OSError as error:  # datasets' own errors for what is not there or out of reach
         cause = " ".join(str(error).split())[:300]
         raise UserError(
-            f"lm_eval: the data of {', '.join(tasks)} is not to be had: {cause}"
+            f"lm_eval: the data of {', '.join(tasks)} are unavailable: {cause}"
+        ) from None
+    except UserError:
+        raise
+    except Exception as error:
+        if _is_our_own(error):
+            raise
+        cause = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"lm_eval: {', '.join(tasks)}: the task cannot be asked as its file says: "
+            f"{type(error).__name__}: {cause}"
         ) from None
     wanted = ("results", "groups", "n-samples", "n-shot", "versions", "higher_is_better")
     return json.loads(
         json.dumps({name: found[name] for name in wanted if name in found}, default=str)
     )
+
+
+def _is_our_own(error: Exception) -> bool:
+    """Whether an error that went through lm_eval comes from paribus: what a task's file is wrong in does not."""
+    own = str(Path(__file__).parent.parent)
+    below = error.__traceback__.tb_next if error.__traceback__ else None
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(below)]
+    return any(file.startswith(own) for file in files)
 
 
 def task_manager(tasks: Sequence[str], include_path: Path | None) -> TaskManager:
@@ -381,8 +401,20 @@ def task_manager(tasks: Sequence[str], include_path: Path | None) -> TaskManager
         return own
     manager = TaskManager(include_path=include_path)
     if problems := unknown_tasks(tasks, manager.all_tasks):
-        raise UserError(problems)
+        raise UserError([*problems, *_broken_files(include_path)])
     return manager
+
+
+def _broken_files(folder: Path | None) -> list[str]:
+    """A line on each task file that is no YAML: lm_eval passes over it."""
+    problems = []
+    for path in sorted(folder.rglob("*.yaml")) if folder else ():
+        try:
+            yaml.compose(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            problems.append(f"{path}: not YAML: {reason:.200}")
+    return problems
 
 
 def unknown_tasks(tasks: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -191,8 +191,9 @@ def recommendation(report: Mapping[str, Any]) -> str:
 def _cut_off_advice(report: Mapping[str, Any]) -> str:
     """What comes before all other advice: answers without their end say nothing about the model."""
     return (
-        f"{report['cut_off']:.0%} of the answers were cut off at rl.max_new_tokens ({report['max_new_tokens']}) before "
-        "their end, and count as wrong: raise rl.max_new_tokens, then look again. What is said above is not the model's "
+        f"{report['cut_off']:.0%} of the answers were cut off at rl.max_new_tokens ({report['max_new_tokens']}) or "
+        "the end of the context (model.seq_len) before their end, and count as wrong: raise the one that is too small, "
+        "then look again. What is said above is not the model's "
         "doing as long as that is so."
     )
 

@@ -45,7 +45,7 @@ def say_cut_off(name: str, share: float, key: str, max_new_tokens: int) -> None:
     """A line where many answers were cut off: what they would have ended in is unknown."""
     if share >= CUT_OFF_SAID:
         print(
-            f"paribus {name}: {share:.0%} of the answers were cut off at {key} ({max_new_tokens}) before their end, "
-            "and count as wrong; raise it",
+            f"paribus {name}: {share:.0%} of the answers were cut off at {key} ({max_new_tokens}) or the end of the "
+            "context (model.seq_len) before their end, and count as wrong; raise the one that is too small",
             file=sys.stderr,
         )

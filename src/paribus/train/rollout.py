@@ -243,7 +243,7 @@ def _score_group(
         answers,
         [one.correct for one in scores],
         [one.formatted for one in scores],
-        [is_cut_off(answer, cfg.max_new_tokens) for answer in answers],
+        [is_cut_off(answer, engine.tokenizer.bos) for answer in answers],
         rewards,
     )
 
