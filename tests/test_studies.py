@@ -374,10 +374,16 @@ def test_runs_of_other_code_are_named_when_they_are_left_out(shared: LightProjec
     assert len(kept) == 4 and all("-was-" in name for name in kept)
 
 
-def test_parameters_and_code_of_two_times_are_never_in_one_verdict(shared: LightProject) -> None:
+def test_parameters_and_code_of_two_times_are_never_in_one_verdict(
+    shared: LightProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The second set of parameters came to one seed only; then the code changed."""
+    from paribus.study.ablation import usable
+    from paribus.study.experiment import read_experiment
+    from paribus.study.settled import study_of
+
     project = shared
-    project.behave({"when": {"eps": 1e-4}, "do": {"add": 50.0}})
+    monkeypatch.chdir(project.root)
     project.study("two-times", baseline=depth(72))
     project.execute("two-times")
     fails = {"exit": 2, "say": "no", "steps": 0}
@@ -390,13 +396,17 @@ def test_parameters_and_code_of_two_times_are_never_in_one_verdict(shared: Light
     text = work.read_text()
     work.write_text(text + "\n# of another time\n")
     project.commit("other code")
-    project.ablate("report", "two-times")
+    found = usable(study_of(read_experiment("two-times")))
     work.write_text(text)
     project.commit("as before")
     project.behave()
-    page = json.loads((project.root / "experiments/results/two-times.json").read_text())
-    found = page["arms"]["adamw"]
-    assert abs(found["mean_difference"] - 0.5) < 1e-6 and found["n"] == 2
+    assert sorted((one.arm, one.seed) for one in found.results) == [
+        ("adamw", 7),
+        ("adamw", 8),
+        ("baseline", 7),
+        ("baseline", 8),
+    ]
+    assert len({one.value > 50 for one in found.results}) == 1
 
 
 @pytest.mark.parametrize("edit", ["the command", "data of dvc add"])
@@ -436,6 +446,12 @@ def test_whatever_a_stage_is_made_of_is_part_of_its_code(
 # ---------------------------------------------------------------- small files
 
 
+# Rows of a journal whose values are of other kinds than they have to be.
+WRONG_KINDS = """{"time": null, "run": "notes.adamw.s7", "event": "done"}
+{"time": 1, "run": ["notes.adamw.s7"], "event": "started"}
+"""
+
+
 def test_damaged_notes_are_put_aside_and_made_again(shared: LightProject) -> None:
     project = shared
     project.study("notes", baseline=depth(80))
@@ -444,12 +460,12 @@ def test_damaged_notes_are_put_aside_and_made_again(shared: LightProject) -> Non
     settled = json.loads((folder / "study.json").read_text())
     journal = (folder / "journal.jsonl").read_text()
     (folder / "study.json").write_text('{"threads": ')
-    (folder / "journal.jsonl").write_text(f'{journal}{{"time": 1, "ru\n[]\n{{"torn')
-    assert "study.json: damaged; put aside" in project.ablate("status", "notes").stderr
-    (folder / "study.json").write_text("[]")
+    (folder / "journal.jsonl").write_text(f'{journal}{{"time": 1, "ru\n[]\n{WRONG_KINDS}{{"torn')
+    assert "study.json: damaged (not JSON" in project.ablate("status", "notes").stderr
+    (folder / "study.json").write_text('{"threads": 1, "steps": []}')
     done = project.execute("notes")
     assert (
-        "study.json: damaged" in done.stderr and "journal.jsonl: 2 damaged line(s)" in done.stderr
+        "study.json: damaged" in done.stderr and "journal.jsonl: 4 damaged line(s)" in done.stderr
     )
     assert json.loads((folder / "study.json").read_text()) == settled
     assert (folder / "journal.jsonl").read_text() == journal
@@ -491,23 +507,22 @@ def test_an_experiment_that_was_edited_counts_for_nothing_and_is_made_again(
     shared: LightProject,
 ) -> None:
     project = shared
-    project.study("altered", baseline=depth(83), seeds=3)
+    project.study("altered", baseline=depth(83))
     project.execute("altered")
     values = project.values("altered")
     edits = {
         "altered.adamw.s7": ("metrics/pretrain.json", '"val_bpb": ', '"val_bpb": -'),
         "altered.adamw.s8": ("work.py", '"adamw": 0.5', '"adamw": -9'),
-        "altered.adamw.s9": ("dvc.lock", "pretrain:", "pretraining:"),
-        "altered.baseline.s7": ("params.yaml", "steps: 6", "steps: 7"),
+        "altered.baseline.s7": ("dvc.lock", "pretrain:", "pretraining:"),
     }
     for run, (path, old, new) in edits.items():
         change_experiment(project, run, path, old, new)
     shown = project.ablate("status", "altered")
-    assert "2 of 6 runs done" in shown.stdout and "-" not in shown.stdout.replace("–", "")
+    assert "1 of 4 runs done" in shown.stdout
     for run, (path, _, _) in edits.items():
         assert f"{run}: {path} of its experiment" in shown.stderr
     project.execute("altered")
-    assert project.values("altered") == values
+    assert values.items() <= project.values("altered").items()
 
 
 def test_a_damaged_object_of_the_cache_is_not_believed(
