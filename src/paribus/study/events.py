@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from paribus import runtime
-from paribus.files import Items, Optional, misfit
+from paribus.files import Items, Optional, Shape, misfit
 from paribus.journal import keep_rows
 from paribus.study.experiment import Run
 
@@ -72,7 +72,7 @@ def _parsed(line: str) -> Any:
         return None
 
 
-_EVENT = {
+_EVENT: Shape = {
     "time": (int, float),
     "run": str,
     "event": str,
