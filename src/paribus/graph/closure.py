@@ -148,7 +148,7 @@ def _contents(commit: str, names: list[str], root: Path) -> dict[str, bytes]:
     files = {}
     for name in names:
         words = lines.readline().split()
-        if words[-1] != b"missing":  # a commit of another repository, in a submodule's place
+        if words[-1].isdigit():  # a submodule has no contents here
             files[name] = lines.read(int(words[-1]))
             lines.readline()
     return files

@@ -154,7 +154,7 @@ def _md5_of_blobs(blobs: frozenset[str]) -> dict[str, str]:
     lines = io.BytesIO(git_bytes("cat-file", "--batch", text=asked))
     found = {}
     while words := lines.readline().split():
-        if words[-1] != b"missing":
+        if words[-1].isdigit():
             content = lines.read(int(words[-1]))
             lines.readline()
             found[words[0].decode()] = _md5(content)
