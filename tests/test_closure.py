@@ -255,6 +255,64 @@ def test_no_code_is_reached_through_a_back_door(sources: graph.Sources) -> None:
                 assert node.attr != "import_module", path
 
 
+LAYERS = f"{PACKAGE}/model/layers.py"
+
+
+@pytest.mark.parametrize(
+    "line, file",
+    [
+        ("from . import mine", "src/paribus/model/mine.py"),
+        ("from .mine import WIDTH", "src/paribus/model/mine.py"),
+        ("from ..mine import WIDTH", "src/paribus/mine.py"),
+        ("from .below.mine import WIDTH", "src/paribus/model/below/mine.py"),
+        ("import own.layers", "src/own/layers.py"),
+        ("from own import layers as mine", "src/own/layers.py"),
+        ("import layers_of_mine", "src/layers_of_mine.py"),
+        ("import importlib\nimportlib.import_module(NAME)", "src/paribus/mine.py"),
+        ("load = __import__", "src/own/layers.py"),
+        ("exec(open('mine.py').read())", "src/paribus/model/mine.py"),
+    ],
+)
+def test_code_is_followed_however_it_is_imported(
+    line: str, file: str, sources: graph.Sources
+) -> None:
+    importing = sources.files[LAYERS] + f"\n{line}\n".encode()
+    codes = []
+    for width in (b"WIDTH = 1\n", b"WIDTH = 2\n"):
+        mutant = graph.Sources({**sources.files, LAYERS: importing, file: width})
+        codes.append(graph.stage_code("pretrain", mutant))
+    assert codes[0] != codes[1] and file in codes[0]
+
+
+def test_methods_called_like_untraceable_functions_are_followed_as_ever(
+    sources: graph.Sources, code: dict[str, dict[str, str]]
+) -> None:
+    contents = sources.files[LAYERS] + b"\n\ndef quiet(model):\n    eval = model.eval()\n"
+    mutant = graph.Sources({**sources.files, LAYERS: contents})
+    assert graph.stage_code("pretrain", mutant).keys() == code["pretrain"].keys()
+
+
+def test_new_code_that_dvc_yaml_does_not_name_is_refused_for_a_study(
+    project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    from paribus.study.registration import undeclared_code
+
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    shutil.copytree(project_root / "src", tmp_path / "src", ignore=ignore)
+    shutil.copy(project_root / "dvc.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    stages = ["corpus", "tokens", "pretrain"]
+    assert undeclared_code(stages) == []
+    (tmp_path / f"{PACKAGE}/model/mine.py").write_text("WIDTH = 1\n")
+    with (tmp_path / LAYERS).open("a") as file:
+        file.write("\nfrom paribus.model.mine import WIDTH\n")
+    [problem] = undeclared_code(stages)
+    assert "pretrain does not name src/paribus/model/mine.py" in problem
+    assert "`paribus deps`" in problem
+
+
 def test_callbacks_and_observers_exist(sources: graph.Sources) -> None:
     for name in closure.OBSERVERS:
         assert sources.path_of(name), name
@@ -305,6 +363,30 @@ def test_a_commit_has_the_code_of_its_own_tree(tmp_path: Path) -> None:
     module.write_text("LINES = 2\n\n\ndef corpus():\n    return LINES\n")
     assert committed != graph.stage_code("corpus", graph.working_sources(tmp_path))
     assert committed == graph.stage_code("corpus", graph.committed_sources(commit, tmp_path))
+
+
+def test_attributes_and_links_hide_no_code_of_a_commit(tmp_path: Path) -> None:
+    """git archive leaves out what is marked `export-ignore`; a link is the code that it leads to."""
+    module = tmp_path / PACKAGE / "stages/data.py"
+    module.parent.mkdir(parents=True)
+    (tmp_path / "shared.py").write_text("LINES = 1\n")
+    (tmp_path / PACKAGE / "__init__.py").write_text("")
+    (tmp_path / PACKAGE / "lines.py").symlink_to("../../shared.py")
+    (tmp_path / PACKAGE / "hidden.py").write_text("LINES = 1\n")
+    (tmp_path / ".gitattributes").write_text("hidden.py export-ignore\n")
+    module.write_text(
+        "from paribus import hidden, lines\n\n\ndef corpus():\n    return hidden, lines\n"
+    )
+    identity = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+    for arguments in (("init", "-q"), ("add", "-A"), ("commit", "-qm", "one")):
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
+    shown = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    committed = graph.committed_sources(shown.stdout.strip(), tmp_path)
+    code = graph.stage_code("corpus", committed)
+    assert {f"{PACKAGE}/hidden.py", f"{PACKAGE}/lines.py"} <= code.keys()
+    assert code == graph.stage_code("corpus", graph.working_sources(tmp_path))
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -45,13 +45,14 @@ def names(study: str, arms: tuple[str, ...] = ("baseline", "adamw"), seeds: int 
 
 
 @pytest.mark.parametrize(
-    "killed, wait", [("driver", 1.0), ("worker", 0.3), ("stages", 0.1), ("all", 0.2)]
+    "killed, wait, layers",
+    [("driver", 1.0, 11), ("worker", 0.3, 12), ("stages", 0.1, 13), ("all", 0.2, 14)],
 )
 def test_a_killed_study_goes_on_and_leaves_nothing_behind(
-    shared: LightProject, killed: str, wait: float
+    shared: LightProject, killed: str, wait: float, layers: int
 ) -> None:
     project, study = shared, f"killed-{killed}"
-    project.study(study, baseline=depth(10 + len(killed)))
+    project.study(study, baseline=depth(layers))
     known = set(project.trained())
     (project.root / "notes.md").write_text(f"not committed: {killed}")
     project.behave(SLOWLY)
@@ -373,7 +374,82 @@ def test_runs_of_other_code_are_named_when_they_are_left_out(shared: LightProjec
     assert len(kept) == 4 and all("-was-" in name for name in kept)
 
 
+def test_parameters_and_code_of_two_times_are_never_in_one_verdict(
+    shared: LightProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second set of parameters came to one seed only; then the code changed."""
+    from paribus.study.ablation import usable
+    from paribus.study.experiment import read_experiment
+    from paribus.study.settled import study_of
+
+    project = shared
+    monkeypatch.chdir(project.root)
+    project.study("two-times", baseline=depth(72))
+    project.execute("two-times")
+    fails = {"exit": 2, "say": "no", "steps": 0}
+    second = {"when": {"eps": 1e-4}, "do": {"add": 50.0}}
+    project.behave({"when": {"stage": "pretrain", "seed": 8}, "do": fails}, second)
+    project.study("two-times", baseline={"set": {"model.depth": 72, "optimizer.eps": 1e-4}})
+    project.execute("two-times")
+    assert [value > 50 for value in project.values("two-times").values()].count(True) == 2
+    work = project.root / "work.py"
+    text = work.read_text()
+    work.write_text(text + "\n# of another time\n")
+    project.commit("other code")
+    found = usable(study_of(read_experiment("two-times")))
+    work.write_text(text)
+    project.commit("as before")
+    project.behave()
+    assert sorted((one.arm, one.seed) for one in found.results) == [
+        ("adamw", 7),
+        ("adamw", 8),
+        ("baseline", 7),
+        ("baseline", 8),
+    ]
+    assert len({one.value > 50 for one in found.results}) == 1
+
+
+@pytest.mark.parametrize("edit", ["the command", "data of dvc add"])
+def test_whatever_a_stage_is_made_of_is_part_of_its_code(
+    shared: LightProject, monkeypatch: pytest.MonkeyPatch, edit: str
+) -> None:
+    from paribus.study.experiment import read_experiment
+    from paribus.study.results import code_key
+
+    project = shared
+    monkeypatch.chdir(project.root)
+    pipeline = project.root / "dvc.yaml"
+    text = pipeline.read_text()
+    with_data = text.replace("deps: [work.py]", "deps: [work.py, data/raw/own.txt]")
+    pipeline.write_text(with_data)
+    note = project.root / "data/raw.dvc"
+    note.parent.mkdir(exist_ok=True)
+    note.write_text("outs: [{md5: 0123.dir, path: raw}]\n")
+    project.git("add", "-f", "data/raw.dvc")
+    project.study("made-of", baseline=depth(73))
+    experiment = read_experiment("made-of")
+    before = code_key(experiment)
+    if edit == "the command":
+        pipeline.write_text(with_data.replace("work.py pretrain", "work.py pretrain --faster"))
+    else:
+        note.write_text("outs: [{md5: 4567.dir, path: raw}]\n")
+    refused = project.execute("made-of", check=False)
+    assert refused.returncode == 2 and "changed and not committed" in refused.stderr
+    project.git("add", "-f", "data/raw.dvc")
+    project.commit(edit)
+    assert code_key(experiment) != before
+    pipeline.write_text(text)
+    project.git("rm", "-q", "-f", "data/raw.dvc")
+    project.commit("as before")
+
+
 # ---------------------------------------------------------------- small files
+
+
+# Rows of a journal whose values are of other kinds than they have to be.
+WRONG_KINDS = """{"time": null, "run": "notes.adamw.s7", "event": "done"}
+{"time": 1, "run": ["notes.adamw.s7"], "event": "started"}
+"""
 
 
 def test_damaged_notes_are_put_aside_and_made_again(shared: LightProject) -> None:
@@ -384,12 +460,12 @@ def test_damaged_notes_are_put_aside_and_made_again(shared: LightProject) -> Non
     settled = json.loads((folder / "study.json").read_text())
     journal = (folder / "journal.jsonl").read_text()
     (folder / "study.json").write_text('{"threads": ')
-    (folder / "journal.jsonl").write_text(f'{journal}{{"time": 1, "ru\n[]\n{{"torn')
-    assert "study.json: damaged; put aside" in project.ablate("status", "notes").stderr
-    (folder / "study.json").write_text("[]")
+    (folder / "journal.jsonl").write_text(f'{journal}{{"time": 1, "ru\n[]\n{WRONG_KINDS}{{"torn')
+    assert "study.json: damaged (not JSON" in project.ablate("status", "notes").stderr
+    (folder / "study.json").write_text('{"threads": 1, "steps": []}')
     done = project.execute("notes")
     assert (
-        "study.json: damaged" in done.stderr and "journal.jsonl: 2 damaged line(s)" in done.stderr
+        "study.json: damaged" in done.stderr and "journal.jsonl: 4 damaged line(s)" in done.stderr
     )
     assert json.loads((folder / "study.json").read_text()) == settled
     assert (folder / "journal.jsonl").read_text() == journal
@@ -406,6 +482,47 @@ def test_values_kept_under_paribus_reach_no_verdict(shared: LightProject) -> Non
         (folder / f"{one.commit}.json").write_text(json.dumps({"value": -1.0}))
     shown = project.ablate("status", "forged").stdout
     assert "-1.0" not in shown and "4 of 4 runs done" in shown
+
+
+def change_experiment(project: LightProject, run: str, path: str, old: str, new: str) -> None:
+    """Replace text of one file in the experiment of a run, as somebody with git can."""
+    [one] = [one for one in project.experiments(run.split(".")[0]) if one.name == run]
+    text = project.git("show", f"{one.commit}:{path}")
+    assert old in text
+    index = {"GIT_INDEX_FILE": str(project.root / ".git/forged-index")}
+    project.run("git", "read-tree", one.commit, **index)
+    (project.root / "forged").write_text(text.replace(old, new) + "\n")
+    blob = project.git("hash-object", "-w", "forged")
+    (project.root / "forged").unlink()
+    cacheinfo = f"100644,{blob},{path}"
+    project.run("git", "update-index", "--add", "--cacheinfo", cacheinfo, **index)
+    tree = project.run("git", "write-tree", **index).stdout.strip()
+    message = project.git("log", "-1", "--format=%B", one.commit)
+    commit = project.git("commit-tree", tree, "-p", one.started_from, "-m", message)
+    place = f"refs/exps/{one.started_from[:2]}/{one.started_from[2:]}/{one.name}"
+    project.git("update-ref", place, commit)
+
+
+def test_an_experiment_that_was_edited_counts_for_nothing_and_is_made_again(
+    shared: LightProject,
+) -> None:
+    project = shared
+    project.study("altered", baseline=depth(83))
+    project.execute("altered")
+    values = project.values("altered")
+    edits = {
+        "altered.adamw.s7": ("metrics/pretrain.json", '"val_bpb": ', '"val_bpb": -'),
+        "altered.adamw.s8": ("work.py", '"adamw": 0.5', '"adamw": -9'),
+        "altered.baseline.s7": ("dvc.lock", "pretrain:", "pretraining:"),
+    }
+    for run, (path, old, new) in edits.items():
+        change_experiment(project, run, path, old, new)
+    shown = project.ablate("status", "altered")
+    assert "1 of 4 runs done" in shown.stdout
+    for run, (path, _, _) in edits.items():
+        assert f"{run}: {path} of its experiment" in shown.stderr
+    project.execute("altered")
+    assert values.items() <= project.values("altered").items()
 
 
 def test_a_damaged_object_of_the_cache_is_not_believed(

@@ -2,7 +2,9 @@
 
 The closure is computed from the source, never from a list kept by hand:
 
-- it starts at the stage's function (`ENTRY_POINTS`) and follows every import it can reach, also those inside functions;
+- it starts at the stage's function (`ENTRY_POINTS`) and follows every import it can reach, also those inside functions,
+  relative ones, and those of other packages in `src/`;
+- a module that runs code which cannot be followed (`importlib.import_module`, `exec`) brings every file of `src/` with it;
 - of the modules in `paribus.stages` only the definitions that the function reaches count, so that stages may share a
   module; any other module counts whole, with the packages it lies in;
 - `OBSERVERS` only watch (logs, progress, locks, plans) and `CALLBACKS` only measure: both are left out. Neither may
@@ -18,16 +20,27 @@ import functools
 import hashlib
 import io
 import json
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paribus.errors import UserError
-from paribus.git import GitError, git_bytes
+from paribus.git import GitError, git, git_bytes
+from paribus.graph.digests import files_below
 
 SOURCE_FOLDER = "src/paribus"
+ALL_SOURCES = "src"
+
+# Functions that run code which no import names.
+UNTRACEABLE = ("__import__", "exec", "eval")
+UNTRACEABLE_OF_LIBRARIES = (
+    "import_module",
+    "run_module",
+    "run_path",
+    "spec_from_file_location",
+    "SourceFileLoader",
+)
 
 # Stage of dvc.yaml, without `@item` -> the function that runs it.
 ENTRY_POINTS = {
@@ -96,31 +109,49 @@ def working_sources(root: Path = Path()) -> Sources:
     folder = root / SOURCE_FOLDER
     if not folder.is_dir():
         folder = Path(__file__).resolve().parents[1]
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
-            files[f"{SOURCE_FOLDER}/{path.relative_to(folder).as_posix()}"] = path.read_bytes()
-    return Sources(files)
+    found = {f"{SOURCE_FOLDER}/{name}": path for name, path in files_below(folder)}
+    if (root / SOURCE_FOLDER).is_dir():
+        others = files_below(root / ALL_SOURCES)
+        found |= {f"{ALL_SOURCES}/{name}": path for name, path in others if name.endswith(".py")}
+    return Sources({name: found[name].read_bytes() for name in sorted(found)})
 
 
 @functools.lru_cache(maxsize=64)
 def committed_sources(commit: str, root: Path = Path()) -> Sources:
-    """The sources of a commit. Raises UserError where git does not have it.
+    """The sources of a commit, links followed. Raises UserError where git does not have it.
 
     commit: a full hash; a name that may move would be remembered at its old place.
     """
     try:
-        packed = git_bytes("archive", "--format=tar", f"{commit}:./", SOURCE_FOLDER, at=root)
+        return Sources(_contents(commit, _source_names(commit, root), root))
     except GitError as error:
         reason = error.problems[0]
         raise UserError(f"{commit}: its {SOURCE_FOLDER} cannot be read: {reason}") from None
+
+
+def _source_names(commit: str, root: Path) -> list[str]:
+    """The files of a commit that may be a stage's code, from the project's root."""
+    listed = git("ls-tree", "-r", "-z", "--name-only", commit, "--", f"{ALL_SOURCES}/", at=root)
+    names = []
+    for name in listed.split("\0"):
+        if name.startswith(f"{SOURCE_FOLDER}/") or name.endswith(".py"):
+            names.append(name)
+    return names
+
+
+def _contents(commit: str, names: list[str], root: Path) -> dict[str, bytes]:
+    """File -> what a commit holds in it, links followed; a link that leads out of the commit stands for itself."""
+    prefix = git("rev-parse", "--show-prefix", at=root)
+    asked = "".join(f"{commit}:{prefix}{name}\n" for name in names)
+    answer = git_bytes("cat-file", "--batch", "--follow-symlinks", at=root, text=asked)
+    lines = io.BytesIO(answer)
     files = {}
-    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
-        for member in archive.getmembers():
-            file = archive.extractfile(member)
-            if file is not None:
-                files[member.name] = file.read()
-    return Sources(files)
+    for name in names:
+        words = lines.readline().split()
+        if words[-1].isdigit():  # a submodule has no contents here
+            files[name] = lines.read(int(words[-1]))
+            lines.readline()
+    return files
 
 
 def stage_code(stage: str, sources: Sources) -> dict[str, str]:
@@ -138,6 +169,9 @@ def stage_code(stage: str, sources: Sources) -> dict[str, str]:
         digests[path] = _code_digest(sources.files[path], path, frozenset(names) if names else None)
         for resource in _resources(module, sources):
             digests[resource] = hashlib.sha256(sources.files[resource]).hexdigest()
+    if any(_runs_untraceable_code(module, names, sources) for module, names in closure.items()):
+        for path, contents in sources.files.items():
+            digests.setdefault(path, hashlib.sha256(contents).hexdigest())
     return digests
 
 
@@ -193,6 +227,15 @@ def _reached(module: str, definition: str, sources: Sources) -> Iterator[tuple[s
             yield module, name
     for imported in outline.imports(definition):
         yield from _resolved(imported, sources)
+
+
+def _runs_untraceable_code(module: str, names: set[str], sources: Sources) -> bool:
+    """Whether a module, or one of its definitions that count, runs code that no import names."""
+    path = sources.path_of(module)
+    if path is None:
+        return False
+    outline = _outline(sources.files[path], path)
+    return any(outline.untraceable(name) for name in names or {""})
 
 
 def _packages(module: str) -> list[str]:
@@ -261,7 +304,8 @@ def _resources(module: str, sources: Sources) -> list[str]:
 class _Outline:
     """The top-level statements of a module, by the names they define."""
 
-    def __init__(self, tree: ast.Module) -> None:
+    def __init__(self, tree: ast.Module, package: str) -> None:
+        self.package = package
         self.statements: list[ast.stmt] = []  # imports split by name; without what does not run
         self.definitions: dict[str, list[ast.stmt]] = {}
         self.always: list[
@@ -278,6 +322,7 @@ class _Outline:
 
         self._used: dict[str, set[str]] = {}
         self._imports: dict[str, list[tuple[str, str]]] = {}
+        self._untraceable: dict[str, bool] = {}
 
     def statements_of(self, definition: str) -> list[ast.stmt]:
         """The statements that define a name, and those that run in any case; all of them for an empty name."""
@@ -291,34 +336,50 @@ class _Outline:
         return self._used[definition] if definition else set()
 
     def imports(self, definition: str) -> list[tuple[str, str]]:
-        """(module, name) of the imports of the package's own modules in a definition, or "" for the whole module."""
+        """(module, name) of the imports in a definition, or "" for the whole module."""
         self._look(definition)
         return self._imports[definition]
+
+    def untraceable(self, definition: str) -> bool:
+        """Whether a definition, or "" for the whole module, calls what runs code that no import names."""
+        self._look(definition)
+        return self._untraceable[definition]
 
     def _look(self, definition: str) -> None:
         if definition in self._used:
             return
         used = set()
+        read = set()
+        attributes = set()
         imports = []
         for statement in self.statements_of(definition):
             for node in _walk_running(statement):
                 if isinstance(node, ast.Name):
                     used.add(node.id)
+                    if isinstance(node.ctx, ast.Load):
+                        read.add(node.id)
+                elif isinstance(node, ast.Attribute):
+                    attributes.add(node.attr)
                 else:
-                    imports += _own_imports(node)
+                    imports += _imports(node, self.package)
         self._used[definition] = used
         self._imports[definition] = imports
+        names = read & {*UNTRACEABLE, *UNTRACEABLE_OF_LIBRARIES}
+        of_libraries = attributes & {*UNTRACEABLE_OF_LIBRARIES}
+        self._untraceable[definition] = bool(names or of_libraries)
 
 
-def _own_imports(node: ast.AST) -> list[tuple[str, str]]:
-    """(module, name) of each of the package's modules that a statement imports."""
+def _imports(node: ast.AST, package: str) -> list[tuple[str, str]]:
+    """(module, name) of everything that a statement of a module in `package` imports."""
     if isinstance(node, ast.Import):
-        names = [alias.name for alias in node.names]
-        return [(name, "") for name in names if name.split(".")[0] == "paribus"]
+        return [(alias.name, "") for alias in node.names]
     if isinstance(node, ast.ImportFrom):
         module = node.module or ""
-        if module.split(".")[0] == "paribus":
-            return [(module, alias.name) for alias in node.names]
+        if node.level:
+            parts = package.split(".")
+            base = parts[: len(parts) + 1 - node.level]
+            module = ".".join([*base, module]).rstrip(".")
+        return [(module, alias.name) for alias in node.names]
     return []
 
 
@@ -353,7 +414,8 @@ def _defined_names(statement: ast.stmt) -> list[str]:
 
 @functools.lru_cache(maxsize=1024)
 def _outline(source: bytes, path: str) -> _Outline:
-    return _Outline(_parsed(source, path))
+    folder = path.removeprefix(f"{ALL_SOURCES}/").rpartition("/")[0]
+    return _Outline(_parsed(source, path), folder.replace("/", "."))
 
 
 def _parsed(source: bytes, path: str) -> ast.Module:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from paribus import runtime
 from paribus.errors import EXIT_MACHINE, MachineError, UserError
@@ -54,7 +55,7 @@ def run(
         UserError: before any compute, where something is wrong.
     """
     experiment = read_experiment(name)
-    for warning in experiment.warnings + changes(experiment):
+    for warning in experiment.warnings + changes(experiment) + altered_runs(experiment):
         print(f"warning: {warning}", file=sys.stderr)
     registered(experiment.file)
     with unchanged_sources():
@@ -139,6 +140,16 @@ def changes(experiment: Experiment) -> list[str]:
     ]
 
 
+def altered_runs(experiment: Experiment) -> list[str]:
+    """A warning for each finished run whose experiment was changed after it ran: it counts for nothing."""
+    return [
+        f"{result.name}: {', '.join(result.altered)} of its experiment {result.experiment[:10]} is not as its own dvc.lock "
+        "noted it when the run ended, so that it counts for nothing; `paribus ablate run` makes it again"
+        for result in collect(experiment)
+        if result.altered and not result.superseded
+    ]
+
+
 # ---------------------------------------------------------------- stopping, looking
 
 
@@ -161,7 +172,7 @@ def status(name: str, watch: bool = False) -> None:
     """Print the table of every run; watch: until all are done."""
     experiment = read_experiment(name)
     study = study_of(experiment)
-    for warning in changes(experiment):
+    for warning in changes(experiment) + altered_runs(experiment):
         print(f"warning: {warning}", file=sys.stderr)
     with Display(name, live=watch) as display:
         while True:
@@ -264,13 +275,33 @@ def usable(study: Study) -> Evidence:
 
 
 def _of_older_code(results: Sequence[Result]) -> list[Result]:
-    """One result for each arm and seed, of the code that has most."""
-    codes = [result.code for result in results]
-    most = max(codes, key=codes.count)
-    of_code = [result for result in results if result.code == most]
-    of_code.sort(key=lambda result: not result.superseded)  # what holds its own name comes last
-    chosen = {(result.arm, result.seed): result for result in of_code}
+    """One result for each arm and seed: those of one code and one set of parameters, of which there are most.
+
+    The arms share every parameter that none of them changes, and all runs of an arm share every parameter but the seed.
+    """
+    sound = [result for result in results if not result.altered]
+    of_kind = _commonest(sound, lambda result: (result.code, result.common))
+    chosen = {}
+    for arm in dict.fromkeys(result.arm for result in of_kind):
+        own = [result for result in of_kind if result.arm == arm]
+        alike = _commonest(own, lambda result: result.recipe)
+        alike.sort(key=lambda result: not result.superseded)  # what holds its own name comes last
+        for result in alike:
+            chosen[result.arm, result.seed] = result
     return sorted(chosen.values(), key=lambda result: (result.seed, result.arm))
+
+
+def _commonest(results: Sequence[Result], of: Callable[[Result], Any]) -> list[Result]:
+    """The results of one kind, of which there are most; of equals that whose results were not superseded."""
+    kinds: dict[Any, list[Result]] = {}
+    for result in results:
+        kinds.setdefault(of(result), []).append(result)
+
+    def place(kind: list[Result]) -> tuple[int, int]:
+        seeds = {(result.arm, result.seed) for result in kind}
+        return len(seeds), sum(not result.superseded for result in kind)
+
+    return max(kinds.values(), key=place, default=[])
 
 
 def _left_out(study: Study, results: Sequence[Result], chosen: Sequence[Result]) -> dict[str, int]:
@@ -282,7 +313,11 @@ def _left_out(study: Study, results: Sequence[Result], chosen: Sequence[Result])
     for result in results:
         if result.experiment in counted:
             continue
-        if result.code not in codes:
+        if result.altered:
+            reason = (
+                f"changed after they ran: {', '.join(result.altered)} against their own dvc.lock"
+            )
+        elif result.code not in codes:
             reason = "measured with other code"
         elif (result.arm, result.seed) not in asked:
             reason = "their seeds are not asked for any more"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 import json
-from pathlib import Path
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from paribus import graph, runtime
-from paribus.config import parse_yaml
+from paribus.config import flatten, parse_yaml
 from paribus.errors import UserError
-from paribus.git import GitError, git, try_git
+from paribus.git import GitError, git, git_bytes, try_git
 
 
 class CommittedFiles:
@@ -22,9 +24,21 @@ class CommittedFiles:
 
     # ------------------------------------------------------------ git's
 
+    @functools.cached_property
+    def tree(self) -> dict[str, str]:
+        """Every file and folder of the commit -> git's hash of it."""
+        listed = try_git("ls-tree", "-r", "-t", "-z", "--full-tree", self.commit) or ""
+        prefix = _prefix()
+        found = {}
+        for entry in filter(None, listed.split("\0")):
+            about, _, path = entry.partition("\t")
+            if path.startswith(prefix):
+                found[path.removeprefix(prefix)] = about.split(" ")[2]
+        return found
+
     def blob(self, path: str) -> str | None:
-        """Git's hash of a file; None where the commit has none."""
-        return try_git("rev-parse", "--quiet", "--verify", f"{self.commit}:{_prefix()}{path}")
+        """Git's hash of a file or folder; None where the commit has none."""
+        return self.tree.get(PurePosixPath(path).as_posix())
 
     def text(self, path: str) -> str | None:
         """A text that git has; None where the commit has none."""
@@ -45,12 +59,17 @@ class CommittedFiles:
     # ------------------------------------------------------------ DVC's
 
     @functools.cached_property
-    def outs(self) -> dict[str, str]:
-        """Output -> its hash, by dvc.lock."""
+    def lock(self) -> dict[str, Any]:
+        """The commit's dvc.lock; {} where it has none that can be read."""
         try:
-            return graph.locked_outs(parse_yaml(self.text("dvc.lock") or "", "dvc.lock"))
+            return parse_yaml(self.text("dvc.lock") or "", "dvc.lock")
         except UserError:
             return {}
+
+    @functools.cached_property
+    def outs(self) -> dict[str, str]:
+        """Output -> its hash, by dvc.lock."""
+        return graph.locked_outs(self.lock)
 
     def hash(self, path: str) -> str | None:
         """DVC's hash of a file below an output; None where it has none, or its listing is not in the cache."""
@@ -73,8 +92,12 @@ class CommittedFiles:
     # ------------------------------------------------------------ either
 
     def json(self, path: str) -> dict[str, Any] | None:
-        """The object in a file that git or DVC has; None where neither has, or it is none."""
-        data: str | bytes | None = self.text(path)
+        """The object in a file that git or DVC has; None where neither has, or it is none.
+
+        What lies below an output that DVC keeps is DVC's, whatever else somebody committed in its place.
+        """
+        kept_by_dvc = path not in self.outs and self.hash(path) is not None
+        data: str | bytes | None = None if kept_by_dvc else self.text(path)
         if data is None:
             data = self.data(path)
         if data is None:
@@ -83,6 +106,71 @@ class CommittedFiles:
             return dict(json.loads(data))
         except (ValueError, TypeError):
             return None
+
+
+# ---------------------------------------------------------------- whether it is as it was
+
+
+def altered(files: CommittedFiles, stages: Collection[str]) -> list[str]:
+    """Files of a run's commit that are not as DVC noted them when the run ended, sorted.
+
+    dvc.lock holds the parameters and a hash of every file that a stage read and wrote. A commit that a run made agrees
+    with its own dvc.lock; one that somebody edited afterwards does not.
+    """
+    found = set()
+    expected: dict[str, str] = {}
+    for stage in stages:
+        entry = (files.lock.get("stages") or {}).get(stage)
+        if entry is None:
+            found.add("dvc.lock")
+            continue
+        if not _same_params(files, entry):
+            found.add("params.yaml")
+        for one in [*entry.get("deps", []), *entry.get("outs", [])]:
+            if one["path"] in files.tree and not str(one.get("md5", ".dir")).endswith(".dir"):
+                expected[one["path"]] = str(one["md5"])
+    blobs = {files.tree[path] for path in expected}
+    have = _md5_of_blobs(frozenset(blobs))
+    for path, mark in expected.items():
+        if have.get(files.tree[path]) != mark and _md5_in_checkout(files.commit, path) != mark:
+            found.add(path)
+    return sorted(found)
+
+
+def _same_params(files: CommittedFiles, entry: dict[str, Any]) -> bool:
+    """Whether params.yaml of the commit has the values that the stage ran with."""
+    noted = flatten((entry.get("params") or {}).get("params.yaml") or {})
+    try:
+        there = flatten(parse_yaml(files.text("params.yaml") or "", "params.yaml"))
+    except UserError:
+        return False
+    return all(key in there and there[key] == value for key, value in noted.items())
+
+
+@functools.lru_cache(maxsize=64)
+def _md5_of_blobs(blobs: frozenset[str]) -> dict[str, str]:
+    """Git's hash of a file -> its md5, for those that git has."""
+    asked = "".join(f"{blob}\n" for blob in sorted(blobs))
+    lines = io.BytesIO(git_bytes("cat-file", "--batch", text=asked))
+    found = {}
+    while words := lines.readline().split():
+        if words[-1].isdigit():
+            content = lines.read(int(words[-1]))
+            lines.readline()
+            found[words[0].decode()] = _md5(content)
+    return found
+
+
+def _md5_in_checkout(commit: str, path: str) -> str | None:
+    """md5 of a file as a checkout has it, where git changes line ends or keeps it elsewhere."""
+    try:
+        return _md5(git_bytes("cat-file", "--filters", f"{commit}:{_prefix()}{path}"))
+    except GitError:
+        return None
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 @functools.lru_cache(maxsize=1)
@@ -102,8 +190,7 @@ def _object(mark: str) -> bytes | None:
         data = path.read_bytes()
     except OSError:
         return None
-    digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    return data if digest == mark.removesuffix(".dir") else None
+    return data if _md5(data) == mark.removesuffix(".dir") else None
 
 
 @functools.lru_cache(maxsize=4)
@@ -133,5 +220,4 @@ def _from_remote(commit: str, path: str, mark: str) -> bytes | None:
             data = bytes(file.read())
     except (OSError, DvcException):
         return None
-    same = hashlib.md5(data, usedforsecurity=False).hexdigest() == mark
-    return data if same else None
+    return data if _md5(data) == mark else None

@@ -71,7 +71,10 @@ class Driver:
     # ------------------------------------------------------------ until nothing is left
 
     def drive(self) -> list[Result]:
-        """Until nothing is left to run; the results. Exits where it is stopped, or the machine is at fault."""
+        """Until nothing is left to run; the results. Exits where it is stopped, or the machine is at fault.
+
+        A run may be among the results before its worker has told so: its end is waited for, and noted.
+        """
         with self.display:
             while True:
                 results = collect(self.experiment)
@@ -80,7 +83,7 @@ class Driver:
                 self._check_that_done_is_done(have, runs, results)
                 failures = given_up(self.experiment.name, runs)
                 left = [run for run in runs if run.name not in have and run.name not in failures]
-                if not left:
+                if not left and not self._under_way:
                     return [have[run.name] for run in runs if run.name in have]
                 self._release(left, results)
                 diverged = diverged_seeds(list(have.values()), runs, failures)

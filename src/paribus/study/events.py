@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from paribus import runtime
+from paribus.files import Items, Optional, Shape, misfit
 from paribus.journal import keep_rows
 from paribus.study.experiment import Run
 
@@ -48,21 +49,6 @@ def repair_journal(name: str) -> str | None:
     )
 
 
-def read_kept(path: Path) -> tuple[dict[str, Any], str | None]:
-    """(the object in a small file, a warning): a damaged file is put aside and reads as {}."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(value, dict):
-            return value, None
-    except FileNotFoundError:
-        return {}, None
-    except (ValueError, RecursionError):
-        pass
-    aside = path.with_name(f"{path.name}.damaged")
-    path.replace(aside)
-    return {}, f"{path}: damaged; put aside as {aside.name}, and made again"
-
-
 def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
     """(sound rows, damaged lines); a line that is still being written, or was torn by a kill, is neither."""
     try:
@@ -86,8 +72,19 @@ def _parsed(line: str) -> Any:
         return None
 
 
+_EVENT: Shape = {
+    "time": (int, float),
+    "run": str,
+    "event": str,
+    "key": Optional(str),
+    "stage": Optional(str),
+    "words": Optional(Items(str)),
+    "diverged": Optional(bool),
+}
+
+
 def _is_event(row: Any) -> bool:
-    return isinstance(row, dict) and {"time", "run", "event"} <= row.keys()
+    return misfit(row, _EVENT) is None
 
 
 # ---------------------------------------------------------------- what was given up

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from paribus.errors import UserError
 from paribus.git import try_git
@@ -62,9 +62,17 @@ def sources(stages: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
+def tracking_notes(path: str) -> list[str]:
+    """The .dvc files by which `dvc add` may track a path: its own, and those of the folders it lies in."""
+    there = PurePosixPath(path)
+    return [f"{one}.dvc" for one in (there, *there.parents) if one.name]
+
+
 def check_sources(stages: Sequence[str]) -> None:
     """Raises UserError where code or parameters are not committed: a result must follow from a commit."""
-    paths = ["params.yaml", "dvc.yaml", *sources(stages)]
+    declared = sources(stages)
+    notes = [note for path in declared for note in tracking_notes(path) if Path(note).is_file()]
+    paths = ["params.yaml", "dvc.yaml", *declared, *notes]
     status = try_git("status", "--porcelain", "--", *paths) or ""
     changed = {line[3:] for line in status.splitlines()}
     committed = committed_code(stages, "HEAD")
@@ -73,8 +81,27 @@ def check_sources(stages: Sequence[str]) -> None:
         changed |= {
             path for path in here.keys() | there.keys() if here.get(path) != there.get(path)
         }
-    if changed:
-        raise UserError(
-            f"{path}: changed and not committed; a result has to follow from a commit"
-            for path in sorted(changed)
-        )
+    problems = [
+        f"{path}: changed and not committed; a result has to follow from a commit"
+        for path in sorted(changed)
+    ]
+    problems += undeclared_code(stages)
+    if problems:
+        raise UserError(problems)
+
+
+def undeclared_code(stages: Sequence[str]) -> list[str]:
+    """Code that a stage reaches and dvc.yaml does not name, in sentences: DVC would hand over what older code made."""
+    if not Path(SOURCE_FOLDER).is_dir():
+        return []
+    known = definitions()
+    problems = []
+    for stage, code in code_of(stages, working_sources()).items():
+        missing = sorted(code.keys() - set(known[stage].deps))
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            problems.append(
+                f"dvc.yaml: {stage} does not name {missing[0]}{more}, which it runs, so that DVC would take results of older "
+                "code for its own; `paribus deps` writes them, then commit dvc.yaml"
+            )
+    return problems

@@ -23,15 +23,16 @@ from paribus.config import fingerprint, flatten, parse_config, parse_yaml
 from paribus.errors import UserError
 from paribus.execute.repository import Reference, experiments_of
 from paribus.git import try_git
-from paribus.study.committed import CommittedFiles
+from paribus.study.committed import CommittedFiles, altered
 from paribus.study.experiment import (
     Experiment,
     Metric,
     Run,
+    all_params,
     chain_key,
     definitions,
 )
-from paribus.study.registration import committed_code, sources
+from paribus.study.registration import committed_code, sources, tracking_notes
 
 TARGETS = {  # stage -> its checkpoint
     "pretrain": "base",
@@ -56,6 +57,8 @@ class Result:
         metrics: file -> values. curve: rows of plots/pretrain.csv. provenance: of the last checkpoint.
         fingerprints: training stage -> its fingerprint. weights: training stage -> a hash of its weights.
         model: a hash of the resolved model, "" where no training stage runs.
+        common: a hash of the parameters that no arm changes, the seed aside; recipe: of all but the seed.
+        altered: files of its experiment that were changed after it ran; such a run counts for nothing.
         outputs: dvc.lock's own hash.
     """
 
@@ -77,6 +80,9 @@ class Result:
     diverged: bool = False
     weights: dict[str, str] = field(default_factory=dict)
     model: str = ""
+    common: str = ""
+    recipe: str = ""
+    altered: tuple[str, ...] = ()
 
     def number(self, stage: str, key: str) -> float | None:
         """A number of metrics/STAGE.json."""
@@ -134,6 +140,7 @@ def _read(experiment: Experiment, reference: Reference) -> Result:
     curve = files.text("plots/pretrain.csv") if "pretrain" in experiment.stages else None
     value, diverged = value_in(experiment.metric, files, metrics)
     run = reference.run
+    common, recipe = _recipes(experiment, files)
     return Result(
         name=reference.name,
         arm=run.arm,
@@ -153,6 +160,9 @@ def _read(experiment: Experiment, reference: Reference) -> Result:
         diverged=diverged,
         weights={stage: mark for stage, mark in weights.items() if mark},
         model=files.hash(_of_checkpoint(trained[-1], "config.json")) or "" if trained else "",
+        common=common,
+        recipe=recipe,
+        altered=tuple(altered(files, experiment.stages)),
     )
 
 
@@ -195,6 +205,23 @@ def asked_key(experiment: Experiment, files: CommittedFiles) -> str:
         return LOST
 
 
+def _recipes(experiment: Experiment, files: CommittedFiles) -> tuple[str, str]:
+    """(a hash of the parameters of a commit's stages that no arm changes, a hash of them all); the seed is in neither."""
+    try:
+        config = parse_config(parse_yaml(files.text("params.yaml") or "", "params.yaml"))
+    except UserError:
+        return LOST, LOST
+    everything: dict[str, Any] = {}
+    for stage in experiment.stages:
+        everything |= all_params(definitions()[stage], config)
+    everything.pop("seed", None)
+    changed_by_arms = {"pretrain.steps"}  # follows from an equal budget
+    for arm in experiment.arms.values():
+        changed_by_arms |= arm.overrides.keys()
+    common = {key: value for key, value in everything.items() if key not in changed_by_arms}
+    return fingerprint(params=common), fingerprint(params=everything)
+
+
 def code_key(experiment: Experiment, commit: str = "HEAD") -> str:
     """Names all that a commit holds and that can decide the chain's outputs, parameters and DVC's data aside."""
     tree = try_git("rev-parse", "--verify", "--quiet", f"{commit}^{{tree}}")
@@ -207,8 +234,30 @@ def _code_of_tree(_: str, commit: str, stages: tuple[str, ...]) -> str:
         code = committed_code(stages, commit)
     except UserError as error:  # of another age, or not Python: it is nobody else's code
         return fingerprint(unreadable=commit, why=error.problems)
-    others = {path: CommittedFiles(commit).blob(path) for path in sources(stages)}
-    return fingerprint(code=code, others=others)
+    files = CommittedFiles(commit)
+    others = {path: version_of(files, path) for path in sources(stages)}
+    return fingerprint(code=code, others=others, commands=commands_of(files, stages))
+
+
+def version_of(files: CommittedFiles, path: str) -> str | None:
+    """Git's hash of a file or folder, or of the .dvc file by which `dvc add` tracks it; None where the commit has neither."""
+    notes = [files.blob(note) for note in tracking_notes(path)]
+    return next(filter(None, notes), None) or files.blob(path)
+
+
+def commands_of(files: CommittedFiles, stages: Sequence[str]) -> dict[str, Any]:
+    """Stage -> what a commit's dvc.yaml runs, and in which folder."""
+    try:
+        document = parse_yaml(files.text("dvc.yaml") or "", "dvc.yaml")
+    except UserError as error:
+        return {"unreadable": error.problems}
+    entries = document.get("stages") or {}
+    found: dict[str, Any] = {"vars": document.get("vars")}
+    for stage in stages:
+        entry = entries.get(stage) or entries.get(stage.partition("@")[0]) or {}
+        body = entry.get("do", entry)
+        found[stage] = [body.get("cmd"), body.get("wdir")]
+    return found
 
 
 # ---------------------------------------------------------------- which of them count
@@ -216,7 +265,8 @@ def _code_of_tree(_: str, commit: str, stages: tuple[str, ...]) -> str:
 
 def done(results: Sequence[Result], runs: Sequence[Run], code: str) -> dict[str, Result]:
     """Name of each run that is done, as it is asked for today -> its result."""
-    made = {(one.arm, one.seed, one.key): one for one in results if one.code == code}
+    sound = [one for one in results if one.code == code and not one.altered]
+    made = {(one.arm, one.seed, one.key): one for one in sound}
     found = {}
     for run in runs:
         result = made.get((run.arm, run.seed, run.key))

@@ -10,10 +10,11 @@ from functools import cached_property
 from typing import Any
 
 from paribus import runtime
+from paribus.files import Optional, Values, read_json
 from paribus.journal import write_json
 from paribus.study.budget import measure_step, pretrain_steps, steps_for
 from paribus.study.divergence import diverged_seeds
-from paribus.study.events import folder_of, given_up, read_kept
+from paribus.study.events import folder_of, given_up
 from paribus.study.experiment import BASELINE, Experiment, Run, chain_key
 from paribus.study.results import Result, code_key, collect, done
 from paribus.study.verdict import judge, plan_of
@@ -82,12 +83,22 @@ class Study:
         return list(asked.values())
 
 
+# study.json: what is made again where the file is lost or damaged.
+_SETTLED = {
+    "threads": Optional((int, type(None))),
+    "steps": Optional(Values(int)),
+    "step_seconds": Optional(Values({"key": str, "seconds": (int, float)})),
+}
+
+
+def _read_settled(experiment: Experiment) -> dict[str, Any]:
+    return read_json(folder_of(experiment.name) / "study.json", _SETTLED) or {}
+
+
 def settle(experiment: Experiment, workers: int) -> dict[str, Any]:
     """What is decided once for all runs: threads of each (N workers share the cores) and steps of an equal budget."""
     path = folder_of(experiment.name) / "study.json"
-    known, warning = read_kept(path)
-    if warning:
-        print(f"warning: {warning}", file=sys.stderr)
+    known = _read_settled(experiment)
     if "threads" not in known:
         known["threads"] = _threads(experiment, workers)
     if experiment.equal == "seconds":
@@ -139,9 +150,7 @@ def derived_steps(experiment: Experiment, known: dict[str, Any]) -> dict[str, in
 
 def study_of(experiment: Experiment) -> Study:
     """The study as it was settled, or as far as it can be told before its first run."""
-    known, warning = read_kept(folder_of(experiment.name) / "study.json")
-    if warning:
-        print(f"warning: {warning}", file=sys.stderr)
+    known = _read_settled(experiment)
     known.setdefault("threads", None)
     if "steps" not in known:
         known["steps"] = derived_steps(experiment, known)
