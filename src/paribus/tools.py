@@ -215,7 +215,7 @@ def sparsity(checkpoint: str, questions: int, samples: int, as_json: bool) -> No
             row = {
                 "question": number,
                 "correct": sum(score(words.decode(one.tokens), reference).correct for one in group),
-                "cut_off": sum(is_cut_off(one, config.rl.max_new_tokens) for one in group),
+                "cut_off": sum(is_cut_off(one, words.bos) for one in group),
                 "seconds": now - began,
             }
             began = now

@@ -76,9 +76,32 @@ def few_shot_prompt(
     """
     ending = tokenizer.encode(f"Question: {question}\nAnswer:")
     parts = [tokenizer.encode(_shot(shot)) for shot in shots]
-    while parts and room is not None and 1 + sum(map(len, parts)) + len(ending) > room:
-        parts.pop(0)
+    if room is not None:
+        parts = _last_that_fit(parts, room - 1 - len(ending))
     return [tokenizer.bos, *(token for part in parts for token in part), *ending]
+
+
+def _last_that_fit(parts: list[list[int]], room: int) -> list[list[int]]:
+    """As many of the last parts as have no more than `room` tokens together."""
+    while parts and sum(map(len, parts)) > room:
+        parts = parts[1:]
+    return parts
+
+
+def n_without_room(
+    tokenizer: Tokenizer,
+    shots: Sequence[Problem],
+    problems: Sequence[Problem],
+    room: int,
+) -> int:
+    """How many of the problems `few_shot_prompt` asks with fewer than all shots."""
+    longest = sum(len(tokenizer.encode(_shot(shot))) for shot in shots)
+    count = 0
+    for problem in problems:
+        ending = tokenizer.encode(f"Question: {problem['question']}\nAnswer:")
+        if shots and 1 + longest + len(ending) > room:
+            count += 1
+    return count
 
 
 def _shot(problem: Problem) -> str:
@@ -107,7 +130,7 @@ class Item:
     correct: bool
     formatted: bool
     finished: bool
-    cut_off: bool  # by eval.gsm8k.max_new_tokens
+    cut_off: bool  # by eval.gsm8k.max_new_tokens or the context
     tokens: int
     tool_calls: int
     well_formed_tool_calls: int
@@ -209,10 +232,7 @@ class _Asker:
         def on_done(place: int, completions: list[Completion]) -> None:
             index = todo[place]
             reference = self.problems[index]["answer"]
-            answers = [
-                _answer(self.tokenizer, one, reference, self.cfg.max_new_tokens)
-                for one in completions
-            ]
+            answers = [_answer(self.tokenizer, one, reference) for one in completions]
             record = {"phase": phase, "index": index, "answers": answers}
             self.kept.add(record)
             self.records[(phase, index)] = record
@@ -240,19 +260,19 @@ class _Asker:
         return few_shot_prompt(self.tokenizer, self.shots, question, room)
 
 
-def is_cut_off(completion: Completion, max_new_tokens: int) -> bool:
-    """Whether an answer ends because it has as many tokens as it may have, and not by itself."""
-    return not completion.finished and len(completion.tokens) >= max_new_tokens
+def is_cut_off(completion: Completion, bos: int) -> bool:
+    """Whether an answer ends for want of tokens or of context, and not by itself: with a stop token, or a new document."""
+    if completion.finished:
+        return False
+    return not completion.tokens or completion.tokens[-1] != bos
 
 
-def _answer(
-    tokenizer: Tokenizer, completion: Completion, reference: str, max_new_tokens: int
-) -> dict[str, Any]:
+def _answer(tokenizer: Tokenizer, completion: Completion, reference: str) -> dict[str, Any]:
     text = tokenizer.decode(completion.tokens)
     return score(text, reference)._asdict() | {
         "text": text,
         "finished": completion.finished,
-        "cut_off": is_cut_off(completion, max_new_tokens),
+        "cut_off": is_cut_off(completion, tokenizer.bos),
         "tokens": len(completion.tokens),
         "tool_calls": completion.tool_calls,
         "well_formed_tool_calls": completion.well_formed_tool_calls,
