@@ -520,7 +520,9 @@ def test_a_trials_cap_leaves_room_for_the_cards_context(monkeypatch: pytest.Monk
     assert shares[0] * card.total_memory + memory.CUDA_CONTEXT == pytest.approx(8 * 2**30)
 
 
-@pytest.mark.parametrize("seconds, said", [(3500.0, ""), (9000.0, "2.5 hours"), (1e6, "12 days")])
+@pytest.mark.parametrize(
+    "seconds, said", [(100.0, ""), (150.0, "2 minutes"), (9000.0, "2 hours"), (1e6, "12 days")]
+)
 def test_a_long_training_says_what_the_plan_expects_before_its_first_step(
     seconds: float, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from paribus.train.loop import Hooks, Loop, Position
     from paribus.train.objectives import Objective
 
-LONG_HOURS = 1.0  # from which on the planned time is said at the start
+LONG_SECONDS = 120.0  # from which on the planned time is said at the start
 
 
 @on_processes
@@ -351,10 +351,13 @@ def print_where_it_begins(run: Session, state: State | None, steps: int) -> None
 
 def print_long_plan(stage: str, expected: dict[str, float]) -> None:
     """Say what a long training is expected to take: its first step alone, without which nothing is shown, may be hours."""
-    hours = expected.get("predicted/seconds", 0.0) / 3600
-    if hours < LONG_HOURS:
+    seconds = expected.get("predicted/seconds", 0.0)
+    if seconds < LONG_SECONDS:
         return
-    duration = f"{hours:,.1f} hours" if hours < 48 else f"{hours / 24:,.0f} days"
+    for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            break
+    duration = f"{seconds / size:,.0f} {unit}"
     print(
         f"paribus {stage}: the plan expects {duration} (`paribus plan` says why)", file=sys.stderr
     )
