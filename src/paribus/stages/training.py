@@ -354,10 +354,11 @@ def print_long_plan(stage: str, expected: dict[str, float]) -> None:
     seconds = expected.get("predicted/seconds", 0.0)
     if seconds < LONG_SECONDS:
         return
-    for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            break
-    duration = f"{seconds / size:,.0f} {unit}"
+    duration = f"{seconds / 60:,.0f} minutes"
+    if seconds >= 2 * 3_600:
+        duration = f"{seconds / 3_600:,.0f} hours"
+    if seconds >= 2 * 86_400:
+        duration = f"{seconds / 86_400:,.0f} days"
     print(
         f"paribus {stage}: the plan expects {duration} (`paribus plan` says why)", file=sys.stderr
     )
