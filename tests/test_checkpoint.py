@@ -35,7 +35,18 @@ def test_only_the_last_ones_are_kept(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 4
 
 
-@pytest.mark.parametrize("damage", ["truncated", "bit flipped", "header cut", "tensors gone"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "truncated",
+        "bit flipped",
+        "header cut",
+        "tensors gone",
+        "value changed",
+        "values gone",
+        "another step",
+    ],
+)
 def test_damaged_state_is_passed_over_and_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
@@ -49,11 +60,35 @@ def test_damaged_state_is_passed_over_and_named(
         data.write_bytes(content)
     elif damage == "header cut":
         header.write_bytes(header.read_bytes()[:20])
+    elif damage == "value changed":
+        header.write_text(header.read_text().replace('"position": {"step": 2}', '"position": {}'))
+    elif damage == "values gone":
+        header.write_text(header.read_text().replace('{"position": {"step": 2}}', "null"))
+    elif damage == "another step":
+        header.write_bytes((tmp_path / "step-00000001.json").read_bytes())
+        data.write_bytes((tmp_path / "step-00000001.safetensors").read_bytes())
     else:
         data.unlink()
     state = store.load()
     assert state is not None and state.step == 1
     assert "step-00000002.json is damaged" in capsys.readouterr().err
+
+
+def test_where_no_whole_state_is_left_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = store_with(tmp_path, range(1, 3))
+    for header in tmp_path.glob("*.json"):
+        header.write_text("[]")
+    assert store.load() is None
+    assert capsys.readouterr().err.rstrip().endswith("is damaged; no other is left")
+
+
+def test_a_copy_that_someone_made_of_a_state_is_none(tmp_path: Path) -> None:
+    store = store_with(tmp_path, range(1, 2))
+    header = tmp_path / "step-00000001.json"
+    (tmp_path / "step-00000001 (copy).json").write_bytes(header.read_bytes())
+    assert store.steps() == [1]
 
 
 def test_saving_copies_before_it_returns(tmp_path: Path) -> None:

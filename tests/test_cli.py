@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from paribus.config import flatten, load_config, merge, parse_config, read_yaml
+from paribus.errors import UserError
+from paribus.tools import check_port
 
 PROFILES = sorted((Path(__file__).resolve().parent.parent / "experiments/profiles").glob("*.yaml"))
 
@@ -218,3 +220,19 @@ def test_the_page_of_no_checkout_or_of_a_server_is_told(
     done = paribus("ui", cwd=project)
     assert done.returncode == 2 and "http://example.org:5000" in done.stderr
     assert "s3cr3t" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "host, private",
+    [("localhost", True), ("127.0.0.2", True), ("127.0.0.1", True), ("0.0.0.0", False)],
+)
+def test_an_address_of_this_machine_alone_is_known_by_any_of_its_names(
+    host: str, private: bool
+) -> None:
+    assert check_port(host, 0).is_loopback is private
+
+
+@pytest.mark.parametrize("host", ["..", "a" * 70 + ".org", "no such host", "300.1.1.1"])
+def test_a_host_that_is_none_is_refused(host: str) -> None:
+    with pytest.raises(UserError, match="--host"):
+        check_port(host, 0)

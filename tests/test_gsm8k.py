@@ -19,7 +19,9 @@ from paribus.evaluate.gsm8k import (
     evaluate_gsm8k,
     few_shot_prompt,
     final_answer,
+    is_cut_off,
     line_ends,
+    n_without_room,
     score,
     solution_steps,
     write_items,
@@ -154,6 +156,16 @@ def test_few_shot_prompt_is_prose_and_drops_shots_that_do_not_fit() -> None:
     assert shorter == "<|bos|>" + text.partition("\n\n")[2]
     bare = few_shot_prompt(codec(), PROBLEMS[:3], "How many?", room=5)
     assert codec().decode(bare) == "<|bos|>Question: How many?\nAnswer:"
+
+
+def test_questions_asked_with_fewer_examples_are_counted() -> None:
+    shots, questions = PROBLEMS[:3], PROBLEMS[3:9]
+    prompts = [few_shot_prompt(codec(), shots, one["question"]) for one in questions]
+    lengths = sorted(map(len, prompts))
+    for room in (lengths[0] - 1, lengths[2], lengths[-1]):
+        longer = sum(length > room for length in lengths)
+        assert n_without_room(codec(), shots, questions, room) == longer
+    assert n_without_room(codec(), [], questions, 0) == 0
 
 
 def test_line_ends_are_all_tokens_with_a_line_end() -> None:
@@ -315,6 +327,25 @@ def test_completion_is_what_the_engine_promises() -> None:
         "tool_calls",
         "well_formed_tool_calls",
     ]
+
+
+def test_an_answer_is_cut_off_by_the_context_too_but_not_by_a_new_document() -> None:
+    bos = codec().bos
+    cases = [([5, 6], False, True), ([], False, True), ([5, bos], False, False), ([5], True, False)]
+    for tokens, finished, expected in cases:
+        answer = Completion(tokens, [True] * len(tokens), finished, 0, 0)
+        assert is_cut_off(answer, bos) is expected
+
+
+def test_answers_as_long_as_the_context_are_counted_as_cut_off(cfg: Gsm8k) -> None:
+    """Tokens asked for that the context does not hold change nothing: the same answers are without an end."""
+    model = random_model()
+    engine = Engine(model, codec())
+    longer = dataclasses.replace(cfg, max_new_tokens=10 * model.config.seq_len, sampled_questions=0)
+    items = evaluate_gsm8k(engine, PROBLEMS[:4], longer, stage="sft", seed=1).items
+    unfinished = [item for item in items if not item.finished]
+    full = [item for item in unfinished if not item.text.endswith("<|bos|>")]
+    assert full and all(item.cut_off for item in full)
 
 
 def test_answers_that_were_cut_off_are_counted(cfg: Gsm8k) -> None:

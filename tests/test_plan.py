@@ -299,6 +299,13 @@ def test_a_name_of_several_memories_is_asked_back() -> None:
         device_named("A100")
 
 
+def test_a_slice_of_a_card_is_none_of_the_table_and_all_cards_of_its_family_are_named() -> None:
+    with pytest.raises(UserError, match="A100 80GB, A100 40GB"):
+        device_named("NVIDIA A100-SXM4-80GB MIG 3g.40gb")
+    with pytest.raises(UserError, match="nearest are H100"):
+        device_named("NVIDIA H100 80GB HBM3 MIG 1g.10gb")
+
+
 def test_a_refusal_names_the_nearest_card() -> None:
     with pytest.raises(UserError, match="the nearest are RTX 3090"):
         device_named("RTX 3090 Ti")
@@ -475,6 +482,55 @@ def test_damaged_timings_are_put_aside(
     assert (path.parent / "timings.json.damaged").read_text() == text
     assert json.loads(path.read_text())
     assert capsys.readouterr().err.count("timings.json") == 2  # one line, with the new name
+
+
+@pytest.mark.parametrize("field", ["flops", "bandwidth", "corrections"])
+@pytest.mark.parametrize("value", [0, -1.0])
+def test_a_rate_or_time_that_no_measurement_gives_is_not_used(
+    field: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Divided by, it would end every stage that starts."""
+    from paribus.plan import probe
+
+    monkeypatch.chdir(tmp_path)
+    config = load_config(ROOT / "params.yaml", TINY)
+    probe.remember(config, "pretrain", 2.0)
+    path = runtime.state_root() / "timings.json"
+    [(key, known)] = json.loads(path.read_text()).items()
+    known[field] = {"pretrain": [value]} if field == "corrections" else value
+    path.write_text(json.dumps({key: known}))
+    assert probe.prediction(config, "pretrain")["predicted/seconds"] > 0
+    probe.remember(config, "pretrain", 2.0)
+    [known] = json.loads(path.read_text()).values()
+    assert known["flops"] > 0 and known["bandwidth"] > 0
+    assert min(known["corrections"]["pretrain"]) > 0
+
+
+def test_a_trials_cap_leaves_room_for_the_cards_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's limit is of its tensors alone; context and tensors together are within the budget."""
+    from types import SimpleNamespace
+
+    from paribus.study import trial
+
+    shares: list[float] = []
+    card = SimpleNamespace(total_memory=24 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    trial.cap("cuda", 8 * 2**30)
+    assert shares[0] * card.total_memory + memory.CUDA_CONTEXT == pytest.approx(8 * 2**30)
+
+
+@pytest.mark.parametrize(
+    "seconds, said", [(100.0, ""), (150.0, "2 minutes"), (9000.0, "2 hours"), (1e6, "12 days")]
+)
+def test_a_long_training_says_what_the_plan_expects_before_its_first_step(
+    seconds: float, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from paribus.stages.training import print_long_plan
+
+    print_long_plan("rl", {"predicted/seconds": seconds})
+    printed = capsys.readouterr().err
+    assert said in printed and bool(printed) == bool(said)
 
 
 def test_what_stages_took_corrects_the_next_plan(

@@ -20,6 +20,7 @@ from project import Project
 
 from paribus.config import merge, read_yaml
 from paribus.session import EXIT_PAUSED
+from paribus.stages import launch
 
 pytestmark = pytest.mark.long
 
@@ -220,6 +221,19 @@ def test_a_signal_before_training_begins_ends_in_words(
     said = stage.communicate(timeout=60)[1]
     assert "Traceback" not in said and stage.returncode != 0
     assert stage.returncode in (EXIT_PAUSED, 1, -number), said
+
+
+def test_a_signal_reaches_the_others_where_one_has_just_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    gone = psutil.Process(ended.pid)
+    ended.wait()
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    listed = [gone, psutil.Process(sleeper.pid)]
+    monkeypatch.setattr(psutil.Process, "children", lambda self: listed)
+    launch.pass_on(signal.SIGTERM, None)
+    assert sleeper.wait(timeout=20) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("processes", [3, 1000])

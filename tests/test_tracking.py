@@ -622,7 +622,15 @@ def test_a_password_is_neither_stored_nor_printed(
         ("http://ann:se#c?ret@host:1", "http://host:1"),
         ("http://ann:secret@[::1]:5000", "http://[::1]:5000"),
         ("postgresql+psycopg2://ann:secret@db:5432/mlflow", "postgresql+psycopg2://db:5432/mlflow"),
-        ("postgresql://db/x?user=a&password=secret", "postgresql://db/x?user=a&password=***"),
+        ("postgresql://db/x?port=5&password=secret", "postgresql://db/x?port=5&password=***"),
+        ("postgresql:///x?host=/run&password=secret", "postgresql:///x?host=/run&password=***"),
+        ("mssql+pyodbc:///?odbc_connect=PWD%3Dsecret", "mssql+pyodbc:///?odbc_connect=***"),
+        ("http://secret@host:5000", "http://host:5000"),
+        ("https://host/a?sig=secret", "https://host/a?sig=***"),
+        ("https://host/a?port=1;auth=secret", "https://host/a?port=1;auth=***"),
+        ("https://host/a#token=secret", "https://host/a"),
+        ("ann:secret@host:5000", "host:5000"),
+        ("sqlite:////home/ann#1/mlflow.db", "sqlite:////home/ann#1/mlflow.db"),
         ("sqlite:////home/ann@work/mlflow.db", "sqlite:////home/ann@work/mlflow.db"),
         ("http://host:5000", "http://host:5000"),
         ("databricks", "databricks"),
@@ -633,6 +641,15 @@ def test_what_is_shown_of_an_address(uri, shown, monkeypatch):
     assert public_uri(uri) == shown and public_uri(shown) == shown
     assert "secret" not in redacted(f"request to {uri}/api failed: {uri!r}")
     assert tracking.tracking_uri() == uri and with_secrets(shown) == uri
+
+
+@pytest.mark.parametrize(
+    "uri", ["https://secret@host", "https://secret:@host", "postgresql:///x?user=a&pin=secret"]
+)
+def test_a_message_that_repeats_a_secret_alone_is_redacted(uri, monkeypatch):
+    """As drivers do, which name the user or what they were given, and not the address."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert "secret" not in redacted("access denied for 'secret'")
 
 
 # ---------------------------------------------------------------- asking MLflow

@@ -424,3 +424,12 @@ def test_too_many_core_items_are_refused() -> None:
     task = next(task for task in TASKS if task.label == "world_sequence")
     with pytest.raises(UserError, match="core_items: 1500"):
         task_rows(build_world(1), 1, task, 1500)
+
+
+def test_a_large_world_says_how_far_it_is(tmp_path: Path) -> None:
+    said: list[tuple[str, int, int]] = []
+    sizes = SMALL | {"problems": 2500, "conversations": 1200}
+    generate(tmp_path, seed=1, progress=lambda *words: said.append(words), **sizes)
+    assert ("train problems", 2000, 2500) in said and ("conversations of facts", 1000, 1200) in said
+    assert any(part == "documents" for part, _, _ in said)
+    assert all(0 < done <= total for _, done, total in said)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import sys
@@ -68,9 +69,14 @@ def misfit(value: Any, shape: Shape, name: str = "") -> str | None:
         return _misfit_of_items(value, shape, name)
     if isinstance(shape, Mapping):
         return _misfit_of_keys(value, shape, name)
-    if isinstance(value, shape):
+    types = shape if isinstance(shape, tuple) else (shape,)
+    if isinstance(value, float) and not math.isfinite(value):  # also what 1e999 is read as
+        return f"{name or 'the file'} holds {value}, which is no number of JSON"
+    if isinstance(value, bool) and bool not in types:  # for Python, true is the number 1
+        return _expected(_names_of(types), value, name)
+    if isinstance(value, types):
         return None
-    return _expected(_names_of(shape), value, name)
+    return _expected(_names_of(types), value, name)
 
 
 def _misfit_of_keys(value: Any, shape: Mapping[str, Shape], name: str) -> str | None:
@@ -125,8 +131,7 @@ _NAMES: dict[type, str] = {
 }
 
 
-def _names_of(shape: type | tuple[type, ...]) -> str:
-    types = shape if isinstance(shape, tuple) else (shape,)
+def _names_of(types: tuple[type, ...]) -> str:
     names = dict.fromkeys(_NAMES.get(each, each.__name__) for each in types)
     return " or ".join(names)
 

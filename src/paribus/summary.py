@@ -82,7 +82,7 @@ def rl_metrics(log: list[Row], position: Position) -> dict[str, Any]:
 
 
 def _cut_off(rows: list[Row]) -> float:
-    """Share of all answers drawn that ended at rl.max_new_tokens and not by themselves."""
+    """Share of all answers drawn that ended at rl.max_new_tokens or with the context, not by themselves."""
     samples = sum(row["rl/samples_drawn"] for row in rows)
     return sum(row.get("rl/cut_off", 0.0) * row["rl/samples_drawn"] for row in rows) / max(
         samples, 1

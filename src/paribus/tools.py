@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import ipaddress
 import json
 import os
 import shlex
@@ -459,8 +460,7 @@ def mlflow_ui(port: int, host: str | None = None) -> None:
     if is_server(uri):
         raise UserError(f"the store is a server, and has its page at {public_uri(uri)}")
     address = host or UI_HOST
-    check_port(address, port)
-    if address != UI_HOST:
+    if not check_port(address, port).is_loopback:
         click.echo(
             f"paribus ui: {address}:{port} can be reached from other machines, and asks nobody who they are",
             err=True,
@@ -477,20 +477,27 @@ def mlflow_ui(port: int, host: str | None = None) -> None:
     os.execv(sys.executable, [sys.executable, "-m", *command])
 
 
-def check_port(host: str, port: int) -> None:
-    """Refuse a port that another program listens at, or an address that this machine does not have. Raises UserError."""
+def check_port(host: str, port: int) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The address that a host's name stands for.
+
+    Raises:
+        UserError: another program listens at the port, or this machine does not have the address.
+    """
     import socket
 
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        family, _, _, _, found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((host, port))
             listener.listen()
     except socket.gaierror as error:
         raise UserError(f"--host {host}: {error.strerror}") from None
+    except UnicodeError:  # a label of no or of too many letters
+        raise UserError(f"--host {host!r} is no name of a host") from None
     except OSError as error:
         raise UserError(
             f"--port {port}: {error.strerror} at {host}; choose another with --port, or end the program that listens "
             "there"
         ) from None
+    return ipaddress.ip_address(str(found[0]).partition("%")[0])

@@ -354,7 +354,7 @@ class Schedule:
     batch_tokens: int | None = key(
         "tokens of one optimiser step; null: follows from the horizon (arXiv:2505.13738)",
         ge=1,
-        le=Limit(2**30, "sixty times the largest published batches"),
+        le=Limit(2**27, "eight times the largest published batches, and 3 GB in memory for each"),
     )
     device_batch_size: int = key(
         "rows of one forward pass: memory, not results", ge=1, le=limits.ROWS

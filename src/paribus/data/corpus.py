@@ -81,7 +81,9 @@ def build_corpus(
         ]
         if problems:
             raise UserError(problems)
-        manifest |= _add_world(cfg, partial, {"conversations", *builders} - manifest.keys())
+        manifest |= _add_world(
+            cfg, partial, {"conversations", *builders} - manifest.keys(), progress
+        )
         for path in sorted((partial / "own").glob("*")):
             path.rename(partial / "conversations" / path.name)
         (partial / "own").rmdir()
@@ -95,7 +97,9 @@ def build_corpus(
     return manifest
 
 
-def _add_world(cfg: config.Corpus, out: Path, parts: set[str]) -> dict[str, Entry]:
+def _add_world(
+    cfg: config.Corpus, out: Path, parts: set[str], progress: Progress | None
+) -> dict[str, Entry]:
     """Generate the named parts of the world (one that is not wanted at size 0) into `out`; their manifest."""
     problems = "problems" in parts
     temporary = out / "world"
@@ -108,6 +112,7 @@ def _add_world(cfg: config.Corpus, out: Path, parts: set[str]) -> dict[str, Entr
         test_problems=cfg.world.test_problems if problems else 0,
         conversations=cfg.world.conversations,
         core_items=cfg.world.core_items,
+        progress=progress or (lambda *_: None),
     )
     for name in parts:
         (temporary / name).rename(out / name)

@@ -76,9 +76,32 @@ def few_shot_prompt(
     """
     ending = tokenizer.encode(f"Question: {question}\nAnswer:")
     parts = [tokenizer.encode(_shot(shot)) for shot in shots]
-    while parts and room is not None and 1 + sum(map(len, parts)) + len(ending) > room:
-        parts.pop(0)
+    if room is not None:
+        parts = _last_that_fit(parts, room - 1 - len(ending))
     return [tokenizer.bos, *(token for part in parts for token in part), *ending]
+
+
+def _last_that_fit(parts: list[list[int]], room: int) -> list[list[int]]:
+    """As many of the last parts as have no more than `room` tokens together."""
+    while parts and sum(map(len, parts)) > room:
+        parts = parts[1:]
+    return parts
+
+
+def n_without_room(
+    tokenizer: Tokenizer,
+    shots: Sequence[Problem],
+    problems: Sequence[Problem],
+    room: int,
+) -> int:
+    """How many of the problems `few_shot_prompt` asks with fewer than all shots."""
+    longest = sum(len(tokenizer.encode(_shot(shot))) for shot in shots)
+    count = 0
+    for problem in problems:
+        ending = tokenizer.encode(f"Question: {problem['question']}\nAnswer:")
+        if shots and 1 + longest + len(ending) > room:
+            count += 1
+    return count
 
 
 def _shot(problem: Problem) -> str:

@@ -166,10 +166,13 @@ def _unknown(name: str, option: str) -> str:
 
 def _near(name: str) -> list[str]:
     """Keys whose names look like this one, the most alike first."""
-    plain = _plain(name)[0]
-    names = {alias: entry.key for entry in _entries() for alias in sorted(entry.plain)}
-    close = difflib.get_close_matches(plain, names, n=_SOME, cutoff=0.5)
-    return list(dict.fromkeys(names[alias] for alias in close))[:3]
+    keys_of: dict[str, list[str]] = {}  # cards that differ in their memory alone share a name
+    for entry in _entries():
+        for alias in sorted(entry.plain):
+            keys_of.setdefault(alias, []).append(entry.key)
+    close = difflib.get_close_matches(_plain(name)[0], keys_of, n=_SOME, cutoff=0.5)
+    near = [key for alias in close for key in keys_of[alias]]
+    return list(dict.fromkeys(near))[:3]
 
 
 def board_note(name: str) -> str | None:

@@ -182,14 +182,20 @@ def _keep(
 
 
 def _timings() -> dict[str, Any]:
+    """timings.json, without what no measurement can have given."""
     timings = read_json(runtime.state_root() / "timings.json", TIMINGS) or {}
-    for known in timings.values():
+    sound = {}
+    for key, known in timings.items():
+        if not (_is_positive(known["flops"]) and _is_positive(known["bandwidth"])):
+            continue
         for stage, ratios in known["corrections"].items():
-            known["corrections"][stage] = [ratio for ratio in ratios if _is_ratio(ratio)]
-    return timings
+            known["corrections"][stage] = [ratio for ratio in ratios if _is_positive(ratio)]
+        sound[key] = known
+    return sound
 
 
-def _is_ratio(value: Any) -> bool:
+def _is_positive(value: Any) -> bool:
+    """Whether a value is a number that a time or a rate can be."""
     return isinstance(value, int | float) and 0 < value < math.inf
 
 

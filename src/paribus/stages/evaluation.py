@@ -30,6 +30,7 @@ from paribus.stages.outputs import say_cut_off
 from paribus.summary import write_csv, write_json
 
 if TYPE_CHECKING:
+    from paribus.data.tokenizer import Tokenizer
     from paribus.generate import Engine
 
 
@@ -87,7 +88,12 @@ def gsm8k(stage: str) -> None:
         cfg = run.config.eval.gsm8k
         problems = list(contents.rows(CORPUS, f"problems/{cfg.split}.jsonl"))
         shots = list(contents.rows(CORPUS, "problems/train.jsonl"))[: cfg.few_shot]
-        engine = Engine(load_model(run, stage), load_tokenizer(CHECKPOINTS / stage))
+        words = load_tokenizer(CHECKPOINTS / stage)
+        engine = Engine(load_model(run, stage), words)
+        context = engine.model.config.seq_len
+        if stage == "base":
+            asked = problems[: cfg.questions]
+            say_shots_without_room(words, shots, asked, context, cfg.max_new_tokens)
         stopping = stoppable(f"gsm8k {stage}", run.interrupt)
         with Progress(f"gsm8k {stage}") as bar, run.open_log({}) as log, stopping:
             result = evaluate_gsm8k(
@@ -112,7 +118,28 @@ def gsm8k(stage: str) -> None:
             for name in ("samples.json", "failures.jsonl", "prompts.json"):
                 log.artifact(folder / name, "answers")
         share = result.summary["cut_off"]
-        say_cut_off(f"gsm8k {stage}", share, "eval.gsm8k.max_new_tokens", cfg.max_new_tokens)
+        key = "eval.gsm8k.max_new_tokens"
+        say_cut_off(f"gsm8k {stage}", share, key, cfg.max_new_tokens, context)
+
+
+def say_shots_without_room(
+    words: Tokenizer,
+    shots: list[dict[str, str]],
+    problems: list[dict[str, str]],
+    context: int,
+    max_new_tokens: int,
+) -> None:
+    """A line where the context does not hold all worked examples beside the question and its answer."""
+    from paribus.evaluate.gsm8k import n_without_room
+
+    short = n_without_room(words, shots, problems, context - max_new_tokens)
+    if short:
+        print(
+            f"paribus gsm8k base: {short} of {len(problems)} questions are asked with fewer than {len(shots)} worked "
+            f"examples (eval.gsm8k.few_shot): the context (model.seq_len: {context}) holds no more beside "
+            f"eval.gsm8k.max_new_tokens: {max_new_tokens}",
+            file=sys.stderr,
+        )
 
 
 def answer_prompts(

@@ -6,6 +6,7 @@ pretrain` does the same from outside, on several machines too; then `train.proce
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -110,7 +111,8 @@ def pass_on(number: int, _: Any) -> None:
 
     children = psutil.Process().children()
     for child in children:
-        child.send_signal(number)
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended this instant
+            child.send_signal(number)
     if not children:
         sys.exit(EXIT_PAUSED)
 

@@ -41,11 +41,18 @@ def write_outputs(
     write_json(METRICS / f"{stage}.json", summary)
 
 
-def say_cut_off(name: str, share: float, key: str, max_new_tokens: int) -> None:
-    """A line where many answers were cut off: what they would have ended in is unknown."""
-    if share >= CUT_OFF_SAID:
-        print(
-            f"paribus {name}: {share:.0%} of the answers were cut off at {key} ({max_new_tokens}) or the end of the "
-            "context (model.seq_len) before their end, and count as wrong; raise the one that is too small",
-            file=sys.stderr,
-        )
+def say_cut_off(name: str, share: float, key: str, max_new_tokens: int, context: int) -> None:
+    """A line where many answers were cut off: what they would have ended in is unknown.
+
+    key: the one that gives `max_new_tokens`; context: tokens that the model sees, the question included.
+    """
+    if share < CUT_OFF_SAID:
+        return
+    limit = f"{key} ({max_new_tokens})"
+    if max_new_tokens >= context:
+        limit = f"the context (model.seq_len: {context})"
+    print(
+        f"paribus {name}: {share:.0%} of the answers were cut off at {limit} before their end, "
+        "and count as wrong; raise it",
+        file=sys.stderr,
+    )

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from paribus.train.loop import Hooks, Loop, Position
     from paribus.train.objectives import Objective
 
+LONG_SECONDS = 120.0  # from which on the planned time is said at the start
+
 
 @on_processes
 def pretrain() -> None:
@@ -263,7 +265,8 @@ def rl() -> None:
         with train(run, model, objective, cfg, evaluate, params, before) as (log, position):
             metrics = rl_metrics(log.rows(), position)
             write_outputs(run, log, model, "rl", "rl", metrics)
-            say_cut_off("rl", metrics["cut_off"], "rl.max_new_tokens", cfg.max_new_tokens)
+            key, context = "rl.max_new_tokens", model.config.seq_len
+            say_cut_off("rl", metrics["cut_off"], key, cfg.max_new_tokens, context)
 
 
 def watch(
@@ -318,6 +321,7 @@ def train(
     # Before the log is open: its feeder's start would take a core from what is timed.
     expected = {} if state else predicted(run)
     print_where_it_begins(run, state, schedule.steps)
+    print_long_plan(run.stage, expected)
     with (
         Progress(run.stage, schedule.steps, "step") as bar,
         run.open_log(params, state.step if state else None) as log,
@@ -343,6 +347,21 @@ def print_where_it_begins(run: Session, state: State | None, steps: int) -> None
     elif why := why_anew(run.folder, run.stage, run.parts):
         print(f"paribus {run.stage}: {why}", file=sys.stderr)
     remember_parts(run.folder, run.parts)
+
+
+def print_long_plan(stage: str, expected: dict[str, float]) -> None:
+    """Say what a long training is expected to take: its first step alone, without which nothing is shown, may be hours."""
+    seconds = expected.get("predicted/seconds", 0.0)
+    if seconds < LONG_SECONDS:
+        return
+    duration = f"{seconds / 60:,.0f} minutes"
+    if seconds >= 2 * 3_600:
+        duration = f"{seconds / 3_600:,.0f} hours"
+    if seconds >= 2 * 86_400:
+        duration = f"{seconds / 86_400:,.0f} days"
+    print(
+        f"paribus {stage}: the plan expects {duration} (`paribus plan` says why)", file=sys.stderr
+    )
 
 
 def prepare(

@@ -66,11 +66,13 @@ def _is_memory(error: BaseException) -> bool:
 
 
 def _peak(budget: int) -> int:
-    """What was reached; on a CPU an allocation that was refused had wanted more than the budget."""
+    """What was reached, a GPU's context included; on a CPU an allocation that was refused had wanted more."""
     import torch
 
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return max(torch.cuda.max_memory_reserved(), 1)
+        from paribus.plan.memory import CUDA_CONTEXT
+
+        return CUDA_CONTEXT + torch.cuda.max_memory_reserved()
     from paribus.train.loop import peak_memory_bytes
 
     return peak_memory_bytes(torch.device("cpu"))
@@ -79,14 +81,20 @@ def _peak(budget: int) -> int:
 def cap(device: str, budget: int) -> None:
     """Refuse allocations past `budget` bytes: of the GPU, or of this process.
 
+    On CUDA torch's allocator is limited. What the process takes beside it (its context, the kernels' code) is of the
+    same memory and outside that limit, so the planner's figure for it is taken off the budget.
+
     On a CPU the kernel limits private data; files mapped into memory (torch's libraries) count towards the peak too,
     so what they take is taken off.
     """
     import torch
 
+    from paribus.plan.memory import CUDA_CONTEXT
+
     if device == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(budget / total, 1.0))
+        tensors = max(budget - CUDA_CONTEXT, 2**20)
+        torch.cuda.set_per_process_memory_fraction(min(tensors / total, 1.0))
     else:
         status = Path("/proc/self/status").read_text()
         found = re.search(r"RssFile:\s*(\d+) kB", status)

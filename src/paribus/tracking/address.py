@@ -10,12 +10,27 @@ import base64
 import os
 import re
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlencode
+from urllib.parse import unquote
 
 from paribus import runtime
 
 _USER_INFO = re.compile(r"([A-Za-z][\w+.-]*://)[^\s/?#]*@")
-_SECRET_QUERY = re.compile(r"pass|pwd|secret|token|key|credential", re.IGNORECASE)
+# Keys of a query that say where a store is or how to reach it; the value of any other may be a secret.
+_HARMLESS_KEYS = frozenset(
+    (
+        "host",
+        "port",
+        "dbname",
+        "service",
+        "driver",
+        "charset",
+        "mode",
+        "cache",
+        "timeout",
+        "sslmode",
+    )
+)
+_PAIR = re.compile(r"([^&;=]+)=([^&;]*)")  # of a query: key, value
 _SECRET_IN_TEXT = re.compile(
     r"([?&][\w.-]*(?:pass|pwd|secret|token|key|credential)[\w.-]*=)[^&\s#'\"]+", re.IGNORECASE
 )
@@ -32,18 +47,27 @@ def tracking_uri() -> str:
 def public_uri(uri: str) -> str:
     """The address without user, password and secrets of its query: what may be shown and stored."""
     scheme, mark, rest = uri.partition("://")
-    if not mark or rest.startswith("/"):  # a file: no one is named in it
-        return uri
+    if not mark:  # a path, or an address whose scheme was forgotten
+        named = re.match(r"[^/.@\s][^/@\s]*:[^@\s]*@", uri)
+        return uri[named.end() :] if named else uri
+    address, question, query = _without_user(rest).partition("?")
+    return f"{scheme}://{address}{question}{_PAIR.sub(_shown_pair, query)}"
+
+
+def _without_user(rest: str) -> str:
+    """What follows scheme:// without user, password and the fragment that no server sees."""
+    if rest.startswith("/"):  # a file, whose name may have # in it, or a database of this machine
+        return rest
     if not _is_host(rest):  # a password with a / that was not percent-encoded
         rest = rest.rpartition("@")[2]
     host, slash, path = rest.partition("/")
-    shown = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-    address, question, query = shown.partition("?")
-    if not question:
-        return shown
-    pairs = parse_qsl(query, keep_blank_values=True)
-    hidden = [(key, HIDDEN if _SECRET_QUERY.search(key) else value) for key, value in pairs]
-    return f"{address}?{urlencode(hidden, safe='*/:')}"
+    return f"{host.rpartition('@')[2]}{slash}{path}".partition("#")[0]
+
+
+def _shown_pair(pair: re.Match[str]) -> str:
+    """key=value of a query, the value hidden unless its key is known to name no secret."""
+    key, value = pair.groups()
+    return f"{key}={value if key.casefold() in _HARMLESS_KEYS else HIDDEN}"
 
 
 def _is_host(rest: str) -> bool:
@@ -76,10 +100,14 @@ def redacted(text: str) -> str:
 
 
 def _secrets(uri: str) -> list[str]:
-    """What is secret in the environment: passwords as written and as meant, the longest first."""
+    """What is secret in the environment: as it is written and as it is meant, the longest first."""
     found = {os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("PASSWORD", "TOKEN")}
-    password = _user_info(uri)[1]
-    found |= {password, unquote(password)}
+    user, password = _user_info(uri)
+    written = [password or user]  # a token may stand in place of the user
+    for key, value in _PAIR.findall(uri.partition("?")[2]):
+        if key.casefold() not in _HARMLESS_KEYS:
+            written.append(value)
+    found |= {*written, *map(unquote, written)}
     return sorted((each for each in found if len(each) >= 4), key=len, reverse=True)
 
 

@@ -1,6 +1,6 @@
 """Training states: whole and checksummed, or not there.
 
-A state is `step-N.safetensors` (tensors) and `step-N.json` (its size, sha256 and plain values). Both are written
+A state is `step-N.safetensors` (tensors) and `step-N.json` (its size and sha256, plain values and theirs). Both are written
 aside, synced and renamed; the JSON comes last and is what makes the state exist. Nothing is ever unpickled.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ from paribus.errors import MachineError, explained
 MAX_FAILURES = 3
 # Saves whose least cost is taken as that of the next: one that met a busy disk should not space out all that follow.
 COSTS = 3
+_STATE = re.compile(r"step-(\d+)\.json")
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,8 @@ class StateStore:
 
     def steps(self) -> list[int]:
         """Steps of the states that exist, newest first."""
-        return sorted(
-            (int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-*.json")),
-            reverse=True,
-        )
+        names = [_STATE.fullmatch(path.name) for path in self.folder.glob("step-*.json")]
+        return sorted((int(name[1]) for name in names if name), reverse=True)
 
     @property
     def newest_step(self) -> int | None:
@@ -106,13 +106,15 @@ class StateStore:
 
         Raises OSError where the disk refuses to give a state that may well be whole.
         """
-        for step in self.steps():
+        steps = self.steps()
+        for step in steps:
             state = self.read(step)
             if state is not None:
                 return state
             self._damaged.add(step)
+            then = "no other is left" if step == steps[-1] else "trying the one before"
             print(
-                f"paribus: training state {self._path(step, 'json')} is damaged; trying the one before",
+                f"paribus: training state {self._path(step, 'json')} is damaged; {then}",
                 file=sys.stderr,
             )
         return None
@@ -128,6 +130,8 @@ class StateStore:
         path = self._path(step, "safetensors")
         try:
             header = json.loads(self._path(step, "json").read_bytes())
+            if header["step"] != step or header["values_sha256"] != _digest(header["values"]):
+                return None
             if path.stat().st_size != header["size"] or _sha256(path) != header["sha256"]:
                 return None
             return State(step, load_file(path), header["values"])
@@ -162,6 +166,7 @@ class StateStore:
                 "size": aside.stat().st_size,
                 "step": step,
                 "values": values,
+                "values_sha256": _digest(values),
             }
             _put_in_place(aside, path)
             write_atomically(self._path(step, "json"), json.dumps(header).encode())
@@ -254,6 +259,11 @@ def _put_in_place(aside: Path, path: Path) -> None:
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _digest(values: dict[str, Any]) -> str:
+    """sha256 of plain values, which JSON gives back as they were."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

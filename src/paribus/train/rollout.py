@@ -319,7 +319,7 @@ def statistics(groups: Sequence[_Group]) -> dict[str, Any]:
 
     zero_reward_groups: no answer right; all_reward_groups: every answer right; zero_gradient_groups: all rewards
     equal, which with a format reward is not the sum of the two. wasted_token_fraction: share of sampled tokens in
-    groups without gradient. cut_off: share of answers that ended at rl.max_new_tokens and not by themselves. All
+    groups without gradient. cut_off: share of answers that ended at rl.max_new_tokens, or where the context was full. All
     fractions are of groups, `formatted`, `cut_off` and `accuracy` of answers. A rollout adds
     redrawn_samples: answers that dynamic sampling dropped.
     """

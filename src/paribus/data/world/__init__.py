@@ -7,8 +7,9 @@ continues a smaller one: document, problem, conversation and item number i are t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from paribus.data.world.core import TASKS, write_core
 from paribus.data.world.documents import document
@@ -20,6 +21,9 @@ from paribus.data.world.talk import KINDS, messages
 __all__ = ["generate", "prose"]
 
 SHARD_BYTES = 8_000_000
+ROWS_BETWEEN = 1_000  # of problems and conversations between two words of progress
+
+T = TypeVar("T")
 
 
 def generate(
@@ -32,6 +36,7 @@ def generate(
     test_problems: int,
     conversations: int,
     core_items: int,
+    progress: Callable[[str, int, int], None] = lambda part, done, total: None,
 ) -> dict[str, int]:
     """Writes the world under `out` and returns what it wrote, in rows and bytes.
 
@@ -40,13 +45,15 @@ def generate(
     out/conversations/<kind>.jsonl  {"messages"}; kinds: facts, smalltalk, instructions; `conversations` of each
     out/core/                       the layout of the DCLM bundle, `core_items` rows a task
 
+    progress: called with (part, done, of how many) as its rows are made; of documents these are bytes.
+
     Raises RuntimeError if a problem were in two splits.
     """
     world = build_world(seed)
-    counts = _write_documents(out / "documents", world, seed, megabytes)
+    counts = _write_documents(out / "documents", world, seed, megabytes, progress)
     sizes = dict(zip(SPLITS, (problems, validation_problems, test_problems), strict=True))
-    _write_problems(out / "problems", seed, sizes)
-    _write_conversations(out / "conversations", world, seed, conversations)
+    _write_problems(out / "problems", seed, sizes, progress)
+    _write_conversations(out / "conversations", world, seed, conversations, progress)
     write_core(out / "core", world, seed, core_items)
     counts.update((f"{split}_problems", size) for split, size in sizes.items())
     counts["conversations"] = conversations * len(KINDS)
@@ -60,7 +67,23 @@ def _write_rows(path: Path, rows: Iterable[object]) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def _write_documents(out: Path, world: World, seed: int, megabytes: float) -> dict[str, int]:
+def _counted(
+    rows: Iterable[T], part: str, total: int, progress: Callable[[str, int, int], None]
+) -> Iterator[T]:
+    """The rows; every so many of them `progress` hears of it."""
+    for done, row in enumerate(rows):
+        if done and done % ROWS_BETWEEN == 0:
+            progress(part, done, total)
+        yield row
+
+
+def _write_documents(
+    out: Path,
+    world: World,
+    seed: int,
+    megabytes: float,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, int]:
     """Shard after shard, so that memory does not grow with the world."""
     out.mkdir(parents=True, exist_ok=True)
     for old in sorted(out.glob("*.jsonl")):  # of a larger world that was here before
@@ -76,14 +99,17 @@ def _write_documents(out: Path, world: World, seed: int, megabytes: float) -> di
                 count += 1
         total += size
         shards += 1
+        progress("documents", total, max(total, int(megabytes * 1e6)))
     return {"documents": count, "document_bytes": total, "document_shards": shards}
 
 
-def _write_problems(out: Path, seed: int, sizes: dict[str, int]) -> None:
+def _write_problems(
+    out: Path, seed: int, sizes: dict[str, int], progress: Callable[[str, int, int], None]
+) -> None:
     """The splits; documents draw from the training split alone (`world_documents`)."""
     owner: dict[str, str] = {}
     for split, size in sizes.items():
-        rows = list(problems(seed, split, size))
+        rows = list(_counted(problems(seed, split, size), f"{split} problems", size, progress))
         for problem in rows:
             if owner.setdefault(canonical(problem.question), split) != split:
                 raise RuntimeError(
@@ -92,7 +118,14 @@ def _write_problems(out: Path, seed: int, sizes: dict[str, int]) -> None:
         _write_rows(out / f"{split}.jsonl", (problem._asdict() for problem in rows))
 
 
-def _write_conversations(out: Path, world: World, seed: int, count: int) -> None:
+def _write_conversations(
+    out: Path,
+    world: World,
+    seed: int,
+    count: int,
+    progress: Callable[[str, int, int], None],
+) -> None:
     for name, make in KINDS.items():
         streams = (stream(seed, f"conversation/{name}", index) for index in range(count))
-        _write_rows(out / f"{name}.jsonl", (messages(make(world, rng)) for rng in streams))
+        counted = _counted(streams, f"conversations of {name}", count, progress)
+        _write_rows(out / f"{name}.jsonl", (messages(make(world, rng)) for rng in counted))
