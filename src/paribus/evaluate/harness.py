@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 
 from paribus.data.tokenizer import Tokenizer
 from paribus.errors import UserError
@@ -407,6 +406,8 @@ def task_manager(tasks: Sequence[str], include_path: Path | None) -> TaskManager
 
 def _broken_files(folder: Path | None) -> list[str]:
     """A line on each task file that is no YAML: lm_eval passes over it."""
+    import yaml
+
     problems = []
     for path in sorted(folder.rglob("*.yaml")) if folder else ():
         try:
