@@ -320,3 +320,11 @@ def test_a_task_file_that_is_wrong_is_an_error_for_people(
     (tmp_path / "own.yaml").write_text(json.dumps(task | wrong))
     with pytest.raises(UserError, match=f"own: the task cannot be asked .*{reason}"):
         evaluate_tasks(inside / "checkpoints/sft", ["own"], include_path=tmp_path)
+
+
+def test_a_task_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("task: [own")
+    with pytest.raises(UserError) as caught:
+        task_manager(["own_task_of_nobody"], tmp_path)
+    unknown, broken = caught.value.problems
+    assert "no task 'own_task_of_nobody'" in unknown and "own.yaml: not YAML" in broken

@@ -8,6 +8,7 @@ import pytest
 
 from paribus.data.paths import file_name_problem, inside
 from paribus.errors import UserError
+from paribus.runtime import find_checkpoint
 
 ODD = (
     "",
@@ -56,3 +57,9 @@ def test_the_name_of_one_file_has_no_parts() -> None:
         file_name_problem("a/b") and file_name_problem("./victim") and file_name_problem("/tmp/x")
     )
     assert file_name_problem("bigbench_qa_wikidata") is None
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "x/" * 3000])
+def test_a_checkpoint_whose_name_no_file_can_have_is_not_there(name: str) -> None:
+    with pytest.raises(UserError, match="no checkpoint '.{1,300}; "):
+        find_checkpoint(name)
