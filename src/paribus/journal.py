@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from paribus.errors import MachineError
-from paribus.files import Shape, read_json, read_lines, read_rows, set_lines_aside
+from paribus.files import NUMBER, Shape, read_json, read_lines, read_rows, set_lines_aside
 from paribus.runtime import write_atomic
 
 __all__ = [
+    "ROW",
     "Journal",
     "Row",
     "as_floats",
     "keep_rows",
     "locked",
+    "logged_steps",
     "plain",
     "read_json",
     "read_rows",
@@ -29,6 +31,8 @@ __all__ = [
 ]
 
 Row = dict[str, Any]
+
+ROW: Shape = {"step": NUMBER, "time": NUMBER}  # of metrics.jsonl and system.jsonl
 
 NOT_FINITE = ("inf", "-inf", "nan")
 
@@ -116,6 +120,12 @@ def keep_rows(
         set_lines_aside(path, problems)
     kept = [line.decode() for line, row in rows if wanted(row)]
     write_atomic(path, "".join(kept))
+
+
+def logged_steps(folder: Path) -> list[dict[str, float]]:
+    """Every logged step of the run in `folder`, restarts included: {"step", "time", metric: value}."""
+    rows = read_rows(folder / "metrics.jsonl", ROW)
+    return [as_floats(row) for row in rows if "event" not in row]
 
 
 def plain(value: Any) -> Any:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paribus.files import Shape, parse, read_lines
+from paribus.journal import ROW
 from paribus.plan.probe import TIMINGS
-from paribus.tracking.records import EXECUTION, KNOWN, ROW, RUN
+from paribus.tracking.records import EXECUTION, KNOWN, RUN
 
 WRITTEN = ("metrics", "plots", "report", "evals", "checkpoints")  # folders that stages write to
 NOT_OURS = ("downloads", "huggingface", "artifacts", "inductor")  # below .paribus

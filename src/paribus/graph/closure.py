@@ -63,7 +63,6 @@ DATA_STAGES = ("corpus", "tokenizer", "tokens")
 # Modules and packages that only watch a run. None of them may return a value that an output depends on.
 OBSERVERS = (
     "paribus.graph",
-    "paribus.journal",
     "paribus.plan",
     "paribus.progress",
     "paribus.session",

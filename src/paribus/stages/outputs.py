@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from paribus import graph, tracking
 from paribus.errors import naming
+from paribus.journal import logged_steps
 from paribus.stages.context import CHECKPOINTS, METRICS, PLOTS, STAGES, TOKENIZER, Session
 from paribus.summary import refuse_divergence, write_curve, write_json
 
@@ -30,7 +31,7 @@ def write_outputs(
     with naming(CHECKPOINTS / target):
         save_checkpoint(CHECKPOINTS / target, model, source / "tokenizer.json", run.provenance)
     with naming(PLOTS / f"{stage}.csv"):
-        write_curve(PLOTS / f"{stage}.csv", stage, log.rows())
+        write_curve(PLOTS / f"{stage}.csv", stage, logged_steps(run.folder))
     with naming(run.folder):
         log.artifact(PLOTS / f"{stage}.csv", "plots")
         log.artifact(CHECKPOINTS / target / "provenance.json")

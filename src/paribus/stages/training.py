@@ -24,6 +24,7 @@ from paribus.config import (
 )
 from paribus.errors import UserError
 from paribus.files import read_value
+from paribus.journal import logged_steps
 from paribus.progress import Progress
 from paribus.session import EXIT_PAUSED
 from paribus.stages.context import (
@@ -263,7 +264,7 @@ def rl() -> None:
         params = flatten(model.config, "model.") | flatten(cfg, "rl.")
         before = partial(parallel.leads, model, partial(watch, engine, watched, run, sample=True))
         with train(run, model, objective, cfg, evaluate, params, before) as (log, position):
-            metrics = rl_metrics(log.rows(), position)
+            metrics = rl_metrics(logged_steps(run.folder), position)
             write_outputs(run, log, model, "rl", "rl", metrics)
             key, context = "rl.max_new_tokens", model.config.seq_len
             say_cut_off("rl", metrics["cut_off"], key, cfg.max_new_tokens, context)

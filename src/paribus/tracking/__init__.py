@@ -30,10 +30,11 @@ from paribus import config, runtime
 from paribus.errors import naming
 from paribus.graph import file_digest
 from paribus.journal import (
+    ROW,
     Journal,
-    as_floats,
     keep_rows,
     locked,
+    logged_steps,
     plain,
     read_rows,
     write_json,
@@ -42,7 +43,7 @@ from paribus.session import EXIT_PAUSED
 from paribus.tracking import sender
 from paribus.tracking.address import has_secrets, public_uri, tracking_uri
 from paribus.tracking.mirror import all_sent
-from paribus.tracking.records import ROW, read_execution, read_known, read_run
+from paribus.tracking.records import read_execution, read_known, read_run
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 
@@ -157,7 +158,7 @@ class RunLog:
 
     def rows(self) -> list[dict[str, float]]:
         """Every logged step of the whole run, restarts included: {"step", "time", metric: value}."""
-        return [as_floats(row) for row in read_rows(self._journal.path, ROW) if "event" not in row]
+        return logged_steps(self.folder)
 
     def events(self) -> list[dict[str, Any]]:
         """Every event: {"step", "time", "event", "detail"}."""

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from paribus.files import parse
-from paribus.journal import as_floats, write_json
+from paribus.journal import ROW, as_floats, write_json
 from paribus.tracking.address import with_secrets
-from paribus.tracking.records import ROW, read_execution, read_known, read_parents, read_run
+from paribus.tracking.records import read_execution, read_known, read_parents, read_run
 from paribus.tracking.store import Store, connect, store_key
 
 if TYPE_CHECKING:

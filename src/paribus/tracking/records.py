@@ -45,7 +45,6 @@ EXECUTION: Shape = {
     "params": _TEXTS,
     "tags": _TEXTS,
 }
-ROW: Shape = {"step": NUMBER, "time": NUMBER}  # of metrics.jsonl and system.jsonl
 
 
 def read_run(folder: Path, *, move: bool = True) -> dict[str, Any] | None:
