@@ -337,17 +337,6 @@ def test_an_answer_is_cut_off_by_the_context_too_but_not_by_a_new_document() -> 
         assert is_cut_off(answer, bos) is expected
 
 
-def test_answers_as_long_as_the_context_are_counted_as_cut_off(cfg: Gsm8k) -> None:
-    """Tokens asked for that the context does not hold change nothing: the same answers are without an end."""
-    model = random_model()
-    engine = Engine(model, codec())
-    longer = dataclasses.replace(cfg, max_new_tokens=10 * model.config.seq_len, sampled_questions=0)
-    items = evaluate_gsm8k(engine, PROBLEMS[:4], longer, stage="sft", seed=1).items
-    unfinished = [item for item in items if not item.finished]
-    full = [item for item in unfinished if not item.text.endswith("<|bos|>")]
-    assert full and all(item.cut_off for item in full)
-
-
 def test_answers_that_were_cut_off_are_counted(cfg: Gsm8k) -> None:
     whole = evaluate_gsm8k(talker(), PROBLEMS, cfg, stage="sft", seed=1).summary
     short = dataclasses.replace(cfg, max_new_tokens=5)
