@@ -38,6 +38,16 @@ def test_a_name_that_leads_elsewhere_is_refused(name: str, tmp_path: Path) -> No
         inside(tmp_path, name, "the listing")
 
 
+def test_a_link_of_dvcs_to_its_cache_may_be_followed(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "object").write_text("text")
+    (tmp_path / "folder/shard.bin").symlink_to(tmp_path / "object")
+    found = inside(tmp_path / "folder", "shard.bin", "manifest", links=True)
+    assert found.read_text() == "text"
+    with pytest.raises(UserError, match="leads out"):
+        inside(tmp_path / "folder", "../object", "manifest", links=True)
+
+
 def test_a_link_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/out").symlink_to(tmp_path)

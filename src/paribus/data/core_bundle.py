@@ -81,7 +81,8 @@ def read_bundle(folder: Path, max_per_task: int | None = None, complete: bool = 
     files: dict[tuple[str, str], tuple[list[Row], str] | None] = {}
     tasks, missing = [], []
     for entry in entries:
-        path = inside(folder, f"eval_data/{entry['dataset_uri']}", str(folder / "core.yaml"))
+        where = str(folder / "core.yaml")
+        path = inside(folder, f"eval_data/{entry['dataset_uri']}", where, links=True)
         name = entry["dataset_uri"], entry["icl_task_type"]
         if name not in files:
             files[name] = _rows(path, name[1], problems) if path.is_file() else None

@@ -14,18 +14,21 @@ LONGEST_PART = 200
 LONGEST_NAME = 800
 
 
-def inside(folder: Path, name: str, where: str) -> Path:
+def inside(folder: Path, name: str, where: str, *, links: bool = False) -> Path:
     """The path of `name` below `folder`: the one way from a name in data to a path.
 
     Arguments:
         folder: what the path must stay in; it need not exist.
         name: a relative path with `/` between its parts, as data gives it.
         where: what holds the name, to say in errors.
+        links: whether links in the folder may lead outside: in an output of a stage DVC may have put links to its cache.
 
     Raises UserError if the name is empty, absolute, has `..`, `.` or empty parts, backslashes, drive letters or
-    control characters, or if a link in the folder leads it outside.
+    control characters, or, without `links`, if a link in the folder leads it outside.
     """
-    problem = name_problem(name) or _link_problem(folder, name)
+    problem = name_problem(name)
+    if problem is None and not links:
+        problem = _link_problem(folder, name)
     if problem:
         raise UserError(f"{where}: {name!r:.200} {problem}; nothing is read or written there")
     return folder / name

@@ -221,7 +221,7 @@ def _manifest(folder: Path, split: str) -> dict[str, Any]:
         entry = manifest[split]
         whole = manifest["dtype"] in ("<u2", "<u4")
         for shard in entry["shards"]:
-            inside(folder, shard["file"], str(path))
+            inside(folder, shard["file"], str(path), links=True)
             whole = whole and isinstance(shard["tokens"], int) and shard["tokens"] > 0
     except (KeyError, TypeError, AttributeError):
         whole = False
@@ -292,7 +292,8 @@ class TokenShards:
     def document_starts(self) -> np.ndarray:
         """(documents,) int64, memory-mapped: where each document begins, in tokens of the split."""
         entry = self.manifest[self.split]
-        path = inside(self.folder, entry["index"]["file"], str(self.folder / "manifest.json"))
+        where = str(self.folder / "manifest.json")
+        path = inside(self.folder, entry["index"]["file"], where, links=True)
         if not path.is_file() or path.stat().st_size != 8 * entry["documents"]:
             raise UserError(
                 f"{path}: missing or not of 8 bytes for each of {entry['documents']:,} documents; {_ADVICE}"
