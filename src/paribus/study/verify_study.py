@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import click
 
 from paribus.errors import UserError
 from paribus.execute.repository import experiments_of
-from paribus.study.experiment import read_experiment
+from paribus.study.experiment import Experiment, read_experiment
 from paribus.study.markdown import cell
 from paribus.study.record import find_experiment
 from paribus.study.verify import RESULTS, certificate, choose_stage
@@ -34,7 +35,8 @@ def verify_study(name: str, steps: int | None, out: Path | None) -> int:
     steps: of each run, as for one; None: their records alone, nothing is run.
     Raises UserError for a study that is not there or has no finished run.
     """
-    runs = runs_of(name)
+    experiment = read_experiment(name)
+    runs = runs_of(experiment)
     if not runs:
         raise UserError(
             f"study {name}: no run of it is done; `paribus ablate run {name}` makes them"
@@ -42,7 +44,7 @@ def verify_study(name: str, steps: int | None, out: Path | None) -> int:
     rows: list[Row] = []
     certificates: list[dict[str, Any]] = []
     for run in runs:
-        for row, made in certify_run(run, steps or 0):
+        for row, made in certify_run(run, experiment.stages, steps or 0):
             rows.append(row)
             certificates += [made] if made else []
             click.echo(
@@ -58,20 +60,26 @@ def verify_study(name: str, steps: int | None, out: Path | None) -> int:
     return int(bool(wrong))
 
 
-def runs_of(name: str) -> list[str]:
+def runs_of(experiment: Experiment) -> list[str]:
     """The DVC experiments that are a study's runs as its file has them, in order; superseded ones are left out."""
-    arms = read_experiment(name).names
-    found = experiments_of(name)
-    return sorted(one.name for one in found if one.run.arm in arms and not one.superseded)
+    found = experiments_of(experiment.name)
+    return sorted(
+        one.name for one in found if one.run.arm in experiment.names and not one.superseded
+    )
 
 
-def certify_run(run: str, steps: int) -> list[tuple[Row, dict[str, Any] | None]]:
-    """A row, and a certificate where one can be made, for each training stage of a run."""
+def certify_run(
+    run: str, stages: Sequence[str], steps: int
+) -> list[tuple[Row, dict[str, Any] | None]]:
+    """A row, and a certificate where one can be made, for each training stage of a run that its study asks for.
+
+    stages: of the study. What the run's dvc.lock says of later ones is the checkout's, and no part of the run.
+    """
     record = find_experiment(run)
     assert record is not None, "it was listed"
     found: list[tuple[Row, dict[str, Any] | None]] = []
     try:
-        for stage in record.stages or ["pretrain"]:
+        for stage in [one for one in record.stages if one in stages] or ["pretrain"]:
             made = certificate(record, choose_stage(record, stage, steps), steps)
             why = "; ".join(one["what"] for one in made["differences"])
             found.append((Row(run, stage, made["verdict"], made["reproduced"], why), made))
