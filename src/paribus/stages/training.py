@@ -454,7 +454,7 @@ def refuse_spoilt_weights(stage: str, loop: Loop) -> None:
 
 
 def predicted(run: Session) -> dict[str, float]:
-    """What the planner expects of this stage, to be logged beside what it takes (law 6)."""
+    """What the planner expects of this stage, to be logged beside what it takes."""
     from paribus.plan.probe import prediction
 
     try:
