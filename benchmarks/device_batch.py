@@ -18,7 +18,7 @@ from typing import Any
 from paribus.config import load_config
 from paribus.plan.memory import max_device_batch, parse_bytes
 from paribus.plan.probe import here
-from paribus.study.batch import candidates, measure, rows_of_step
+from paribus.tune.batch import candidates, measure, rows_of_step
 
 
 def speeds(tried: dict[int, dict[str, Any]]) -> dict[int, float]:

@@ -37,13 +37,13 @@ import numpy as np
 import torch
 from steps import OPTIMIZER, Shape, hardware, machine, own_model, peer_step
 
-from paribus import runtime
 from paribus.config import resolve_model
 from paribus.data.loader import DocumentLoader
+from paribus.machine.hardware import cpu_name
+from paribus.machine.interrupt import Interrupt
 from paribus.model.accounting import Batch, flops_per_token
 from paribus.plan.devices import peak_flops
 from paribus.plan.memory import training_step
-from paribus.session import Interrupt
 from paribus.train import parallel
 from paribus.train.checkpoint import StateStore
 from paribus.train.loop import Hooks, Loop, Plan, peak_memory_bytes
@@ -331,7 +331,7 @@ def main() -> int:
 
 def write(options: argparse.Namespace, rounds: dict[str, list[dict[str, Any]]]) -> int:
     """The record; 1 if a case failed."""
-    card = torch.cuda.get_device_name() if options.device == "cuda" else runtime.cpu_name()
+    card = torch.cuda.get_device_name() if options.device == "cuda" else cpu_name()
     settings = {name: getattr(options, name) for name in DEFAULTS[options.device]}
     record = {
         "card": card,

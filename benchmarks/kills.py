@@ -41,7 +41,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 from project import Project, senders  # noqa: E402
 
 from paribus.graph import stage_definitions  # noqa: E402
-from paribus.runtime import cpu_name  # noqa: E402
+from paribus.machine.hardware import cpu_name  # noqa: E402
 from paribus.tracking import sender  # noqa: E402
 from paribus.tracking.mirror import all_sent  # noqa: E402
 

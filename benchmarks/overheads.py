@@ -26,8 +26,9 @@ from typing import Any
 from small import Project, make_project, senders
 from steps import machine
 
-from paribus import runtime
 from paribus.config import Config, flatten, load_config
+from paribus.machine.hardware import detect_hardware
+from paribus.machine.process import set_up_process
 
 LOGGED = 500  # steps, to see what logging one costs
 SAVES = (8, 16)  # after these steps
@@ -125,15 +126,15 @@ def saving(project: Project, config: Config) -> dict[str, float]:
     import torch
 
     from paribus.data.loader import DocumentLoader
+    from paribus.machine.interrupt import Interrupt
     from paribus.model.gpt import GPT
-    from paribus.session import Interrupt
     from paribus.train.checkpoint import StateStore
     from paribus.train.loop import Hooks, Loop, Plan
     from paribus.train.objectives import NextToken
     from paribus.train.optim import MuonAdamW
 
-    hardware = runtime.detect(config.train)
-    runtime.apply(hardware, config.seed)
+    hardware = detect_hardware(config.train)
+    set_up_process(hardware, config.seed)
     model = GPT(config.model, config.tokenizer.vocab_size, getattr(torch, hardware.dtype))
     model.initialise(config.seed)
     schedule, clock, store = config.pretrain, Clock(), StateStore(project.root / "state", 2)

@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from paribus import runtime
 from paribus.config import flatten, load_config, read_yaml, resolve_model
+from paribus.machine.hardware import detect_hardware
+from paribus.machine.process import set_up_process
 from paribus.model.accounting import Batch
 from paribus.model.gpt import GPT
 from paribus.plan.memory import CPU_PROCESS, stage_memory, training_step
@@ -143,7 +144,7 @@ def take_steps(depth: int, rows: int, steps: int = 3) -> int:
     config = load_config(
         overrides={"model.depth": depth, "train.device": "cpu", "train.threads": 1}
     )
-    runtime.apply(runtime.detect(config.train), config.seed)
+    set_up_process(detect_hardware(config.train), config.seed)
     model = GPT(config.model, config.tokenizer.vocab_size)
     model.initialise(1)
     optimizer = MuonAdamW(model, config.optimizer)

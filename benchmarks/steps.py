@@ -22,8 +22,9 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))  # not installed where there is only torch
 
-from paribus import runtime  # noqa: E402
 from paribus.config import Model, Optimizer, Train  # noqa: E402
+from paribus.machine.hardware import Hardware, available_cores, cpu_name, detect_hardware  # noqa: E402
+from paribus.machine.process import set_up_process  # noqa: E402
 from paribus.model.gpt import GPT  # noqa: E402
 
 Batches = Callable[[], tuple[torch.Tensor, torch.Tensor]]
@@ -94,7 +95,7 @@ OPTIMIZER = Optimizer(
 
 def hardware(
     device: str, dtype: str, compiled: bool, deterministic: bool, threads: int | None = None
-) -> runtime.Hardware:
+) -> Hardware:
     """What a stage with these settings would find, and this process set up for it as a stage sets itself up."""
     train: Any = {
         "device": device,
@@ -110,12 +111,12 @@ def hardware(
         "keep_states": 1,
         "log_every": 1,
     }
-    found = runtime.detect(Train(**train))
-    runtime.apply(found, seed=1)
+    found = detect_hardware(Train(**train))
+    set_up_process(found, seed=1)
     return found
 
 
-def own_model(model: Model, vocab: int, found: runtime.Hardware) -> GPT:
+def own_model(model: Model, vocab: int, found: Hardware) -> GPT:
     """Ours, at its beginning, ready to train."""
     made = GPT(model, vocab, getattr(torch, found.dtype))
     made.initialise(1)
@@ -176,8 +177,8 @@ def peer_step(
 def machine() -> dict[str, Any]:
     """Processor, cores, how busy they are, versions."""
     return {
-        "cpu": runtime.cpu_name(),
-        "cores": runtime.available_cores(),
+        "cpu": cpu_name(),
+        "cores": available_cores(),
         "load": os.getloadavg(),
         "python": platform.python_version(),
         "torch": torch.__version__,

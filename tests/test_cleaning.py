@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from paribus import graph, session
+from paribus import graph
+from paribus.machine.lock import StateLock
 from paribus.train.checkpoint import StateStore
 
 
@@ -64,7 +65,7 @@ def test_states_stay_while_a_file_of_the_checkpoint_is_not_in_the_cache(run: Pat
 
 def test_states_of_a_run_that_works_stay(run: Path) -> None:
     take_by_dvc()
-    with session.StateLock(run):
+    with StateLock(run):
         assert clean()["runs"] == []
     assert len(list((run / "state").iterdir())) == 4
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from paribus.cli.tools import check_port
 from paribus.config import flatten, load_config, merge, parse_config, read_yaml
 from paribus.errors import UserError
-from paribus.tools import check_port
 
 PROFILES = sorted((Path(__file__).resolve().parent.parent / "experiments/profiles").glob("*.yaml"))
 

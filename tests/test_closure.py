@@ -14,7 +14,7 @@ from paribus import graph
 from paribus.config import Config
 from paribus.errors import UserError
 from paribus.graph import closure
-from paribus.runtime import stage_fingerprint
+from paribus.machine.provenance import stage_fingerprint
 
 SITES = 150  # mutated, at least one in each module of a closure
 PACKAGE = "src/paribus"

@@ -16,9 +16,9 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from paribus.audit.compare import comparison, page, summary
+from paribus.audit.record import Record
 from paribus.evaluate.intervals import mcnemar_exact
-from paribus.study.compare import comparison, page, summary
-from paribus.study.record import Record
 
 GSM8K, CORE = "gsm8k.rl.accuracy", "core.core"
 

@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from paribus.config import Config
 from paribus.generate import Engine
+from paribus.machine.interrupt import Interrupt
 from paribus.model.gpt import GPT
-from paribus.session import Interrupt
 from paribus.train.checkpoint import StateStore
 from paribus.train.loop import Hooks, Loop, Plan
 from paribus.train.objectives import NextToken, PolicyGradient

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from paribus import doctor, runtime
+from paribus.cli import doctor
+from paribus.machine.provenance import git_state
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +181,7 @@ def test_a_checkout_of_another_user_is_told_in_gits_words(
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
     text = found("git").text
     assert "dubious ownership" in text and "safe.directory" in text and "git init" not in text
-    state = runtime.git_state()
+    state = git_state()
     assert state["commit"] is None and "dubious ownership" in state["problem"]
 
 

@@ -31,8 +31,8 @@ from paribus.config import (
 from paribus.errors import UserError
 from paribus.model.gpt import GPT
 from paribus.study.experiment import parse_experiment
-from paribus.study.space import read_study
 from paribus.train.optim import MuonAdamW
+from paribus.tune.space import read_study
 
 ROOT = Path(__file__).resolve().parent.parent
 PARAMS = read_yaml(ROOT / "params.yaml")

@@ -14,9 +14,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import flex_attention
 
-from paribus import doctor, runtime
+from paribus.cli import doctor
 from paribus.config import Config, resolve_model
 from paribus.errors import UserError
+from paribus.machine.hardware import detect_hardware
 from paribus.model import attention, compiler, gpt, kernels
 from paribus.model.gpt import GPT
 from paribus.stages.context import new_model
@@ -89,7 +90,7 @@ def test_windows_on_cuda_without_a_compiler_are_refused_before_the_first_forward
 def test_a_stage_on_cuda_stops_before_it_makes_a_model_where_there_is_no_compiler(
     card: None, no_compiler: None, tiny_config: Config
 ) -> None:
-    hardware = runtime.detect(tiny_config.train)
+    hardware = detect_hardware(tiny_config.train)
     cuda = dataclasses.replace(hardware, device="cuda", dtype="bfloat16")
     run = SimpleNamespace(stage="pretrain", config=tiny_config, hardware=cuda)
     with pytest.raises(UserError, match="no C compiler"):

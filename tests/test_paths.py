@@ -8,7 +8,7 @@ import pytest
 
 from paribus.data.paths import file_name_problem, inside
 from paribus.errors import UserError
-from paribus.runtime import find_checkpoint
+from paribus.places import find_checkpoint
 
 ODD = (
     "",

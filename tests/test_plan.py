@@ -13,10 +13,11 @@ import torch
 from conftest import TINY
 from test_cli import paribus, project  # noqa: F401
 
-from paribus import runtime
 from paribus.config import Config, flatten, load_config, read_yaml, resolve_model
 from paribus.errors import UserError
+from paribus.machine.hardware import Hardware, detect_hardware
 from paribus.model.accounting import Batch
+from paribus.places import state_root
 from paribus.plan import memory, throughput
 from paribus.plan.devices import (
     SPREAD,
@@ -318,9 +319,9 @@ def test_every_card_has_its_own_names_and_a_source() -> None:
             assert device_named(name).name == key
 
 
-def hardware(name: str, dtype: str) -> runtime.Hardware:
+def hardware(name: str, dtype: str) -> Hardware:
     """A card as torch names it, on a machine that has only its CPU."""
-    found = runtime.detect(load_config(ROOT / "params.yaml", TINY).train)
+    found = detect_hardware(load_config(ROOT / "params.yaml", TINY).train)
     return dataclasses.replace(found, device_name=name, dtype=dtype)
 
 
@@ -475,7 +476,7 @@ def test_damaged_timings_are_put_aside(
 
     monkeypatch.chdir(tmp_path)
     config = load_config(ROOT / "params.yaml", TINY)
-    path = runtime.state_root() / "timings.json"
+    path = state_root() / "timings.json"
     path.write_text(text)
     assert probe.prediction(config, "pretrain")["predicted/seconds"] > 0
     probe.remember(config, "pretrain", 2.0)
@@ -495,7 +496,7 @@ def test_a_rate_or_time_that_no_measurement_gives_is_not_used(
     monkeypatch.chdir(tmp_path)
     config = load_config(ROOT / "params.yaml", TINY)
     probe.remember(config, "pretrain", 2.0)
-    path = runtime.state_root() / "timings.json"
+    path = state_root() / "timings.json"
     [(key, known)] = json.loads(path.read_text()).items()
     known[field] = {"pretrain": [value]} if field == "corrections" else value
     path.write_text(json.dumps({key: known}))
@@ -510,7 +511,7 @@ def test_a_trials_cap_leaves_room_for_the_cards_context(monkeypatch: pytest.Monk
     """torch's limit is of its tensors alone; context and tensors together are within the budget."""
     from types import SimpleNamespace
 
-    from paribus.study import trial
+    from paribus.tune import trial
 
     shares: list[float] = []
     card = SimpleNamespace(total_memory=24 * 2**30)

@@ -19,7 +19,7 @@ import yaml
 from project import Project
 
 from paribus.config import merge, read_yaml
-from paribus.session import EXIT_PAUSED
+from paribus.machine.interrupt import EXIT_PAUSED
 from paribus.stages import launch
 
 pytestmark = pytest.mark.long

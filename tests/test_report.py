@@ -13,12 +13,15 @@ from typing import Any
 
 import pytest
 
-from paribus import graph, report, runtime
+from paribus import graph
 from paribus.config import load_config
 from paribus.data.prompts import PROMPTS
 from paribus.errors import UserError
 from paribus.evaluate import core, gsm8k, intervals
-from paribus.report import (
+from paribus.machine.hardware import detect_hardware
+from paribus.machine.provenance import collect_provenance
+from paribus.pages import report
+from paribus.pages.report import (
     FIGURES,
     STAGES,
     build_report,
@@ -27,7 +30,7 @@ from paribus.report import (
     render,
     save_figures,
 )
-from paribus.report_inputs import INPUTS
+from paribus.pages.report_inputs import INPUTS
 from paribus.summary import CURVES, write_csv, write_json
 
 ACCURACY = {"base": 0.004, "mid": 0.31, "sft": 0.61, "rl": 0.84}
@@ -49,7 +52,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Pat
     settings = load_config(root / "params.yaml")
     write_json(
         root / "checkpoints/rl/provenance.json",
-        runtime.provenance(runtime.detect(settings.train))
+        collect_provenance(detect_hardware(settings.train))
         | {
             "stage": "rl",
             "fingerprint": "0123456789abcdef0123",

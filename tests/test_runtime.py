@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import fcntl
 import os
 import random
 import signal
@@ -14,8 +15,15 @@ import numpy
 import pytest
 import torch
 
-from paribus import config, graph, runtime, session
+from paribus import config, graph
 from paribus.errors import MachineError, UserError
+from paribus.files import remove_leftovers
+from paribus.machine.hardware import Hardware, detect_hardware, instruction_set
+from paribus.machine.interrupt import EXIT_PAUSED, Interrupt
+from paribus.machine.lock import StateLock, lock_holder
+from paribus.machine.process import MachineUse, restore_rng, rng_state, set_up_process
+from paribus.machine.provenance import collect_provenance, git_state, stage_fingerprint
+from paribus.places import main_checkout, state_root
 
 DVC_YAML = """
 stages:
@@ -70,10 +78,10 @@ def test_state_is_kept_in_the_main_checkout_of_an_experiments_clone(project, mon
     inner = project / "inner"
     inner.mkdir()
     monkeypatch.chdir(inner)
-    assert runtime.main_checkout() == project  # the closest dvc.yaml
+    assert main_checkout() == project  # the closest dvc.yaml
     main = project / "elsewhere"
     monkeypatch.setenv("DVC_ROOT", str(main))
-    assert runtime.state_root() == main / ".paribus" and (main / ".paribus").is_dir()
+    assert state_root() == main / ".paribus" and (main / ".paribus").is_dir()
 
 
 def test_importing_runtime_loads_neither_torch_nor_numpy():
@@ -86,7 +94,7 @@ def test_importing_runtime_loads_neither_torch_nor_numpy():
 
 def test_auto_is_resolved_and_what_decides_bits_is_in_the_class(tiny_config):
     train = dataclasses.replace(tiny_config.train, device="cpu", dtype="auto", threads=None)
-    hardware = runtime.detect(train)
+    hardware = detect_hardware(train)
     quick = hardware.isa in ("amx_bf16", "avx512_bf16")
     assert hardware.dtype == ("bfloat16" if quick else "float32")
     assert hardware.threads == len(os.sched_getaffinity(0))
@@ -120,9 +128,9 @@ def test_a_variable_that_chooses_kernels_is_another_hardware_class(
     tiny_config, monkeypatch, variable, value
 ):
     monkeypatch.delenv(variable, raising=False)
-    before = runtime.detect(tiny_config.train)
+    before = detect_hardware(tiny_config.train)
     monkeypatch.setenv(variable, value)
-    after = runtime.detect(tiny_config.train)
+    after = detect_hardware(tiny_config.train)
     assert before.hardware_class() != after.hardware_class()
     assert after.environment[variable] == value
 
@@ -138,9 +146,9 @@ def test_a_variable_that_chooses_kernels_is_another_hardware_class(
     ],
 )
 def test_a_variable_that_chooses_nothing_is_not(tiny_config, monkeypatch, variable, value):
-    before = runtime.detect(tiny_config.train).hardware_class()
+    before = detect_hardware(tiny_config.train).hardware_class()
     monkeypatch.setenv(variable, value)
-    assert runtime.detect(tiny_config.train).hardware_class() == before
+    assert detect_hardware(tiny_config.train).hardware_class() == before
 
 
 def test_torchs_capability_is_the_one_it_computes_with(tiny_config):
@@ -160,15 +168,12 @@ def test_torchs_capability_is_the_one_it_computes_with(tiny_config):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_asking_for_cuda_without_it_says_what_there_is(tiny_config):
     with pytest.raises(UserError, match=r"train.device: cuda is not available.*there is: cpu"):
-        runtime.detect(dataclasses.replace(tiny_config.train, device="cuda"))
+        detect_hardware(dataclasses.replace(tiny_config.train, device="cuda"))
 
 
 def test_the_instruction_set_is_one_the_cpu_names():
     flags = Path("/proc/cpuinfo").read_text()
-    assert (
-        runtime.instruction_set().replace("avx512", "avx512f", 1).replace("avx512f_", "avx512_")
-        in flags
-    )
+    assert instruction_set().replace("avx512", "avx512f", 1).replace("avx512f_", "avx512_") in flags
 
 
 def draw() -> list[float]:
@@ -181,10 +186,10 @@ def draw() -> list[float]:
 
 
 def test_apply_seeds_everything(tiny_config):
-    hardware = runtime.detect(tiny_config.train)
+    hardware = detect_hardware(tiny_config.train)
     drawn = []
     for seed in (7, 7, 8):
-        runtime.apply(hardware, seed)
+        set_up_process(hardware, seed)
         drawn.append(draw())
     assert drawn[0] == drawn[1]
     assert all(a != b for a, b in zip(drawn[0], drawn[2], strict=True))
@@ -199,12 +204,12 @@ def test_random_state_survives_safetensors(tmp_path):
         if odd:
             random.gauss(0, 1)
             numpy.random.randn()
-        save_file(runtime.rng_state(), tmp_path / "rng.safetensors")
+        save_file(rng_state(), tmp_path / "rng.safetensors")
         expected = [draw(), draw()]
         random.seed(0)
         numpy.random.seed(0)
         torch.manual_seed(0)
-        runtime.restore_rng(load_file(tmp_path / "rng.safetensors"))
+        restore_rng(load_file(tmp_path / "rng.safetensors"))
         assert [draw(), draw()] == expected
 
 
@@ -259,12 +264,10 @@ def test_the_projects_own_stages_are_named_as_dvc_names_them(project_root):
 
 
 def test_the_fingerprint_follows_params_deps_and_hardware_and_nothing_else(project, tiny_config):
-    hardware = runtime.detect(tiny_config.train)
+    hardware = detect_hardware(tiny_config.train)
 
-    def named(overrides: dict | None = None, hardware: runtime.Hardware = hardware) -> str:
-        return runtime.stage_fingerprint(
-            "pretrain", config.load_config(overrides=overrides), hardware
-        )
+    def named(overrides: dict | None = None, hardware: Hardware = hardware) -> str:
+        return stage_fingerprint("pretrain", config.load_config(overrides=overrides), hardware)
 
     first = named()
     same = {
@@ -291,7 +294,7 @@ def test_a_param_that_does_not_exist_is_named(project, tiny_config):
 
 
 def test_provenance_outside_a_repository(project):
-    found = runtime.provenance()
+    found = collect_provenance()
     assert found["git"] == {"commit": None, "branch": None, "dirty": None, "diff": None}
     assert found["versions"]["torch"] == torch.__version__ and found["requirements_lock"] is None
 
@@ -304,7 +307,7 @@ def test_dirty_means_sources_not_outputs(project):
     git("init", "-q", "-b", "trunk")
     (project / "metrics").mkdir()
     (project / "metrics/pretrain.json").write_text("{}")
-    assert runtime.git_state() | {"diff": None} == {
+    assert git_state() | {"diff": None} == {
         "commit": None,
         "branch": "trunk",
         "dirty": True,
@@ -313,14 +316,14 @@ def test_dirty_means_sources_not_outputs(project):
     git("add", ".")
     git("commit", "-qm", "first")
     clean = {"commit": git("rev-parse", "HEAD"), "branch": "trunk", "dirty": False, "diff": None}
-    assert runtime.git_state() == clean
+    assert git_state() == clean
     (project / "metrics/pretrain.json").write_text('{"val_bpb": 1}')
     (project / "dvc.lock").write_text("x")
-    assert runtime.git_state() == clean
+    assert git_state() == clean
     digests = set()
     for text in ("a", "b"):
         (project / "code/loop.py").write_text(text)
-        state = runtime.git_state()
+        state = git_state()
         assert state["dirty"]
         digests.add(state["diff"])
     assert len(digests) == 2
@@ -336,16 +339,16 @@ def test_a_second_holder_is_refused_and_told_who_the_first_is_until_it_is_killed
     )
     holder = run_python(code, str(tmp_path))
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-    assert (session.lock_holder(tmp_path) or {})["pid"] == holder.pid
+    assert (lock_holder(tmp_path) or {})["pid"] == holder.pid
     with (
         pytest.raises(UserError, match=f"in use by process {holder.pid} on "),
-        session.StateLock(tmp_path, 0.1),
+        StateLock(tmp_path, 0.1),
     ):
         pass
     os.kill(holder.pid, signal.SIGKILL)
-    with session.StateLock(tmp_path):
-        assert (session.lock_holder(tmp_path) or {})["pid"] == os.getpid()
-    assert session.lock_holder(tmp_path) is None
+    with StateLock(tmp_path):
+        assert (lock_holder(tmp_path) or {})["pid"] == os.getpid()
+    assert lock_holder(tmp_path) is None
     holder.wait()
 
 
@@ -353,19 +356,19 @@ def test_a_disk_without_file_locks_is_the_machines_fault(tmp_path, monkeypatch):
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(session.fcntl, "flock", refuse)
-    with pytest.raises(MachineError, match="has no file locks"), session.StateLock(tmp_path):
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(MachineError, match="has no file locks"), StateLock(tmp_path):
         pass
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"pid": 3}'])
 def test_a_lock_that_does_not_say_who_holds_it_refuses_all_the_same(tmp_path, text):
-    with session.StateLock(tmp_path):
+    with StateLock(tmp_path):
         (tmp_path / "lock").write_text(text)
-        assert session.lock_holder(tmp_path) == {}
+        assert lock_holder(tmp_path) == {}
         with (
             pytest.raises(UserError, match="in use by another process"),
-            session.StateLock(tmp_path, 0.0),
+            StateLock(tmp_path, 0.0),
         ):
             pass
 
@@ -373,7 +376,7 @@ def test_a_lock_that_does_not_say_who_holds_it_refuses_all_the_same(tmp_path, te
 def test_a_file_in_the_place_of_the_state_folder_is_told(project):
     (project / ".paribus").write_text("mine")
     with pytest.raises(UserError, match=r"\.paribus: is a file"):
-        runtime.state_root()
+        state_root()
 
 
 # ---------------------------------------------------------------- what killed processes leave
@@ -387,12 +390,12 @@ def test_what_dead_processes_were_writing_goes_and_what_living_ones_write_stays(
     for folder in (tmp_path, inner):
         for name in (f".run.json.{dead.pid}", f".run.json.{os.getpid()}", ".gitignore", "a.1"):
             (folder / name).write_text("x")
-    session.remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path)
     assert not (tmp_path / f".run.json.{dead.pid}").exists()
     assert len(list(tmp_path.iterdir())) == 4 and len(list(inner.iterdir())) == 4
-    session.remove_leftovers(tmp_path, recursive=True)
+    remove_leftovers(tmp_path, recursive=True)
     assert len(list(inner.iterdir())) == 3
-    session.remove_leftovers(tmp_path / "absent")
+    remove_leftovers(tmp_path / "absent")
 
 
 # ---------------------------------------------------------------- being asked to stop
@@ -428,25 +431,25 @@ def test_signals_ask_for_a_stop_even_where_the_shell_had_them_ignored(tmp_path, 
     )
     wait_for(tmp_path / "pid")
     stage.send_signal(number)
-    assert stage.wait(10) == session.EXIT_PAUSED
+    assert stage.wait(10) == EXIT_PAUSED
     assert (tmp_path / "reason").read_text() == number.name
 
 
 def test_a_pause_is_honoured_once(tmp_path):
-    with session.Interrupt(tmp_path) as interrupt:
+    with Interrupt(tmp_path) as interrupt:
         assert not interrupt.requested()
         (tmp_path / "pause").touch()
         interrupt._next_look = 0
         assert (
             interrupt.requested() and interrupt.requested() and interrupt.reason == "paribus pause"
         )
-    with session.Interrupt(tmp_path) as interrupt:
+    with Interrupt(tmp_path) as interrupt:
         assert not interrupt.requested()
 
 
 def test_a_session_ends_and_handlers_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
-    with session.Interrupt(session_minutes=0.05 / 60) as interrupt:
+    with Interrupt(session_minutes=0.05 / 60) as interrupt:
         assert not interrupt.requested() and signal.getsignal(signal.SIGTERM) != before
         time.sleep(0.06)
         assert interrupt.requested() and "session" in str(interrupt.reason)
@@ -494,7 +497,7 @@ def test_a_direct_child_notices_too(tmp_path):
 
 def test_without_dvc_the_death_of_the_parent_means_nothing(monkeypatch):
     monkeypatch.delenv("DVC_STAGE", raising=False)
-    with session.Interrupt() as interrupt:
+    with Interrupt() as interrupt:
         assert not interrupt.requested()
 
 
@@ -525,37 +528,37 @@ def test_auto_does_not_fall_back_to_the_cpu_beside_a_driver_that_is_too_old(
     with pytest.raises(
         UserError, match=r"NVIDIA driver \(535\.104\.05\).*CUDA 13\.0.*driver 580 or newer.*cpu"
     ):
-        runtime.detect(train)
-    assert runtime.detect(dataclasses.replace(train, device="cpu")).device == "cpu"
+        detect_hardware(train)
+    assert detect_hardware(dataclasses.replace(train, device="cpu")).device == "cpu"
 
 
 def test_auto_names_a_torch_without_cuda_beside_a_driver(tiny_config, driver, monkeypatch):
     driver("NVIDIA-SMI has failed: Driver/library version mismatch", status=18)
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(UserError, match="version mismatch.*this build of torch has no CUDA"):
-        runtime.detect(dataclasses.replace(tiny_config.train, device="auto"))
+        detect_hardware(dataclasses.replace(tiny_config.train, device="auto"))
 
 
 def test_a_driver_without_a_card_and_hidden_cards_leave_the_cpu(tiny_config, driver, monkeypatch):
     auto = dataclasses.replace(tiny_config.train, device="auto")
     driver("No devices were found", status=6)
-    assert runtime.detect(auto).device == "cpu"
+    assert detect_hardware(auto).device == "cpu"
     driver("580.65.06")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert runtime.detect(auto).device == "cpu"
+    assert detect_hardware(auto).device == "cpu"
 
 
 def test_fp32_on_cuda_is_not_tf32(tiny_config):
     """What keeps answers apart from the batch size is measured in fp32; TF32 rounds a thousand times coarser."""
-    hardware = runtime.detect(tiny_config.train)
+    hardware = detect_hardware(tiny_config.train)
     before = torch.get_float32_matmul_precision()
     try:
         for dtype, precision in (("float32", "highest"), ("bfloat16", "high")):
-            runtime.apply(dataclasses.replace(hardware, device="cuda", dtype=dtype), 0)
+            set_up_process(dataclasses.replace(hardware, device="cuda", dtype=dtype), 0)
             assert torch.get_float32_matmul_precision() == precision
     finally:
         torch.set_float32_matmul_precision(before)
-        runtime.apply(hardware, 0)
+        set_up_process(hardware, 0)
 
 
 class Cards:
@@ -582,7 +585,7 @@ class Cards:
 
 def test_watching_the_machine_takes_no_memory_on_other_cards(monkeypatch):
     cards = Cards(monkeypatch, None)
-    use = runtime.MachineUse().sample()
+    use = MachineUse().sample()
     assert cards.touched == {1}
     assert use["gpu_1_memory_usage_megabytes"] == 14_000
     assert use["gpu_1_utilization_percentage"] == 87
@@ -591,7 +594,7 @@ def test_watching_the_machine_takes_no_memory_on_other_cards(monkeypatch):
 @pytest.mark.parametrize("error", [RuntimeError("NVML"), OSError("MIG"), ImportError("pynvml")])
 def test_a_card_that_does_not_tell_its_load_leaves_that_figure_out(monkeypatch, error):
     Cards(monkeypatch, error)
-    use = runtime.MachineUse().sample()
+    use = MachineUse().sample()
     assert "gpu_1_memory_usage_megabytes" in use
     assert "gpu_1_utilization_percentage" not in use
 
@@ -604,10 +607,10 @@ def test_each_process_asks_for_the_name_of_its_own_card(tiny_config, monkeypatch
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: asked.append(index) or "card")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: asked.append(i) or (8, 6))
     train = dataclasses.replace(tiny_config.train, device="auto", dtype="auto")
-    assert runtime.detect(train).dtype == "bfloat16"
+    assert detect_hardware(train).dtype == "bfloat16"
     assert asked == [1, 1]
 
 
 def test_new_tensors_are_not_filled_first(tiny_config):
-    runtime.apply(runtime.detect(tiny_config.train), 0)
+    set_up_process(detect_hardware(tiny_config.train), 0)
     assert not torch.utils.deterministic.fill_uninitialized_memory

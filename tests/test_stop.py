@@ -27,8 +27,8 @@ from paribus.evaluate.core import evaluate_core
 from paribus.evaluate.gsm8k import evaluate_gsm8k
 from paribus.evaluate.harness import Responder
 from paribus.evaluate.kept import Kept, Stopped
+from paribus.machine.interrupt import EXIT_PAUSED
 from paribus.model.gpt import save_checkpoint
-from paribus.session import EXIT_PAUSED
 
 
 def after(calls: int) -> Callable[[], bool]:

@@ -378,7 +378,7 @@ def test_parameters_and_code_of_two_times_are_never_in_one_verdict(
     shared: LightProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second set of parameters came to one seed only; then the code changed."""
-    from paribus.study.ablation import usable
+    from paribus.cli.ablation import usable
     from paribus.study.experiment import read_experiment
     from paribus.study.settled import study_of
 

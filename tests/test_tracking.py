@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 from project import senders
 
-from paribus import config, runtime, tracking
+from paribus import config, tracking
 from paribus.journal import Journal, locked, read_rows
-from paribus.session import EXIT_PAUSED
+from paribus.machine.interrupt import EXIT_PAUSED
+from paribus.places import state_root
 from paribus.tracking import RunLog
 from paribus.tracking.address import public_uri, redacted, with_secrets
 
@@ -107,7 +108,7 @@ def client(project):
 
 
 def begin(settings, name="pretrain", resume_step=None, **options):
-    folder = runtime.state_root() / "runs" / f"{os.environ['DVC_EXP_NAME']}-{name}"
+    folder = state_root() / "runs" / f"{os.environ['DVC_EXP_NAME']}-{name}"
     options = {"params": {}, "fingerprint": "f" * 20} | options
     return RunLog.open(name, folder=folder, config=settings, resume_step=resume_step, **options)
 
@@ -291,7 +292,7 @@ def test_every_run_of_a_store_is_found_however_many_a_page_holds(settings, clien
     from paribus.tracking import lookup, store
 
     monkeypatch.setattr(store, "PAGE", 3)
-    connected = store.connect(store.tracking_uri(), "paged", runtime.state_root())
+    connected = store.connect(store.tracking_uri(), "paged", state_root())
     for number in range(8):
         run = client.create_run(connected.experiment, run_name=f"run-{number}")
         client.log_metric(run.info.run_id, "predicted/memory_bytes", 2.0)
@@ -338,7 +339,7 @@ def test_a_paused_run_goes_on_without_a_step_twice_or_missing(settings, client):
 
 def test_a_run_that_was_killed_goes_on(project, tiny_config, client):
     """kill -9 of a real process of which MLflow has some steps; then the same steps come again."""
-    folder = runtime.state_root() / "runs" / "killed"
+    folder = state_root() / "runs" / "killed"
     with RunLog.open(
         "killed", folder=folder, config=tiny_config, params={}, fingerprint="k", resume_step=12
     ) as run:
@@ -474,7 +475,7 @@ def test_what_a_server_misses_is_sent_later(project, settings, client, monkeypat
             lambda: [one.info.status for one in children(client, "missed")] == ["FINISHED"] * 2
         )
         assert [steps(client, one) for one in children(client, "missed")] == [[1, 2, 3, 4, 5]] * 2
-        eventually(lambda: not list((runtime.state_root() / "unsent").iterdir()))
+        eventually(lambda: not list((state_root() / "unsent").iterdir()))
         eventually(lambda: latest(client) == 1)
         server.stop()  # and down midway
         run.log(2, {"train/loss": 2})
@@ -499,7 +500,7 @@ DAMAGE = ["", "{", "[]", '{"id": "x"}', '{"id": ["x"], "status": {}}', "\0" * 10
 
 @pytest.mark.parametrize("text", DAMAGE, ids=range(len(DAMAGE)))
 def test_a_damaged_run_is_named_and_every_other_run_arrives(settings, client, capfd, text):
-    other = runtime.state_root() / "runs" / f"damaged-{abs(hash(text))}"
+    other = state_root() / "runs" / f"damaged-{abs(hash(text))}"
     other.mkdir()
     (other / "run.json").write_text(text)
     began = time.monotonic()
@@ -508,7 +509,7 @@ def test_a_damaged_run_is_named_and_every_other_run_arrives(settings, client, ca
     assert time.monotonic() - began < 30
     assert child(client).info.status == "FINISHED" and steps(client, child(client)) == [1]
     assert (other / "run.json.damaged").read_text() == text
-    log = (runtime.state_root() / "sender.log").read_text()
+    log = (state_root() / "sender.log").read_text()
     assert f"{other}/run.json: damaged" in capfd.readouterr().err + log
 
 
@@ -530,7 +531,7 @@ def test_a_damaged_run_json_of_ones_own_costs_nothing_that_was_logged(settings, 
 def test_a_damaged_note_stops_no_later_stage(settings, client, place, text):
     with begin(settings, "first") as run:
         run.log(1, {"train/loss": 1})
-    root = runtime.state_root()
+    root = state_root()
     execution = json.loads((run.folder / "run.json").read_text())["execution"]
     path = {
         "mlflow.json": run.folder / "mlflow.json",
@@ -572,7 +573,7 @@ def test_a_run_that_mlflow_refuses_is_told_alone(settings, client, caplog, name)
     with begin(settings) as run:
         run.log(1, {"train/loss": 1})
     assert caplog.messages == [] and child(client).info.status == "FINISHED"
-    shutil.rmtree(runtime.state_root() / "runs" / f"{os.environ['DVC_EXP_NAME']}-refused")
+    shutil.rmtree(state_root() / "runs" / f"{os.environ['DVC_EXP_NAME']}-refused")
 
 
 # ---------------------------------------------------------------- passwords

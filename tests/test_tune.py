@@ -85,7 +85,7 @@ def inside(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ids=str,
 )
 def test_a_wrong_study_is_told(inside: Path, changes: dict[str, Any], said: str) -> None:
-    from paribus.study.space import read_study
+    from paribus.tune.space import read_study
 
     write(inside, "wrong", **changes)
     with pytest.raises(UserError) as caught:
@@ -121,7 +121,7 @@ def test_all_problems_of_a_study_are_told_at_once_with_exit_status_2(inside: Pat
 def test_a_budget_too_small_and_a_storage_that_is_down_are_told(
     inside: Path, memory: str, url: str | None, said: str
 ) -> None:
-    from paribus.study import tune
+    from paribus.tune import search as tune
 
     write(inside, "small", memory=memory)
     with pytest.raises(UserError) as caught:
@@ -131,7 +131,7 @@ def test_a_budget_too_small_and_a_storage_that_is_down_are_told(
 
 def test_a_switch_that_saves_memory_counts_for_the_smallest_model(inside: Path) -> None:
     from paribus.plan.memory import stage_memory
-    from paribus.study.space import least_memory, read_study
+    from paribus.tune.space import least_memory, read_study
 
     def memory(config: Any) -> int:
         return stage_memory(config, "pretrain", device="cpu", dtype="float32").total
@@ -222,8 +222,8 @@ def test_whatever_a_file_holds_is_explained_or_can_be_run(
     """A thousand bad files in all: each is refused with words, or every distribution of its space can be sampled."""
     import optuna
 
-    from paribus.study.space import parse_study
-    from paribus.study.tune_space import distribution
+    from paribus.tune.distributions import distribution
+    from paribus.tune.space import parse_study
 
     for value in VALUES:
         raw = changed(STUDY, place, value)
@@ -244,7 +244,7 @@ def test_a_number_that_is_no_whole_one_is_drawn_between_whole_ends(inside: Path)
     """A decay from 0 to 1 is not one of two values."""
     import optuna
 
-    from paribus.study.tune_space import distribution
+    from paribus.tune.distributions import distribution
 
     decay = distribution("optimizer.weight_decay", {"low": 0, "high": 1})
     assert decay == optuna.distributions.FloatDistribution(0.0, 1.0)
@@ -255,7 +255,7 @@ def test_a_number_that_is_no_whole_one_is_drawn_between_whole_ends(inside: Path)
 def test_every_key_a_study_may_vary_is_read_by_a_trial(inside: Path) -> None:
     """The keys a trial's process is built from, and no others."""
     from paribus.config import flatten, load_config
-    from paribus.study.space import OWN, read_by_trials
+    from paribus.tune.space import OWN, read_by_trials
 
     read = {key for key in flatten(load_config()) if read_by_trials(key)} - set(OWN)
     sections = {key.split(".")[0] for key in read}
@@ -268,8 +268,8 @@ def test_every_key_a_study_may_vary_is_read_by_a_trial(inside: Path) -> None:
 
 
 def test_a_trial_packs_its_rows_as_it_is_told(inside: Path, tmp_path: Path) -> None:
-    from paribus.study.launch import job_of, watch
-    from paribus.study.space import parse_study
+    from paribus.tune.launch import job_of, watch
+    from paribus.tune.space import parse_study
 
     values = {}
     for kind in ("concatenate", "best_fit"):
@@ -280,8 +280,8 @@ def test_a_trial_packs_its_rows_as_it_is_told(inside: Path, tmp_path: Path) -> N
 
 
 def test_a_trial_over_the_cap_is_caught_and_says_how_far_it_came(inside: Path) -> None:
-    from paribus.study.launch import job_of, watch
-    from paribus.study.space import read_study
+    from paribus.tune.launch import job_of, watch
+    from paribus.tune.space import read_study
 
     write(inside, "capped")
     config = read_study("capped").config(
@@ -294,12 +294,12 @@ def test_a_trial_over_the_cap_is_caught_and_says_how_far_it_came(inside: Path) -
 def test_a_trial_that_diverges_is_a_result_and_not_a_crash(
     inside: Path, project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from paribus.study.launch import job_of, watch
-    from paribus.study.space import read_study
+    from paribus.tune.launch import job_of, watch
+    from paribus.tune.space import read_study
 
     wild = tmp_path / "src"  # no accepted value diverges at this size, so the code does
     shutil.copytree(project_root / "src", wild, ignore=shutil.ignore_patterns("__pycache__"))
-    trial = wild / "paribus/study/trial.py"
+    trial = wild / "paribus/tune/trial.py"
     honest = "return schedule.lr_scale * lr_factor("
     assert honest in trial.read_text()
     trial.write_text(trial.read_text().replace(honest, "return float('nan') + lr_factor("))
@@ -311,8 +311,8 @@ def test_a_trial_that_diverges_is_a_result_and_not_a_crash(
 
 
 def test_what_was_left_by_another_study_of_that_name_is_not_taken(inside: Path) -> None:
-    from paribus.study.launch import _make_ready, finished, job_of
-    from paribus.study.space import read_study
+    from paribus.tune.launch import _make_ready, finished, job_of
+    from paribus.tune.space import read_study
 
     write(inside, "named")
     config, folder = read_study("named").config(), inside / "named"
@@ -338,8 +338,8 @@ def test_a_budget_becomes_steps_or_seconds(
     inside: Path, budget: dict[str, float], steps: int | None, seconds: float | None
 ) -> None:
     from paribus.model.accounting import step_flops
-    from paribus.study.launch import job_of
-    from paribus.study.space import read_study
+    from paribus.tune.launch import job_of
+    from paribus.tune.space import read_study
 
     write(inside, "budget")
     config = read_study("budget").config()
@@ -354,14 +354,14 @@ def test_a_budget_becomes_steps_or_seconds(
 
 
 def opened(study: Any, url: str) -> Any:
-    from paribus.study import tune
+    from paribus.tune import search as tune
 
     return tune.open_study(study, url)[0]
 
 
 def worker_of(study: Any, optuna_study: Any) -> Any:
     from paribus.plan.probe import here
-    from paribus.study.tune import Worker
+    from paribus.tune.search import Worker
 
     return Worker(study, optuna_study, *here(study.config()))
 
@@ -379,7 +379,7 @@ def test_a_bad_trial_is_pruned_and_a_good_one_is_not(inside: Path) -> None:
     """The curves of five earlier trials are those of a good one; a trial that cannot learn falls behind them."""
     import optuna
 
-    from paribus.study.space import read_study
+    from paribus.tune.space import read_study
 
     write(
         inside,
@@ -423,8 +423,8 @@ def test_a_bad_trial_is_pruned_and_a_good_one_is_not(inside: Path) -> None:
 
 
 def test_a_study_begins_with_the_default_and_the_best_of_earlier_ones(inside: Path) -> None:
-    from paribus.study import tune
-    from paribus.study.space import read_study
+    from paribus.tune import search as tune
+    from paribus.tune.space import read_study
 
     url = f"sqlite:///{inside}/warm.db"
     write(inside, "earlier")
@@ -455,8 +455,8 @@ def test_trials_of_the_dead_are_put_back_once(
     """One whose worker died before its first beat; one whose finder died before putting it back."""
     import optuna
 
-    from paribus.study import tune
-    from paribus.study.space import read_study
+    from paribus.tune import search as tune
+    from paribus.tune.space import read_study
 
     monkeypatch.setattr(tune, "HEARTBEAT", 1)
     monkeypatch.setattr(tune, "GRACE", 1)
@@ -483,8 +483,8 @@ def test_trials_of_the_dead_are_put_back_once(
 
 
 def test_of_workers_that_ask_at_once_no_more_go_on_than_the_study_has_trials(inside: Path) -> None:
-    from paribus.study.space import read_study
-    from paribus.study.tune import RETRY, Dropped
+    from paribus.tune.search import RETRY, Dropped
+    from paribus.tune.space import read_study
 
     write(inside, "crowd", trials=2)
     study = read_study("crowd")
@@ -503,8 +503,8 @@ def test_of_workers_that_ask_at_once_no_more_go_on_than_the_study_has_trials(ins
 
 def test_a_point_that_was_trained_is_not_trained_again(inside: Path) -> None:
     """A space of four points: each is trained once, and the study ends with them."""
-    from paribus.study.outcome import counted, summary
-    from paribus.study.space import read_study
+    from paribus.tune.outcome import counted, summary
+    from paribus.tune.space import read_study
 
     write(
         inside,
@@ -532,8 +532,8 @@ def test_a_point_that_was_trained_is_not_trained_again(inside: Path) -> None:
 def test_choices_that_changed_since_a_study_began_are_explained(
     inside: Path, then: dict[str, Any], said: str
 ) -> None:
-    from paribus.study import tune
-    from paribus.study.space import read_study
+    from paribus.tune import search as tune
+    from paribus.tune.space import read_study
 
     url = f"sqlite:///{inside}/choices-{len(said)}.db"
     write(inside, "choices", space={"model.mlp": {"choices": ["swiglu", "relu2"]}})
@@ -548,8 +548,8 @@ def test_choices_that_changed_since_a_study_began_are_explained(
 
 
 def test_a_range_may_be_moved(inside: Path) -> None:
-    from paribus.study import tune
-    from paribus.study.space import read_study
+    from paribus.tune import search as tune
+    from paribus.tune.space import read_study
 
     url = f"sqlite:///{inside}/moved.db"
     write(inside, "moved", space={"model.depth": {"low": 1, "high": 2}})
@@ -565,7 +565,7 @@ def test_a_range_may_be_moved(inside: Path) -> None:
 
 
 def retested(values: dict[str, dict[str, float]], lost: dict[str, dict[str, str]]) -> Any:
-    from paribus.study.outcome import retests
+    from paribus.tune.outcome import retests
 
     params = {arm: {"model.depth": 2} for arm in values}
     return retests({"claimed": {}, "values": values, "lost": lost, "params": params})
@@ -582,7 +582,7 @@ def test_re_tests_are_paired_by_seed_where_one_is_lost() -> None:
 
 def test_the_winner_is_the_best_over_the_seeds_it_shares_with_the_default() -> None:
     """An arm whose easy seed alone is left has the least mean, and is worse than the default there."""
-    from paribus.study.outcome import winner
+    from paribus.tune.outcome import winner
 
     default = {"1007": 2.0, "1008": 3.0}
     values = {"trial 1": {"1007": 1.9, "1008": 2.9}, "trial 2": {"1007": 2.1}, "default": default}
@@ -593,7 +593,7 @@ def test_the_winner_is_the_best_over_the_seeds_it_shares_with_the_default() -> N
 
 
 def test_a_lost_re_test_is_named(inside: Path) -> None:
-    from paribus.study import outcome
+    from paribus.tune import outcome
 
     values = {"trial 1": {"1007": 1.9}, "default": {"1007": 2.0, "1008": 3.0}}
     found = retested(values, {"trial 1": {"1008": "a loss that is not finite"}})
@@ -615,7 +615,7 @@ def test_the_batch_that_is_found_is_within_5_percent_of_the_best(
     overhead: float, crowding: float
 ) -> None:
     """Of a step whose passes each cost something, and whose rows cost more the more of them go together."""
-    from paribus.study.batch import candidates
+    from paribus.tune.batch import candidates
 
     def seconds(rows: int, step: int) -> float:
         sizes = [rows] * (step // rows) + ([step % rows] if step % rows else [])
@@ -630,7 +630,7 @@ def test_the_batch_that_is_found_is_within_5_percent_of_the_best(
 
 def test_slow_minutes_do_not_choose_the_batch() -> None:
     """Sizes that take turns are compared within a turn: an hour of other work passes over all of them."""
-    from paribus.study.batch import step_seconds
+    from paribus.tune.batch import step_seconds
 
     true, slowed = {4: 1.0, 8: 0.9, 16: 1.05}, [1.0, 1.6, 1.3, 1.0, 2.0]
     times = {rows: [seconds * factor for factor in slowed] for rows, seconds in true.items()}
@@ -644,7 +644,7 @@ def test_the_fastest_batch_is_measured_and_named(
     inside: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from paribus.config import merge, read_yaml
-    from paribus.study.batch import batch
+    from paribus.tune.batch import batch
 
     before = (inside / "params.yaml").read_text()
     (inside / "params.yaml").write_text(
@@ -700,7 +700,7 @@ def test_a_killed_study_goes_on_with_its_trial_from_its_state(killed: dict[str, 
     import optuna
 
     from paribus.journal import read_json
-    from paribus.study.launch import watch
+    from paribus.tune.launch import watch
 
     root, done = killed["root"], killed["done"]
     assert done.returncode == 0, done.stderr
@@ -802,10 +802,10 @@ def test_trials_are_child_runs_with_study_and_number_and_predictions(
     killed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(killed["root"])
-    from paribus import runtime
+    from paribus.places import state_root
     from paribus.tracking.store import connect, tracking_uri
 
-    store = connect(tracking_uri(), "paribus", runtime.state_root())
+    store = connect(tracking_uri(), "paribus", state_root())
     runs = store.client.search_runs([store.experiment], "tags.study = 'killed'")
     numbers = [run.data.tags["trial"] for run in runs if "trial" in run.data.tags]
     assert len(numbers) == len(set(numbers)) == 4
@@ -836,7 +836,7 @@ def test_predictions_are_graded_against_what_runs_took(killed: dict[str, Any]) -
 
 
 def test_intervals_are_student_s() -> None:
-    from paribus.study.outcome import interval
+    from paribus.tune.outcome import interval
 
     mean, low, high = interval([1.0, 2.0, 3.0])  # t of 0.975 with two degrees of freedom: 4.303
     assert (mean, low, high) == pytest.approx(

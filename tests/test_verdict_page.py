@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from conftest import TINY
 
-from paribus.study import verdict_page
+from paribus.pages import verdict as verdict_page
+from paribus.pages.markdown import cell, fenced, line, paragraph
+from paribus.pages.noise import markdown as noise_markdown
 from paribus.study.experiment import parse_experiment
 from paribus.study.items import ItemEffect
-from paribus.study.markdown import cell, fenced, line, paragraph
-from paribus.study.noise_page import markdown as noise_markdown
 from paribus.study.statistics import Effect, effects, noise_table
 from paribus.study.verdict import ArmVerdict, verdicts
 

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from project import Project
 
+from paribus.audit import band, record, verify
 from paribus.errors import UserError
-from paribus.study import band, record, verify
 
 pytestmark = pytest.mark.long
 

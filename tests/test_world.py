@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 import yaml
 
-from paribus.data.world import generate, prose
-from paribus.data.world.core import TASKS, task_rows
-from paribus.data.world.documents import MIXTURE, document
-from paribus.data.world.facts import build_world
-from paribus.data.world.problems import SPLITS, any_problem, canonical, problems, split_of
-from paribus.data.world.rng import stream
-from paribus.data.world.text import DOMAINS, GOODS, PEOPLE, TOWNS, plural
 from paribus.errors import UserError
+from paribus.world import generate, prose
+from paribus.world.core import TASKS, task_rows
+from paribus.world.documents import MIXTURE, document
+from paribus.world.facts import build_world
+from paribus.world.problems import SPLITS, any_problem, canonical, problems, split_of
+from paribus.world.rng import stream
+from paribus.world.text import DOMAINS, GOODS, PEOPLE, TOWNS, plural
 
 SMALL = dict(
     megabytes=0.3,
@@ -86,7 +86,7 @@ def test_golden_bytes(world_dir: Path) -> None:
 def test_bytes_do_not_depend_on_the_hash_seed(
     world_dir: Path, tmp_path: Path, hash_seed: str
 ) -> None:
-    code = f"import pathlib; from paribus.data.world import generate; generate(pathlib.Path('out'), seed=1, **{SMALL})"
+    code = f"import pathlib; from paribus.world import generate; generate(pathlib.Path('out'), seed=1, **{SMALL})"
     source = str(Path(__file__).parents[1] / "src")
     env = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": source}
     subprocess.run([sys.executable, "-c", code], check=True, env=env, cwd=tmp_path)
@@ -115,7 +115,7 @@ def test_seeds_give_different_worlds() -> None:
 
 
 def test_size_and_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paribus.data.world.SHARD_BYTES", 100_000)
+    monkeypatch.setattr("paribus.world.SHARD_BYTES", 100_000)
     counts = generate(tmp_path, seed=1, **SMALL)
     shards = sorted((tmp_path / "documents").iterdir())
     texts = [row["text"] for shard in shards for row in rows(shard)]

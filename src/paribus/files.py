@@ -10,6 +10,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from paribus.errors import UserError
+from paribus.errors import UserError, naming
 
 NUMBER = (int, float)
 _DAMAGED_ERRNOS = (errno.EISDIR, errno.EIO, errno.ELOOP, errno.EUCLEAN)
@@ -287,3 +288,42 @@ def set_lines_aside(path: Path, problems: list[str]) -> None:
 def _summary(problems: list[str]) -> str:
     more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
     return f"damaged ({problems[0]}{more})"
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a small file so that a reader, or the next start after a crash, sees the old or the new one whole.
+
+    Raises MachineError, and leaves the old file, where the disk is full or refuses otherwise.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with naming(path), aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)")  # .NAME.PID: written aside, to be renamed to NAME
+
+
+def remove_leftovers(folder: Path, recursive: bool = False) -> None:
+    """Remove the files in `folder` that a process was writing aside when it was killed; those of living ones stay."""
+    paths = folder.rglob(".*") if recursive else folder.glob(".*")
+    for path in list(paths):
+        named = _TEMPORARY.fullmatch(path.name)
+        if named and path.is_file() and not _alive(int(named[1])):
+            path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

@@ -13,8 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from paribus.errors import MachineError
-from paribus.files import NUMBER, Shape, read_json, read_lines, read_rows, set_lines_aside
-from paribus.runtime import write_atomic
+from paribus.files import (
+    NUMBER,
+    Shape,
+    read_json,
+    read_lines,
+    read_rows,
+    set_lines_aside,
+    write_atomic,
+)
 
 __all__ = [
     "ROW",

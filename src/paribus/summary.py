@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paribus.errors import UserError
-from paribus.runtime import write_atomic
+from paribus.files import write_atomic
 
 if TYPE_CHECKING:
     from paribus.train.loop import Position

@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend
 
-from paribus import runtime
 from paribus.config import Config
+from paribus.machine.hardware import detect_hardware
+from paribus.machine.process import MachineUse, set_up_process
 from paribus.model import attention, kernels
 from paribus.model.gpt import GPT
 from paribus.train.optim import MuonAdamW
@@ -40,7 +41,7 @@ FUSED = {
 def deterministic(tiny_config: Config) -> Iterator[None]:
     """As a stage sets a process up for CUDA."""
     train = dataclasses.replace(tiny_config.train, device="cuda", dtype="bfloat16")
-    runtime.apply(runtime.detect(train), 0)
+    set_up_process(detect_hardware(train), 0)
     torch._dynamo.reset()
     kernels.flex_of.cache_clear()
     yield
@@ -154,8 +155,8 @@ def test_rl_does_not_compile_for_each_length(tiny_config: Config, pattern: str) 
 
 def test_watching_and_detecting_take_memory_on_no_other_card(tiny_config: Config) -> None:
     torch.zeros(1, device="cuda")
-    runtime.MachineUse().sample()
-    runtime.detect(dataclasses.replace(tiny_config.train, device="cuda"))
+    MachineUse().sample()
+    detect_hardware(dataclasses.replace(tiny_config.train, device="cuda"))
     touched = ctypes.CDLL(None).null_contexts
     touched.restype = ctypes.c_uint64
     assert torch.cuda.device_count() == 2

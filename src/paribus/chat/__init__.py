@@ -10,9 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from paribus import config, runtime
+from paribus import config
 from paribus.errors import UserError
 from paribus.files import read_json
+from paribus.machine.hardware import detect_hardware
+from paribus.machine.process import set_up_process
+from paribus.places import find_checkpoint
 
 if TYPE_CHECKING:
     from paribus.data.chat import Messages
@@ -115,9 +118,9 @@ class Speaker:
         from paribus.generate import Engine
         from paribus.model.gpt import load_checkpoint
 
-        folder = runtime.find_checkpoint(name)
-        hardware = runtime.detect(settings.train)
-        runtime.apply(hardware, settings.seed)
+        folder = find_checkpoint(name)
+        hardware = detect_hardware(settings.train)
+        set_up_process(hardware, settings.seed)
         words = Tokenizer.load(folder / "tokenizer.json")
         model = load_checkpoint(folder, hardware.device, getattr(torch, hardware.dtype)).eval()
         provenance = read_json(folder / "provenance.json", move=False) or {}  # DVC owns the folder

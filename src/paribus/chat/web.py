@@ -163,7 +163,7 @@ def render(speakers: Mapping[str, Speaker], options: Options, prompts: tuple[str
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent.parent / "templates"),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent.parent / "pages/templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from paribus import config
+from paribus import config, world
 from paribus.data import (
     MOST_PROBLEMS,
     Progress,
@@ -27,7 +27,6 @@ from paribus.data import (
     say,
     sha256_file,
     whole_folder,
-    world,
     write_jsonl,
 )
 from paribus.data.answers import final_answer

@@ -15,7 +15,7 @@ from typing import Any
 
 from paribus.data import say
 from paribus.data.disk import writing
-from paribus.session import Interrupt
+from paribus.machine.interrupt import Interrupt
 
 SYNC_SECONDS = 5.0  # between two requests to the disk: what a power cut may cost
 Row = dict[str, Any]

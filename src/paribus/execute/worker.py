@@ -38,7 +38,7 @@ from paribus.execute.run import ASKED_TO_SAY, Outcome, RunSpec, said
 from paribus.git import GitError
 from paribus.graph import stage_definitions
 from paribus.journal import locked
-from paribus.session import EXIT_PAUSED
+from paribus.machine.interrupt import EXIT_PAUSED
 
 if TYPE_CHECKING:
     from dvc.repo import Repo

@@ -63,9 +63,10 @@ DATA_STAGES = ("corpus", "tokenizer", "tokens")
 # Modules and packages that only watch a run. None of them may return a value that an output depends on.
 OBSERVERS = (
     "paribus.graph",
+    "paribus.machine.interrupt",
+    "paribus.machine.lock",
     "paribus.plan",
     "paribus.progress",
-    "paribus.session",
     "paribus.stages.earlier",
     "paribus.tracking",
 )
@@ -78,7 +79,9 @@ CALLBACKS = {
 }
 
 # Files that are not Python and still decide outputs: module -> paths below the package.
-RESOURCES = {"paribus.report": ("templates/page.css.j2", "templates/report.html.j2")}
+RESOURCES = {
+    "paribus.pages.report": ("pages/templates/page.css.j2", "pages/templates/report.html.j2")
+}
 
 # In this package a module's definitions count one by one.
 SHARED_MODULES = "paribus.stages"

@@ -22,7 +22,7 @@ from paribus.errors import UserError
 from paribus.plan.memory import parse_bytes
 
 if TYPE_CHECKING:
-    from paribus.runtime import Hardware
+    from paribus.machine.hardware import Hardware
 
 SPREAD = 1.5  # all fourteen public runs lie within this factor of the data-sheet estimate: docs/planning.md
 

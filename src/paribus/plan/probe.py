@@ -16,12 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from paribus import runtime
 from paribus.config import Config, fingerprint, flatten, resolve_model, resolve_pretrain
 from paribus.errors import UserError
 from paribus.files import NUMBER, Shape, Values, read_json
 from paribus.journal import write_json
+from paribus.machine.hardware import Hardware, cpu_name, detect_hardware
+from paribus.machine.process import set_up_process
 from paribus.model.accounting import parameters
+from paribus.places import state_root
 from paribus.plan.devices import Device, device_named
 from paribus.plan.estimate import stage_plan, training_step_work
 from paribus.plan.memory import stage_memory
@@ -52,7 +54,7 @@ class Probe:
 
 def here(config: Config) -> tuple[Device, str]:
     """(this machine, type of its products); a GPU that the table lacks raises UserError."""
-    hardware = runtime.detect(config.train)
+    hardware = detect_hardware(config.train)
     if hardware.device == "cuda":
         import torch
 
@@ -61,12 +63,12 @@ def here(config: Config) -> tuple[Device, str]:
             found, memory=torch.cuda.get_device_properties(0).total_memory
         ), hardware.dtype
     if hardware.device == "mps":
-        chip = device_named(runtime.cpu_name(), hardware.dtype, option="this machine's chip")
+        chip = device_named(cpu_name(), hardware.dtype, option="this machine's chip")
         return chip, hardware.dtype
     return _cpu(config, hardware), hardware.dtype
 
 
-def _cpu(config: Config, hardware: runtime.Hardware) -> Device:
+def _cpu(config: Config, hardware: Hardware) -> Device:
     """The processor, as fast as it is for products of the model's own size."""
     import psutil
 
@@ -177,13 +179,13 @@ def _keep(
         )
     )
     known["corrections"][stage] = [*known["corrections"].get(stage, []), found][-KEPT:]
-    write_json(runtime.state_root() / "timings.json", timings)
+    write_json(state_root() / "timings.json", timings)
     return found
 
 
 def _timings() -> dict[str, Any]:
     """timings.json, without what no measurement can have given."""
-    timings = read_json(runtime.state_root() / "timings.json", TIMINGS) or {}
+    timings = read_json(state_root() / "timings.json", TIMINGS) or {}
     sound = {}
     for key, known in timings.items():
         if not (_is_positive(known["flops"]) and _is_positive(known["bandwidth"])):
@@ -215,8 +217,8 @@ def run_probe(config: Config, device: Device, dtype: str, seconds: float = PROBE
     from paribus.train.loop import peak_memory_bytes
     from paribus.train.optim import MuonAdamW
 
-    hardware = runtime.detect(config.train)
-    runtime.apply(hardware, config.seed)
+    hardware = detect_hardware(config.train)
+    set_up_process(hardware, config.seed)
     resolved, vocab = resolve_model(config.model), config.tokenizer.vocab_size
     schedule = resolve_pretrain(
         config.pretrain, parameters(resolved, vocab)["total"], resolved.seq_len

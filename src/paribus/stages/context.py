@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paribus import graph, runtime, tracking
+from paribus import graph, tracking
 from paribus.config import (
     Architecture,
     Config,
@@ -25,7 +25,13 @@ from paribus.config import (
     resolve_model,
 )
 from paribus.config import fingerprint as name_of
-from paribus.session import Interrupt, StateLock, remove_leftovers
+from paribus.files import remove_leftovers
+from paribus.machine.hardware import Hardware, detect_hardware, rank_from_environment
+from paribus.machine.interrupt import Interrupt
+from paribus.machine.lock import StateLock
+from paribus.machine.process import set_up_process
+from paribus.machine.provenance import collect_provenance, dep_digests, fingerprint_parts
+from paribus.places import state_root
 from paribus.stages.launch import LAUNCHER_WATCH
 
 if TYPE_CHECKING:
@@ -47,7 +53,7 @@ class Session:
 
     stage: str
     config: Config
-    hardware: runtime.Hardware
+    hardware: Hardware
     fingerprint: str
     parts: dict[str, Any]  # that the fingerprint is of
     folder: Path
@@ -57,12 +63,12 @@ class Session:
     def provenance(self) -> dict[str, Any]:
         """What the outputs are a function of: no times, no host, so that the same run gives the same bytes."""
         definition = graph.stage_definition(self.stage)
-        machine = runtime.provenance(self.hardware)
+        machine = collect_provenance(self.hardware)
         return {
             "stage": self.stage,
             "fingerprint": self.fingerprint,
             "params": graph.declared_params(definition, self.config),
-            "deps": runtime.dep_digests(definition),
+            "deps": dep_digests(definition),
             "code": graph.stage_code(self.stage, graph.working_sources()),
             "data": graph.data_versions(definition),
             **{
@@ -108,15 +114,15 @@ def session(stage: str) -> Iterator[Session]:
     from paribus.train import parallel
 
     config = load_config()
-    if runtime.rank() == 0:
+    if rank_from_environment() == 0:
         name_changes(stage, config)
-    hardware = runtime.detect(config.train)
-    runtime.apply(hardware, config.seed)
-    parts = runtime.fingerprint_parts(stage, config, hardware)
+    hardware = detect_hardware(config.train)
+    set_up_process(hardware, config.seed)
+    parts = fingerprint_parts(stage, config, hardware)
     fingerprint = name_of(**parts)
-    root = runtime.state_root()
+    root = state_root()
     folder = root / "runs" / f"{stage.replace('@', '-')}-{fingerprint}"
-    first = runtime.rank() == 0
+    first = rank_from_environment() == 0
     lock = StateLock(folder) if first else nullcontext()
     with (
         lock,

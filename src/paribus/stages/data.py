@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from paribus import runtime
 from paribus.config import load_config
 from paribus.data.disk import writing
+from paribus.places import main_checkout
 from paribus.progress import Progress
 from paribus.stages.context import CORPUS, METRICS, TOKENIZER, TOKENS, load_tokenizer, name_changes
 from paribus.summary import write_json
@@ -19,7 +19,7 @@ def corpus() -> None:
     config = load_config()
     name_changes("corpus", config)
     with Progress("corpus") as bar, writing(CORPUS):
-        build_corpus(config.corpus, CORPUS, runtime.main_checkout(), bar.count)
+        build_corpus(config.corpus, CORPUS, main_checkout(), bar.count)
 
 
 def tokenizer() -> None:

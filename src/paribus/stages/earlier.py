@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paribus.config import flatten
-from paribus.runtime import write_atomic
+from paribus.files import write_atomic
 
 PARTS = "made_of.json"  # in a run's folder: what its fingerprint was made of
 SHOWN = 4  # differences on the line

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from paribus import tracking
 from paribus.config import load_config
 from paribus.data.disk import writing
+from paribus.machine.interrupt import EXIT_PAUSED, Interrupt
 from paribus.progress import Progress
-from paribus.session import EXIT_PAUSED, Interrupt
 from paribus.stages.context import (
     CHECKPOINTS,
     CORPUS,
@@ -207,7 +207,7 @@ def compare_stages() -> None:
 def report() -> None:
     """Everything above -> report/report.html, and the same as an MLflow run."""
     from paribus.evaluate.kept import stop_if
-    from paribus.report import build_report, save_figures
+    from paribus.pages.report import build_report, save_figures
 
     with (
         session("report") as run,

@@ -16,9 +16,15 @@ import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from paribus import config, runtime
+from paribus import config
 from paribus.errors import UserError
-from paribus.session import EXIT_PAUSED, LAUNCHER, LauncherWatch, stopping_before_the_start
+from paribus.machine.hardware import available_cores, detect_hardware
+from paribus.machine.interrupt import (
+    EXIT_PAUSED,
+    LAUNCHER,
+    LauncherWatch,
+    stopping_before_the_start,
+)
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
@@ -93,14 +99,14 @@ def check(train: config.Train) -> None:
     """Raises UserError, once and before anything starts, for what every process would or what this machine cannot do."""
     import torch
 
-    hardware = runtime.detect(train)
+    hardware = detect_hardware(train)
     asked = f"train.processes: {train.processes}"
     if hardware.device == "mps":
         raise UserError(f"{asked} is for cpu and cuda; on mps set 1")
     if hardware.device == "cuda":
         most, what = torch.cuda.device_count(), "CUDA devices"
     else:
-        most, what = runtime.available_cores(), "CPU cores that this process may use"
+        most, what = available_cores(), "CPU cores that this process may use"
     if train.processes > most:
         raise UserError(f"{asked}, but there are {most} {what}; set it to 1 to {most}")
 

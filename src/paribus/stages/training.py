@@ -25,8 +25,8 @@ from paribus.config import (
 from paribus.errors import UserError
 from paribus.files import read_value
 from paribus.journal import logged_steps
+from paribus.machine.interrupt import EXIT_PAUSED
 from paribus.progress import Progress
-from paribus.session import EXIT_PAUSED
 from paribus.stages.context import (
     CHECKPOINTS,
     CORPUS,

@@ -1,1 +1,1 @@
-"""Studies: which values to try next (tune), under a memory budget."""
+"""Ablations: arms and seeds, the runs they ask for, and what those say."""

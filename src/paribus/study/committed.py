@@ -10,10 +10,11 @@ from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from paribus import graph, runtime
+from paribus import graph
 from paribus.config import flatten, parse_yaml
 from paribus.errors import UserError
 from paribus.git import GitError, git, git_bytes, try_git
+from paribus.places import main_checkout
 
 
 class CommittedFiles:
@@ -185,7 +186,7 @@ def _prefix() -> str:
 
 def _object(mark: str) -> bytes | None:
     """What the cache has under a hash, if it has just that."""
-    path = _cache(runtime.main_checkout()) / mark[:2] / mark[2:]
+    path = _cache(main_checkout()) / mark[:2] / mark[2:]
     try:
         data = path.read_bytes()
     except OSError:
@@ -209,7 +210,7 @@ def _listing(mark: str) -> dict[str, str]:
 
 def _from_remote(commit: str, path: str, mark: str) -> bytes | None:
     """A file that only a DVC remote has."""
-    root = runtime.main_checkout()
+    root = main_checkout()
     if not graph.has_remote(root):
         return None
     from dvc.api import DVCFileSystem

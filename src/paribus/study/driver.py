@@ -19,7 +19,7 @@ from paribus.execute.repository import supersede
 from paribus.execute.run import Outcome, RunSpec
 from paribus.graph import chain
 from paribus.journal import Journal
-from paribus.session import EXIT_PAUSED
+from paribus.machine.interrupt import EXIT_PAUSED
 from paribus.study.divergence import diverged_seeds
 from paribus.study.events import MAX_FAILURES, GivenUp, folder_of, given_up, repair_journal
 from paribus.study.experiment import Run, chain_key, definitions, settings

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paribus import runtime
 from paribus.files import Items, Optional, Shape, misfit
 from paribus.journal import keep_rows
+from paribus.places import state_root
 from paribus.study.experiment import Run
 
 MAX_FAILURES = 3  # of a run for reasons outside it, before it is given up
@@ -25,7 +25,7 @@ MAX_FAILURES = 3  # of a run for reasons outside it, before it is given up
 
 def folder_of(name: str) -> Path:
     """Where an ablation keeps what can be made again: .paribus/ablations/NAME."""
-    return runtime.state_root() / "ablations" / name
+    return state_root() / "ablations" / name
 
 
 def events_of(name: str) -> list[dict[str, Any]]:

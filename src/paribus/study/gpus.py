@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from paribus import runtime
 from paribus.config import Train
 from paribus.errors import UserError
+from paribus.machine.hardware import detect_hardware
 from paribus.study.experiment import Experiment
 
 
@@ -15,7 +15,7 @@ def cards_of(train: Train) -> int:
     """GPUs that a run takes: one for each of its processes; none on a CPU."""
     if train.device in ("cpu", "mps"):
         return 0
-    return train.processes if runtime.detect(train).device == "cuda" else 0
+    return train.processes if detect_hardware(train).device == "cuda" else 0
 
 
 def deal(experiment: Experiment, asked: str | None, workers: int | None) -> tuple[int, list[str]]:

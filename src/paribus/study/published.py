@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paribus.errors import UserError
-from paribus.runtime import write_atomic
+from paribus.files import write_atomic
 from paribus.study.divergence import survivors
 from paribus.study.experiment import Experiment
 from paribus.study.results import Result

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from paribus.report import quantity
+from paribus.pages.report import quantity
 from paribus.study.experiment import BASELINE, Experiment
 from paribus.study.results import Result
 from paribus.study.verdict import ArmVerdict, costs

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from paribus import runtime
 from paribus.files import Optional, Values, read_json
 from paribus.journal import write_json
+from paribus.machine.hardware import available_cores, detect_hardware
 from paribus.study.budget import measure_step, pretrain_steps, steps_for
 from paribus.study.divergence import diverged_seeds
 from paribus.study.events import folder_of, given_up
@@ -112,7 +112,7 @@ def settle(experiment: Experiment, workers: int) -> dict[str, Any]:
 def _threads(experiment: Experiment, workers: int) -> int | None:
     """Threads of every run on a CPU: those of the runs there are, else the cores shared among the workers."""
     train = experiment.config().train
-    if runtime.detect(train).device != "cpu":
+    if detect_hardware(train).device != "cpu":
         return None
     seen: Counter[int] = Counter()
     for result in collect(experiment):
@@ -121,7 +121,7 @@ def _threads(experiment: Experiment, workers: int) -> int | None:
             seen[hardware["threads"]] += 1
     if seen:
         return seen.most_common(1)[0][0]
-    return train.threads or max(runtime.available_cores() // workers, 1)
+    return train.threads or max(available_cores() // workers, 1)
 
 
 def _measured(experiment: Experiment, known: dict[str, Any]) -> dict[str, Any]:

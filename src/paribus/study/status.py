@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paribus import runtime
-from paribus.report import duration, number
+from paribus.pages.report import duration, number
+from paribus.places import state_root
 from paribus.study.events import GivenUp, events_of
 from paribus.study.experiment import Run
 from paribus.study.results import Result
@@ -37,7 +37,7 @@ class Live:
 def live(name: str) -> Live | None:
     """The stage that the experiment NAME is in, from its log; None before the first."""
     newest: tuple[float, Path, dict[str, Any]] | None = None
-    for path in (runtime.state_root() / "runs").glob("*/run.json"):
+    for path in (state_root() / "runs").glob("*/run.json"):
         try:
             changed = path.stat().st_mtime
             if newest and changed <= newest[0]:

@@ -26,7 +26,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
-from paribus import config, runtime
+from paribus import config
 from paribus.errors import naming
 from paribus.graph import file_digest
 from paribus.journal import (
@@ -39,7 +39,10 @@ from paribus.journal import (
     read_rows,
     write_json,
 )
-from paribus.session import EXIT_PAUSED
+from paribus.machine.interrupt import EXIT_PAUSED
+from paribus.machine.process import MachineUse
+from paribus.machine.provenance import git_state
+from paribus.places import state_root
 from paribus.tracking import sender
 from paribus.tracking.address import has_secrets, public_uri, tracking_uri
 from paribus.tracking.mirror import all_sent
@@ -96,7 +99,7 @@ class RunLog:
         as those steps come again. None: from the start; a run that had FINISHED is then followed by a new one.
         execution: the name of the parent run; None: that of the DVC experiment under way, else of the workspace.
         """
-        root = runtime.state_root()
+        root = state_root()
         for path in sender.run_files(root):  # a damaged one is named here, where a person reads it
             read_run(path.parent)
         held = ExitStack()
@@ -111,7 +114,7 @@ class RunLog:
             ROW,
         )
         keep_rows(folder / "system.jsonl", shape=ROW)
-        git = runtime.git_state()
+        git = git_state()
         name = execution or os.environ.get("DVC_EXP_NAME")
         run = run or _new_run(folder, goes_on=resume_step is not None)
         if read_execution(root / "executions" / f"{run['execution']}.json") is None:
@@ -306,10 +309,10 @@ def _number(execution: str) -> int:
 
 def close_execution(settings: config.Config) -> None:
     """The pipeline is through: a stage that runs after this begins a new parent run."""
-    root = runtime.state_root()
+    root = state_root()
     with locked(root / "executions" / "lock"):
         name = os.environ.get("DVC_EXP_NAME")
-        _, execution = _latest_execution(root, settings, runtime.git_state(), name)
+        _, execution = _latest_execution(root, settings, git_state(), name)
         if execution:
             execution["closed"] = True
             write_json(root / "executions" / f"{execution['id']}.json", execution)
@@ -344,7 +347,7 @@ class _Background(threading.Thread):
     def _samples(self) -> Iterator[None]:
         """Each `next` appends a sample of the machine to system.jsonl, when one is due."""
         began = self._created
-        use, journal = runtime.MachineUse(), Journal(self.folder / "system.jsonl", self.warn)
+        use, journal = MachineUse(), Journal(self.folder / "system.jsonl", self.warn)
         due = time.monotonic() + SYSTEM_SECONDS
         while True:
             yield

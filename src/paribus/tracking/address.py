@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-from paribus import runtime
+from paribus.places import main_checkout
 
 _USER_INFO = re.compile(r"([A-Za-z][\w+.-]*://)[^\s/?#]*@")
 # Keys of a query that say where a store is or how to reach it; the value of any other may be a secret.
@@ -41,7 +41,7 @@ def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, password included, else `mlflow.db` in the main checkout; a relative sqlite file starts there."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or "sqlite:///mlflow.db"
     file = uri.removeprefix("sqlite:///")
-    return f"sqlite:///{runtime.main_checkout() / file}" if file != uri else uri
+    return f"sqlite:///{main_checkout() / file}" if file != uri else uri
 
 
 def public_uri(uri: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paribus import runtime
+from paribus.places import state_root
 from paribus.tracking.address import sqlite_file, tracking_uri
 from paribus.tracking.store import Store, opened
 
@@ -42,7 +42,7 @@ class Runs:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         self._store: Store | None = None
         if file is None or file.exists():
-            self._store = opened(uri, experiment, runtime.state_root())
+            self._store = opened(uri, experiment, state_root())
 
     def search(self, question: str) -> list[StoredRun]:
         """Runs that meet a filter of MLflow's, the newest first, however many there are."""

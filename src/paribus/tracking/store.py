@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paribus import runtime
 from paribus.errors import UserError
 from paribus.journal import locked
+from paribus.places import state_root
 from paribus.tracking.address import (
     is_server,
     public_uri,
@@ -189,7 +189,7 @@ def graded_runs(experiment: str) -> list[dict[str, Any]]:
     file = sqlite_file(uri)
     if file is not None and not file.exists():
         return []
-    store = opened(uri, experiment, runtime.state_root())
+    store = opened(uri, experiment, state_root())
     rows = []
     for run in store.search("metrics.`predicted/memory_bytes` > 0"):
         metrics = run.data.metrics

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paribus import runtime
 from paribus.data.loader import Prefetcher
 from paribus.errors import Diverged
+from paribus.machine.interrupt import Interrupt
+from paribus.machine.process import restore_rng, rng_state
 from paribus.model.gpt import GPT
-from paribus.session import Interrupt
 from paribus.train import parallel
 from paribus.train.checkpoint import State, StateStore
 from paribus.train.objectives import MicroBatch, Objective, Work
@@ -190,7 +190,7 @@ class Loop:
             },
             values["updates"],
         )
-        runtime.restore_rng(
+        restore_rng(
             {name.removeprefix("rng."): t for name, t in tensors.items() if name.startswith("rng.")}
         )
         self.position = Position(**values["position"])
@@ -482,7 +482,7 @@ class Loop:
         tensors |= {
             f"optimizer.{name}": tensor for name, tensor in self.optimizer.full_state().items()
         }
-        tensors |= {f"rng.{name}": tensor for name, tensor in runtime.rng_state().items()}
+        tensors |= {f"rng.{name}": tensor for name, tensor in rng_state().items()}
         values = {
             "position": dataclasses.asdict(self.position),
             "updates": self.optimizer.updates,

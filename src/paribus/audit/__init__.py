@@ -1,0 +1,1 @@
+"""Two finished runs compared, and one run made again from its record."""

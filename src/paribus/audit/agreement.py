@@ -1,0 +1,295 @@
+"""Whether the records of a run agree: its own (provenance.json) with git's tree, dvc.lock, DVC's cache and this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from paribus import config, graph
+from paribus.audit import rebuild
+from paribus.audit.record import CHECKPOINTS, Record
+from paribus.errors import UserError
+from paribus.machine.hardware import Hardware, detect_hardware
+from paribus.machine.provenance import collect_provenance
+
+Cause = Literal[
+    "metrics",
+    "code",
+    "data",
+    "dvc.lock",
+    "params",
+    "requirements",
+    "hardware",
+    "determinism",
+    "threads",
+    "failure",
+]
+ABSENT = "absent"
+SHOWN_FILES = 4
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that is not as the run wrote it down. contradiction: the repository itself says otherwise, so that nobody
+    who goes by it gets the same run; else it is this machine that is another one."""
+
+    cause: Cause
+    what: str
+    recorded: Any
+    found: Any
+    contradiction: bool
+    stops: bool = False  # the stage cannot be run, or not to its end
+
+
+# ---------------------------------------------------------------- the record against git, DVC and this machine
+
+
+def code(written: dict[str, Any], root: Path) -> Iterator[Difference]:
+    """Source files and requirements.lock: the commit's against those of the run."""
+    there = graph.stage_code(written["stage"], graph.working_sources(root))
+    dirty = " (the run had uncommitted changes)" if written["git"].get("dirty") else ""
+    for path in sorted({*there, *written["code"]}):
+        if there.get(path) != written["code"].get(path):
+            yield Difference("code", path + dirty, written["code"].get(path), there.get(path), True)
+    pins = root / "requirements.lock"
+    if (now := graph.file_digest(pins) if pins.is_file() else None) != written.get(
+        "requirements_lock"
+    ):
+        yield Difference(
+            "requirements", "requirements.lock", written.get("requirements_lock"), now, True
+        )
+    installed = collect_provenance()["versions"]
+    for package, version in written["versions"].items():
+        if installed.get(package) != version:
+            yield Difference(
+                "requirements",
+                f"{package} as installed here",
+                version,
+                installed.get(package),
+                False,
+            )
+
+
+def data(record: Record, stage: str, root: Path, absent: list[str]) -> Iterator[Difference]:
+    """Data in the clone against the run's; the file, where DVC's cache holds something else than its name says."""
+    written = record.provenance(stage)
+    for out in absent:
+        yield Difference(
+            "data",
+            f"{out} is unavailable",
+            written["data"][out],
+            "neither in the cache nor in a remote",
+            True,
+            stops=True,
+        )
+    for dep, digest in written["deps"].items():
+        if graph.is_code(dep) or not (root / dep).exists():
+            continue
+        if (now := graph.tree_digest([root / dep])) != digest:
+            yield Difference("data", dep + _damaged(root / dep), digest, now, True)
+
+
+def data_in_place(record: Record, stage: str) -> Iterator[Difference]:
+    """What the stage reads as it lies in the working folder, against the run's: the clone has it from DVC's cache."""
+    if not record.in_place:
+        return
+    for dep, digest in record.provenance(stage)["deps"].items():
+        place = Path(dep)
+        if graph.is_code(dep) or not place.exists():
+            continue
+        now = graph.tree_digest([place])
+        if now != digest:
+            changed = _changed_files(record, dep)
+            names = f": {', '.join(changed[:SHOWN_FILES])}" if changed else ""
+            yield Difference("data", f"{dep} in the working folder{names}", digest, now, True)
+
+
+def _changed_files(record: Record, dep: str) -> list[str]:
+    """Files of an input that differ from what dvc.lock's version of it holds, as far as DVC's cache lists that."""
+    outs = graph.locked_outs(record.lock)
+    holder = next((out for out in outs if dep == out or dep.startswith(out + "/")), None)
+    if holder is None:
+        return []
+    listed = graph.cached_files(outs[holder], graph.cache_folder(Path.cwd())) or {}
+    changed = []
+    for name, stored in listed.items():
+        path = Path(holder) / name if name else Path(holder)
+        below = path == Path(dep) or Path(dep) in path.parents
+        if below and (not path.is_file() or _md5_of(path) != stored.parent.name + stored.name):
+            changed.append(name or holder)
+    return changed
+
+
+def _md5_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _damaged(place: Path) -> str:
+    """Which files are not what their objects in DVC's cache are called by: ": x, y are damaged or swapped"."""
+    files = graph.files_below(place) if place.is_dir() else [(place.name, place)]
+    wrong = []
+    for name, path in files:
+        if not path.is_symlink():  # pulled: DVC looked
+            continue
+        object_ = path.resolve()
+        if _md5_of(object_) != object_.parent.name + object_.name:
+            wrong.append(name)
+    return f": {', '.join(wrong)} in DVC's cache is not what its name says" if wrong else ""
+
+
+def lock(record: Record, stage: str) -> Iterator[Difference]:
+    """dvc.lock, where one speaks of this run: against the run's record, against itself, and against the files there are."""
+    entry, written = rebuild.locked_stage(record, stage), record.provenance(stage)
+    if not entry:
+        return
+    outs = graph.locked_outs(record.lock)
+    for out, md5 in written["data"].items():
+        if outs.get(out) != md5:
+            yield Difference("dvc.lock", out, md5, outs.get(out), True)
+    for dep in entry.get("deps", []):
+        if dep["path"] in outs and dep["md5"] != outs[dep["path"]]:
+            yield Difference(
+                "dvc.lock",
+                f"{dep['path']} as {stage} read it, and as it was made",
+                dep["md5"],
+                outs[dep["path"]],
+                True,
+            )
+    for out in [*entry.get("outs", []), *_figures_of_others(record, stage)]:
+        now = _hash_there(record, out["path"])
+        if now not in (None, out["md5"]):
+            yield Difference(
+                "metrics" if _is_figure(out["path"]) else "dvc.lock",
+                f"{out['path']} as it is, and as dvc.lock has it",
+                now,
+                out["md5"],
+                True,
+            )
+
+
+def _is_figure(path: str) -> bool:
+    return path.startswith(("metrics/", "plots/"))
+
+
+def _figures_of_others(record: Record, stage: str) -> list[dict[str, Any]]:
+    """Metrics and curves of the other stages in dvc.lock: small files that git holds and anyone can edit.
+
+    A checkpoint is of one stage, so that those of others are not its own.
+    """
+    if record.scope != "pipeline":
+        return []
+    entries = record.lock.get("stages", {})
+    others = [entry for name, entry in entries.items() if name != stage]
+    return [out for entry in others for out in entry.get("outs", []) if _is_figure(out["path"])]
+
+
+def _hash_there(record: Record, out: str) -> str | None:
+    """DVC's name for an output as it is here; None for what is only in git or in the cache under that very name."""
+    if record.kind in ("checkpoint", "workspace"):
+        place = (
+            Path(record.name)
+            if record.kind == "checkpoint" and out == CHECKPOINTS[record.scope]
+            else Path(out)
+        )
+        return graph.computed_hash(place) if place.exists() else None
+    text = record.read(out)
+    return hashlib.md5(text, usedforsecurity=False).hexdigest() if text is not None else None
+
+
+def params(record: Record, stage: str) -> Iterator[Difference]:
+    """dvc.lock's params against the record's; and the record against its own fingerprint, which is a hash of it."""
+    written, locked = record.provenance(stage), rebuild.locked_params(record, stage)
+    for key in sorted({*locked, *written["params"]}) if locked else ():
+        if not key.startswith("train.") and locked.get(key) != written["params"].get(key):
+            yield Difference(
+                "params", f"{key} in dvc.lock", written["params"].get(key), locked.get(key), True
+            )
+    fields = {
+        field.name: written["hardware"].get(field.name) for field in dataclasses.fields(Hardware)
+    }
+    hardware = Hardware(**fields).hardware_class()
+    name = config.fingerprint(
+        stage=stage,
+        params=written["params"],
+        deps=written["deps"],
+        code=written["code"],
+        hardware=hardware,
+    )
+    if name != written["fingerprint"]:
+        yield Difference(
+            "params",
+            "fingerprint of provenance.json, which hashes its params, inputs and hardware",
+            written["fingerprint"],
+            name,
+            True,
+        )
+
+
+def asked(record: Record, stage: str, root: Path) -> Iterator[Difference]:
+    """The params.yaml that lies with the run against what the stage ran with: an edit made after it asks for another run."""
+    now = record.asked(stage)
+    ran = rebuild.locked_params(record, stage) or record.provenance(stage)["params"]
+    if not now:
+        return
+    declared = graph.stage_definition(stage, root / "dvc.yaml").params
+    keys = {key for key in now if any(key == one or key.startswith(f"{one}.") for one in declared)}
+    if not rebuild.locked_params(record, stage):
+        keys = {key for key in keys if not key.startswith("train.")}  # a provenance has none
+    for key in sorted(keys | set(ran)):
+        if now.get(key) != ran.get(key):
+            field_name = rebuild.TRAIN.get(key.removeprefix("train."), "")
+            cause: Cause = _CAUSES.get(field_name, "params") if "train." in key else "params"
+            yield Difference(
+                cause, f"{key} in params.yaml", ran.get(key, ABSENT), now.get(key, ABSENT), True
+            )
+
+
+_CAUSES: dict[str, Cause] = {
+    "process_threads": "threads",
+    "dtype": "determinism",
+    "compile": "determinism",
+    "deterministic": "determinism",
+    "activation_checkpointing": "determinism",
+    "device": "hardware",
+    "device_name": "hardware",
+    "isa": "hardware",
+    "cpu_capability": "hardware",
+    "environment": "hardware",
+    "libraries": "requirements",
+    "processes": "hardware",
+}
+
+
+def machine(written: dict[str, Any], asked: dict[str, Any]) -> Iterator[Difference]:
+    """What the stage will compute on against what it computed on: `train.*` as asked for, and this machine."""
+    keys = {field: key for key, field in rebuild.TRAIN.items()}
+    recorded = written["hardware"]
+    train = {key: asked[f"train.{key}"] for key in rebuild.TRAIN if f"train.{key}" in asked}
+    try:
+        here = asdict(detect_hardware(dataclasses.replace(config.load_config().train, **train)))
+    except UserError as error:
+        yield Difference(
+            "hardware",
+            f"{recorded['device']} is unavailable",
+            recorded["device_name"],
+            str(error),
+            False,
+            stops=True,
+        )
+        return
+    here["processes"] = train.get("processes", 1)
+    for field, cause in _CAUSES.items():
+        if field in recorded and here.get(field) != recorded[field]:
+            ours = field in keys and f"train.{keys[field]}" in asked
+            yield Difference(
+                cause,
+                f"train.{keys[field]}" if ours else field,
+                recorded[field],
+                here.get(field),
+                ours,
+            )

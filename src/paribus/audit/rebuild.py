@@ -1,0 +1,240 @@
+"""A run made again from its record alone: a clean clone at its commit, its data by DVC's names, its params; then the stage.
+
+Nothing of the original is written to: the clone is a temporary folder with its own `.paribus`, MLflow store and, where
+objects have to be pulled, its own DVC cache. Data in the original's cache is linked, not copied. The stage is started
+without DVC, so no run-cache can answer in its place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import typing
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from paribus import graph
+from paribus.audit.record import CHECKPOINTS, Record, read_curve
+from paribus.config import describe, dump_yaml, flatten, merge, read_yaml
+from paribus.errors import UserError
+from paribus.git import GitError, git, try_git
+from paribus.journal import read_rows
+from paribus.machine.interrupt import EXIT_PAUSED
+from paribus.summary import write_curve
+
+POLL_SECONDS = 0.1
+LONGEST_LINE = 50_000  # bytes, of a log
+# params.yaml's key -> the field of the recorded hardware that it came to
+TRAIN = {
+    "device": "device",
+    "dtype": "dtype",
+    "threads": "process_threads",
+    "processes": "processes",
+    "compile": "compile",
+    "deterministic": "deterministic",
+    "activation_checkpointing": "activation_checkpointing",
+}
+
+
+def locked_stage(record: Record, stage: str) -> dict[str, Any]:
+    """What dvc.lock says of a stage; {} if none speaks of this run."""
+    return dict(record.lock.get("stages", {}).get(stage, {}))
+
+
+def locked_params(record: Record, stage: str) -> dict[str, Any]:
+    """Dotted params of a stage as dvc.lock has them."""
+    return flatten(locked_stage(record, stage).get("params", {}).get("params.yaml", {}))
+
+
+def asked_params(record: Record, stage: str) -> dict[str, Any]:
+    """Dotted params to run the stage with: dvc.lock's where one speaks of the run, else the record's; what was left to the
+    machine (`train.threads: null`) as it was resolved then."""
+    written, locked = record.provenance(stage), locked_params(record, stage)
+    hardware = written["hardware"]
+    resolved = {
+        f"train.{key}": hardware[field] for key, field in TRAIN.items() if field in hardware
+    }
+    explicit = {
+        key: value
+        for key, value in locked.items()
+        if not (key in resolved and value in (None, "auto"))
+    }
+    return resolved | (explicit if locked else written["params"])
+
+
+# ---------------------------------------------------------------- the clone
+
+
+@contextmanager
+def workplace() -> Iterator[Path]:
+    """A temporary folder, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="paribus-verify-", ignore_cleanup_errors=True) as name:
+        try:
+            yield Path(name)
+        finally:
+            for state in Path(name).rglob(
+                ".paribus"
+            ):  # what sends the clone's log to its MLflow store ends when this is gone
+                state.rename(state.with_name("gone"))
+
+
+def clone(commit: str | None, folder: Path) -> Path:
+    """A clean clone at `commit`; returns the project's folder in it. Raises UserError."""
+    top, prefix = try_git("rev-parse", "--show-toplevel"), try_git("rev-parse", "--show-prefix")
+    if commit is None or top is None:
+        raise UserError(
+            "the run was not made in a git repository, or this is none: there is no code to rebuild it from"
+        )
+    try:
+        git("clone", "-q", "--local", "--no-checkout", top, str(folder))
+        git("-c", "advice.detachedHead=false", "checkout", "-q", "--detach", commit, at=folder)
+    except GitError as error:
+        raise UserError(
+            f"commit {commit[:10]} cannot be checked out here: {error.problems[0]}; `git fetch` it first"
+        ) from None
+    return folder / (prefix or "")
+
+
+def write_params(root: Path, values: Mapping[str, Any]) -> None:
+    """Write dotted values over the clone's params.yaml; a mapping (a mixture) is replaced as a whole."""
+    tree = read_yaml(root / "params.yaml")
+    for path, hint, _ in describe():
+        *parents, last = path.split(".")
+        if typing.get_origin(hint) is dict and any(key.startswith(path + ".") for key in values):
+            node = tree
+            for parent in parents:
+                node = node.get(parent, {})
+            node[last] = {}
+    merged = merge(
+        tree, dict(values) | {"tracking.system_metrics": False, "train.session_minutes": None}
+    )
+    (root / "params.yaml").write_text(dump_yaml(merged), encoding="utf-8")
+
+
+def bring_data(root: Path, versions: Mapping[str, str]) -> list[str]:
+    """Put outputs (path -> DVC's name) in the clone, from the cache here or else a remote; returns those that are nowhere."""
+    cache, elsewhere = graph.cache_folder(Path.cwd()), {}
+    for out, md5 in versions.items():
+        files = graph.cached_files(md5, cache)
+        if files is None or not all(path.is_file() for path in files.values()):
+            elsewhere[out] = md5
+            continue
+        for name, path in files.items():
+            place = root / out / name if name else root / out
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(path)
+    return _pull(root, elsewhere) if elsewhere and graph.has_remote(Path.cwd()) else list(elsewhere)
+
+
+def _pull(root: Path, versions: Mapping[str, str]) -> list[str]:
+    """Pull outputs into the clone's own cache; returns those that no remote has."""
+    stages = read_yaml(root / "dvc.yaml")["stages"]
+    makers = {
+        out: name
+        for name, stage in graph.stage_definitions(root / "dvc.yaml").items()
+        for out in stage.outs
+    }
+    locked: dict[str, Any] = {}
+    for out, md5 in versions.items():
+        if out in makers:
+            entry = locked.setdefault(makers[out], {"cmd": stages[makers[out]]["cmd"], "outs": []})
+            entry["outs"].append({"path": out, "hash": "md5", "md5": md5})
+    (root / "dvc.lock").write_text(dump_yaml({"schema": "2.0", "stages": locked}), encoding="utf-8")
+    if Path(".dvc/config.local").is_file():
+        shutil.copyfile(
+            ".dvc/config.local", root / ".dvc/config.local"
+        )  # where keys and the addresses of remotes are kept
+    own = [sys.executable, "-m", "dvc", "cache", "dir", "--local", ".dvc/cache"]
+    for command in (own, [sys.executable, "-m", "dvc", "pull", "-q", *versions]):
+        subprocess.run(command, cwd=root, env=_environment(root, None), capture_output=True)
+    return [out for out in versions if not (root / out).exists()]
+
+
+# ---------------------------------------------------------------- the run
+
+
+def _environment(root: Path, stage: str | None) -> dict[str, str]:
+    """A stage's in the clone as DVC would give it: so the stage ends with this process, and keeps its state in the clone."""
+    foreign = ("DVC_", "MLFLOW_", "TORCHELASTIC_")
+    clean = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(foreign)
+        and key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    }
+    own = {
+        "DVC_NO_ANALYTICS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PYTHONPATH": str(root / "src"),
+    }
+    return clean | own | ({"DVC_ROOT": str(root), "DVC_STAGE": stage} if stage else {})
+
+
+@contextmanager
+def _process(root: Path, stage: str) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "paribus", stage], cwd=root, env=_environment(root, stage)
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+
+
+def run_stage(root: Path, stage: str, steps: int | None) -> int:
+    """Run the stage, or pause it once `steps` steps are logged; its exit status, 0 for a pause that was asked for."""
+    with _process(root, stage) as process:
+        asked = False
+        while process.poll() is None:
+            if steps is not None and not asked and _logged(root) >= steps:
+                process.terminate()  # the loop ends its step, saves, and exits
+                asked = True
+            time.sleep(POLL_SECONDS)
+    return 0 if asked and process.returncode == EXIT_PAUSED else process.returncode
+
+
+def _logged(root: Path) -> int:
+    """The last step in the log so far."""
+    last = 0
+    for path in root.glob(".paribus/runs/*/metrics.jsonl"):
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - LONGEST_LINE, 0))
+            whole = file.read().rpartition(b"\n")[0].splitlines()
+        last = int(json.loads(whole[-1])["step"]) if whole else 0
+    return last
+
+
+def rebuilt_curve(root: Path, stage: str) -> list[dict[str, str]]:
+    """The curve of what ran in the clone, to its end or not."""
+    rows = [
+        row
+        for path in root.glob(".paribus/runs/*/metrics.jsonl")
+        for row in read_rows(path)
+        if "event" not in row
+    ]
+    place = root / "rebuilt.csv"
+    write_curve(place, stage, rows)
+    return read_curve(place.read_text(encoding="utf-8"))
+
+
+def rebuilt_weights(root: Path, stage: str) -> str | None:
+    """sha256 of the weights in the clone, if the stage came to its end."""
+    path = root / CHECKPOINTS[stage] / "model.safetensors"
+    return graph.file_digest(path) if path.is_file() else None
+
+
+def rebuilt_metrics(root: Path, stage: str) -> dict[str, Any]:
+    """Dotted values of the metrics file in the clone; {} where the stage did not come to its end."""
+    path = root / f"metrics/{stage}.json"
+    if not path.is_file():
+        return {}
+    return flatten(json.loads(path.read_text(encoding="utf-8")))

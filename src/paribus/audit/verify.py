@@ -1,0 +1,389 @@
+"""`paribus verify RUN`: a certificate that a run can be made again from its record alone, or where it parts and why.
+
+The repository's own records (git's tree at the commit, dvc.lock, DVC's cache) are held against what the run wrote down of
+itself (provenance.json), and the run is made again in a clean clone as the repository says. docs/verify.md says what
+each verdict means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from paribus import config, graph
+from paribus.audit import rebuild
+from paribus.audit.agreement import (
+    ABSENT,
+    Difference,
+    asked,
+    code,
+    data,
+    data_in_place,
+    lock,
+    machine,
+    params,
+)
+from paribus.audit.band import Band, measured_band
+from paribus.audit.certificate import page
+from paribus.audit.record import CHECKPOINTS, NEEDED, Record, find, of_run
+from paribus.errors import UserError
+from paribus.summary import write_json
+from paribus.tracking.lookup import Runs
+
+Verdict = Literal["bit-exact", "within noise", "consistent", "contradicted", "not reproduced"]
+REPRODUCED = ("bit-exact", "within noise", "consistent")
+RESULTS = Path("experiments/results")
+TIMES = {"seconds"}  # columns of a curve that no two runs share
+# keys of metrics/<stage>.json that are the machine's and the hour's
+MACHINE_FIGURES = {
+    "seconds",
+    "tokens_per_second",
+    "peak_memory_bytes",
+    "effective_samples_per_second",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of running it again.
+
+    parted: the first step whose curves differ, its column and both values. measured: how many values of
+    metrics/<stage>.json were compared. metrics: those that differ, key -> (recorded, rebuilt). again: where nothing
+    recorded explains a difference, whether a second rebuild here is the same as the first ("same", "different").
+    """
+
+    steps: int
+    finished: bool
+    parted: dict[str, Any] | None
+    weights: tuple[str | None, str | None]  # recorded, rebuilt
+    band: Band | None
+    measured: int = 0
+    metrics: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    again: Literal["same", "different"] | None = None
+
+    @property
+    def same_training(self) -> bool:
+        """The curves and the weights are the same, as far as they could be compared."""
+        if self.parted is not None:
+            return False
+        recorded, rebuilt = self.weights
+        return not self.finished or recorded is None or recorded == rebuilt
+
+    @property
+    def equal(self) -> bool:
+        """Every bit that could be compared is the same."""
+        return self.same_training and not self.metrics
+
+
+def verify(name: str, stage: str | None, steps: int | None, out: Path | None) -> int:
+    """Certify a run; the exit status: 0 reproduced, 1 not. Raises UserError for what cannot be looked at."""
+    record = find(name)
+    chosen = choose_stage(record, stage, steps)
+    made = certificate(record, chosen, steps)
+    folder = out or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [
+        folder / f"verify-{chosen}-{made['record']['fingerprint'][:8]}.{kind}"
+        for kind in ("json", "md")
+    ]
+    write_json(files[0], made)
+    files[1].write_text(page(made), encoding="utf-8")
+    try:
+        noted = note(made, files)
+    except UserError as error:  # the certificate is made; only MLflow's copy of it is missing
+        noted = None
+        click.echo(f"not attached to MLflow's run: {error}", err=True)
+    click.echo(page(made))
+    click.echo(
+        f"kept in {files[0]} and {files[1].name}"
+        + (f", and with MLflow's run {noted}" if noted else "")
+    )
+    return int(not made["reproduced"])
+
+
+def choose_stage(record: Record, stage: str | None, steps: int | None) -> str:
+    """The training stage to certify. Raises UserError where its record does not hold enough."""
+    if stage is not None and record.scope not in (stage, "pipeline"):
+        raise UserError(f"--stage {stage}: {record.name} is a run of {record.scope}")
+    chosen = stage or (record.scope if record.scope in CHECKPOINTS else "pretrain")
+    if record.scope not in (*CHECKPOINTS, "pipeline"):
+        raise UserError(
+            f"{record.name} is a run of {record.scope}; a certificate is for {', '.join(CHECKPOINTS)}"
+        )
+    written = record.provenance(chosen)
+    if not written:
+        raise UserError(
+            f"{record.name}: no {CHECKPOINTS[chosen]}/provenance.json is kept here; `dvc fetch` brings what a remote "
+            f"has, --stage names another stage"
+            + (f" ({', '.join(record.stages)})" if record.stages else "")
+        )
+    if lacking := [key for key in NEEDED if not written.get(key)]:
+        raise UserError(
+            f"{record.name}: its provenance lacks {', '.join(lacking)}, so it was made by an earlier paribus; "
+            "`dvc repro -f` makes one with a whole record"
+        )
+    if steps and not record.curve(chosen):
+        raise UserError(
+            f"--steps {steps}: plots/{chosen}.csv of {record.name} is not kept here: there are no steps to compare"
+        )
+    return chosen
+
+
+def certificate(record: Record, stage: str, steps: int | None) -> dict[str, Any]:
+    """Rebuild a run and compare; steps: only the first so many (0: records only)."""
+    began = time.time()
+    written = record.provenance(stage)
+    with rebuild.workplace() as folder:
+        root, absent = prepare(record, stage, folder / "clone")
+        found = [
+            *code(written, root),
+            *data(record, stage, root, absent),
+            *data_in_place(record, stage),
+            *lock(record, stage),
+            *params(record, stage),
+            *machine(written, rebuild.asked_params(record, stage)),
+            *asked(record, stage, root),
+            *as_logged(record, stage),
+        ]
+        outcome = None
+        if steps != 0 and not any(one.stops for one in found):
+            outcome = run(record, stage, root, steps, found)
+        if outcome and judge(found, outcome) == "not reproduced" and not found:
+            outcome = run_again(record, stage, folder, outcome, found)
+    verdict = judge(found, outcome)
+    return {
+        "verdict": verdict,
+        "reproduced": verdict in REPRODUCED,
+        "causes": causes(found, verdict),
+        "record": {
+            "name": record.name,
+            "kind": record.kind,
+            "stage": stage,
+            "commit": record.commit,
+            "mlflow_run": record.run.id if record.run else None,
+            "experiment": config.load_config().tracking.experiment,
+            **{
+                key: written[key]
+                for key in ("fingerprint", "data", "hardware", "requirements_lock", "git")
+            },
+        },
+        "differences": [asdict(one) for one in found],
+        "outcome": asdict(outcome) if outcome else None,
+        "asked_steps": steps,
+        "made": time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(began)),
+        "seconds": round(time.time() - began, 1),
+    }
+
+
+def prepare(record: Record, stage: str, folder: Path) -> tuple[Path, list[str]]:
+    """(a clean clone with the data and params of a run, the outputs it reads that are nowhere to be found)."""
+    root = rebuild.clone(record.commit, folder)
+    read = record.provenance(stage)["data"]
+    versions = graph.locked_outs(record.lock) or read
+    absent = rebuild.bring_data(root, {out: versions[out] for out in read if out in versions})
+    rebuild.write_params(root, rebuild.asked_params(record, stage))
+    return root, absent
+
+
+# ---------------------------------------------------------------- running it again
+
+
+def run(
+    record: Record, stage: str, root: Path, steps: int | None, found: list[Difference]
+) -> Outcome | None:
+    """Run the stage in the clone and compare; a stage that fails is a difference of its own."""
+    status = rebuild.run_stage(root, stage, steps)
+    if status:
+        found.append(
+            Difference(
+                "failure", f"the stage ended with exit status {status}", 0, status, True, stops=True
+            )
+        )
+        return None
+    ours, theirs = record.curve(stage), rebuild.rebuilt_curve(root, stage)
+    if steps is not None:
+        ours, theirs = (
+            [row for row in rows if int(row["step"]) <= steps] for rows in (ours, theirs)
+        )
+    weights = rebuild.rebuilt_weights(root, stage)
+    finished = weights is not None
+    both = len({row["step"] for row in ours} & {row["step"] for row in theirs})
+    recorded = record.measured(stage) if finished else {}
+    rebuilt = rebuild.rebuilt_metrics(root, stage) if finished else {}
+    outcome = Outcome(
+        both,
+        finished,
+        parted(ours, theirs, whole=finished and bool(ours)),
+        (record.weights(stage), weights),
+        None,
+        len(recorded.keys() - MACHINE_FIGURES),
+        differing_metrics(recorded, rebuilt, whole=record.run is None),
+    )
+    if outcome.equal:
+        return outcome
+    same_machine = all(one.contradiction for one in found)
+    if outcome.same_training and same_machine:
+        # The very same weights measure something else than the file says.
+        found += [
+            Difference("metrics", f"{key} in metrics/{stage}.json", *pair, True)
+            for key, pair in outcome.metrics.items()
+        ]
+    try:
+        band = measured_band(record, stage, ours, theirs, outcome.metrics)
+    except UserError as error:
+        # Twins are in MLflow, which the rest of a certificate does without.
+        band = None
+        click.echo(f"no band of noise: {error}", err=True)
+    return dataclasses.replace(outcome, band=band)
+
+
+def as_logged(record: Record, stage: str) -> list[Difference]:
+    """The metrics file against what the run itself sent to MLflow, where a finished run of this fingerprint is there."""
+    measured = record.measured(stage)
+    fingerprint = record.provenance(stage)["fingerprint"]
+    question = f"tags.fingerprint = '{fingerprint}' and tags.stage = '{stage}' and attributes.status = 'FINISHED'"
+    try:
+        runs = Runs(config.load_config().tracking.experiment)
+        logged = [of_run(run.id, run, runs).measured(stage) for run in runs.search(question)]
+    except UserError as error:
+        click.echo(f"not held against MLflow: {error}", err=True)
+        return []
+    differing = [differing_metrics(one, measured, whole=False) for one in logged]
+    if not measured or not differing or not all(differing):
+        return []  # made more than once, perhaps: one run that says the same is enough
+    return [
+        Difference(
+            "metrics", f"{key} in metrics/{stage}.json, and as the run logged it", *pair, True
+        )
+        for key, pair in differing[0].items()
+    ]
+
+
+def run_again(
+    record: Record, stage: str, folder: Path, first: Outcome, found: list[Difference]
+) -> Outcome:
+    """Nothing recorded explains a difference: rebuild once more here, to the step where the first one parted.
+
+    Two rebuilds that differ show that the computation is not deterministic, and nothing else does.
+    """
+    steps = int(first.parted["step"]) if first.parted else None
+    root, _ = prepare(record, stage, folder / "again")
+    if rebuild.run_stage(root, stage, steps):
+        return first
+    roots = (folder / "clone", root)
+    curves = [rebuild.rebuilt_curve(one, stage) for one in roots]
+    if steps is not None:
+        curves = [[row for row in curve if int(row["step"]) <= steps] for curve in curves]
+    part = parted(curves[0], curves[1])
+    before, now = (rebuild.rebuilt_weights(one, stage) for one in roots)
+    if part is not None:
+        what = f"two rebuilds here part at step {part['step']}: {part['column']}"
+        found.append(Difference("determinism", what, part["recorded"], part["rebuilt"], False))
+    elif before is not None and now is not None and before != now:
+        found.append(Difference("determinism", "weights of two rebuilds here", before, now, False))
+    different = bool(found)
+    return dataclasses.replace(first, again="different" if different else "same")
+
+
+def differing_metrics(
+    recorded: dict[str, Any], rebuilt: dict[str, Any], whole: bool
+) -> dict[str, tuple[Any, Any]]:
+    """Key -> (recorded, rebuilt) of two metrics files, times and the machine's figures left out.
+
+    whole: the record is the file itself, so that a key that only one of them has differs too; MLflow keeps numbers only.
+    """
+    if not recorded:
+        return {}
+    keys = recorded.keys() | rebuilt.keys() if whole else recorded.keys() & rebuilt.keys()
+    found = {}
+    for key in sorted(keys - MACHINE_FIGURES):
+        one, other = recorded.get(key, ABSENT), rebuilt.get(key, ABSENT)
+        # As files have them 6 is not 6.0; MLflow makes every number a float.
+        same = json.dumps(one) == json.dumps(other) if whole else one == other
+        if not same:
+            found[key] = (one, other)
+    return found
+
+
+def parted(
+    ours: list[dict[str, str]], theirs: list[dict[str, str]], whole: bool = False
+) -> dict[str, Any] | None:
+    """The first step at which two curves differ in anything but time, to the bit: {step, column, recorded, rebuilt}.
+
+    whole: both are of runs that came to their end, so that a step that only one of them has differs too.
+    """
+    other_rows = {row["step"]: row for row in theirs}
+    own_rows = {row["step"]: row for row in ours}
+    for step in sorted(own_rows | other_rows, key=int):
+        row, other = own_rows.get(step), other_rows.get(step)
+        if row is None or other is None:
+            if whole:
+                has = [ABSENT if one is None else step for one in (row, other)]
+                return _parting(step, "step", *has)
+            continue
+        for column in sorted(row.keys() | other.keys()):
+            if column not in TIMES and row.get(column, "") != other.get(column, ""):
+                return _parting(step, column, row.get(column, ""), other.get(column, ""))
+    return None
+
+
+def _parting(step: str, column: str, recorded: str, rebuilt: str) -> dict[str, Any]:
+    return {"step": int(step), "column": column, "recorded": recorded, "rebuilt": rebuilt}
+
+
+def judge(found: list[Difference], outcome: Outcome | None) -> Verdict:
+    """A contradiction in the records is never reproduced, equal bits or not: who goes by the repository gets another run."""
+    contradicted = any(one.contradiction for one in found)
+    if outcome is None:
+        stopped = any(one.stops for one in found)
+        return "not reproduced" if stopped else "contradicted" if contradicted else "consistent"
+    if outcome.equal:
+        return "contradicted" if contradicted else "bit-exact"
+    return (
+        "within noise"
+        if not contradicted and outcome.band and outcome.band.within
+        else "not reproduced"
+    )
+
+
+def causes(found: list[Difference], verdict: Verdict) -> list[str]:
+    """What it may be put down to: contradictions if there are any, else what is other about this machine."""
+    if verdict in ("bit-exact", "consistent"):
+        return []
+    serious = [one for one in found if one.contradiction] or found
+    return list(dict.fromkeys(one.cause for one in serious))
+
+
+# ---------------------------------------------------------------- the certificate
+
+
+def note(made: dict[str, Any], files: list[Path]) -> str | None:
+    """Attach the certificate to the run in MLflow; the run's id, None if MLflow does not know it."""
+    about = made["record"]
+    runs = Runs(about["experiment"])
+    found = runs.search(
+        f"tags.fingerprint = '{about['fingerprint']}' and tags.stage = '{about['stage']}'"
+    )
+    run_id = (
+        about["mlflow_run"]
+        if about["mlflow_run"] in {run.id for run in found}
+        else next((run.id for run in found), None)
+    )
+    if run_id:
+        runs.attach(
+            run_id,
+            files,
+            "verify",
+            {
+                "verify.verdict": made["verdict"],
+                "verify.made": made["made"],
+                "verify.causes": ", ".join(made["causes"]) or "none",
+            },
+        )
+    return run_id

@@ -1,0 +1,102 @@
+"""`paribus verify --study NAME`: every run that an ablation's verdicts rest on, certified one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from paribus.audit.record import find_experiment
+from paribus.audit.verify import RESULTS, certificate, choose_stage
+from paribus.errors import UserError
+from paribus.execute.repository import experiments_of
+from paribus.pages.markdown import cell
+from paribus.study.experiment import Experiment, read_experiment
+from paribus.summary import write_json
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of one training stage of one run; why: what is wrong, in words, "" for nothing."""
+
+    run: str
+    stage: str
+    verdict: str
+    reproduced: bool
+    why: str
+
+
+def verify_study(name: str, steps: int | None, out: Path | None) -> int:
+    """Certify every finished run of a study; the exit status: 0 all are reproduced, 1 not.
+
+    steps: of each run, as for one; None: their records alone, nothing is run.
+    Raises UserError for a study that is not there or has no finished run.
+    """
+    experiment = read_experiment(name)
+    runs = runs_of(experiment)
+    if not runs:
+        raise UserError(
+            f"study {name}: no run of it is done; `paribus ablate run {name}` makes them"
+        )
+    rows: list[Row] = []
+    certificates: list[dict[str, Any]] = []
+    for run in runs:
+        for row, made in certify_run(run, experiment.stages, steps or 0):
+            rows.append(row)
+            certificates += [made] if made else []
+            click.echo(
+                f"{row.verdict:>14}  {row.run} {row.stage}" + (f": {row.why}" if row.why else "")
+            )
+    folder = out or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / f"verify-study-{name}.json"
+    write_json(place, {"study": name, "certificates": certificates})
+    place.with_suffix(".md").write_text(page(name, rows), encoding="utf-8")
+    wrong = [row for row in rows if not row.reproduced]
+    click.echo(f"{len(rows) - len(wrong)} of {len(rows)} agree with their records; kept in {place}")
+    return int(bool(wrong))
+
+
+def runs_of(experiment: Experiment) -> list[str]:
+    """The DVC experiments that are a study's runs as its file has them, in order; superseded ones are left out."""
+    found = experiments_of(experiment.name)
+    return sorted(
+        one.name for one in found if one.run.arm in experiment.names and not one.superseded
+    )
+
+
+def certify_run(
+    run: str, stages: Sequence[str], steps: int
+) -> list[tuple[Row, dict[str, Any] | None]]:
+    """A row, and a certificate where one can be made, for each training stage of a run that its study asks for.
+
+    stages: of the study. What the run's dvc.lock says of later ones is the checkout's, and no part of the run.
+    """
+    record = find_experiment(run)
+    assert record is not None, "it was listed"
+    found: list[tuple[Row, dict[str, Any] | None]] = []
+    try:
+        for stage in [one for one in record.stages if one in stages] or ["pretrain"]:
+            made = certificate(record, choose_stage(record, stage, steps), steps)
+            why = "; ".join(one["what"] for one in made["differences"])
+            found.append((Row(run, stage, made["verdict"], made["reproduced"], why), made))
+    except UserError as error:  # nothing of it is kept here: said, and the other runs are looked at
+        found.append((Row(run, "", "not looked at", False, "; ".join(error.problems)), None))
+    return found
+
+
+def page(name: str, rows: list[Row]) -> str:
+    """All rows as Markdown."""
+    lines = [
+        f"# Runs of {name}, held against their records",
+        "",
+        "| run | stage | verdict | why |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {cell(row.run)} | {cell(row.stage)} | {row.verdict} | {cell(row.why)} |" for row in rows
+    ]
+    return "\n".join([*lines, ""])

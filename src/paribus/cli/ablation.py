@@ -1,0 +1,346 @@
+"""`paribus ablate` and `paribus noise`: arms x seeds, each a run in a clean clone, and a verdict on every arm.
+
+What is done is read from DVC's experiments, so that every command may be killed at any instant and called again. The
+user's checkout is read and never written to, but for the report's files.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paribus.errors import EXIT_MACHINE, MachineError, UserError
+from paribus.execute.leftovers import remove_leftovers, under_way
+from paribus.execute.local import Pool
+from paribus.execute.machine import is_machines_fault
+from paribus.git import GitError, git
+from paribus.journal import Journal, locked
+from paribus.places import main_checkout, state_root
+from paribus.study import gpus as cards
+from paribus.study.divergence import diverged_seeds
+from paribus.study.driver import Driver
+from paribus.study.events import GivenUp, folder_of, given_up
+from paribus.study.experiment import (
+    Experiment,
+    Run,
+    noise_experiment,
+    read_experiment,
+    unchanged_sources,
+)
+from paribus.study.registration import check_sources, registered
+from paribus.study.results import Result, collect, different_models, done, of_other_arms
+from paribus.study.settled import Study, settle, study_of
+from paribus.study.status import Display, table
+
+WATCH_SECONDS = 3.0
+
+
+# ---------------------------------------------------------------- running
+
+
+def run(
+    name: str, workers: int | None = None, gpus: str | None = None, retry: bool = False
+) -> None:
+    """Run, or go on with, the ablation NAME; then report.
+
+    Args:
+        workers: runs side by side; None: as the file says, or one for each GPU of `gpus`.
+        gpus: of this machine, separated by commas; None: all.
+        retry: try again what was given up.
+
+    Raises:
+        UserError: before any compute, where something is wrong.
+    """
+    experiment = read_experiment(name)
+    for warning in experiment.warnings + changes(experiment) + altered_runs(experiment):
+        print(f"warning: {warning}", file=sys.stderr)
+    registered(experiment.file)
+    with unchanged_sources():
+        study, _ = execute(experiment, workers, gpus, retry)
+        _report(study, changes(experiment), force=False)
+
+
+def execute(
+    experiment: Experiment, workers: int | None, gpus: str | None, retry: bool = False
+) -> tuple[Study, list[Result]]:
+    """Run what is missing. Exits with EXIT_PAUSED when `paribus ablate stop` asks for it."""
+    check_sources(experiment.stages)
+    side_by_side, chosen = cards.deal(experiment, gpus, workers)
+    folder = folder_of(experiment.name)
+    with locked(folder / "lock", wait=False) as mine:
+        if not mine:
+            raise UserError(
+                f"{experiment.name} is being run by another `paribus ablate run`; `paribus ablate status "
+                f"{experiment.name} --watch` shows it"
+            )
+        (folder / "stop").unlink(missing_ok=True)
+        for found in remove_leftovers(state_root()):
+            print(found, file=sys.stderr)
+        try:
+            study = Study(experiment, settle(experiment, side_by_side))
+            if retry:
+                _try_again(study)
+            return study, _drive(study, side_by_side, chosen)
+        except (OSError, GitError, MachineError) as error:
+            if not is_machines_fault(error):
+                raise
+            print(
+                f"paribus: {experiment.name}: {error}; no seed is lost: when that is put right, call it again",
+                file=sys.stderr,
+            )
+            raise SystemExit(EXIT_MACHINE) from None
+
+
+def _drive(study: Study, side_by_side: int, chosen: Sequence[str]) -> list[Result]:
+    name = study.experiment.name
+    engine = Pool(main_checkout(), state_root(), side_by_side, chosen)
+    try:
+        return Driver(study, engine, git("rev-parse", "HEAD")).drive()
+    except KeyboardInterrupt:
+        print(
+            f"\n{name}: its runs save their states; `paribus ablate run {name}` goes on",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
+    finally:
+        engine.close()
+
+
+def _try_again(study: Study) -> None:
+    """Note that what was given up is to be tried again."""
+    name = study.experiment.name
+    runs = study.runs(study.experiment.seeds[1])
+    failures = given_up(name, runs)
+    journal = Journal(folder_of(name) / "journal.jsonl", lambda text: print(text, file=sys.stderr))
+    for one in runs:
+        if one.name in failures:
+            print(f"{one.name}: is tried again ({failures[one.name].words})", file=sys.stderr)
+            journal.append({"time": time.time(), "run": one.name, "event": "retry", "key": one.key})
+    journal.close()
+
+
+def changes(experiment: Experiment) -> list[str]:
+    """A warning where the file is no longer the one that results were obtained under: the question must come first."""
+    blobs = {result.file for result in collect(experiment)} - {None}
+    if not blobs:
+        return []
+    try:
+        now = registered(experiment.file)
+    except UserError as error:
+        return list(error.problems)
+    other = sorted(str(blob)[:10] for blob in blobs - {now})
+    if not other:
+        return []
+    return [
+        f"{experiment.file} was changed after its first result: results were obtained under {', '.join(other)}, and it is "
+        f"{now[:10]} now; the report shows what changed"
+    ]
+
+
+def altered_runs(experiment: Experiment) -> list[str]:
+    """A warning for each finished run whose experiment was changed after it ran: it counts for nothing."""
+    return [
+        f"{result.name}: {', '.join(result.altered)} of its experiment {result.experiment[:10]} is not as its own dvc.lock "
+        "noted it when the run ended, so that it counts for nothing; `paribus ablate run` makes it again"
+        for result in collect(experiment)
+        if result.altered and not result.superseded
+    ]
+
+
+# ---------------------------------------------------------------- stopping, looking
+
+
+def stop(name: str) -> None:
+    """Have what runs save its state and end, and begin nothing more."""
+    experiment = read_experiment(name)
+    folder = folder_of(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "stop").touch()
+    for run_id, stage in under_way(state_root(), name).items():
+        print(f"{run_id}: asked to save and stop{f' ({stage})' if stage else ''}", file=sys.stderr)
+    with locked(folder / "lock"):  # whoever drives the study lets go of it when all have ended
+        (folder / "stop").unlink(missing_ok=True)
+        for found in remove_leftovers(state_root()):
+            print(found, file=sys.stderr)
+    print(f"{experiment.name}: stopped; `paribus ablate run {name}` goes on", file=sys.stderr)
+
+
+def status(name: str, watch: bool = False) -> None:
+    """Print the table of every run; watch: until all are done."""
+    experiment = read_experiment(name)
+    study = study_of(experiment)
+    for warning in changes(experiment) + altered_runs(experiment):
+        print(f"warning: {warning}", file=sys.stderr)
+    with Display(name, live=watch) as display:
+        while True:
+            results = collect(experiment)
+            runs = study.wanted(results)
+            have, failures = done(results, runs, study.code), given_up(name, runs)
+            running = under_way(state_root(), name)
+            stages = {one.experiment_name(): stage for one, stage in running.items()}
+            diverged = diverged_seeds(list(have.values()), runs, failures)
+            rows = table(study, runs, have, stages, failures, diverged, max(len(running), 1))
+            if not watch:
+                display.print(rows)
+                return
+            display.show(lambda: rows)  # noqa: B023
+            if all(run.name in have or run.name in failures for run in runs):
+                return
+            time.sleep(WATCH_SECONDS)
+
+
+# ---------------------------------------------------------------- reporting
+
+
+def report(name: str, force: bool = False) -> None:
+    """Judge what there is, print it and write the pages.
+
+    Args:
+        force: replace a page that rests on more runs.
+    """
+    experiment = read_experiment(name)
+    changed = changes(experiment)
+    for warning in changed:
+        print(f"warning: {warning}", file=sys.stderr)
+    _report(study_of(experiment), changed, force)
+
+
+def _report(study: Study, changed: Sequence[str], force: bool) -> None:
+    from paribus.pages.verdict import write_pages
+    from paribus.study.published import check_not_fewer, publish
+
+    name = study.experiment.name
+    evidence = usable(study)
+    if not evidence.results:
+        raise UserError(
+            f"{name}: nothing is done yet; `paribus ablate run {name}` begins it, `paribus ablate status {name}` "
+            "shows how it stands"
+        )
+    mixed = different_models(evidence.results)
+    if mixed:
+        raise UserError(f"{problem}; their mean would be of neither" for problem in mixed)
+    if not force:
+        check_not_fewer(name, evidence.results)
+    failures = {run: one.words for run, one in evidence.failures.items()}
+    notes = [*evidence.notes, *changed]
+    write_pages(
+        study.experiment, evidence.runs, evidence.results, failures, notes, evidence.diverged
+    )
+    publish(study.experiment, evidence.results, evidence.diverged, evidence.left_out)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a report rests on.
+
+    Attributes:
+        runs: what is asked for. results: those that count. failures: run -> why it has no result.
+        diverged: arm -> seeds that ended without a finite value.
+        left_out: reason -> finished runs that do not count.
+        notes: sentences for the page.
+    """
+
+    runs: list[Run]
+    results: list[Result]
+    failures: Mapping[str, GivenUp]
+    diverged: Mapping[str, Sequence[int]]
+    left_out: Mapping[str, int]
+    notes: list[str]
+
+
+def usable(study: Study) -> Evidence:
+    """What counts: the results of today's code and parameters; where there are none, those of the code that has most."""
+    experiment = study.experiment
+    results = collect(experiment)
+    runs = study.wanted(results)
+    failures = given_up(experiment.name, runs)
+    notes = []
+    have = done(results, runs, study.code)
+    chosen = [have[run.name] for run in runs if run.name in have]
+    if not chosen and results:
+        chosen = _of_older_code(results)
+        commits = ", ".join(sorted({result.baseline[:10] for result in chosen}))
+        notes.append(
+            f"code or parameters changed since these results, which are of commit {commits}; "
+            "`paribus ablate run` would compute them anew"
+        )
+    left_out = _left_out(study, results, chosen)
+    for reason, count in left_out.items():
+        notes.append(f"{count} finished run{'s' if count > 1 else ''} left out: {reason}")
+    diverged = diverged_seeds(chosen, runs, failures)
+    return Evidence(runs, chosen, failures, diverged, left_out, notes)
+
+
+def _of_older_code(results: Sequence[Result]) -> list[Result]:
+    """One result for each arm and seed: those of one code and one set of parameters, of which there are most.
+
+    The arms share every parameter that none of them changes, and all runs of an arm share every parameter but the seed.
+    """
+    sound = [result for result in results if not result.altered]
+    of_kind = _commonest(sound, lambda result: (result.code, result.common))
+    chosen = {}
+    for arm in dict.fromkeys(result.arm for result in of_kind):
+        own = [result for result in of_kind if result.arm == arm]
+        alike = _commonest(own, lambda result: result.recipe)
+        alike.sort(key=lambda result: not result.superseded)  # what holds its own name comes last
+        for result in alike:
+            chosen[result.arm, result.seed] = result
+    return sorted(chosen.values(), key=lambda result: (result.seed, result.arm))
+
+
+def _commonest(results: Sequence[Result], of: Callable[[Result], Any]) -> list[Result]:
+    """The results of one kind, of which there are most; of equals that whose results were not superseded."""
+    kinds: dict[Any, list[Result]] = {}
+    for result in results:
+        kinds.setdefault(of(result), []).append(result)
+
+    def place(kind: list[Result]) -> tuple[int, int]:
+        seeds = {(result.arm, result.seed) for result in kind}
+        return len(seeds), sum(not result.superseded for result in kind)
+
+    return max(kinds.values(), key=place, default=[])
+
+
+def _left_out(study: Study, results: Sequence[Result], chosen: Sequence[Result]) -> dict[str, int]:
+    """Why -> finished runs that a report does not rest on."""
+    counted = {result.experiment for result in chosen}
+    codes = {result.code for result in chosen}
+    asked = {(run.arm, run.seed) for run in study.runs(study.experiment.seeds[1])}
+    found: dict[str, int] = {}
+    for result in results:
+        if result.experiment in counted:
+            continue
+        if result.altered:
+            reason = (
+                f"changed after they ran: {', '.join(result.altered)} against their own dvc.lock"
+            )
+        elif result.code not in codes:
+            reason = "measured with other code"
+        elif (result.arm, result.seed) not in asked:
+            reason = "their seeds are not asked for any more"
+        else:
+            reason = "measured with other parameters, or superseded"
+        found[reason] = found.get(reason, 0) + 1
+    for arm, count in of_other_arms(study.experiment).items():
+        found[f"the file has no arm {arm} any more"] = count
+    return found
+
+
+# ---------------------------------------------------------------- noise
+
+
+def noise(
+    profile: str, seeds: int, metrics: Sequence[str], workers: int | None, gpus: str | None
+) -> None:
+    """The noise floor of a profile over seeds: run what is missing, then the table of seeds for effects."""
+    from paribus.pages.noise import write_noise
+
+    if seeds < 3:
+        raise UserError(f"--seeds {seeds}: a spread needs at least 3")
+    experiment, wanted = noise_experiment(profile, seeds, metrics or ["val_bpb"])
+    with unchanged_sources():
+        _, results = execute(experiment, workers, gpus)
+        write_noise(experiment, wanted, results)

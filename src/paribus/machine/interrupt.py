@@ -1,0 +1,179 @@
+"""Being asked to stop: by signals, time, `paribus pause`, or the death of DVC.
+
+A stop may be asked for at any moment of a stage's life:
+
+| moment | who answers | how |
+| --- | --- | --- |
+| before the session: imports, reading inputs | `stopping_before_the_start`, `LauncherWatch` | the process ends at once |
+| in the session | `Interrupt.requested`, asked between steps | the stage saves its state |
+
+Both end with `EXIT_PAUSED`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import threading
+import time
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# EX_TEMPFAIL: DVC takes the stage as not done, so the next `dvc repro` goes on with it.
+EXIT_PAUSED = 75
+
+
+class Interrupt:
+    """`with Interrupt(folder, session_minutes) as interrupt:` and, between steps, `if interrupt.requested(): save`.
+
+    A stop is asked for by SIGINT or SIGTERM, by the end of the session, by the death of the DVC or torchrun
+    that started this stage, or by a file `pause` in the state folder. `reason` says which. Only the main thread may enter.
+    """
+
+    def __init__(self, folder: Path | None = None, session_minutes: float | None = None) -> None:
+        self.reason: str | None = None
+        self._pause = str(folder / "pause") if folder else None
+        self._deadline = time.monotonic() + session_minutes * 60 if session_minutes else math.inf
+        self._session_minutes = session_minutes
+        self._next_look = 0.0
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        # A background job of a shell inherits SIGINT ignored: install the handler all the same.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._signalled)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _signalled(self, number: int, _: types.FrameType | None) -> None:
+        self.reason = self.reason or signal.Signals(number).name
+
+    def requested(self) -> bool:
+        """Whether to save and stop now. Once true, it stays so. About a microsecond."""
+        now = time.monotonic()
+        if self.reason is None and now >= self._deadline:
+            self.reason = f"the session's {self._session_minutes:g} minutes are over"
+        if self.reason is None and now >= self._next_look:
+            self._next_look = now + 0.2
+            self._look()
+        return self.reason is not None
+
+    def _look(self) -> None:
+        if self._pause and os.path.exists(self._pause):
+            with contextlib.suppress(
+                OSError
+            ):  # another user's: this run stops, the next start stops too
+                os.unlink(self._pause)
+            self.reason = "paribus pause"
+        elif launcher_gone():
+            self.reason = "the process that started this stage (DVC, torchrun) is gone"
+
+
+def _process(pid: int) -> tuple[str, int, str] | None:
+    """(state, parent, start time in clock ticks) of a process, from /proc; None if there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return fields[0], int(fields[1]), fields[19]
+
+
+def _launchers() -> list[tuple[int, str]]:
+    """(pid, start time) from the parent up to the DVC process, or to torchrun without DVC; empty without /proc.
+
+    DVC sets DVC_STAGE for what it starts and not for itself: a shell or torchrun in between has it, DVC has not.
+    """
+    chain: list[tuple[int, str]] = []
+    pid = os.getppid() if _launched() else 0
+    while pid and (process := _process(pid)):
+        chain.append((pid, process[2]))
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:  # another user's: not one of ours
+            break
+        if not any(entry.startswith(b"DVC_STAGE=") for entry in environment):
+            break
+        pid = process[1]
+    return chain
+
+
+def _launched() -> bool:
+    """Whether DVC or torchrun started this process, which then must not outlive them."""
+    return "DVC_STAGE" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def launcher_gone() -> bool:
+    """Whether DVC, torchrun, or a shell between them and us, has died since we started; false where neither started us."""
+    if not _launched():
+        return False
+    if os.getppid() != _PARENT:
+        return True
+    processes = ((_process(pid), start) for pid, start in _LAUNCHERS)
+    return any(
+        process is None or process[0] == "Z" or process[2] != start for process, start in processes
+    )
+
+
+LAUNCHER = "PARIBUS_LAUNCHER"  # the launcher's process id, in the environment of what it starts
+WATCH_SECONDS = 0.5
+# A stage whose launcher has died saves and stops by itself. One that is still there after so long waits for something
+# that will not come (a process that has died, a long evaluation): it is ended, and its last state stays.
+GRACE_SECONDS = 120.0
+
+
+@contextlib.contextmanager
+def stopping_before_the_start(stage: str) -> Iterator[None]:
+    """Until a session takes over, SIGINT and SIGTERM end the process at once: nothing has begun, nothing is lost."""
+
+    def leave(number: int, _: types.FrameType | None) -> None:
+        words = f"paribus {stage}: {signal.Signals(number).name}: stopped before it began\n"
+        os.write(2, words.encode())
+        os._exit(EXIT_PAUSED)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class LauncherWatch(threading.Thread):
+    """Ends this process when the launcher that started it has died, whatever the main thread is waiting for.
+
+    Before `joined` at once, as nothing has begun; afterwards the stage itself notices (`Interrupt`) and gets
+    `GRACE_SECONDS` to save.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="launcher-watch", daemon=True)
+        self._joined = threading.Event()
+
+    def joined(self) -> None:
+        """All processes are together, and the session answers from here on."""
+        self._joined.set()
+
+    def run(self) -> None:
+        while not launcher_gone():
+            time.sleep(WATCH_SECONDS)
+        if self._joined.is_set():
+            time.sleep(GRACE_SECONDS)
+        os._exit(EXIT_PAUSED)
+
+
+def _own_parent() -> int:
+    """The process that started this one; it may have died before we could look, so the launcher writes down who it is."""
+    named = os.environ.pop(LAUNCHER, "")
+    return int(named) if named else os.getppid()
+
+
+# Taken on import, before torch is loaded, so that a launcher that dies in those seconds is noticed too.
+_PARENT = _own_parent()
+_LAUNCHERS = _launchers()

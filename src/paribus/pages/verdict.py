@@ -1,0 +1,638 @@
+"""The report of an ablation: one offline HTML file, one Markdown file with its picture, and the same as an MLflow run."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from paribus import tracking
+from paribus.config import fingerprint, flatten
+from paribus.files import write_atomic
+from paribus.git import try_git
+from paribus.journal import read_json
+from paribus.pages.markdown import cell, fenced, line, paragraph
+from paribus.pages.report import (
+    BLUE,
+    FAINT,
+    GOLD,
+    GREEN,
+    INK,
+    RED,
+    canvas,
+    duration,
+    quantity,
+    svg,
+    templates,
+    title,
+)
+from paribus.places import state_root
+from paribus.study.divergence import Diverged
+from paribus.study.events import events_of
+from paribus.study.experiment import BASELINE, Experiment, Run
+from paribus.study.results import Result
+from paribus.study.scaling import Scaling, scaling
+from paribus.study.statistics import Effect, holm
+from paribus.study.verdict import ArmVerdict, costs, plan_of, verdicts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RESULTS = Path("experiments/results")
+COLOURS = {"better": GREEN, "worse": RED, "equivalent": BLUE, "undecided": FAINT}
+LINES = (BLUE, RED, GOLD, GREEN, "#7d5ba6", "#5c7080")
+ALT = {
+    "forest": "difference of every arm from the baseline with its interval",
+    "curve": "difference in bits per byte over training, with its band",
+    "scaling": "the metric over parameters at equal compute, with the parabola through it",
+}
+UNEVEN = 0.1  # the quickest over the slowest run of one arm, from which its times say more of the machine than of the arm
+# keys that change which rows a seed gives; other sizes of a step take the same rows in other portions
+DECIDES_ROWS = (
+    "corpus.",
+    "tokenizer.",
+    "tokens.",
+    "model.seq_len",
+    "pretrain.packing",
+    "midtrain.mixture",
+    "midtrain.epochs",
+    "sft.mixture",
+    "sft.epochs",
+    "rl.curriculum",
+    "rl.dynamic_sampling",
+)
+COST_ROWS = {  # of the cost table: name -> (words, how it is written)
+    "tokens_per_second": ("tokens/s", quantity),
+    "peak_memory_bytes": ("peak memory, bytes", quantity),
+    "parameters": ("parameters", quantity),
+    "steps": ("pretraining steps", quantity),
+    "tokens": ("pretraining tokens", quantity),
+    "flops": ("pretraining FLOPs", quantity),
+    "seconds": ("wall-clock of training", duration),
+}
+
+
+def write_pages(
+    experiment: Experiment,
+    runs: Sequence[Run],
+    results: Sequence[Result],
+    failures: Mapping[str, str],
+    notes: Sequence[str],
+    diverged: Diverged | None = None,
+) -> Path:
+    """Print the verdicts; write NAME.html, NAME.md and NAME.png into experiments/results; tell MLflow. Returns the page."""
+    found = verdicts(experiment, results, diverged)
+    profile = scaling(experiment, found, results)
+    values = page_values(experiment, runs, results, failures, notes, found)
+    values["scaling"] = profile.sentence(experiment.metric.unit) if profile else None
+    figures = draw(experiment, found, profile)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    page = RESULTS / f"{experiment.name}.html"
+    write_atomic(page, html(values, figures))
+    picture = RESULTS / f"{experiment.name}.png"
+    for name, figure in figures.items():
+        place = picture if name == "forest" else RESULTS / f"{experiment.name}-{name}.png"
+        figure.savefig(place, dpi=150, facecolor="white", metadata={"Software": None})
+    write_atomic(RESULTS / f"{experiment.name}.md", markdown(values, list(figures)))
+    for verdict in values["verdicts"]:
+        print(verdict["sentence"])
+    if values["scaling"]:
+        print(values["scaling"])
+    for failure in values["failures"]:
+        print(f"no result: {failure}")
+    print(f"report: {page}")
+    to_mlflow(experiment, results, values)
+    return page
+
+
+def html(values: dict[str, Any], figures: Mapping[str, Figure]) -> str:
+    """The page, figures as SVG."""
+    from markupsafe import Markup
+
+    drawn = {name: Markup(svg(figure, name, ALT[name])) for name, figure in figures.items()}
+    return templates().get_template("verdict.html.j2").render(**values, figures=drawn)
+
+
+def markdown(values: dict[str, Any], figures: Sequence[str]) -> str:
+    """The page in Markdown. Questions, values, names and logs are text there, and no markup."""
+    environment = templates(escape=False)
+    environment.filters |= {"line": line, "paragraph": paragraph, "cell": cell, "fenced": fenced}
+    page: str = environment.get_template("verdict.md.j2").render(**values, figures=figures)
+    return page
+
+
+# ---------------------------------------------------------------- what is said
+
+
+def sentence(experiment: Experiment, arm: str, effect: Effect | None) -> str:
+    """The verdict on an arm, for people."""
+    if effect is None:
+        return f"{arm}: no verdict, as no seed of it and of the baseline is done."
+    size = f"{signed(effect.mean)} {experiment.metric.unit}"
+    interval = (
+        f"{1 - experiment.alpha:.0%} interval {signed(effect.low)} to {signed(effect.high)}, {effect.n} matched seeds, "
+        f"{adjusted(effect)}"
+    )
+    if effect.verdict == "equivalent":
+        return (
+            f"{arm} is equivalent to the baseline: {size} ({interval}), within "
+            f"±{experiment.smallest_effect:g}, which is as much as matters."
+        )
+    if effect.verdict == "undecided":
+        if effect.stdev == 0 and effect.mean == 0:
+            return (
+                f"{arm}: undecided: {experiment.metric.name} is the same in both arms at each of {effect.n} matched seeds, "
+                "which does not show that they are equal: it may be at its floor, too coarse (more items, or a finer "
+                "metric), or not touched by the change."
+            )
+        return f"{arm}: undecided: {size} ({interval}); {next_step(experiment, effect)}."
+    return f"{arm} is {effect.verdict} than the baseline: {size} ({interval}; {experiment.direction} is better)."
+
+
+def next_step(experiment: Experiment, effect: Effect) -> str:
+    """What may be done about an undecided arm so that verdicts stay as rare in error as they say."""
+    if effect.more_seeds is None:
+        return "more than 100,000 seeds would be needed"
+    if experiment.sequential and effect.n < experiment.seeds[1]:
+        return f"run {effect.more_seeds} more seeds, to the study's next look"
+    needed = effect.n + effect.more_seeds
+    return (
+        f"by this spread about {needed} seeds would decide, in a new study with fresh seeds (more seeds in this one "
+        "raise its chance of a false verdict)"
+    )
+
+
+def signed(value: float, digits: int = 4) -> str:
+    """+0.0123, with a real minus sign."""
+    return (
+        f"{value:+.{digits}f}".replace("-", "−")
+        if abs(value) != float("inf")
+        else ("−∞" if value < 0 else "∞")
+    )
+
+
+def adjusted(effect: Effect) -> str:
+    return "p < 0.0001" if effect.p_adjusted < 1e-4 else f"p = {effect.p_adjusted:.4f}"
+
+
+def page_values(
+    experiment: Experiment,
+    runs: Sequence[Run],
+    results: Sequence[Result],
+    failures: Mapping[str, str],
+    notes: Sequence[str],
+    found: Sequence[ArmVerdict],
+) -> dict[str, Any]:
+    """What the templates show, by name."""
+    names = [BASELINE, *(arm.name for arm in found)]
+    cost = {BASELINE: costs(experiment, results, BASELINE)} | {arm.name: arm.cost for arm in found}
+    shown = {
+        name: [
+            words,
+            *(write(value) if (value := cost[arm][name]) is not None else "–" for arm in names),
+        ]
+        for name, (words, write) in COST_ROWS.items()
+        if any(cost[arm][name] is not None for arm in names)
+    }
+    return {
+        "experiment": experiment,
+        "verdicts": [_verdict_row(experiment, arm) for arm in found],
+        "names": names,
+        "cost": list(shown.values()),
+        "held": held(experiment, found),
+        "looks": plan_of(experiment),
+        "values": _values(found),
+        "items": _item_rows(found),
+        "times": [(arm.name, arm.at_equal_time) for arm in found if arm.at_equal_time],
+        "failures": [f"{name}: {why}" for name, why in failures.items()],
+        "notes": [*experiment.warnings, *notes, *_mixtures(results), *_uneven(results)],
+        "diff": _file_diff(experiment, results),
+        "runs": [
+            _run_row(result)
+            for result in sorted(results, key=lambda one: (one.seed, names.index(one.arm)))
+        ],
+        "missing": len(runs) - len(results) - len(failures),
+        "provenance": _provenance(experiment, results),
+        "trouble": _trouble(experiment),
+        "signed": signed,
+        "adjusted": adjusted,
+    }
+
+
+def _verdict_row(experiment: Experiment, arm: ArmVerdict) -> dict[str, Any]:
+    changed = "; ".join(
+        f"{key}: {before} → {after}" for key, (before, after) in arm.changed.items()
+    )
+    return {
+        "name": arm.name,
+        "sentence": caveat(arm) or sentence(experiment, arm.name, arm.effect),
+        "effect": arm.effect,
+        "changed": f"{arm.as_one} ({changed})" if arm.as_one else changed,
+        "verdict": _word(arm),
+    }
+
+
+def _word(arm: ArmVerdict) -> str:
+    """The verdict in a word."""
+    if arm.changed_nothing:
+        return "changed nothing"
+    return arm.effect.verdict if arm.effect else "none"
+
+
+def caveat(arm: ArmVerdict) -> str:
+    """What is said in place of a verdict where an arm changed nothing, or seeds of it or the baseline diverged."""
+    if arm.changed_nothing:
+        return (
+            f"{arm.name} changed nothing: at {len(arm.seeds)} matched seeds its weights are the baseline's, bit for bit; "
+            "what it sets is not used in this configuration."
+        )
+    lost = arm.survivors.sentence(arm.name)
+    if not lost:
+        return ""
+    effect = arm.effect
+    if effect is None:
+        return f"{arm.name}: no verdict: {lost}."
+    size = f"{signed(effect.mean)} over the {effect.n} matched seeds that survived"
+    if effect.verdict == "undecided":
+        return f"{arm.name}: undecided: {lost}, and no verdict rests on the others alone ({size})."
+    return f"{arm.name} is {effect.verdict} than the baseline, although {lost} ({size})."
+
+
+def held(experiment: Experiment, found: Sequence[ArmVerdict]) -> str:
+    """What was held equal, and what matched seeds share, in words."""
+    amount = f" ({quantity(experiment.amount)})" if experiment.amount else ""
+    words = {
+        "none": "Nothing was held equal: the arms cost what they cost; see the table of costs.",
+        "tokens": f"Training tokens{amount}: every arm read as many.",
+        "flops": f"Training FLOPs{amount}: pretraining steps of each arm follow from the FLOPs of its steps, Muon's products "
+        "and the keys that attention sees included.",
+        "seconds": f"Training time{amount}: pretraining steps of each arm follow from the measured seconds of its steps.",
+    }[experiment.equal]
+    return f"{words} {shared_rows(found)} {shared_values(experiment, found)}"
+
+
+def shared_rows(found: Sequence[ArmVerdict]) -> str:
+    """Whether the arms read the same rows in the same order at one seed."""
+    others = [arm.name for arm in found if any(key.startswith(DECIDES_ROWS) for key in arm.changed)]
+    if not others:
+        return "At one seed every arm reads the same rows in the same order."
+    return f"At one seed the arms read the same rows in the same order, but for {', '.join(others)}, whose rows are others."
+
+
+def shared_values(experiment: Experiment, found: Sequence[ArmVerdict]) -> str:
+    """Which share of each arm's initial values is the baseline's at one seed: tensors of the same shape and scale."""
+    from paribus.model.initial import shared_initial_tensors
+
+    base = experiment.config()
+    shares = []
+    for arm in found:
+        own = experiment.config(arm.name)
+        shared = shared_initial_tensors(
+            own.model, own.tokenizer.vocab_size, base.model, base.tokenizer.vocab_size
+        )
+        shares.append((arm.name, shared.same_fraction))
+    if all(share == 1 for _, share in shares):
+        return "Every tensor of every arm begins with the baseline's values there."
+    listed = ", ".join(f"{name} {_share(share)}" for name, share in shares)
+    return (
+        f"Of an arm's initial values these are the baseline's there: {listed}; "
+        "the others have another shape or scale, or no tensor of the baseline has their name."
+    )
+
+
+def _share(share: float) -> str:
+    """A share that is neither nothing nor all is never rounded to it."""
+    if share in (0, 1):
+        return "all" if share else "none"
+    return f"{min(max(round(100 * share), 1), 99)} %"
+
+
+def _item_rows(found: Sequence[ArmVerdict]) -> list[dict[str, Any]]:
+    """What the items say of each arm, with p after Holm over the arms; the verdict is of the seeds alone."""
+    effects = {arm.name: arm.items for arm in found if arm.items}
+    adjusted_p = holm({name: item.p for name, item in effects.items()})
+    exact = {name: item.mcnemar_p for name, item in effects.items() if item.mcnemar_p is not None}
+    adjusted_exact = holm(exact)
+    return [
+        {
+            "name": name,
+            "effect": item,
+            "p": adjusted_p[name],
+            "mcnemar_p": adjusted_exact.get(name),
+        }
+        for name, item in effects.items()
+    ]
+
+
+def _values(found: Sequence[ArmVerdict]) -> list[dict[str, Any]]:
+    """The metric of each matched pair."""
+    return [
+        {
+            "arm": arm.name,
+            "seed": seed,
+            "baseline": base,
+            "value": value,
+            "difference": value - base,
+        }
+        for arm in found
+        for seed, base, value in zip(arm.seeds, arm.baseline, arm.values, strict=True)
+    ]
+
+
+def _run_row(result: Result) -> dict[str, Any]:
+    links = {stage: _mlflow_run(stage, mark) for stage, mark in result.fingerprints.items()}
+    return {
+        "arm": result.arm,
+        "seed": result.seed,
+        "name": result.name,
+        "experiment": result.experiment,
+        "value": result.value,
+        "fingerprints": result.fingerprints,
+        "mlflow": {stage: link for stage, link in links.items() if link},
+    }
+
+
+def _mlflow_run(stage: str, mark: str) -> str | None:
+    known = read_json(state_root() / "runs" / f"{stage}-{mark}" / "mlflow.json")
+    return known["run_id"] if known else None
+
+
+def _provenance(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:
+    """Commit, locks, file and machine of the runs; several where they differ."""
+
+    def each(values: Sequence[Any]) -> str:
+        return ", ".join(sorted({str(value) for value in values if value})) or "–"
+
+    hardware = [machine for one in results if (machine := one.provenance.get("hardware"))]
+    return {
+        "commit": each([one.baseline for one in results]),
+        "file": each([one.file for one in results]),
+        "requirements.lock": each([one.provenance.get("requirements_lock") for one in results]),
+        "machine": each(
+            [f"{one['device_name']}, {one['dtype']}, {one['threads']} threads" for one in hardware]
+        ),
+        "versions": each(
+            [
+                ", ".join(
+                    f"{name} {version}"
+                    for name, version in (one.provenance.get("versions") or {}).items()
+                    if name in ("python", "torch", "numpy")
+                )
+                for one in results
+            ]
+        ),
+        "stages": ", ".join(experiment.stages),
+    }
+
+
+def _mixtures(results: Sequence[Result]) -> list[str]:
+    """What differs between runs besides arm and seed."""
+    found = []
+    for name, kinds in {
+        "hardware": {
+            fingerprint(
+                **{
+                    key: value
+                    for key, value in (one.provenance.get("hardware") or {}).items()
+                    if key not in ("processes", "process_threads")
+                }
+            )
+            for one in results
+        },
+        "requirements.lock": {str(one.provenance.get("requirements_lock")) for one in results},
+        "versions": {fingerprint(**(one.provenance.get("versions") or {})) for one in results},
+    }.items():
+        if len(kinds) > 1:
+            found.append(
+                f"the runs differ in more than arm and seed: {name} is of {len(kinds)} kinds"
+            )
+    return found
+
+
+def _uneven(results: Sequence[Result]) -> list[str]:
+    """A word of caution where runs of the same arm went at different speeds."""
+    speeds: dict[str, list[float]] = {}
+    for result in results:
+        if speed := result.number("pretrain", "tokens_per_second"):
+            speeds.setdefault(result.arm, []).append(speed)
+    worst = max((max(of) / min(of) - 1 for of in speeds.values()), default=0.0)
+    if worst <= UNEVEN:
+        return []
+    return [
+        f"runs of the same arm differ by up to {worst:.0%} in tokens/s: other work ran on this machine, and what is said of "
+        "time (tokens/s, wall-clock, equal time) shows that as well"
+    ]
+
+
+def _trouble(experiment: Experiment) -> str:
+    """What had to be started again, in words."""
+    events = [row["event"] for row in events_of(experiment.name)]
+    counts = {
+        word: events.count(word) for word in ("interrupted", "paused", "failed") if word in events
+    }
+    return ", ".join(f"{count} {word}" for word, count in counts.items())
+
+
+def _file_diff(experiment: Experiment, results: Sequence[Result]) -> str:
+    """What changed in the experiment's file since its results were obtained."""
+    now = (
+        experiment.file.read_text(encoding="utf-8").splitlines()
+        if experiment.file.is_file()
+        else []
+    )
+    lines: list[str] = []
+    for blob in sorted({result.file for result in results if result.file}):
+        then = (try_git("cat-file", "blob", blob) or "").splitlines()
+        lines += difflib.unified_diff(then, now, f"as run, {blob[:10]}", "now", lineterm="")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- figures
+
+
+def draw(
+    experiment: Experiment, found: Sequence[ArmVerdict], profile: Scaling | None
+) -> dict[str, Figure]:
+    """forest: effects with intervals; curve: the difference over training, where it was measured; scaling: of one dial."""
+    figures = {}
+    if any(arm.effect for arm in found):
+        figures["forest"] = _draw_forest(experiment, [arm for arm in found if arm.effect])
+    if any(arm.over_tokens for arm in found):
+        figures["curve"] = _draw_curves(found)
+    if profile:
+        figures["scaling"] = _draw_scaling(experiment, profile)
+    return figures
+
+
+def _draw_forest(experiment: Experiment, found: Sequence[ArmVerdict]) -> Figure:
+    figure, (axes,) = canvas(height=1.5 + 0.5 * len(found))
+    axes.axvspan(
+        -experiment.smallest_effect,
+        experiment.smallest_effect,
+        color=FAINT,
+        alpha=0.18,
+        linewidth=0,
+    )
+    axes.axvline(0, color=INK, linewidth=1)
+    for place, arm in enumerate(reversed(found)):
+        effect = arm.effect
+        assert effect is not None
+        colour = COLOURS[effect.verdict]
+        for base, value in zip(arm.baseline, arm.values, strict=True):
+            axes.plot(value - base, place - 0.22, marker="|", markersize=7, color=FAINT)
+        if abs(effect.low) != float("inf"):
+            axes.plot([effect.low, effect.high], [place, place], color=colour, linewidth=2.4)
+        axes.plot(effect.mean, place, marker="s", markersize=7, color=colour)
+        axes.annotate(
+            effect.verdict,
+            (effect.mean, place),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            color=INK,
+            fontsize=9,
+        )
+    axes.set_yticks(range(len(found)), [arm.name for arm in reversed(found)])
+    axes.set_ylim(-0.6, len(found) - 0.3)
+    axes.grid(visible=False, axis="y")
+    better = {"lower": "left", "higher": "right"}[experiment.direction]
+    title(
+        axes,
+        f"{experiment.metric.name}: arm − baseline",
+        f"{experiment.metric.unit}; {better} of 0 is better; grey: too small to matter; ticks: single seeds",
+    )
+    return figure
+
+
+def _draw_curves(found: Sequence[ArmVerdict]) -> Figure:
+    figure, (left, right) = canvas(columns=2, height=3.4)
+    for axes, kind, axis in (
+        (left, "over_tokens", "pretraining tokens"),
+        (right, "over_seconds", "seconds of pretraining"),
+    ):
+        for arm, colour in zip(found, LINES * len(found), strict=False):
+            curve = getattr(arm, kind)
+            if curve is not None:
+                axes.fill_between(
+                    curve.steps,
+                    curve.band_low,
+                    curve.band_high,
+                    color=colour,
+                    alpha=0.18,
+                    linewidth=0,
+                )
+                axes.plot(
+                    curve.steps,
+                    curve.mean,
+                    color=colour,
+                    linewidth=1.8,
+                    marker="o",
+                    markersize=3.5,
+                    label=arm.name,
+                )
+        _zero(axes)
+        title(
+            axes,
+            "At equal tokens" if kind == "over_tokens" else "At equal time",
+            axis,
+            "bits per byte, arm − baseline" if axes is left else "",
+        )
+    left.xaxis.set_major_formatter(lambda value, _: quantity(value))
+    left.legend(frameon=False, fontsize=9, labelcolor=INK)
+    return figure
+
+
+def _draw_scaling(experiment: Experiment, profile: Scaling) -> Figure:
+    figure, (axes,) = canvas(height=3.4)
+    for row in profile.values:
+        axes.plot(profile.sizes, row, marker="o", markersize=4, linestyle="", color=FAINT)
+    between = np.geomspace(profile.sizes[0], profile.sizes[-1], 100)
+    axes.plot(between, profile.at(between), color=BLUE, linewidth=1.8)
+    if profile.best:
+        best, low, high = profile.best
+        axes.axvspan(low, high, color=GREEN, alpha=0.15, linewidth=0)
+        axes.plot(best, profile.at(best), marker="D", markersize=7, color=GREEN)
+    for size, value, mean in zip(
+        profile.sizes, profile.dial, profile.values.mean(axis=0), strict=True
+    ):
+        axes.annotate(
+            f"{profile.key.rpartition('.')[2]} {value:g}",
+            (size, mean),
+            xytext=(6, 8),
+            textcoords="offset points",
+            color=INK,
+            fontsize=9,
+        )
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(profile.sizes, [quantity(size) for size in profile.sizes])
+    axes.margins(x=0.08, y=0.12)
+    title(axes, f"{experiment.metric.name} at equal FLOPs", "parameters", experiment.metric.unit)
+    return figure
+
+
+def _zero(axes: Axes) -> None:
+    axes.axhline(0, color=INK, linewidth=1)
+    axes.locator_params(axis="x", nbins=5)
+
+
+# ---------------------------------------------------------------- MLflow
+
+
+def to_mlflow(experiment: Experiment, results: Sequence[Result], values: dict[str, Any]) -> None:
+    """A run of its own, under a parent named after the ablation: pages, verdicts, a link to every run it rests on.
+
+    The same report again changes nothing there.
+    """
+    folder = state_root() / "runs" / f"ablation-{experiment.name}"
+    mark = fingerprint(
+        sentences=[one["sentence"] for one in values["verdicts"]],
+        runs=values["runs"],
+        notes=values["notes"],
+    )
+    before = read_json(folder / "run.json")
+    if before and before["status"] == "FINISHED" and before["tags"]["fingerprint"] == mark:
+        return
+    config = experiment.config()
+    changed = {f"arms.{arm}": one.overrides for arm, one in experiment.arms.items()}
+    runs = {
+        f"run.{row['arm']}-s{row['seed']}.{stage}": run
+        for row in values["runs"]
+        for stage, run in row["mlflow"].items()
+    }
+    links = [f"- [{name.removeprefix('run.')}](#/runs/{run})" for name, run in runs.items()]
+    note = "\n".join(
+        [
+            f"**{line(experiment.question)}**",
+            "",
+            *(paragraph(one["sentence"]) for one in values["verdicts"]),
+            "",
+            *links,
+        ]
+    )
+    params = flatten(config) | flatten(changed)
+    with tracking.RunLog.open(
+        "ablation",
+        folder=folder,
+        config=config,
+        params=params,
+        fingerprint=mark,
+        tags={"ablation": experiment.name, "mlflow.note.content": note, **runs},
+        execution=f"ablation {experiment.name}",
+    ) as log:
+        for suffix in (".html", ".md", ".png", "-curve.png", "-scaling.png"):
+            if (path := RESULTS / f"{experiment.name}{suffix}").is_file():
+                log.artifact(path, "report")
+        if experiment.file.is_file():
+            log.artifact(experiment.file)
+        found = {
+            one["name"]: dataclasses.asdict(one["effect"])
+            for one in values["verdicts"]
+            if one["effect"]
+        }
+        log.summary({key: value for key, value in flatten(found).items() if value is not None})

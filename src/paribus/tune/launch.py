@@ -1,0 +1,233 @@
+"""The study's side of a trial: what its process gets, starting it, following its curve. Knows nothing of Optuna."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from paribus import tracking
+from paribus.config import Config, fingerprint, flatten, resolve_model, resolve_pretrain
+from paribus.errors import UserError
+from paribus.graph import dvc_hash, tree_digest
+from paribus.journal import Row, read_json, write_json
+from paribus.machine.lock import StateLock
+from paribus.model.accounting import parameters, step_flops
+from paribus.places import state_root
+from paribus.study.budget import pretrain_steps, training_flops
+from paribus.tune.space import Study
+
+TOKENS, TOKENIZER = Path("data/tokens"), Path("data/tokenizer/tokenizer.json")
+POLL_SECONDS = 0.1
+SAVE_SECONDS = 20.0  # that a trial which is told to stop may take to save its state
+LOCK_SECONDS = 60.0  # a worker that was taken for dead and is not lets go of its trial within this
+
+
+class TrialCrashed(UserError):
+    """A trial's process ended without a result."""
+
+
+def folder_of(study: str, name: str) -> Path:
+    """Where a trial of a study, or another run for it, keeps what it knows."""
+    return state_root() / "tune" / study / name
+
+
+def need_data() -> None:
+    """Raises UserError where there is nothing to train on."""
+    missing = [str(path) for path in (TOKENS, TOKENIZER) if not path.exists()]
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)}: does not exist; `dvc repro tokens` makes what trials train on"
+        )
+
+
+def job_of(
+    config: Config, memory: int, budget: dict[str, float], kind: str = "train"
+) -> dict[str, Any]:
+    """What a trial's process gets. budget: one of tokens, flops, seconds; none to measure the speed."""
+    from paribus.data.tokenizer import Tokenizer
+
+    vocab = Tokenizer.load(TOKENIZER).vocab_size
+    schedule = resolve_pretrain(
+        config.pretrain,
+        parameters(resolve_model(config.model), vocab)["total"],
+        config.model.seq_len,
+    )
+    assert schedule.batch_tokens
+    steps = None
+    if "seconds" not in budget:
+        if "flops" in budget:
+            of_a_step = step_flops(config.model, vocab, config.optimizer, schedule.batch_tokens)
+            steps = int(budget["flops"] / of_a_step)
+        else:
+            steps = int(budget.get("tokens", 0) / schedule.batch_tokens)
+        steps = max(steps, 1)
+    return {
+        "kind": kind,
+        "config": asdict(replace(config, pretrain=schedule)),
+        "vocab_size": vocab,
+        "tokens": str(TOKENS.resolve()),
+        "tokenizer": str(TOKENIZER.resolve()),
+        "memory": memory,
+        "steps": steps,
+        "seconds": budget.get("seconds"),
+        "data": data_digest(),
+        "parent": os.getpid(),
+    }
+
+
+def planned_seconds(study: Study, config: Config, tokens_per_second: float) -> float:
+    """What a trial would have taken."""
+    if study.budget == "seconds":
+        return study.amount
+    tokens = study.amount
+    if study.budget == "flops":
+        _, batch = pretrain_steps(config)
+        tokens = batch * study.amount / training_flops(config, 1, batch)
+    return tokens / tokens_per_second
+
+
+def data_digest() -> str:
+    """Of what trials train on."""
+    return _digest_of(TOKENS.resolve(), TOKENIZER.resolve())
+
+
+@functools.cache
+def _digest_of(tokens: Path, tokenizer: Path) -> str:
+    return tree_digest([tokens, tokenizer])
+
+
+def watch(
+    folder: Path, job: dict[str, Any], each: Callable[[list[Row]], None] = lambda rows: None
+) -> dict[str, Any]:
+    """Run a job in FOLDER to its end, from where an earlier start of it stopped; its result. What another job left goes.
+
+    each: called every tenth of a second with the new rows of its curve, those of earlier starts first; what it raises
+    ends the process. Raises TrialCrashed with its last words.
+    """
+    with StateLock(folder, LOCK_SECONDS):
+        if (result := finished(folder, job)) is not None:  # its study was killed before it was told
+            each(curve_of(folder))
+            return result
+        _make_ready(folder, job)
+        process = _start(folder)
+        last = -1
+        try:
+            while True:
+                ended = process.poll() is not None
+                rows = [row for row in curve_of(folder) if row["step"] > last]
+                last = rows[-1]["step"] if rows else last
+                each(rows)
+                if ended:
+                    break
+                time.sleep(POLL_SECONDS)
+        except BaseException as why:
+            _end(process, may_save=not isinstance(why, Discarded))
+            raise
+        return _result(folder, process.returncode)
+
+
+def _is_for(folder: Path, job: dict[str, Any]) -> bool:
+    """Whether what is in the folder is this job's, and not of a study that had its name."""
+    before = read_json(folder / "trial.json")
+    return before is not None and before | {"parent": None} == json.loads(json.dumps(job)) | {
+        "parent": None
+    }
+
+
+def finished(folder: Path, job: dict[str, Any]) -> dict[str, Any] | None:
+    """The result of a job that was run to its end."""
+    return read_json(folder / "result.json") if _is_for(folder, job) else None
+
+
+def _make_ready(folder: Path, job: dict[str, Any]) -> None:
+    """Put the job into its folder; what another left there goes, but for its log."""
+    if not _is_for(folder, job):
+        shutil.rmtree(folder / "state", ignore_errors=True)
+        for name in ("curve.jsonl", "result.json", "start.json", "steps.json"):
+            (folder / name).unlink(missing_ok=True)
+    write_json(folder / "trial.json", job)
+
+
+class Discarded(Exception):
+    """Raised by `watch`'s `each` to end a process whose state is of no more use."""
+
+
+def curve_of(folder: Path) -> list[Row]:
+    """The whole lines of a trial's curve: {step, fraction, val_bpb, tokens, peak_memory_bytes}."""
+    path = folder / "curve.jsonl"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _start(folder: Path) -> subprocess.Popen[bytes]:
+    """The trial's process; what it says goes to FOLDER/output.txt."""
+    environment = os.environ | {
+        "MALLOC_ARENA_MAX": "2"
+    }  # else each thread reserves memory that the cap would count
+    with (folder / "output.txt").open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "paribus.tune.trial", str(folder)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+
+
+def _end(process: subprocess.Popen[bytes], may_save: bool) -> None:
+    """Let it save its state first where that is of use."""
+    if may_save and process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(SAVE_SECONDS)
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+
+
+def _result(folder: Path, status: int) -> dict[str, Any]:
+    result = read_json(folder / "result.json")
+    if result is None and status in (
+        -signal.SIGKILL,
+        -signal.SIGABRT,
+    ):  # the kernel's own way with memory
+        peak = max((row["peak_memory_bytes"] for row in curve_of(folder)), default=0)
+        return {"out_of_memory": True, "peak_memory_bytes": peak}
+    if result is None:
+        words = (folder / "output.txt").read_text(errors="replace").strip().splitlines()
+        raise TrialCrashed(
+            [
+                f"{folder}: the trial's process ended with status {status}; its last words:",
+                *words[-5:],
+            ]
+        )
+    return result
+
+
+def open_log(study: Study, config: Config, folder: Path, tags: dict[str, str]) -> tracking.RunLog:
+    """An MLflow run for a trial, child of the study's; a trial that goes on keeps its run."""
+    rows = curve_of(folder)
+    data = {str(path): (str(path), dvc_hash(path)) for path in (TOKENS,)}
+    root = state_root()
+    name = "-".join(folder.relative_to(root).parts)
+    return tracking.RunLog.open(
+        "tune",
+        folder=root / "runs" / name,
+        config=study.config(),
+        params=flatten(config),
+        fingerprint=fingerprint(config=flatten(config)),
+        tags={"study": study.name, **tags},
+        datasets=data,
+        resume_step=rows[-1]["step"] if rows else None,
+        execution=f"tune {study.name}",
+    )

@@ -1,0 +1,201 @@
+"""What a study came to, in words and as a profile: the winner's claim beside its re-test, with intervals."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from paribus.config import dump_yaml, merge
+from paribus.files import write_atomic
+from paribus.machine.provenance import git_state
+from paribus.tune.space import Study
+
+RETESTS = "retests by seed"  # the study's attribute that holds them
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Mean and its 95 % interval by Student's t; of one value the interval is unbounded."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, -math.inf, math.inf
+    from scipy import stats
+
+    error = math.sqrt(
+        sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)
+    )
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    return mean, mean - half, mean + half
+
+
+def is_skipped(trial: Any) -> bool:
+    """Whether a point was never trained: the planner refused it, or an earlier trial had it."""
+    return "skipped" in trial.user_attrs
+
+
+def counted(study: Any) -> int:
+    """Trials that were run: points that were skipped cost nothing and do not count."""
+    return sum(
+        trial.state.name in ("COMPLETE", "PRUNED") and not is_skipped(trial)
+        for trial in study.get_trials(deepcopy=False)
+    )
+
+
+def ranked(study: Any) -> list[Any]:
+    """Finished, feasible trials, the best first."""
+    done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+    return sorted(
+        (trial for trial in done if all(value <= 0 for value in trial.constraints.values())),
+        key=lambda trial: trial.value,
+    )
+
+
+def summary(spec: Study, study: Any) -> dict[str, Any]:
+    """Counts, the best, claimed against re-tested, and the difference to the default seed by seed."""
+    trials, best = study.get_trials(deepcopy=False), ranked(study)
+    repeats = [trial for trial in trials if "repeats" in trial.user_attrs]
+    refused = [trial for trial in trials if is_skipped(trial) and trial not in repeats]
+    found: dict[str, Any] = {
+        "study": spec.name,
+        "trials": counted(study),
+        "complete": len(best),
+        "refused_by_plan": len(refused),
+        "repeated_points": len(repeats),
+        "minutes_saved": sum(t.user_attrs.get("seconds_saved", 0) for t in refused) / 60,
+        "out_of_memory": sum("infeasible" in trial.user_attrs for trial in trials),
+        "pruned": sum(
+            trial.state.name == "PRUNED" and not {"skipped", "infeasible"} & trial.user_attrs.keys()
+            for trial in trials
+        ),
+        "retried": sum(
+            trial.state.name == "FAIL" and "dropped" not in trial.user_attrs for trial in trials
+        ),
+        "best": {"trial": best[0].number, "val_bpb": best[0].value, "params": best[0].params}
+        if best
+        else None,
+        "retest": retests(study.user_attrs[RETESTS]) if RETESTS in study.user_attrs else {},
+    }
+    return found
+
+
+def retests(again: dict[str, Any]) -> dict[str, Any]:
+    """Each arm's re-tests, and its difference to the default over the seeds that both have.
+
+    again: claimed (arm -> value), values (arm -> seed -> value), lost (arm -> seed -> why there is none), params.
+    """
+    found: dict[str, Any] = {}
+    default: dict[str, float] = again["values"].get("default", {})
+    for arm, by_seed in again["values"].items():
+        entry: dict[str, Any] = {
+            "claimed": again["claimed"].get(arm),
+            **_spread(list(by_seed.values())),
+            "seeds": len(by_seed),
+            "lost": again["lost"].get(arm, {}),
+            "params": again["params"][arm],
+        }
+        both = [seed for seed in by_seed if seed in default]
+        if arm != "default" and both:
+            differences = [by_seed[seed] - default[seed] for seed in both]
+            entry["minus_default"] = _spread(differences) | {"seeds": len(both)}
+        found[arm] = entry
+    return found
+
+
+def winner(tested: dict[str, Any]) -> str | None:
+    """The arm that is best against the default, seed by seed; None where no re-test came to an end.
+
+    An arm that lost a re-test (it diverged, or ran out of memory) comes after every arm that lost none.
+    """
+    arms = [arm for arm in tested if arm != "default" and tested[arm]["seeds"]]
+    paired = [arm for arm in arms if "minus_default" in tested[arm]]
+
+    def place(arm: str) -> tuple[int, float]:
+        entry = tested[arm]
+        gain = entry["minus_default"]["mean"] if paired else entry["mean"]
+        return len(entry["lost"]), gain
+
+    return min(paired or arms, key=place, default=None)
+
+
+def _spread(values: list[float]) -> dict[str, float | None]:
+    """Mean and interval as JSON has them: no bounds of one value, nothing of none."""
+    if not values:
+        return {"mean": None, "low": None, "high": None}
+    mean, low, high = interval(values)
+    return {
+        "mean": mean,
+        "low": low if math.isfinite(low) else None,
+        "high": high if math.isfinite(high) else None,
+    }
+
+
+def _said(entry: dict[str, Any], form: str = ".4f") -> str:
+    if entry["mean"] is None:
+        return "without a result"
+    between = (
+        "one seed, no interval"
+        if entry["low"] is None
+        else f"{entry['low']:{form}} to {entry['high']:{form}}"
+    )
+    return f"{entry['mean']:{form}} ({between})"
+
+
+def write_profile(study: Study, found: dict[str, Any]) -> Path:
+    """The re-tested winner (the best claim, before a re-test) as a profile, with where it comes from."""
+    tested = found["retest"]
+    best = winner(tested)
+    arm = best or f"trial {found['best']['trial']}"
+    values = tested[arm]["params"] if best else found["best"]["params"]
+    git = git_state()
+    head = [
+        f"# Best of the study {study.name}: {arm} of {found['trials']} trials, {study.budget} {study.amount:g}, "
+        f"{study.memory / 2**20:,.0f} MiB.",
+        f"# commit {git['commit']}, claimed {found['best']['val_bpb']:.4f} bits per byte; re-tested: "
+        + (f"{_said(tested[arm])} on {tested[arm]['seeds']} seeds" if best else "no"),
+    ]
+    if best and "minus_default" in tested[arm]:
+        head.append(f"# {_against_default(tested[arm])} bits per byte")
+    head += [f"# {text}" for text in _lost(arm, tested.get(arm, {}))]
+    path = Path("experiments/profiles") / f"tuned-{study.name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    body = dump_yaml(merge({}, study.overrides | values))
+    write_atomic(path, "\n".join(head) + "\n" + body)
+    return path
+
+
+def page(found: dict[str, Any]) -> str:
+    """The summary for people."""
+    lines = [
+        f"study {found['study']}: {found['trials']} trials, {found['refused_by_plan']} points refused by the plan "
+        f"({found['minutes_saved']:.1f} minutes saved), {found['out_of_memory']} over the memory budget, "
+        f"{found['pruned']} pruned, {found['retried']} taken up again, {found['repeated_points']} points proposed "
+        "twice and trained once"
+    ]
+    if found["best"]:
+        best = found["best"]
+        lines.append(
+            f"best: trial {best['trial']}, {best['val_bpb']:.4f} bits per byte: {best['params']}"
+        )
+    for arm, entry in found["retest"].items():
+        claimed = f"claimed {entry['claimed']:.4f}, " if entry["claimed"] is not None else ""
+        line = f"{arm:>10}: {claimed}re-tested {_said(entry)} on {entry['seeds']} seeds"
+        if "minus_default" in entry:
+            line += f"; {_against_default(entry)}"
+        lines += [line, *_lost(arm, entry)]
+    return "\n".join(lines)
+
+
+def _against_default(entry: dict[str, Any]) -> str:
+    difference = entry["minus_default"]
+    return (
+        f"against the default {_said(difference, '+.4f')}, seed by seed over the {difference['seeds']} seeds "
+        "that both have"
+    )
+
+
+def _lost(arm: str, entry: dict[str, Any]) -> list[str]:
+    """A line for each re-test without a result."""
+    return [
+        f"{arm:>10}: re-test with seed {seed} lost: {why}"
+        for seed, why in entry.get("lost", {}).items()
+    ]
