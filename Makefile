@@ -30,6 +30,7 @@ test-long: $(READY)  ## kills, processes, queues and clones, a minute or more ea
 lint: $(READY)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-cache >/dev/null || $(BIN)/lint-imports --no-cache
 
 figures: $(READY)  ## write every marked figure in README.md and docs from the file that holds it
 	@$(BIN)/python tools/figures.py

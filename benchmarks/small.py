@@ -38,6 +38,6 @@ def make_project(folder: Path) -> Project:
             "tracking.system_metrics": True,
         },
     )
-    script = "from paribus.cli import run_stage\nfor name in ('corpus', 'tokenizer', 'tokens'): run_stage(name)"
+    script = "from paribus.cli.commands import run_stage\nfor name in ('corpus', 'tokenizer', 'tokens'): run_stage(name)"
     project.run(sys.executable, "-c", script, PYTHONPATH=str(folder / "src"), DVC_ROOT=str(folder))
     return project

@@ -201,7 +201,7 @@ class LightProject:
 
     def _executing(self, study: str, workers: int, retry: bool) -> list[str]:
         program = (
-            "import sys; from paribus.cli import commands; from paribus.study import ablation; "
+            "import sys; from paribus.cli.commands import commands; from paribus.cli import ablation; "
             "ablation._report = lambda *_, **__: None; commands()"
         )
         options = ["--workers", str(workers), *(["--retry"] if retry else [])]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from paribus.cli import commands
+from paribus.cli.commands import commands
 from paribus.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from conftest import TINY
 
-from paribus.cli import commands
+from paribus.cli.commands import commands
 from paribus.config import (
     Config,
     change_notes,

@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 from safetensors import SafetensorError
 
-from paribus.cli import Commands
+from paribus.cli.commands import Commands
 from paribus.errors import MachineError, UserError, explained, naming
 
 
@@ -101,7 +101,7 @@ def test_the_file_is_named_once(tmp_path: Path) -> None:
 SMALL_FILES = """
 import resource, signal, sys
 from pathlib import Path
-from paribus.runtime import write_atomic
+from paribus.files import write_atomic
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 write_atomic(Path(sys.argv[1]), "x" * 1000)

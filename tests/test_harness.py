@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner, Result
 from talker import PROBLEMS, codec, random_model, talker
 
-from paribus.cli import commands
+from paribus.cli.commands import commands
 from paribus.config import merge, read_yaml
 from paribus.data.core_bundle import Task
 from paribus.errors import UserError

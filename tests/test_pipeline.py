@@ -216,7 +216,7 @@ def test_same_fingerprint_gives_the_same_bytes(
     """Every training stage again, in another folder, without DVC: the same weights to the byte."""
     again = Project(tmp_path, project_root)
     names = ("corpus", "tokenizer", "tokens", "pretrain", "midtrain", "sft", "rl")
-    script = f"from paribus.cli import run_stage\nfor name in {names}: run_stage(name)"
+    script = f"from paribus.cli.commands import run_stage\nfor name in {names}: run_stage(name)"
     again.run(
         sys.executable, "-c", script, PYTHONPATH=str(tmp_path / "src"), DVC_ROOT=str(tmp_path)
     )

@@ -40,7 +40,7 @@ class Trainer(Project):
 
     def __init__(self, root: Path, source: Path, **changes: object) -> None:
         super().__init__(root, source, **SETTINGS | changes)
-        script = "from paribus.cli import run_stage\nfor name in ('corpus', 'tokenizer', 'tokens'): run_stage(name)"
+        script = "from paribus.cli.commands import run_stage\nfor name in ('corpus', 'tokenizer', 'tokens'): run_stage(name)"
         self.run(sys.executable, "-c", script, PYTHONPATH=str(root / "src"), DVC_ROOT=str(root))
 
     def start(self, **train: object) -> subprocess.Popen[str]:  # type: ignore[override]

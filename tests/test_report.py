@@ -15,23 +15,17 @@ import pytest
 
 from paribus import graph
 from paribus.config import load_config
+from paribus.curriculum import CURVES, PRINTED
 from paribus.data.prompts import PROMPTS
 from paribus.errors import UserError
 from paribus.evaluate import core, gsm8k, intervals
 from paribus.machine.hardware import detect_hardware
 from paribus.machine.provenance import collect_provenance
 from paribus.pages import report
-from paribus.pages.report import (
-    FIGURES,
-    STAGES,
-    build_report,
-    figures,
-    read_results,
-    render,
-    save_figures,
-)
-from paribus.pages.report_inputs import INPUTS
-from paribus.summary import CURVES, write_csv, write_json
+from paribus.pages.report import build_report, render
+from paribus.pages.report_figures import FIGURES, figures, save_figures
+from paribus.pages.report_inputs import INPUTS, read_results
+from paribus.summary import write_csv, write_json
 
 ACCURACY = {"base": 0.004, "mid": 0.31, "sft": 0.61, "rl": 0.84}
 RL_STEPS = 60
@@ -125,7 +119,7 @@ def write_gsm8k(root: Path, rng: random.Random) -> None:
     questions = [rng.random() for _ in range(500)]
     items = {
         stage: [gsm8k_item(rng, index, hardness, stage) for index, hardness in enumerate(questions)]
-        for stage in STAGES
+        for stage in PRINTED
     }
     for stage, answered in items.items():
         summary = gsm8k.summarise(answered) | {"few_shot": 4 if stage == "base" else 0}
@@ -140,9 +134,9 @@ def write_gsm8k(root: Path, rng: random.Random) -> None:
         write_json(root / f"evals/gsm8k/{stage}/prompts.json", answers)
     metrics: dict[str, Any] = {
         stage: json.loads((root / f"evals/gsm8k/{stage}/summary.json").read_text())
-        for stage in STAGES
+        for stage in PRINTED
     }
-    names = list(STAGES)
+    names = list(PRINTED)
     right = {stage: [item.correct for item in answered] for stage, answered in items.items()}
     metrics["paired"] = {
         f"{a}_{b}": intervals.compare(right[a], right[b])
@@ -153,7 +147,7 @@ def write_gsm8k(root: Path, rng: random.Random) -> None:
     write_csv(
         root / "plots/gsm8k.csv",
         ("stage", *columns),
-        [(s, *(metrics[s][c] for c in columns)) for s in STAGES],
+        [(s, *(metrics[s][c] for c in columns)) for s in PRINTED],
     )
 
 
@@ -363,7 +357,7 @@ def test_steps_that_taught_nothing_are_counted(copied: Path) -> None:
 
 
 def test_without_sampled_answers_there_is_no_pass_at_k(copied: Path) -> None:
-    for stage in STAGES:
+    for stage in PRINTED:
         path = copied / f"evals/gsm8k/{stage}/summary.json"
         path.write_text(
             json.dumps(
@@ -381,7 +375,7 @@ def test_without_sampled_answers_there_is_no_pass_at_k(copied: Path) -> None:
 def test_every_stage_answers_every_fixed_prompt(page: str) -> None:
     section = page[page.index('<section id="prompts">') : page.index('<section id="samples">')]
     for prompt in PROMPTS:
-        for stage in STAGES:
+        for stage in PRINTED:
             assert f"{stage} on {prompt} <code>1+2</code><code>3</code></div>" in section
 
 
@@ -443,7 +437,7 @@ def test_every_missing_or_damaged_input_is_named_with_its_stage(copied: Path) ->
 
 def test_inputs_are_outputs_of_the_stages_they_name(project_root: Path) -> None:
     definitions = graph.stage_definitions(project_root / "dvc.yaml")
-    for name, stage in report.INPUTS.items():
+    for name, stage in INPUTS.items():
         assert any(name == out or name.startswith(out + "/") for out in definitions[stage].outs), (
             name
         )
@@ -464,7 +458,7 @@ def test_every_figure_draws_every_value(results: Path) -> None:
     assert len(drawn["core"].axes[0].patches) == 5
     assert [bar.get_height() for bar in drawn["gsm8k"].axes[0].patches] == [
         json.loads((results / f"evals/gsm8k/{stage}/summary.json").read_text())["accuracy"]
-        for stage in STAGES
+        for stage in PRINTED
     ]
     groups, reward = drawn["sparsity"].axes
     assert len(groups.collections) == 3 and len(reward.lines) == 3
@@ -499,31 +493,6 @@ def test_figures_are_saved_as_pictures_with_something_in_them(
     for path in paths:
         pixels = imread(path)
         assert pixels.shape[1] > 1000 and (pixels[..., :3].min(axis=-1) < 0.9).mean() > 0.01
-
-
-def test_numbers_in_words() -> None:
-    assert [
-        report.quantity(value) for value in (3, 0.25, 65.13, 9_993.6, 12_300, 3_670_016, 2.1e12)
-    ] == [
-        "3",
-        "0.25",
-        "65.1",
-        "9,994",
-        "12.3\u202fk",
-        "3.67\u202fM",
-        "2.1\u202fT",
-    ]
-    assert [report.duration(value) for value in (12.3, 463.5, 7500, 360_000)] == [
-        "12\u202fs",
-        "7.7\u202fmin",
-        "2\u202fh 05\u202fmin",
-        "100\u202fh 00\u202fmin",
-    ]
-    assert (
-        report.number(-0.5, 2) == "−0.50"
-        and report.p_value(1e-9) == "p < 0.0001"
-        and report.percent(None) == "–"
-    )
 
 
 # ---------------------------------------------------------------- a real browser

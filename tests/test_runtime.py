@@ -1,4 +1,4 @@
-"""runtime.py and session.py: folders, hardware, seeds, fingerprints, provenance, locks, being asked to stop."""
+"""places.py and machine/: folders, hardware, seeds, fingerprints, provenance, locks, being asked to stop."""
 
 import dataclasses
 import errno
@@ -84,8 +84,11 @@ def test_state_is_kept_in_the_main_checkout_of_an_experiments_clone(project, mon
     assert state_root() == main / ".paribus" and (main / ".paribus").is_dir()
 
 
-def test_importing_runtime_loads_neither_torch_nor_numpy():
-    code = "import sys, paribus.runtime; print({'torch', 'numpy', 'yaml', 'mlflow', 'psutil'} & set(sys.modules))"
+def test_importing_the_machine_loads_neither_torch_nor_numpy():
+    code = (
+        "import sys, paribus.machine.hardware, paribus.machine.provenance; "
+        "print({'torch', 'numpy', 'yaml', 'mlflow', 'psutil'} & set(sys.modules))"
+    )
     assert run_python(code).communicate()[0].strip() == "set()"
 
 
@@ -153,8 +156,8 @@ def test_a_variable_that_chooses_nothing_is_not(tiny_config, monkeypatch, variab
 
 def test_torchs_capability_is_the_one_it_computes_with(tiny_config):
     code = (
-        "from paribus import config, runtime; from conftest import TINY; import sys;"
-        "print(runtime.detect(config.load_config(sys.argv[1], overrides=TINY).train).cpu_capability)"
+        "from paribus import config; from paribus.machine.hardware import detect_hardware; from conftest import TINY; import sys;"
+        "print(detect_hardware(config.load_config(sys.argv[1], overrides=TINY).train).cpu_capability)"
     )
     root = Path(__file__).resolve().parent.parent
     environment = os.environ | {
@@ -334,7 +337,7 @@ def test_dirty_means_sources_not_outputs(project):
 
 def test_a_second_holder_is_refused_and_told_who_the_first_is_until_it_is_killed(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from paribus.session import StateLock\n"
+        "import sys, time; from pathlib import Path; from paribus.machine.lock import StateLock\n"
         "with StateLock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     holder = run_python(code, str(tmp_path))
@@ -403,7 +406,7 @@ def test_what_dead_processes_were_writing_goes_and_what_living_ones_write_stays(
 STAGE = """
 import os, sys, time
 from pathlib import Path
-from paribus.session import EXIT_PAUSED, Interrupt
+from paribus.machine.interrupt import EXIT_PAUSED, Interrupt
 folder = Path(sys.argv[1])
 with Interrupt(folder) as interrupt:
     (folder / "pid").write_text(str(os.getpid()))

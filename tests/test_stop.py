@@ -251,7 +251,7 @@ def test_a_full_disk_ends_the_corpus_in_words(made: Project, tmp_path: Path) -> 
         "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-        "from paribus.cli import commands\n"
+        "from paribus.cli.commands import commands\n"
         "sys.argv = ['paribus', 'corpus']\n"
         "commands()"
     )

@@ -29,13 +29,14 @@ from paribus.tracking.address import public_uri, redacted, with_secrets
 STAGE = """
 import os, signal, sys, time
 from pathlib import Path
-from paribus import config, runtime, tracking
+from paribus import config, tracking
+from paribus.places import state_root
 name, dies = sys.argv[1], sys.argv[2:] == ["dies"]
 (Path(name + ".ready")).touch()
 while not Path("go").exists():
     time.sleep(0.005)
 settings = config.load_config("params.yaml", {"tracking.system_metrics": False})
-with tracking.RunLog.open(name, folder=runtime.state_root() / "runs" / name, config=settings, params={},
+with tracking.RunLog.open(name, folder=state_root() / "runs" / name, config=settings, params={},
                           fingerprint=name) as run:
     for step in range(1, 31):
         run.log(step, {"train/loss": step})

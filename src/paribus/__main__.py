@@ -1,5 +1,5 @@
 """`python -m paribus`: the command line, also under torchrun."""
 
-from paribus.cli import main
+from paribus.cli.commands import main
 
 main()

@@ -5,7 +5,7 @@
 | 2 | `UserError` | the values', files' or commands' | no, not before something is changed |
 | 74 | `MachineError` | the machine's: disk full, read-only, out of memory | yes, once the machine has room |
 
-A paused run exits with 75 (`paribus.session.EXIT_PAUSED`), which is no error.
+A paused run exits with 75 (`paribus.machine.interrupt.EXIT_PAUSED`), which is no error.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ the result is computed and forced into the stream.
 
 Answers do not depend on how many are decoded together. Each draws its uniform numbers from its own counter-based
 stream; and in fp32, where the batch size moves logits in their last bits, a token that hangs on those bits is decided
-by one uncached forward of that answer alone. On CUDA that is true of fp32 as runtime.apply sets it, not of TF32, which
+by one uncached forward of that answer alone. On CUDA that is true of fp32 as `set_up_process` sets it, not of TF32, which
 moves logits a hundred times further. In bf16 rounding is too coarse for that: two nearly equal tokens may
 come out differently at another batch size.
 

@@ -8,6 +8,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from paribus.text import clock
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
@@ -54,7 +56,7 @@ class Progress:
             self._bar.stop()
         if kind is None and self._step >= self.total:
             print(
-                f"{self.name}: done in {_clock(time.monotonic() - self._began)}",
+                f"{self.name}: done in {clock(time.monotonic() - self._began)}",
                 file=self._stream,
                 flush=True,
             )
@@ -97,7 +99,7 @@ class Progress:
         ):
             rate = (self._step - self._first[1]) / (now - self._first[0])
             words.append(f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s")
-        words += [f"{_clock(left)} left"] if left is not None else []
+        words += [f"{clock(left)} left"] if left is not None else []
         if self._bar and self._task is not None:
             self._bar.update(
                 self._task, completed=self._step, total=self.total, text="  ".join(words)
@@ -128,10 +130,3 @@ def _value(name: str, value: float) -> str:
     if name.endswith("_per_second"):
         return f"{number} {name.removesuffix('_per_second').replace('_', ' ')}/s"
     return f"{name.replace('_', ' ')} {number}"
-
-
-def _clock(seconds: float) -> str:
-    """1:02:03, or 2:03 under an hour."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

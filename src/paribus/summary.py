@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paribus.curriculum import OPTIONAL_COLUMNS, curve_columns
 from paribus.errors import UserError
 from paribus.files import write_atomic
 
@@ -119,38 +120,12 @@ def by_steps(rows: list[Row]) -> dict[str, dict[str, float]]:
     return found
 
 
-CURVES = {  # file -> column: key of the log
-    "pretrain": {
-        "step": "step",
-        "tokens": "train/tokens",
-        "seconds": "train/seconds",
-        "train_loss": "train/loss",
-        "val_bpb": "val/bpb",
-    },
-    "rl": {
-        "step": "step",
-        "reward": "rl/mean_reward",
-        "zero_reward_groups": "rl/zero_reward_groups",
-        "all_reward_groups": "rl/all_reward_groups",
-        "zero_gradient_groups": "rl/zero_gradient_groups",
-        "wasted_token_fraction": "rl/wasted_token_fraction",
-        "watch_accuracy": "watch/accuracy",
-    },
-}
-
-
-# Columns that are there only where something was measured.
-MEASURED = {f"val_{name}": f"val/{name}" for name in ("core", "core_partial", "core_stderr")}
-
-
 def write_curve(path: Path, stage: str, log: list[Row]) -> None:
     """The curve of a training stage, a line a step; what was not measured at a step is left empty."""
-    columns = CURVES.get(
-        stage, {name: key for name, key in CURVES["pretrain"].items() if name != "val_bpb"}
-    )
-    columns = columns | {
-        name: key for name, key in MEASURED.items() if any(key in row for row in log)
-    }
+    columns = dict(curve_columns(stage))
+    for column, key in OPTIONAL_COLUMNS.items():
+        if any(key in row for row in log):
+            columns[column] = key
     write_csv(
         path,
         tuple(columns),

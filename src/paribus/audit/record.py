@@ -22,16 +22,12 @@ from typing import Any
 
 from paribus import graph
 from paribus.config import flatten, load_config, parse_yaml, read_yaml
+from paribus.curriculum import CHECKPOINT_OF
 from paribus.errors import UserError
 from paribus.git import GitError, committed_bytes, git, refusal, try_git
 from paribus.tracking.lookup import Runs, StoredRun
 
-CHECKPOINTS = {
-    "pretrain": "checkpoints/base",
-    "midtrain": "checkpoints/mid",
-    "sft": "checkpoints/sft",
-    "rl": "checkpoints/rl",
-}
+CHECKPOINTS = {stage: f"checkpoints/{name}" for stage, name in CHECKPOINT_OF.items()}
 NEEDED = (
     "stage",
     "fingerprint",

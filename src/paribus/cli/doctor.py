@@ -21,6 +21,7 @@ from paribus.graph import cache_folder, stage_definitions
 from paribus.machine.hardware import available_cores, instruction_set
 from paribus.machine.provenance import git_state, git_time
 from paribus.places import main_checkout, state_root
+from paribus.text import file_size
 from paribus.tracking.health import store_health
 
 LEAST_DISK = (
@@ -360,11 +361,13 @@ def _leftovers() -> Finding:
     texts = []
     if left.paths:
         names = [_below(path) for path in left.paths]
-        texts.append(f"{_size(left.size)} of killed writes, which may be removed: {_some(names)}")
+        texts.append(
+            f"{file_size(left.size)} of killed writes, which may be removed: {_some(names)}"
+        )
     if states.size >= LARGE_STATES:
         names = sorted({_below(path.parent.parent) for path in states.paths})
         texts.append(
-            f"{_size(states.size)} of training states of finished runs ({_some(names)}): `paribus clean` removes "
+            f"{file_size(states.size)} of training states of finished runs ({_some(names)}): `paribus clean` removes "
             "those whose checkpoint DVC has"
         )
     return Finding("note", "; ".join(texts)) if texts else Finding("ok", "nothing to clear away")
@@ -373,10 +376,6 @@ def _leftovers() -> Finding:
 def _below(path: Path) -> str:
     root = main_checkout()
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def _site_cache() -> Finding:

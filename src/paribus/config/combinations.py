@@ -13,6 +13,7 @@ from typing import Any, cast
 from paribus.config.conditions import heads, width
 from paribus.config.schema import Config, Conversations
 from paribus.config.sources import Archive, HubFiles, source_problem
+from paribus.curriculum import CONVERSATION_STAGES, SUPERVISED_STAGES, TRAINING_STAGES
 from paribus.errors import did_you_mean, escaped, shown
 
 # Sources of the mixtures that are always there: the world's, and what other data gives.
@@ -353,10 +354,6 @@ def _conversations(config: Config, name: str) -> Conversations:
     return cast(Conversations, getattr(config, name))
 
 
-SUPERVISED = ("pretrain", "midtrain", "sft")
-CONVERSING = ("midtrain", "sft")
-TRAINED = (*SUPERVISED, "rl")
-
 RULES: tuple[Rule, ...] = (
     width_fits,
     width_is_bounded,
@@ -375,12 +372,12 @@ RULES: tuple[Rule, ...] = (
     core_is_a_source,
     conversations_are_sources,
     shots_exist,
-    *(mixture_is_sound(name) for name in CONVERSING),
-    *(sources_exist(name, key) for name in CONVERSING for key in ("mixture", "epochs")),
-    *(schedule_adds_up(name) for name in SUPERVISED),
-    *(batch_is_whole_rows(name) for name in SUPERVISED),
-    *(passes_fit_memory(name) for name in TRAINED),
-    *(decay_leaves_weights(name) for name in TRAINED),
+    *(mixture_is_sound(name) for name in CONVERSATION_STAGES),
+    *(sources_exist(name, key) for name in CONVERSATION_STAGES for key in ("mixture", "epochs")),
+    *(schedule_adds_up(name) for name in SUPERVISED_STAGES),
+    *(batch_is_whole_rows(name) for name in SUPERVISED_STAGES),
+    *(passes_fit_memory(name) for name in TRAINING_STAGES),
+    *(decay_leaves_weights(name) for name in TRAINING_STAGES),
     rollouts_fit,
     experiment_has_a_name,
 )

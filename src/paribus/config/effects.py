@@ -12,6 +12,7 @@ from typing import Any
 
 from paribus.config.derived import mlp_hidden, resolve_model
 from paribus.config.schema import Config, flatten
+from paribus.curriculum import CONVERSATION_STAGES, TRAINING_STAGES
 
 
 def inert(config: Config) -> dict[str, str]:
@@ -67,9 +68,9 @@ def effective(config: Config) -> dict[str, Any]:
     values["model.mlp_ratio"] = mlp_hidden(model)
     if model.depth == 1 and model.value_embeddings == "alternate":
         values["model.value_embeddings"] = "all"
-    for stage in ("pretrain", "midtrain", "sft", "rl"):
+    for stage in TRAINING_STAGES:
         values |= _steps(stage, getattr(config, stage))
-    for stage in ("midtrain", "sft"):
+    for stage in CONVERSATION_STAGES:
         mixture = getattr(config, stage).mixture
         values |= {f"{stage}.mixture.{name}": share for name, share in shares(mixture).items()}
     return values
@@ -122,7 +123,7 @@ def merge_problems(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
     source at weight 1 is no such case: it is mixed in with the others.
     """
     problems: list[str] = []
-    for stage in ("midtrain", "sft"):
+    for stage in CONVERSATION_STAGES:
         old, new = _weights(before, stage), _weights(after, stage)
         changed = {name: weight for name, weight in new.items() if old.get(name) != weight}
         kept = {name: weight for name, weight in new.items() if name not in changed and weight > 0}
@@ -150,7 +151,7 @@ def merge_problems(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
 def merge_notes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """The shares that follow where a mixture was changed and its weights no longer add up to 1."""
     notes: list[str] = []
-    for stage in ("midtrain", "sft"):
+    for stage in CONVERSATION_STAGES:
         old, new = _weights(before, stage), _weights(after, stage)
         total = sum(new.values())
         if new == old or total <= 0 or _is_one(total):

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 from paribus.data import Progress, sha256_file
 from paribus.errors import UserError
+from paribus.text import file_size
 
 CONNECTIONS = 8
 ATTEMPTS = 8  # in a row that bring no byte: with the pauses between them some four minutes
@@ -100,22 +101,13 @@ def missing_bytes(files: Iterable[Remote]) -> int:
     )
 
 
-def in_bytes(size: float) -> str:
-    """1234567890 -> 1.23 GB."""
-    unit, name = next(
-        ((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= unit),
-        (1.0, "bytes"),
-    )
-    return f"{size / unit:,.{0 if unit == 1 else 2}f} {name}"
-
-
 def need_space(folder: Path, needed: int, why: str) -> None:
     """Raises UserError if the disk of `folder` has less than `needed` bytes free."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{folder}: {in_bytes(needed)} are needed ({why}), and {in_bytes(free)} are free; make room, "
+            f"{folder}: {file_size(needed)} are needed ({why}), and {file_size(free)} are free; make room, "
             "take less (corpus.megabytes), or put the folder on another disk"
         )
 

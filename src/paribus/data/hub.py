@@ -33,7 +33,7 @@ from paribus.data.download import (
     CONNECTIONS,
     Remote,
     fetch_all,
-    in_bytes,
+    file_size,
     missing_bytes,
     need_space,
     present,
@@ -259,8 +259,8 @@ def documents(
     missing = missing_bytes(file.remote for file in planned)
     total = sum(file.remote.size or 0 for file in planned)
     say(
-        f"{len(planned)} of {len(files)} files, {in_bytes(total)}, for {in_bytes(text)} of text (about "
-        f"{text / 4.8e6:,.1f} million tokens); {in_bytes(missing)} to fetch"
+        f"{len(planned)} of {len(files)} files, {file_size(total)}, for {file_size(text)} of text (about "
+        f"{text / 4.8e6:,.1f} million tokens); {file_size(missing)} to fetch"
     )
     need_space(
         store,

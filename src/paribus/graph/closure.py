@@ -54,7 +54,7 @@ ENTRY_POINTS = {
     "core": "paribus.stages.evaluation:core",
     "gsm8k_stage": "paribus.stages.evaluation:gsm8k",
     "gsm8k": "paribus.stages.evaluation:compare_stages",
-    "report": "paribus.stages.evaluation:report",
+    "report": "paribus.pages.report_stage:report",
 }
 
 # Stages that read and write text: no other version of a library may make them read a hundred gigabytes again.

@@ -26,6 +26,7 @@ from paribus.errors import UserError
 from paribus.plan.devices import Device, board_note, default_dtype, device_named
 from paribus.plan.estimate import Plan, as_json, make_plan
 from paribus.plan.memory import parse_bytes
+from paribus.text import count, memory_size, time_span
 
 
 def plan(
@@ -104,7 +105,7 @@ def _probe(config: Config, device: Device, dtype: str) -> None:
     found = run_probe(config, device, dtype)
     click.echo(
         f"probe: {found.seconds_per_step:.3g} s a step of pretraining, {found.correction:.2f} times the estimate; "
-        f"peak memory {_size(found.peak_memory_bytes)}, predicted {_size(found.predicted_memory_bytes)}",
+        f"peak memory {memory_size(found.peak_memory_bytes)}, predicted {memory_size(found.predicted_memory_bytes)}",
         err=True,
     )
 
@@ -128,7 +129,7 @@ def page(made: Plan, profile: str | None) -> list[Any]:
         f"[bold]{profile or 'params.yaml'}[/bold]   {counts['total'] / 1e6:,.1f} M parameters "
         f"({counts['matrices'] / 1e6:,.1f} M in matrices)   {made.flops_per_token / 1e9:,.3g} GFLOP a token\n"
         f"{made.gpus} x {device.name}   {device.rate / 1e12:,.3g} TFLOP/s of large products in {made.dtype}   "
-        f"{device.bandwidth / 1e9:,.0f} GB/s   budget {_size(made.vram)}{measured}"
+        f"{device.bandwidth / 1e9:,.0f} GB/s   budget {memory_size(made.vram)}{measured}"
     )
     return [
         Panel(head, title="paribus plan", expand=False),
@@ -155,11 +156,11 @@ def _time_table(made: Plan) -> Table:
         spread = made.spread_of(name)
         table.add_row(
             name,
-            _count(stage.tokens),
+            count(stage.tokens),
             speed,
-            _time(stage.seconds),
-            _time(stage.seconds / spread),
-            _time(stage.seconds * spread),
+            time_span(stage.seconds),
+            time_span(stage.seconds / spread),
+            time_span(stage.seconds * spread),
             stage.work.bound_by,
         )
     total = made.hours * 3600
@@ -168,9 +169,9 @@ def _time_table(made: Plan) -> Table:
         "[bold]all[/bold]",
         "",
         "",
-        f"[bold]{_time(total)}[/bold]",
-        _time(made.hours_low * 3600),
-        _time(made.hours_high * 3600),
+        f"[bold]{time_span(total)}[/bold]",
+        time_span(made.hours_low * 3600),
+        time_span(made.hours_high * 3600),
         "",
     )
     return table
@@ -186,20 +187,20 @@ def _memory_table(made: Plan) -> Table:
     for name, values in kinds.items():
         if any(values):
             table.add_row(
-                LABELS.get(name, name), *(_size(value) if value else "" for value in values)
+                LABELS.get(name, name), *(memory_size(value) if value else "" for value in values)
             )
     table.add_section()
     colours = ["green" if stage.memory.total <= made.vram else "red" for stage in stages]
     table.add_row(
         "[bold]total[/bold]",
         *(
-            f"[bold {colour}]{_size(stage.memory.total)}[/]"
+            f"[bold {colour}]{memory_size(stage.memory.total)}[/]"
             for stage, colour in zip(stages, colours, strict=True)
         ),
     )
     table.add_row("device batch", *(str(stage.device_batch_size) for stage in stages))
     table.add_row(
-        f"largest in {_size(made.vram)}",
+        f"largest in {memory_size(made.vram)}",
         *(str(stage.max_device_batch_size or "[red]none[/]") for stage in stages),
     )
     return table
@@ -225,10 +226,10 @@ def _notes(made: Plan) -> str:
         if stage.validation_seconds > 0.01 * stage.seconds
     }
     if made.gpus > 1 and alone:
-        looks = [f"{name} {_time(seconds)}" for name, seconds in alone.items()]
+        looks = [f"{name} {time_span(seconds)}" for name, seconds in alone.items()]
         lines.append(f"Measured by the first card while the others wait: {', '.join(looks)}.")
     if bill["runs"] > 1:
-        lines.append(f"{bill['runs']:.0f} seeds: {_time(bill['hours_of_all_seeds'] * 3600)}.")
+        lines.append(f"{bill['runs']:.0f} seeds: {time_span(bill['hours_of_all_seeds'] * 3600)}.")
     if "cost" in bill:
         lines.append(
             f"At {bill['price_per_hour']:,.2f} USD an hour and card: {bill['cost']:,.2f} USD."
@@ -241,34 +242,8 @@ def _notes(made: Plan) -> str:
             if rows
             else "set train.activation_checkpointing, or take a smaller model"
         )
-        lines.append(f"[red]{name} does not fit {_size(made.vram)}[/red]: {remedy}")
+        lines.append(f"[red]{name} does not fit {memory_size(made.vram)}[/red]: {remedy}")
     return "\n".join(lines)
-
-
-def _size(value: float) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
-        if value >= size:
-            return (
-                f"{value / size:,.1f} {unit}"
-                if value / size < 100
-                else f"{value / size:,.0f} {unit}"
-            )
-    return f"{value / 2**10:,.0f} KiB"
-
-
-def _count(value: float) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:,.2f} {unit}"
-    return f"{value:,.0f}"
-
-
-def _time(seconds: float) -> str:
-    if seconds >= 5 * 86400:
-        return f"{seconds / 86400:,.1f} days"
-    if seconds >= 3600:
-        return f"{seconds / 3600:,.1f} h"
-    return f"{seconds / 60:,.1f} min" if seconds >= 60 else f"{seconds:,.1f} s"
 
 
 # ---------------------------------------------------------------- grades
@@ -310,11 +285,11 @@ def grade(json_out: bool) -> None:
             row["run"][:8],
             row["stage"],
             row["hardware"][:28],
-            _size(row["memory"]),
-            _size(row["memory_predicted"]),
+            memory_size(row["memory"]),
+            memory_size(row["memory_predicted"]),
             f"{row['memory_error']:+.1%}",
-            _time(row["seconds"]),
-            _time(row["seconds_predicted"]),
+            time_span(row["seconds"]),
+            time_span(row["seconds_predicted"]),
             f"{row['seconds_error']:+.1%}",
         )
     Console().print(table)

@@ -15,21 +15,8 @@ from paribus.config import fingerprint, flatten
 from paribus.files import write_atomic
 from paribus.git import try_git
 from paribus.journal import read_json
+from paribus.pages.drawing import BLUE, FAINT, GOLD, GREEN, INK, RED, canvas, svg, templates, title
 from paribus.pages.markdown import cell, fenced, line, paragraph
-from paribus.pages.report import (
-    BLUE,
-    FAINT,
-    GOLD,
-    GREEN,
-    INK,
-    RED,
-    canvas,
-    duration,
-    quantity,
-    svg,
-    templates,
-    title,
-)
 from paribus.places import state_root
 from paribus.study.divergence import Diverged
 from paribus.study.events import events_of
@@ -38,6 +25,7 @@ from paribus.study.results import Result
 from paribus.study.scaling import Scaling, scaling
 from paribus.study.statistics import Effect, holm
 from paribus.study.verdict import ArmVerdict, costs, plan_of, verdicts
+from paribus.text import duration, p_value, quantity, share, signed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -136,7 +124,7 @@ def sentence(experiment: Experiment, arm: str, effect: Effect | None) -> str:
     size = f"{signed(effect.mean)} {experiment.metric.unit}"
     interval = (
         f"{1 - experiment.alpha:.0%} interval {signed(effect.low)} to {signed(effect.high)}, {effect.n} matched seeds, "
-        f"{adjusted(effect)}"
+        f"{p_value(effect.p_adjusted)}"
     )
     if effect.verdict == "equivalent":
         return (
@@ -165,19 +153,6 @@ def next_step(experiment: Experiment, effect: Effect) -> str:
         f"by this spread about {needed} seeds would decide, in a new study with fresh seeds (more seeds in this one "
         "raise its chance of a false verdict)"
     )
-
-
-def signed(value: float, digits: int = 4) -> str:
-    """+0.0123, with a real minus sign."""
-    return (
-        f"{value:+.{digits}f}".replace("-", "−")
-        if abs(value) != float("inf")
-        else ("−∞" if value < 0 else "∞")
-    )
-
-
-def adjusted(effect: Effect) -> str:
-    return "p < 0.0001" if effect.p_adjusted < 1e-4 else f"p = {effect.p_adjusted:.4f}"
 
 
 def page_values(
@@ -220,7 +195,6 @@ def page_values(
         "provenance": _provenance(experiment, results),
         "trouble": _trouble(experiment),
         "signed": signed,
-        "adjusted": adjusted,
     }
 
 
@@ -298,18 +272,11 @@ def shared_values(experiment: Experiment, found: Sequence[ArmVerdict]) -> str:
         shares.append((arm.name, shared.same_fraction))
     if all(share == 1 for _, share in shares):
         return "Every tensor of every arm begins with the baseline's values there."
-    listed = ", ".join(f"{name} {_share(share)}" for name, share in shares)
+    listed = ", ".join(f"{name} {share(part)}" for name, part in shares)
     return (
         f"Of an arm's initial values these are the baseline's there: {listed}; "
         "the others have another shape or scale, or no tensor of the baseline has their name."
     )
-
-
-def _share(share: float) -> str:
-    """A share that is neither nothing nor all is never rounded to it."""
-    if share in (0, 1):
-        return "all" if share else "none"
-    return f"{min(max(round(100 * share), 1), 99)} %"
 
 
 def _item_rows(found: Sequence[ArmVerdict]) -> list[dict[str, Any]]:

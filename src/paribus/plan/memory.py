@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from paribus.config import Architecture, Config, Optimizer, resolve_model
+from paribus.curriculum import TRAINING_STAGES
 from paribus.errors import UserError
 from paribus.model import accounting
 from paribus.model.accounting import Batch
@@ -27,7 +28,7 @@ CUDA_ROUNDING = 0.03  # of the tensors: the caching allocator's blocks that noth
 # holds besides living tensors, in shares of them: blocks freed between two that live are of no use to a larger tensor.
 CPU_PROCESS = 300 * 2**20
 CPU_HEAP = 0.7
-STAGES = ("pretrain", "midtrain", "sft", "rl", "evaluation")
+STAGES = (*TRAINING_STAGES, "evaluation")
 
 
 @dataclass(frozen=True)

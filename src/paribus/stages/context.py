@@ -25,6 +25,7 @@ from paribus.config import (
     resolve_model,
 )
 from paribus.config import fingerprint as name_of
+from paribus.curriculum import CHECKPOINTS, CORPUS, METRICS, PLOTS, TOKENIZER, TRAINING_STAGES
 from paribus.files import remove_leftovers
 from paribus.machine.hardware import Hardware, detect_hardware, rank_from_environment
 from paribus.machine.interrupt import Interrupt
@@ -37,14 +38,6 @@ from paribus.stages.launch import LAUNCHER_WATCH
 if TYPE_CHECKING:
     from paribus.data.tokenizer import Tokenizer
     from paribus.model.gpt import GPT
-
-
-CORPUS, TOKENIZER, TOKENS, CHECKPOINTS = (
-    Path(p) for p in ("data/corpus", "data/tokenizer", "data/tokens", "checkpoints")
-)
-EVALS, METRICS, PLOTS, REPORT = (Path(p) for p in ("evals", "metrics", "plots", "report"))
-STAGES = ("base", "mid", "sft", "rl")  # checkpoints, in the order of the curriculum
-TRAINING = ("pretrain", "midtrain", "sft", "rl")  # the stages that make them
 
 
 @dataclass(frozen=True)
@@ -186,7 +179,9 @@ def check_kernels(run: Session, model: Architecture) -> None:
     """Raises UserError where this machine lacks what the stage's kernels need."""
     from paribus.model import kernels
 
-    if run.stage not in TRAINING:  # evaluations read with masks in memory, and compile nothing
+    if (
+        run.stage not in TRAINING_STAGES
+    ):  # evaluations read with masks in memory, and compile nothing
         kernels.check_head_dim(model.head_dim, run.hardware.device)
         return
     packed = {"midtrain": run.config.midtrain, "sft": run.config.sft}.get(run.stage)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from paribus.config import load_config
+from paribus.curriculum import CORPUS, METRICS, TOKENIZER, TOKENS
 from paribus.data.disk import writing
 from paribus.places import main_checkout
 from paribus.progress import Progress
-from paribus.stages.context import CORPUS, METRICS, TOKENIZER, TOKENS, load_tokenizer, name_changes
+from paribus.stages.context import load_tokenizer, name_changes
 from paribus.summary import write_json
 
 COMPRESSION_BYTES = 20_000_000  # of text that bytes per token is measured on, at most

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paribus import tracking
 from paribus.config import load_config
+from paribus.curriculum import CHECKPOINT_NAMES, CHECKPOINTS, CORPUS, EVALS, METRICS, PLOTS
 from paribus.data.disk import writing
 from paribus.machine.interrupt import EXIT_PAUSED, Interrupt
 from paribus.progress import Progress
-from paribus.stages.context import (
-    CHECKPOINTS,
-    CORPUS,
-    EVALS,
-    METRICS,
-    PLOTS,
-    REPORT,
-    STAGES,
-    core_is_synthetic,
-    load_model,
-    load_tokenizer,
-    session,
-)
+from paribus.stages.context import core_is_synthetic, load_model, load_tokenizer, session
 from paribus.stages.outputs import say_cut_off
 from paribus.summary import write_csv, write_json
 
@@ -188,39 +176,19 @@ def compare_stages() -> None:
     ):
         metrics: dict[str, Any] = {}
         correct: dict[str, list[bool]] = {}
-        for stage in STAGES:
+        for stage in CHECKPOINT_NAMES:
             stop_if(interrupt.requested)
             advice = f"make it again: `dvc repro --force gsm8k_stage@{stage}`"
             result = read_result(EVALS / "gsm8k" / stage, advice)
             metrics[stage] = result.summary
             correct[stage] = [item.correct for item in result.items]
-        pairs = list(zip(STAGES, STAGES[1:], strict=False))
+        pairs = list(itertools.pairwise(CHECKPOINT_NAMES))
         metrics["paired"] = {f"{a}_{b}": compare(correct[a], correct[b]) for a, b in pairs}
         metrics["dataset"] = read_manifest(CORPUS)["problems"]["source"]
         stop_if(interrupt.requested)
         columns = ("accuracy", "ci_low", "ci_high")
-        rows = [(stage, *(metrics[stage][column] for column in columns)) for stage in STAGES]
+        rows = [
+            (stage, *(metrics[stage][column] for column in columns)) for stage in CHECKPOINT_NAMES
+        ]
         write_csv(PLOTS / "gsm8k.csv", ("stage", *columns), rows)
         write_json(METRICS / "gsm8k.json", metrics)
-
-
-def report() -> None:
-    """Everything above -> report/report.html, and the same as an MLflow run."""
-    from paribus.evaluate.kept import stop_if
-    from paribus.pages.report import build_report, save_figures
-
-    with (
-        session("report") as run,
-        writing(REPORT),
-        run.open_log({}) as log,
-        stoppable("report", run.interrupt),
-    ):
-        page = build_report(Path.cwd(), REPORT / "report.html")
-        log.artifact(page)
-        stop_if(run.interrupt.requested)
-        for figure in save_figures(Path.cwd(), run.folder / "figures"):
-            log.artifact(figure, "figures")
-            stop_if(run.interrupt.requested)
-        for path in sorted(PLOTS.glob("*.csv")):
-            log.artifact(path, "plots")
-    tracking.close_execution(run.config)

@@ -6,9 +6,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from paribus import graph, tracking
+from paribus.curriculum import CHECKPOINTS, METRICS, PLOTS, TOKENIZER, checkpoint_before
 from paribus.errors import naming
 from paribus.journal import logged_steps
-from paribus.stages.context import CHECKPOINTS, METRICS, PLOTS, STAGES, TOKENIZER, Session
+from paribus.stages.context import Session
 from paribus.summary import refuse_divergence, write_curve, write_json
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def write_outputs(
     refuse_divergence(stage, summary)
     from paribus.model.gpt import save_checkpoint
 
-    source = TOKENIZER if target == "base" else CHECKPOINTS / STAGES[STAGES.index(target) - 1]
+    before = checkpoint_before(target)
+    source = CHECKPOINTS / before if before else TOKENIZER
     with naming(CHECKPOINTS / target):
         save_checkpoint(CHECKPOINTS / target, model, source / "tokenizer.json", run.provenance)
     with naming(PLOTS / f"{stage}.csv"):

@@ -22,15 +22,13 @@ from paribus.config import (
     resolve_model,
     resolve_pretrain,
 )
+from paribus.curriculum import CHECKPOINTS, CORPUS, TOKENS
 from paribus.errors import UserError
 from paribus.files import read_value
 from paribus.journal import logged_steps
 from paribus.machine.interrupt import EXIT_PAUSED
 from paribus.progress import Progress
 from paribus.stages.context import (
-    CHECKPOINTS,
-    CORPUS,
-    TOKENS,
     Session,
     core_is_synthetic,
     load_model,

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from paribus.config import Config, Conversations, resolve_model, resolve_pretrain
+from paribus.curriculum import SUPERVISED_STAGES, TRAINING_STAGES
 
 if TYPE_CHECKING:
     from paribus.study.experiment import Experiment
 
 TOLERANCE = 0.02  # of the budget: what rounding to whole steps may miss it by
-TRAINING = ("pretrain", "midtrain", "sft", "rl")
 
 
 def stage_tokens(config: Config, stage: str) -> int:
@@ -65,7 +65,7 @@ def stage_cost(experiment: Experiment, config: Config, stage: str) -> float:
 
 def cost(experiment: Experiment, config: Config) -> float:
     """What is held equal, of one arm: tokens or FLOPs of all supervised stages that run."""
-    stages = [stage for stage in TRAINING[:3] if stage in experiment.stages]
+    stages = [stage for stage in SUPERVISED_STAGES if stage in experiment.stages]
     return sum(stage_cost(experiment, config, stage) for stage in stages)
 
 
@@ -100,7 +100,7 @@ def budget_problems(experiment: Experiment, arm: str) -> list[str]:
     if experiment.equal == "none":
         return []
     base, own = experiment.config(), experiment.config(arm)
-    trained = [stage for stage in TRAINING if stage in experiment.stages]
+    trained = [stage for stage in TRAINING_STAGES if stage in experiment.stages]
     if not trained:
         return [f"equal: {experiment.equal}: none of the stages trains; say equal: none"]
     if experiment.equal == "seconds":

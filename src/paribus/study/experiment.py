@@ -41,6 +41,7 @@ from paribus.config import (
     profile_overrides,
     read_yaml,
 )
+from paribus.curriculum import CHECKPOINT_NAMES
 from paribus.errors import UserError
 from paribus.execute.run import RunId
 from paribus.graph import (
@@ -71,7 +72,7 @@ MEASURES = {  # metric -> (file, key, the better direction, unit)
     "core": ("metrics/core.json", "core", "higher", "CORE"),
     **{
         f"gsm8k.{stage}": (f"evals/gsm8k/{stage}/summary.json", "accuracy", "higher", "accuracy")
-        for stage in ("base", "mid", "sft", "rl")
+        for stage in CHECKPOINT_NAMES
     },
 }
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paribus.config import fingerprint, flatten, parse_config, parse_yaml
+from paribus.curriculum import CHECKPOINT_OF, TRAINING_STAGES
 from paribus.errors import UserError
 from paribus.execute.repository import Reference, experiments_of
 from paribus.git import try_git
@@ -34,12 +35,6 @@ from paribus.study.experiment import (
 )
 from paribus.study.registration import committed_code, sources, tracking_notes
 
-TARGETS = {  # stage -> its checkpoint
-    "pretrain": "base",
-    "midtrain": "mid",
-    "sft": "sft",
-    "rl": "rl",
-}
 PROVENANCE = ("git", "versions", "hardware", "requirements_lock")  # kept of a checkpoint's
 LOST = "unreadable"  # the key of an experiment whose params.yaml today's code does not take
 
@@ -132,7 +127,7 @@ def _read(experiment: Experiment, reference: Reference) -> Result:
             values = files.json(out)
             if values is not None:
                 metrics[Path(out).stem] = values
-    trained = [stage for stage in TARGETS if stage in experiment.stages]
+    trained = [stage for stage in TRAINING_STAGES if stage in experiment.stages]
     provenance = {stage: files.json(_of_checkpoint(stage, "provenance.json")) for stage in trained}
     last = (provenance[trained[-1]] if trained else None) or {}
     fingerprints = {stage: one["fingerprint"] for stage, one in provenance.items() if one}
@@ -167,7 +162,7 @@ def _read(experiment: Experiment, reference: Reference) -> Result:
 
 
 def _of_checkpoint(stage: str, name: str) -> str:
-    return f"checkpoints/{TARGETS[stage]}/{name}"
+    return f"checkpoints/{CHECKPOINT_OF[stage]}/{name}"
 
 
 def value_of(metric: Metric, commit: str, metrics: Mapping[str, dict[str, Any]]) -> float | None:

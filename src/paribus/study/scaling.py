@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from paribus.pages.report import quantity
 from paribus.study.experiment import BASELINE, Experiment
 from paribus.study.results import Result
 from paribus.study.verdict import ArmVerdict, costs
+from paribus.text import quantity
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paribus.pages.report import duration, number
 from paribus.places import state_root
 from paribus.study.events import GivenUp, events_of
 from paribus.study.experiment import Run
 from paribus.study.results import Result
+from paribus.text import duration, number
 
 if TYPE_CHECKING:
     from rich.table import Table

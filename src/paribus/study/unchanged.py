@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from paribus.curriculum import TRAINING_STAGES
 from paribus.graph import chain
 from paribus.study.experiment import Experiment, all_params, definitions
-from paribus.study.results import TARGETS, Result
+from paribus.study.results import Result
 
 Pairs = Sequence[tuple[Result, Result]]  # (baseline, arm) at one seed
 
@@ -16,7 +17,7 @@ def changed_nothing(experiment: Experiment, arm: str, pairs: Pairs) -> bool:
 
     An arm that changes an evaluation alone has the baseline's weights by intention, and is none of these.
     """
-    trained = [stage for stage in TARGETS if stage in experiment.stages]
+    trained = [stage for stage in TRAINING_STAGES if stage in experiment.stages]
     if not pairs or not _concerns_training(experiment, arm, trained):
         return False
     for base, own in pairs:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paribus.config import Config
+from paribus.curriculum import TRAINING_STAGES
 from paribus.study.budget import training_flops
 from paribus.study.divergence import Diverged, Survivors, survivors, withheld
 from paribus.study.experiment import BASELINE, Experiment
@@ -23,18 +24,17 @@ from paribus.study.unchanged import changed_nothing
 
 Points = list[tuple[float, float]]
 GRID = 20  # points of a curve over seconds, which no two runs share
-TRAINED = ("pretrain", "midtrain", "sft", "rl")
 COSTS: dict[str, Callable[[Result], float | None]] = {
     "parameters": lambda result: result.number("pretrain", "parameters"),
     "tokens": lambda result: result.number("pretrain", "train_tokens"),
     "steps": lambda result: result.number("pretrain", "steps"),
     "tokens_per_second": lambda result: result.number("pretrain", "tokens_per_second"),
     "peak_memory_bytes": lambda result: max(
-        (one for stage in TRAINED if (one := result.number(stage, "peak_memory_bytes"))),
+        (one for stage in TRAINING_STAGES if (one := result.number(stage, "peak_memory_bytes"))),
         default=None,
     ),
     "seconds": lambda result: (
-        sum(one for stage in TRAINED if (one := result.number(stage, "seconds"))) or None
+        sum(one for stage in TRAINING_STAGES if (one := result.number(stage, "seconds"))) or None
     ),
 }
 

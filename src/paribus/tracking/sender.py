@@ -41,7 +41,7 @@ _started: subprocess.Popen[bytes] | None = (
 
 
 def ensure(root: Path) -> None:
-    """Start a sender if there is none. root: `runtime.state_root()`."""
+    """Start a sender if there is none. root: `places.state_root()`."""
     global _started
     if _started is not None and _started.poll() is None:
         return
