@@ -100,7 +100,7 @@ def test_all_wrong_overrides_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_override_reads_as_params_yaml_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    from paribus.cli.tools import parse_overrides
+    from paribus.cli.profiles import parse_overrides
 
     words = ["a.b=1e-08", "c=yes", "d=010", "e=[1, 2]", "f={x: 1}", "g=null"]
     assert parse_overrides(words) == {
@@ -158,7 +158,7 @@ def test_a_wrong_profile_leaves_the_file_as_it_was(project: Path) -> None:
 def test_an_applied_profile_is_what_it_says(
     name: str, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from paribus.cli.tools import apply_profile, read_profile
+    from paribus.cli.profiles import apply_profile, read_profile
 
     monkeypatch.chdir(project)
     expected = load_config(overrides=read_profile(name))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from paribus.cli.tools import check_port
+from paribus.cli.serve import check_port
 from paribus.config import flatten, load_config, merge, parse_config, read_yaml
 from paribus.errors import UserError
 

@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
 from paribus.files import remove_leftovers
 from paribus.machine.lock import StateLock, lock_holder
 from paribus.places import main_checkout, state_root
@@ -66,3 +68,19 @@ def _is_held(folder: Path, cache: Path) -> bool:
 
 def _object(cache: Path, digest: str) -> Path:
     return cache / "files/md5" / digest[:2] / digest[2:]
+
+
+def clean_finished(dry_run: bool, as_json: bool) -> None:
+    """Remove the training states that finished runs no longer need, and say what that gave back."""
+    runs = finished_runs()
+    for run in runs:
+        if not dry_run:
+            remove_states(run)
+        if not as_json:
+            click.echo(f"{run.folder.name}: {run.bytes / 1e6:,.1f} MB")
+    total = sum(run.bytes for run in runs)
+    if as_json:
+        listed = [{"run": run.folder.name, "bytes": run.bytes} for run in runs]
+        click.echo(json.dumps({"runs": listed, "bytes": total, "removed": not dry_run}))
+        return
+    click.echo(f"{total / 1e6:,.1f} MB of {len(runs)} runs {'to remove' if dry_run else 'removed'}")

@@ -159,9 +159,9 @@ def gsm8k(stage: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def sparsity(checkpoint: str, questions: int, samples: int, as_json: bool) -> None:
     """Would RL learn anything from CHECKPOINT? Samples, without training."""
-    from paribus.cli import tools
+    from paribus.cli.sparsity import evaluate_sparsity
 
-    tools.sparsity(checkpoint, questions, samples, as_json)
+    evaluate_sparsity(checkpoint, questions, samples, as_json)
 
 
 @evaluate.command("lm")
@@ -196,10 +196,10 @@ def lm(
     batch_size: int,
 ) -> None:
     """Tasks of lm-evaluation-harness -> a table, evals/lm, a run in MLflow."""
-    from paribus.cli import tools
+    from paribus.cli.lm import evaluate_lm
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    tools.lm(
+    evaluate_lm(
         checkpoint,
         names,
         include_path=include_path,
@@ -222,9 +222,9 @@ def deps(check: bool) -> None:
 
     Run it after adding, moving or importing a module; the tests fail while dvc.yaml is stale.
     """
-    from paribus.cli import tools
+    from paribus.cli.deps import write_deps
 
-    tools.write_deps(check)
+    write_deps(check)
 
 
 @commands.command()
@@ -269,7 +269,7 @@ def chat(
     checkpoint: str | None, web: bool, checkpoints: str | None, port: int | None, **drawing: Any
 ) -> None:
     """Talk to a checkpoint, here or on a page; a pipe works too: echo 'What is 3*4?' | paribus chat"""
-    from paribus.cli import tools
+    from paribus.cli.serve import chat_in_terminal, chat_page
 
     unused = {"--checkpoint": checkpoint} if web else {"--checkpoints": checkpoints, "--port": port}
     if wrong := [option for option, value in unused.items() if value is not None]:
@@ -277,20 +277,20 @@ def chat(
             [f"{option}: only {'without' if web else 'with'} --web" for option in wrong]
         )
     if web:
-        tools.chat_page(
+        chat_page(
             (checkpoints or "base,sft,rl").split(","), 8000 if port is None else port, **drawing
         )
     else:
-        tools.chat(checkpoint or "rl", **drawing)
+        chat_in_terminal(checkpoint or "rl", **drawing)
 
 
 @commands.command()
 @click.argument("pattern", default="")
 def keys(pattern: str) -> None:
     """Every key of params.yaml that contains PATTERN: type, bounds, documentation, value."""
-    from paribus.cli import tools
+    from paribus.cli.keys import print_keys
 
-    tools.print_keys(pattern)
+    print_keys(pattern)
 
 
 @commands.group(cls=Commands)
@@ -301,35 +301,35 @@ def profile() -> None:
 @profile.command("list")
 def profile_list() -> None:
     """The profiles there are, and what each is for."""
-    from paribus.cli import tools
+    from paribus.cli.profiles import list_profiles
 
-    tools.list_profiles()
+    list_profiles()
 
 
 @profile.command("args")
 @click.argument("name")
 def profile_args(name: str) -> None:
     """Print a profile as -S arguments: dvc exp run $(paribus profile args NAME)."""
-    from paribus.cli import tools
+    from paribus.cli.profiles import print_profile_args
 
-    tools.print_profile_args(name)
+    print_profile_args(name)
 
 
 @profile.command("apply")
 @click.argument("name")
 def profile_apply(name: str) -> None:
     """Write a profile's values into params.yaml."""
-    from paribus.cli import tools
+    from paribus.cli.profiles import apply_profile
 
-    tools.apply_profile(name)
+    apply_profile(name)
 
 
 @commands.command()
 def pause() -> None:
     """Ask every running stage of this project to save and exit 75; the next `dvc repro` goes on."""
-    from paribus.cli import tools
+    from paribus.cli.pausing import pause_all
 
-    tools.pause()
+    pause_all()
 
 
 @commands.command()
@@ -337,9 +337,9 @@ def pause() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def clean(dry_run: bool, as_json: bool) -> None:
     """Remove the training states of finished runs whose checkpoint is in DVC's cache."""
-    from paribus.cli import tools
+    from paribus.cli.cleaning import clean_finished
 
-    tools.clean(dry_run, as_json)
+    clean_finished(dry_run, as_json)
 
 
 @commands.command()
@@ -391,7 +391,7 @@ def plan(
     if grade:
         page.grade(as_json)
         return
-    from paribus.cli.tools import parse_overrides
+    from paribus.cli.profiles import parse_overrides
 
     page.plan(profile, parse_overrides(overrides), json_out=as_json, **options)
 
@@ -564,6 +564,6 @@ def noise(profile: str, **options: Any) -> None:
 @click.option("--host", help="Address to listen at.  [default: 127.0.0.1, this machine alone]")
 def ui(port: int, host: str | None) -> None:
     """The MLflow page of this project's store, with two processes instead of fifteen."""
-    from paribus.cli import tools
+    from paribus.cli.serve import mlflow_ui
 
-    tools.mlflow_ui(port, host)
+    mlflow_ui(port, host)

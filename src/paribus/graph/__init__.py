@@ -22,6 +22,7 @@ from paribus.graph.digests import (
     files_below,
     has_remote,
     locked_outs,
+    package_digest,
     tree_digest,
 )
 from paribus.graph.dvcfile import (
@@ -61,6 +62,7 @@ __all__ = [
     "stage_definition",
     "stage_definitions",
     "stage_files",
+    "package_digest",
     "tree_digest",
     "with_generated_deps",
     "working_sources",

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import paribus
 from paribus import config
 from paribus.errors import UserError
 from paribus.files import Values, read_json
@@ -175,3 +176,9 @@ def dvc_digest(folder: Path) -> str:
 
 def _md5(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def package_digest() -> str:
+    """The digest of the code of the paribus that runs."""
+    package = Path(paribus.__file__).parent
+    return tree_digest(sorted(package.rglob("*.py")))
