@@ -88,6 +88,34 @@ def test_a_gpu_that_is_asked_for_and_absent_is_broken(project: Path) -> None:
     assert found("gpu").state == "broken" and "set it to auto" in found("gpu").text
 
 
+@pytest.mark.parametrize(("device", "state"), [("auto", "broken"), ("cpu", "note")])
+def test_a_driver_that_torch_cannot_use_is_told_with_its_cure(
+    project: Path, monkeypatch: pytest.MonkeyPatch, device: str, state: str
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(doctor, "unused_driver", lambda: "535.104.05")
+    params = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(params.replace("device: auto", f"device: {device}"))
+    assert found("gpu").state == state
+    assert "535.104.05" in found("gpu").text and "driver 580 or newer" in found("gpu").text
+
+
+def test_a_card_that_torch_has_no_kernels_for_is_broken(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "GTX 1080")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (6, 1))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])
+    assert found("gpu").state == "broken" and "GTX 1080" in found("gpu").text
+
+
 def test_a_full_disk_is_broken(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(project)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**9))
