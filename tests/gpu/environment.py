@@ -21,31 +21,42 @@ from paribus.model.compiler import missing_tools
 HERE = Path(__file__).resolve().parent
 REQUIREMENTS = HERE / "requirements.txt"
 STAMP = ".installed"
+LINK = "zz-paribus.pth"  # read last, so that the environment's own packages come first
 DISK = 8e9  # bytes: the environment takes 4.7 GB, and a package is unpacked beside its download
 PYTHONS = ((3, 11), (3, 14))
 AGAIN = "call make gpu-dry-run again: it goes on with what is missing"
 
 
-def main(folder: Path) -> None:
-    """Bring `folder` to what requirements.txt asks for, or exit with what is missing."""
-    problems = lacking(folder)
+def main(folder: Path, requirements: Path = REQUIREMENTS) -> None:
+    """Bring `folder` to what `requirements` asks for, or exit with what is missing."""
+    wanted = made_of(requirements)
+    stamp = folder / STAMP
+    finished = stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted
+    problems = lacking(folder.parent, finished)
     if problems:
         sys.exit("\n".join(f"gpu-dry-run: {problem}" for problem in problems))
-    if is_current(folder):
+    if finished:
         return
+    stamp.unlink(missing_ok=True)
     python = folder / "bin" / "python"
     if python_of(folder) != sys.version:
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-    packages = unmet(python)
+    installed = purelib_of(python)
+    (installed / LINK).unlink(missing_ok=True)  # pip is to see the environment's own packages alone
+    drop_halves(installed)
+    packages = unmet(python, requirements, folder / "report.json")
     for number, package in enumerate(packages, 1):
         print(f"{folder.name}: {label(package)}, {number} of {len(packages)}", flush=True)
         install(python, package)
-    read_from(python, Path(sysconfig.get_path("purelib")))
-    (folder / STAMP).write_text(wanted(), encoding="utf-8")
+    read_from(installed, Path(sysconfig.get_path("purelib")))
+    stamp.write_text(wanted, encoding="utf-8")
 
 
-def lacking(folder: Path) -> list[str]:
-    """What this machine needs first, a sentence each; [] if nothing. Asked before anything is downloaded."""
+def lacking(parent: Path, finished: bool) -> list[str]:
+    """What this machine needs first, a sentence each; [] if nothing. Asked before anything is downloaded.
+
+    parent: where the environment goes; finished: whether it is there already.
+    """
     problems = []
     if platform.system() != "Linux":
         problems.append(
@@ -62,24 +73,18 @@ def lacking(folder: Path) -> list[str]:
             problems.append(
                 f"{tool} is not here, which builds the null device: apt-get install gcc binutils"
             )
-    free = shutil.disk_usage(folder.parent).free
-    if not is_current(folder) and free < DISK:
+    free = shutil.disk_usage(parent).free
+    if not finished and free < DISK:
         problems.append(
-            f"{free / 1e9:.1f} GB are free at {folder.parent}; the environment takes up to {DISK / 1e9:.0f}"
+            f"{free / 1e9:.1f} GB are free at {parent}; the environment takes up to {DISK / 1e9:.0f}"
         )
     return problems
 
 
-def wanted() -> str:
-    """What a finished environment was made of: the requirements, this Python, and the folder it reads from."""
-    requirements = REQUIREMENTS.read_text(encoding="utf-8")
-    return f"{requirements}\n{sys.version}\n{sysconfig.get_path('purelib')}\n"
-
-
-def is_current(folder: Path) -> bool:
-    """Whether an environment was finished for the present requirements and Python."""
-    stamp = folder / STAMP
-    return stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted()
+def made_of(requirements: Path) -> str:
+    """What an environment follows from: the requirements, this Python, and the folder it reads the rest from."""
+    text = requirements.read_text(encoding="utf-8")
+    return f"{text}\n{sys.version}\n{sysconfig.get_path('purelib')}\n"
 
 
 def python_of(folder: Path) -> str | None:
@@ -94,12 +99,10 @@ def python_of(folder: Path) -> str | None:
     return asked.stdout.rstrip("\n") if asked.returncode == 0 else None
 
 
-def unmet(python: Path) -> list[dict[str, Any]]:
-    """The packages that are not installed yet, as pip resolves them."""
-    report = python.parent.parent / "report.json"
-    (python.parent.parent / STAMP).unlink(missing_ok=True)
-    command = ["install", "--quiet", "--dry-run", "--report", str(report)]
-    pip(python, [*command, "--requirement", str(REQUIREMENTS)], "resolving the packages failed")
+def unmet(python: Path, requirements: Path, report: Path) -> list[dict[str, Any]]:
+    """The packages that are not installed yet, as pip resolves them and writes them to `report`."""
+    resolve = ["install", "--quiet", "--dry-run", "--report", str(report)]
+    pip(python, [*resolve, "--requirement", str(requirements)], "the packages cannot be resolved")
     found: list[dict[str, Any]] = json.loads(report.read_text(encoding="utf-8"))["install"]
     return found
 
@@ -109,13 +112,12 @@ def label(package: dict[str, Any]) -> str:
 
 
 def install(python: Path, package: dict[str, Any]) -> None:
-    """Install the file that was resolved, and no dependency of it."""
+    """Install the very file that was resolved, and no dependency of it."""
     source = package["download_info"]
-    digest = source["archive_info"]["hash"]  # sha256=...
-    url = f"{source['url']}#{digest}"
-    pip(
-        python, ["install", "--quiet", "--no-deps", url], f"{label(package)} could not be installed"
-    )
+    digest = source["archive_info"].get("hash")  # sha256=...
+    url = f"{source['url']}#{digest}" if digest else source["url"]
+    command = ["install", "--quiet", "--no-deps", url]
+    pip(python, command, f"{label(package)} could not be installed")
 
 
 def pip(python: Path, arguments: list[str], failure: str) -> None:
@@ -124,12 +126,23 @@ def pip(python: Path, arguments: list[str], failure: str) -> None:
         sys.exit(f"gpu-dry-run: {failure}; {AGAIN}")
 
 
-def read_from(python: Path, packages: Path) -> None:
-    """Let an environment find what it does not have itself in another one's folder of packages."""
+def purelib_of(python: Path) -> Path:
+    """The folder of packages of an environment."""
     script = "import sysconfig; print(sysconfig.get_path('purelib'))"
     asked = subprocess.run([python, "-c", script], check=True, capture_output=True, text=True)
-    # its name sorts last, so that the environment's own packages come first
-    Path(asked.stdout.strip(), "zz-paribus.pth").write_text(f"{packages}\n", encoding="utf-8")
+    return Path(asked.stdout.strip())
+
+
+def drop_halves(packages: Path) -> None:
+    """Forget packages whose installation was cut off: pip writes INSTALLER after the last of a package's own files."""
+    for about in packages.glob("*.dist-info"):
+        if not (about / "INSTALLER").is_file():
+            shutil.rmtree(about)
+
+
+def read_from(packages: Path, others: Path) -> None:
+    """Let an environment find what it does not have itself in another one's folder of packages."""
+    (packages / LINK).write_text(f"{others}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
