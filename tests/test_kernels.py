@@ -257,7 +257,18 @@ def small(config: Config, **model: object) -> GPT:
     return made
 
 
-SIZES = [(4, 200), (4, 131), (3, 87), (5, 64), (1, 77), (2, 255), (3, 180)]
+SIZES = [
+    (4, 200),
+    (4, 131),
+    (3, 87),
+    (5, 64),
+    (1, 77),
+    (2, 255),
+    (3, 180),
+    (2, 97),
+    (4, 211),
+    (6, 143),
+]
 
 
 def test_rl_compiles_a_model_twice_whatever_the_lengths(
