@@ -44,21 +44,16 @@ venv: $(READY)
 # reads, with torch's CUDA build (3 GB to download), and a null device in place of the driver.
 GPU := $(CURDIR)/.venv-gpu
 NULL_CUDA := $(GPU)/null
-gpu-dry-run: $(GPU)/.installed  ## what would fail on a GPU, as far as the host decides it
+gpu-dry-run: $(READY)  ## what would fail on a GPU, as far as the host decides it
+	@PYTHONPATH=src $(BIN)/python tests/gpu/environment.py $(GPU)
 	@$(GPU)/bin/python tests/gpu/build.py $(NULL_CUDA)
 	@NULL_CUDA=$(NULL_CUDA) NULL_CARDS=2 LD_PRELOAD=$(NULL_CUDA)/null_runtime.so:$(NULL_CUDA)/null_rest.so \
 	  LD_LIBRARY_PATH=$(NULL_CUDA) TRITON_LIBCUDA_PATH=$(NULL_CUDA) CUBLAS_WORKSPACE_CONFIG=:4096:8 \
 	  TORCHINDUCTOR_CACHE_DIR=$(NULL_CUDA)/inductor TRITON_CACHE_DIR=$(NULL_CUDA)/triton PYTHONPATH=src \
 	  $(GPU)/bin/python -m pytest -q -p no:cacheprovider tests/gpu
 
-$(GPU)/.installed: tests/gpu/requirements.txt $(READY)
-	@$(BIN)/python -m venv --clear $(GPU)
-	@$(GPU)/bin/pip install --quiet --requirement tests/gpu/requirements.txt
-	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(GPU)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz-paribus.pth"
-	@touch $@
-
-clean:  ## the virtual environment; data, checkpoints and experiments stay
-	rm -rf .venv
+clean:  ## the virtual environments; data, checkpoints and experiments stay
+	rm -rf .venv .venv-gpu
 
 # A stamp is removed before its install and written after it: an interrupted one starts again from an empty .venv.
 $(READY): .venv/.requirements pyproject.toml

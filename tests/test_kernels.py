@@ -139,13 +139,16 @@ def test_a_compiler_that_the_environment_names_must_be_there(
     assert "CC=no-such-compiler is not a command" in compiler.missing_tools("cuda")[0]
 
 
-def test_doctor_names_a_missing_compiler_where_there_is_a_card(
-    no_compiler: None, monkeypatch: pytest.MonkeyPatch
+def test_doctor_names_a_missing_compiler_where_a_card_is_computed_on(
+    no_compiler: None, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert doctor.CHECKS["compiler"]().state == "ok"  # neither a card nor train.compile
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     finding = doctor.CHECKS["compiler"]()
     assert finding.state == "broken" and "no C compiler" in finding.text
+    assert tiny_config.train.device == "cpu"
+    monkeypatch.setattr(doctor.config, "load_config", lambda: tiny_config)
+    assert doctor.CHECKS["compiler"]().state == "ok"
 
 
 # ---------------------------------------------------------------- wide heads
@@ -254,7 +257,18 @@ def small(config: Config, **model: object) -> GPT:
     return made
 
 
-SIZES = [(4, 200), (4, 131), (3, 87), (5, 64), (1, 77), (2, 255), (3, 180)]
+SIZES = [
+    (4, 200),
+    (4, 131),
+    (3, 87),
+    (5, 64),
+    (1, 77),
+    (2, 255),
+    (3, 180),
+    (2, 97),
+    (4, 211),
+    (6, 143),
+]
 
 
 def test_rl_compiles_a_model_twice_whatever_the_lengths(

@@ -288,3 +288,14 @@ def test_the_objective_hands_the_policy_to_the_loss(step: Rollout) -> None:
     assert all(one.sampling == {"temperature": 0.5, "top_k": 7} for one in micro_batches)
     plain = PolicyGradient(lambda _: step, 4).work(0).micro_batches
     assert micro_batches and all(one.sampling == {} for one in plain)
+
+
+def test_rows_are_cut_to_a_multiple_of_the_length_step_and_lose_nothing(step: Rollout) -> None:
+    exact = PolicyGradient(lambda _: step, 2).work(0).micro_batches
+    stepped = PolicyGradient(lambda _: step, 2, length_step=8).work(0).micro_batches
+    assert any(one.tokens.shape[1] % 8 for one in exact)
+    for one, other in zip(exact, stepped, strict=True):
+        length = one.tokens.shape[1]
+        assert other.tokens.shape[1] - length in range(8) and other.tokens.shape[1] % 8 == 0
+        assert torch.equal(other.targets[:, :length], one.targets)
+        assert (other.targets[:, length:] == -1).all() and not other.weights[:, length:].any()

@@ -522,12 +522,13 @@ def driver(tmp_path, monkeypatch):
     return install
 
 
-def test_auto_does_not_fall_back_to_the_cpu_beside_a_driver_that_is_too_old(
-    tiny_config, driver, monkeypatch
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_driver_that_is_too_old_is_named_and_the_cpu_not_taken_in_its_place(
+    tiny_config, driver, monkeypatch, device
 ):
     driver("535.104.05")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    train = dataclasses.replace(tiny_config.train, device="auto")
+    train = dataclasses.replace(tiny_config.train, device=device)
     with pytest.raises(
         UserError, match=r"NVIDIA driver \(535\.104\.05\).*CUDA 13\.0.*driver 580 or newer.*cpu"
     ):
@@ -549,6 +550,42 @@ def test_a_driver_without_a_card_and_hidden_cards_leave_the_cpu(tiny_config, dri
     driver("580.65.06")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert detect_hardware(auto).device == "cpu"
+
+
+BUILT = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120a"]
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Puts one card on this machine: its compute capability, and what torch's build has kernels for."""
+
+    def install(capability: tuple[int, int], built: list[str]) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a card")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
+
+    return install
+
+
+@pytest.mark.parametrize("capability", [(6, 1), (7, 0), (11, 0)])
+def test_a_card_that_torchs_build_has_no_kernels_for_is_refused(tiny_config, card, capability):
+    card(capability, BUILT)
+    for device in ("auto", "cuda"):
+        with pytest.raises(UserError, match=rf"{device}: a card has .*{capability[0]}\..*sm_75, "):
+            detect_hardware(dataclasses.replace(tiny_config.train, device=device))
+    assert detect_hardware(dataclasses.replace(tiny_config.train, device="cpu")).device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("capability", "built"),
+    [((8, 9), BUILT), ((9, 0), BUILT), ((12, 0), BUILT), ((12, 1), ["sm_90", "compute_120"])],
+)
+def test_a_card_of_a_generation_that_torch_is_built_for_is_taken(
+    tiny_config, card, capability, built
+):
+    card(capability, built)
+    assert detect_hardware(dataclasses.replace(tiny_config.train, device="auto")).device == "cuda"
 
 
 def test_fp32_on_cuda_is_not_tf32(tiny_config):

@@ -119,23 +119,6 @@ def test_each_arm_errs_at_alpha_and_any_claim_of_many_arms_at_twice_that() -> No
     assert wrong.any(axis=1).mean() <= 0.10 + error
 
 
-def test_p_values_of_items_are_held_over_the_arms() -> None:
-    """Five arms that do not differ: some arm's p, after Holm, is at most alpha in one study of twenty."""
-    rng = np.random.default_rng(10)
-    any_false = []
-    for _ in range(150):
-        base = rng.random((3, 60)) < 0.4
-        p = {}
-        for name in "abcde":
-            arm = rng.random((3, 60)) < 0.4
-            found = items.item_effect(
-                list(base.astype(float)), list(arm.astype(float)), smallest_effect=0.1, draws=1000
-            )
-            p[name] = found.p
-        any_false.append(min(study.holm(p).values()) <= 0.05)
-    assert np.mean(any_false) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 150)
-
-
 def test_items_that_never_differ_are_bounded_by_the_rule_of_three() -> None:
     """No difference on 40 items says that fewer than about 3 in 40 differ; on 400, than 3 in 400."""
     for count, verdict_of_them in ((40, "undecided"), (400, "equivalent")):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import TINY
 
@@ -13,7 +15,7 @@ from paribus.pages import verdict as verdict_page
 from paribus.pages.markdown import cell, fenced, line, paragraph
 from paribus.pages.noise import markdown as noise_markdown
 from paribus.study.experiment import parse_experiment
-from paribus.study.items import ItemEffect
+from paribus.study.items import ItemEffect, item_effect
 from paribus.study.statistics import Effect, effects, noise_table
 from paribus.study.verdict import ArmVerdict, verdicts
 
@@ -127,6 +129,26 @@ def test_what_items_say_is_held_over_the_arms_and_is_no_verdict() -> None:
         assert (
             "better" not in table and "worse" not in table and "after Holm over the arms" in table
         )
+
+
+def test_one_study_in_twenty_of_equal_arms_shows_a_small_p_of_items() -> None:
+    """Five arms that do not differ; the p of the page is what is counted."""
+    names = "abcde"
+    values = {name: {"optimizer.eps": 10.0**-exponent} for exponent, name in enumerate(names, 5)}
+    experiment = parse(arms=values)
+    arms = arms_of(experiment)
+    rng = np.random.default_rng(10)
+    any_false = []
+    for _ in range(150):
+        base = list((rng.random((3, 60)) < 0.4).astype(float))
+        judged = []
+        for arm in arms:
+            own = list((rng.random((3, 60)) < 0.4).astype(float))
+            effect = item_effect(base, own, smallest_effect=0.1, draws=1000)
+            judged.append(replace(arm, items=effect))
+        page = verdict_page.page_values(experiment, [], [], {}, [], judged)
+        any_false.append(min(row["p"] for row in page["items"]) <= 0.05)
+    assert np.mean(any_false) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 150)
 
 
 # ---------------------------------------------------------------- other people's text

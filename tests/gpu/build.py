@@ -13,12 +13,15 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 COMPILE = ["gcc", "-shared", "-fPIC", "-O1", "-w"]
+LAST = "null_rest.so"  # of the libraries
 STUBBED = re.compile(r"^(__cuda|cuda[A-Z]|cublas)\w+$")
 
 
 def main(folder: Path) -> None:
     """Write null_runtime.so, null_rest.so and libcuda.so.1 into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
+    if is_current(folder):
+        return
     include = f"-I{headers()}"
     runtime = folder / "null_runtime.so"
     subprocess.run(
@@ -32,7 +35,19 @@ def main(folder: Path) -> None:
     missing = sorted(wanted() - symbols(runtime, "--defined-only"))
     source = folder / "null_rest.c"
     source.write_text("".join(f"int {name}(void) {{ return 0; }}\n" for name in missing))
-    subprocess.run([*COMPILE, source, "-o", folder / "null_rest.so"], check=True)
+    last = folder / LAST
+    aside = last.with_suffix(".new")
+    subprocess.run([*COMPILE, source, "-o", aside], check=True)
+    aside.replace(last)
+
+
+def is_current(folder: Path) -> bool:
+    """Whether the last of the libraries was made after the newest of what they are made from, torch included."""
+    last = folder / LAST
+    sources = [*HERE.glob("*.c"), Path(__file__), package("torch") / "version.py"]
+    return last.is_file() and all(
+        source.stat().st_mtime < last.stat().st_mtime for source in sources
+    )
 
 
 def package(name: str) -> Path:

@@ -18,7 +18,14 @@ from paribus.cli.upkeep import damaged_files, finished_states, leftovers
 from paribus.errors import UserError
 from paribus.git import try_git
 from paribus.graph import cache_folder, stage_definitions
-from paribus.machine.hardware import available_cores, instruction_set
+from paribus.machine.hardware import (
+    available_cores,
+    driver_cure,
+    instruction_set,
+    own_card,
+    unsupported_card,
+    unused_driver,
+)
 from paribus.machine.provenance import git_state, git_time
 from paribus.places import main_checkout, state_root
 from paribus.text import file_size
@@ -116,12 +123,16 @@ def _gpu() -> Finding:
             f"{torch.cuda.get_device_name(i)} ({torch.cuda.get_device_properties(i).total_memory / 2**30:.0f} GiB)"
             for i in range(torch.cuda.device_count())
         ]
+        problem = unsupported_card(own_card())
+        if problem:
+            return Finding("note" if wanted == "cpu" else "broken", problem)
         return Finding("ok", f"{_some(cards)}, CUDA {torch.version.cuda}")
-    if Path("/proc/driver/nvidia/version").exists():
+    driver = unused_driver()
+    if driver is not None:
         return Finding(
-            "broken",
-            f"there is an NVIDIA driver, but torch {torch.__version__} cannot use it: update the driver, or "
-            "install the torch build for it (https://pytorch.org/get-started/locally)",
+            "note" if wanted == "cpu" else "broken",
+            f"there is an NVIDIA driver ({driver}), but torch {torch.__version__} cannot use it: "
+            f"{driver_cure(torch.version.cuda)}",
         )
     if wanted == "cuda":
         return Finding(
@@ -136,10 +147,11 @@ def _compiler() -> Finding:
 
     from paribus.model.compiler import missing_tools
 
-    compiles = config.load_config().train.compile
-    cuda = torch.cuda.is_available()
+    train = config.load_config().train
+    compiles = train.compile
+    cuda = train.device in ("auto", "cuda") and torch.cuda.is_available()
     if not cuda and not compiles:
-        return Finding("ok", "not needed: neither a GPU nor train.compile")
+        return Finding("ok", "not needed: nothing is computed on a GPU, and train.compile is off")
     problems = missing_tools("cuda" if cuda else "cpu")
     if problems:
         needed = "train.compile" if compiles else "attention on CUDA"

@@ -145,21 +145,25 @@ def detect_hardware(train: config.Train) -> Hardware:
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
+    if train.device in ("auto", "cuda") and not available["cuda"]:
+        driver = unused_driver()
+        if driver is not None:
+            raise UserError(
+                f"train.device: {train.device} finds an NVIDIA driver ({driver}), but torch {torch.__version__} cannot "
+                f"use it: {driver_cure(torch.version.cuda)}; in a container, start it with the GPUs (--gpus all); or "
+                "set train.device: cpu to compute on the CPU"
+            )
     device = train.device
     if device == "auto":
         device = "cuda" if available["cuda"] else "cpu"
-        if not available["cuda"] and (driver := unused_driver()):
-            raise UserError(
-                f"train.device: auto finds an NVIDIA driver ({driver}), but torch {torch.__version__} cannot use it: "
-                f"{_driver_cure(torch.version.cuda)}; in a container, start it with the GPUs (--gpus all); or set "
-                "train.device: cpu to compute on the CPU"
-            )
     if not available[device]:
         present = ", ".join(name for name, there in available.items() if there)
         raise UserError(
             f"train.device: {device} is not available to torch {torch.__version__} here; "
             f"there is: {present} (or auto)"
         )
+    if device == "cuda" and (problem := unsupported_card(own_card())):
+        raise UserError(f"train.device: {train.device}: {problem}; or set train.device: cpu")
     isa = instruction_set()
     threads, here = train.threads or available_cores(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return Hardware(
@@ -217,7 +221,8 @@ def _driver_version(text: str) -> str:
     return text.strip().partition("\n")[0] or "which names no version"
 
 
-def _driver_cure(cuda: str | None) -> str:
+def driver_cure(cuda: str | None) -> str:
+    """What to do about a driver that torch cannot use. cuda: the CUDA of torch's build; None: a build without."""
     if cuda is None:
         return "this build of torch has no CUDA; install the one that has (https://pytorch.org/get-started/locally)"
     least = LEAST_DRIVERS.get(cuda.partition(".")[0])
@@ -225,6 +230,32 @@ def _driver_cure(cuda: str | None) -> str:
     return (
         f"it is built for CUDA {cuda}, which needs driver {newer}; update the driver, or install the torch build for "
         "the CUDA of this driver (https://pytorch.org/get-started/locally)"
+    )
+
+
+def unsupported_card(index: int) -> str | None:
+    """Why a card cannot run the kernels of this build of torch, with the cure; None where it can.
+
+    A kernel built for one compute capability (sm_86) runs on cards of the same generation that are as new, and its
+    portable form (compute_86) on all newer ones. Without such a kernel the first operation on the card fails.
+    """
+    import torch
+
+    built = torch.cuda.get_arch_list()
+    kernels = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name) for name in built]
+    known = [(found[1], int(found[2]), int(found[3])) for found in kernels if found]
+    if not known:  # a build that does not say what it is built for
+        return None
+    major, minor = torch.cuda.get_device_capability(index)
+    for form, of_major, of_minor in known:
+        if form == "sm" and of_major == major and of_minor <= minor:
+            return None
+        if form == "compute" and (of_major, of_minor) <= (major, minor):
+            return None
+    return (
+        f"{torch.cuda.get_device_name(index)} has compute capability {major}.{minor}, and torch {torch.__version__} is "
+        f"built for {', '.join(built)}; install a build of torch for this card "
+        "(https://pytorch.org/get-started/previous-versions)"
     )
 
 

@@ -30,6 +30,10 @@ DEFAULT_HEAD_BYTES, LARGE_HEAD_BYTES, LARGE_SHARED_BYTES = 256, 512, 160 * 1024
 SHARED_PER_BLOCK_BYTE = 5.5
 BLOCKS = (32, 16)
 BLOCK_NAMES = ("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2")
+# Inductor asks of every tensor of an attention on CUDA whether its strides are multiples of 8 (`sdpa_constraint` in torch
+# 2.13's _inductor/lowering.py; the logarithms of the softmax's sums, (B, H, T), are among them). The answer is a guard on T,
+# so that lengths that divide by 8 and lengths that do not are two variants of the whole model.
+COMPILED_LENGTH_STEP = 8
 
 
 # ---------------------------------------------------------------- what a model needs
@@ -87,6 +91,14 @@ def compiled(function: Callable[..., Any], *, dynamic: bool | None = None) -> An
     torch.fx.experimental._config.use_duck_shape = False
     options: dict[str, Any] = {"dynamic": dynamic, "isolate_recompiles": True}
     return torch.compile(function, **options)
+
+
+def length_step(compiled: bool) -> int:
+    """Of what number of tokens the lengths of rows are multiples where they differ from one micro-batch to the next.
+
+    compiled: whether the model is compiled, which then has one variant of each of its graphs fewer.
+    """
+    return COMPILED_LENGTH_STEP if compiled else 1
 
 
 def too_many_variants(error: BaseException) -> bool:

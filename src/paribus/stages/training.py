@@ -224,6 +224,7 @@ def rl() -> None:
     """checkpoints/sft -> checkpoints/rl, metrics/rl.json with the sparsity of the reward, plots/rl.csv."""
     from paribus.data import contents
     from paribus.generate import Engine
+    from paribus.model.kernels import length_step
     from paribus.train import parallel
     from paribus.train.objectives import PolicyGradient
     from paribus.train.rollout import rollout
@@ -258,6 +259,7 @@ def rl() -> None:
             parallel.ranks(),
             cfg.temperature,
             cfg.top_k,
+            length_step(run.hardware.compile),
         )
         params = flatten(model.config, "model.") | flatten(cfg, "rl.")
         before = partial(parallel.leads, model, partial(watch, engine, watched, run, sample=True))

@@ -110,10 +110,15 @@ class PolicyGradient:
         ranks: int = 1,
         temperature: float = 1.0,
         top_k: int = 0,
+        length_step: int = 1,
     ) -> None:
-        """sample: the whole step's rollout, on every rank. temperature, top_k: what it samples with."""
+        """sample: the whole step's rollout, on every rank. temperature, top_k: what it samples with.
+
+        length_step: rows are cut to a multiple of so many tokens.
+        """
         self.sample, self.device_batch_size = sample, device_batch_size
         self.temperature, self.top_k = temperature, top_k
+        self.length_step = length_step
         self.rank, self.ranks = rank, ranks
 
     def work(self, step: int) -> Work:
@@ -129,11 +134,14 @@ class PolicyGradient:
         ends = (rollout.targets >= 0).long().cumsum(dim=1).argmax(
             dim=1
         ) + 1  # (B,) length of each row
-        # rows of like length go together and are cut to the longest
+        # rows of like length go together and are cut to the longest, or to the next multiple of the step
         order = ends.argsort(stable=True)[self.rank :: self.ranks]
         micro_batches = []
         for part in _parts(len(order), self.device_batch_size):
-            rows, length = order[part], int(ends[order[part]].max())
+            rows = order[part]
+            longest = int(ends[rows].max())
+            steps = -(-longest // self.length_step)
+            length = min(steps * self.length_step, rollout.tokens.shape[1])
             micro_batches.append(
                 MicroBatch(
                     rollout.tokens[rows, :length],
