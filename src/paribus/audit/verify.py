@@ -33,6 +33,7 @@ from paribus.audit.band import Band, measured_band
 from paribus.audit.certificate import page
 from paribus.audit.record import CHECKPOINTS, NEEDED, Record, find, of_run
 from paribus.errors import UserError
+from paribus.files import write_atomic
 from paribus.summary import write_json
 from paribus.tracking.lookup import Runs
 
@@ -93,7 +94,7 @@ def verify(name: str, stage: str | None, steps: int | None, out: Path | None) ->
         for kind in ("json", "md")
     ]
     write_json(files[0], made)
-    files[1].write_text(page(made), encoding="utf-8")
+    write_atomic(files[1], page(made))
     try:
         noted = note(made, files)
     except UserError as error:  # the certificate is made; only MLflow's copy of it is missing

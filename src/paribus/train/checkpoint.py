@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from paribus.errors import MachineError, explained
+from paribus.files import replacing, write_atomic
 
 # Saves in a row that may fail before training stops: a full disk rarely empties itself.
 MAX_FAILURES = 3
@@ -156,20 +155,23 @@ class StateStore:
 
         began = time.perf_counter()
         path = self._path(step, "safetensors")
-        aside = _aside(path)
         try:
             self._remove_leftovers()
-            save_file(tensors, aside)  # straight from the copies, without the interpreter's lock
-            aside.chmod(0o644)  # as a file of Python's own: whoever shares the checkout may go on
-            header = {
-                "sha256": _sha256(aside),
-                "size": aside.stat().st_size,
-                "step": step,
-                "values": values,
-                "values_sha256": _digest(values),
-            }
-            _put_in_place(aside, path)
-            write_atomically(self._path(step, "json"), json.dumps(header).encode())
+            with replacing(path) as aside:
+                save_file(
+                    tensors, aside
+                )  # straight from the copies, without the interpreter's lock
+                aside.chmod(
+                    0o644
+                )  # as a file of Python's own: whoever shares the checkout may go on
+                header = {
+                    "sha256": _sha256(aside),
+                    "size": aside.stat().st_size,
+                    "step": step,
+                    "values": values,
+                    "values_sha256": _digest(values),
+                }
+            write_atomic(self._path(step, "json"), json.dumps(header))
             self._damaged.discard(step)
             self._prune()
         except Exception as error:  # whatever it is, training must learn that it goes on unsaved
@@ -215,46 +217,6 @@ class StateStore:
                 self._path(step, "json").unlink(missing_ok=True)
                 self._path(step, "safetensors").unlink(missing_ok=True)
         self._damaged.clear()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write aside, sync, rename, sync the folder: a reader sees the old file or the whole new one."""
-    aside = _aside(path)
-    aside.write_bytes(data)
-    _put_in_place(aside, path)
-
-
-def write_files(folder: Path, writers: dict[str, Callable[[Path], None]]) -> None:
-    """Write several files of a folder, all of them first and then each in its place: a full disk leaves the old ones.
-
-    writers: file name -> what writes the file to the path it is given.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    asides = {name: _aside(folder / name) for name in writers}
-    try:
-        for name, write in writers.items():
-            write(asides[name])
-        for name, aside in asides.items():
-            _put_in_place(aside, folder / name)
-    finally:
-        for aside in asides.values():
-            aside.unlink(missing_ok=True)
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}")
-
-
-def _put_in_place(aside: Path, path: Path) -> None:
-    """Bring a finished file to the disk and give it its name."""
-    with open(aside, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _copy(tensor: Tensor) -> Tensor:
