@@ -204,7 +204,7 @@ def test_a_new_name_is_brought_to_the_disk_with_its_content(
 
 def test_a_curve_is_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "curve.csv"
-    write_csv(path, ("step", "loss"), [(1, 5.5)])
+    write_csv(path, ("step", "loss"), [(1, 5.5), (2, 5.25)])
 
     def rows() -> Iterator[tuple[int, float]]:
         yield 1, 5.5
@@ -212,7 +212,7 @@ def test_a_curve_is_replaced_whole(tmp_path: Path) -> None:
 
     with pytest.raises(ZeroDivisionError):
         write_csv(path, ("step", "loss"), rows())
-    assert path.read_text() == "step,loss\n1,5.5\n"
+    assert path.read_text() == "step,loss\n1,5.5\n2,5.25\n"
 
 
 def test_files_are_replaced_in_one_place_of_the_code() -> None:

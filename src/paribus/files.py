@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -288,6 +289,32 @@ def free_name(path: Path) -> Path:
         aside = path.with_name(f"{path.name}.damaged.{number}")
         number += 1
     return aside
+
+
+# ---------------------------------------------------------------- files that grow
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How far a growing file had come: its first `size` bytes have this sha256, whatever was appended since."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, content: bytes) -> Extent:
+        """The extent of a file that holds `content`."""
+        return cls(len(content), hashlib.sha256(content).hexdigest())
+
+
+def beginning(path: Path, extent: Extent) -> bytes | None:
+    """The first bytes of a file if they are those of `extent`; None where the file is absent, shorter or altered."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(extent.size)
+    except FileNotFoundError:
+        return None
+    return content if Extent.of(content) == extent else None
 
 
 # ---------------------------------------------------------------- one object a line

@@ -309,7 +309,9 @@ def train(
     from paribus.train.checkpoint import StateStore
     from paribus.train.loop import Hooks
 
-    store = StateStore(run.folder / "state", run.config.train.keep_states)
+    store = StateStore(
+        run.folder / "state", run.config.train.keep_states, run.folder / "metrics.jsonl"
+    )
     if parallel.rank() == 0 and asked_again(run):
         store.clear()
     state = parallel.newest(store)
@@ -336,6 +338,7 @@ def train(
         loop = prepared(hooks)
         run_loop(loop, run, state, before, expected)
         remember(run.config, run.stage, loop.position.seconds)
+        log.refuse_lost_rows()
         yield log, loop.position
 
 
