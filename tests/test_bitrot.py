@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from talker import PROBLEMS, random_model, talker
 
 from paribus import config
@@ -148,15 +147,6 @@ def test_a_checkpoint(
     damage(tmp_path / "base" / name, change)
     with pytest.raises(UserError, match=name):
         load_checkpoint(tmp_path / "base")
-
-
-def test_a_checkpoint_without_a_record_is_read(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    tokenizer.save(tmp_path / "tokenizer.json")
-    model = random_model(seq_len=32)
-    save_checkpoint(tmp_path / "base", model, tmp_path / "tokenizer.json", {})
-    (tmp_path / "base/provenance.json").unlink()
-    loaded = load_checkpoint(tmp_path / "base").state_dict()
-    assert all(torch.equal(tensor, loaded[name]) for name, tensor in model.state_dict().items())
 
 
 @damaged_in_every_way
