@@ -136,10 +136,18 @@ def session(stage: str) -> Iterator[Session]:
         yield Session(stage, config, hardware, fingerprint, parts, folder, interrupt)
 
 
-def load_tokenizer(folder: Path = TOKENIZER) -> Tokenizer:
+def load_trained_tokenizer() -> Tokenizer:
+    """The tokenizer that the stage `tokenizer` wrote."""
     from paribus.data.tokenizer import Tokenizer
 
-    return Tokenizer.load(folder / "tokenizer.json")
+    return Tokenizer.load_trained(TOKENIZER)
+
+
+def load_tokenizer(checkpoint: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint's folder; the checkpoint's own record vouches for it (`load_model`)."""
+    from paribus.data.tokenizer import Tokenizer
+
+    return Tokenizer.load(checkpoint / "tokenizer.json")
 
 
 def core_is_synthetic() -> bool:

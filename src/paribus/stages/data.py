@@ -7,7 +7,7 @@ from paribus.curriculum import CORPUS, METRICS, TOKENIZER, TOKENS
 from paribus.data.disk import writing
 from paribus.places import main_checkout
 from paribus.progress import Progress
-from paribus.stages.context import load_tokenizer, name_changes
+from paribus.stages.context import load_trained_tokenizer, name_changes
 from paribus.summary import write_json
 
 COMPRESSION_BYTES = 20_000_000  # of text that bytes per token is measured on, at most
@@ -37,8 +37,7 @@ def tokenizer() -> None:
     megabytes = config.tokenizer.train_megabytes
     trained = train_tokenizer(sample_documents(CORPUS / "documents", megabytes), config.tokenizer)
     with writing(TOKENIZER / "tokenizer.json"):
-        TOKENIZER.mkdir(parents=True, exist_ok=True)
-        trained.save(TOKENIZER / "tokenizer.json")
+        trained.save_trained(TOKENIZER)
     every_50th = (
         text for number, text in enumerate(documents(CORPUS / "documents")) if number % 50 == 0
     )
@@ -58,4 +57,6 @@ def tokens() -> None:
 
     config = load_config()
     with Progress("tokens") as bar, writing(TOKENS):
-        write_shards(CORPUS / "documents", load_tokenizer(), config.tokens, TOKENS, bar.count)
+        write_shards(
+            CORPUS / "documents", load_trained_tokenizer(), config.tokens, TOKENS, bar.count
+        )

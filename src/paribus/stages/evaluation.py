@@ -98,10 +98,10 @@ def gsm8k(stage: str) -> None:
             answers = answer_prompts(
                 engine, continues=stage == "base", stop=run.interrupt.requested
             )
+            write_json(folder / "prompts.json", answers)
             write_items(folder, result)
             log.artifact(folder / "items.parquet", "items")
             log.summary(result.summary)
-            write_json(folder / "prompts.json", answers)
             log.table("prompts", [{"checkpoint": stage} | row for row in answers])
             for name in ("samples.json", "failures.jsonl", "prompts.json"):
                 log.artifact(folder / name, "answers")

@@ -33,6 +33,7 @@ from paribus.stages.context import (
     core_is_synthetic,
     load_model,
     load_tokenizer,
+    load_trained_tokenizer,
     new_model,
     rows_of,
     session,
@@ -69,7 +70,7 @@ def pretrain() -> None:
     from paribus.train.objectives import NextToken
 
     with session("pretrain") as run:
-        config, words = run.config, load_tokenizer()
+        config, words = run.config, load_trained_tokenizer()
         model_config = resolve_model(config.model)
         counts = parameters(model_config, words.vocab_size)
         schedule = resolve_pretrain(config.pretrain, counts["total"], model_config.seq_len)
