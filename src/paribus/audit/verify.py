@@ -34,20 +34,13 @@ from paribus.audit.certificate import page
 from paribus.audit.record import CHECKPOINTS, NEEDED, Record, find, of_run
 from paribus.errors import UserError
 from paribus.files import write_atomic
+from paribus.study.lasting import MACHINE_FIGURES, TIMES
 from paribus.summary import write_json
 from paribus.tracking.lookup import Runs
 
 Verdict = Literal["bit-exact", "within noise", "consistent", "contradicted", "not reproduced"]
 REPRODUCED = ("bit-exact", "within noise", "consistent")
 RESULTS = Path("experiments/results")
-TIMES = {"seconds"}  # columns of a curve that no two runs share
-# keys of metrics/<stage>.json that are the machine's and the hour's
-MACHINE_FIGURES = {
-    "seconds",
-    "tokens_per_second",
-    "peak_memory_bytes",
-    "effective_samples_per_second",
-}
 
 
 @dataclass(frozen=True)
