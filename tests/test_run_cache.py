@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
-from paribus.study.compare import comparison
-from paribus.study.record import find
 from studied import LightProject
 
+from paribus.audit.compare import comparison
+from paribus.audit.record import find
 from paribus.study.committed import CommittedFiles, altered
 from paribus.study.lasting import lasting
 

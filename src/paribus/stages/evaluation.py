@@ -13,7 +13,13 @@ from paribus.curriculum import CHECKPOINT_NAMES, CHECKPOINTS, CORPUS, EVALS, MET
 from paribus.data.disk import writing
 from paribus.machine.interrupt import EXIT_PAUSED, Interrupt
 from paribus.progress import Progress
-from paribus.stages.context import core_is_synthetic, load_model, load_tokenizer, session
+from paribus.stages.context import (
+    core_is_synthetic,
+    load_model,
+    load_tokenizer,
+    say_if_stale,
+    session,
+)
 from paribus.stages.outputs import say_cut_off
 from paribus.summary import write_csv, write_json
 
@@ -169,6 +175,7 @@ def compare_stages() -> None:
     from paribus.evaluate.kept import stop_if
 
     minutes = load_config().train.session_minutes
+    say_if_stale("gsm8k")
     with (
         Interrupt(None, minutes) as interrupt,
         stoppable("compare-stages", interrupt),
