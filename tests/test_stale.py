@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from paribus.graph import stale
 from paribus.stages.context import say_if_stale
 
 REACHED = "src/paribus/files.py"
-OTHER = "src/paribus/tools.py"
+OTHER = "src/paribus/cli/tools.py"
 
 
 @pytest.fixture
@@ -78,13 +79,14 @@ def test_a_closure_is_worked_out_once_for_each_state_of_the_sources(
         patched.setattr(stale, "stage_files", lambda *_: pytest.fail("worked out again"))
         assert graph.remembered_files("corpus", memo) == first
     source = project / "src/paribus/files.py"
-    source.write_text(source.read_text() + "\nfrom paribus import arguments\n")
-    assert "src/paribus/arguments.py" in graph.remembered_files("corpus", memo)
+    source.write_text(source.read_text() + "\nfrom paribus.chat import web\n")
+    assert "src/paribus/chat/web.py" in graph.remembered_files("corpus", memo)
 
 
 def test_a_stage_of_the_data_says_it_too(project: Path) -> None:
     change_deps(project, "corpus", lambda deps: deps.remove(REACHED))
     made = Project.__new__(Project)
     made.root = project
-    lines = made.run("paribus", "corpus", PYTHONPATH=str(project / "src")).stderr.splitlines()
+    command = [sys.executable, "-m", "paribus", "corpus"]
+    lines = made.run(*command, PYTHONPATH=str(project / "src")).stderr.splitlines()
     assert len([line for line in lines if "dvc.yaml is stale: corpus does not name" in line]) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -545,7 +546,8 @@ def test_a_metric_that_was_edited_with_its_hash_in_dvc_lock_counts_for_nothing(
     shown = project.ablate("status", "twofold")
     assert "3 of 4 runs done" in shown.stdout
     assert f"{run}: metrics/pretrain.json of its experiment" in shown.stderr
-    compared = project.run("paribus", "compare", run, "twofold.baseline.s7").stdout
+    command = [sys.executable, "-m", "paribus", "compare", run, "twofold.baseline.s7"]
+    compared = project.run(*command).stdout
     assert f"Changed after the run ended: metrics/pretrain.json of {run}" in " ".join(
         compared.split()
     )
