@@ -26,6 +26,7 @@ SHAPE = {
     "seq_len": 96,
     "mlp": "relu2",
     "window_pattern": "L",
+    "window": None,
     "value_embeddings": "none",
 }
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from talker import PROBLEMS, random_model, talker
 
 from paribus import config
@@ -18,6 +17,7 @@ from paribus.data.chat import load_sources
 from paribus.data.corpus import build_corpus
 from paribus.data.loader import DocumentLoader
 from paribus.data.packing import PackedLoader
+from paribus.data.sealed import seal
 from paribus.data.shards import documents, write_shards
 from paribus.data.tokenizer import Tokenizer, train_tokenizer
 from paribus.errors import UserError
@@ -104,6 +104,33 @@ def test_a_tokenizer_that_is_json_still(
         Tokenizer.load(path)
 
 
+@damaged_in_every_way
+@pytest.mark.parametrize("name", ["tokenizer.json", "manifest.json"])
+def test_a_trained_tokenizer(
+    change: Callable[[bytes], bytes], name: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    tokenizer.save_trained(tmp_path)
+    Tokenizer.load_trained(tmp_path)
+    damage(tmp_path / name, change)
+    with pytest.raises(UserError, match=name):
+        Tokenizer.load_trained(tmp_path)
+
+
+def test_a_digit_of_the_split_pattern_and_a_missing_seal_are_found_before_use(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    tokenizer.save_trained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    assert b"{1,2}" in path.read_bytes()
+    damage(path, lambda data: data.replace(b"{1,2}", b"{1,3}"))
+    Tokenizer.load(path)  # by itself it is a tokenizer like any other
+    with pytest.raises(UserError, match=r"tokenizer\.json: damaged: .*dvc checkout data/tokenizer"):
+        Tokenizer.load_trained(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        Tokenizer.load_trained(tmp_path)
+
+
 @pytest.fixture(scope="module")
 def made(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
@@ -150,29 +177,36 @@ def test_a_checkpoint(
         load_checkpoint(tmp_path / "base")
 
 
-def test_a_checkpoint_without_a_record_is_read(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    tokenizer.save(tmp_path / "tokenizer.json")
-    model = random_model(seq_len=32)
-    save_checkpoint(tmp_path / "base", model, tmp_path / "tokenizer.json", {})
-    (tmp_path / "base/provenance.json").unlink()
-    loaded = load_checkpoint(tmp_path / "base").state_dict()
-    assert all(torch.equal(tensor, loaded[name]) for name, tensor in model.state_dict().items())
-
-
 @damaged_in_every_way
-@pytest.mark.parametrize("name", ["items.parquet", "summary.json"])
+@pytest.mark.parametrize(
+    "name", ["items.parquet", "summary.json", "samples.json", "failures.jsonl", "prompts.json"]
+)
 def test_kept_word_problems(
     change: Callable[[bytes], bytes], name: str, tiny_config: Config, tmp_path: Path
 ) -> None:
     cfg = tiny_config.eval.gsm8k
     result = evaluate_gsm8k(talker(), PROBLEMS[:4], cfg, stage="sft", seed=1)
+    (tmp_path / "prompts.json").write_text('[{"prompt": "Hello", "answer": "Hello to you"}]')
     write_items(tmp_path, result)
     assert read_result(tmp_path, "do it again") == result
     damage(tmp_path / name, change)
-    try:
-        assert read_result(tmp_path, "do it again") == result, "a flip in what is not read"
-    except UserError as error:
-        assert name in str(error) and "do it again" in str(error)
+    with pytest.raises(UserError, match=rf"{name}: .*do it again"):
+        read_result(tmp_path, "do it again")
+
+
+def test_any_figure_of_a_summary_is_vouched_for(tiny_config: Config, tmp_path: Path) -> None:
+    result = evaluate_gsm8k(talker(), PROBLEMS[:4], tiny_config.eval.gsm8k, stage="sft", seed=1)
+    write_items(tmp_path, result)
+    path = tmp_path / "summary.json"
+    written = json.loads(path.read_text())
+    assert "few_shot" in written
+    for key, value in written.items():
+        path.write_text(json.dumps(written | {key: [value]}))
+        with pytest.raises(UserError, match=r"summary\.json"):
+            read_result(tmp_path, "do it again")
+    path.write_text(json.dumps(result.summary))
+    with pytest.raises(UserError, match="key checksum is missing"):
+        read_result(tmp_path, "do it again")
 
 
 def test_a_summary_that_does_not_follow_from_its_items_is_refused(
@@ -180,7 +214,7 @@ def test_a_summary_that_does_not_follow_from_its_items_is_refused(
 ) -> None:
     result = evaluate_gsm8k(talker(), PROBLEMS[:4], tiny_config.eval.gsm8k, stage="sft", seed=1)
     write_items(tmp_path, result)
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    (tmp_path / "summary.json").write_text(json.dumps(summary | {"accuracy": 0.99}))
+    summary = json.loads((tmp_path / "summary.json").read_text()) | {"accuracy": 0.99}
+    (tmp_path / "summary.json").write_text(json.dumps(seal(summary)))
     with pytest.raises(UserError, match="do not follow from items.parquet"):
         read_result(tmp_path, "do it again")

@@ -108,7 +108,7 @@ def test_full_disk_keeps_the_state_before_and_stops_in_the_end(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    monkeypatch.setattr(checkpoint, "write_atomic", full)
     for step in range(2, 2 + checkpoint.MAX_FAILURES):
         store.save(step, {"w": torch.ones(3)}, {})
         store.wait()
@@ -184,7 +184,7 @@ def test_any_failure_of_the_writer_counts_as_a_failed_save(
         raise error
 
     store = store_with(tmp_path, range(1, 2))
-    monkeypatch.setattr(checkpoint, "write_atomically", fail)
+    monkeypatch.setattr(checkpoint, "write_atomic", fail)
     store.save(2, {"w": torch.ones(3)}, {})
     store.wait()
     said = capfd.readouterr().err
@@ -222,7 +222,7 @@ def test_a_full_disk_is_the_machines_fault(tmp_path: Path, monkeypatch: pytest.M
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint, "write_atomically", full)
+    monkeypatch.setattr(checkpoint, "write_atomic", full)
     with pytest.raises(MachineError) as caught:
         for step in range(checkpoint.MAX_FAILURES + 1):
             store.save(step, {"w": torch.ones(3)}, {})

@@ -240,12 +240,38 @@ def add_line(path: Path, line: str) -> None:
     path.write_text(f"{path.read_text()}{line}\n")
 
 
+def change(path: Path, before: str, after: str) -> None:
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after, 1))
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [
         (
             lambda f: add_line(f / "eval_meta_data.csv", "word_shown,testing,25"),
             "Random baseline '25' of word_shown, after 0 further up",
+        ),
+        (
+            lambda f: change(f / "eval_meta_data.csv", "choice,testing,25", "choice,testing,0.25"),
+            r"eval_meta_data.csv:2: Random baseline '0.25' of choice .* write 25 for a share of 0.25",
+        ),
+        (
+            lambda f: change(f / "core.yaml", "continuation_delimiter", "continuation_delimeter"),
+            "task 1: continuation_delimeter: unknown key; did you mean continuation_delimiter",
+        ),
+        (
+            lambda f: change(f / "core.yaml", '"num_fewshot"', '"seed": 3, "num_fewshot"'),
+            "task 1: seed: unknown key; allowed: label",
+        ),
+        (
+            lambda f: change(f / "core.yaml", "{", '{"max_items": 3, '),
+            "core.yaml: max_items: unknown key; allowed: icl_tasks",
+        ),
+        (
+            lambda f: (f / "eval_meta_data.csv").write_bytes(b"Eval Task\n\xe9t\xe9,50\n"),
+            "eval_meta_data.csv:2: not UTF-8: byte 1 of the line is 0xe9",
         ),
         (lambda f: (f / "core.yaml").unlink(), "core.yaml: No such file"),
         (lambda f: (f / "core.yaml").write_text("icl_tasks: 3"), "icl_tasks: expected a list"),

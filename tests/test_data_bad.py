@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import gzip
 import json
 import re
 from collections.abc import Callable
@@ -35,6 +36,37 @@ def problems_of(cfg: config.Corpus, folder: Path) -> list[str]:
 
 
 # ---------------------------------------------------------------- documents
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_bytes_that_are_no_text_are_named_with_their_line(
+    packed: str, end: str, tiny_config: config.Config, tmp_path: Path
+) -> None:
+    rows = ['{"text": "größe"}'.encode()] * 2_000
+    rows[1_234] = '{"text": "größe"}'.encode("latin-1")
+    data = end.encode().join(rows)
+    (tmp_path / f"x.jsonl{packed}").write_bytes(gzip.compress(data) if packed else data)
+    [problem] = problems_of(with_local(tiny_config, f"x.jsonl{packed}"), tmp_path)
+    assert f"x.jsonl{packed}:1235: not UTF-8: byte 13 of the line is 0xf6" in problem
+
+
+def test_bytes_of_a_plain_text_that_are_none_are_named_with_their_line(
+    tiny_config: config.Config, tmp_path: Path
+) -> None:
+    (tmp_path / "x.txt").write_bytes("one\n\ntwo é".encode("latin-1"))
+    [problem] = problems_of(with_local(tiny_config, "x.txt"), tmp_path)
+    assert "x.txt:3: not UTF-8: byte 5 of the line is 0xe9" in problem
+
+
+def test_bytes_of_a_column_that_are_no_text_are_named_with_their_row(
+    tiny_config: config.Config, tmp_path: Path
+) -> None:
+    texts = pyarrow.array([b"good"] * 700 + [b"caf\xe9"] + [b"good"] * 9)
+    column = pyarrow.Array.from_buffers(pyarrow.string(), len(texts), texts.buffers())
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "x.parquet")
+    [problem] = problems_of(with_local(tiny_config, "x.parquet"), tmp_path)
+    assert "x.parquet: row 701: not UTF-8: byte 4 of its text is 0xe9" in problem
 
 
 @pytest.mark.parametrize(
@@ -332,7 +364,8 @@ def test_a_corrupt_file_of_every_kind_is_named(tiny_config: config.Config, tmp_p
         write(tmp_path / name)
     found = problems_of(with_local(tiny_config, *writers), tmp_path)
     for name, problem in zip(writers, found, strict=True):
-        assert f"{name}: cannot be read: " in problem
+        reason = ":1: not UTF-8: byte 1" if name == "x.txt" else ": cannot be read: "
+        assert f"{name}{reason}" in problem
     with pytest.raises(UserError, match="absent.jsonl: cannot be read: No such file"):
         list(load_jsonl(tmp_path / "absent.jsonl"))
 

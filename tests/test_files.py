@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from paribus import files
 from paribus.errors import UserError, explained
-from paribus.files import NUMBER, Optional, Values, read_json, read_rows
+from paribus.files import (
+    NUMBER,
+    Optional,
+    Values,
+    read_json,
+    read_rows,
+    replacing,
+    write_atomic,
+)
 from paribus.journal import Journal, as_floats, keep_rows, write_json
+from paribus.summary import write_csv
 
 SHAPE: files.Shape = {"name": str, "sizes": Values(NUMBER), "note": Optional(str)}
 DAMAGED = {
@@ -163,3 +173,53 @@ def test_a_refused_write_names_its_file_and_leaves_nothing(
     assert isinstance(refusal, UserError)
     assert refusal.exit_status == 74 and str(path) in str(refusal)
     assert json.loads(path.read_text()) == {"old": True} and list(tmp_path.iterdir()) == [path]
+
+
+# ---------------------------------------------------------------- files that are replaced whole
+
+
+def test_a_replacement_that_fails_half_way_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), replacing(path) as aside:
+        aside.write_text("half of the n")
+        raise ZeroDivisionError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_new_name_is_brought_to_the_disk_with_its_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+    real = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_atomic(tmp_path / "small.json", "{}")
+    assert len(synced) == 2 and synced[0].parent == synced[1] == tmp_path
+
+
+def test_a_curve_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "curve.csv"
+    write_csv(path, ("step", "loss"), [(1, 5.5), (2, 5.25)])
+
+    def rows() -> Iterator[tuple[int, float]]:
+        yield 1, 5.5
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_csv(path, ("step", "loss"), rows())
+    assert path.read_text() == "step,loss\n1,5.5\n2,5.25\n"
+
+
+def test_files_are_replaced_in_one_place_of_the_code() -> None:
+    source = Path(files.__file__).parent
+    replacing_files = [
+        path.relative_to(source).as_posix()
+        for path in source.rglob("*.py")
+        if "os.replace(" in path.read_text() or '{os.getpid()}")' in path.read_text()
+    ]
+    assert replacing_files == ["files.py"]

@@ -15,6 +15,9 @@ import torch
 from paribus.config import Config
 from paribus.data.loader import Batch
 from paribus.errors import MachineError, UserError
+from paribus.files import read_rows
+from paribus.journal import Journal as FileJournal
+from paribus.journal import keep_rows
 from paribus.machine.interrupt import Interrupt
 from paribus.model.gpt import GPT
 from paribus.train.checkpoint import StateStore
@@ -366,3 +369,124 @@ def test_no_state_is_ahead_of_a_log_that_the_disk_does_not_take(
         newest is not None and newest < 3
     )  # steps are saved in the background, which may lag behind
     assert f"training goes on from step {newest}" in str(refused.value)
+
+
+# ---------------------------------------------------------------- the log that led to a state
+
+
+def logged_on_disk(config: Config, folder: Path, die_at: int | None = None) -> Loop:
+    """A loop that logs to metrics.jsonl as a stage does, brought to the newest state that there is.
+
+    die_at: the step after which it dies, in the middle of the next one.
+    """
+    loop, _ = make(config, folder)
+    log = folder / "metrics.jsonl"
+    loop.store = StateStore(folder / "state", 2, log)
+    state = loop.store.load()
+    keep_rows(log, lambda row: state is not None and row["step"] <= state.step)
+    journal = FileJournal(log, print)
+
+    def write(step: int, metrics: dict[str, float]) -> None:
+        journal.append({"step": step, "loss": metrics["train/loss"]})
+
+    def die(step: int) -> dict[str, float]:
+        if step == die_at:
+            raise KeyboardInterrupt
+        return {}
+
+    loop.hooks = dataclasses.replace(loop.hooks, log=write, sync=journal.sync, evaluate=die)
+    if state is not None:
+        loop.restore(state)
+    return loop
+
+
+def logged(folder: Path) -> list[int]:
+    return [row["step"] for row in read_rows(folder / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("what", ["a lost row", "an altered row", "a lost file", "a lost end"])
+def test_a_log_with_a_hole_before_the_state_is_made_whole_again(
+    tiny_config: Config,
+    tmp_path: Path,
+    reference: torch.Tensor,
+    capsys: pytest.CaptureFixture[str],
+    what: str,
+) -> None:
+    first = logged_on_disk(tiny_config, tmp_path, die_at=6)
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    first.store.wait()
+    log = tmp_path / "metrics.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 5
+    damaged = {
+        "a lost row": lines[:1] + lines[2:],
+        "an altered row": [lines[0], lines[1].replace(b"5", b"6"), *lines[2:]],
+        "a lost end": lines[:3],
+    }
+    log.unlink()
+    if what in damaged:
+        log.write_bytes(b"".join(damaged[what]))
+    second = logged_on_disk(tiny_config, tmp_path)
+    second.run()
+    assert logged(tmp_path) == list(range(1, STEPS + 1))
+    assert log.read_bytes().splitlines(keepends=True)[:5] == lines
+    assert torch.equal(weights(second), reference) and second.position.step == STEPS
+    said = capsys.readouterr().err
+    assert "metrics.jsonl" in said and "lost or altered" in said
+
+
+def test_a_state_whose_log_is_lost_altogether_is_passed_over(
+    tiny_config: Config,
+    tmp_path: Path,
+    reference: torch.Tensor,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first = logged_on_disk(tiny_config, tmp_path, die_at=6)
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    first.store.wait()
+    for path in (tmp_path / "metrics.jsonl", *(tmp_path / "state").glob("*.jsonl")):
+        path.unlink()
+    second = logged_on_disk(tiny_config, tmp_path)
+    assert second.position.step == 0
+    second.run()
+    assert logged(tmp_path) == list(range(1, STEPS + 1))
+    assert torch.equal(weights(second), reference)
+    said = capsys.readouterr().err
+    assert "step-00000005.json cannot be used, as rows of the log" in said
+
+
+def test_rows_lost_while_training_goes_on_are_noticed_by_its_end(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    loop = logged_on_disk(tiny_config, tmp_path)
+    log = tmp_path / "metrics.jsonl"
+
+    def lose(step: int) -> dict[str, float]:
+        if step == 4:
+            lines = log.read_bytes().splitlines(keepends=True)
+            os.truncate(log, len(lines[0]))
+        return {}
+
+    loop.hooks = dataclasses.replace(loop.hooks, evaluate=lose)
+    with pytest.raises(MachineError, match="saves in a row failed"):
+        loop.run()
+    second = logged_on_disk(tiny_config, tmp_path)
+    second.run()
+    assert logged(tmp_path) == list(range(1, STEPS + 1))
+
+
+def test_a_journal_knows_whether_its_file_holds_every_row(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n')
+    journal = FileJournal(path, print)
+    journal.append({"step": 2})
+    journal.refuse_lost_rows()
+    journal.keep(lambda row: row["step"] == 1)
+    journal.append({"step": 2})
+    journal.refuse_lost_rows()
+    path.write_bytes(path.read_bytes().replace(b"1", b"7"))
+    with pytest.raises(MachineError, match=r"metrics\.jsonl: rows of the log were lost or altered"):
+        journal.refuse_lost_rows()
+    journal.close()

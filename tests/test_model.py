@@ -28,11 +28,12 @@ from paribus.model.shapes import window_of
 from paribus.train.optim import MuonAdamW
 
 VOCAB = 97
+SAVED_VOCAB = 300  # the least that params.yaml allows
 
 
-def build(config: Model, seed: int = 1, **changes: object) -> GPT:
+def build(config: Model, seed: int = 1, vocab: int = VOCAB, **changes: object) -> GPT:
     """A model in which every tensor is non-zero, so that every part shows in the output."""
-    model = GPT(dataclasses.replace(config, **changes), VOCAB)
+    model = GPT(dataclasses.replace(config, **changes), vocab)
     model.initialise(seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -256,14 +257,17 @@ def test_too_long_a_row_is_refused(config: Model) -> None:
 
 @pytest.fixture
 def checkpoint(config: Model, tmp_path: Path) -> Path:
-    (tmp_path / "tokenizer.json").write_text("{}")
-    save_checkpoint(tmp_path / "base", build(config), tmp_path / "tokenizer.json", {"seed": 1})
+    vocabulary = {str(number): number for number in range(SAVED_VOCAB)}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    save_checkpoint(tmp_path / "base", build(config, vocab=SAVED_VOCAB), path, {"seed": 1})
     return tmp_path / "base"
 
 
 def test_checkpoint_round_trip(checkpoint: Path, config: Model, tokens: torch.Tensor) -> None:
     with torch.no_grad():
-        assert torch.equal(load_checkpoint(checkpoint).hidden(tokens), build(config).hidden(tokens))
+        expected = build(config, vocab=SAVED_VOCAB).hidden(tokens)
+        assert torch.equal(load_checkpoint(checkpoint).hidden(tokens), expected)
 
 
 def test_damaged_checkpoint_is_refused(checkpoint: Path) -> None:

@@ -17,6 +17,7 @@ from paribus import graph
 from paribus.config import load_config
 from paribus.curriculum import CURVES, PRINTED
 from paribus.data.prompts import PROMPTS
+from paribus.data.sealed import seal
 from paribus.errors import UserError
 from paribus.evaluate import core, gsm8k, intervals
 from paribus.machine.hardware import detect_hardware
@@ -359,15 +360,9 @@ def test_steps_that_taught_nothing_are_counted(copied: Path) -> None:
 def test_without_sampled_answers_there_is_no_pass_at_k(copied: Path) -> None:
     for stage in PRINTED:
         path = copied / f"evals/gsm8k/{stage}/summary.json"
-        path.write_text(
-            json.dumps(
-                {
-                    key: value
-                    for key, value in json.loads(path.read_text()).items()
-                    if "pass_at" not in key
-                }
-            )
-        )
+        summary = json.loads(path.read_text())
+        kept = {key: value for key, value in summary.items() if "pass_at" not in key}
+        path.write_text(json.dumps(seal(kept)))
     page = without_figures(copied)
     assert "pass@" not in page[page.index('<section id="gsm8k">') : page.index("<h3>")]
 
@@ -399,16 +394,34 @@ def test_whatever_an_input_holds_is_told_without_a_traceback(
     copied: Path, name: str, content: bytes
 ) -> None:
     (copied / name).write_bytes(content)
-    if content == b"[]" and name.endswith("samples.json"):
-        read_results(copied)  # no samples were asked for
-        return
     with pytest.raises(UserError) as error:
         read_results(copied)
     if content == b"[]" and name.endswith("prompts.json"):
         assert all(" prompts, where" in problem for problem in error.value.problems)
         return
     [problem] = error.value.problems
+    if content == b"[]" and name.endswith("samples.json"):
+        assert f"{name}: damaged: its sha256" in problem
+        return
     assert problem.startswith(f"{name}: damaged (") and INPUTS[name] in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("evals/gsm8k/base/summary.json", b'"few_shot": 4', b'"few_shot": 5'),
+        ("evals/gsm8k/rl/samples.json", b"Ada", b"Ida"),
+        ("evals/core/summary.json", b'"missing": []', b'"missing": ["copa"]'),
+    ],
+)
+def test_a_change_that_is_like_any_other_content_is_found(
+    copied: Path, name: str, before: bytes, after: bytes
+) -> None:
+    path = copied / name
+    assert before in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(before, after))
+    with pytest.raises(UserError, match=f"{name}: damaged: .*dvc repro --force"):
+        read_results(copied)
 
 
 def test_prompts_that_one_stage_did_not_answer_are_told(copied: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -523,6 +525,34 @@ def test_an_experiment_that_was_edited_counts_for_nothing_and_is_made_again(
         assert f"{run}: {path} of its experiment" in shown.stderr
     project.execute("altered")
     assert values.items() <= project.values("altered").items()
+
+
+def test_a_metric_that_was_edited_with_its_hash_in_dvc_lock_counts_for_nothing(
+    shared: LightProject,
+) -> None:
+    project = shared
+    project.study("twofold", baseline=depth(84))
+    project.execute("twofold")
+    run = "twofold.adamw.s7"
+    values = project.values("twofold")
+    [one] = [one for one in project.experiments("twofold") if one.name == run]
+    text = project.git("show", f"{one.commit}:metrics/pretrain.json")
+    better = text.replace('"val_bpb": ', '"val_bpb": -')
+    was, now = (hashlib.md5(one.encode()).hexdigest() for one in (text, better + "\n"))
+    change_experiment(project, run, "metrics/pretrain.json", text, better)
+    change_experiment(project, run, "dvc.lock", was, now)
+    size = (len(text), len(better) + 1)
+    change_experiment(project, run, "dvc.lock", f"size: {size[0]}", f"size: {size[1]}")
+    shown = project.ablate("status", "twofold")
+    assert "3 of 4 runs done" in shown.stdout
+    assert f"{run}: metrics/pretrain.json of its experiment" in shown.stderr
+    command = [sys.executable, "-m", "paribus", "compare", run, "twofold.baseline.s7"]
+    compared = project.run(*command).stdout
+    assert f"Changed after the run ended: metrics/pretrain.json of {run}" in " ".join(
+        compared.split()
+    )
+    project.execute("twofold")
+    assert values.items() <= project.values("twofold").items()
 
 
 def test_a_damaged_object_of_the_cache_is_not_believed(

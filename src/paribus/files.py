@@ -1,19 +1,24 @@
-"""Small JSON files that a process keeps for later ones: absent, damaged or fine.
+"""Files that a process keeps for later ones: written whole, and read as absent, damaged or fine.
 
-A power cut, a full disk or a stray editor damages such a file now and then. None of them is worth stopping for: what is
+`write_atomic`, or `replacing` for what another library writes, replaces a file so that a reader, or the next start after
+a crash, sees the old one or the whole new one.
+
+A power cut, a full disk or a stray editor damages a small file now and then. None of them is worth stopping for: what is
 damaged is named once on stderr, put aside as NAME.damaged for whoever wants to look, and read as if it were absent.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -48,6 +53,51 @@ class Optional:
 
 
 Shape: TypeAlias = "type | tuple[type, ...] | Values | Items | Optional | Mapping[str, Shape]"
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace a file by `content`, text as UTF-8, so that it is the old or the new one, whole, whatever happens.
+
+    Raises MachineError, and leaves the old file, where the disk is full or refuses otherwise.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with replacing(path) as aside:
+        aside.write_bytes(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; when the block ends well, what is there takes the place of `path`.
+
+    Raises MachineError, and leaves the old file and nothing beside it, where the disk refuses.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}")  # `remove_leftovers` knows it
+    with naming(path):
+        try:
+            yield aside
+            put_in_place(aside, path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def put_in_place(aside: Path, path: Path) -> None:
+    """Bring a finished file to the disk and give it its name; the name is on the disk when this returns."""
+    _sync(aside)
+    os.replace(aside, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file's content, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 # ---------------------------------------------------------------- shapes
@@ -241,6 +291,32 @@ def free_name(path: Path) -> Path:
     return aside
 
 
+# ---------------------------------------------------------------- files that grow
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How far a growing file had come: its first `size` bytes have this sha256, whatever was appended since."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, content: bytes) -> Extent:
+        """The extent of a file that holds `content`."""
+        return cls(len(content), hashlib.sha256(content).hexdigest())
+
+
+def beginning(path: Path, extent: Extent) -> bytes | None:
+    """The first bytes of a file if they are those of `extent`; None where the file is absent, shorter or altered."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(extent.size)
+    except FileNotFoundError:
+        return None
+    return content if Extent.of(content) == extent else None
+
+
 # ---------------------------------------------------------------- one object a line
 
 
@@ -288,23 +364,6 @@ def set_lines_aside(path: Path, problems: list[str]) -> None:
 def _summary(problems: list[str]) -> str:
     more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
     return f"damaged ({problems[0]}{more})"
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a small file so that a reader, or the next start after a crash, sees the old or the new one whole.
-
-    Raises MachineError, and leaves the old file, where the disk is full or refuses otherwise.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with naming(path), aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 _TEMPORARY = re.compile(r"\..+\.(\d+)")  # .NAME.PID: written aside, to be renamed to NAME

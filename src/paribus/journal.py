@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import math
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,9 @@ from typing import Any
 from paribus.errors import MachineError
 from paribus.files import (
     NUMBER,
+    Extent,
     Shape,
+    beginning,
     read_json,
     read_lines,
     read_rows,
@@ -42,6 +46,7 @@ Row = dict[str, Any]
 ROW: Shape = {"step": NUMBER, "time": NUMBER}  # of metrics.jsonl and system.jsonl
 
 NOT_FINITE = ("inf", "-inf", "nan")
+_BLOCK = 1 << 20  # bytes read at once
 
 _encode = json.JSONEncoder(allow_nan=False).encode
 
@@ -59,7 +64,18 @@ class Journal:
         self._file = self._open()
 
     def _open(self) -> int:
-        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        """Open the file, and take note of what it holds."""
+        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        self._size = 0
+        self._digest = hashlib.sha256()
+        if stat.S_ISREG(os.fstat(file).st_mode):
+            while block := os.read(file, _BLOCK):
+                self._note(block)
+        return file
+
+    def _note(self, written: bytes) -> None:
+        self._size += len(written)
+        self._digest.update(written)
 
     def append(self, row: Row) -> None:
         """Microseconds. On a full disk the row is kept and tried again with the next one."""
@@ -78,13 +94,28 @@ class Journal:
         """Hand what is unwritten to the kernel. Raises OSError where the disk does not take it."""
         while self._unwritten:
             written = os.write(self._file, self._unwritten)
+            self._note(self._unwritten[:written])
             self._unwritten = self._unwritten[written:]
 
-    def sync(self) -> None:
-        """Bring every row to the disk. Raises OSError, and keeps the rows, where the disk does not take them."""
+    def sync(self) -> Extent:
+        """Bring every row to the disk; returns what was written so far, earlier sessions included.
+
+        Raises OSError, and keeps the rows, where the disk does not take them.
+        """
         with self._lock:
             self._flush()
+            written = Extent(self._size, self._digest.hexdigest())
         os.fsync(self._file)
+        return written
+
+    def refuse_lost_rows(self) -> None:
+        """Raises MachineError if the file no longer holds every row that was written to it."""
+        written = self.sync()
+        if beginning(self.path, written) is None:
+            raise MachineError(
+                f"{self.path}: rows of the log were lost or altered while the run was under way, and its curve would "
+                "have a hole; start again: the run goes on from its newest state whose log is whole"
+            )
 
     def keep(self, wanted: Callable[[Row], bool]) -> None:
         """Drop the other rows. Raises MachineError where rows still wait for room on the disk."""

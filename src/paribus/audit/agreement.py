@@ -15,6 +15,7 @@ from paribus.audit.record import CHECKPOINTS, Record
 from paribus.errors import UserError
 from paribus.machine.hardware import Hardware, detect_hardware
 from paribus.machine.provenance import collect_provenance
+from paribus.study.committed import CommittedFiles, altered, edited_in_lock
 
 Cause = Literal[
     "metrics",
@@ -199,6 +200,26 @@ def _hash_there(record: Record, out: str) -> str | None:
         return graph.computed_hash(place) if place.exists() else None
     text = record.read(out)
     return hashlib.md5(text, usedforsecurity=False).hexdigest() if text is not None else None
+
+
+def edited_outputs(record: Record) -> list[str]:
+    """Outputs of a run that are not as DVC noted them when the run ended, sorted: of a commit, or of the working folder.
+
+    A checkpoint's folder alone, and a run in MLflow, have no dvc.lock that speaks of them.
+    """
+    outs = graph.locked_outs(record.lock)
+    stages = record.lock.get("stages", {})
+    if record.kind in ("experiment", "revision") and record.commit:
+        changed = altered(CommittedFiles(record.commit), stages)
+        return [path for path in changed if path in outs]
+    found = set()
+    for entry in stages.values():
+        found.update(edited_in_lock(entry))
+    for path, mark in outs.items():
+        there = _is_figure(path) and record.in_place and Path(path).is_file()
+        if there and graph.computed_hash(Path(path)) != mark:
+            found.add(path)
+    return sorted(found)
 
 
 def params(record: Record, stage: str) -> Iterator[Difference]:

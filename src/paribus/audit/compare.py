@@ -6,12 +6,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from paribus import graph
+from paribus.audit.agreement import edited_outputs
 from paribus.audit.record import CHECKPOINTS, Record, find_all
 from paribus.config import flatten
 from paribus.git import try_git
@@ -63,6 +64,9 @@ class Comparison:
     outputs: dict[str, Pair]  # what differs as what it is made from does
     environment: dict[str, Pair]
     metrics: dict[str, Measured]
+    edited: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # run -> outputs changed after it ended
 
     def as_json(self) -> dict[str, Any]:
         plain = {
@@ -77,6 +81,7 @@ class Comparison:
                 "data",
                 "outputs",
                 "environment",
+                "edited",
             )
         }
         return plain | {
@@ -123,7 +128,14 @@ def comparison(a: Sequence[Record], b: Sequence[Record]) -> Comparison:
             [_environment(one, stages) for one in a], [_environment(one, stages) for one in b]
         ),
         metrics=measured(a, b),
+        edited=_edited([*a, *b]),
     )
+
+
+def _edited(records: Sequence[Record]) -> dict[str, list[str]]:
+    """Run -> its outputs that are not as DVC noted them when it ended; runs that have none are left out."""
+    found = {one.name: edited_outputs(one) for one in records}
+    return {name: paths for name, paths in found.items() if paths}
 
 
 def differing(
@@ -405,6 +417,11 @@ def page(found: Comparison) -> list[RenderableType]:
         parts.append(
             f"{len(found.other_code)} source files differ between the commits, and not in what decided the results: "
             f"{_few(found.other_code)}\n"
+        )
+    for name, paths in found.edited.items():
+        parts.append(
+            f"Changed after the run ended: {', '.join(paths)} of {name}, by what dvc.lock or DVC's run-cache noted then; "
+            "its figures are not the run's\n"
         )
     told = {
         name: one for name, one in found.metrics.items() if one.difference or one.low != one.high

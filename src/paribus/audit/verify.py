@@ -33,20 +33,14 @@ from paribus.audit.band import Band, measured_band
 from paribus.audit.certificate import page
 from paribus.audit.record import CHECKPOINTS, NEEDED, Record, find, of_run
 from paribus.errors import UserError
+from paribus.files import write_atomic
+from paribus.study.lasting import MACHINE_FIGURES, TIMES
 from paribus.summary import write_json
 from paribus.tracking.lookup import Runs
 
 Verdict = Literal["bit-exact", "within noise", "consistent", "contradicted", "not reproduced"]
 REPRODUCED = ("bit-exact", "within noise", "consistent")
 RESULTS = Path("experiments/results")
-TIMES = {"seconds"}  # columns of a curve that no two runs share
-# keys of metrics/<stage>.json that are the machine's and the hour's
-MACHINE_FIGURES = {
-    "seconds",
-    "tokens_per_second",
-    "peak_memory_bytes",
-    "effective_samples_per_second",
-}
 
 
 @dataclass(frozen=True)
@@ -93,7 +87,7 @@ def verify(name: str, stage: str | None, steps: int | None, out: Path | None) ->
         for kind in ("json", "md")
     ]
     write_json(files[0], made)
-    files[1].write_text(page(made), encoding="utf-8")
+    write_atomic(files[1], page(made))
     try:
         noted = note(made, files)
     except UserError as error:  # the certificate is made; only MLflow's copy of it is missing

@@ -13,6 +13,7 @@ from paribus.audit.record import find_experiment
 from paribus.audit.verify import RESULTS, certificate, choose_stage
 from paribus.errors import UserError
 from paribus.execute.repository import experiments_of
+from paribus.files import write_atomic
 from paribus.pages.markdown import cell
 from paribus.study.experiment import Experiment, read_experiment
 from paribus.summary import write_json
@@ -54,7 +55,7 @@ def verify_study(name: str, steps: int | None, out: Path | None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / f"verify-study-{name}.json"
     write_json(place, {"study": name, "certificates": certificates})
-    place.with_suffix(".md").write_text(page(name, rows), encoding="utf-8")
+    write_atomic(place.with_suffix(".md"), page(name, rows))
     wrong = [row for row in rows if not row.reproduced]
     click.echo(f"{len(rows) - len(wrong)} of {len(rows)} agree with their records; kept in {place}")
     return int(bool(wrong))

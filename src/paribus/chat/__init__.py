@@ -6,6 +6,7 @@ The terminal (terminal.py) and the page (web.py) show the same thing; messages a
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -116,13 +117,20 @@ class Speaker:
 
         from paribus.data.tokenizer import Tokenizer
         from paribus.generate import Engine
+        from paribus.model import saved
         from paribus.model.gpt import load_checkpoint
 
         folder = find_checkpoint(name)
         hardware = detect_hardware(settings.train)
         set_up_process(hardware, settings.seed)
         words = Tokenizer.load(folder / "tokenizer.json")
-        model = load_checkpoint(folder, hardware.device, getattr(torch, hardware.dtype)).eval()
+        if not saved.has_record(folder):
+            print(
+                f"paribus chat: {folder} has no provenance.json: how it was made is unknown",
+                file=sys.stderr,
+            )
+        dtype = getattr(torch, hardware.dtype)
+        model = load_checkpoint(folder, hardware.device, dtype, recorded=False).eval()
         provenance = read_json(folder / "provenance.json", move=False) or {}  # DVC owns the folder
         stage = provenance.get("stage")
         return cls(folder.name, Engine(model, words), words, stage)

@@ -143,8 +143,9 @@ def changes(experiment: Experiment) -> list[str]:
 def altered_runs(experiment: Experiment) -> list[str]:
     """A warning for each finished run whose experiment was changed after it ran: it counts for nothing."""
     return [
-        f"{result.name}: {', '.join(result.altered)} of its experiment {result.experiment[:10]} is not as its own dvc.lock "
-        "noted it when the run ended, so that it counts for nothing; `paribus ablate run` makes it again"
+        f"{result.name}: {', '.join(result.altered)} of its experiment {result.experiment[:10]} is not as DVC "
+        "noted it when the run ended (its dvc.lock, or the run-cache), so that it counts for nothing; "
+        "`paribus ablate run` makes it again"
         for result in collect(experiment)
         if result.altered and not result.superseded
     ]
@@ -314,9 +315,7 @@ def _left_out(study: Study, results: Sequence[Result], chosen: Sequence[Result])
         if result.experiment in counted:
             continue
         if result.altered:
-            reason = (
-                f"changed after they ran: {', '.join(result.altered)} against their own dvc.lock"
-            )
+            reason = f"changed after they ran: {', '.join(result.altered)} against what DVC noted of them"
         elif result.code not in codes:
             reason = "measured with other code"
         elif (result.arm, result.seed) not in asked:

@@ -7,7 +7,14 @@ from paribus.config.combinations import RESERVED_SOURCES
 from paribus.config.committed import change_notes
 from paribus.config.derived import mlp_hidden, resolve_model, resolve_pretrain
 from paribus.config.effects import changes, effective, inert, inert_problems, merge_problems
-from paribus.config.parsing import allowed, fingerprint, load_config, merge, parse_config
+from paribus.config.parsing import (
+    allowed,
+    fingerprint,
+    load_config,
+    merge,
+    parse_architecture,
+    parse_config,
+)
 from paribus.config.profiles import PROFILES, named_file, profile_overrides
 from paribus.config.reading import dump_yaml, parse_value, parse_yaml, read_text, read_yaml
 from paribus.config.schema import (
@@ -72,6 +79,7 @@ __all__ = [
     "merge_problems",
     "mlp_hidden",
     "named_file",
+    "parse_architecture",
     "parse_config",
     "parse_source",
     "parse_value",

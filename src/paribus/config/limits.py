@@ -24,6 +24,7 @@ QUESTIONS = Limit(65_536, "eight times the largest published batches")
 LETTERS = 4_096  # characters of a text; the longest path that Linux takes
 TOKENS = Limit(10**14, "several times all published text")
 WIDTH = Limit(65_536, "four times the widest published models")
+HEADS = Limit(8_192, "width / head_dim at their bounds")
 CONTEXT = Limit(2**20, "the longest published context windows")
 WORLD = Limit(1_000_000, "the templates repeat themselves long before")
 WORLD_ITEMS = Limit(100_000, "the world has not so many different items")

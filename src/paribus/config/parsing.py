@@ -17,7 +17,7 @@ from typing import Any, Literal
 from paribus.config.combinations import Understood, combination_problems
 from paribus.config.limits import LETTERS
 from paribus.config.reading import parse_leniently, read_text
-from paribus.config.schema import Config, describe
+from paribus.config.schema import Architecture, Config, Tokenizer, describe
 from paribus.errors import UserError, did_you_mean, escaped, shown
 
 _UNFIT = ("Cc", "Cs", "Zl", "Zp")  # control characters, half letters, line and paragraph ends
@@ -66,6 +66,32 @@ def parse_config(values: dict[str, Any], problems: Sequence[str] = ()) -> Config
     if found or not isinstance(understood, Config):
         raise UserError(found)
     return understood
+
+
+def parse_architecture(
+    values: dict[str, Any],
+) -> tuple[Architecture | None, int | None, list[str]]:
+    """(architecture, vocabulary size, what is wrong) of a checkpoint's {"model": …, "vocab_size": …}.
+
+    Held to the types, bounds and combinations that params.yaml is held to; the architecture or the size is None where
+    something is wrong with it.
+    """
+    problems: list[str] = []
+    expected = {"model", "vocab_size"}
+    for name in sorted(expected ^ values.keys()):
+        word = "missing" if name in expected else "unknown key"
+        problems.append(f"{escaped(str(name))}: {word}; expected are model and vocab_size")
+    model = _parse_section(Architecture, values.get("model", {}), "model.", problems)
+    field = {one.name: one for one in dataclasses.fields(Tokenizer)}["vocab_size"]
+    size = values.get("vocab_size")
+    vocab_size = None
+    if "vocab_size" in values:
+        vocab_size = _parse_value(int, size, "vocab_size", field.metadata, problems)
+    if not problems:
+        tokenizer = Understood({"vocab_size": vocab_size})
+        problems += combination_problems(Understood({"model": model, "tokenizer": tokenizer}))
+    architecture = model if isinstance(model, Architecture) else None
+    return architecture, vocab_size, problems
 
 
 def _parse_section(cls: type, values: Any, prefix: str, problems: list[str]) -> Any:

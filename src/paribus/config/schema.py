@@ -177,7 +177,7 @@ class Model:
     n_heads: int | None = key(
         "query heads; null: width / head_dim",
         ge=1,
-        le=Limit(8_192, "width / head_dim at their bounds"),
+        le=limits.HEADS,
         acts_when=when.NEVER_HEADS,
     )
     n_kv_heads: int | None = key(
@@ -231,10 +231,10 @@ class Model:
 class Architecture(Model):
     """A model with every derived value filled in."""
 
-    width: int = key("residual stream", ge=8)
-    n_heads: int = key("query heads", ge=1)
-    n_kv_heads: int = key("key/value heads", ge=1)
-    window: int = key("tokens a sliding window sees", ge=1)
+    width: int = key("residual stream", ge=8, le=limits.WIDTH)
+    n_heads: int = key("query heads", ge=1, le=limits.HEADS)
+    n_kv_heads: int = key("key/value heads", ge=1, le=limits.HEADS)
+    window: int = key("tokens a sliding window sees", ge=1, le=limits.CONTEXT)
 
 
 @dataclass(frozen=True)

@@ -89,12 +89,31 @@ def open_text(path: Path) -> IO[str]:
     return io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig")
 
 
+def not_utf8(path: Path, error: UnicodeDecodeError) -> str:
+    """What is wrong with a file that `open_text` could not decode, with the line and the byte in it.
+
+    error: as it was raised; its own place is one in a piece of the file.
+    """
+    with io.TextIOWrapper(open_bytes(path), encoding="utf-8", errors="surrogateescape") as file:
+        for number, line in enumerate(file, 1):
+            found = _ESCAPED.search(line)
+            if found:
+                value = ord(found[0]) - 0xDC00
+                place = len(line[: found.start()].encode("utf-8", "surrogateescape")) + 1
+                return (
+                    f"{path}:{number}: not UTF-8: byte {place} of the line is 0x{value:02x}; "
+                    "save the file as UTF-8"
+                )
+    return f"{path}: cannot be read: {error_text(error)}"
+
+
 def say(line: str) -> None:
     """A line for whoever watches."""
     print(f"paribus: {escaped(line, limit=None)}", file=sys.stderr, flush=True)
 
 
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON writes half of a surrogate pair
+_ESCAPED = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, read with surrogateescape
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -176,6 +195,8 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     problems.append(f"{path}:{number}: {reason}")
                 if len(problems) >= MOST_PROBLEMS:
                     break
+    except UnicodeDecodeError as error:
+        problems.append(not_utf8(path, error))
     except UNREADABLE as error:
         problems.append(f"{path}: cannot be read: {error_text(error)}")
     if replaced:

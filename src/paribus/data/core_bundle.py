@@ -17,11 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from paribus.config import read_yaml
-from paribus.data import error_text, parse_json, replace_surrogates
+from paribus.data import error_text, not_utf8, parse_json, replace_surrogates
 from paribus.data.paths import file_name_problem, inside, name_problem
-from paribus.errors import UserError
+from paribus.errors import UserError, did_you_mean, escaped
 
 KINDS = ("multiple_choice", "schema", "language_modeling")
+# Of a task in core.yaml. The public bundle says `has_categories` of one task; scores by category are not among CORE.
+TASK_KEYS = (
+    "label",
+    "dataset_uri",
+    "num_fewshot",
+    "icl_task_type",
+    "continuation_delimiter",
+    "has_categories",
+)
 SHUFFLE_SEED = 1337
 PROBLEMS_SHOWN = 10  # of one file: a file of the wrong kind has one for every line
 
@@ -147,10 +156,12 @@ def _sha256(path: Path) -> str:
 def read_entries(path: Path, problems: list[str]) -> list[Row]:
     """The well-formed entries of `icl_tasks` in core.yaml; what is wrong with the others goes to `problems`."""
     try:
-        listed = read_yaml(path).get("icl_tasks")
+        values = read_yaml(path)
     except UserError as error:
         problems += error.problems
         return []
+    problems += [f"{path}: {text}" for text in _unknown_keys(values, ("icl_tasks",))]
+    listed = values.get("icl_tasks")
     if not isinstance(listed, list) or not listed:
         problems.append(f"{path}: icl_tasks: expected a list of tasks, not {listed!r}")
         return []
@@ -165,15 +176,26 @@ def read_entries(path: Path, problems: list[str]) -> list[Row]:
     return entries
 
 
+def _unknown_keys(values: dict[str, Any], known: tuple[str, ...]) -> list[str]:
+    """A line on each key that nobody reads: a slip, or something that this reader would leave out in silence."""
+    wrong = []
+    for name in values:
+        if name not in known:
+            hint = did_you_mean(str(name), known) or f"allowed: {', '.join(known)}"
+            wrong.append(f"{escaped(str(name))}: unknown key; {hint}")
+    return wrong
+
+
 def _entry_problems(entry: Any) -> list[str]:
     if not isinstance(entry, dict):
         return [f"expected keys and values, not {entry!r}"]
-    wrong = [
+    wrong = _unknown_keys(entry, TASK_KEYS)
+    wrong += [
         f"{name}: expected text, not {entry.get(name)!r}"
         for name in ("label", "dataset_uri")
         if not isinstance(entry.get(name), str)
     ]
-    if not wrong:
+    if isinstance(entry.get("label"), str) and isinstance(entry.get("dataset_uri"), str):
         wrong += _name_problems(entry)
     shots = entry.get("num_fewshot")
     if not (isinstance(shots, list) and len(shots) == 1 and _is_index(shots[0])):
@@ -207,7 +229,10 @@ def _baselines(path: Path, labels: list[str], problems: list[str]) -> dict[str, 
             reader = csv.DictReader(file)
             columns = list(reader.fieldnames or [])
             lines = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        problems.append(not_utf8(path, error))
+        return {}
+    except (OSError, csv.Error) as error:
         problems.append(f"{path}: cannot be read: {error_text(error)}")
         return {}
     if columns and columns[0].startswith("\ufeff"):
@@ -235,6 +260,11 @@ def _baselines(path: Path, labels: list[str], problems: list[str]) -> dict[str, 
         if not 0 <= share < 1:
             problems.append(
                 f"{path}:{line}: Random baseline {text!r} of {label}; expected per cent >= 0 and < 100"
+            )
+        elif 0 < share < 0.01:
+            problems.append(
+                f"{path}:{line}: Random baseline {text!r} of {label} is less than one per cent; the column is in per "
+                f"cent, as in the public bundle: write {100 * float(text or 0):g} for a share of {text}"
             )
         elif found.setdefault(label, share) != share:
             problems.append(

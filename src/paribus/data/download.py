@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 from paribus.data import Progress, sha256_file
 from paribus.errors import UserError
+from paribus.files import put_in_place
 from paribus.text import file_size
 
 CONNECTIONS = 8
@@ -188,8 +189,7 @@ class _Fetch:
                         f"{self.file.name}: {problem}; fetched {wrong} times from {self.file.url}"
                     )
             out.flush()
-            os.fsync(out.fileno())
-            _part(self.file).rename(self.file.path)
+            put_in_place(_part(self.file), self.file.path)
 
     def _until_whole(self, out: IO[bytes]) -> str | None:
         """Append until nothing is missing; then what is wrong with the content, or None."""

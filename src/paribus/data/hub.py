@@ -43,7 +43,7 @@ from paribus.data.finding import LITTER, no_data_by_name, say_left_out
 from paribus.data.paths import inside, name_problem
 from paribus.data.sealed import read_sealed, seal
 from paribus.errors import UserError, escaped
-from paribus.files import Items, misfit
+from paribus.files import Items, misfit, replacing, write_atomic
 
 # What a damaged .zip raises; RuntimeError: it has a password.
 _NO_ZIP = (
@@ -140,9 +140,7 @@ def _listing(source: HubFiles, folder: Path) -> list[dict[str, Any]]:
         )
     entries = _ask_listing(source, inside)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    aside = kept.with_name(f".{kept.name}.{os.getpid()}")
-    aside.write_text(json.dumps(seal({"files": entries}), indent=0), encoding="utf-8")
-    aside.rename(kept)
+    write_atomic(kept, json.dumps(seal({"files": entries}), indent=0))
     return entries
 
 
@@ -235,9 +233,8 @@ def _from_cache(remote: Remote) -> None:
     if not isinstance(found, str) or remote.problem(Path(found)):
         return
     remote.path.parent.mkdir(parents=True, exist_ok=True)
-    aside = remote.path.with_name(f".{remote.path.name}.{os.getpid()}")
-    shutil.copyfile(os.path.realpath(found), aside)
-    aside.rename(remote.path)
+    with replacing(remote.path) as aside:
+        shutil.copyfile(os.path.realpath(found), aside)
 
 
 def documents(

@@ -12,6 +12,7 @@ from paribus.data import (
     UNREADABLE,
     error_text,
     load_jsonl,
+    not_utf8,
     numbered_rows,
     open_bytes,
     open_text,
@@ -52,14 +53,18 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise UserError(f"{path}: more than one column is named {', '.join(map(repr, twice))}")
+        done = 0
         for batch in file.iter_batches(batch_size=ROWS):
-            yield from _decoded(batch).to_pylist()
+            yield from _values(_decoded(batch), path, done)
+            done += len(batch)
 
 
 def _whole_text(path: Path) -> str:
     try:
         with open_text(path) as file:
             return file.read()
+    except UnicodeDecodeError as error:
+        raise UserError(not_utf8(path, error)) from None
     except UNREADABLE as error:
         raise UserError(f"{path}: cannot be read: {error_text(error)}") from None
 
@@ -103,8 +108,29 @@ def _parquet_texts(path: Path, column: str) -> Iterator[str | None]:
         types = pyarrow.types
         if not (types.is_null(kind) or _is_text(kind)):
             raise UserError(f"{path}: column {column!r} holds {kind}, not text")
+        done = 0
         for batch in file.iter_batches(batch_size=ROWS, columns=[column]):
-            yield from _decoded(batch).column(0).to_pylist()
+            yield from _values(_decoded(batch).column(0), path, done)
+            done += len(batch)
+
+
+def _values(rows: pyarrow.RecordBatch | pyarrow.Array, path: Path, done: int) -> list[Any]:
+    """Rows as Python's values. Raises UserError naming the row that holds bytes which are no text.
+
+    done: rows of the file before these.
+    """
+    try:
+        return list(rows.to_pylist())
+    except UnicodeDecodeError:
+        for number in range(len(rows)):
+            try:
+                rows.slice(number, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path}: row {done + number + 1}: not UTF-8: byte {error.start + 1} of its text is "
+                    f"0x{error.object[error.start]:02x}; write the text as UTF-8"
+                ) from None
+        raise
 
 
 @contextlib.contextmanager

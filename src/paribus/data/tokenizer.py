@@ -16,7 +16,9 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from paribus import config
+from paribus.data.sealed import check_sealed_files, read_sealed, sealed_by_files
 from paribus.errors import UserError
+from paribus.files import write_atomic
 
 SPECIAL = (
     "<|bos|>",
@@ -36,6 +38,7 @@ GPT2_BYTES_PER_TOKEN = 4.674
 
 # What follows bounds memory. The library needs 80 bytes for each byte of a text it is splitting, and 1.15 kB for each
 # different word of those that merges are learned from (measured).
+REMAKE = "remove it and run `dvc checkout data/tokenizer`, or learn the tokenizer again (`dvc repro --force tokenizer`)"
 PIECE = 100_000  # characters of a text handed over at once
 LONGEST_PIECE = 1_000_000  # characters: text without a place to cut (one word of that length) is cut here all the same
 ENCODED_AT_ONCE = (
@@ -134,10 +137,31 @@ class Tokenizer:
             raise UserError(f"{path}: damaged: {problem}")
         return cls(inner)
 
+    @classmethod
+    def load_trained(cls, folder: Path) -> Tokenizer:
+        """The tokenizer in a folder that the stage `tokenizer` wrote. Raises UserError also if it was altered since."""
+        check_trained(folder)
+        return cls.load(folder / "tokenizer.json")
+
+    def save_trained(self, folder: Path) -> None:
+        """Write tokenizer.json, and manifest.json that vouches for it."""
+        self.save(folder / "tokenizer.json")
+        manifest = sealed_by_files({"vocab_size": self.vocab_size}, [folder / "tokenizer.json"])
+        write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+
     def save(self, path: str | Path) -> None:
         """Write a tokenizer.json that the `tokenizers` library reads."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self._inner.save(str(path))
+
+
+def check_trained(folder: Path) -> None:
+    """Raises UserError where the tokenizer in a folder is not as the stage `tokenizer` wrote it.
+
+    A flipped digit in the pattern that splits text leaves a tokenizer that works, and gives other tokens.
+    """
+    manifest = read_sealed(folder / "manifest.json", REMAKE, required=True)
+    check_sealed_files(folder, manifest, REMAKE)
 
 
 def _damage(inner: tokenizers.Tokenizer) -> str | None:

@@ -27,8 +27,10 @@ from torch import Tensor
 
 from paribus.data.core_bundle import Row, Task, read_bundle
 from paribus.data.paths import inside
+from paribus.data.sealed import sealed_by_files
 from paribus.data.tokenizer import Tokenizer
 from paribus.evaluate.kept import Kept, never, stop_if
+from paribus.files import write_atomic
 from paribus.model.gpt import GPT, KVCache
 
 FEW_SHOT_SEED = 1234
@@ -163,9 +165,8 @@ def write_items(folder: Path, result: CoreResult) -> None:
     )
     table = pa.Table.from_pylist([dataclasses.asdict(item) for item in result.items], schema)
     pq.write_table(table, folder / "items.parquet", write_page_checksum=True)
-    (folder / "summary.json").write_text(
-        json.dumps(result.summary(), indent=1) + "\n", encoding="utf-8"
-    )
+    summary = sealed_by_files(result.summary(), [folder / "items.parquet"])
+    write_atomic(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
 
 
 # ---------------------------------------------------------------- scores

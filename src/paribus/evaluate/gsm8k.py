@@ -17,16 +17,20 @@ from paribus.config import Gsm8k
 from paribus.data import UNREADABLE, error_text
 from paribus.data.answers import final_answer
 from paribus.data.chat import render_prompt
+from paribus.data.sealed import FILES, check_sealed_files, read_sealed, sealed_by_files
 from paribus.data.tokenizer import Tokenizer
 from paribus.errors import UserError
 from paribus.evaluate.intervals import mean_and_stderr, pass_at_k, wilson
 from paribus.evaluate.kept import Kept, never, stop_if
+from paribus.files import write_atomic
 
 if TYPE_CHECKING:
     from paribus.generate import Completion, Engine
 
 Problem = dict[str, Any]
 SAMPLES_SHOWN = 12
+# Files of an evaluation that its summary.json vouches for.
+SEALED = ("items.parquet", "failures.jsonl", "samples.json", "prompts.json")
 
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 
@@ -364,7 +368,10 @@ def _line(record: dict[str, Any]) -> bytes:
 
 
 def write_items(folder: Path, result: Gsm8kResult) -> None:
-    """items.parquet: every item; failures.jsonl: wrong ones, to read; samples.json: the first ones; summary.json."""
+    """items.parquet: every item; failures.jsonl: wrong ones, to read; samples.json: the first ones; summary.json.
+
+    summary.json comes last. It vouches for itself and for all files of `folder`, prompts.json among them where it is there.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -379,21 +386,20 @@ def write_items(folder: Path, result: Gsm8kResult) -> None:
     (folder / "failures.jsonl").write_bytes(b"".join(map(_line, failures)))
     samples = [_readable(item) | {"correct": item.correct} for item in result.items[:SAMPLES_SHOWN]]
     (folder / "samples.json").write_text(json.dumps(samples, indent=1) + "\n", encoding="utf-8")
-    (folder / "summary.json").write_text(
-        json.dumps(result.summary, indent=1) + "\n", encoding="utf-8"
-    )
+    files = [folder / name for name in SEALED if (folder / name).is_file()]
+    summary = sealed_by_files(result.summary, files)
+    write_atomic(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
 
 
 def read_result(folder: Path, advice: str) -> Gsm8kResult:
     """What `write_items` kept. Raises UserError, with `advice`, if it is absent or damaged, or not of one evaluation."""
-    items = _read_items(folder / "items.parquet", advice)
     path = folder / "summary.json"
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (*UNREADABLE, RecursionError) as error:
-        raise UserError(f"{path}: damaged or missing: {error_text(error)}; {advice}") from None
+    summary = read_sealed(path, advice, required=True)
+    check_sealed_files(folder, summary, advice)
+    summary.pop(FILES, None)
+    items = _read_items(folder / "items.parquet", advice)
     expected = summarise(items)
-    if not isinstance(summary, dict) or {**summary, **expected} != summary:
+    if {**summary, **expected} != summary:
         raise UserError(f"{path}: damaged: its figures do not follow from items.parquet; {advice}")
     return Gsm8kResult(items, summary)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from paribus.data import say
 from paribus.data.disk import writing
+from paribus.files import write_atomic
 from paribus.machine.interrupt import Interrupt
 
 SYNC_SECONDS = 5.0  # between two requests to the disk: what a power cut may cost
@@ -123,7 +124,7 @@ class Kept:
             lines = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
             say(f"{path}: damaged in line {lines}; what was kept there is computed again")
         if damaged or others:
-            self._replace(path, self._header() + b"".join(good))
+            write_atomic(path, self._header() + b"".join(good))
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         if not damaged and not others and len(whole) < len(data):
             os.ftruncate(self._file, len(whole))  # the line that a kill cut off
@@ -153,15 +154,6 @@ class Kept:
     def _line(self, row: Row) -> bytes:
         kept = {"row": row, "key": self._key, "checksum": _checksum(self._key, row)}
         return json.dumps(kept).encode() + b"\n"
-
-    def _replace(self, path: Path, data: bytes) -> None:
-        """The whole file anew, or the one before."""
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
 
 
 def _checksum(key: str, row: Row) -> str:

@@ -35,6 +35,7 @@ from paribus.execute import processes
 from paribus.execute.machine import is_full, is_machines_fault
 from paribus.execute.repository import clone, save_experiment
 from paribus.execute.run import ASKED_TO_SAY, Outcome, RunSpec, said
+from paribus.files import write_atomic
 from paribus.git import GitError
 from paribus.graph import stage_definitions
 from paribus.journal import locked
@@ -95,7 +96,7 @@ def _outcome_of(
             raise Stopped
         stage = name
         (folder / "said.json").unlink(missing_ok=True)
-        (folder / "stage.txt").write_text(name, encoding="utf-8")
+        write_atomic(folder / "stage.txt", name)
         tell("stage", stage=name)
 
     try:

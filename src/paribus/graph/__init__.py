@@ -35,6 +35,7 @@ from paribus.graph.dvcfile import (
     stage_definitions,
     with_generated_deps,
 )
+from paribus.graph.stale import remembered_files, stale_note
 
 __all__ = [
     "ENTRY_POINTS",
@@ -58,11 +59,13 @@ __all__ = [
     "has_remote",
     "is_code",
     "locked_outs",
+    "remembered_files",
     "stage_code",
     "stage_definition",
     "stage_definitions",
     "stage_files",
     "package_digest",
+    "stale_note",
     "tree_digest",
     "with_generated_deps",
     "working_sources",

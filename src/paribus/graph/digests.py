@@ -13,7 +13,7 @@ from typing import Any
 import paribus
 from paribus import config
 from paribus.errors import UserError
-from paribus.files import Values, read_json
+from paribus.files import Values, read_json, write_atomic
 from paribus.graph.dvcfile import StageDefinition, is_code
 
 
@@ -56,9 +56,7 @@ class DigestMemo:
         """Note what was hashed anew; entries of files long gone go with the oldest."""
         if self._new:
             entries = dict(list(self._known.items())[-10_000:])
-            aside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-            aside.write_text(json.dumps(entries), encoding="utf-8")
-            aside.replace(self.path)
+            write_atomic(self.path, json.dumps(entries))
             self._new = {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
@@ -38,8 +39,14 @@ _NOT_IN_FINGERPRINT = ("train", "tracking")
 
 def stage_definitions(path: str | Path = "dvc.yaml") -> dict[str, StageDefinition]:
     """Every stage by the name DVC gives it; `matrix` and `foreach` stages as `name@key`. Raises UserError."""
+    return dict(_definitions(config.read_text(path), str(path)))
+
+
+@functools.lru_cache(maxsize=8)
+def _definitions(text: str, path: str) -> dict[str, StageDefinition]:
+    """The stages in the text of a dvc.yaml, which takes a while to parse. path: named in errors."""
     definitions = {}
-    for name, raw in (config.read_yaml(path).get("stages") or {}).items():
+    for name, raw in (config.parse_yaml(text, path).get("stages") or {}).items():
         for suffix, values in _instances(raw):
             body = raw.get("do", raw)
             fields = {

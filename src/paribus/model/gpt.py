@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from paribus.config import Model, resolve_model
 from paribus.errors import UserError
-from paribus.model import attention, kernels
+from paribus.model import attention, kernels, saved
+from paribus.model.accounting import parameters
 from paribus.model.attention import at
 from paribus.model.compiler import require_tools
 from paribus.model.initial import initial_std
@@ -248,10 +249,6 @@ class GPT(nn.Module):
 # ---------------------------------------------------------------- checkpoints
 
 
-CHECKED = ("model.safetensors", "config.json", "tokenizer.json")  # files of a checkpoint
-DIGESTS = "sha256"  # the key of provenance.json that has their checksums
-
-
 def save_checkpoint(folder: Path, model: GPT, tokenizer: Path, provenance: dict[str, Any]) -> None:
     """Write model.safetensors, config.json, tokenizer.json and provenance.json: all that using the model needs."""
     from safetensors.torch import save_file
@@ -264,58 +261,42 @@ def save_checkpoint(folder: Path, model: GPT, tokenizer: Path, provenance: dict[
     shape = {"model": dataclasses.asdict(model.config), "vocab_size": model.vocab_size}
     (folder / "config.json").write_text(json.dumps(shape, indent=1) + "\n", encoding="utf-8")
     (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
-    digests = {name: _digest(folder / name) for name in CHECKED}
+    record = provenance | {saved.DIGESTS: saved.digests_of(folder)}
     (folder / "provenance.json").write_text(
-        json.dumps(provenance | {DIGESTS: digests}, indent=1, sort_keys=True) + "\n",
-        encoding="utf-8",
+        json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8"
     )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_digests(folder: Path) -> None:
-    """Raises UserError for files of a checkpoint that are not those it was written with; without a record none are."""
-    path = folder / "provenance.json"
-    try:
-        digests = dict(json.loads(path.read_text(encoding="utf-8")).get(DIGESTS, {}))
-    except FileNotFoundError:
-        return
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: damaged ({error}); remove it and run `dvc checkout`") from None
-    wrong = [
-        f"{folder / name}: its sha256 is not that of {path}: one of the two is damaged; remove both and run "
-        "`dvc checkout`"
-        for name in CHECKED
-        if name in digests and (folder / name).is_file() and _digest(folder / name) != digests[name]
-    ]
-    if wrong:
-        raise UserError(wrong)
 
 
 def load_checkpoint(
     folder: str | Path,
     device: torch.device | str = "cpu",
     compute_dtype: torch.dtype = torch.float32,
+    *,
+    recorded: bool = True,
 ) -> GPT:
-    """The model of a checkpoint folder. Raises UserError if it is absent, damaged or of another shape."""
+    """The model of a checkpoint folder.
+
+    recorded: whether provenance.json has to be there and to vouch for the other files; without one, False takes a
+    checkpoint whose files agree with each other.
+
+    Raises UserError if it is absent, damaged, out of the bounds of params.yaml, or of another shape or vocabulary than
+    it says; no model larger than the file is built then.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     folder = Path(folder)
-    _check_digests(folder)
+    if recorded or saved.has_record(folder):
+        saved.check_record(folder)
+    architecture, vocab_size = saved.read_shape(folder)
+    found = saved.tensor_shapes(folder)
+    saved.check_size(folder, found, parameters(architecture, vocab_size)["total"])
+    model = GPT(architecture, vocab_size, compute_dtype)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    saved.check_shapes(folder, found, expected)
     try:
-        shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "model.safetensors")
-        model = GPT(Model(**shape["model"]), shape["vocab_size"], compute_dtype)
-        model.load_state_dict(tensors)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or folder}: not a checkpoint; `dvc repro` makes them"
-        ) from None
-    except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, SafetensorError, RuntimeError) as error:
         raise UserError(
             f"{folder}: damaged checkpoint ({str(error).splitlines()[0]}); `dvc checkout` restores it"
         ) from None

@@ -13,6 +13,7 @@ from typing import Any
 
 from paribus import config
 from paribus.curriculum import CHECKPOINT_NAMES
+from paribus.data.sealed import check_sealed_files, read_sealed
 from paribus.errors import UserError
 from paribus.files import NUMBER, Items, Optional, Shape, Values, parse
 
@@ -114,10 +115,25 @@ def read_results(root: Path) -> Results:
         except ValueError as error:
             problems.append(f"{name}: damaged ({error}); run `dvc repro --force {stage}`")
     if not problems:
-        problems = _unequal_prompts(files)
+        problems = _unequal_prompts(files) or _seal_problems(root)
     if problems:
         raise UserError(problems)
     return Results(config.load_config(root / "params.yaml"), files)
+
+
+def _seal_problems(root: Path) -> list[str]:
+    """What the summary.json of an evaluation says is not as it was written: itself, or a file beside it."""
+    problems: list[str] = []
+    for name, stage in INPUTS.items():
+        path = root / name
+        if path.name != "summary.json":
+            continue
+        advice = f"run `dvc repro --force {stage}`"
+        try:
+            check_sealed_files(path.parent, read_sealed(path, advice, required=True), advice)
+        except UserError as error:
+            problems += error.problems
+    return problems
 
 
 def _unequal_prompts(files: dict[str, Any]) -> list[str]:

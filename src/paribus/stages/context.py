@@ -7,7 +7,7 @@ is kept in the main checkout, in a folder named by the stage's fingerprint.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +97,18 @@ def name_changes(stage: str, config: Config) -> None:
         print(f"paribus {stage}: {note}", file=sys.stderr)
 
 
+def say_if_stale(stage: str, code: Iterable[str] | None = None) -> None:
+    """A line where dvc.yaml does not name the code that a stage runs.
+
+    code: the source files of the stage, where they are known.
+    """
+    if code is None:
+        code = graph.remembered_files(stage, state_root() / "closures.json")
+    note = graph.stale_note(stage, graph.stage_definition(stage), code)
+    if note is not None:
+        print(f"paribus {stage}: {note}", file=sys.stderr)
+
+
 @contextmanager
 def session(stage: str) -> Iterator[Session]:
     """Check the config and the hardware, name the run, and take its state for ourselves.
@@ -113,6 +125,8 @@ def session(stage: str) -> Iterator[Session]:
     set_up_process(hardware, config.seed)
     parts = fingerprint_parts(stage, config, hardware)
     fingerprint = name_of(**parts)
+    if rank_from_environment() == 0:
+        say_if_stale(stage, parts["code"])
     root = state_root()
     folder = root / "runs" / f"{stage.replace('@', '-')}-{fingerprint}"
     first = rank_from_environment() == 0
@@ -136,10 +150,18 @@ def session(stage: str) -> Iterator[Session]:
         yield Session(stage, config, hardware, fingerprint, parts, folder, interrupt)
 
 
-def load_tokenizer(folder: Path = TOKENIZER) -> Tokenizer:
+def load_trained_tokenizer() -> Tokenizer:
+    """The tokenizer that the stage `tokenizer` wrote."""
     from paribus.data.tokenizer import Tokenizer
 
-    return Tokenizer.load(folder / "tokenizer.json")
+    return Tokenizer.load_trained(TOKENIZER)
+
+
+def load_tokenizer(checkpoint: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint's folder; the checkpoint's own record vouches for it (`load_model`)."""
+    from paribus.data.tokenizer import Tokenizer
+
+    return Tokenizer.load(checkpoint / "tokenizer.json")
 
 
 def core_is_synthetic() -> bool:

@@ -7,7 +7,7 @@ from paribus.curriculum import CORPUS, METRICS, TOKENIZER, TOKENS
 from paribus.data.disk import writing
 from paribus.places import main_checkout
 from paribus.progress import Progress
-from paribus.stages.context import load_tokenizer, name_changes
+from paribus.stages.context import load_trained_tokenizer, name_changes, say_if_stale
 from paribus.summary import write_json
 
 COMPRESSION_BYTES = 20_000_000  # of text that bytes per token is measured on, at most
@@ -19,6 +19,7 @@ def corpus() -> None:
 
     config = load_config()
     name_changes("corpus", config)
+    say_if_stale("corpus")
     with Progress("corpus") as bar, writing(CORPUS):
         build_corpus(config.corpus, CORPUS, main_checkout(), bar.count)
 
@@ -34,11 +35,11 @@ def tokenizer() -> None:
     )
 
     config = load_config()
+    say_if_stale("tokenizer")
     megabytes = config.tokenizer.train_megabytes
     trained = train_tokenizer(sample_documents(CORPUS / "documents", megabytes), config.tokenizer)
     with writing(TOKENIZER / "tokenizer.json"):
-        TOKENIZER.mkdir(parents=True, exist_ok=True)
-        trained.save(TOKENIZER / "tokenizer.json")
+        trained.save_trained(TOKENIZER)
     every_50th = (
         text for number, text in enumerate(documents(CORPUS / "documents")) if number % 50 == 0
     )
@@ -57,5 +58,8 @@ def tokens() -> None:
     from paribus.data.shards import write_shards
 
     config = load_config()
+    say_if_stale("tokens")
     with Progress("tokens") as bar, writing(TOKENS):
-        write_shards(CORPUS / "documents", load_tokenizer(), config.tokens, TOKENS, bar.count)
+        write_shards(
+            CORPUS / "documents", load_trained_tokenizer(), config.tokens, TOKENS, bar.count
+        )

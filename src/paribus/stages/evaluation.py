@@ -13,7 +13,13 @@ from paribus.curriculum import CHECKPOINT_NAMES, CHECKPOINTS, CORPUS, EVALS, MET
 from paribus.data.disk import writing
 from paribus.machine.interrupt import EXIT_PAUSED, Interrupt
 from paribus.progress import Progress
-from paribus.stages.context import core_is_synthetic, load_model, load_tokenizer, session
+from paribus.stages.context import (
+    core_is_synthetic,
+    load_model,
+    load_tokenizer,
+    say_if_stale,
+    session,
+)
 from paribus.stages.outputs import say_cut_off
 from paribus.summary import write_csv, write_json
 
@@ -98,10 +104,10 @@ def gsm8k(stage: str) -> None:
             answers = answer_prompts(
                 engine, continues=stage == "base", stop=run.interrupt.requested
             )
+            write_json(folder / "prompts.json", answers)
             write_items(folder, result)
             log.artifact(folder / "items.parquet", "items")
             log.summary(result.summary)
-            write_json(folder / "prompts.json", answers)
             log.table("prompts", [{"checkpoint": stage} | row for row in answers])
             for name in ("samples.json", "failures.jsonl", "prompts.json"):
                 log.artifact(folder / name, "answers")
@@ -169,6 +175,7 @@ def compare_stages() -> None:
     from paribus.evaluate.kept import stop_if
 
     minutes = load_config().train.session_minutes
+    say_if_stale("gsm8k")
     with (
         Interrupt(None, minutes) as interrupt,
         stoppable("compare-stages", interrupt),

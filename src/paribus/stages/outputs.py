@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paribus import graph, tracking
@@ -28,10 +29,9 @@ def write_outputs(
     refuse_divergence(stage, summary)
     from paribus.model.gpt import save_checkpoint
 
-    before = checkpoint_before(target)
-    source = CHECKPOINTS / before if before else TOKENIZER
+    tokenizer = source_tokenizer(target)
     with naming(CHECKPOINTS / target):
-        save_checkpoint(CHECKPOINTS / target, model, source / "tokenizer.json", run.provenance)
+        save_checkpoint(CHECKPOINTS / target, model, tokenizer, run.provenance)
     with naming(PLOTS / f"{stage}.csv"):
         write_curve(PLOTS / f"{stage}.csv", stage, logged_steps(run.folder))
     with naming(run.folder):
@@ -42,6 +42,23 @@ def write_outputs(
     )
     write_json(run.folder / "delivered.json", graph.dvc_digest(CHECKPOINTS / target))
     write_json(METRICS / f"{stage}.json", summary)
+
+
+def source_tokenizer(target: str) -> Path:
+    """The tokenizer.json that a checkpoint takes over, found as it was written: training may have taken days.
+
+    target: the checkpoint. Raises UserError where it was altered since.
+    """
+    from paribus.data.tokenizer import check_trained
+    from paribus.model.saved import check_record
+
+    before = checkpoint_before(target)
+    if before is None:
+        check_trained(TOKENIZER)
+        return TOKENIZER / "tokenizer.json"
+    source = CHECKPOINTS / before
+    check_record(source)
+    return source / "tokenizer.json"
 
 
 def say_cut_off(name: str, share: float, key: str, max_new_tokens: int, context: int) -> None:

@@ -33,6 +33,7 @@ from paribus.stages.context import (
     core_is_synthetic,
     load_model,
     load_tokenizer,
+    load_trained_tokenizer,
     new_model,
     rows_of,
     session,
@@ -69,7 +70,7 @@ def pretrain() -> None:
     from paribus.train.objectives import NextToken
 
     with session("pretrain") as run:
-        config, words = run.config, load_tokenizer()
+        config, words = run.config, load_trained_tokenizer()
         model_config = resolve_model(config.model)
         counts = parameters(model_config, words.vocab_size)
         schedule = resolve_pretrain(config.pretrain, counts["total"], model_config.seq_len)
@@ -311,7 +312,9 @@ def train(
     from paribus.train.checkpoint import StateStore
     from paribus.train.loop import Hooks
 
-    store = StateStore(run.folder / "state", run.config.train.keep_states)
+    store = StateStore(
+        run.folder / "state", run.config.train.keep_states, run.folder / "metrics.jsonl"
+    )
     if parallel.rank() == 0 and asked_again(run):
         store.clear()
     state = parallel.newest(store)
@@ -338,6 +341,7 @@ def train(
         loop = prepared(hooks)
         run_loop(loop, run, state, before, expected)
         remember(run.config, run.stage, loop.position.seconds)
+        log.refuse_lost_rows()
         yield log, loop.position
 
 

@@ -15,6 +15,7 @@ from paribus.config import flatten, parse_yaml
 from paribus.errors import UserError
 from paribus.git import GitError, git, git_bytes, try_git
 from paribus.places import main_checkout
+from paribus.study import run_cache
 
 
 class CommittedFiles:
@@ -116,7 +117,8 @@ def altered(files: CommittedFiles, stages: Collection[str]) -> list[str]:
     """Files of a run's commit that are not as DVC noted them when the run ended, sorted.
 
     dvc.lock holds the parameters and a hash of every file that a stage read and wrote. A commit that a run made agrees
-    with its own dvc.lock; one that somebody edited afterwards does not.
+    with its own dvc.lock; one that somebody edited afterwards does not. Where somebody edited dvc.lock with it, DVC's
+    run-cache has what the run left, as long as it is kept.
     """
     found = set()
     expected: dict[str, str] = {}
@@ -127,6 +129,7 @@ def altered(files: CommittedFiles, stages: Collection[str]) -> list[str]:
             continue
         if not _same_params(files, entry):
             found.add("params.yaml")
+        found.update(edited_in_lock(entry))
         for one in [*entry.get("deps", []), *entry.get("outs", [])]:
             if one["path"] in files.tree and not str(one.get("md5", ".dir")).endswith(".dir"):
                 expected[one["path"]] = str(one["md5"])
@@ -136,6 +139,11 @@ def altered(files: CommittedFiles, stages: Collection[str]) -> list[str]:
         if have.get(files.tree[path]) != mark and _md5_in_checkout(files.commit, path) != mark:
             found.add(path)
     return sorted(found)
+
+
+def edited_in_lock(entry: dict[str, Any]) -> list[str]:
+    """Outputs in a stage's entry of dvc.lock that are not as DVC's run-cache has them (`run_cache.edited`)."""
+    return run_cache.edited(entry, _runs(), _object)
 
 
 def _same_params(files: CommittedFiles, entry: dict[str, Any]) -> bool:
@@ -192,6 +200,11 @@ def _object(mark: str) -> bytes | None:
     except OSError:
         return None
     return data if _md5(data) == mark.removesuffix(".dir") else None
+
+
+def _runs() -> Path:
+    """The folder of DVC's run-cache."""
+    return _cache(main_checkout()).parents[1] / "runs"
 
 
 @functools.lru_cache(maxsize=4)

@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 from paribus import config
 from paribus.errors import naming
+from paribus.files import Extent
 from paribus.graph import file_digest
 from paribus.journal import (
     ROW,
@@ -151,9 +152,16 @@ class RunLog:
             {"step": step, "time": round(time.time(), 3), "event": name, "detail": detail}
         )
 
-    def sync(self) -> None:
-        """Bring the log to the disk: call it before a training state counts as saved, or a power cut leaves a gap."""
-        self._journal.sync()
+    def sync(self) -> Extent:
+        """Bring the log to the disk: call it before a training state counts as saved, or a power cut leaves a gap.
+
+        Returns what the log holds by then, for the state to name.
+        """
+        return self._journal.sync()
+
+    def refuse_lost_rows(self) -> None:
+        """Raises MachineError where the log on the disk lacks a row that was logged."""
+        self._journal.refuse_lost_rows()
 
     def rewind(self, step: int) -> None:
         """Drop the lines after `step`, to which training has gone back; events stay, and so does what MLflow has."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paribus.errors import UserError
+from paribus.files import put_in_place
 from paribus.journal import locked
 from paribus.places import state_root
 from paribus.tracking.address import (
@@ -175,7 +176,7 @@ def _create(uri: str) -> None:
     for left_over in file.parent.glob(f"{aside.name}*"):
         left_over.unlink()
     MlflowClient(tracking_uri=f"sqlite:///{aside}").search_experiments(max_results=1)
-    aside.rename(file)
+    put_in_place(aside, file)
 
 
 def store_key(name: str) -> str:

@@ -1,20 +1,23 @@
 """Training states: whole and checksummed, or not there.
 
-A state is `step-N.safetensors` (tensors) and `step-N.json` (its size and sha256, plain values and theirs). Both are written
-aside, synced and renamed; the JSON comes last and is what makes the state exist. Nothing is ever unpickled.
+A state is `step-N.safetensors` (tensors), `step-N.jsonl` (the run's log up to then) and `step-N.json` (size and sha256 of
+both, plain values and theirs). All are written aside, synced and renamed; the JSON comes last and is what makes the state
+exist. Nothing is ever unpickled.
+
+A run goes on from a state only with the whole log that led to it, so that its curve has no hole: where the run's own log
+lost rows meanwhile, the state's copy takes its place.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-import os
 import re
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from paribus.errors import MachineError, explained
+from paribus.files import Extent, beginning, free_name, replacing, write_atomic
 
 # Saves in a row that may fail before training stops: a full disk rarely empties itself.
 MAX_FAILURES = 3
@@ -32,11 +36,12 @@ _STATE = re.compile(r"step-(\d+)\.json")
 
 @dataclass(frozen=True)
 class State:
-    """A training state: tensors and plain values after `step` steps."""
+    """A training state: tensors and plain values after `step` steps, and how far the run's log had come."""
 
     step: int
     tensors: dict[str, Tensor]
     values: dict[str, Any]
+    logged: Extent | None = None
 
 
 class StateStore:
@@ -45,16 +50,25 @@ class StateStore:
     One process writes to a folder at a time (`session.StateLock`); others may read.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, log: Path | None = None) -> None:
+        """folder: of the states; keep: how many; log: the run's log, a file that only grows, None for none."""
+        self.folder, self.keep, self.log = folder, keep, log
         self.failures = 0
         self._writer: threading.Thread | None = None
         self._damaged: set[int] = set()
         self._costs: deque[float] = deque(maxlen=COSTS)
         folder.mkdir(parents=True, exist_ok=True)
 
-    def save(self, step: int, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    def save(
+        self,
+        step: int,
+        tensors: dict[str, Tensor],
+        values: dict[str, Any],
+        logged: Extent | None = None,
+    ) -> None:
         """Save a state without stalling: tensors are copied before this returns, and written after.
+
+        logged: how far the run's log has come; None: there is no log.
 
         Raises MachineError when several saves in a row have failed; the last whole state stays in place.
         """
@@ -70,7 +84,7 @@ class StateStore:
             return
         stalled = time.perf_counter() - began
         self._writer = threading.Thread(
-            target=self._write, args=(step, copies, values, stalled), name="state-writer"
+            target=self._write, args=(step, copies, values, logged, stalled), name="state-writer"
         )
         self._writer.start()
 
@@ -109,15 +123,40 @@ class StateStore:
         steps = self.steps()
         for step in steps:
             state = self.read(step)
-            if state is not None:
+            if state is not None and self._has_its_log(state):
                 return state
             self._damaged.add(step)
+            problem = "is damaged"
+            if state is not None:
+                problem = f"cannot be used, as rows of the log that led to it are lost ({self.log})"
             then = "no other is left" if step == steps[-1] else "trying the one before"
             print(
-                f"paribus: training state {self._path(step, 'json')} is damaged; {then}",
+                f"paribus: training state {self._path(step, 'json')} {problem}; {then}",
                 file=sys.stderr,
             )
         return None
+
+    def _has_its_log(self, state: State) -> bool:
+        """Whether the run's log holds all that led to a state; put back from the state's own copy where it does not."""
+        if self.log is None or state.logged is None:
+            return True
+        if beginning(self.log, state.logged) is not None:
+            return True
+        copy = beginning(self._path(state.step, "jsonl"), state.logged)
+        if copy is None:
+            return False
+        kept = ""
+        if self.log.exists():
+            aside = free_name(self.log)
+            self.log.rename(aside)
+            kept = f"; the file as it was is {aside.name}"
+        write_atomic(self.log, copy)
+        print(
+            f"paribus: {self.log}: rows up to step {state.step} were lost or altered; "
+            f"put back from the training state of that step{kept}",
+            file=sys.stderr,
+        )
+        return True
 
     def read(self, step: int) -> State | None:
         """The state after `step` steps; None if there is none or it is damaged.
@@ -134,7 +173,9 @@ class StateStore:
                 return None
             if path.stat().st_size != header["size"] or _sha256(path) != header["sha256"]:
                 return None
-            return State(step, load_file(path), header["values"])
+            extent = header.get("log")
+            logged = Extent(**extent) if extent else None
+            return State(step, load_file(path), header["values"], logged)
         except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError):
             return None
 
@@ -149,27 +190,38 @@ class StateStore:
         return self.folder / f"step-{step:08d}.{suffix}"
 
     def _write(
-        self, step: int, tensors: dict[str, Tensor], values: dict[str, Any], stalled: float
+        self,
+        step: int,
+        tensors: dict[str, Tensor],
+        values: dict[str, Any],
+        logged: Extent | None,
+        stalled: float,
     ) -> None:
         """Write one state, in a thread of its own. stalled: seconds that training waited for the copies."""
         from safetensors.torch import save_file
 
         began = time.perf_counter()
         path = self._path(step, "safetensors")
-        aside = _aside(path)
         try:
             self._remove_leftovers()
-            save_file(tensors, aside)  # straight from the copies, without the interpreter's lock
-            aside.chmod(0o644)  # as a file of Python's own: whoever shares the checkout may go on
-            header = {
-                "sha256": _sha256(aside),
-                "size": aside.stat().st_size,
-                "step": step,
-                "values": values,
-                "values_sha256": _digest(values),
-            }
-            _put_in_place(aside, path)
-            write_atomically(self._path(step, "json"), json.dumps(header).encode())
+            with replacing(path) as aside:
+                save_file(
+                    tensors, aside
+                )  # straight from the copies, without the interpreter's lock
+                aside.chmod(
+                    0o644
+                )  # as a file of Python's own: whoever shares the checkout may go on
+                header = {
+                    "sha256": _sha256(aside),
+                    "size": aside.stat().st_size,
+                    "step": step,
+                    "values": values,
+                    "values_sha256": _digest(values),
+                    "log": dataclasses.asdict(logged) if logged else None,
+                }
+            if self.log is not None and logged is not None:
+                write_atomic(self._path(step, "jsonl"), _whole_log(self.log, logged))
+            write_atomic(self._path(step, "json"), json.dumps(header))
             self._damaged.discard(step)
             self._prune()
         except Exception as error:  # whatever it is, training must learn that it goes on unsaved
@@ -198,10 +250,10 @@ class StateStore:
         )
 
     def _remove_leftovers(self) -> None:
-        """What a killed or failed save left behind: files written aside, and tensors whose JSON never came."""
+        """What a killed or failed save left behind: files written aside, and those of a state whose JSON never came."""
         for path in self.folder.glob(".step-*"):
             path.unlink(missing_ok=True)
-        for path in self.folder.glob("step-*.safetensors"):
+        for path in self.folder.glob("step-*"):
             if not path.with_suffix(".json").exists():
                 path.unlink(missing_ok=True)
 
@@ -212,49 +264,19 @@ class StateStore:
         kept = whole[: self.keep]
         for step in steps:
             if step not in kept:
-                self._path(step, "json").unlink(missing_ok=True)
-                self._path(step, "safetensors").unlink(missing_ok=True)
+                for suffix in ("json", "safetensors", "jsonl"):
+                    self._path(step, suffix).unlink(missing_ok=True)
         self._damaged.clear()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write aside, sync, rename, sync the folder: a reader sees the old file or the whole new one."""
-    aside = _aside(path)
-    aside.write_bytes(data)
-    _put_in_place(aside, path)
-
-
-def write_files(folder: Path, writers: dict[str, Callable[[Path], None]]) -> None:
-    """Write several files of a folder, all of them first and then each in its place: a full disk leaves the old ones.
-
-    writers: file name -> what writes the file to the path it is given.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    asides = {name: _aside(folder / name) for name in writers}
-    try:
-        for name, write in writers.items():
-            write(asides[name])
-        for name, aside in asides.items():
-            _put_in_place(aside, folder / name)
-    finally:
-        for aside in asides.values():
-            aside.unlink(missing_ok=True)
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}")
-
-
-def _put_in_place(aside: Path, path: Path) -> None:
-    """Bring a finished file to the disk and give it its name."""
-    with open(aside, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _whole_log(log: Path, logged: Extent) -> bytes:
+    """What the run logged so far. Raises MachineError where the file no longer holds it."""
+    content = beginning(log, logged)
+    if content is None:
+        raise MachineError(
+            f"{log}: rows of the log were lost or altered while the run was under way"
+        )
+    return content
 
 
 def _copy(tensor: Tensor) -> Tensor:

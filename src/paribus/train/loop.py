@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from paribus.data.loader import Prefetcher
 from paribus.errors import Diverged
+from paribus.files import Extent
 from paribus.machine.interrupt import Interrupt
 from paribus.machine.process import restore_rng, rng_state
 from paribus.model.gpt import GPT
@@ -70,7 +71,7 @@ class Hooks:
 
     log: Callable[[int, dict[str, float]], None]
     event: Callable[[int, str, str], None]  # step, name, detail
-    sync: Callable[[], None]  # bring the log to the disk, before a state that follows from it
+    sync: Callable[[], Extent | None]  # bring the log to the disk; what it holds, None: no log
     rewind: Callable[[int], None]  # forget what was logged after a step
     evaluate: Callable[[int], dict[str, float]]  # metrics after so many steps, or nothing
     progress: Callable[[int, dict[str, float]], None]
@@ -489,19 +490,22 @@ class Loop:
             "ranks": parallel.ranks(),
         }
         self._gather_seconds = time.perf_counter() - began
-        if parallel.rank() == 0 and self._log_is_on_disk():
-            self.store.save(self.position.step, tensors, values)
+        if parallel.rank() == 0:
+            self._save_after_the_log(tensors, values)
         self._saved_at = time.monotonic()
 
-    def _log_is_on_disk(self) -> bool:
-        """Bring the log to the disk, as no state may be ahead of it; a disk that does not take it has failed to save."""
+    def _save_after_the_log(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Bring the log to the disk, then the state: no state may be ahead of the log that leads to it.
+
+        A disk that does not take the log has failed to save.
+        """
         self.store.refuse_if_hopeless()
         try:
-            self.hooks.sync()
+            log = self.hooks.sync()
         except OSError as error:
             self.store.note_failure(self.position.step, error)
-            return False
-        return True
+            return
+        self.store.save(self.position.step, tensors, values, log)
 
 
 def _to(device: torch.device, micro: MicroBatch) -> list[Tensor | None]:

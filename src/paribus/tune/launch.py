@@ -57,7 +57,7 @@ def job_of(
     """What a trial's process gets. budget: one of tokens, flops, seconds; none to measure the speed."""
     from paribus.data.tokenizer import Tokenizer
 
-    vocab = Tokenizer.load(TOKENIZER).vocab_size
+    vocab = Tokenizer.load_trained(TOKENIZER.parent).vocab_size
     schedule = resolve_pretrain(
         config.pretrain,
         parameters(resolve_model(config.model), vocab)["total"],

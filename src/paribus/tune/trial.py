@@ -140,7 +140,7 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
 
     config, hardware, model, optimizer = _build(job)
     schedule, length = config.pretrain, config.model.seq_len
-    words = Tokenizer.load(Path(job["tokenizer"]))
+    words = Tokenizer.load_trained(Path(job["tokenizer"]).parent)
     packed = schedule.packing == "best_fit"
     rows = (PackedLoader if packed else DocumentLoader)(
         Path(job["tokens"]), "train", length, config.seed
