@@ -2,13 +2,16 @@
 
 `cases` gives every key's lowest and highest accepted number, each word of a choice, an empty and a full list; `Runner` runs the
 stage that reads the key, alone, in a copy of a project whose other stages are done, and says how it ended. As a program it runs
-them all and writes a line for each:
+those whose names match one of the patterns (all: an hour of one core) and writes a line for each:
 
-    python tests/extremes.py PROJECT LOG [STAGE …]
+    PYTHONPATH=src:tests python tests/extremes.py PROJECT LOG [PATTERN …]
+
+PROJECT: a folder of a tiny project; it is made, and its stages are run, if it is not there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -19,6 +22,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,13 +32,14 @@ from typing import Any
 
 import psutil
 import yaml
+from project import Project
 
 from paribus import graph
 from paribus.config import describe, merge, parse_config, read_yaml
 from paribus.errors import UserError
 
 SECONDS = 45.0  # a stage that has said nothing for so long is silent
-STOP_SECONDS = 20.0  # from SIGTERM to the end
+STOP_SECONDS = 60.0  # from SIGTERM to the end
 MOST_MEMORY = 6 * 2**30  # bytes of a case; what takes more was to be refused before it computed
 EXPLAINED = (2, 74, 75)
 LEAST = 5e-324  # the smallest positive number
@@ -66,6 +71,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "pretrain.tokens_per_parameter": {"pretrain.steps": None},
     "pretrain.core_max_per_task": {"pretrain.core_every": 1},
 }
+PREPARED = ("corpus", "tokenizer", "tokens", "pretrain", "midtrain", "sft", "rl")
 COMMANDS = {"core": ("eval", "core"), "gsm8k_stage": ("eval", "gsm8k", "sft")}
 
 
@@ -251,11 +257,19 @@ class Runner:
     """Runs stages in copies of a project, each in a fork of this process, which has the libraries loaded."""
 
     def __init__(self, project: Path, scratch: Path) -> None:
-        """project: all stages done; scratch: for the copies."""
+        """project: with params.yaml and what the stages read; scratch: for the copies."""
         self.project, self.scratch = project, scratch
         self.params = read_yaml(project / "params.yaml")
 
-    def run(self, case: Case, seconds: float = SECONDS) -> Outcome:
+    def prepare(self) -> None:
+        """Run the stages up to the last checkpoint, in the project itself."""
+        for stage in PREPARED:
+            outcome = Watched(Case(stage, "", None), self.project, self.scratch / stage).outcome(
+                600
+            )
+            assert outcome.kind == "done", (stage, outcome)
+
+    def run(self, case: Case) -> Outcome:
         """The case in a copy of its own, which is removed."""
         place = Path(tempfile.mkdtemp(dir=self.scratch))
         try:
@@ -266,71 +280,78 @@ class Runner:
             )  # fmt: skip
             values = with_value(self.params, case.key, case.value)
             (root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-            return self._watch(case, root, place / "said", seconds)
+            return Watched(case, root, place / "said").outcome(SECONDS)
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
-    def _watch(self, case: Case, root: Path, said: Path, seconds: float) -> Outcome:
-        began = time.monotonic()
-        pid = os.fork()
-        if pid == 0:
+
+class Watched:
+    """A stage under way in a fork, what it says, and how it ends."""
+
+    def __init__(self, case: Case, root: Path, said: Path) -> None:
+        """said: the file of what it says."""
+        self._said, self._began = said, time.monotonic()
+        self._length, self._spoke = 0, self._began
+        self._asked: float | None = None  # when it was asked to stop
+        said.touch()
+        self._pid = os.fork()
+        if self._pid == 0:
             _become(case, root, said)
-        process = psutil.Process(pid)
-        asked: float | None = None
-        length, spoke = 0, began
-        over = ""
+        self._process = psutil.Process(self._pid)
+
+    def outcome(self, seconds: float) -> Outcome:
+        """Wait for the end. What says twice how far it is, is asked to stop; what is silent for so long is ended."""
         while True:
-            found, status = os.waitpid(pid, os.WNOHANG)
-            now = time.monotonic()
-            if found:
-                break
-            size = said.stat().st_size if said.exists() else 0
-            if size != length:
-                length, spoke = size, now
-            if _memory(process) > MOST_MEMORY:
-                over = "memory"
-            if asked is None and _goes_on(_text(said)):
-                asked = now
-                os.kill(pid, signal.SIGTERM)
-            if asked is not None and now - asked > STOP_SECONDS:
-                over = over or "deaf"
-            if asked is None and now - spoke > seconds:
-                over = over or "silent"
-            if now - began > 4 * seconds:
-                over = over or "endless"
-            if over:
-                _end(process)
-                _, status = os.waitpid(pid, 0)
+            found, status = os.waitpid(self._pid, os.WNOHANG)
+            wrong = "" if found else self._wrong(seconds)
+            if wrong:
+                _end(self._process)
+                _, status = os.waitpid(self._pid, 0)
+            if found or wrong:
                 break
             time.sleep(0.02)
-        code = os.waitstatus_to_exitcode(status)
-        text = _text(said)
-        kind = over or _kind(code, text, asked)
-        return Outcome(kind, code, round(now - began, 1), text)
+        code, text = os.waitstatus_to_exitcode(status), self._text()
+        kind = wrong or _kind(code, text, self._asked is not None)
+        return Outcome(kind, code, round(time.monotonic() - self._began, 1), text)
+
+    def _wrong(self, seconds: float) -> str:
+        """What is wrong with it at this moment; empty for nothing."""
+        now, size = time.monotonic(), self._said.stat().st_size
+        if size != self._length:
+            self._length, self._spoke = size, now
+        if _memory(self._process) > MOST_MEMORY:
+            return "memory"
+        if self._asked is not None:
+            return "deaf" if now - self._asked > STOP_SECONDS else ""
+        if len(PROGRESS.findall(self._text())) >= 2:
+            self._asked = now
+            os.kill(self._pid, signal.SIGTERM)
+        return "silent" if now - self._spoke > seconds else ""
+
+    def _text(self) -> str:
+        return self._said.read_text(errors="replace")
 
 
 def _become(case: Case, root: Path, said: Path) -> typing.NoReturn:
-    """The stage, in this process. Never returns."""
-    from paribus import cli
+    """Turn this process into the stage, without MLflow. Never returns."""
+    from paribus import cli, progress, tracking
     from paribus.tracking import sender
+    from paribus.train import within
 
-    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    file = os.open(said, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.setsid()
     os.chdir(root)
+    sender.ensure = lambda root: (root / "sender.lock").touch()
+    tracking.FINISH_SECONDS = 0.0
+    progress.LINE_SECONDS = within.PATIENCE_SECONDS = 2.0  # less waiting, and the same answers
     status = 1
     try:
-        sender.ensure = lambda root: (root / "sender.lock").touch()  # nothing is sent
-        from paribus import tracking
-
-        tracking.FINISH_SECONDS = 0.0
-        cli.commands.main(args=list(COMMANDS.get(case.stage, (case.stage,))), standalone_mode=True)
+        cli.commands.main(args=list(COMMANDS.get(case.stage, (case.stage,))))
     except SystemExit as ended:
-        status = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+        status = ended.code if isinstance(ended.code, int) else 0
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -338,27 +359,22 @@ def _become(case: Case, root: Path, said: Path) -> typing.NoReturn:
         os._exit(status)
 
 
-_PROGRESS = re.compile(r"^\S+( \S+)?: .*[\d,]+/[\d,]+.*$", re.MULTILINE)
+# A line that says how far it is: "rl: step 3/10  loss 2.1  0:20 left", "rl: step 0/2  answers 40/655,360 (3:20 left)".
+PROGRESS = re.compile(r"^\S+( \S+)?: .*[\d,]+/[\d,]+.* left\)?$", re.MULTILINE)
 
 
-def _goes_on(text: str) -> bool:
-    """Whether it said twice how far it is."""
-    return len(_PROGRESS.findall(text)) >= 2 and text.rstrip().endswith("left")
-
-
-def _kind(code: int, text: str, asked: float | None) -> str:
+def _kind(code: int, text: str, asked: bool) -> str:
     if code < 0:
         return "died"
     if "Traceback (most recent" in text or code not in (0, *EXPLAINED):
         return "traceback"
     if code == 0:
         return "done"
-    if code == 75:
-        return "paused" if asked else "explained"
-    return "explained"
+    return "paused" if code == 75 and asked else "explained"
 
 
 def _memory(process: psutil.Process) -> int:
+    """Bytes that the process and its children hold."""
     try:
         return sum(one.memory_info().rss for one in (process, *process.children(recursive=True)))
     except psutil.Error:
@@ -367,38 +383,36 @@ def _memory(process: psutil.Process) -> int:
 
 def _end(process: psutil.Process) -> None:
     for one in (*process.children(recursive=True), process):
-        try:
+        with contextlib.suppress(psutil.Error):
             one.kill()
-        except psutil.Error:
-            continue
 
 
-def _text(path: Path) -> str:
-    return path.read_text(errors="replace") if path.exists() else ""
-
-
-def main(project: str, log: str, *stages: str) -> None:
+def load_libraries() -> None:
+    """What every stage would import anew."""
     import torch  # noqa: F401
 
     import paribus.data.tokenizer
+    import paribus.evaluate.core
     import paribus.evaluate.gsm8k
     import paribus.stages.evaluation
     import paribus.stages.training
     import paribus.train.loop
     import paribus.train.rollout  # noqa: F401
 
-    os.chdir(project)
+
+def main(project: str, log: str, *patterns: str) -> None:
+    load_libraries()
+    root = Path(project).resolve()
+    made = root.exists()
+    if not made:
+        Project(root, Path(__file__).resolve().parent.parent)
+    os.chdir(root)
     with tempfile.TemporaryDirectory() as scratch, open(log, "a") as file:
-        runner = Runner(Path(project), Path(scratch))
-        every = list(cases(runner.params))
-        order = {pattern: place for place, pattern in enumerate(stages)}
-        every.sort(
-            key=lambda case: next(
-                (place for pattern, place in order.items() if re.match(pattern, case.name)), 99
-            )
-        )
-        for case in every:
-            if stages and not any(re.match(pattern, case.name) for pattern in stages):
+        runner = Runner(root, Path(scratch))
+        if not made:
+            runner.prepare()
+        for case in cases(runner.params):
+            if patterns and not any(re.match(pattern, case.name) for pattern in patterns):
                 continue
             outcome = runner.run(case)
             row = {
@@ -406,9 +420,9 @@ def main(project: str, log: str, *stages: str) -> None:
                 "kind": outcome.kind,
                 "status": outcome.status,
                 "seconds": outcome.seconds,
+                "said": outcome.said[-1500:],
             }
-            tail = outcome.said[-1500:]
-            print(json.dumps(row | {"said": tail}), file=file, flush=True)
+            print(json.dumps(row), file=file, flush=True)
             print(outcome.kind, outcome.seconds, case.name, flush=True)
 
 

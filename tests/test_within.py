@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 from talker import PROBLEMS, talker
-from test_loop import STEPS, Journal, make, weights
+from test_loop import STEPS, Journal, Rows, make, weights
 
 from paribus import progress
 from paribus.config import Config
 from paribus.evaluate.gsm8k import evaluate_gsm8k
 from paribus.progress import Progress
+from paribus.train import objectives
 from paribus.train.loop import Loop, Paused
+from paribus.train.objectives import NextToken
 from paribus.train.rollout import rollout
 from paribus.train.within import Abandoned, Within
 
@@ -89,6 +91,42 @@ def test_a_stop_within_an_evaluation_repeats_its_step(
     assert torch.equal(weights(again), reference)
     assert sorted([*before.rows, *after.rows]) == list(range(1, STEPS + 1))
     assert all("val/bpb" in row for row in (before.rows | after.rows).values())
+
+
+def test_a_stop_while_the_rows_of_a_step_are_read_ends_the_reading(
+    tiny_config: Config,
+    tmp_path: Path,
+    reference: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A row of the fourth step takes as long as it is waited for."""
+    monkeypatch.setattr(objectives, "CHUNK_ROWS", 1)
+    monkeypatch.setattr("paribus.data.loader.WAITING_SECONDS", 0.01)
+    loop, _ = of_single_rows(tiny_config, tmp_path)
+    stopping(loop, 3, "rows read")
+    objective: Any = loop.objective
+    read = objective.loader.batch
+
+    def slow(step: int, rows: range, batch_rows: int) -> Any:
+        if step == 3 and rows.start == 2:
+            objective.making.called_off.wait(30)
+        return read(step, rows, batch_rows)
+
+    objective.loader.batch = slow
+    with pytest.raises(Paused, match=f"within a step: saved at step 3 of {STEPS}"):
+        loop.run()
+    assert objective.making.done < PASSES
+    again, _ = goes_on(tiny_config, tmp_path)
+    assert torch.equal(weights(again), reference)
+
+
+def test_rows_read_in_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = NextToken(Rows(), 10, 4).work(3)
+    monkeypatch.setattr(objectives, "CHUNK_ROWS", 3)
+    parts = NextToken(Rows(), 10, 4).work(3)
+    assert whole.normaliser == parts.normaliser
+    for one, other in zip(whole.micro_batches, parts.micro_batches, strict=True):
+        assert torch.equal(one.tokens, other.tokens) and torch.equal(one.targets, other.targets)
 
 
 def test_a_step_that_ends_soon_is_ended() -> None:

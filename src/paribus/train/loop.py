@@ -252,7 +252,15 @@ class Loop:
             yield ((step, self.objective.work(step)) for step in steps)
             return
         make = self._pinned_work if self.model.device.type == "cuda" else self.objective.work
-        with Prefetcher(make, steps.start, steps.stop) as prefetcher:
+        making = self.objective.making
+        making.called_off.clear()
+        with Prefetcher(
+            make,
+            steps.start,
+            steps.stop,
+            waiting=lambda: self.hooks.within("rows read", making.done, making.total),
+            call_off=making.called_off.set,
+        ) as prefetcher:
             self._prefetcher = prefetcher
             yield iter(prefetcher)
 

@@ -30,11 +30,13 @@ class Within:
         self,
         requested: Callable[[], bool],
         ranks: Callable[[], int] = lambda: 1,
-        patience: float = PATIENCE_SECONDS,
+        patience: float | None = None,
     ) -> None:
-        """requested: whether to stop. ranks: processes that compute together at this moment."""
+        """requested: whether to stop. ranks: processes that compute together at this moment. patience: seconds;
+        None: PATIENCE_SECONDS."""
         self.say: Say = nothing
-        self._requested, self._ranks, self._patience = requested, ranks, patience
+        self._requested, self._ranks = requested, ranks
+        self._patience = PATIENCE_SECONDS if patience is None else patience
         self._since: float | None = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
