@@ -40,7 +40,8 @@ from paribus.errors import UserError
 
 SECONDS = 45.0  # a stage that has said nothing for so long is silent
 STOP_SECONDS = 60.0  # from SIGTERM to the end
-MOST_MEMORY = 6 * 2**30  # bytes of a case; what takes more was to be refused before it computed
+MACHINE_MEMORY = 4 * 10**9  # bytes that a stage takes the machine to have
+MOST_MEMORY = 6 * 10**9  # bytes that it may really take: the plan is not exact
 EXPLAINED = (2, 74, 75)
 LEAST = 5e-324  # the smallest positive number
 UNIT = 64  # of whole numbers that have to fit others: a multiple of every tiny width and context
@@ -336,6 +337,7 @@ def _become(case: Case, root: Path, said: Path) -> typing.NoReturn:
     """Turn this process into the stage, without MLflow. Never returns."""
     from paribus import cli, progress, tracking
     from paribus.tracking import sender
+    from paribus.stages import room
     from paribus.train import within
 
     file = os.open(said, os.O_WRONLY | os.O_APPEND)
@@ -345,6 +347,7 @@ def _become(case: Case, root: Path, said: Path) -> typing.NoReturn:
     os.chdir(root)
     sender.ensure = lambda root: (root / "sender.lock").touch()
     tracking.FINISH_SECONDS = 0.0
+    room.machine_memory = lambda: MACHINE_MEMORY
     progress.LINE_SECONDS = within.PATIENCE_SECONDS = 2.0  # less waiting, and the same answers
     status = 1
     try:

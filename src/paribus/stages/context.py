@@ -146,7 +146,7 @@ def session(stage: str) -> Iterator[Session]:
 
 
 def say_crowded(stage: str, threads: int | None) -> None:
-    """A line where more threads are asked for than cores are there: results are those of so many, at a snail's pace."""
+    """A line where more threads are asked for than cores are there: the result is that of so many, and takes longer."""
     cores = available_cores()
     if threads is not None and threads > cores:
         print(
