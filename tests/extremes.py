@@ -336,8 +336,8 @@ class Watched:
 def _become(case: Case, root: Path, said: Path) -> typing.NoReturn:
     """Turn this process into the stage, without MLflow. Never returns."""
     from paribus import cli, progress, tracking
-    from paribus.tracking import sender
     from paribus.stages import room
+    from paribus.tracking import sender
     from paribus.train import within
 
     file = os.open(said, os.O_WRONLY | os.O_APPEND)

@@ -85,7 +85,7 @@ class Progress:
         whole = (self._step, part, total)
         if self._within is None or self._within[0] != whole:
             self._within = (whole, now, done)
-        if now < max(self._due, self._began + self._every):
+        if total <= 1 or now < max(self._due, self._began + self._every):
             return
         self._due = now + self._every
         _, began, first = self._within
