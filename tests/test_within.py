@@ -175,6 +175,11 @@ def test_the_parts_of_a_long_step_are_shown_and_those_of_short_ones_are_not(
         monkeypatch.setattr(progress.time, "monotonic", lambda: 10.0**9)
         bar.within("answers", 5, 8)
         bar.within("answers", 6, 8)
+        bar.update(1, loss=2.0)
+        monkeypatch.setattr(progress.time, "monotonic", lambda: 10.0**9 + 11)
+        bar.update(2, loss=2.0)
+        bar.within("answers", 7, 8)
     first, *_ = stream.getvalue().splitlines()
     assert first.startswith("rl: step 0/3  answers 5/8 (") and first.endswith(" left)")
     assert "6/8" not in stream.getvalue(), "a line each interval"
+    assert "7/8" not in stream.getvalue(), "the line of a step that has just ended comes first"

@@ -35,7 +35,7 @@ class Progress:
         self._task = self._bar.add_task(name, total=total or None, text="") if self._bar else None
         self._every = BAR_SECONDS if self._bar else LINE_SECONDS
         self._due = 0.0
-        self._began = time.monotonic()
+        self._began = self._moved = time.monotonic()
         self._first: tuple[float, int] | None = (
             None  # a first step that compiles says nothing of the rate
         )
@@ -66,7 +66,7 @@ class Progress:
     def update(self, step: int, **values: float) -> None:
         """`step` units are done; the first few of `values` are shown beside them."""
         self._step, self._values = step, values
-        now = time.monotonic()
+        self._moved = now = time.monotonic()
         self._first = self._first or (now, step)
         if now >= self._due:
             self._due = now + self._every
@@ -80,12 +80,12 @@ class Progress:
         self.update(done[-2])
 
     def within(self, part: str, done: int, total: int) -> None:
-        """`done` of `total` parts of a step that is under way; shown where the step takes longer than a line's interval."""
+        """`done` of `total` parts of a step that is under way; shown once the step has taken longer than a line's interval."""
         now = time.monotonic()
         whole = (self._step, part, total)
         if self._within is None or self._within[0] != whole:
             self._within = (whole, now, done)
-        if total <= 1 or now < max(self._due, self._began + self._every):
+        if total <= 1 or now < max(self._due, self._moved + self._every):
             return
         self._due = now + self._every
         _, began, first = self._within
