@@ -335,7 +335,8 @@ class Watched:
 
 def _become(case: Case, root: Path, said: Path) -> typing.NoReturn:
     """Turn this process into the stage, without MLflow. Never returns."""
-    from paribus import cli, progress, tracking
+    from paribus import progress, tracking
+    from paribus.cli import commands as cli
     from paribus.stages import room
     from paribus.tracking import sender
     from paribus.train import within

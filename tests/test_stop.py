@@ -270,7 +270,8 @@ def test_a_full_disk_ends_the_corpus_in_words(made: Project, tmp_path: Path) -> 
 
 EARLY = """
 import sys
-from paribus import cli, graph
+from paribus import graph
+from paribus.cli import commands as cli
 graph.ENTRY_POINTS[sys.argv[1]] = "signalled:stage"
 cli.run_stage(*sys.argv[1:])
 """

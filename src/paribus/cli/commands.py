@@ -101,7 +101,7 @@ def run_stage(stage: str, *arguments: str) -> None:
     from importlib import import_module
 
     from paribus.graph import ENTRY_POINTS
-    from paribus.session import stopping_before_the_start
+    from paribus.machine.interrupt import stopping_before_the_start
 
     module, _, function = ENTRY_POINTS[stage].partition(":")
     with stopping_before_the_start(" ".join([stage, *arguments])):
