@@ -266,3 +266,34 @@ def test_a_full_disk_ends_the_corpus_in_words(made: Project, tmp_path: Path) -> 
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert "cannot be written: File too large" in done.stderr and "make room" in done.stderr
     assert (made.root / "data/corpus/manifest.json").read_bytes() == before
+
+
+EARLY = """
+import sys
+from paribus import graph
+from paribus.cli import commands as cli
+graph.ENTRY_POINTS[sys.argv[1]] = "signalled:stage"
+cli.run_stage(*sys.argv[1:])
+"""
+SIGNALLED = """
+import os, signal
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+    os.kill(os.getpid(), number)
+"""
+
+
+@pytest.mark.parametrize("stage", [["core"], ["gsm8k_stage", "sft"], ["report"], ["tokens"]])
+def test_a_signal_while_a_stage_loads_its_libraries_ends_it_with_75(
+    stage: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "signalled.py").write_text(SIGNALLED)
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY, *stage],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    name = " ".join(stage)
+    assert done.stderr == f"paribus {name}: SIGTERM: stopped before it began\n"
+    assert done.returncode == EXIT_PAUSED

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from paribus.config import limits
 from paribus.errors import UserError
 from paribus.world import generate, prose
 from paribus.world.core import TASKS, task_rows
@@ -433,3 +434,10 @@ def test_a_large_world_says_how_far_it_is(tmp_path: Path) -> None:
     assert ("train problems", 2000, 2500) in said and ("conversations of facts", 1000, 1200) in said
     assert any(part == "documents" for part, _, _ in said)
     assert all(0 < done <= total for _, done, total in said)
+
+
+def test_every_task_has_as_many_items_as_the_configuration_accepts() -> None:
+    most = int(limits.WORLD_ITEMS.value)
+    for seed in (0, 7):
+        world = build_world(seed)
+        assert all(len(task_rows(world, seed, task, most)) == most for task in TASKS)

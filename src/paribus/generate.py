@@ -184,7 +184,7 @@ class Engine:
         ids: Sequence[int] | None = None,
         on_done: Callable[[int, list[Completion]], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
-        on_step: Callable[[], None] | None = None,
+        on_step: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
         """`samples` answers to each prompt (token ids), `rows` decoded side by side.
 
@@ -192,8 +192,8 @@ class Engine:
         defaults to <|end|>; <|bos|> always ends an answer, as do max_new_tokens (forced tokens count) and a full
         context; a prompt that fills the context by itself gets an empty answer. An answer also ends, finished, with the
         token that completes one of the texts `until`, which stays in it. `on_done(prompt index, answers)` is
-        called as soon as all answers to a prompt are there, `on_progress(prompts done, prompts)` after it. `on_step()`
-        is called before every token of the rows at work, and may raise to stop.
+        called as soon as all answers to a prompt are there, `on_progress(prompts done, prompts)` after it.
+        `on_step(answers done)` is called before every token of the rows at work, and may raise to stop.
         """
         sampling = self._sampling(max_new_tokens, temperature, top_k, stop, tools, until)
         answers: list[list[Completion | None]] = [[None] * samples for _ in prompts]
@@ -323,15 +323,18 @@ class _Decoder:
         ] = True
 
     def run(
-        self, on_step: Callable[[], None] | None = None
+        self, on_step: Callable[[int], None] | None = None
     ) -> Iterator[tuple[int, int, Completion]]:
-        """(prompt, sample, answer) of each answer when it is done."""
+        """(prompt, sample, answer) of each answer when it is done. on_step: as in `Engine.generate`."""
         for prompt, sample in self.without_room:
             yield prompt, sample, Completion([], [], False, 0, 0)
+        done = len(self.without_room)
         while self.busy():
             if on_step is not None:
-                on_step()
-            yield from self.step()
+                on_step(done)
+            finished = self.step()
+            done += len(finished)
+            yield from finished
 
     def busy(self) -> bool:
         """Is any answer still to be finished?"""

@@ -35,12 +35,14 @@ class Progress:
         self._task = self._bar.add_task(name, total=total or None, text="") if self._bar else None
         self._every = BAR_SECONDS if self._bar else LINE_SECONDS
         self._due = 0.0
-        self._began = time.monotonic()
+        self._began = self._moved = time.monotonic()
         self._first: tuple[float, int] | None = (
             None  # a first step that compiles says nothing of the rate
         )
         self._part, self._step, self._values = "", 0, dict[str, float]()
         self._shown: tuple[str, int] | None = None
+        # What a step under way counts, when that began, and how much of it was done then.
+        self._within: tuple[tuple[int, str, int], float, int] | None = None
 
     def __enter__(self) -> Progress:
         if self._bar:
@@ -64,7 +66,7 @@ class Progress:
     def update(self, step: int, **values: float) -> None:
         """`step` units are done; the first few of `values` are shown beside them."""
         self._step, self._values = step, values
-        now = time.monotonic()
+        self._moved = now = time.monotonic()
         self._first = self._first or (now, step)
         if now >= self._due:
             self._due = now + self._every
@@ -76,6 +78,24 @@ class Progress:
         if (part, done[-1]) != (self._part, self.total):
             self._part, self.total, self._first = part, done[-1], None
         self.update(done[-2])
+
+    def within(self, part: str, done: int, total: int) -> None:
+        """`done` of `total` parts of a step that is under way; shown once the step has taken longer than a line's interval."""
+        now = time.monotonic()
+        whole = (self._step, part, total)
+        if self._within is None or self._within[0] != whole:
+            self._within = (whole, now, done)
+        if total <= 1 or now < max(self._due, self._moved + self._every):
+            return
+        self._due = now + self._every
+        _, began, first = self._within
+        words = [f"{self.unit} {self._step:,}/{self.total:,}".strip()] if self.total else []
+        left = ""
+        if done > first:
+            seconds = (total - done) * (now - began) / (done - first)
+            left = f" ({clock(seconds)} left)"
+        words.append(f"{part} {done:,}/{total:,}{left}")
+        self._write(words)
 
     def seconds_left(self, now: float) -> float | None:
         """At the rate since the first update; None before there is one."""
@@ -100,6 +120,9 @@ class Progress:
             rate = (self._step - self._first[1]) / (now - self._first[0])
             words.append(f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s")
         words += [f"{clock(left)} left"] if left is not None else []
+        self._write(words)
+
+    def _write(self, words: list[str]) -> None:
         if self._bar and self._task is not None:
             self._bar.update(
                 self._task, completed=self._step, total=self.total, text="  ".join(words)

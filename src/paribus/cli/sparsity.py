@@ -88,6 +88,10 @@ def evaluate_sparsity(checkpoint: str, questions: int, samples: int, as_json: bo
             kept.add(row)
             answered[number] = row
 
+        def on_step(done: int) -> None:
+            stop_if(interrupt.requested)
+            bar.within("answers", done, len(todo) * samples)
+
         engine.generate(
             [chat_prompt(words, problems[number]["question"]) for number in todo],
             samples=samples,
@@ -99,7 +103,7 @@ def evaluate_sparsity(checkpoint: str, questions: int, samples: int, as_json: bo
             ids=todo,
             on_done=keep,
             on_progress=lambda done, _: bar.count(before + done, len(problems)),
-            on_step=lambda: stop_if(interrupt.requested),
+            on_step=on_step,
         )
     rows = [answered[number] for number in range(len(problems))]
     answers = len(problems) * samples

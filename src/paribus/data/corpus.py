@@ -34,6 +34,7 @@ from paribus.data.contamination import Items, read_items
 from paribus.data.contents import CONTENTS, digests_of
 from paribus.data.conversations import KNOWN_COLUMNS, Unfit, to_conversation
 from paribus.data.core_bundle import read_bundle, read_entries
+from paribus.data.disk import check_room
 from paribus.data.duplicates import Seen
 from paribus.data.finding import ROW_FORMATS, find_files, say_left_out
 from paribus.data.paths import inside, own_path
@@ -101,6 +102,9 @@ def _add_world(
 ) -> dict[str, Entry]:
     """Generate the named parts of the world (one that is not wanted at size 0) into `out`; their manifest."""
     problems = "problems" in parts
+    if "documents" in parts:
+        size = cfg.world.megabytes * 1e6
+        check_room(out, size, f"corpus.world.megabytes: {cfg.world.megabytes:,g}")
     temporary = out / "world"
     counts = world.generate(
         temporary,

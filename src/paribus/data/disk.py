@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from paribus.errors import UserError
+from paribus.errors import MachineError, UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -38,6 +38,22 @@ def writing(out: Path, what: str = "") -> Iterator[None]:
         if advice is None or isinstance(error, UserError):
             raise
         raise UserError(_line(out, str(error), advice, what)) from None
+
+
+def check_room(folder: Path, size: float, key: str) -> None:
+    """Raises UserError where the disk that `folder` is to be on has not so many bytes free.
+
+    key: with its value, for the message.
+    """
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.is_dir())
+    usage = shutil.disk_usage(there)
+    if size <= usage.free:
+        return
+    kind = UserError if size > usage.total else MachineError
+    raise kind(
+        f"{key}: takes about {size / 1e6:,.0f} MB, and {usage.free / 1e6:,.0f} of {usage.total / 1e6:,.0f} MB are free "
+        f"on the disk of {there}; lower it, or make room"
+    )
 
 
 def _line(path: Path, reason: str, advice: str, what: str) -> str:

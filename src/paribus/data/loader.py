@@ -27,6 +27,7 @@ from paribus.data.tokenizer import Tokenizer
 from paribus.errors import UserError
 
 NOT_LEARNED = -1
+WAITING_SECONDS = 1.0  # between two words of who waits for a batch
 BLOCK_ROWS = 512  # rows packed together: enough to fill them well, few enough to pack in a moment
 FILLED = 0.01  # of a stage's tokens: epochs alone may miss its end by so much
 MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
@@ -381,8 +382,17 @@ class Prefetcher(Generic[T]):
     """
 
     def __init__(
-        self, make_batch: Callable[[int], T], start: int, stop: int, depth: int = 2
+        self,
+        make_batch: Callable[[int], T],
+        start: int,
+        stop: int,
+        depth: int = 2,
+        waiting: Callable[[], None] | None = None,
+        call_off: Callable[[], None] | None = None,
     ) -> None:
+        """waiting: called every second while the consumer waits; may raise. call_off: called by close, for make_batch to
+        end early."""
+        self._waiting, self._call_off = waiting, call_off
         self.waited = 0.0
         self._left = max(stop - start, 0)
         self._queue: queue.Queue[tuple[int, T | BaseException]] = queue.Queue(depth)
@@ -419,7 +429,7 @@ class Prefetcher(Generic[T]):
         if not self._left or self._closed.is_set():
             raise StopIteration
         began = time.perf_counter()
-        step, item = self._queue.get()
+        step, item = self._get()
         self.waited += time.perf_counter() - began
         if isinstance(item, BaseException):
             self.close()
@@ -427,9 +437,19 @@ class Prefetcher(Generic[T]):
         self._left -= 1
         return step, item
 
+    def _get(self) -> tuple[int, T | BaseException]:
+        while True:
+            try:
+                return self._queue.get(timeout=WAITING_SECONDS)
+            except queue.Empty:
+                if self._waiting is not None:
+                    self._waiting()
+
     def close(self) -> None:
         """Stop the thread and wait for it."""
         self._closed.set()
+        if self._call_off is not None:
+            self._call_off()
         self._thread.join()
 
     def __enter__(self) -> Prefetcher[T]:

@@ -161,6 +161,7 @@ def evaluate_gsm8k(
     cache: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] = never,
+    within: Callable[[str, int, int], None] | None = None,
 ) -> Gsm8kResult:
     """Greedy answers to the first `cfg.questions` problems; samples, for pass@k, of the first `cfg.sampled_questions`.
 
@@ -169,6 +170,7 @@ def evaluate_gsm8k(
     on, the checkpoint included; answers are kept there as they come, and a second call goes on from them.
     `on_progress(questions answered, of how many)`, sampled ones counted apart. `stop()` is asked before every token;
     raises Stopped where it says yes: the answers under way are lost, those that are done are kept.
+    `within(phase, answers done, of how many)` is called before every token as well, as a question may have many answers.
     """
     greedy = list(range(len(problems)))[: cfg.questions]
     sampled = greedy[: cfg.sampled_questions]
@@ -184,7 +186,7 @@ def evaluate_gsm8k(
             on_progress(done, total)
 
     with Kept(cache and cache / "answers.jsonl", name) as kept:
-        ask = _Asker(engine, problems, cfg, stage, shots, seed, kept, stop)
+        ask = _Asker(engine, problems, cfg, stage, shots, seed, kept, stop, within)
         ask("greedy", greedy, 1, 0.0, advance)
         ask("sampled", sampled, cfg.samples, cfg.temperature, advance)
     items = [
@@ -212,7 +214,9 @@ class _Asker:
         seed: int,
         kept: Kept,
         stop: Callable[[], bool],
+        within: Callable[[str, int, int], None] | None,
     ) -> None:
+        self.within = within
         self.engine, self.problems, self.cfg, self.seed = engine, problems, cfg, seed
         self.kept, self.stop_requested = kept, stop
         self.records = {(row["phase"], row["index"]): row for row in kept.rows}
@@ -242,6 +246,11 @@ class _Asker:
             self.records[(phase, index)] = record
             advance(1)
 
+        def on_step(done: int) -> None:
+            stop_if(self.stop_requested)
+            if self.within is not None:
+                self.within(f"{phase} answers", done, len(todo) * samples)
+
         self.engine.generate(
             [self._prompt(index) for index in todo],
             samples=samples,
@@ -253,7 +262,7 @@ class _Asker:
             tools=not self.base,
             ids=todo,
             on_done=on_done,
-            on_step=lambda: stop_if(self.stop_requested),
+            on_step=on_step,
         )
 
     def _prompt(self, index: int) -> list[int]:

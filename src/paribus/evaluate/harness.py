@@ -191,7 +191,7 @@ class Responder:
             **dataclasses.asdict(settings),
             on_done=keep,
             on_progress=lambda some, _: self._progress("generation", before + some, total),
-            on_step=lambda: stop_if(self.stop),
+            on_step=lambda _: stop_if(self.stop),
         )
         special = set(self.tokenizer.special.values())
         texts = [

@@ -5,6 +5,7 @@ A stop may be asked for at any moment of a stage's life:
 | moment | who answers | how |
 | --- | --- | --- |
 | before the session: imports, reading inputs | `stopping_before_the_start`, `LauncherWatch` | the process ends at once |
+| in a stage of data | `stopping_at_once` | the process ends at once |
 | in the session | `Interrupt.requested`, asked between steps | the stage saves its state |
 
 Both end with `EXIT_PAUSED`.
@@ -16,6 +17,7 @@ import contextlib
 import math
 import os
 import signal
+import socket
 import threading
 import time
 import types
@@ -143,6 +145,41 @@ def stopping_before_the_start(stage: str) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def stopping_at_once(stage: str) -> Iterator[None]:
+    """Within the block SIGINT and SIGTERM end the process with `EXIT_PAUSED`, whatever it is at.
+
+    For stages whose outputs are whole or not there, and whose libraries compute for minutes without coming back to Python,
+    where none of its handlers would run: a thread hears of the signals by a socket.
+    """
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+
+    def wait() -> None:
+        number = ours.recv(1)[0]
+        if number:
+            name = signal.Signals(number).name
+            words = f"paribus {stage}: {name}: stopped; the next start begins it anew\n"
+            os.write(2, words.encode())
+            os._exit(EXIT_PAUSED)
+
+    waiting = threading.Thread(target=wait, name="signals", daemon=True)
+    waiting.start()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    pipe = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(pipe)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        theirs.send(b"\0")
+        waiting.join()
+        ours.close()
+        theirs.close()
 
 
 class LauncherWatch(threading.Thread):

@@ -34,6 +34,7 @@ from paribus.plan.throughput import (
 )
 
 PROBE_SECONDS = 60.0
+PROBED_WIDTH = 4_096  # of a CPU's products, whose rate no longer grows from there on; a width of 65,536 took 68 GB
 # model and machine -> what it was known to do, and measured / estimated seconds of each stage
 TIMINGS: Shape = Values({"flops": NUMBER, "bandwidth": NUMBER, "corrections": Values(list)})
 KEPT = 5  # of a stage's last measurements: their median corrects, so that one on a busy machine does not
@@ -74,7 +75,8 @@ def _cpu(config: Config, hardware: Hardware) -> Device:
 
     model = resolve_model(config.model)
     rows = min(config.pretrain.device_batch_size * model.seq_len, 2048)
-    flops, bandwidth = _rates(rows, model.width, hardware.dtype, hardware.threads)
+    width = min(model.width, PROBED_WIDTH)
+    flops, bandwidth = _rates(rows, width, hardware.dtype, hardware.threads)
     return Device(
         name=hardware.device_name,
         flops=flops,

@@ -27,12 +27,18 @@ from paribus.config import (
 from paribus.config import fingerprint as name_of
 from paribus.curriculum import CHECKPOINTS, CORPUS, METRICS, PLOTS, TOKENIZER, TRAINING_STAGES
 from paribus.files import remove_leftovers
-from paribus.machine.hardware import Hardware, detect_hardware, rank_from_environment
+from paribus.machine.hardware import (
+    Hardware,
+    available_cores,
+    detect_hardware,
+    rank_from_environment,
+)
 from paribus.machine.interrupt import Interrupt
 from paribus.machine.lock import StateLock
 from paribus.machine.process import set_up_process
 from paribus.machine.provenance import collect_provenance, dep_digests, fingerprint_parts
 from paribus.places import state_root
+from paribus.stages import room
 from paribus.stages.launch import LAUNCHER_WATCH
 
 if TYPE_CHECKING:
@@ -122,6 +128,8 @@ def session(stage: str) -> Iterator[Session]:
     if rank_from_environment() == 0:
         name_changes(stage, config)
     hardware = detect_hardware(config.train)
+    if stage in TRAINING_STAGES and hardware.device == "cpu" and rank_from_environment() == 0:
+        room.check(config, stage, hardware.dtype, hardware.processes)
     set_up_process(hardware, config.seed)
     parts = fingerprint_parts(stage, config, hardware)
     fingerprint = name_of(**parts)
@@ -147,7 +155,19 @@ def session(stage: str) -> Iterator[Session]:
                 f"{processes}{hardware.process_threads} threads",
                 file=sys.stderr,
             )
+            say_crowded(stage, config.train.threads)
         yield Session(stage, config, hardware, fingerprint, parts, folder, interrupt)
+
+
+def say_crowded(stage: str, threads: int | None) -> None:
+    """A line where more threads are asked for than cores are there: the result is that of so many, and takes longer."""
+    cores = available_cores()
+    if threads is not None and threads > cores:
+        print(
+            f"paribus {stage}: train.threads: {threads:,} on {cores} cores, which wait for each other: many times slower "
+            f"than {cores} (or null)",
+            file=sys.stderr,
+        )
 
 
 def load_trained_tokenizer() -> Tokenizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from paribus.config import load_config
 from paribus.curriculum import CORPUS, METRICS, TOKENIZER, TOKENS
 from paribus.data.disk import writing
+from paribus.machine.interrupt import stopping_at_once
 from paribus.places import main_checkout
 from paribus.progress import Progress
 from paribus.stages.context import load_trained_tokenizer, name_changes, say_if_stale
@@ -20,12 +21,18 @@ def corpus() -> None:
     config = load_config()
     name_changes("corpus", config)
     say_if_stale("corpus")
-    with Progress("corpus") as bar, writing(CORPUS):
+    with stopping_at_once("corpus"), Progress("corpus") as bar, writing(CORPUS):
         build_corpus(config.corpus, CORPUS, main_checkout(), bar.count)
 
 
 def tokenizer() -> None:
     """Byte-level BPE of the documents -> data/tokenizer, metrics/tokenizer.json."""
+    with stopping_at_once("tokenizer"):
+        make_tokenizer()
+
+
+def make_tokenizer() -> None:
+    """As `tokenizer`, without an ear for signals."""
     from paribus.data.shards import documents, sample_documents
     from paribus.data.tokenizer import (
         GPT2_BYTES_PER_TOKEN,
@@ -59,7 +66,7 @@ def tokens() -> None:
 
     config = load_config()
     say_if_stale("tokens")
-    with Progress("tokens") as bar, writing(TOKENS):
+    with stopping_at_once("tokens"), Progress("tokens") as bar, writing(TOKENS):
         write_shards(
             CORPUS / "documents", load_trained_tokenizer(), config.tokens, TOKENS, bar.count
         )

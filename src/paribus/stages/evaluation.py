@@ -100,6 +100,7 @@ def gsm8k(stage: str) -> None:
                 cache=run.folder / "items",
                 on_progress=bar.count,
                 stop=run.interrupt.requested,
+                within=bar.within,
             )
             answers = answer_prompts(
                 engine, continues=stage == "base", stop=run.interrupt.requested
@@ -159,7 +160,7 @@ def answer_prompts(
         ids,
         max_new_tokens=LONGEST,
         tools=not continues,
-        on_step=lambda: stop_if(stop or never),
+        on_step=lambda _: stop_if(stop or never),
     )
     return [
         {"prompt": prompt, "answer": words.decode(answer.tokens)}

@@ -6,7 +6,7 @@ Of several processes (`launch.py`, or torchrun) all train; rank 0 alone logs, ev
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ from paribus.stages.outputs import say_cut_off, write_outputs
 from paribus.summary import rl_metrics, supervised_metrics
 
 if TYPE_CHECKING:
-    from paribus.data.loader import DocumentLoader
+    from paribus.data.loader import Batch, DocumentLoader
     from paribus.data.packing import PackedLoader
     from paribus.data.tokenizer import Tokenizer
     from paribus.generate import Engine
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from paribus.train.checkpoint import State, StateStore
     from paribus.train.loop import Hooks, Loop, Position
     from paribus.train.objectives import Objective
+    from paribus.train.within import Within
 
 LONG_SECONDS = 120.0  # from which on the planned time is said at the start
 
@@ -68,9 +69,11 @@ def pretrain() -> None:
     )
     from paribus.train import parallel
     from paribus.train.objectives import NextToken
+    from paribus.train.within import Within
 
     with session("pretrain") as run:
         config, words = run.config, load_trained_tokenizer()
+        within = Within(run.interrupt.requested, parallel.ranks)
         model_config = resolve_model(config.model)
         counts = parameters(model_config, words.vocab_size)
         schedule = resolve_pretrain(config.pretrain, counts["total"], model_config.seq_len)
@@ -80,9 +83,11 @@ def pretrain() -> None:
 
         def val_bpb(max_tokens: int | None) -> float:
             rows = validation.validation_rows(schedule.device_batch_size, max_tokens)
-            return bits_per_byte(model, rows, words.token_bytes).bpb
+            size = min(len(validation.shards), max_tokens or len(validation.shards))
+            told = telling(rows, within, -(-size // model_config.seq_len))
+            return bits_per_byte(model, told, words.token_bytes).bpb
 
-        estimate = core_estimate(model, words, schedule, config.eval.core.batch_size)
+        estimate = core_estimate(model, words, schedule, config.eval.core.batch_size, within)
 
         def evaluate(step: int) -> dict[str, float]:
             bpb_due = (
@@ -115,7 +120,7 @@ def pretrain() -> None:
             loader, rows, schedule.device_batch_size, parallel.rank(), parallel.ranks()
         )
         params = flatten(model_config, "model.") | flatten(schedule, "pretrain.")
-        with train(run, model, objective, schedule, evaluate, params) as (log, position):
+        with train(run, model, objective, schedule, evaluate, params, within) as (log, position):
             summary = supervised_metrics(position) | {
                 "val_bpb": val_bpb(config.eval.bpb_tokens),
                 "parameters": counts["total"],
@@ -127,8 +132,17 @@ def pretrain() -> None:
             write_outputs(run, log, model, "base", "pretrain", summary)
 
 
+def telling(batches: Iterable[Batch], within: Within, total: int) -> Iterator[Batch]:
+    """The batches of a validation of `total` rows, told as they are read."""
+    done = 0
+    for batch in batches:
+        within("validation rows", done, total)
+        yield batch
+        done += len(batch.inputs)
+
+
 def core_estimate(
-    model: GPT, words: Tokenizer, schedule: Pretrain, batch_size: int
+    model: GPT, words: Tokenizer, schedule: Pretrain, batch_size: int, within: Within
 ) -> Callable[[], dict[str, float]]:
     """CORE on a few items of each task; with `core_every` the bundle is checked now, before any training.
 
@@ -148,6 +162,7 @@ def core_estimate(
             max_per_task=schedule.core_max_per_task,
             batch_size=batch_size,
             synthetic=core_is_synthetic(),
+            on_progress=within,
         ).summary()
         name = "core_partial" if found["partial"] else "core"
         return {f"val/{name}": found[name], "val/core_stderr": found["core_stderr"]}
@@ -183,8 +198,10 @@ def converse(stage: str, source: str, target: str, schedule: Conversations) -> N
     from paribus.data.loader import ConversationLoader, DocumentLoader, shuffle_key
     from paribus.train import parallel
     from paribus.train.objectives import NextToken
+    from paribus.train.within import Within
 
     with session(stage) as run:
+        within = Within(run.interrupt.requested, parallel.ranks)
         words, model = load_tokenizer(CHECKPOINTS / source), load_model(run, source)
         seq_len, seed = (
             model.config.seq_len,
@@ -216,7 +233,8 @@ def converse(stage: str, source: str, target: str, schedule: Conversations) -> N
             parallel.ranks(),
         )
         params = flatten(model.config, "model.") | flatten(schedule, f"{stage}.")
-        with train(run, model, objective, schedule, lambda step: {}, params) as (log, position):
+        with train(run, model, objective, schedule, lambda step: {}, params, within) as trained:
+            log, position = trained
             write_outputs(run, log, model, target, stage, supervised_metrics(position))
 
 
@@ -229,11 +247,12 @@ def rl() -> None:
     from paribus.train import parallel
     from paribus.train.objectives import PolicyGradient
     from paribus.train.rollout import rollout
+    from paribus.train.within import Within
 
     with session("rl") as run:
         cfg, seed = run.config.rl, run.config.seed
         words, model = load_tokenizer(CHECKPOINTS / "sft"), load_model(run, "sft")
-        engine = Engine(model, words)
+        engine, within = Engine(model, words), Within(run.interrupt.requested, parallel.ranks)
         problems = list(contents.rows(CORPUS, "problems/train.jsonl"))
         watched = list(contents.rows(CORPUS, "problems/validation.jsonl"))[: cfg.watch_questions]
 
@@ -241,7 +260,7 @@ def rl() -> None:
             last = step == cfg.steps
             due = last or cfg.watch_every and step % cfg.watch_every == 0
             return (
-                parallel.leads(model, partial(watch, engine, watched, run, sample=last))
+                parallel.leads(model, partial(watch, engine, watched, run, within, sample=last))
                 if due
                 else {}
             )
@@ -249,7 +268,7 @@ def rl() -> None:
         def sample(step: int) -> Any:
             model.eval()
             with parallel.whole(model):
-                drawn = rollout(engine, problems, cfg=cfg, seed=seed, step=step)
+                drawn = rollout(engine, problems, cfg=cfg, seed=seed, step=step, within=within)
             model.train()
             return drawn
 
@@ -263,8 +282,10 @@ def rl() -> None:
             length_step(run.hardware.compile),
         )
         params = flatten(model.config, "model.") | flatten(cfg, "rl.")
-        before = partial(parallel.leads, model, partial(watch, engine, watched, run, sample=True))
-        with train(run, model, objective, cfg, evaluate, params, before) as (log, position):
+        look = partial(watch, engine, watched, run, within, sample=True)
+        before = partial(parallel.leads, model, look)
+        with train(run, model, objective, cfg, evaluate, params, within, before) as trained:
+            log, position = trained
             metrics = rl_metrics(logged_steps(run.folder), position)
             write_outputs(run, log, model, "rl", "rl", metrics)
             key, context = "rl.max_new_tokens", model.config.seq_len
@@ -272,7 +293,11 @@ def rl() -> None:
 
 
 def watch(
-    engine: Engine, problems: list[dict[str, str]], run: Session, sample: bool = False
+    engine: Engine,
+    problems: list[dict[str, str]],
+    run: Session,
+    within: Within,
+    sample: bool = False,
 ) -> dict[str, float]:
     """Accuracy on problems held out of train: greedy, and with `sample` pass@k too."""
     from dataclasses import replace
@@ -288,7 +313,9 @@ def watch(
         rows=rl.rollout_rows,
         sampled_questions=None if sample else 0,
     )
-    summary = evaluate_gsm8k(engine, problems, settings, stage="rl", seed=seed).summary
+    summary = evaluate_gsm8k(
+        engine, problems, settings, stage="rl", seed=seed, within=within
+    ).summary
     keys = ["accuracy", *(key for key in summary if sample and key.startswith("pass_at_"))]
     return {f"watch/{key}": summary[key] for key in keys}
 
@@ -301,10 +328,12 @@ def train(
     schedule: Any,
     evaluate: Callable[[int], dict[str, float]],
     params: dict[str, Any],
+    within: Within,
     before: Callable[[], dict[str, float]] | None = None,
 ) -> Iterator[tuple[Any, Position]]:
     """Run the loop from wherever it stood to its end, then yield (log, position) to write the outputs, on rank 0 only.
 
+    within: called between the parts of steps and evaluations; it tells the progress bar from here on.
     before: measured once, at step 0, and logged there.
     """
     from paribus.plan.probe import remember
@@ -329,7 +358,9 @@ def train(
     with (
         Progress(run.stage, schedule.steps, "step") as bar,
         run.open_log(params, state.step if state else None) as log,
+        giving_way(run),
     ):
+        within.say = bar.within
         hooks = Hooks(
             log.log,
             log.event,
@@ -337,12 +368,28 @@ def train(
             log.rewind,
             evaluate,
             lambda step, metrics: bar.update(step, **metrics),
+            within,
         )
         loop = prepared(hooks)
         run_loop(loop, run, state, before, expected)
         remember(run.config, run.stage, loop.position.seconds)
         log.refuse_lost_rows()
         yield log, loop.position
+
+
+@contextmanager
+def giving_way(run: Session) -> Iterator[None]:
+    """Exits with EXIT_PAUSED where an evaluation before the first step or after the last was given up."""
+    from paribus.train.within import Abandoned
+
+    try:
+        yield
+    except Abandoned:
+        print(
+            f"paribus {run.stage}: {run.interrupt.reason}, within an evaluation: the next start repeats it",
+            file=sys.stderr,
+        )
+        raise SystemExit(EXIT_PAUSED) from None
 
 
 def print_where_it_begins(run: Session, state: State | None, steps: int) -> None:

@@ -30,6 +30,7 @@ from paribus.train import parallel
 from paribus.train.checkpoint import State, StateStore
 from paribus.train.objectives import MicroBatch, Objective, Work
 from paribus.train.optim import MuonAdamW
+from paribus.train.within import Abandoned, Say, nothing
 
 # Steps in a row without a finite gradient before the weights themselves are taken as spoilt.
 MAX_NONFINITE = 3
@@ -75,6 +76,7 @@ class Hooks:
     rewind: Callable[[int], None]  # forget what was logged after a step
     evaluate: Callable[[int], dict[str, float]]  # metrics after so many steps, or nothing
     progress: Callable[[int, dict[str, float]], None]
+    within: Say = nothing  # between the parts of a step; may raise Abandoned
 
     @classmethod
     def silent(cls, evaluate: Callable[[int], dict[str, float]]) -> Hooks:
@@ -174,6 +176,7 @@ class Loop:
         self._before: Started | None = None  # ahead: the step whose numbers are still to be read
         self._settled = False
         self._restored = False
+        self._evaluating = False
         self._saved_at = time.monotonic()
         self._gather_seconds = 0.0  # of the last save: bringing its tensors together
 
@@ -213,15 +216,34 @@ class Loop:
         self.model.train()
         if not self._restored:
             self.save()
+        try:
+            self._train()
+        except Abandoned:
+            self._pause_within_a_step()
+        self.store.wait()
+        self._refuse_a_lost_end()
+        return self.position
+
+    def _train(self) -> None:
         while self.position.step < self.plan.steps:
             with self._works() as works:
                 self._clock, self._settled = time.perf_counter(), False
                 for step, work in works:
                     if self._step(step, work):
                         break  # rolled back: start again from the restored step
+
+    def _pause_within_a_step(self) -> None:
+        """Raises Paused. What the step began is dropped, and the state before it is saved.
+
+        None is saved between a step and its evaluation, which the next start would pass over.
+        """
+        self.optimizer.zero_grad()
+        rolled_back = self._settle_before()
+        is_saved = rolled_back or self.store.newest_step == self.position.step
+        if not (is_saved or self._evaluating or self.position.nonfinite_in_a_row):
+            self.save()
         self.store.wait()
-        self._refuse_a_lost_end()
-        return self.position
+        raise Paused(f"{self.interrupt.reason}, within a step: {self._what_is_saved()}")
 
     @contextmanager
     def _works(self) -> Iterator[Iterator[tuple[int, Work]]]:
@@ -231,7 +253,15 @@ class Loop:
             yield ((step, self.objective.work(step)) for step in steps)
             return
         make = self._pinned_work if self.model.device.type == "cuda" else self.objective.work
-        with Prefetcher(make, steps.start, steps.stop) as prefetcher:
+        making = self.objective.making
+        making.called_off.clear()
+        with Prefetcher(
+            make,
+            steps.start,
+            steps.stop,
+            waiting=lambda: self.hooks.within("rows read", making.done, making.total),
+            call_off=making.called_off.set,
+        ) as prefetcher:
             self._prefetcher = prefetcher
             yield iter(prefetcher)
 
@@ -342,6 +372,7 @@ class Loop:
                 # DDP and FSDP average over ranks; a sum over the global batch is meant
                 (loss * parallel.ranks()).backward()
             total += loss.detach()
+            self.hooks.within("passes", index + 1, most)
         return total, self.optimizer.clip() if most else torch.zeros((), device=device), int(tokens)
 
     def _sync_gradients(self, last: bool) -> Any:
@@ -426,9 +457,11 @@ class Loop:
 
     def _evaluate(self, step: int) -> dict[str, float]:
         began = time.perf_counter()
+        self._evaluating = True
         self.model.eval()
         metrics = dict(self.hooks.evaluate(step))
         self.model.train()
+        self._evaluating = False
         taken = time.perf_counter() - began
         self.position.seconds += taken
         self._clock += taken

@@ -6,17 +6,23 @@ what the assistant says (conversations), and the advantage on sampled tokens (po
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 from paribus.config import flatten
 from paribus.data.loader import Batch
+from paribus.train.within import Abandoned
 
 if TYPE_CHECKING:
     from paribus.train.rollout import Rollout
+
+
+CHUNK_ROWS = 4_096  # read at once: of a step with more, it is told how far the reading is
 
 
 @dataclass(frozen=True)
@@ -53,11 +59,21 @@ class Work:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass
+class Making:
+    """How far the rows of the step that is being prepared are; the loop may call it off."""
+
+    done: int = 0
+    total: int = 0
+    called_off: threading.Event = field(default_factory=threading.Event)
+
+
 class Objective(Protocol):
     """`work(step)` must depend on (seed, step) and, if not `pure`, on the weights; never on ranks or restarts."""
 
     pure: bool  # may be prepared ahead of time, in another thread
     ragged: bool  # micro-batches differ in size
+    making: Making
 
     def work(self, step: int) -> Work: ...
 
@@ -77,11 +93,12 @@ class NextToken:
     ) -> None:
         self.loader, self.batch_rows, self.device_batch_size = loader, batch_rows, device_batch_size
         self.rows = range(rank, batch_rows, ranks)
+        self.making = Making()
 
     def work(self, step: int) -> Work:
         if not self.rows:  # more ranks than rows
             return Work([], 0.0, 0)
-        batch = self.loader.batch(step, self.rows, self.batch_rows)
+        batch = self._batch(step)
         micro_batches = [
             MicroBatch(
                 batch.inputs[part],
@@ -91,6 +108,24 @@ class NextToken:
             for part in _parts(len(batch.inputs), self.device_batch_size)
         ]
         return Work(micro_batches, float((batch.targets >= 0).sum()), batch.inputs.numel())
+
+    def _batch(self, step: int) -> Batch:
+        """All rows of the step. Raises Abandoned where it was called off."""
+        self.making.done, self.making.total = 0, len(self.rows)
+        chunks: list[Batch] = []
+        for part in _parts(len(self.rows), CHUNK_ROWS):
+            if self.making.called_off.is_set():
+                raise Abandoned
+            chunks.append(self.loader.batch(step, self.rows[part], self.batch_rows))
+            self.making.done += len(chunks[-1].inputs)
+        if len(chunks) == 1:
+            return chunks[0]
+        documents = [chunk.documents for chunk in chunks if chunk.documents is not None]
+        return Batch(
+            torch.cat([chunk.inputs for chunk in chunks]),
+            torch.cat([chunk.targets for chunk in chunks]),
+            torch.cat(documents) if documents else None,
+        )
 
 
 class PolicyGradient:
@@ -120,6 +155,7 @@ class PolicyGradient:
         self.temperature, self.top_k = temperature, top_k
         self.length_step = length_step
         self.rank, self.ranks = rank, ranks
+        self.making = Making()  # nothing is prepared: answers follow from the weights of the step
 
     def work(self, step: int) -> Work:
         rollout = self.sample(step)

@@ -28,6 +28,7 @@ from paribus.config import RL
 from paribus.evaluate.gsm8k import chat_prompt, is_cut_off, score, solution_steps
 from paribus.generate import Completion, Engine, stream_seed
 from paribus.train import parallel
+from paribus.train.within import Say, nothing
 
 Problem = dict[str, Any]
 LENGTH_STEP = 32  # row lengths are multiples of this, so that few shapes occur
@@ -72,7 +73,13 @@ class _Group:
 
 
 def rollout(
-    engine: Engine, problems: Sequence[Problem], *, cfg: RL, seed: int, step: int
+    engine: Engine,
+    problems: Sequence[Problem],
+    *,
+    cfg: RL,
+    seed: int,
+    step: int,
+    within: Say = nothing,
 ) -> Rollout:
     """Answer the questions of a step and score them: a pure function of (weights, problems, cfg, seed, step).
 
@@ -80,6 +87,8 @@ def rollout(
 
     With cfg.dynamic_sampling, groups without variance are replaced by groups of new questions, up to so many times;
     what they cost is in the statistics. A group that is still without variance then stays.
+
+    within("answers", done, of how many): called before every token; may raise to give the step up.
     """
     groups = _ask(
         engine,
@@ -87,6 +96,7 @@ def rollout(
         questions_of_step(problems, cfg, seed, step),
         cfg,
         stream_seed(seed, step, 0),
+        within,
     )
     drawn = list(groups)
     for turn in range(1, cfg.dynamic_sampling + 1):
@@ -95,7 +105,7 @@ def rollout(
             break
         used = {group.question for group in drawn}
         questions = _redraw(problems, cfg, seed, step, turn, len(places), used)
-        fresh = _ask(engine, problems, questions, cfg, stream_seed(seed, step, turn))
+        fresh = _ask(engine, problems, questions, cfg, stream_seed(seed, step, turn), within)
         for place, group in zip(places, fresh, strict=False):
             groups[place] = group
         drawn += fresh
@@ -165,11 +175,17 @@ def _shuffled(items: Sequence[int], seed: int) -> list[int]:
 
 
 def _ask(
-    engine: Engine, problems: Sequence[Problem], questions: Sequence[int], cfg: RL, seed: int
+    engine: Engine,
+    problems: Sequence[Problem],
+    questions: Sequence[int],
+    cfg: RL,
+    seed: int,
+    within: Say,
 ) -> list[_Group]:
     tokenizer: Any = engine.tokenizer
     prompts = [chat_prompt(tokenizer, problems[index]["question"]) for index in questions]
     mine = list(range(parallel.rank(), len(prompts), parallel.ranks()))
+    wanted = len(mine) * cfg.samples_per_question
     answers = (
         engine.generate(
             [prompts[place] for place in mine],
@@ -180,6 +196,7 @@ def _ask(
             top_k=cfg.top_k,
             seed=seed,
             rows=cfg.rollout_rows,
+            on_step=lambda done: within("answers", done, wanted),
         )
         if mine
         else []

@@ -1,0 +1,50 @@
+"""What a long step does between its parts: it says how far it is, and gives way when it is asked to stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+# A stop waits so long for the end of the step under way, whose work is saved then; a longer one is given up.
+PATIENCE_SECONDS = 20.0
+
+Say = Callable[[str, int, int], None]
+
+
+class Abandoned(Exception):
+    """What was under way was given up, as a stop was asked for. None of it counts, and the weights are as before it."""
+
+
+def nothing(what: str, done: int, total: int) -> None:
+    """For who has nobody to tell."""
+
+
+class Within:
+    """`within("answers", 40, 655_360)` between the parts of a step or of an evaluation: a few microseconds.
+
+    Raises Abandoned where a stop was requested `PATIENCE_SECONDS` ago. Of several processes none gives up by itself, as
+    the others wait for it: those end their step.
+    """
+
+    def __init__(
+        self,
+        requested: Callable[[], bool],
+        ranks: Callable[[], int] = lambda: 1,
+        patience: float | None = None,
+    ) -> None:
+        """requested: whether to stop. ranks: processes that compute together at this moment. patience: seconds;
+        None: PATIENCE_SECONDS."""
+        self.say: Say = nothing
+        self._requested, self._ranks = requested, ranks
+        self._patience = PATIENCE_SECONDS if patience is None else patience
+        self._since: float | None = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self.say(what, done, total)
+        if not self._requested():
+            return
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+        if now - self._since >= self._patience and self._ranks() == 1:
+            raise Abandoned
