@@ -28,7 +28,7 @@ import psutil
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
-from studied import LightProject, kill, wait_for  # noqa: E402
+from support.studied import LightProject, kill, wait_for  # noqa: E402
 
 TARGETS = ("driver", "worker", "guardian", "stages", "all", "all but guardians")
 ARMS = {"adamw": {"optimizer.kind": "adamw"}}

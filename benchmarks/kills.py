@@ -38,7 +38,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
-from project import Project, senders  # noqa: E402
+from support.project import Project, senders  # noqa: E402
 
 from paribus.graph import stage_definitions  # noqa: E402
 from paribus.machine.hardware import cpu_name  # noqa: E402

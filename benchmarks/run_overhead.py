@@ -24,7 +24,7 @@ import psutil
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
-from studied import LightProject  # noqa: E402
+from support.studied import LightProject  # noqa: E402
 
 from paribus.execute.local import Pool  # noqa: E402
 from paribus.execute.repository import git  # noqa: E402

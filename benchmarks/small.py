@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
-from conftest import TINY  # noqa: E402
-from project import Project, senders  # noqa: E402
+from support.project import Project, senders  # noqa: E402
+from support.tiny import TINY  # noqa: E402
 
 from paribus.config import flatten, load_config  # noqa: E402
 

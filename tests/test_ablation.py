@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
+from support.tiny import TINY
 
 from paribus.config import load_config
 from paribus.errors import UserError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY
+from support.tiny import TINY
 
 from paribus.errors import UserError
 from paribus.study.experiment import noise_experiment, parse_experiment, read_experiment

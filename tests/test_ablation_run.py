@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from project import Project
+from support.project import Project
 
 from paribus.journal import read_rows
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_loop import ROWS, STEPS, Journal, Rows, make, weights
+from support.toy_loop import ROWS, STEPS, Journal, Rows, make, weights
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_values import BROKEN_FILES, SCALARS, alias_bomb, at_key, check_explained, outcome
+from support.bad_values import BROKEN_FILES, SCALARS, alias_bomb, at_key, check_explained, outcome
 
 from paribus.config import (
     Config,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from talker import PROBLEMS, random_model, talker
+from support.talker import PROBLEMS, random_model, talker
 
 from paribus import config
 from paribus.config import Config

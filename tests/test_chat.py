@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from talker import PROBLEMS, codec, talker
+from support.talker import PROBLEMS, codec, talker
 
 from paribus.chat import Answer, Options, Piece, Speaker, terminal, web
 from paribus.config import merge, read_yaml

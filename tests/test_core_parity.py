@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_core import TASKS, bundle_fixture, tiny_model, word_tokenizer_fixture  # noqa: F401  (fixtures)
+from support.core_bundle import TASKS, tiny_model
 
 from paribus.config import Config
 from paribus.data.core_bundle import Task, read_bundle

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_core import tiny_model
+from support.core_bundle import tiny_model
 
 from paribus.config import Config
 from paribus.model.gpt import KVCache

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from test_data_corpus import with_local
+from support.corpora import with_local
 
 from paribus import config
 from paribus.data import load_jsonl

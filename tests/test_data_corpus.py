@@ -12,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
+from support.corpora import with_local
 
 from paribus import config
 from paribus.data import load_jsonl
@@ -20,10 +21,6 @@ from paribus.data.shards import documents
 from paribus.errors import UserError
 
 TEXTS = [f"Text number {n}, with a line end\nand a “quote”." for n in range(6)]
-
-
-def with_local(tiny: config.Config, *paths: str, **more: object) -> config.Corpus:
-    return dataclasses.replace(tiny.corpus, source="local", paths=list(paths), **more)
 
 
 def pack_all_formats(folder: Path) -> None:

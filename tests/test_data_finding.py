@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from test_data_corpus import with_local
+from support.corpora import with_local
 
 from paribus import config
 from paribus.data.corpus import build_corpus

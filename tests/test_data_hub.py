@@ -22,7 +22,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hub_server import REVISION, Hub, serve
+from support.hub_server import REVISION, Hub, serve
 
 from paribus import config
 from paribus.data import download, hub, load_jsonl

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from talker import PROBLEMS, codec, model_config, talker
-from test_loop import ROWS, Rows
+from support.talker import PROBLEMS, codec, model_config, talker
+from support.toy_loop import ROWS, Rows
 from torch.nn.parallel import DistributedDataParallel
 
 from paribus.config import Config

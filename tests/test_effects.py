@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import TINY
+from support.tiny import TINY
 
 from paribus.cli.commands import commands
 from paribus.config import (

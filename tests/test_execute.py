@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studied import LightProject
+from support.studied import LightProject
 
 from paribus.execute.local import Pool
 from paribus.execute.repository import clone

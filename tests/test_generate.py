@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from talker import PROBLEMS, codec, model_config, random_model, talker
+from support.talker import PROBLEMS, codec, model_config, random_model, talker
 
 from paribus import generate
 from paribus.data.chat import problem_conversation, render

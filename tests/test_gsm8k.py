@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
-from talker import PROBLEMS, codec, problem, random_model, talker
+from support.talker import PROBLEMS, codec, problem, random_model, talker
 
 from paribus.config import Config, Gsm8k
 from paribus.errors import UserError

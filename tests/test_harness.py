@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from talker import PROBLEMS, codec, random_model, talker
+from support.talker import PROBLEMS, codec, random_model, talker
 
 from paribus.cli.commands import commands
 from paribus.config import merge, read_yaml

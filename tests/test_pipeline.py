@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY
-from project import STAGES, Project
+from support.project import STAGES, Project
+from support.tiny import TINY
 
 CONTRACT = {
     "tokenizer": {"vocab_size", "bytes_per_token"},

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
-from test_cli import paribus, project  # noqa: F401
+from support.checkout import make_checkout, paribus
+from support.tiny import TINY
 
 from paribus.config import Config, flatten, load_config, read_yaml, resolve_model
 from paribus.errors import UserError
@@ -28,6 +28,12 @@ from paribus.plan.devices import (
 )
 from paribus.plan.estimate import as_json, make_plan, stage_plan
 from paribus.plan.tracker import track_step
+
+
+@pytest.fixture
+def project(tmp_path: Path, project_root: Path) -> Path:
+    return make_checkout(tmp_path, project_root)
+
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"model.depth": 3, "model.width": 128, "model.head_dim": 32, "model.seq_len": 128}
@@ -385,7 +391,7 @@ def test_several_cards_share_the_answers_of_rl() -> None:
 @pytest.mark.parametrize(
     "profile", sorted(path.stem for path in (ROOT / "experiments/profiles").glob("*.yaml"))
 )
-def test_every_profile_has_a_plan(profile: str, project: Path) -> None:  # noqa: F811
+def test_every_profile_has_a_plan(profile: str, project: Path) -> None:
     card = (
         ["--device", "H100"]
         if profile in ("d20-speedrun", "gpt2-grade")
@@ -428,7 +434,7 @@ def test_every_profile_has_a_plan(profile: str, project: Path) -> None:  # noqa:
         (["-S", "model.depth", "--device", "3090"], "KEY=VALUE"),
     ],
 )
-def test_bad_input_is_named(arguments: list[str], said: str, project: Path) -> None:  # noqa: F811
+def test_bad_input_is_named(arguments: list[str], said: str, project: Path) -> None:
     done = paribus("plan", *arguments, cwd=project)
     assert (
         done.returncode == 2

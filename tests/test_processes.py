@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from project import Project
+from support.project import Project
 
 from paribus.config import merge, read_yaml
 from paribus.machine.interrupt import EXIT_PAUSED

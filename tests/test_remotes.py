@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_pipeline import Project
+from support.project import Project
 
 pytestmark = pytest.mark.long
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from talker import PROBLEMS, codec, problem, random_model, talker
+from support.talker import PROBLEMS, codec, problem, random_model, talker
 
 from paribus.config import RL, Config
 from paribus.evaluate.gsm8k import chat_prompt, score, solution_steps

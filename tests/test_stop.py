@@ -12,13 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from project import Project
-from talker import PROBLEMS, codec, talker
-from test_core import (  # noqa: F401  (fixtures)
-    bundle_fixture,
-    tiny_model,
-    word_tokenizer_fixture,
-)
+from support.core_bundle import tiny_model
+from support.project import Project
+from support.talker import PROBLEMS, codec, talker
 
 from paribus.config import Config
 from paribus.data.tokenizer import Tokenizer

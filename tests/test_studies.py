@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from studied import LightProject, kill, wait_for
+from support.studied import LightProject, kill, wait_for
 
 from paribus.errors import UserError
 
@@ -593,7 +593,7 @@ def cards(monkeypatch: pytest.MonkeyPatch, count: int, visible: str = "") -> Non
 
 
 def experiment_on(project: LightProject, processes: int, device: str = "cuda") -> Any:
-    from studied import STUDY
+    from support.studied import STUDY
 
     from paribus.study.experiment import parse_experiment
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_loop import Journal, make
+from support.toy_loop import Journal, make
 
 from paribus.config import Config
 from paribus.errors import UserError

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from project import senders
+from support.project import senders
 
 from paribus import config, tracking
 from paribus.journal import Journal, locked, read_rows

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tuned import STUDY, Curve, command, prepare, write
+from support.tuned import STUDY, Curve, command, prepare, write
 
 from paribus.errors import UserError
 
@@ -328,6 +328,26 @@ def test_what_was_left_by_another_study_of_that_name_is_not_taken(inside: Path) 
         assert finished(folder, other) is None
     _make_ready(folder, job | {"steps": 7})
     assert not (folder / "result.json").exists()
+
+
+def test_a_start_that_is_ended_at_once_says_nothing_of_where_an_earlier_one_went_on(
+    inside: Path,
+) -> None:
+    from paribus.study.launch import Discarded, job_of, watch
+    from paribus.study.space import read_study
+
+    def discard(rows: list[dict[str, Any]]) -> None:
+        raise Discarded("at once")
+
+    write(inside, "ended")
+    folder = inside / "ended"
+    folder.mkdir()
+    job = job_of(read_study("ended").config(), 3 * 2**30, {"tokens": 1536})
+    for _ in range(2):
+        with pytest.raises(Discarded):
+            watch(folder, job, discard)
+        assert not (folder / "start.json").exists()
+        (folder / "start.json").write_text('{"went_on_from_step": 3}')
 
 
 @pytest.mark.parametrize(
@@ -676,7 +696,7 @@ def killed(prepared: Path) -> dict[str, Any]:
         "killed",
         trials=4,
         budget={"tokens": 256 * 120},
-        overrides={"train.save_seconds": 0.2},
+        overrides={"train.save_seconds": 0},  # a state after every step
         space={
             "optimizer.matrix_lr": {"low": 0.005, "high": 0.08, "log": True},
             "optimizer.head_lr": {"low": 0.001, "high": 0.02, "log": True},

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY
+from support.tiny import TINY
 
 from paribus.pages import verdict as verdict_page
 from paribus.pages.markdown import cell, fenced, line, paragraph

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from project import Project
+from support.project import Project
 
 from paribus.audit import band, record, verify
 from paribus.errors import UserError

@@ -151,10 +151,11 @@ def finished(folder: Path, job: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _make_ready(folder: Path, job: dict[str, Any]) -> None:
-    """Put the job into its folder; what another left there goes, but for its log."""
+    """Put the job into its folder; what another job left there goes, but for its log."""
+    (folder / "start.json").unlink(missing_ok=True)  # of the start before this one
     if not _is_for(folder, job):
         shutil.rmtree(folder / "state", ignore_errors=True)
-        for name in ("curve.jsonl", "result.json", "start.json", "steps.json"):
+        for name in ("curve.jsonl", "result.json", "steps.json"):
             (folder / name).unlink(missing_ok=True)
     write_json(folder / "trial.json", job)
 

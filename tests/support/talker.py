@@ -15,7 +15,7 @@ from paribus.data.tokenizer import train_tokenizer
 from paribus.generate import Engine
 from paribus.model.gpt import GPT
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 STEPS = 60  # enough to be right more often than not at temperature 1
 SHAPE = {
     "depth": 2,

@@ -20,10 +20,11 @@ from typing import Any
 
 import psutil
 import yaml
-from conftest import TINY
 
 from paribus.config import merge, read_yaml
 from paribus.execute.repository import Reference, experiments_of
+from support.tiny import TINY
+from support.warm import WarmProcess, warm
 
 STUDY: dict[str, Any] = {
     "question": "Is AdamW better?",
@@ -172,7 +173,7 @@ class LightProject:
             "PATH": path,
             "DVC_NO_ANALYTICS": "1",
             "MLFLOW_DISABLE_TELEMETRY": "true",
-            "PYTHONPATH": str(Path(__file__).resolve().parent.parent / "src"),
+            "PYTHONPATH": str(Path(__file__).resolve().parent.parent.parent / "src"),
         }
 
     def run(
@@ -191,32 +192,30 @@ class LightProject:
         return done
 
     def ablate(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.run(sys.executable, "-m", "paribus", "ablate", *arguments, check=check)
+        return self._python("-m", "paribus", "ablate", *arguments, check=check)
 
     def execute(
         self, study: str, *, workers: int = 1, retry: bool = False, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """The runs of `paribus ablate run` without its report, which takes longer than they do."""
-        return self.run(*self._executing(study, workers, retry), check=check)
+        return self._python(*_executing(study, workers, retry), check=check)
 
-    def _executing(self, study: str, workers: int, retry: bool) -> list[str]:
-        program = (
-            "import sys; from paribus.cli.commands import commands; from paribus.cli import ablation; "
-            "ablation._report = lambda *_, **__: None; commands()"
+    def _python(self, *arguments: str, check: bool) -> subprocess.CompletedProcess[str]:
+        done = warm().run(list(arguments), self.root, self.environment())
+        assert done.returncode == 0 or not check, (
+            f"{arguments}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         )
-        options = ["--workers", str(workers), *(["--retry"] if retry else [])]
-        return [sys.executable, "-c", program, "ablate", "run", study, *options]
+        return done
 
-    def begin(self, study: str, workers: int = 1, retry: bool = False) -> subprocess.Popen[bytes]:
+    def begin(self, study: str, workers: int = 1, retry: bool = False) -> WarmProcess:
         """As `execute`, in the background; what it says goes to a file beside the project."""
         with self.root.with_name(f"{self.root.name}.log").open("ab") as log:
-            return subprocess.Popen(
-                self._executing(study, workers, retry),
-                cwd=self.root,
-                env=self.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+            return warm().begin(
+                _executing(study, workers, retry),
+                self.root,
+                self.environment(),
+                log.fileno(),
+                log.fileno(),
             )
 
     def log(self) -> str:
@@ -317,6 +316,26 @@ class LightProject:
                 if ours and process.pid != os.getpid() and "paribus.tracking.sender" not in words:
                     found.append(f"{process.pid} {' '.join(words)}")
         return found
+
+
+# What `paribus ablate run` does but for its report, behind the command line's own handling of errors.
+EXECUTING = """
+import sys
+from paribus.cli import commands
+from paribus.study import ablation
+from paribus.study.experiment import read_experiment
+
+@commands.command("execute")
+def execute():
+    name, workers, retry = sys.argv[2:]
+    ablation.execute(read_experiment(name), int(workers), None, retry == "retry")
+
+commands(["execute"])
+"""
+
+
+def _executing(study: str, workers: int, retry: bool) -> list[str]:
+    return ["-c", EXECUTING, "execute", study, str(workers), "retry" if retry else "first"]
 
 
 def _is_worker(process: psutil.Process) -> bool:

@@ -13,10 +13,10 @@ from typing import Any
 
 import psutil
 import yaml
-from conftest import TINY
 
 from paribus.config import merge, read_yaml
 from paribus.tracking import sender
+from support.tiny import TINY
 
 STAGES = ("base", "mid", "sft", "rl")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from conftest import TINY
 
 from paribus.config import merge, read_yaml
+from support.tiny import TINY
 
 STUDY = {
     "trials": 3,

@@ -1,0 +1,1 @@
+"""What several test files share: tiny projects, studies, models, servers, bad input."""

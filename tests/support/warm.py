@@ -1,0 +1,244 @@
+"""Commands that begin at once: each is forked from a process that has loaded what commands import.
+
+A command of paribus spends two to four seconds of processor time on loading scipy, torch and Optuna before it does
+anything. A forked one is a process of its own all the same, with its own folder, environment, output and exit status; it
+takes signals, and dies of them, as one that was started from a shell.
+
+    python warm.py SOCKET    serves until its standard input ends
+
+A request is a JSON line {"arguments", "cwd", "environment"} with two files for its output; the answers are its pid, and
+what `waitpid` says when it has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import importlib
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+LOADED = (
+    "paribus.cli",
+    "paribus.study.ablation",
+    "paribus.study.verdict_page",
+    "paribus.study.compare",
+    "paribus.study.tune",
+    "paribus.plan.estimate",
+    "paribus.data.tokenizer",
+    "torch",
+)
+
+
+# ---------------------------------------------------------------- the side of the tests
+
+
+class WarmProcess:
+    """A command under way."""
+
+    def __init__(self, connection: socket.socket, arguments: list[str]) -> None:
+        self.args = arguments
+        self.returncode: int | None = None
+        self._connection = connection
+        self._answers = connection.makefile("r")
+        self.pid = int(self._answers.readline())
+
+    def poll(self) -> int | None:
+        """Its exit status, the negative number of the signal that killed it, or None while it runs."""
+        with contextlib.suppress(TimeoutError, BlockingIOError):
+            self.wait(0.0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Until it has ended. Raises TimeoutError."""
+        if self.returncode is None:
+            self._connection.settimeout(timeout)
+            answer = self._connection.recv(64)
+            assert answer, f"{self.args}: the process it was forked from is gone"
+            self.returncode = os.waitstatus_to_exitcode(int(answer))
+            self._answers.close()
+            self._connection.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class Warm:
+    """The process that commands are forked from."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="paribus-warm-")
+        self._address = str(Path(self._folder.name) / "socket")
+        source = str(Path(__file__).resolve().parent.parent.parent / "src")
+        self._server = subprocess.Popen(
+            [sys.executable, __file__, self._address],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": source},
+        )
+        assert self._server.stdout
+        assert self._server.stdout.readline() == b"ready\n"
+
+    def begin(
+        self,
+        arguments: list[str],
+        cwd: Path,
+        environment: dict[str, str],
+        output: int,
+        errors: int,
+    ) -> WarmProcess:
+        """Start `python ARGUMENTS`: -m MODULE … or -c PROGRAM …; output, errors: open files."""
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self._address)
+        request = {"arguments": arguments, "cwd": str(cwd), "environment": environment}
+        socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [output, errors])
+        return WarmProcess(connection, arguments)
+
+    def run(
+        self, arguments: list[str], cwd: Path, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """As `subprocess.run([sys.executable, *arguments], capture_output=True, text=True)`."""
+        known = dict(os.environ) if environment is None else environment
+        with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+            process = self.begin(arguments, cwd, known, output.fileno(), errors.fileno())
+            status = process.wait()
+            output.seek(0)
+            errors.seek(0)
+            return subprocess.CompletedProcess(arguments, status, output.read(), errors.read())
+
+    def close(self) -> None:
+        assert self._server.stdin and self._server.stdout
+        self._server.stdin.close()
+        self._server.wait()
+        self._server.stdout.close()
+        self._folder.cleanup()
+
+
+@functools.cache
+def warm() -> Warm:
+    """The one of this test process; it ends with it."""
+    return Warm()
+
+
+# ---------------------------------------------------------------- the process itself
+
+
+class Server:
+    """Forks commands and tells how they ended."""
+
+    def __init__(self, address: str) -> None:
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(address)
+        self._listener.listen()
+        self._under_way: dict[int, socket.socket] = {}
+        self._ended, self._wake = socket.socketpair()
+        self._ended.setblocking(False)
+        self._wake.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+
+    def serve(self) -> dict[str, Any] | None:
+        """Until standard input ends; in a forked process, what it is to run."""
+        looked_at = selectors.DefaultSelector()
+        for file in (0, self._listener, self._ended):
+            looked_at.register(file, selectors.EVENT_READ)
+        while True:
+            for key, _ in looked_at.select():
+                if key.fileobj == 0:
+                    return None
+                if key.fileobj is self._ended:
+                    self._ended.recv(4096)
+                    self._tell_of_ended()
+                    continue
+                request = self._fork()
+                if request is not None:
+                    looked_at.close()
+                    return request
+
+    def _fork(self) -> dict[str, Any] | None:
+        connection, _ = self._listener.accept()
+        text, files, _, _ = socket.recv_fds(connection, 65536, 2)
+        while not text.endswith(b"\n"):
+            text += connection.recv(65536)
+        request: dict[str, Any] = json.loads(text)
+        pid = os.fork()
+        if pid:
+            for file in files:
+                os.close(file)
+            self._under_way[pid] = connection
+            connection.sendall(f"{pid}\n".encode())
+            return None
+        self._forget(connection)
+        for number, file in zip((1, 2), files, strict=True):
+            os.dup2(file, number)
+            os.close(file)
+        return request
+
+    def _forget(self, connection: socket.socket) -> None:
+        """In a forked process: nothing of its parent's stays open."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+        for one in (connection, self._listener, self._ended, self._wake):
+            one.close()
+        for one in self._under_way.values():
+            one.close()
+
+    def _tell_of_ended(self) -> None:
+        while self._under_way:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            connection = self._under_way.pop(pid)
+            with contextlib.suppress(OSError):  # whoever asked is gone
+                connection.sendall(str(status).encode())
+            connection.close()
+
+
+def become(request: dict[str, Any]) -> None:
+    """Run what was asked for in this process, as Python does that is started with these arguments."""
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    kind, what, *rest = request["arguments"]
+    if kind == "-m":
+        sys.argv = [what, *rest]
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = ["-c", *rest]
+        exec(what, {"__name__": "__main__"})
+
+
+def main(address: str) -> None:
+    for name in LOADED:
+        importlib.import_module(name)
+    assert threading.active_count() == 1, "a thread would be lost in every forked process"
+    gc.collect()
+    gc.freeze()
+    server = Server(address)
+    print("ready", flush=True)
+    request = server.serve()
+    if request is not None:
+        become(request)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
