@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from support.core_bundle import make_bundle, phrase
+from support.project import make_data
+from support.studied import LightProject
 from support.tiny import TINY
 
 from paribus.config import Config, load_config
@@ -66,3 +68,15 @@ def bundle_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def word_tokenizer_fixture(tiny_config: Config) -> Tokenizer:
     texts = [phrase(i, 60) + "\nthe colour is: red\nAnswer: blue\n\n" for i in range(50)]
     return train_tokenizer(texts, dataclasses.replace(tiny_config.tokenizer, vocab_size=300))
+
+
+@pytest.fixture(scope="session")
+def light_project(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> LightProject:
+    """To be copied: a project whose trainer takes a second, with its own git and DVC."""
+    return LightProject(tmp_path_factory.mktemp("light") / "project", project_root).start()
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Path:
+    """To be copied: data/ of a project with tiny params, as its first three stages make it."""
+    return make_data(tmp_path_factory.mktemp("data"), project_root)

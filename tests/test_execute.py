@@ -50,8 +50,8 @@ def test_names_are_what_git_takes_in_a_reference(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> LightProject:
-    return LightProject(tmp_path_factory.mktemp("execute") / "project", project_root).start()
+def project(tmp_path_factory: pytest.TempPathFactory, light_project: LightProject) -> LightProject:
+    return light_project.copy(tmp_path_factory.mktemp("execute") / "project")
 
 
 @pytest.fixture(scope="module")
@@ -178,20 +178,20 @@ def test_two_workers_never_compute_the_same_run(project: LightProject, pool: Poo
 
 
 def run_one(project: LightProject) -> str:
-    """One study of two runs; the names of its experiments."""
+    """One study of four runs; the names of its experiments."""
     project.study("tiny", seeds=2, arms={"adamw": {"optimizer.kind": "adamw"}})
     done = project.execute("tiny")
     assert "failed" not in done.stderr
     return " ".join(sorted(project.values("tiny")))
 
 
-def test_a_path_with_letters_outside_ascii(tmp_path: Path, project_root: Path) -> None:
-    project = LightProject(tmp_path / "Müller 'q' $x", project_root).start()
+def test_a_path_with_letters_outside_ascii(tmp_path: Path, light_project: LightProject) -> None:
+    project = light_project.copy(tmp_path / "Müller 'q' $x")
     assert run_one(project).split()[0] == "tiny.adamw.s7"
 
 
-def test_a_shallow_clone(tmp_path: Path, project_root: Path) -> None:
-    first = LightProject(tmp_path / "full", project_root).start()
+def test_a_shallow_clone(tmp_path: Path, light_project: LightProject) -> None:
+    first = light_project.copy(tmp_path / "full")
     first.commit_more()
     project = LightProject.__new__(LightProject)
     project.root = tmp_path / "shallow"

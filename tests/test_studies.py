@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from support.studied import LightProject, kill, wait_for
+from support.studied import LightProject, executing, kill, wait_for
 
 from paribus.errors import UserError
 
@@ -21,14 +21,14 @@ SLOWLY = {"when": {"stage": "pretrain"}, "do": {"seconds": 0.5}}  # 4 s: long en
 
 
 @pytest.fixture
-def project(tmp_path: Path, project_root: Path) -> LightProject:
-    return LightProject(tmp_path / "project", project_root).start()
+def project(tmp_path: Path, light_project: LightProject) -> LightProject:
+    return light_project.copy(tmp_path / "project")
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> LightProject:
+def shared(tmp_path_factory: pytest.TempPathFactory, light_project: LightProject) -> LightProject:
     """One project for tests of studies of their own; its `tokens` are made."""
-    project = LightProject(tmp_path_factory.mktemp("studies") / "project", project_root).start()
+    project = light_project.copy(tmp_path_factory.mktemp("studies") / "project")
     project.run("dvc", "repro", "-q", "tokens")
     project.commit("tokens")
     return project
@@ -218,7 +218,7 @@ def test_a_disk_without_room_is_the_machines_fault(shared: LightProject) -> None
     """Files may have 20 kB here, which is less than a shard of the tokens and than what git and DVC note."""
     project = shared
     project.study("quota", baseline={"set": {"tokens.shard_tokens": 12_345}})
-    command = project._executing("quota", 1, False)
+    command = [sys.executable, *executing("quota")]
     line = 'ulimit -f 20; exec "$@"'
     done = project.run("bash", "-c", line, "bash", *command, check=False)
     assert done.returncode == 74, done.stderr

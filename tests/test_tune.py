@@ -7,9 +7,6 @@ import json
 import math
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
-from support.tuned import STUDY, Curve, command, prepare, write
+from support.tuned import STUDY, Curve, Tuning, prepare, tune, write
+from support.warm import feed_mlflow, warm
 
 from paribus.errors import UserError
 
@@ -25,9 +23,9 @@ pytestmark = pytest.mark.timeout(600)  # a killed study and its re-tests, on a b
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Path:
+def prepared(tmp_path_factory: pytest.TempPathFactory, project_root: Path, tiny_data: Path) -> Path:
     """A project with tokens."""
-    return prepare(tmp_path_factory.mktemp("tune"), project_root)
+    return prepare(tmp_path_factory.mktemp("tune"), project_root, tiny_data)
 
 
 @pytest.fixture
@@ -100,7 +98,7 @@ def test_all_problems_of_a_study_are_told_at_once_with_exit_status_2(inside: Pat
         space={"model.dept": {"low": 1, "high": 2}, "model.depth": {"low": 0, "high": 2}},
         trials=0,
     )
-    done = subprocess.run(command("run", "wrong"), cwd=inside, capture_output=True, text=True)
+    done = tune(inside, "run", "wrong")
     assert (
         done.returncode == 2
         and "Traceback" not in done.stderr
@@ -695,22 +693,20 @@ def killed(prepared: Path) -> dict[str, Any]:
         prepared,
         "killed",
         trials=4,
-        budget={"tokens": 256 * 120},
+        budget={"tokens": 256 * 80},
         overrides={"train.save_seconds": 0},  # a state after every step
         space={
             "optimizer.matrix_lr": {"low": 0.005, "high": 0.08, "log": True},
             "optimizer.head_lr": {"low": 0.001, "high": 0.02, "log": True},
         },
     )
-    first = subprocess.Popen(
-        command("run", "killed"), cwd=prepared, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    first = Tuning(prepared, "run", "killed")
     trial = Curve(prepared / ".paribus/tune/killed/trial-0000")
     trial.wait_for_state(60)
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
+    first.process.kill()
+    first.wait(60)
     left = trial.newest_state()
-    done = subprocess.run(command("run", "killed"), cwd=prepared, capture_output=True, text=True)
+    done = tune(prepared, "run", "killed")
     return {"left": left, "done": done, "root": prepared}
 
 
@@ -839,10 +835,9 @@ def test_trials_are_child_runs_with_study_and_number_and_predictions(
 def test_predictions_are_graded_against_what_runs_took(killed: dict[str, Any]) -> None:
     """A stage's run and the trials', by `paribus plan --grade`."""
     root = killed["root"]
+    feed_mlflow(root / ".paribus", dict(os.environ))
     for arguments in (["pretrain"], ["plan", "--grade", "--json"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "paribus", *arguments], cwd=root, capture_output=True, text=True
-        )
+        done = warm().run(["-m", "paribus", *arguments], root)
         assert done.returncode == 0, done.stderr
     graded = json.loads(done.stdout)
     assert {"pretrain", "tune"} == {row["stage"] for row in graded["runs"]}

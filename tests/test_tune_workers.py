@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from support.tuned import Curve, command, prepare, write
+from support.tuned import Curve, Tuning, prepare, write
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
@@ -92,9 +93,9 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Path:
+def prepared(tmp_path_factory: pytest.TempPathFactory, project_root: Path, tiny_data: Path) -> Path:
     """A project with tokens."""
-    return prepare(tmp_path_factory.mktemp("workers"), project_root)
+    return prepare(tmp_path_factory.mktemp("workers"), project_root, tiny_data)
 
 
 def trials_of(name: str, url: str) -> list[Any]:
@@ -103,14 +104,8 @@ def trials_of(name: str, url: str) -> list[Any]:
     return optuna.load_study(study_name=name, storage=url).trials
 
 
-def started(root: Path, name: str, url: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command("run", name, "--worker", "--storage", url),
-        cwd=root,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+def started(root: Path, name: str, url: str) -> Tuning:
+    return Tuning(root, "run", name, "--worker", "--storage", url)
 
 
 def under_way(root: Path, name: str) -> Curve:
@@ -145,7 +140,7 @@ def check_each_once(trials: list[Any], wanted: int) -> None:
 
 # A state after every step. Of so few trials none is pruned: Optuna's MedianPruner begins after five whole ones.
 LONG = {
-    "budget": {"tokens": 256 * 120},
+    "budget": {"tokens": 256 * 80},
     "overrides": {"train.save_seconds": 0},
     "trials": 5,
     "space": {"optimizer.matrix_lr": {"low": 0.005, "high": 0.08, "log": True}},
@@ -160,12 +155,12 @@ def test_four_workers_one_killed_and_no_trial_is_lost_or_doubled(
     workers = [started(prepared, "crowd", server.url) for _ in range(4)]
     trial = under_way(prepared, "crowd")
     holder = int((trial.folder / "lock").read_text().split('"pid": ')[1].split(",")[0])
-    killed = next(worker for worker in workers if worker.pid == holder)
-    os.kill(killed.pid, signal.SIGKILL)
+    killed = next(worker for worker in workers if worker.process.pid == holder)
+    killed.process.kill()
     left = trial.newest_state()
     for worker in workers:
-        _, said = worker.communicate(timeout=200)
-        assert worker.returncode == (-signal.SIGKILL if worker is killed else 0), said
+        status, said = worker.wait(200)
+        assert status == (-signal.SIGKILL if worker is killed else 0), said
     trials = trials_of("crowd", server.url)
     check_each_once(trials, 5)
     origin = int(trial.folder.name.removeprefix("trial-"))
@@ -182,23 +177,20 @@ def test_four_workers_one_killed_and_no_trial_is_lost_or_doubled(
 
 
 def test_a_storage_lost_midway_loses_nothing(prepared: Path, server: Server) -> None:
-    # Long enough that no trial ends between the loss and the worker's noticing it, at the next evaluation.
-    write(prepared, "lost", **LONG | {"trials": 2, "budget": {"tokens": 256 * 800}})
+    write(prepared, "lost", **LONG | {"trials": 2})
     worker = started(prepared, "lost", server.url)
     trial = under_way(prepared, "lost")
+    [training] = psutil.Process(worker.process.pid).children()
+    training.suspend()  # it ends in no case before its worker notices the loss, at the next evaluation
     server.stop()
-    _, said = worker.communicate(timeout=120)
-    assert (
-        worker.returncode == 2
-        and "Traceback" not in said
-        and "lost" in said
-        and "same command again" in said
-    ), said
+    training.resume()
+    status, said = worker.wait(120)
+    assert status == 2 and "Traceback" not in said, said
+    assert "lost" in said and "same command again" in said
     left = trial.newest_state()
     server.start()
-    worker = started(prepared, "lost", server.url)
-    _, said = worker.communicate(timeout=120)
-    assert worker.returncode == 0, said
+    status, said = started(prepared, "lost", server.url).wait(120)
+    assert status == 0, said
     trials = trials_of("lost", server.url)
     check_each_once(trials, 2)
     assert any(one.user_attrs.get("went_on_from_step") == left > 0 for one in trials)

@@ -17,6 +17,7 @@ import yaml
 from paribus.config import merge, read_yaml
 from paribus.tracking import sender
 from support.tiny import TINY
+from support.warm import feed_mlflow, warm
 
 STAGES = ("base", "mid", "sft", "rl")
 
@@ -31,12 +32,27 @@ def senders(root: Path) -> list[psutil.Process]:
     ]
 
 
+def make_data(root: Path, source: Path) -> Path:
+    """ROOT/data of a project with tiny params: corpus, tokenizer and tokens."""
+    for name in ("dvc.yaml", "requirements.lock"):
+        shutil.copy(source / name, root / name)
+    params = merge(read_yaml(source / "params.yaml"), TINY)
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    program = (
+        "from paribus.cli import run_stage\n"
+        "for name in ('corpus', 'tokenizer', 'tokens'): run_stage(name)"
+    )
+    done = warm().run(["-c", program], root, os.environ | {"DVC_ROOT": str(root)})
+    assert done.returncode == 0, done.stderr
+    return root / "data"
+
+
 class Project:
     """A checkout of paribus with tiny params, its own git and DVC."""
 
     def __init__(self, root: Path, source: Path, **changes: Any) -> None:
         self.root = root
-        ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        ignore = shutil.ignore_patterns("*.egg-info")
         shutil.copytree(source / "src", root / "src", ignore=ignore)
         for name in ("dvc.yaml", ".gitignore", ".dvcignore", "requirements.lock"):
             shutil.copy(source / name, root / name)
@@ -62,6 +78,10 @@ class Project:
             if not key.startswith(("DVC_", "MLFLOW_"))
         }
         return clean | {"PATH": path, "DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+    def feed_mlflow(self) -> None:
+        """Start the process that feeds MLflow, with MLflow loaded already."""
+        feed_mlflow(self.root / ".paribus", self.environment())
 
     def run(
         self, *command: str, check: bool = True, **environment: str

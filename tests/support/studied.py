@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import yaml
 from paribus.config import merge, read_yaml
 from paribus.execute.repository import Reference, experiments_of
 from support.tiny import TINY
-from support.warm import WarmProcess, warm
+from support.warm import WarmProcess, feed_mlflow, warm
 
 STUDY: dict[str, Any] = {
     "question": "Is AdamW better?",
@@ -128,6 +129,13 @@ class LightProject:
         (root / "notes.md").write_text("notes\n")
         (root / "experiments").mkdir()
 
+    def copy(self, root: Path) -> LightProject:
+        """The same project in another folder."""
+        copied = LightProject.__new__(LightProject)
+        copied.root = root
+        shutil.copytree(self.root, root, symlinks=True)
+        return copied
+
     def start(self) -> LightProject:
         self.git("init", "-q", "-b", "main")
         self.git("config", "user.email", "a@example.org")
@@ -192,13 +200,15 @@ class LightProject:
         return done
 
     def ablate(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        if arguments[0] in ("run", "report"):
+            feed_mlflow(self.root / ".paribus", self.environment())
         return self._python("-m", "paribus", "ablate", *arguments, check=check)
 
     def execute(
         self, study: str, *, workers: int = 1, retry: bool = False, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """The runs of `paribus ablate run` without its report, which takes longer than they do."""
-        return self._python(*_executing(study, workers, retry), check=check)
+        return self._python(*executing(study, workers, retry), check=check)
 
     def _python(self, *arguments: str, check: bool) -> subprocess.CompletedProcess[str]:
         done = warm().run(list(arguments), self.root, self.environment())
@@ -211,7 +221,7 @@ class LightProject:
         """As `execute`, in the background; what it says goes to a file beside the project."""
         with self.root.with_name(f"{self.root.name}.log").open("ab") as log:
             return warm().begin(
-                _executing(study, workers, retry),
+                executing(study, workers, retry),
                 self.root,
                 self.environment(),
                 log.fileno(),
@@ -334,7 +344,8 @@ commands(["execute"])
 """
 
 
-def _executing(study: str, workers: int, retry: bool) -> list[str]:
+def executing(study: str, workers: int = 1, retry: bool = False) -> list[str]:
+    """The arguments of Python for the runs of a study."""
     return ["-c", EXECUTING, "execute", study, str(workers), "retry" if retry else "first"]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
-import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 
 from paribus.config import merge, read_yaml
 from support.tiny import TINY
+from support.warm import feed_mlflow, warm
 
 STUDY = {
     "trials": 3,
@@ -27,19 +29,15 @@ STUDY = {
 }
 
 
-def prepare(root: Path, project_root: Path) -> Path:
-    """A project of TINY's size with its tokens made; its source is the one under test."""
+def prepare(root: Path, project_root: Path, data: Path) -> Path:
+    """A project of TINY's size with its tokens; its source is the one under test."""
     (root / "src").symlink_to(project_root / "src")
     for name in ("dvc.yaml", "requirements.lock"):
         shutil.copy(project_root / name, root / name)
-    (root / "params.yaml").write_text(
-        yaml.safe_dump(merge(read_yaml(project_root / "params.yaml"), TINY), sort_keys=False)
-    )
+    params = merge(read_yaml(project_root / "params.yaml"), TINY)
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (root / "experiments/tune").mkdir(parents=True)
-    code = (
-        "from paribus.stages.data import corpus, tokenizer, tokens; corpus(); tokenizer(); tokens()"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True)
+    shutil.copytree(data, root / "data")
     return root
 
 
@@ -50,8 +48,33 @@ def write(root: Path, name: str, **changes: Any) -> None:
     (root / f"experiments/tune/{name}.yaml").write_text(yaml.safe_dump(values))
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "paribus", "tune", *arguments]
+def tune(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`paribus tune ARGUMENTS`."""
+    feed_mlflow(root / ".paribus", dict(os.environ))
+    return warm().run(["-m", "paribus", "tune", *arguments], root)
+
+
+class Tuning:
+    """`paribus tune ARGUMENTS` under way; what it says goes to a file."""
+
+    def __init__(self, root: Path, *arguments: str) -> None:
+        feed_mlflow(root / ".paribus", dict(os.environ))
+        with tempfile.TemporaryFile("w") as output:
+            self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115
+            self.process = warm().begin(
+                ["-m", "paribus", "tune", *arguments],
+                root,
+                dict(os.environ),
+                output.fileno(),
+                self._said.fileno(),
+            )
+
+    def wait(self, seconds: float) -> tuple[int, str]:
+        """Exit status and standard error."""
+        status = self.process.wait(seconds)
+        self._said.seek(0)
+        with self._said:
+            return status, self._said.read()
 
 
 class Curve:
