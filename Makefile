@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet
 CHECK_PYTHON := import sys; (3, 11) <= sys.version_info < (3, 14) or \
     sys.exit("paribus needs Python 3.11 to 3.13, not " + sys.version.split()[0] + "; name one: make PYTHON=python3.12")
 
-.PHONY: repro test test-long lint types figures venv clean gpu-dry-run
+.PHONY: repro test test-quick test-long lint types figures venv clean gpu-dry-run
 .DELETE_ON_ERROR:
 
 repro: $(READY)  ## the whole curriculum
@@ -21,11 +21,14 @@ repro: $(READY)  ## the whole curriculum
 
 PYTEST := $(BIN)/pytest -q --dist loadfile --no-loadscope-reorder
 
-test: $(READY)  ## the test suite, but for the long ones
-	@$(PYTEST) -n 3 -m "not long"
+test: $(READY)  ## the whole test suite
+	@$(PYTEST) -n 2
 
-test-long: $(READY)  ## kills, processes, queues and clones, a minute or more each
-	@$(PYTEST) -n 2 -m long
+test-quick: $(READY)  ## without real kills, processes, queues and clones
+	@$(PYTEST) -n 2 -m "not long"
+
+test-long: $(READY)  ## kills, processes, queues and clones, repeated more often than the suite does
+	@$(PYTEST) -n 2 -m "long or soak" --soak
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -19,25 +19,49 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # two test files run side by side; before torch is loaded
 
-# Files of minutes go first: one of them begun last would be waited for with the other core idle.
+# Files of half a minute or more go first, the longest before the others (measured on two cores): one that is begun
+# last would be waited for with the other core idle.
 LONGEST_FIRST = (
+    "test_studies",
+    "test_processes",
     "test_kills",
     "test_verify",
-    "test_processes",
-    "test_tune_workers",
-    "test_ablation_run",
-    "test_pipeline",
-    "test_tracking",
     "test_tune",
-    "test_distributed",
+    "test_pipeline",
+    "test_tune_workers",
+    "test_tracking",
+    "test_ablation_run",
+    "test_execute",
+    "test_stop",
     "test_remotes",
+    "test_kernels",
+    "test_distributed",
+    "test_ablation_files",
+    "test_bad_values",
+    "test_report",
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Longest files first; within a file the order stays."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--soak", action="store_true", help="repeat kills and signals more often, at more moments"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Longest files first; within a file the order stays. Repetition is left out but with --soak."""
     places = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+    if not config.getoption("--soak"):
+        left_out = [item for item in items if item.get_closest_marker("soak")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture
+def soak(request: pytest.FixtureRequest) -> bool:
+    """Whether there is time for many repetitions."""
+    return bool(request.config.getoption("--soak"))
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from paribus.machine.interrupt import EXIT_PAUSED
 from paribus.stages import launch
 
 pytestmark = pytest.mark.long
+soak = pytest.mark.soak
 
 STEPS = 5
 ONE_STEP = 1e-6  # minutes: a session that is over after its first step
@@ -38,10 +39,9 @@ SETTINGS = {
 class Trainer(Project):
     """A project with its tokens written, in which `paribus pretrain` runs on its own."""
 
-    def __init__(self, root: Path, source: Path, **changes: object) -> None:
+    def __init__(self, root: Path, source: Path, data: Path, **changes: object) -> None:
         super().__init__(root, source, **SETTINGS | changes)
-        script = "from paribus.cli.commands import run_stage\nfor name in ('corpus', 'tokenizer', 'tokens'): run_stage(name)"
-        self.run(sys.executable, "-c", script, PYTHONPATH=str(root / "src"), DVC_ROOT=str(root))
+        shutil.copytree(data, root / "data")
 
     def start(self, **train: object) -> subprocess.Popen[str]:  # type: ignore[override]
         params = yaml.safe_load((self.root / "params.yaml").read_text())
@@ -51,6 +51,7 @@ class Trainer(Project):
             "PYTHONPATH": str(self.root / "src"),
             "DVC_ROOT": str(self.root),
         }
+        self.feed_mlflow()
         return subprocess.Popen(
             ["paribus", "pretrain"],
             cwd=self.root,
@@ -87,9 +88,9 @@ class Trainer(Project):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Trainer:
+def alone(tmp_path_factory: pytest.TempPathFactory, project_root: Path, tiny_data: Path) -> Trainer:
     """A run of one process."""
-    trainer = Trainer(tmp_path_factory.mktemp("alone"), project_root)
+    trainer = Trainer(tmp_path_factory.mktemp("alone"), project_root, tiny_data)
     status, said = trainer.train()
     assert status == 0, said
     return trainer
@@ -97,18 +98,18 @@ def alone(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Train
 
 @pytest.mark.timeout(600)
 def test_a_run_on_2_and_1_processes_ddp_and_fsdp_is_the_run_of_one(
-    alone: Trainer, tmp_path: Path, project_root: Path
+    alone: Trainer, tmp_path: Path, project_root: Path, tiny_data: Path
 ) -> None:
     """Every session goes on with another number of processes; exit 75 passes through the launcher."""
-    moving = Trainer(tmp_path, project_root)
-    for processes, sharding in ((2, "ddp"), (1, "ddp"), (2, "fsdp"), (1, "ddp")):
+    moving = Trainer(tmp_path, project_root, tiny_data)
+    for processes, sharding in ((2, "ddp"), (1, "ddp"), (2, "fsdp")):
         status, said = moving.train(
             processes=processes, sharding=sharding, session_minutes=ONE_STEP
         )
         assert status == EXIT_PAUSED and "Traceback" not in said, said
         assert said.count("saved at step") == 1  # one process speaks
     status, said = moving.train(processes=1, session_minutes=None)
-    assert status == 0 and f"going on from step {STEPS - 1}" in said, said
+    assert status == 0 and f"going on from step {STEPS - 2}" in said, said
     ours, theirs = moving.steps(), alone.steps()
     assert [row["step"] for row in ours] == list(range(1, STEPS + 1))
     for name in ("train/loss", "train/grad_norm", "val/bpb"):
@@ -126,11 +127,9 @@ def test_a_run_on_2_and_1_processes_ddp_and_fsdp_is_the_run_of_one(
 
 @pytest.mark.timeout(600)
 def test_a_signal_saves_and_a_killed_process_ends_the_stage_and_both_go_on(
-    tmp_path: Path, project_root: Path
+    tmp_path: Path, project_root: Path, tiny_data: Path
 ) -> None:
-    trainer = Trainer(
-        tmp_path, project_root, **{"pretrain.steps": 100_000, "pretrain.eval_every": 0}
-    )
+    trainer = Trainer(tmp_path, project_root, tiny_data, **ENDLESS)
     stage = trainer.start(processes=2)
     trainer.wait_for_steps(2)
     stage.send_signal(signal.SIGTERM)
@@ -168,9 +167,11 @@ def processes_in(folder: Path) -> list[psutil.Process]:
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Trainer:
+def workshop(
+    tmp_path_factory: pytest.TempPathFactory, project_root: Path, tiny_data: Path
+) -> Trainer:
     """A project whose params and states tests change as they like."""
-    return Trainer(tmp_path_factory.mktemp("workshop"), project_root)
+    return Trainer(tmp_path_factory.mktemp("workshop"), project_root, tiny_data)
 
 
 def afresh(trainer: Trainer, **changes: object) -> None:
@@ -190,7 +191,9 @@ ENDLESS = {"pretrain.steps": 100_000, "pretrain.eval_every": 0}
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("workers_lived", [0.0, 0.3, 1.0, 2.0])
+@pytest.mark.parametrize(
+    "workers_lived", [0.0, 1.0, pytest.param(0.3, marks=soak), pytest.param(2.0, marks=soak)]
+)
 def test_workers_whose_launcher_dies_while_they_start_end_by_themselves(
     workshop: Trainer, workers_lived: float
 ) -> None:
@@ -209,8 +212,17 @@ def test_workers_whose_launcher_dies_while_they_start_end_by_themselves(
     assert not processes_in(workshop.root)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("after", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize(
+    ("number", "after"),
+    [
+        (signal.SIGINT, 0.5),
+        (signal.SIGTERM, 1.0),
+        (signal.SIGINT, 2.0),
+        pytest.param(signal.SIGTERM, 0.5, marks=soak),
+        pytest.param(signal.SIGINT, 1.0, marks=soak),
+        pytest.param(signal.SIGTERM, 2.0, marks=soak),
+    ],
+)
 def test_a_signal_before_training_begins_ends_in_words(
     workshop: Trainer, number: signal.Signals, after: float
 ) -> None:
@@ -291,10 +303,10 @@ def test_a_disk_without_room_for_a_state_ends_the_stage_in_words_and_nothing_is_
     ids=["in its loss", "in its figures"],
 )
 def test_a_run_that_diverges_is_refused_and_writes_no_figures(
-    tmp_path: Path, project_root: Path, rate: str
+    tmp_path: Path, project_root: Path, tiny_data: Path, rate: str
 ) -> None:
     """rate: of learning, no number from the first step on, or in the last so that only the figures show it."""
-    trainer = Trainer(tmp_path, project_root)
+    trainer = Trainer(tmp_path, project_root, tiny_data)
     stage = trainer.root / "src/paribus/stages/training.py"
     honest = "return schedule.lr_scale * shape"
     assert honest in stage.read_text()

@@ -42,6 +42,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Proj
     """A project whose data stages have run with two values of one key, with a checkpoint; all is pushed to a folder."""
     project = Project(tmp_path_factory.mktemp("origin"), project_root).start()
     project.run("dvc", "remote", "add", "-d", "nas", str(project.root.with_name("nas")))
+    project.feed_mlflow()
     params = project.root / "params.yaml"
     params.write_text(params.read_text().replace("val_fraction: 0.05", "val_fraction: 0.2"))
     project.run("dvc", "repro", *FIRST)

@@ -170,6 +170,7 @@ def interrupted(
 ) -> tuple[int, str]:
     """Run a command, stop it once something is kept; its exit status and what it said."""
     before = set(kept_files(project.root))
+    project.feed_mlflow()
     process = subprocess.Popen(
         ["paribus", *command],
         cwd=project.root,

@@ -29,6 +29,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Proj
     made = Project(
         tmp_path_factory.mktemp("origin"), project_root, **{"train.threads": None}
     ).start()
+    made.feed_mlflow()
     made.run("dvc", "repro", *STAGES)
     made.run("git", "add", "-A")
     made.run("git", "commit", "-qm", "first run")
