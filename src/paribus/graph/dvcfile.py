@@ -91,23 +91,32 @@ def with_generated_deps(text: str, deps: dict[str, list[str]]) -> str:
 
 def chain(targets: Iterable[str], definitions: dict[str, StageDefinition]) -> list[str]:
     """The targets and every stage that they come from, in the order of dvc.yaml."""
+    outs = {name: _parts(definition.outs) for name, definition in definitions.items()}
     found: set[str] = set()
     waiting = list(targets)
     while waiting:
         name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            deps = [Path(dep) for dep in definitions[name].deps]
-            waiting += [
-                other
-                for other, definition in definitions.items()
-                if any(_overlap(dep, Path(out)) for dep in deps for out in definition.outs)
-            ]
+        if name in found:
+            continue
+        found.add(name)
+        deps = _parts(definitions[name].deps)
+        for other, made in outs.items():
+            if any(_overlap(dep, out) for dep in deps for out in made):
+                waiting.append(other)
     return [name for name in definitions if name in found]
 
 
-def _overlap(a: Path, b: Path) -> bool:
-    return a == b or a in b.parents or b in a.parents
+Parts = tuple[str, ...]  # of a path
+
+
+def _parts(paths: Iterable[str]) -> list[Parts]:
+    return [Path(path).parts for path in paths]
+
+
+def _overlap(a: Parts, b: Parts) -> bool:
+    """Whether the paths are the same, or one lies in the other."""
+    shared = min(len(a), len(b))
+    return a[:shared] == b[:shared]
 
 
 def assignments(overrides: dict[str, Any]) -> list[str]:
