@@ -647,9 +647,10 @@ def test_gpus_that_are_not_there_are_refused_at_once(
 
 
 def test_a_study_file_is_read_again_after_every_change(shared: LightProject) -> None:
-    path = shared.root / "experiments/once.yaml"
+    shared.study("again", baseline=depth(90))
+    path = shared.root / "experiments/again.yaml"
     raw = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump(raw | {"seeds": "many"}))
-    done = shared.ablate("status", "once", check=False)
-    shared.git("checkout", "-q", "experiments/once.yaml")
+    done = shared.ablate("status", "again", check=False)
+    shared.git("checkout", "-q", "experiments/again.yaml")
     assert done.returncode == 2 and "seeds: 'many' is not allowed" in done.stderr
