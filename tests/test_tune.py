@@ -331,8 +331,8 @@ def test_what_was_left_by_another_study_of_that_name_is_not_taken(inside: Path) 
 def test_a_start_that_is_ended_at_once_says_nothing_of_where_an_earlier_one_went_on(
     inside: Path,
 ) -> None:
-    from paribus.study.launch import Discarded, job_of, watch
-    from paribus.study.space import read_study
+    from paribus.tune.launch import Discarded, job_of, watch
+    from paribus.tune.space import read_study
 
     def discard(rows: list[dict[str, Any]]) -> None:
         raise Discarded("at once")

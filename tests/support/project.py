@@ -39,7 +39,7 @@ def make_data(root: Path, source: Path) -> Path:
     params = merge(read_yaml(source / "params.yaml"), TINY)
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     program = (
-        "from paribus.cli import run_stage\n"
+        "from paribus.cli.commands import run_stage\n"
         "for name in ('corpus', 'tokenizer', 'tokens'): run_stage(name)"
     )
     done = warm().run(["-c", program], root, os.environ | {"DVC_ROOT": str(root)})

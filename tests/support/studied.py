@@ -331,8 +331,8 @@ class LightProject:
 # What `paribus ablate run` does but for its report, behind the command line's own handling of errors.
 EXECUTING = """
 import sys
-from paribus.cli import commands
-from paribus.study import ablation
+from paribus.cli.commands import commands
+from paribus.cli import ablation
 from paribus.study.experiment import read_experiment
 
 @commands.command("execute")

@@ -8,8 +8,8 @@ import torch
 
 from paribus.config import Config
 from paribus.data.loader import Batch
+from paribus.machine.interrupt import Interrupt
 from paribus.model.gpt import GPT
-from paribus.session import Interrupt
 from paribus.train.checkpoint import StateStore
 from paribus.train.loop import Hooks, Loop, Plan
 from paribus.train.objectives import NextToken

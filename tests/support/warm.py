@@ -32,11 +32,11 @@ from typing import Any
 from paribus.journal import locked
 
 COMMANDS = (
-    "paribus.cli",
-    "paribus.study.ablation",
-    "paribus.study.verdict_page",
-    "paribus.study.compare",
-    "paribus.study.tune",
+    "paribus.cli.commands",
+    "paribus.cli.ablation",
+    "paribus.pages.verdict",
+    "paribus.audit.compare",
+    "paribus.tune.search",
     "paribus.plan.estimate",
     "paribus.data.tokenizer",
     "torch",
