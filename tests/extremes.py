@@ -32,7 +32,7 @@ from typing import Any
 
 import psutil
 import yaml
-from project import Project
+from support.project import Project
 
 from paribus import graph
 from paribus.config import describe, merge, parse_config, read_yaml

@@ -12,8 +12,8 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from conftest import TINY
-from project import Project
+from support.project import Project
+from support.tiny import TINY
 
 from paribus.config import load_config
 from paribus.data import disk

@@ -18,8 +18,6 @@ from paribus.errors import MachineError, UserError
 from paribus.files import read_rows
 from paribus.journal import Journal as FileJournal
 from paribus.journal import keep_rows
-from paribus.machine.interrupt import Interrupt
-from paribus.model.gpt import GPT
 from paribus.train.checkpoint import StateStore
 from paribus.train.loop import MAX_NONFINITE, Loop, Paused, Plan
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import TINY
+from support.tiny import TINY
 
 from paribus.config import load_config
 from paribus.errors import UserError

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from studied import LightProject
+from support.studied import LightProject
 
 from paribus.audit.compare import comparison
 from paribus.audit.record import find

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from talker import codec, random_model
+from support.talker import codec, random_model
 
 from paribus import config
 from paribus.data.tokenizer import train_tokenizer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from project import Project
+from support.project import Project
 
 from paribus import graph
 from paribus.graph import stale

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from talker import PROBLEMS, talker
-from test_loop import STEPS, Journal, Rows, make, weights
+from support.talker import PROBLEMS, talker
+from support.toy_loop import STEPS, Journal, Rows, make, weights
 
 from paribus import progress
 from paribus.config import Config
