@@ -244,11 +244,11 @@ def test_what_fails_is_tried_three_times_and_again_when_asked(shared: LightProje
 
 def test_an_exponent_in_a_value_is_read_as_it_was_written(shared: LightProject) -> None:
     project = shared
-    arms = {"eps": {"optimizer.eps": 1.0e-8}, "huge": {"optimizer.embedding_lr": 1.0e30}}
+    arms = {"eps": {"optimizer.eps": 1.0e-8}, "tiny": {"optimizer.embedding_lr": 1.0e-7}}
     project.study("exponents", baseline=depth(52), arms=arms)
     project.execute("exponents")
     assert sorted(project.ended("exponents", "done")) == names(
-        "exponents", ("baseline", "eps", "huge")
+        "exponents", ("baseline", "eps", "tiny")
     )
 
 
