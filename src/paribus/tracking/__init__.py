@@ -54,6 +54,9 @@ Status = Literal["FINISHED", "KILLED", "FAILED"]
 FLUSH_SECONDS = 5.0  # a batch a flush: 1,000 metrics cost MLflow's sqlite 80 ms, one by one 5 s
 SYSTEM_SECONDS = 10.0
 FINISH_SECONDS = 120.0  # without progress: a first import and migration on a busy machine; a dead server fails in 25
+STOPPED_SECONDS = (
+    5.0  # of a run that was asked to stop: the sender goes on by itself when the stage has gone
+)
 
 _log = logging.getLogger(__name__)
 
@@ -203,13 +206,16 @@ class RunLog:
         self._save()
 
     def finish(self, status: Status = "FINISHED") -> None:
-        """End the run and wait until MLflow has all of it; not for a server that does not answer."""
+        """End the run and wait until MLflow has all of it; not for a server that does not answer.
+
+        A run that was stopped waits for a few seconds only: whoever stopped it wants the machine.
+        """
         with naming(self._journal.path):
             self._journal.sync()
         self._run |= {"status": status, "ended": time.time()}
         self._save()
         self._ended = True
-        self._background.finish()
+        self._background.finish(STOPPED_SECONDS if status == "KILLED" else FINISH_SECONDS)
         self._journal.close()
         self._held.close()
 
@@ -391,14 +397,17 @@ class _Background(threading.Thread):
             self._warned.add(subject)
             _log.warning(text)
 
-    def finish(self) -> None:
-        """Wait for the last line to arrive in MLflow, as long as there is progress and the store is to be had."""
+    def finish(self, patience: float) -> None:
+        """Wait until MLflow has the last line, while the store answers and for `patience` seconds without progress."""
         began = time.time()
         self._finishing.set()
         self.join()
         while not (all_sent(self.folder) or self._trouble_since(began)):
             sender.ensure(self.root)
-            if time.time() - max(began, sender.last_progress(self.root)) > FINISH_SECONDS:
-                self.warn("MLflow takes too long; what it lacks is sent by a later start", "finish")
+            if time.time() - max(began, sender.last_progress(self.root)) > patience:
+                if patience == FINISH_SECONDS:
+                    self.warn(
+                        "MLflow takes too long; what it lacks is sent by a later start", "finish"
+                    )
                 break
             time.sleep(0.1)
