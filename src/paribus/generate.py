@@ -26,8 +26,8 @@ from torch.nn.functional import pad
 
 from paribus.calculator import calculate
 from paribus.errors import UserError
-from paribus.model.gpt import GPT, KVCache
-from paribus.model.prefix_cache import PrefixCache
+from paribus.model.cache import KVCache, PrefixCache
+from paribus.model.gpt import GPT
 
 # What rounding at another batch size can move in fp32, with room to spare. Measured at depth 4, width 256, logits of
 # standard deviation 4.5: at most 2e-5 in a logit, 8e-7 in the edge of a block, 3e-6 in the edge of a token within it.

@@ -31,7 +31,8 @@ from paribus.data.sealed import sealed_by_files
 from paribus.data.tokenizer import Tokenizer
 from paribus.evaluate.kept import Kept, never, stop_if
 from paribus.files import write_atomic
-from paribus.model.gpt import GPT, KVCache
+from paribus.model.cache import KVCache
+from paribus.model.gpt import GPT
 
 FEW_SHOT_SEED = 1234
 CHUNK_ITEMS = 256  # items tokenised and sorted by length together: bounds the tokens held in memory
