@@ -106,10 +106,9 @@ class _Parser:
     def term(self) -> Fraction:
         value = self.factor()
         while self.next in ("*", "/"):
-            if self.take() == "*":
-                value = _bounded(value * self.factor())
-            else:
-                value = _divide(value, self.factor())
+            divides = self.take() == "/"
+            right = self.factor()
+            value = _divide(value, right) if divides else _bounded(value * right)
         return value
 
     def factor(self) -> Fraction:
