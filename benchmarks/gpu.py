@@ -41,7 +41,8 @@ from paribus.config import resolve_model
 from paribus.data.loader import DocumentLoader
 from paribus.machine.hardware import cpu_name
 from paribus.machine.interrupt import Interrupt
-from paribus.model.accounting import Batch, flops_per_token
+from paribus.model.accounting import flops_per_token
+from paribus.model.footprint import Batch
 from paribus.plan.devices import peak_flops
 from paribus.plan.memory import training_step
 from paribus.train import parallel

@@ -21,7 +21,7 @@ import torch
 from paribus.config import flatten, load_config, read_yaml, resolve_model
 from paribus.machine.hardware import detect_hardware
 from paribus.machine.process import set_up_process
-from paribus.model.accounting import Batch
+from paribus.model.footprint import Batch
 from paribus.model.gpt import GPT
 from paribus.plan.memory import CPU_PROCESS, stage_memory, training_step
 from paribus.plan.tracker import track_step

@@ -91,7 +91,7 @@ def sites(path: str, source: bytes) -> list[Site]:
         if isinstance(node, ast.Constant) and type(node.value) in (int, float):
             start = starts[node.lineno - 1] + node.col_offset
             end = starts[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)
-            found.append(Site(path, start, end, repr(node.value + 1).encode()))
+            found.append(Site(path, start, end, repr(2 * node.value + 1).encode()))
         if isinstance(node, ast.BinOp) and type(node.op) in OPPOSITES:
             start = starts[(node.left.end_lineno or 0) - 1] + (node.left.end_col_offset or 0)
             end = starts[node.right.lineno - 1] + node.right.col_offset

@@ -9,7 +9,7 @@ import torch
 from support.core_bundle import tiny_model
 
 from paribus.config import Config
-from paribus.model.gpt import KVCache
+from paribus.model.cache import KVCache
 
 
 @pytest.mark.parametrize(

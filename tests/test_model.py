@@ -23,7 +23,8 @@ from paribus.model.accounting import (
     step_flops,
 )
 from paribus.model.attention import visible
-from paribus.model.gpt import GPT, KVCache, load_checkpoint, save_checkpoint
+from paribus.model.cache import KVCache
+from paribus.model.gpt import GPT, load_checkpoint, save_checkpoint
 from paribus.model.shapes import window_of
 from paribus.train.optim import MuonAdamW
 

@@ -16,7 +16,7 @@ from support.tiny import TINY
 from paribus.config import Config, flatten, load_config, read_yaml, resolve_model
 from paribus.errors import UserError
 from paribus.machine.hardware import Hardware, detect_hardware
-from paribus.model.accounting import Batch
+from paribus.model.footprint import Batch
 from paribus.places import state_root
 from paribus.plan import memory, throughput
 from paribus.plan.devices import (
@@ -128,7 +128,7 @@ def test_largest_batch_fits_and_one_more_does_not() -> None:
 def test_relu2_product_gives_torchs_own_bits() -> None:
     from torch.nn import functional as F
 
-    from paribus.model.layers import ReluSquaredProduct
+    from paribus.model.kernels import ReluSquaredProduct
 
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.bfloat16):

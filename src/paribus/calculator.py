@@ -41,15 +41,24 @@ def calculate(expression: str) -> str | None:
 
 def format_number(value: Fraction) -> str:
     """Shortest plain decimal: exact up to 6 places (0.0625), else rounded half up to 2, or to two figures if tiny."""
-    places = next((places for places in range(7) if (value * 10**places).denominator == 1), None)
-    if places is None:
-        places = 2
-        while places < 12 and abs(value) * 10**places < 10:
-            places += 1
+    places = _decimal_places(value)
     scaled = int(abs(value) * 10**places + Fraction(1, 2))
-    digits = str(scaled).rjust(places + 1, "0")
-    text = f"{digits[:-places]}.{digits[-places:]}".rstrip("0").rstrip(".") if places else digits
-    return "-" + text if value < 0 and scaled else text
+    text = str(scaled)
+    if places:
+        digits = text.rjust(places + 1, "0")
+        text = f"{digits[:-places]}.{digits[-places:]}".rstrip("0").rstrip(".")
+    return f"-{text}" if value < 0 and scaled else text
+
+
+def _decimal_places(value: Fraction) -> int:
+    """Places behind the point that `format_number` computes: as many as make it exact, up to 6; else 2, or more if tiny."""
+    for places in range(7):
+        if (value * 10**places).denominator == 1:
+            return places
+    places = 2
+    while places < 12 and abs(value) * 10**places < 10:
+        places += 1
+    return places
 
 
 def _tokens(expression: str) -> list[str]:
@@ -97,11 +106,9 @@ class _Parser:
     def term(self) -> Fraction:
         value = self.factor()
         while self.next in ("*", "/"):
-            value = (
-                _bounded(value * self.factor())
-                if self.take() == "*"
-                else _divide(value, self.factor())
-            )
+            divides = self.take() == "/"
+            right = self.factor()
+            value = _divide(value, right) if divides else _bounded(value * right)
         return value
 
     def factor(self) -> Fraction:

@@ -26,8 +26,8 @@ from torch.nn.functional import pad
 
 from paribus.calculator import calculate
 from paribus.errors import UserError
-from paribus.model.gpt import GPT, KVCache
-from paribus.model.prefix_cache import PrefixCache
+from paribus.model.cache import KVCache, PrefixCache
+from paribus.model.gpt import GPT
 
 # What rounding at another batch size can move in fp32, with room to spare. Measured at depth 4, width 256, logits of
 # standard deviation 4.5: at most 2e-5 in a logit, 8e-7 in the edge of a block, 3e-6 in the edge of a token within it.
@@ -43,11 +43,13 @@ class TextCodec(Protocol):
     """What the engine needs of a tokenizer."""
 
     bos: int
-    special: dict[str, int]
+    special: dict[str, int]  # name -> id
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text."""
 
-    def decode(self, ids: Any) -> str: ...
+    def decode(self, ids: Any) -> str:
+        """The text of ids, special tokens by name."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,9 @@ def choose(
 ) -> tuple[Tensor, Tensor]:
     """Next tokens (R,) for logits (R, V), and (R,) True where rounding could have decided.
 
-    Greedy at temperature 0. Else drawn with `uniforms` (R, 2): first a block of about sqrt(V) tokens, then a token
-    of the block. Either draw has few edges that a number could lie close to.
+    Greedy at temperature 0. Else drawn with `uniforms` (R, 2), in [0, 1): first a block of about sqrt(V) tokens, then a
+    token of the block. Either draw has few edges that a number could lie close to. top_k: only the so many likeliest
+    tokens are candidates; 0: all are.
     """
     if temperature == 0:
         best, tokens = logits.max(dim=-1)
@@ -122,16 +125,15 @@ def choose(
     ambiguous = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     if 0 < top_k < logits.shape[-1]:
         top = logits.topk(top_k + 1, dim=-1).values
-        ambiguous = (
-            top[:, -2] - top[:, -1] < CLOSE_LOGITS
-        )  # who belongs to the k is itself a close call
+        # who belongs to the k is itself a close call
+        ambiguous = top[:, -2] - top[:, -1] < CLOSE_LOGITS
         logits = logits.masked_fill(logits < top[:, -2:-1], -torch.inf)
     if temperature != 1:
         logits = logits / temperature
     size = 1 << (logits.shape[-1] - 1).bit_length() // 2
-    weights = pad(torch.softmax(logits, dim=-1), (0, -logits.shape[-1] % size)).unflatten(
-        -1, (-1, size)
-    )
+    probabilities = torch.softmax(logits, dim=-1)
+    whole_blocks = pad(probabilities, (0, -logits.shape[-1] % size))
+    weights = whole_blocks.unflatten(-1, (-1, size))  # (R, blocks, size)
     wider = max(1 / temperature, 1.0)
     block, close_block = _draw(weights.sum(dim=-1), uniforms[:, :1], CLOSE_BLOCK * wider)
     within = weights.gather(1, block[:, None, None].expand(-1, 1, size))[:, 0]
@@ -141,7 +143,7 @@ def choose(
 
 def rounds_finely(dtype: torch.dtype, device_type: str) -> bool:
     """Whether products round so finely that CLOSE_LOGITS and the others cover another batch size: in fp32, but for
-    TF32 on CUDA."""
+    TF32 on CUDA. dtype, device_type: of the products."""
     if dtype != torch.float32:
         return False
     return device_type != "cuda" or torch.get_float32_matmul_precision() == "highest"
@@ -186,39 +188,34 @@ class Engine:
         on_progress: Callable[[int, int], None] | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:
-        """`samples` answers to each prompt (token ids), `rows` decoded side by side.
+        """Answers to each of several prompts, decoded side by side.
 
-        An answer's random stream is (seed, ids[prompt], sample); `ids` defaults to the prompts' indices. `stop`
-        defaults to <|end|>; <|bos|> always ends an answer, as do max_new_tokens (forced tokens count) and a full
-        context; a prompt that fills the context by itself gets an empty answer. An answer also ends, finished, with the
-        token that completes one of the texts `until`, which stays in it. `on_done(prompt index, answers)` is
-        called as soon as all answers to a prompt are there, `on_progress(prompts done, prompts)` after it.
-        `on_step(answers done)` is called before every token of the rows at work, and may raise to stop.
+        prompts: token ids. samples: answers to each. rows: answers decoded at once.
+        max_new_tokens: of an answer; forced tokens count. temperature: 0 is greedy. top_k: candidates; 0: all.
+        seed, ids: an answer's random stream is (seed, ids[prompt], sample); `ids` defaults to the prompts' indices.
+        stop: tokens that end an answer, by default <|end|>; <|bos|> and a full context always do. A prompt that fills the
+        context by itself gets an empty answer. tools: whether calculator calls are answered. until: an answer also ends,
+        finished, with the token that completes one of these texts, which stays in it.
+        on_done(prompt index, answers): called as soon as all answers to a prompt are there. on_progress(prompts done,
+        prompts): called after it. on_step(answers done): called before every token of the rows at work; may raise to stop.
+        Returns the answers by prompt and sample.
         """
         sampling = self._sampling(max_new_tokens, temperature, top_k, stop, tools, until)
-        answers: list[list[Completion | None]] = [[None] * samples for _ in prompts]
-        missing = [samples] * len(prompts)
+        answers: list[dict[int, Completion]] = [{} for _ in prompts]
         done = 0
         streams = list(range(len(prompts))) if ids is None else list(ids)
-        decoder = _Decoder(
-            self,
-            prompts,
-            streams,
-            samples,
-            sampling,
-            seed,
-            min(rows, max(samples * len(prompts), 1)),
-        )
+        rows = min(rows, max(samples * len(prompts), 1))
+        decoder = _Decoder(self, prompts, streams, samples, sampling, seed, rows)
         for prompt, sample, completion in decoder.run(on_step):
             answers[prompt][sample] = completion
-            missing[prompt] -= 1
-            if not missing[prompt]:
-                done += 1
-                if on_done is not None:
-                    on_done(prompt, [answer for answer in answers[prompt] if answer is not None])
-                if on_progress is not None:
-                    on_progress(done, len(prompts))
-        return [[answer for answer in group if answer is not None] for group in answers]
+            if len(answers[prompt]) < samples:
+                continue
+            done += 1
+            if on_done is not None:
+                on_done(prompt, _in_order(answers[prompt]))
+            if on_progress is not None:
+                on_progress(done, len(prompts))
+        return [_in_order(group) for group in answers]
 
     def stream(
         self,
@@ -231,14 +228,16 @@ class Engine:
         stop: set[int] | None = None,
         tools: bool = True,
     ) -> Iterator[int]:
-        """The tokens of one answer as they come, forced ones included: the same as `generate` gives."""
+        """The tokens of one answer as they come, forced ones included: the same as `generate` gives with `rows=1`.
+
+        prompt: token ids; the others as in `generate`.
+        """
         sampling = self._sampling(max_new_tokens, temperature, top_k, stop, tools)
         with torch.inference_mode():
             decoder = _Decoder(self, [prompt], [0], 1, sampling, seed, 1)
         while decoder.busy():
-            with (
-                torch.inference_mode()
-            ):  # entered anew each step: a generator must not hold it while suspended
+            # entered anew each step: a generator must not hold it while suspended
+            with torch.inference_mode():
                 finished = decoder.step()
             yield finished[0][2].tokens[-1] if finished else int(decoder.token[0])
 
@@ -275,16 +274,12 @@ class _Decoder:
         self.room = [
             max(min(sampling.max_new_tokens, context - len(prompt)), 0) for prompt in prompts
         ]
-        order = sorted(
-            range(len(prompts)), key=lambda index: -len(prompts[index])
-        )  # likely the longest answers first
+        # likely the longest answers first
+        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
         self.pending = deque(index for index in order if self.room[index])
-        self.without_room = [
-            (index, sample) for index in order if not self.room[index] for sample in range(samples)
-        ]
-        self.staged: deque[tuple[int, int, int]] = (
-            deque()
-        )  # prompt, sample, slot of the prompt: prefilled
+        self.without_room = [index for index in order if not self.room[index]]
+        # prompt, sample, slot of the prompt: prefilled
+        self.staged: deque[tuple[int, int, int]] = deque()
         slots = min(2 * -(-rows // samples) + PREFILL_ANSWERS, len(prompts))
         self.free_slots = list(range(slots))
         self.slot_answers: dict[int, int] = {}  # slot in use -> answers still to be finished
@@ -294,10 +289,10 @@ class _Decoder:
             rows,
             slots,
             samples,
-            max(map(len, prompts), default=1),
-            width,
-            device,
-            self.model.compute_dtype,
+            prompt_capacity=max(map(len, prompts), default=1),
+            own_capacity=width,
+            device=device,
+            dtype=self.model.compute_dtype,
         )
         self.jobs: list[tuple[int, int] | None] = [None] * rows
         self.forced: dict[int, deque[int]] = {}  # row -> tokens that must come next
@@ -312,23 +307,20 @@ class _Decoder:
         special = self.tokenizer.special
         self.tool, self.tool_end = special["<|tool|>"], special["<|tool_end|>"]
         self.ends = sampling.stop | {self.tokenizer.bos}
-        self.eventful = torch.zeros(self.model.vocab_size, dtype=torch.bool, device=device)
         tools = (self.tool, self.tool_end) if sampling.tools else ()
-        self.eventful[
-            [
-                *self.ends,
-                *tools,
-                *_completing(self.tokenizer, self.model.vocab_size, sampling.until),
-            ]
-        ] = True
+        completing = _completing(self.tokenizer, self.model.vocab_size, sampling.until)
+        # tokens after which the host has to look at the row
+        self.eventful = torch.zeros(self.model.vocab_size, dtype=torch.bool, device=device)
+        self.eventful[[*self.ends, *tools, *completing]] = True
 
     def run(
         self, on_step: Callable[[int], None] | None = None
     ) -> Iterator[tuple[int, int, Completion]]:
         """(prompt, sample, answer) of each answer when it is done. on_step: as in `Engine.generate`."""
-        for prompt, sample in self.without_room:
-            yield prompt, sample, Completion([], [], False, 0, 0)
-        done = len(self.without_room)
+        for prompt in self.without_room:
+            for sample in range(self.samples):
+                yield prompt, sample, Completion([], [], False, 0, 0)
+        done = len(self.without_room) * self.samples
         while self.busy():
             if on_step is not None:
                 on_step(done)
@@ -348,27 +340,34 @@ class _Decoder:
         self.cache.advance(self.active)
         self._record(self._next_tokens(self.model.logits(hidden)))
         events = self.active.bool() & (self.eventful[self.token] | (self.count >= self.limit))
-        return [answer for row in events.nonzero()[:, 0].tolist() for answer in self._event(row)]
+        finished = []
+        for row in events.nonzero()[:, 0].tolist():
+            answer = self._event(row)
+            if answer is not None:
+                finished.append(answer)
+        return finished
 
     # ------------------------------------------------------------ rows come and go
 
     def _refill(self) -> None:
-        idle = (
-            [row for row, job in enumerate(self.jobs) if job is None]
-            if self.pending or self.staged
-            else []
-        )
-        while idle and (self.staged or (self.pending and self.free_slots)):
-            if not self.staged:
+        """Give idle rows the next answers, prefilling their prompts where none are staged."""
+        if not self.pending and not self.staged:
+            return
+        idle = [row for row, job in enumerate(self.jobs) if job is None]
+        while idle:
+            if not self.staged and self.pending and self.free_slots:
                 self._prefill(len(idle))
+            if not self.staged:
+                return
             rows, idle = idle[: len(self.staged)], idle[len(self.staged) :]
             self._admit(rows, [self.staged.popleft() for _ in rows])
 
     def _prefill(self, wanted: int) -> None:
         """Stage the next prompts, for about `wanted` answers. Their last tokens are the rows' first inputs."""
         longest = len(self.prompts[self.pending[0]])
+        for_wanted = -(-max(wanted, PREFILL_ANSWERS) // self.samples)
         count = min(
-            -(-max(wanted, PREFILL_ANSWERS) // self.samples),
+            for_wanted,
             max(PREFILL_TOKENS // longest, 1),
             len(self.free_slots),
             len(self.pending),
@@ -380,36 +379,33 @@ class _Decoder:
         staging = KVCache(config, count, max(longest - 1, 1), device, self.model.compute_dtype)
         if longest > 1:
             tokens = torch.tensor([_pad(self.prompts[index][:-1], longest - 1) for index in batch])
+            lengths = [len(self.prompts[index]) - 1 for index in batch]
             self.model.hidden(tokens.to(device), cache=staging)
-            staging.advance(
-                torch.tensor([len(self.prompts[index]) - 1 for index in batch], device=device)
-            )
+            staging.advance(torch.tensor(lengths, device=device))
         self.cache.store(torch.tensor(slots, device=device), staging)
         self.slot_answers |= dict.fromkeys(slots, self.samples)
-        self.staged.extend(
-            (index, sample, slot)
-            for index, slot in zip(batch, slots, strict=True)
-            for sample in range(self.samples)
-        )
+        for index, slot in zip(batch, slots, strict=True):
+            self.staged.extend((index, sample, slot) for sample in range(self.samples))
 
     def _admit(self, rows: list[int], staged: list[tuple[int, int, int]]) -> None:
+        """Start staged answers in rows. staged: (prompt, sample, slot of the prompt) of each."""
+        prompts, samples, slots = zip(*staged, strict=True)
         device = self.model.device
-        index, columns = torch.tensor(rows, device=device), torch.tensor(staged, device=device).T
-        self.cache.assign(index, columns[2], columns[1])
+        index = torch.tensor(rows, device=device)
+        self.cache.assign(
+            index, torch.tensor(slots, device=device), torch.tensor(samples, device=device)
+        )
         self.cache.slots_used = 1 + max(self.slot_answers)
-        seeds = [
-            _signed(stream_seed(self.seed, self.streams[prompt], sample))
-            for prompt, sample, _ in staged
-        ]
+        seeds = []
+        for prompt, sample in zip(prompts, samples, strict=True):
+            seeds.append(_signed(stream_seed(self.seed, self.streams[prompt], sample)))
+        first_inputs = [self.prompts[prompt][-1] for prompt in prompts]
+        limits = [self.room[prompt] for prompt in prompts]
         self.stream[index] = torch.tensor(seeds, device=device)
-        self.token[index] = torch.tensor(
-            [self.prompts[prompt][-1] for prompt, _, _ in staged], device=device
-        )
-        self.limit[index] = torch.tensor(
-            [self.room[prompt] for prompt, _, _ in staged], device=device
-        )
+        self.token[index] = torch.tensor(first_inputs, device=device)
+        self.limit[index] = torch.tensor(limits, device=device)
         self.count[index], self.active[index], self.free[index] = 0, 1, True
-        for row, (prompt, sample, _) in zip(rows, staged, strict=True):
+        for row, prompt, sample in zip(rows, prompts, samples, strict=True):
             self.jobs[row] = (prompt, sample)
             self.calls[row] = _Calls()
 
@@ -436,14 +432,14 @@ class _Decoder:
                 "generation: the model's logits are not finite; its training diverged: "
                 "use an earlier checkpoint, or lower the learning rate and train again"
             )
-        uniforms = torch.stack(
-            [uniform(self.stream, 2 * self.count), uniform(self.stream, 2 * self.count + 1)], dim=1
+        first, second = (
+            uniform(self.stream, 2 * self.count),
+            uniform(self.stream, 2 * self.count + 1),
         )
+        uniforms = torch.stack([first, second], dim=1)
         tokens, close = choose(logits, uniforms, self.sampling.temperature, self.sampling.top_k)
         if self.exact:
-            for row in (close & self.active.bool()).nonzero()[:, 0].tolist():
-                if row not in self.forced:
-                    tokens[row] = self._decide(row, uniforms[row])
+            self._decide_close_calls(tokens, close, uniforms)
         for row, forced in list(self.forced.items()):
             tokens[row] = forced.popleft()
             self.free[row, self.count[row]] = False
@@ -451,14 +447,20 @@ class _Decoder:
                 del self.forced[row]
         return tokens
 
+    def _decide_close_calls(self, tokens: Tensor, close: Tensor, uniforms: Tensor) -> None:
+        """Choose `tokens` (R,) anew where `close` (R,), unless they are forced."""
+        for row in (close & self.active.bool()).nonzero()[:, 0].tolist():
+            if row not in self.forced:
+                tokens[row] = self._decide(row, uniforms[row])
+
     def _decide(self, row: int, point: Tensor) -> Tensor:
-        """The next token of one row by a forward that no other row has part in."""
+        """The next token of one row by a forward that no other row has part in. point (2,): its uniform numbers."""
         prompt, _ = self._job(row)
         sequence = [*self.prompts[prompt], *self.out[row, : self.count[row]].tolist()]
         hidden = self.model.hidden(torch.tensor([sequence], device=self.model.device))[:, -1]
-        return choose(
-            self.model.logits(hidden), point[None], self.sampling.temperature, self.sampling.top_k
-        )[0][0]
+        logits = self.model.logits(hidden)
+        tokens, _ = choose(logits, point[None], self.sampling.temperature, self.sampling.top_k)
+        return tokens[0]
 
     def _record(self, tokens: Tensor) -> None:
         place = self.count.clamp(max=self.out.shape[1] - 1)[:, None]  # an idle row may be full
@@ -466,33 +468,30 @@ class _Decoder:
         self.count += self.active
         self.token = tokens
 
-    def _event(self, row: int) -> list[tuple[int, int, Completion]]:
-        """A special token, or the limit."""
+    def _event(self, row: int) -> tuple[int, int, Completion] | None:
+        """React to a special token or the limit; the answer, if the row's is done."""
         token, count = int(self.token[row]), int(self.count[row])
         complete = bool(self.sampling.until) and self._until(row)
         if complete or token in self.ends or count >= int(self.limit[row]):
-            return [self._finish(row, complete or token in self.sampling.stop)]
+            return self._finish(row, complete or token in self.sampling.stop)
+        if self.sampling.tools:
+            self._follow_call(row, token, count)
+        return None
+
+    def _follow_call(self, row: int, token: int, count: int) -> None:
+        """Note the start of a tool call; at its end compute the result and force it into the stream."""
         calls = self.calls[row]
-        if not self.sampling.tools:
-            return []
         if token == self.tool:
             calls.opened += 1
             calls.start = count
         elif token == self.tool_end and calls.start is not None:
-            result = calculate(
-                self.tokenizer.decode(self.out[row, calls.start : count - 1].tolist())
-            )
+            expression = self.tokenizer.decode(self.out[row, calls.start : count - 1].tolist())
+            result = calculate(expression)
             calls.start = None
             calls.well_formed += result is not None
             special = self.tokenizer.special
-            self.forced[row] = deque(
-                [
-                    special["<|result|>"],
-                    *self.tokenizer.encode(result or ""),
-                    special["<|result_end|>"],
-                ]
-            )
-        return []
+            opening, closing = special["<|result|>"], special["<|result_end|>"]
+            self.forced[row] = deque([opening, *self.tokenizer.encode(result or ""), closing])
 
     def _until(self, row: int) -> bool:
         """Is a text that ends answers in this one?"""
@@ -543,12 +542,15 @@ class _Calls:
 
 def _completing(tokenizer: TextCodec, vocab_size: int, until: Sequence[str]) -> list[int]:
     """Tokens that may complete one of the texts: they hold the last character of it, or a part of some character."""
+    if not until:
+        return []
     last = {text[-1] for text in until} | {"\ufffd"}
-    return (
-        [token for token in range(vocab_size) if last & set(tokenizer.decode([token]))]
-        if until
-        else []
-    )
+    return [token for token in range(vocab_size) if last & set(tokenizer.decode([token]))]
+
+
+def _in_order(answers: dict[int, Completion]) -> list[Completion]:
+    """Answers by the number of their sample."""
+    return [answers[sample] for sample in sorted(answers)]
 
 
 def _pad(tokens: Sequence[int], length: int) -> list[int]:

@@ -118,9 +118,11 @@ def _read(text: str, start: int) -> tuple[str | None, bool]:
 
 def _unsigned(text: str, start: int) -> tuple[str | None, int]:
     """A number without its sign in its one form (None: not to be compared), and where it ends: `start` if none is there."""
-    if latex := _LATEX.match(text, start):
+    latex = _LATEX.match(text, start)
+    if latex:
         return _canonical(_latex_value(latex)), latex.end()
-    if (vulgar := _vulgar(text, start)) is not None:
+    vulgar = _vulgar(text, start)
+    if vulgar is not None:
         return _canonical(vulgar), start + 1
     match = _NUMBER.match(text, start)
     assert match is not None
@@ -144,27 +146,46 @@ def _plain(whole: str, fraction: str) -> str:
 
 
 def _composite(text: str, end: int, value: Fraction, whole: bool) -> tuple[Fraction | None, int]:
-    """What a number that ends at `end` goes on to as one expression, and where that ends: `end` if it does not go on."""
-    if whole and (mixed := _MIXED.match(text, end)):
-        return _sum(value, _divided(mixed["top"], mixed["bottom"])), mixed.end()
-    if whole and (latex := _LATEX.match(text, end)):
-        return _sum(value, _latex_value(latex)), latex.end()
-    for place in (end, end + 1):
-        beside = place == end or text[end : end + 1].isspace()
-        if whole and beside and (vulgar := _vulgar(text, place)) is not None:
-            return value + vulgar, place + 1
-    if power := _POWER.match(text, end):
+    """What a number that ends at `end` goes on to as one expression, and where that ends: `end` if it does not go on.
+
+    value: of the number. whole: whether it has no decimal point, so that a fraction may follow, as in `3 1/2`.
+    """
+    if whole:
+        part, part_end = _part(text, end)
+        if part_end > end:
+            return (None if part is None else value + part), part_end
+    power = _POWER.match(text, end)
+    if power:
         exponent = power["exponent"] or power["raised"].translate(_SUPERSCRIPTS)
         return _raised(value, _integer(exponent)), power.end()
-    if scientific := _SCIENTIFIC.match(text, end):
+    scientific = _SCIENTIFIC.match(text, end)
+    if scientific:
         exponent = scientific["short"] or scientific["exponent"]
         exponent = exponent or scientific["raised"].translate(_SUPERSCRIPTS)
         scale = _raised(Fraction(10), _integer(exponent))
         return (None if scale is None else value * scale), scientific.end()
-    if fraction := _FRACTION.match(text, end):
+    fraction = _FRACTION.match(text, end)
+    if fraction:
         bottom = _short(fraction["bottom"])
         return (value / bottom if bottom else None), fraction.end()
     return value, end
+
+
+def _part(text: str, end: int) -> tuple[Fraction | None, int]:
+    """The part that follows a whole number that ends at `end` (`1/2`, `\\frac12`, `½`), and where it ends: `end` if none
+    is there."""
+    mixed = _MIXED.match(text, end)
+    if mixed:
+        return _divided(mixed["top"], mixed["bottom"]), mixed.end()
+    latex = _LATEX.match(text, end)
+    if latex:
+        return _latex_value(latex), latex.end()
+    for place in (end, end + 1):
+        beside = place == end or text[end : end + 1].isspace()
+        vulgar = _vulgar(text, place) if beside else None
+        if vulgar is not None:
+            return vulgar, place + 1
+    return None, end
 
 
 def _vulgar(text: str, place: int) -> Fraction | None:
@@ -181,10 +202,6 @@ def _latex_value(match: re.Match[str]) -> Fraction | None:
     top = match["top"] or match["top_digit"]
     bottom = match["bottom"] or match["bottom_digit"]
     return _divided(top, bottom)
-
-
-def _sum(value: Fraction, part: Fraction | None) -> Fraction | None:
-    return None if part is None else value + part
 
 
 def _divided(top: str, bottom: str) -> Fraction | None:

@@ -9,8 +9,6 @@ from paribus.errors import UserError
 
 LETTERS = "ABCDEFGHIJ"
 KNOWN = "`messages` (SmolTalk), `question` and `choices` (MMLU, ARC), or `question` and `answer` with #### (GSM8K)"
-
-
 KNOWN_COLUMNS = ("messages", "question")  # one of them is in every kind of row
 
 
@@ -19,10 +17,10 @@ class Unfit(Exception):
 
 
 def to_conversation(row: dict[str, Any], where: str) -> Messages:
-    """The conversation of a row.
+    """The conversation of a row of a dataset. where: names the row, for errors.
 
     Raises Unfit for one that the chat format does not hold (turns out of order, other content than text, no answer),
-    UserError for a row of an unknown kind; `where` names it.
+    UserError for a row of an unknown kind.
     """
     if "messages" in row:
         return _messages(row["messages"], where)
@@ -40,29 +38,38 @@ def to_conversation(row: dict[str, Any], where: str) -> Messages:
 
 def _messages(messages: Any, where: str) -> Messages:
     """User and assistant in turn; what a system message says opens the first user message."""
-    if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
+    if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
         raise UserError(
             f"{where}: messages is {messages!r:.60}; expected a list of objects with `role` and `content`"
         )
-    turns = [{"role": one.get("role"), "content": one.get("content")} for one in messages]
+    turns = [{"role": turn.get("role"), "content": turn.get("content")} for turn in messages]
     if not turns:
         raise Unfit("without a message")
     for turn in turns:
-        problem = content_problem(turn["content"])
-        if problem and turn["content"]:
-            raise Unfit(f"whose content {problem}")
-        if problem or not _says_something(turn["content"]):
-            raise Unfit("with a message that says nothing")
+        _check_content(turn["content"])
     if len(turns) > 1 and turns[0]["role"] == "system" and turns[1]["role"] == "user":
         system, user, *rest = turns
         turns = [{"role": "user", "content": _joined(system["content"], user["content"])}, *rest]
-    roles = [turn["role"] for turn in turns]
+    _check_roles([turn["role"] for turn in turns])
+    return turns
+
+
+def _check_content(content: Any) -> None:
+    """Raises Unfit for the content of a message that is no text, or an empty one."""
+    problem = content_problem(content)
+    if problem and content:
+        raise Unfit(f"whose content {problem}")
+    if problem or not _says_something(content):
+        raise Unfit("with a message that says nothing")
+
+
+def _check_roles(roles: list[Any]) -> None:
+    """Raises Unfit unless user and assistant take turns."""
     unknown = sorted({str(role) for role in roles} - {"system", "user", "assistant"})
     if unknown:
         raise Unfit(f"with the role {', '.join(unknown)!s:.60}")
     if roles != ["user", "assistant"] * (len(roles) // 2):
         raise Unfit("whose turns are out of order")
-    return turns
 
 
 def _says_something(content: str | list[Any]) -> bool:
@@ -98,24 +105,21 @@ def _choices(row: dict[str, Any], where: str) -> Messages:
         raise Unfit("with a message that says nothing")
     if labels is not None and (len(labels) != len(choices) or _has_twice(labels)):
         raise Unfit("whose labels are not one for each choice")
-    answer = row.get("answer")
-    if labels is not None:
-        key = row.get("answerKey")
-        answer = labels.index(key) if key in labels else -1
-    if not isinstance(answer, int) or isinstance(answer, bool):
-        answer = -1
-    if not 0 <= answer < len(choices) <= len(LETTERS):
+    answer: Any = row.get("answer") if labels is None else _place(row.get("answerKey"), labels)
+    is_number = isinstance(answer, int) and not isinstance(answer, bool)
+    if not is_number or not 0 <= answer < len(choices) <= len(LETTERS):
         raise Unfit("whose answer is none of the choices, or that have too many")
-    options = "\n".join(
-        f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)
-    )
+    options = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
+    parts = [question.strip(), "\n".join(options), "Answer with the letter alone."]
     return [
-        {
-            "role": "user",
-            "content": f"{question.strip()}\n\n{options}\n\nAnswer with the letter alone.",
-        },
+        {"role": "user", "content": "\n\n".join(parts)},
         {"role": "assistant", "content": LETTERS[answer]},
     ]
+
+
+def _place(key: Any, labels: list[Any]) -> int | None:
+    """Where a label stands; None: nowhere."""
+    return labels.index(key) if key in labels else None
 
 
 def _has_twice(items: list[Any]) -> bool:

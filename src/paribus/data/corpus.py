@@ -14,7 +14,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,18 +212,13 @@ class _DocumentWriter:
 def _documents(cfg: config.Corpus, out: Path, root: Path, progress: Progress | None) -> Entry:
     """The first `corpus.megabytes` of the documents of the files that `corpus.paths` names, in their order."""
     left_out: dict[str, str] = {}
+    problems: list[str] = []
+    total = None  # bytes of all files; not known of those that are fetched one by one
     if cfg.source == "hub":
-        sources = [
-            source
-            for path in cfg.paths
-            if isinstance(source := config.parse_source(path), config.HubFiles)
-        ]
-        fetched = hub.documents(sources, cfg.text_column, cfg.megabytes, root / DOWNLOADS, progress)
-        files: Iterable[tuple[str, Path]] = ((file.name, file.path) for file in fetched)
-        total, problems = None, list[str]()
+        files = _hub_files(cfg, root, progress)
     else:
         found = find_files(cfg.paths, root, columns=(cfg.text_column,))
-        files, problems, left_out = found.files, found.problems, found.left_out
+        files, problems, left_out = iter(found.files), found.problems, found.left_out
         total = sum(path.stat().st_size for _, path in found.files)
         say_left_out(left_out, "corpus.paths")
     writer = _DocumentWriter(out, _test_items(cfg, out.parent), cfg)
@@ -236,11 +231,8 @@ def _documents(cfg: config.Corpus, out: Path, root: Path, progress: Progress | N
         if progress is not None and total is not None:
             progress("documents", done, total)
         elif progress is not None:
-            progress(
-                "text MB",
-                min(writer.bytes, limit) // 1e6,
-                (limit if cfg.megabytes else max(writer.bytes, 1)) // 1e6,
-            )
+            goal = limit if cfg.megabytes else max(writer.bytes, 1)
+            progress("text MB", min(writer.bytes, limit) // 1e6, goal // 1e6)
         if writer.bytes >= limit:
             break
     counts = writer.close()
@@ -252,6 +244,16 @@ def _documents(cfg: config.Corpus, out: Path, root: Path, progress: Progress | N
         raise UserError(problems)
     _say_findings(counts)
     return counts | {"files": entries, "left_out": left_out}
+
+
+def _hub_files(
+    cfg: config.Corpus, root: Path, progress: Progress | None
+) -> Iterator[tuple[str, Path]]:
+    """Name and path of the Hub's files of documents, each fetched when its turn comes."""
+    parsed = [config.parse_source(path) for path in cfg.paths]
+    sources = [source for source in parsed if isinstance(source, config.HubFiles)]
+    fetched = hub.documents(sources, cfg.text_column, cfg.megabytes, root / DOWNLOADS, progress)
+    return ((file.name, file.path) for file in fetched)
 
 
 def _one_document(paths: list[str]) -> str:
@@ -280,38 +282,38 @@ def _take(
 
 
 def _test_items(cfg: config.Corpus, folder: Path) -> Items | None:
-    """What documents are checked against; those of the world are templates that share their wording with its tests."""
-    problems, core = cfg.problems != "world", cfg.core != "world"
-    there = (folder / "problems/test.jsonl").is_file(), (folder / "core/eval_data").is_dir()
-    if not (problems and there[0]) and not (core and there[1]):
-        if cfg.drop_contaminated and not problems and not core:
-            raise UserError(
-                "corpus.drop_contaminated: nothing to compare with: corpus.problems and corpus.core are the world's"
-            )
-        return None
-    return Items(
-        read_items(
-            folder / "problems" if problems and there[0] else None,
-            folder / "core" if core and there[1] else None,
+    """What documents are checked against; None: nothing.
+
+    Those of the world are left out: its documents are made of the same templates, and share their wording.
+    """
+    own_problems, own_core = cfg.problems != "world", cfg.core != "world"
+    if cfg.drop_contaminated and not own_problems and not own_core:
+        raise UserError(
+            "corpus.drop_contaminated: nothing to compare with: corpus.problems and corpus.core are the world's"
         )
-    )
+    problems, core = folder / "problems", folder / "core"
+    checked_problems = problems if own_problems and (problems / "test.jsonl").is_file() else None
+    checked_core = core if own_core and (core / "eval_data").is_dir() else None
+    if checked_problems is None and checked_core is None:
+        return None
+    return Items(read_items(checked_problems, checked_core))
 
 
 def _say_findings(counts: Entry) -> None:
     """Near-duplicates and test items among the documents, a line each."""
     repeated = counts["near_duplicates"]
+    near = f"{repeated['documents']:,} documents are near-duplicates of an earlier one"
+    hub.say(near + _left_out(repeated))
+    found = counts.get("contamination")
+    if not found:
+        return
+    worst = sorted(found["benchmarks"].items(), key=lambda pair: -pair[1]["found"])[:3]
+    shown = [f"{name} {of['found']} of {of['checked']}" for name, of in worst if of["found"]]
+    examples = f" (items found: {', '.join(shown)})" if shown else ""
     hub.say(
-        f"{repeated['documents']:,} documents are near-duplicates of an earlier one{_left_out(repeated)}"
+        f"{found['documents']:,} documents share {found['words']} words in a row with test items"
+        f"{_left_out(found)}{examples}"
     )
-    if found := counts.get("contamination"):
-        worst = sorted(found["benchmarks"].items(), key=lambda pair: -pair[1]["found"])[:3]
-        shown = ", ".join(
-            f"{name} {one['found']} of {one['checked']}" for name, one in worst if one["found"]
-        )
-        hub.say(
-            f"{found['documents']:,} documents share {found['words']} words in a row with test items"
-            f"{_left_out(found)}{f' (items found: {shown})' if shown else ''}"
-        )
 
 
 def _left_out(found: Entry) -> str:
@@ -347,22 +349,21 @@ def _own_source(out: Path, name: str, files: list[tuple[str, Path]], what: str) 
     written = write_jsonl(out, rows)
     if wrong:
         raise UserError(wrong)
-    total: Counter[str] = Counter()
-    for counts in left_out.values():
-        total += counts
+    total = sum(left_out.values(), Counter[str]())
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in total.most_common())
     if not written:
-        raise UserError(
-            f"{what} holds no conversation" + (f": rows left out: {reasons}" if reasons else "")
-        )
+        why = f": rows left out: {reasons}" if reasons else ""
+        raise UserError(f"{what} holds no conversation{why}")
     if reasons:
-        say(
-            f"{what}: {total.total():,} of {total.total() + written:,} rows are left out: {reasons}"
+        rows_read = total.total() + written
+        say(f"{what}: {total.total():,} of {rows_read:,} rows are left out: {reasons}")
+    entries = []
+    for file, path in files:
+        why_not = left_out[path]
+        entries.append(
+            _describe(path, file, source=name, skipped=why_not.total(), why=dict(why_not))
         )
-    return [
-        _describe(path, file, source=name, skipped=left_out[path].total(), why=dict(left_out[path]))
-        for file, path in files
-    ]
+    return entries
 
 
 def _conversation_files(
@@ -405,6 +406,25 @@ def _problems(cfg: config.Corpus, out: Path, root: Path, progress: Progress | No
     A training problem whose question is also in test is left out and counted.
     """
     files = _problem_files(cfg, root, progress)
+    rows = _read_splits(files)
+    tested = {row["question"] for row in rows["test"]}
+    train = [row for row in rows["train"] if row["question"] not in tested]
+    if len(train) <= cfg.validation_problems:
+        raise UserError(
+            f"corpus.validation_problems: {cfg.validation_problems} of the {len(train)} training problems "
+            f"of {cfg.problems} leave none to train on"
+        )
+    by_hash = sorted((row["question"] for row in train), key=_digest)
+    held_out = set(by_hash[: cfg.validation_problems])
+    write_jsonl(out / "train.jsonl", (row for row in train if row["question"] not in held_out))
+    write_jsonl(out / "validation.jsonl", (row for row in train if row["question"] in held_out))
+    write_jsonl(out / "test.jsonl", rows["test"])
+    entries = [_describe(path, name) for parts in files.values() for name, path in parts]
+    return {"files": entries, "in_test_too": len(rows["train"]) - len(train)}
+
+
+def _read_splits(files: dict[str, list[tuple[str, Path]]]) -> dict[str, list[dict[str, Any]]]:
+    """Split -> the problems of its files. Raises UserError with what is wrong in any of them."""
     rows: dict[str, list[dict[str, Any]]] = {}
     wrong: list[str] = []
     for split, parts in files.items():
@@ -414,21 +434,7 @@ def _problems(cfg: config.Corpus, out: Path, root: Path, progress: Progress | No
             wrong += error.problems
     if wrong:
         raise UserError(wrong)
-    tested = {row["question"] for row in rows["test"]}
-    train = [row for row in rows["train"] if row["question"] not in tested]
-    if len(train) <= cfg.validation_problems:
-        raise UserError(
-            f"corpus.validation_problems: {cfg.validation_problems} of the {len(train)} training problems "
-            f"of {cfg.problems} leave none to train on"
-        )
-    held_out = set(
-        sorted((row["question"] for row in train), key=_digest)[: cfg.validation_problems]
-    )
-    write_jsonl(out / "train.jsonl", (row for row in train if row["question"] not in held_out))
-    write_jsonl(out / "validation.jsonl", (row for row in train if row["question"] in held_out))
-    write_jsonl(out / "test.jsonl", rows["test"])
-    entries = [_describe(path, name) for parts in files.values() for name, path in parts]
-    return {"files": entries, "in_test_too": len(rows["train"]) - len(train)}
+    return rows
 
 
 def _problem_files(
@@ -436,23 +442,32 @@ def _problem_files(
 ) -> dict[str, list[tuple[str, Path]]]:
     """(name, path) of the files of train and test."""
     source = config.parse_source(cfg.problems)
-    if not isinstance(source, config.HubFiles):
-        folder = own_path(root, cfg.problems, "corpus.problems")
-        return {
-            split: [(f"{cfg.problems}/{split}.jsonl", folder / f"{split}.jsonl")]
-            for split in ("train", "test")
-        }
-    files = hub.list_files(source, root / DOWNLOADS)
-    by_split = {
-        split: [file for file in files if file.path.name.startswith(split)]
+    if isinstance(source, config.HubFiles):
+        return _hub_problem_files(cfg, source, root, progress)
+    folder = own_path(root, cfg.problems, "corpus.problems")
+    return {
+        split: [(f"{cfg.problems}/{split}.jsonl", folder / f"{split}.jsonl")]
         for split in ("train", "test")
     }
-    if lacking := [split for split, some in by_split.items() if not some]:
+
+
+def _hub_problem_files(
+    cfg: config.Corpus, source: config.HubFiles, root: Path, progress: Progress | None
+) -> dict[str, list[tuple[str, Path]]]:
+    """The same of files on the Hub, fetched; a file's name says its split."""
+    files = hub.list_files(source, root / DOWNLOADS)
+    by_split = {}
+    for split in ("train", "test"):
+        by_split[split] = [file for file in files if file.path.name.startswith(split)]
+    lacking = [split for split, of_split in by_split.items() if not of_split]
+    if lacking:
         raise UserError(
             f"corpus.problems: {cfg.problems}: no file of it is named {split}*" for split in lacking
         )
-    hub.fetch([file for some in by_split.values() for file in some], progress)
-    return {split: [(file.name, file.path) for file in some] for split, some in by_split.items()}
+    hub.fetch([file for of_split in by_split.values() for file in of_split], progress)
+    return {
+        split: [(file.name, file.path) for file in of_split] for split, of_split in by_split.items()
+    }
 
 
 def read_problems(path: Path) -> list[dict[str, Any]]:
@@ -467,7 +482,8 @@ def read_problems(path: Path) -> list[dict[str, Any]]:
     rows = list(read_rows(path))
     wrong = []
     for number, row in enumerate(rows, 1):
-        if problem := _problem_of(row):
+        problem = _problem_of(row)
+        if problem:
             wrong.append(f"{path}: row {number} {problem}")
     if len(wrong) > MOST_PROBLEMS:
         wrong[MOST_PROBLEMS:] = [f"{path}: {len(wrong) - MOST_PROBLEMS:,} more rows like these"]

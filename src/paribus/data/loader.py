@@ -118,12 +118,14 @@ class DocumentLoader:
             )
 
     def batch(self, step: int, rows: range, batch_rows: int) -> Batch:
-        """Rows `rows` of the `batch_rows` of step `step`."""
+        """The rows `rows` of the batch of a step: inputs and targets (len(rows), T) int64.
+
+        step: from 0. batch_rows: rows of the whole batch, all ranks together. The same for any number of ranks.
+        """
         first = step * batch_rows
         tokens = self.tokens(np.arange(first + rows.start, first + rows.stop, rows.step))
-        inputs, targets = (
-            torch.from_numpy(part.astype(np.int64)) for part in (tokens[:, :-1], tokens[:, 1:])
-        )
+        inputs = torch.from_numpy(tokens[:, :-1].astype(np.int64))
+        targets = torch.from_numpy(tokens[:, 1:].astype(np.int64))
         return Batch(inputs, targets, None)
 
     def tokens(self, global_rows: np.ndarray) -> np.ndarray:
@@ -150,11 +152,8 @@ class DocumentLoader:
             tokens = np.full((len(here), self.seq_len + 1), NOT_LEARNED, np.int64)
             for row, start in zip(tokens, here, strict=True):
                 self.shards.read(start, row[: min(self.seq_len, targets - start) + 1])
-            yield Batch(
-                torch.from_numpy(tokens[:, :-1].clip(0)),
-                torch.from_numpy(tokens[:, 1:].copy()),
-                None,
-            )
+            inputs = torch.from_numpy(tokens[:, :-1].clip(0))
+            yield Batch(inputs, torch.from_numpy(tokens[:, 1:].copy()), None)
 
 
 # ---------------------------------------------------------------- conversations
@@ -186,9 +185,8 @@ class _Source:
         parts = []
         for epoch in range(start // self.epoch_tokens, -(-stop // self.epoch_tokens)):
             order, begins = self._epoch(epoch)
-            first, last = np.searchsorted(
-                begins, np.array([start, stop]) - epoch * self.epoch_tokens
-            )
+            within = np.array([start, stop]) - epoch * self.epoch_tokens
+            first, last = np.searchsorted(begins, within)
             parts.append(order[first:last])
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
@@ -242,18 +240,16 @@ class ConversationLoader:
         epochs: Mapping[str, float] = MappingProxyType({}),
         tokens: int = 0,
     ) -> None:
-        names = sorted(name for name, amount in {**mixture, **epochs}.items() if amount > 0)
+        amounts = {**mixture, **epochs}
+        names = sorted(name for name, amount in amounts.items() if amount > 0)
         unknown = [name for name in names if name not in sources]
         if unknown:
             raise UserError(
                 f"mixture: no source {name!r}; there are: {', '.join(sources)}" for name in unknown
             )
-        self.seq_len, self.seed, self.attend_across, self.pad = (
-            seq_len,
-            seed,
-            attend_across,
-            tokenizer.bos,
-        )
+        self.seq_len, self.seed = seq_len, seed
+        self.attend_across = attend_across
+        self.pad = tokenizer.bos
         self._documents: dict[str, DocumentLoader] = {}
         self._sources: dict[str, _Source] = {}
         for name in names:
@@ -261,14 +257,12 @@ class ConversationLoader:
             if isinstance(source, DocumentLoader):
                 self._documents[name] = source
             else:
-                self._sources[name] = _Source(
-                    name, render_batch(source, tokenizer), seq_len + 1, seed
-                )
+                rendered = render_batch(source, tokenizer)
+                self._sources[name] = _Source(name, rendered, seq_len + 1, seed)
         self.truncated = {name: source.truncated for name, source in self._sources.items()}
         self.dropped = {name: source.dropped for name, source in self._sources.items()}
-        self.shares = self._shares(
-            mixture, {name: epochs[name] for name in names if name in epochs}, tokens
-        )
+        passes = {name: epochs[name] for name in names if name in epochs}
+        self.shares = self._shares(mixture, passes, tokens)
         self._ends = [0]  # global rows before each block
         self._recent: dict[int, list[list[Item]]] = {}
 
@@ -276,28 +270,32 @@ class ConversationLoader:
         self, mixture: Mapping[str, float], epochs: Mapping[str, float], tokens: int
     ) -> dict[str, float]:
         """Of the tokens, by source."""
-        wanted = {
-            name: passes * (self._sources.get(name) or self._documents[name]).epoch_tokens
-            for name, passes in epochs.items()
-        }
+        wanted = {}  # tokens of the sources that have a number of epochs
+        for name, passes in epochs.items():
+            source = self._sources.get(name) or self._documents[name]
+            wanted[name] = passes * source.epoch_tokens
         weights = {name: weight for name, weight in mixture.items() if weight > 0}
         left = tokens - sum(wanted.values()) if wanted else 1
-        if left < 0 or not weights and left > FILLED * tokens:
+        if left < 0 or (not weights and left > FILLED * tokens):
+            asked = ", ".join(f"{passes:g} of {name}" for name, passes in epochs.items())
+            cure = "ask for fewer" if left < 0 else "give another source a weight"
             raise UserError(
-                f"epochs: {', '.join(f'{passes:g} of {name}' for name, passes in epochs.items())} are"
-                f" {sum(wanted.values()):,.0f} tokens, and the stage draws {tokens:,}; change its steps, or "
-                + ("ask for fewer" if left < 0 else "give another source a weight")
+                f"epochs: {asked} are {sum(wanted.values()):,.0f} tokens, and the stage draws {tokens:,}; "
+                f"change its steps, or {cure}"
             )
-        shares = {
-            name: weight / sum(weights.values()) * left / (tokens if wanted else 1)
-            for name, weight in weights.items()
-        }
-        return dict(
-            sorted((shares | {name: want / tokens for name, want in wanted.items()}).items())
-        )
+        whole = tokens if wanted else 1
+        shares = {}
+        for name, weight in weights.items():
+            shares[name] = weight / sum(weights.values()) * left / whole
+        for name, amount in wanted.items():
+            shares[name] = amount / tokens
+        return dict(sorted(shares.items()))
 
     def batch(self, step: int, rows: range, batch_rows: int) -> Batch:
-        """Rows `rows` of the `batch_rows` of step `step`."""
+        """The rows `rows` of the batch of a step: inputs and targets (len(rows), T) int64.
+
+        step: from 0. batch_rows: rows of the whole batch, all ranks together. The same for any number of ranks.
+        """
         held = [self._row(step * batch_rows + row) for row in rows]
         tokens = np.full((len(rows), self.seq_len + 1), self.pad, np.int64)
         learned = np.zeros(tokens.shape, bool)
@@ -323,11 +321,9 @@ class ConversationLoader:
             source = self._sources[name]
             length, start = int(source.lengths[index]), int(source.starts[index])
             here, there = slice(position, position + length), slice(start, start + length)
-            tokens[here], learned[here], documents[here] = (
-                source.tokens[there],
-                source.learned[there],
-                number,
-            )
+            tokens[here] = source.tokens[there]
+            learned[here] = source.learned[there]
+            documents[here] = number
             position += length
         documents[position:] = len(items)
 

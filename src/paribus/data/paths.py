@@ -51,12 +51,19 @@ def name_problem(name: str) -> str | None:
         return "holds a backslash or a drive letter"
     if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
         return "holds a control character"
-    parts = name.split("/")
+    return _parts_problem(name.split("/")) or _length_problem(name)
+
+
+def _parts_problem(parts: list[str]) -> str | None:
     if ".." in parts:
         return "leads out of its folder"
     if "." in parts or "" in parts:
         return "has an empty part"
-    if any(len(part.encode()) > LONGEST_PART for part in parts):
+    return None
+
+
+def _length_problem(name: str) -> str | None:
+    if any(len(part.encode()) > LONGEST_PART for part in name.split("/")):
         return f"has a part longer than {LONGEST_PART} bytes"
     if len(name.encode()) > LONGEST_NAME:
         return f"is longer than {LONGEST_NAME} bytes"

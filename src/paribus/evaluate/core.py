@@ -31,7 +31,8 @@ from paribus.data.sealed import sealed_by_files
 from paribus.data.tokenizer import Tokenizer
 from paribus.evaluate.kept import Kept, never, stop_if
 from paribus.files import write_atomic
-from paribus.model.gpt import GPT, KVCache
+from paribus.model.cache import KVCache
+from paribus.model.gpt import GPT
 
 FEW_SHOT_SEED = 1234
 CHUNK_ITEMS = 256  # items tokenised and sorted by length together: bounds the tokens held in memory
@@ -42,9 +43,8 @@ READ_CHUNK = 512  # places whose logits exist at once
 PROBES = 4  # items of a task on which tokenising in parts is compared with tokenising whole
 
 Progress = Callable[[str, int, int], None]
-Scores = dict[
-    tuple[int, int], tuple[float, bool]
-]  # (item, option) -> mean loss, every token the likeliest
+OptionScore = tuple[float, bool]  # mean loss in nats a token, every token the likeliest
+Scores = dict[tuple[int, int], OptionScore]  # by (item, option)
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,10 @@ def stderr_of_mean(stderrs: list[float]) -> float:
 
 
 def score_task(correct: list[bool], baseline: float, population: int) -> TaskScore:
-    """Accuracy, centred accuracy and their standard errors of n outcomes out of a population of items."""
+    """Accuracy, centred accuracy and their standard errors.
+
+    correct: the n outcomes. baseline: the accuracy of a guess. population: items of the task, asked or not.
+    """
     n = len(correct)
     accuracy = sum(correct) / n
     stderr = math.sqrt(accuracy * (1 - accuracy) / n)
@@ -252,7 +255,10 @@ class Prompts:
         )
 
     def encode(self, indices: range) -> list[list[list[int]]]:
-        """Item -> prompt -> token ids."""
+        """Token ids of every prompt of the items `indices`.
+
+        result[i][p] is prompt p (one for each option) of item i, opened by <|bos|>.
+        """
         if not self._joins:
             return self._whole(indices)
         joined = zip(indices, self._joined(indices), strict=True)
@@ -272,23 +278,28 @@ class Prompts:
     def _joined(self, indices: range) -> list[list[list[int]]]:
         """The same from parts; no prompts for an item whose parts do not start with a visible character."""
         shown = [few_shot_indices(self.task, index) for index in indices]
-        new = sorted({other for others in shown for other in others} - self._examples.keys())
-        parts = [example(self.task, other) for other in new]
-        for other, part, ids in zip(new, parts, self.tokenizer.encode_batch(parts), strict=True):
-            self._examples[other] = array("i", [] if part[0].isspace() else ids)
+        self._encode_examples({other for others in shown for other in others})
         questions = [question(self.task, index) for index in indices]
-        for texts in questions:
-            if self.task.kind == "language_modeling":
+        if self.task.kind == "language_modeling":
+            for texts in questions:
                 texts[0] = texts[0].rstrip()
-        return [
-            self._join(others, texts, tails)
-            for others, texts, tails in zip(shown, questions, self._encode(questions), strict=True)
-        ]
+        encoded = self._encode(questions)
+        prompts = []
+        for others, texts, tails in zip(shown, questions, encoded, strict=True):
+            prompts.append(self._join(others, texts, tails))
+        return prompts
+
+    def _encode_examples(self, wanted: set[int]) -> None:
+        """Keep the ids of few-shot examples, none for one that does not start with a visible character."""
+        new = sorted(wanted - self._examples.keys())
+        texts = [example(self.task, other) for other in new]
+        for other, text, ids in zip(new, texts, self.tokenizer.encode_batch(texts), strict=True):
+            self._examples[other] = array("i", [] if text[0].isspace() else ids)
 
     def _join(self, others: list[int], texts: list[str], tails: list[list[int]]) -> list[list[int]]:
-        if not all(self._examples[other] for other in others) or any(
-            not text or text[0].isspace() for text in texts
-        ):
+        if not all(self._examples[other] for other in others):
+            return []
+        if any(not text or text[0].isspace() for text in texts):
             return []
         head = [self.tokenizer.bos]
         for other in others:
@@ -367,7 +378,11 @@ def units_of(item: int, options: list[tuple[list[int], int]], limit: int) -> lis
 
 
 def batches(units: list[Unit], rows: int, tokens: int, limit: int) -> Iterator[list[Unit]]:
-    """Units of like length together: at most `rows` of them, `tokens` with padding (or one unit), within `limit`."""
+    """Units of like length together.
+
+    rows: most units of a batch. tokens: most tokens of their trunks, padding included; a unit alone may have more.
+    limit: most tokens of a trunk and its longest branch.
+    """
     batch: list[Unit] = []
     reach = 0
     for unit in sorted(units, key=lambda unit: len(unit.trunk)):
@@ -406,10 +421,15 @@ def score_units(model: GPT, units: list[Unit]) -> Scores:
 
 
 def forward_units(model: GPT, units: list[Unit]) -> tuple[Tensor, list[Tensor]]:
-    """Hidden states at the last R places asked of each trunk (B, R, D), and of each unit's n-th branch (B, T, D)."""
+    """Hidden states of the places whose next token is scored.
+
+    Returns those at the last R places asked of each trunk, (B, R, D), and for each n those of every unit's n-th branch,
+    (B, T, D).
+    """
     trunks = [unit.trunk for unit in units]
-    branches = [[*level] for level in zip_longest(*(unit.branches for unit in units), fillvalue=[])]
-    reach = max((len(branch) for level in branches for branch in level), default=0)
+    # the n-th branches of all units are forwarded together; a unit without one has an empty row
+    levels = [[*level] for level in zip_longest(*(unit.branches for unit in units), fillvalue=[])]
+    reach = max((len(branch) for level in levels for branch in level), default=0)
     lengths = torch.tensor([len(trunk) for trunk in trunks], device=model.device)
     asked = max(unit.asked for unit in units)
     places = (lengths[:, None] + torch.arange(-asked, 0, device=model.device)).clamp(min=0)
@@ -418,18 +438,20 @@ def forward_units(model: GPT, units: list[Unit]) -> tuple[Tensor, list[Tensor]]:
         capacity = max(map(len, trunks)) + reach
         cache = KVCache(model.config, len(units), capacity, model.device, model.compute_dtype)
     trunk = model.hidden(pad(trunks, model.device), cache=cache, read=places)
+    nothing = trunk[:, :0]
     if cache is None:
-        return trunk, [trunk[:, :0]] * len(branches)
+        return trunk, [nothing] * len(levels)
     cache.advance(lengths)
     # Every branch starts behind the trunk: the cache does not advance, each is written over the one before.
-    return trunk, [
-        model.hidden(pad(level, model.device), cache=cache) if any(level) else trunk[:, :0]
-        for level in branches
-    ]
+    branches = []
+    for level in levels:
+        hidden = model.hidden(pad(level, model.device), cache=cache) if any(level) else nothing
+        branches.append(hidden)
+    return trunk, branches
 
 
 def read_tokens(model: GPT, hidden: Tensor, targets: list[int]) -> tuple[list[float], list[bool]]:
-    """Cross-entropy in nats of each target, and whether it is the likeliest: hidden (N, D), N targets."""
+    """Cross-entropy in nats of each of N targets, and whether it is the likeliest token. hidden (N, D)."""
     losses: list[float] = []
     hits: list[bool] = []
     wanted = torch.tensor(targets, device=model.device)
@@ -461,50 +483,60 @@ def evaluate_task(
 ) -> list[Item]:
     """The outcome of the first `task.n` items, in order.
 
+    batch_size: most rows of one forward pass. on_progress(label, done, n): called after every forward pass.
     kept: takes the scores of every forward pass, and has those of an earlier start, which are not computed again. The
     passes are the same either way. Raises Stopped between two of them where stop() says so.
     """
     kept = kept or Kept(None, "")
-    if items := _finished_items(task, kept):
-        return items
-    known = _known_scores(kept)
-    prompts, limit = Prompts(tokenizer, task), model.config.seq_len
-    tokens = CPU_TOKENS if model.device.type == "cpu" else batch_size * limit
-    items = []
+    finished = _finished_items(task, kept)
+    if finished:
+        return finished
+    scorer = _Scorer(model, batch_size, kept, stop)
+    prompts = Prompts(tokenizer, task)
+    items: list[Item] = []
     for start in range(0, task.n, CHUNK_ITEMS):
         stop_if(stop)
         indices = range(start, min(start + CHUNK_ITEMS, task.n))
         options = [spans(task.kind, encoded) for encoded in prompts.encode(indices)]
-        units = [
-            unit for index in indices for unit in units_of(index, options[index - start], limit)
-        ]
+        units: list[Unit] = []
+        for index, of_item in zip(indices, options, strict=True):
+            units += units_of(index, of_item, scorer.limit)
         scores: Scores = {}
         done = 0
-        for batch in batches(units, batch_size, tokens, limit):
+        for batch in batches(units, batch_size, scorer.tokens, scorer.limit):
             done += len(batch)
-            owners = [(unit.item, option) for unit in batch for option, _ in unit.tails]
-            if all(owner in known for owner in owners):
-                scores |= {owner: known[owner] for owner in owners}
-                continue
-            stop_if(stop)
-            fresh = score_units(model, batch)
-            kept.add({"scores": [[*owner, *score] for owner, score in fresh.items()]})
-            scores |= fresh
-            if on_progress:
+            found, is_fresh = scorer.scores(batch)
+            scores |= found
+            if is_fresh and on_progress:
                 on_progress(task.label, start + len(indices) * done // len(units), task.n)
-        items += [
-            _item(
-                task,
-                index,
-                [scores.get((index, option)) for option in range(len(options[index - start]))],
-            )
-            for index in indices
-        ]
+        for index, of_item in zip(indices, options, strict=True):
+            of_options = [scores.get((index, option)) for option in range(len(of_item))]
+            items.append(_item(task, index, of_options))
     kept.add({"items": [[item.correct, item.prediction, item.losses] for item in items]})
     return items
 
 
-def _item(task: Task, index: int, scores: list[tuple[float, bool] | None]) -> Item:
+class _Scorer:
+    """Scores batches of units with a model, and keeps what it scored. limit: tokens of a row; tokens: of a batch."""
+
+    def __init__(self, model: GPT, batch_size: int, kept: Kept, stop: Callable[[], bool]) -> None:
+        self.model, self.kept, self.stop = model, kept, stop
+        self.known = _known_scores(kept)
+        self.limit = model.config.seq_len
+        self.tokens = CPU_TOKENS if model.device.type == "cpu" else batch_size * self.limit
+
+    def scores(self, batch: list[Unit]) -> tuple[Scores, bool]:
+        """Of every option in the batch; and whether they took a forward pass, nobody having kept them."""
+        owners = [(unit.item, option) for unit in batch for option, _ in unit.tails]
+        if all(owner in self.known for owner in owners):
+            return {owner: self.known[owner] for owner in owners}, False
+        stop_if(self.stop)
+        fresh = score_units(self.model, batch)
+        self.kept.add({"scores": [[*owner, *score] for owner, score in fresh.items()]})
+        return fresh, True
+
+
+def _item(task: Task, index: int, scores: list[OptionScore | None]) -> Item:
     losses = tuple(score[0] if score else None for score in scores)
     if task.kind == "language_modeling":
         return Item(task.label, index, scores[0] is not None and scores[0][1], None, losses)

@@ -46,7 +46,10 @@ class Score(NamedTuple):
 
 
 def score(text: str, reference_answer: str) -> Score:
-    """Is the final answer of `text` that of the reference? Raises UserError if the reference has none."""
+    """Whether an answer is right: the final answer of `text` is that of the reference solution.
+
+    text: all that was answered. reference_answer: the problem's `answer`. Raises UserError if that has no final answer.
+    """
     expected = final_answer(reference_answer)
     if expected is None:
         raise UserError(
@@ -75,8 +78,8 @@ def few_shot_prompt(
 ) -> list[int]:
     """A prompt for a base model, which knows running text only: worked problems, then the question.
 
-    Answers are one line each and without annotations, so that a line end ends an answer. If `room` tokens do not
-    hold all shots, the first ones are left out.
+    shots: the worked problems. room: tokens of the prompt; if they do not hold all shots, the first ones are left out.
+    Answers are one line each and without annotations, so that a line end ends an answer.
     """
     ending = tokenizer.encode(f"Question: {question}\nAnswer:")
     parts = [tokenizer.encode(_shot(shot)) for shot in shots]
@@ -98,7 +101,7 @@ def n_without_room(
     problems: Sequence[Problem],
     room: int,
 ) -> int:
-    """How many of the problems `few_shot_prompt` asks with fewer than all shots."""
+    """How many of the problems `few_shot_prompt` asks with fewer than all shots. room: tokens of a prompt."""
     longest = sum(len(tokenizer.encode(_shot(shot))) for shot in shots)
     count = 0
     for problem in problems:
@@ -240,7 +243,7 @@ class _Asker:
         def on_done(place: int, completions: list[Completion]) -> None:
             index = todo[place]
             reference = self.problems[index]["answer"]
-            answers = [_answer(self.tokenizer, one, reference) for one in completions]
+            answers = [_answer(self.tokenizer, completion, reference) for completion in completions]
             record = {"phase": phase, "index": index, "answers": answers}
             self.kept.add(record)
             self.records[(phase, index)] = record
@@ -321,14 +324,13 @@ def summarise(items: Sequence[Item]) -> dict[str, Any]:
     n, correct = len(items), sum(item.correct for item in items)
     low, high = wilson(correct, n)
     calls = sum(item.tool_calls for item in items)
+    well_formed_calls = sum(item.well_formed_tool_calls for item in items)
     shares = {
         "formatted": _share([item.formatted for item in items]),
         "finished": _share([item.finished for item in items]),
         "cut_off": _share([item.cut_off for item in items]),
         "tool_calls": _share([item.tool_calls > 0 for item in items]),
-        "well_formed": sum(item.well_formed_tool_calls for item in items) / calls
-        if calls
-        else None,
+        "well_formed": well_formed_calls / calls if calls else None,
         "no_room": sum(item.tokens == 0 for item in items),
     }
     return {

@@ -34,16 +34,11 @@ if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
 MODEL = "paribus"  # its name among lm_eval's models
-BOOTSTRAP = (
-    1000  # draws behind a standard error that has no formula; lm_eval's 100,000 take minutes
-)
+# draws behind a standard error that has no formula; lm_eval's 100,000 take minutes
+BOOTSTRAP = 1000
 MAX_NEW_TOKENS = 256  # of a generation whose task sets none: lm_eval's own default
-LENGTHS = (
-    "max_gen_toks",
-    "max_new_tokens",
-    "max_tokens",
-    "max_completion_tokens",
-)  # names of it, the first counts
+# names of it, the first counts
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 KNOWN = {*LENGTHS, "until", "do_sample", "temperature", "top_k"}  # of a task's generation_kwargs
 
 Score = tuple[float, bool]  # log-likelihood, every token the likeliest
@@ -71,20 +66,16 @@ class Responder:
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         """Of each (context, continuation); white space that ends the context counts to the continuation."""
-        wholes = self.tokenizer.encode_batch(
-            [context + continuation for context, continuation in pairs]
-        )
-        contexts = self.tokenizer.encode_batch([context.rstrip() for context, _ in pairs])
-        # Where the tokenizer merges across the seam, the token that it merged is the continuation's.
-        starts = [
-            min(len(context), len(whole) - 1)
-            for context, whole in zip(contexts, wholes, strict=True)
-        ]
-        return self._score(
-            [[self.tokenizer.bos, *whole] for whole in wholes],
-            [max(start, 0) + 1 for start in starts],
-            "loglikelihood",
-        )
+        encode = self.tokenizer.encode_batch
+        wholes = encode([context + continuation for context, continuation in pairs])
+        contexts = encode([context.rstrip() for context, _ in pairs])
+        starts = []
+        for context, whole in zip(contexts, wholes, strict=True):
+            # Where the tokenizer merges across the seam, the token that it merged is the continuation's.
+            start = min(len(context), len(whole) - 1)
+            starts.append(max(start, 0) + 1)  # behind <|bos|>
+        sequences = [[self.tokenizer.bos, *whole] for whole in wholes]
+        return self._score(sequences, starts, "loglikelihood")
 
     def rolling(self, texts: Sequence[str]) -> list[float]:
         """Of each whole text. One longer than the context is cut into windows: each token is predicted once, the last
@@ -94,30 +85,25 @@ class Responder:
 
     @torch.inference_mode()
     def _score(self, sequences: list[list[int]], starts: list[int], kind: str) -> list[Score]:
-        """Of the tokens of each sequence from its start on."""
+        """Of the tokens of each sequence from its start on. kind: of request, for `on_progress`."""
         limit = self.model.config.seq_len
-        parts = [
-            list(windows(tokens, start, limit))
-            for tokens, start in zip(sequences, starts, strict=True)
-        ]
+        parts = []
+        for tokens, start in zip(sequences, starts, strict=True):
+            parts.append(list(windows(tokens, start, limit)))
         # Windows that share what comes before (a question's options) share one cached copy of it.
         groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         for owner, windows_of in enumerate(parts):
             for place, (tokens, first) in enumerate(windows_of):
                 groups.setdefault(tuple(tokens[:first]), []).append((owner, place))
-        options = [[parts[owner][place] for owner, place in members] for members in groups.values()]
-        units = [
-            unit
-            for number, group in enumerate(options)
-            for unit in units_of(number, group, limit + 1)
-        ]
+        members_of = list(groups.values())
+        options = [[parts[owner][place] for owner, place in members] for members in members_of]
+        units: list[Unit] = []
+        for number, group in enumerate(options):
+            units += units_of(number, group, limit + 1)
         room = CPU_TOKENS if self.model.device.type == "cpu" else self.batch_size * limit
-        totals, greedy, done, members_of = (
-            [0.0] * len(sequences),
-            [True] * len(sequences),
-            0,
-            list(groups.values()),
-        )
+        totals = [0.0] * len(sequences)
+        greedy = [True] * len(sequences)
+        done, total = 0, sum(map(len, parts))
         known = self._known("scores")
         for batch in batches(units, self.batch_size, room, limit):
             for (number, option), (mean, hit) in self._scores_of(batch, options, known).items():
@@ -126,18 +112,17 @@ class Responder:
                 totals[owner] -= mean * (len(tokens) - first)
                 greedy[owner] &= hit
                 done += 1
-            self._progress(kind, done, sum(map(len, parts)))
+            self._progress(kind, done, total)
         return list(zip(totals, greedy, strict=True))
 
     def _scores_of(
         self, batch: list[Unit], options: list[list[tuple[list[int], int]]], known: dict[str, Any]
     ) -> Scores:
         """Scores of the units of a forward pass, which is left out where an earlier start kept them."""
-        names = {
-            (unit.item, option): _name(options[unit.item][option])
-            for unit in batch
-            for option, _ in unit.tails
-        }
+        names = {}
+        for unit in batch:
+            for option, _ in unit.tails:
+                names[(unit.item, option)] = _name(options[unit.item][option])
         if all(name in known for name in names.values()):
             return {owner: (known[name][0], known[name][1]) for owner, name in names.items()}
         stop_if(self.stop)
@@ -147,7 +132,10 @@ class Responder:
 
     def _known(self, kind: str) -> dict[str, Any]:
         """What an earlier start kept of a kind, by the name of what was asked."""
-        return {name: value for row in self.kept.rows for name, value in row.get(kind, {}).items()}
+        known: dict[str, Any] = {}
+        for row in self.kept.rows:
+            known |= row.get(kind, {})
+        return known
 
     def generate(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
         """The text after each (context, generation_kwargs), up to a stop text; a context that is too long loses its
@@ -157,22 +145,19 @@ class Responder:
             groups.setdefault(_generation(kwargs), []).append(index)
         answers: dict[int, str] = {}
         for settings, members in groups.items():
-            prompts = [
-                self._prompt(requests[index][0], settings.max_new_tokens) for index in members
-            ]
-            answers |= zip(
-                members,
-                self._complete(prompts, members, settings, len(answers), len(requests)),
-                strict=True,
-            )
+            length = settings.max_new_tokens
+            prompts = [self._prompt(requests[index][0], length) for index in members]
+            texts = self._complete(prompts, members, settings, len(answers), len(requests))
+            answers |= zip(members, texts, strict=True)
         return [answers[index] for index in range(len(requests))]
 
     def _complete(
         self, prompts: list[list[int]], ids: list[int], settings: _Generation, done: int, total: int
     ) -> list[str]:
-        names = [
-            _name((prompt, index, settings)) for prompt, index in zip(prompts, ids, strict=True)
-        ]
+        """The texts after prompts with the same settings. ids: their numbers among all `total` requests, of which `done`
+        are answered."""
+        numbered = zip(prompts, ids, strict=True)
+        names = [_name((prompt, index, settings)) for prompt, index in numbered]
         tokens: dict[str, list[int]] = self._known("tokens")
         todo = [place for place, name in enumerate(names) if name not in tokens]
         before = done + len(prompts) - len(todo)
@@ -193,15 +178,14 @@ class Responder:
             on_progress=lambda some, _: self._progress("generation", before + some, total),
             on_step=lambda _: stop_if(self.stop),
         )
+        return [self._text(tokens[name], settings.until) for name in names]
+
+    def _text(self, tokens: list[int], until: tuple[str, ...]) -> str:
+        """The text of tokens, special ones left out, up to the first of the texts `until`."""
         special = set(self.tokenizer.special.values())
-        texts = [
-            self.tokenizer.decode(token for token in tokens[name] if token not in special)
-            for name in names
-        ]
-        ends = [[text.find(stop) for stop in settings.until if stop in text] for text in texts]
-        return [
-            text[: min(found, default=len(text))] for text, found in zip(texts, ends, strict=True)
-        ]
+        text = self.tokenizer.decode(token for token in tokens if token not in special)
+        ends = [text.find(stop) for stop in until if stop in text]
+        return text[: min(ends, default=len(text))]
 
     def _prompt(self, context: str, new_tokens: int) -> list[int]:
         """At least half of the model's context is the prompt's."""
@@ -239,27 +223,28 @@ class _Generation:
 
 def _generation(kwargs: dict[str, Any]) -> _Generation:
     """A task's generation_kwargs in the engine's terms. Raises UserError for what the engine cannot do."""
-    unknown = [
-        key
-        for key in kwargs
-        if key not in KNOWN and not (key == "top_p" and kwargs[key] in (None, 1, 1.0))
-    ]
+    unknown = set(kwargs) - KNOWN
+    if kwargs.get("top_p") in (None, 1, 1.0):
+        unknown -= {"top_p"}  # all of the distribution
     if unknown:
+        there_are = ", ".join(sorted(KNOWN))
         raise UserError(
-            [
-                f"generation_kwargs: {key}: {kwargs[key]!r} is not supported; there are: {', '.join(sorted(KNOWN))}"
-                for key in unknown
-            ]
+            f"generation_kwargs: {key}: {kwargs[key]!r} is not supported; there are: {there_are}"
+            for key in kwargs
+            if key in unknown
         )
+    lengths = [int(kwargs[name]) for name in LENGTHS if kwargs.get(name) is not None]
     until = kwargs.get("until") or []
-    length = next(
-        (int(kwargs[name]) for name in LENGTHS if kwargs.get(name) is not None), MAX_NEW_TOKENS
+    texts = [until] if isinstance(until, str) else until
+    temperature = float(kwargs.get("temperature") or 0.0)
+    if kwargs.get("do_sample") is False:
+        temperature = 0.0
+    return _Generation(
+        until=tuple(text for text in texts if text),
+        max_new_tokens=lengths[0] if lengths else MAX_NEW_TOKENS,
+        temperature=temperature,
+        top_k=int(kwargs.get("top_k") or 0),
     )
-    temperature = (
-        0.0 if kwargs.get("do_sample") is False else float(kwargs.get("temperature") or 0.0)
-    )
-    texts = tuple(text for text in ([until] if isinstance(until, str) else until) if text)
-    return _Generation(texts, length, temperature, int(kwargs.get("top_k") or 0))
 
 
 # ---------------------------------------------------------------- the harness

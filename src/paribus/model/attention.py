@@ -1,11 +1,12 @@
 """Who may see whom, and which kernel computes it.
 
-Shapes: B rows, T tokens, R places that ask, H query heads, K key/value heads, E head_dim, S keys seen.
+Shapes: B rows, T tokens, R places that are read, H query heads, K key/value heads, E head_dim, S keys seen.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,12 +15,42 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from paribus.model import kernels
 
+if TYPE_CHECKING:
+    from paribus.model.cache import Cache
+
+Rotary = tuple[Tensor, Tensor]  # cosines and sines, each (B or 1, T, 1, E / 2)
 Backend = Literal["causal", "flex", "masked"]
+# All but plain products.
 FUSED = [
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
-]  # all but plain products
+]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every block of one forward pass shares: where the tokens stand, and whom each of them sees."""
+
+    rotary: Rotary | None  # of the positions; None: no rotary positions
+    masks: dict[str, Any]  # window letter -> what `attend` takes, or the cache's own
+    cache: Cache | None
+
+
+@dataclass(frozen=True)
+class Places:
+    """The only positions whose output is read, in each row.
+
+    The last block answers at these alone: of the others it needs keys and values, but no queries, no output and no MLP.
+    """
+
+    index: Tensor  # (B, R) int64
+    rotary: Rotary | None  # of these positions, each (B, R, 1, E / 2)
+    masks: dict[str, Any]  # window letter -> what these positions see
+
+    def of(self, x: Tensor) -> Tensor:
+        """x (B, T, ...) -> (B, R, ...)."""
+        return at(x, self.index)
 
 
 def backend(
@@ -27,10 +58,13 @@ def backend(
 ) -> Backend:
     """What computes the attention of `length` tokens to themselves.
 
+    window: keys that a token sees; None: all. documents: whether rows hold several documents that must not see each
+    other. read: whether only some places ask.
+
     causal: each sees all before it; SDPA without a mask, which on CUDA in 16 bits is a flash kernel.
     flex: windows and packed documents on CUDA; FlexAttention skips blocks of keys that nobody sees, so that a window
         costs its own width and not the sequence's, and makes no (T, S) mask in its kernels.
-    masked: the same elsewhere, and where only some places ask (`read`); SDPA with a mask in memory.
+    masked: the same elsewhere, and where only some places ask; SDPA with a mask in memory.
     """
     if device_type == "cuda" and not read:
         return "causal" if not documents and (window is None or window >= length) else "flex"

@@ -1,6 +1,15 @@
 """The GPT: one dial (`model.depth`), every choice a field of config.Model, weights a function of the seed.
 
-Shapes: B rows, T tokens, D width, V vocabulary.
+Read `GPT.hidden` from top to bottom, then `layers.Block`: token embedding, blocks (norm, attention, residual; norm, MLP,
+residual), final norm, head. Masks are in attention.py, caches in cache.py, the loss in cross_entropy.py, fused operations
+and the choice of a card's kernels in kernels.py.
+
+Shapes, here and in all of model/:
+
+    B  rows               T  tokens of a row        R  places of a row that are read
+    D  width              H  query heads            K  key/value heads
+    E  head_dim           F  hidden width of MLP    V  vocabulary
+    N  tokens of all rows together
 """
 
 from __future__ import annotations
@@ -20,22 +29,15 @@ from paribus.config import Model, resolve_model
 from paribus.errors import UserError
 from paribus.model import attention, kernels, saved
 from paribus.model.accounting import parameters
-from paribus.model.attention import at
+from paribus.model.attention import Context, Places, Rotary, at
+from paribus.model.cache import Cache
 from paribus.model.compiler import require_tools
+from paribus.model.cross_entropy import cross_entropy
 from paribus.model.initial import initial_std
-from paribus.model.layers import (
-    Block,
-    Cache,
-    Context,
-    KVCache,
-    Linear,
-    cross_entropy,
-    normalise,
-    rotary_table,
-)
+from paribus.model.layers import Block, Linear, normalise, rotary_table
 from paribus.model.shapes import logit_rows, window_of
 
-__all__ = ["GPT", "KVCache", "load_checkpoint", "save_checkpoint"]
+__all__ = ["GPT", "load_checkpoint", "save_checkpoint"]
 
 
 class GPT(nn.Module):
@@ -53,8 +55,6 @@ class GPT(nn.Module):
         self.vocab_size = vocab_size
         self.compute_dtype = compute_dtype
         self.activation_checkpointing = False
-        self._loss: Callable[..., tuple[Tensor, Tensor]] = cross_entropy
-        self._block_mask: Callable[..., Any] = attention.block_mask
         self.embedding = nn.Embedding(vocab_size, config.width)
         if config.position == "learned":
             self.positions = nn.Embedding(config.seq_len, config.width)
@@ -66,33 +66,8 @@ class GPT(nn.Module):
         cos, sin = rotary_table(config.seq_len, config.head_dim, config.rope_base)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-
-    def compiled(self, *, dynamic: bool | None = None) -> Any:
-        """What to call in place of the model in training: the blocks as one graph, the loss outside of it.
-
-        Within the graph the loss's loop over chunks would be unrolled, and the whole model compiled anew for every
-        number of tokens, of which RL has one a micro-batch; a chunk is compiled by itself instead. dynamic: whether
-        the sizes of the inputs are left open; None: after the second one was seen. Raises UserError without a compiler.
-        """
-        require_tools(self.device.type, "train.compile")
-        self._loss = torch.compiler.disable(cross_entropy)
-        if dynamic:  # torch 2.13 cannot compile the making of a block mask of open size
-            self._block_mask = torch.compiler.disable(attention.block_mask)
-        return kernels.compiled(self, dynamic=dynamic)
-
-    @property
-    def _rotary(self) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, each (seq_len, head_dim / 2)."""
-        return self.get_buffer("cos"), self.get_buffer("sin")
-
-    @property
-    def head_weight(self) -> Tensor:
-        """(V, D)."""
-        return self.embedding.weight if self.config.tied_head else self.head.weight
-
-    @property
-    def device(self) -> torch.device:
-        return self.embedding.weight.device
+        self._loss: Callable[..., tuple[Tensor, Tensor]] = cross_entropy
+        self._block_mask: Callable[..., Any] = attention.block_mask
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
@@ -110,101 +85,7 @@ class GPT(nn.Module):
             values = torch.randn(tensor.shape, generator=generator)
             tensor.copy_(values * initial_std(self.config, name, tuple(tensor.shape)))
 
-    def hidden(
-        self,
-        tokens: Tensor,
-        documents: Tensor | None = None,
-        cache: Cache | None = None,
-        read: Tensor | None = None,
-    ) -> Tensor:
-        """Residual stream after the final norm.
-
-        tokens (B, T) int64; documents (B, T): tokens see only their own document; or cache: tokens continue each
-        row (call `cache.advance` afterwards); read (B, R) int64: the only places in `tokens` that are wanted, which
-        saves the last block all but keys and values elsewhere. Returns (B, T, D), or (B, R, D).
-        Raises UserError past the context length, ValueError for documents with a cache.
-        """
-        if documents is not None and cache is not None:
-            raise ValueError("documents: a cache does not keep them")
-        limit = self.config.seq_len if cache is None else min(self.config.seq_len, cache.capacity)
-        start = 0 if cache is None else cache.extent
-        if start + tokens.shape[1] > limit:
-            raise UserError(
-                f"{start + tokens.shape[1]} tokens do not fit the context of {limit} (model.seq_len)"
-            )
-        positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        if cache is not None:
-            positions = positions + cache.lengths[:, None]
-        # A right-padded token may lie past the context; it is overwritten before anything reads it.
-        positions = positions.clamp(max=self.config.seq_len - 1)
-        context = self._context(positions, documents, cache)
-        wanted = context if read is None else self._context(positions, documents, cache, read)
-        x = self.embedding(tokens)
-        if self.config.position == "learned":
-            x = x + self.positions(positions)
-        x = x0 = normalise(x.to(self.compute_dtype), self.config.norm)
-        for layer, block in enumerate(self.blocks, 1):
-            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, x0, tokens, context, context, use_reentrant=False)
-            else:
-                x = block(x, x0, tokens, context, wanted if layer == self.config.depth else context)
-        return normalise(x, self.config.norm)
-
-    def _context(
-        self,
-        positions: Tensor,
-        documents: Tensor | None,
-        cache: Cache | None,
-        read: Tensor | None = None,
-    ) -> Context:
-        cos = sin = None
-        if self.config.position == "rope":
-            asking = at(positions, read)
-            cos, sin = (table[asking][:, :, None].to(self.compute_dtype) for table in self._rotary)
-        letters = {window_of(self.config, layer) for layer in range(self.config.depth)}
-        masks = {
-            letter: self._mask(letter, positions, documents, cache, read) for letter in letters
-        }
-        return Context(cos, sin, masks, cache, read)
-
-    def _mask(
-        self,
-        letter: str,
-        positions: Tensor,
-        documents: Tensor | None,
-        cache: Cache | None,
-        read: Tensor | None,
-    ) -> Any:
-        window = self.config.window if letter == "S" else None
-        if window is not None and window >= self.config.seq_len:
-            window = None
-        if cache is not None:
-            return cache.mask(positions, read, window)
-        length = positions.shape[1]
-        chosen = attention.backend(
-            self.device.type, length, window, documents is not None, read is not None
-        )
-        if chosen == "causal":
-            return None
-        if chosen == "flex":
-            return self._block_mask(length, window, documents, self.device)
-        return attention.dense_mask(positions, window, documents, read)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., V) fp32, soft-capped (Gemma 2, arXiv:2408.00118)."""
-        logits = nn.functional.linear(hidden, self.head_weight.to(hidden.dtype)).float()
-        cap = self.config.softcap
-        if not cap:
-            return logits
-        if torch.is_grad_enabled():
-            return cap * torch.tanh(logits / cap)
-        # the same in place, by the vectorised sigmoid, which takes a quarter of tanh's time on a CPU
-        return logits.mul_(2 / cap).sigmoid_().mul_(2 * cap).sub_(cap)
-
-    def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of each token in nats, without gradient: hidden (N, D), targets (N,) -> (N,) fp32; 0 where -1."""
-        with torch.no_grad():
-            return self._cross_entropy(hidden, targets, None)[1]
+    # ------------------------------------------------------------ training
 
     def forward(
         self,
@@ -217,12 +98,18 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Sum over tokens of weight x cross-entropy, nats, fp32 ().
 
-        tokens, targets, documents, weights (B, T); targets of -1 are not learned. temperature, top_k: how the targets were
-        drawn, if not from the model's own distribution; the cross-entropy is that of the distribution they came from.
+        tokens, targets (B, T) int64: inputs, and what to predict at each; targets of -1 are not learned. documents (B, T):
+        as in `hidden`. weights (B, T): factors in the sum; None: 1 each. temperature, top_k: how the targets were drawn,
+        if not from the model's own distribution; the cross-entropy is that of the distribution they came from.
         """
-        hidden = self.hidden(tokens, documents).flatten(0, 1)
+        hidden = self.hidden(tokens, documents).flatten(0, 1)  # (N, D)
         flat_weights = None if weights is None else weights.flatten()
         return self._cross_entropy(hidden, targets.flatten(), flat_weights, temperature, top_k)[0]
+
+    def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of each token in nats, without gradient: hidden (N, D), targets (N,) -> (N,) fp32; 0 where -1."""
+        with torch.no_grad():
+            return self._cross_entropy(hidden, targets, None)[1]
 
     def _cross_entropy(
         self,
@@ -244,6 +131,146 @@ class GPT(nn.Module):
             top_k,
             compiled=torch.compiler.is_compiling(),
         )
+
+    # ------------------------------------------------------------ embedding, blocks, head
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        documents: Tensor | None = None,
+        cache: Cache | None = None,
+        read: Tensor | None = None,
+    ) -> Tensor:
+        """Residual stream after the final norm, (B, T, D), or (B, R, D) at the places `read`.
+
+        tokens (B, T) int64. documents (B, T): tokens see only their own document. cache: tokens continue each row
+        (call `cache.advance` afterwards). read (B, R) int64: the only places in `tokens` that are wanted, which
+        saves the last block all but keys and values elsewhere.
+        Raises UserError past the context length, ValueError for documents with a cache.
+        """
+        positions = self._positions(tokens, documents, cache)  # (B or 1, T)
+        context = self._context(positions, documents, cache)
+        places = None if read is None else self._places(read, positions, documents, cache)
+        x = self.embedding(tokens)  # (B, T, D)
+        if self.config.position == "learned":
+            x = x + self.positions(positions)
+        x = x0 = normalise(x.to(self.compute_dtype), self.config.norm)
+        block: Any  # a Block, which the type of a ModuleList does not say
+        for layer, block in enumerate(self.blocks, 1):
+            if places is not None and layer == self.config.depth:
+                x = block.at_places(x, x0, tokens, context, places)  # (B, R, D)
+            elif self.activation_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, x0, tokens, context, use_reentrant=False)
+            else:
+                x = block(x, x0, tokens, context)
+        return normalise(x, self.config.norm)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V) fp32, soft-capped."""
+        logits = nn.functional.linear(hidden, self.head_weight.to(hidden.dtype)).float()
+        return kernels.softcap(logits, self.config.softcap) if self.config.softcap else logits
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D)."""
+        return self.embedding.weight if self.config.tied_head else self.head.weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.embedding.weight.device
+
+    # ------------------------------------------------------------ where tokens stand, and whom they see
+
+    def _positions(self, tokens: Tensor, documents: Tensor | None, cache: Cache | None) -> Tensor:
+        """(B or 1, T): the position of each token in its row. Raises what `hidden` raises."""
+        if documents is not None and cache is not None:
+            raise ValueError("documents: a cache does not keep them")
+        length = tokens.shape[1]
+        limit = self.config.seq_len if cache is None else min(self.config.seq_len, cache.capacity)
+        end = length if cache is None else cache.extent + length
+        if end > limit:
+            raise UserError(f"{end} tokens do not fit the context of {limit} (model.seq_len)")
+        positions = torch.arange(length, device=tokens.device)[None]
+        if cache is not None:
+            positions = positions + cache.lengths[:, None]
+        # A right-padded token may lie past the context; it is overwritten before anything reads it.
+        return positions.clamp(max=self.config.seq_len - 1)
+
+    def _context(self, positions: Tensor, documents: Tensor | None, cache: Cache | None) -> Context:
+        return Context(
+            rotary=self._rotary(positions),
+            masks=self._masks(positions, documents, cache, None),
+            cache=cache,
+        )
+
+    def _places(
+        self, read: Tensor, positions: Tensor, documents: Tensor | None, cache: Cache | None
+    ) -> Places:
+        return Places(
+            index=read,
+            rotary=self._rotary(at(positions, read)),
+            masks=self._masks(positions, documents, cache, read),
+        )
+
+    def _rotary(self, positions: Tensor) -> Rotary | None:
+        """Cosines and sines of positions (B or 1, T), each (B or 1, T, 1, E / 2); None without rotary positions."""
+        if self.config.position != "rope":
+            return None
+        cos = self.get_buffer("cos")[positions][:, :, None]
+        sin = self.get_buffer("sin")[positions][:, :, None]
+        return cos.to(self.compute_dtype), sin.to(self.compute_dtype)
+
+    def _masks(
+        self,
+        positions: Tensor,
+        documents: Tensor | None,
+        cache: Cache | None,
+        read: Tensor | None,
+    ) -> dict[str, Any]:
+        """Letter of each kind of window in the model -> what its blocks' attention takes."""
+        masks = {}
+        for letter in {window_of(self.config, layer) for layer in range(self.config.depth)}:
+            window = self.config.window if letter == "S" else None
+            if window is not None and window >= self.config.seq_len:
+                window = None
+            masks[letter] = self._mask(window, positions, documents, cache, read)
+        return masks
+
+    def _mask(
+        self,
+        window: int | None,
+        positions: Tensor,
+        documents: Tensor | None,
+        cache: Cache | None,
+        read: Tensor | None,
+    ) -> Any:
+        if cache is not None:
+            return cache.mask(positions, read, window)
+        length = positions.shape[1]
+        chosen = attention.backend(
+            self.device.type, length, window, documents is not None, read is not None
+        )
+        if chosen == "causal":
+            return None
+        if chosen == "flex":
+            return self._block_mask(length, window, documents, self.device)
+        return attention.dense_mask(positions, window, documents, read)
+
+    # ------------------------------------------------------------ compiling
+
+    def compiled(self, *, dynamic: bool | None = None) -> Any:
+        """What to call in place of the model in training: the blocks as one graph, the loss outside of it.
+
+        Within the graph the loss's loop over chunks would be unrolled, and the whole model compiled anew for every
+        number of tokens, of which RL has one a micro-batch; a chunk is compiled by itself instead. dynamic: whether
+        the sizes of the inputs are left open; None: after the second one was seen. Raises UserError without a compiler.
+        """
+        require_tools(self.device.type, "train.compile")
+        self._loss = torch.compiler.disable(cross_entropy)
+        if dynamic:  # torch 2.13 cannot compile the making of a block mask of open size
+            self._block_mask = torch.compiler.disable(attention.block_mask)
+        return kernels.compiled(self, dynamic=dynamic)
 
 
 # ---------------------------------------------------------------- checkpoints

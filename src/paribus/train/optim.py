@@ -35,7 +35,7 @@ class Group:
 
 
 def parameter_groups(model: GPT, config: OptimizerConfig) -> list[Group]:
-    """Which rule and learning rate each parameter gets.
+    """Which rule and learning rate each parameter of `model` gets.
 
     The rates of AdamW's matrices, embeddings and head follow the width. Muon's does not, as its update has a scale of its
     own for each shape; nor does that of the scalars. None follows the batch.
@@ -56,11 +56,15 @@ def parameter_groups(model: GPT, config: OptimizerConfig) -> list[Group]:
 
 
 def _kind(name: str, parameter: Tensor, tied: bool) -> str:
-    if parameter.dim() < 2 or name.endswith("gate.weight") and "attention" in name:
+    """matrix, embedding, head or scalar. tied: whether the token embedding is the head as well."""
+    attention_gate = name.endswith("gate.weight") and "attention" in name
+    if parameter.dim() < 2 or attention_gate:
         return "scalar"
-    if name.startswith("head") or tied and name.startswith("embedding"):
+    if name.startswith("head") or (tied and name.startswith("embedding")):
         return "head"
-    return "embedding" if "embedding" in name or name.startswith("positions") else "matrix"
+    if "embedding" in name or name.startswith("positions"):
+        return "embedding"
+    return "matrix"
 
 
 class MuonAdamW:
@@ -87,11 +91,9 @@ class MuonAdamW:
 
     @updates.setter
     def updates(self, made: int) -> None:
-        self._updates: Tensor | int = (
-            torch.full((), float(made), device=self.parameters[0].device)
-            if self.on_device
-            else made
-        )
+        self._updates: Tensor | int = made
+        if self.on_device:
+            self._updates = torch.full((), float(made), device=self.parameters[0].device)
 
     @torch.no_grad()
     def clip(self) -> Tensor:
@@ -103,9 +105,8 @@ class MuonAdamW:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         if self.config.grad_clip:
             parts = [parallel.local(g) for g in gradients]
-            torch._foreach_mul_(
-                parts, (self.config.grad_clip / norm.clamp(min=1e-12)).clamp(max=1.0)
-            )
+            scale = (self.config.grad_clip / norm.clamp(min=1e-12)).clamp(max=1.0)
+            torch._foreach_mul_(parts, scale)
         return norm
 
     @torch.no_grad()
@@ -120,21 +121,28 @@ class MuonAdamW:
         self._updates = self._updates + (1 if gate is None else gate)
         for group in self.groups:
             mine = self._mine(group)
-            lr = group.lr * lr_factor
-            if group.weight_decay and mine:
-                decay = lr * group.weight_decay
-                torch._foreach_mul_(
-                    list(mine.values()), 1 - (decay if gate is None else decay * gate)
-                )
-            if group.rule == "muon":
-                self._muon(mine, lr, gate)
-            elif mine and self.on_device:
-                self._fused_adamw(mine, lr, gate)
-            elif mine:
-                self._adamw(mine, lr)
+            if mine:
+                self._update(group, mine, group.lr * lr_factor, gate)
             self._share(group, mine)
 
+    def _update(
+        self, group: Group, mine: dict[str, Tensor], lr: float, gate: Tensor | None
+    ) -> None:
+        """Decay and step of the parameters of a group that this rank owns. gate (): 1, or 0 to change nothing."""
+        if group.weight_decay:
+            decay: Tensor | float = lr * group.weight_decay
+            if gate is not None:
+                decay = decay * gate
+            torch._foreach_mul_(list(mine.values()), 1 - decay)
+        if group.rule == "muon":
+            self._muon(mine, lr, gate)
+        elif self.on_device:
+            self._fused_adamw(mine, lr, gate)
+        else:
+            self._adamw(mine, lr)
+
     def zero_grad(self) -> None:
+        """Drop all gradients."""
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -144,8 +152,9 @@ class MuonAdamW:
             return self.state
         full = {}
         for group in self.groups:
+            kinds = ("momentum",) if group.rule == "muon" else ("first", "second")
             for name, parameter in group.parameters.items():
-                for kind in ("momentum",) if group.rule == "muon" else ("first", "second"):
+                for kind in kinds:
                     full[f"{kind}.{name}"] = self._to_first(f"{kind}.{name}", name, parameter)
         return full
 
@@ -162,14 +171,17 @@ class MuonAdamW:
         return tensor
 
     def load_state(self, state: dict[str, Tensor], updates: int) -> None:
-        """Take back what `full_state` gave; each rank keeps what it owns."""
+        """Take back what `full_state` gave; each rank keeps what it owns.
+
+        state: kind.parameter -> tensor. updates: made so far.
+        """
         device = self.parameters[0].device
         self.updates = updates
-        self.state = {
-            key: tensor.to(device)
-            for key, tensor in state.items()
-            if self._is_mine(key.split(".", 1)[1])
-        }
+        self.state = {}
+        for key, tensor in state.items():
+            _, _, name = key.partition(".")
+            if self._is_mine(name):
+                self.state[key] = tensor.to(device)
 
     def _buffer(self, kind: str, name: str, like: Tensor) -> Tensor:
         return self.state.setdefault(f"{kind}.{name}", torch.zeros_like(like))
@@ -265,11 +277,9 @@ class MuonAdamW:
             if not parallel.is_sharded(parameter):
                 dist.broadcast(parameter, self._owner[name])
             elif parameter.grad is not None:
-                values = (
-                    mine[name]
-                    if name in mine
-                    else torch.empty(parameter.shape, device=parameter.device)
-                )
+                values = mine.get(name)
+                if values is None:
+                    values = torch.empty(parameter.shape, device=parameter.device)
                 dist.broadcast(values, self._owner[name])
                 parallel.assign(parameter, values)
 
@@ -290,7 +300,10 @@ def _owners(groups: list[Group]) -> dict[str, int]:
 
 
 def orthogonalise(matrices: Tensor, iterations: int) -> Tensor:
-    """The nearest semi-orthogonal matrices, roughly: (N, rows, columns) -> same, in bf16 on CUDA, else fp32."""
+    """The nearest semi-orthogonal matrices, roughly: (N, rows, columns) -> same, in bf16 on CUDA, else fp32.
+
+    iterations: of Newton-Schulz (`optimizer.muon_iterations`).
+    """
     a, b, c = NEWTON_SCHULZ
     x = matrices.bfloat16() if matrices.is_cuda else matrices
     tall = x.shape[-2] > x.shape[-1]
@@ -303,7 +316,10 @@ def orthogonalise(matrices: Tensor, iterations: int) -> Tensor:
 
 
 def lr_factor(step: int, steps: int, warmup: float, warmdown: float, final: float) -> float:
-    """Multiplier at `step` of `steps`: linear warm-up, constant, linear warm-down to `final` (fractions of steps)."""
+    """Multiplier of the learning rate at `step` of `steps`: linear warm-up, constant, linear warm-down to `final`.
+
+    step: from 0. warmup, warmdown: fractions of the steps. final: the multiplier that the last step gets.
+    """
     warmup_steps, warmdown_steps = round(warmup * steps), round(warmdown * steps)
     if step < warmup_steps:
         return (step + 1) / warmup_steps

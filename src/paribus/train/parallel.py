@@ -33,10 +33,12 @@ PEER_LOST = ("closed by peer", "reset by peer")  # of gloo, which raises plain R
 
 
 def rank() -> int:
+    """This process's number among those that train together, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def ranks() -> int:
+    """Processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -123,7 +125,9 @@ def any_rank(*flags: bool) -> list[bool]:
 
 def of_each(value: float) -> list[float]:
     """The value of each rank, by rank."""
-    return sums(*(value if one == rank() else 0.0 for one in range(ranks())))
+    values = [0.0] * ranks()
+    values[rank()] = value
+    return sums(*values)
 
 
 def newest(store: StateStore) -> State | None:
@@ -134,7 +138,8 @@ def newest(store: StateStore) -> State | None:
     step = int(sums(state.step + 1 if state else 0)[0]) - 1
     if step < 0 or state:
         return state
-    if (state := store.read(step)) is None:
+    state = store.read(step)
+    if state is None:
         raise UserError(
             f"{store.folder}: this process cannot read the state of step {step} that rank 0 reads; "
             "all processes need the same folder"
@@ -148,6 +153,7 @@ def newest(store: StateStore) -> State | None:
 def wrap(model: GPT, sharding: str, compiled: bool, ragged: bool = False) -> Callable[..., Tensor]:
     """What the loop calls for a training forward; FSDP shards `model` itself, so make the optimiser afterwards.
 
+    sharding: "ddp" or "fsdp" (`train.sharding`). compiled: whether to compile (`train.compile`).
     ragged: whether the micro-batches differ in size, as in RL; compiled, the model is then one graph of open sizes.
     """
     forward: Any = model
@@ -182,22 +188,24 @@ def whole(model: GPT) -> Iterator[None]:
 
 
 def gather(model: GPT, on: bool = True) -> None:
-    """Make the parameters whole on every rank, and leave them so until told otherwise."""
-    modules: list[Any] = (
-        [module for module in model.modules() if hasattr(module, "unshard")] if ranks() > 1 else []
-    )
+    """Make the parameters whole on every rank, until called again with `on` False, which shards them."""
+    if ranks() == 1:
+        return
+    modules: list[Any] = [module for module in model.modules() if hasattr(module, "unshard")]
     for module in modules:
         module.set_reshard_after_forward(not on, recurse=False)
         if on:
             module.unshard()
     if modules and not on:
-        modules[
-            0
-        ].reset_iter_state()  # shards again, and forgets what ran here, which differs between ranks
+        # shards again, and forgets what ran here, which differs between ranks
+        modules[0].reset_iter_state()
 
 
 def leads(model: GPT, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What rank 0 measures on the whole model, while the others wait; nothing on those. All ranks call it."""
+    """What rank 0 measures on the whole model, while the others wait; {} on those. All ranks call it.
+
+    measure: called on rank 0 alone; its result is returned there.
+    """
     with whole(model):
         return measure() if rank() == 0 else {}
 
@@ -206,6 +214,7 @@ def leads(model: GPT, measure: Callable[[], dict[str, float]]) -> dict[str, floa
 
 
 def is_sharded(tensor: Tensor) -> bool:
+    """Whether FSDP holds a part of it on each rank."""
     return hasattr(tensor, "device_mesh")
 
 
@@ -236,16 +245,16 @@ def assign(parameter: Tensor, values: Tensor) -> None:
 
 def norm(gradients: list[Tensor]) -> Tensor:
     """The global norm () of gradients of which some are sharded; those that are not are averaged over ranks first."""
-    plain = [g for g in gradients if not is_sharded(g)]
+    plain = [gradient for gradient in gradients if not is_sharded(gradient)]
     for gradient in plain:
         dist.all_reduce(gradient)
         gradient /= ranks()
-    square = (
-        torch.stack(torch._foreach_norm([local(g) for g in gradients if is_sharded(g)]))
-        .square()
-        .sum()
-    )
+    square = _sum_of_squares([local(gradient) for gradient in gradients if is_sharded(gradient)])
     dist.all_reduce(square)
     if plain:
-        square += torch.stack(torch._foreach_norm(plain)).square().sum()
+        square += _sum_of_squares(plain)
     return square.sqrt()
+
+
+def _sum_of_squares(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(torch._foreach_norm(tensors)).square().sum()

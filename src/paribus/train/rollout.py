@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from paribus.config import RL
-from paribus.evaluate.gsm8k import chat_prompt, is_cut_off, score, solution_steps
+from paribus.evaluate.gsm8k import Score, chat_prompt, is_cut_off, score, solution_steps
 from paribus.generate import Completion, Engine, stream_seed
 from paribus.train import parallel
 from paribus.train.within import Say, nothing
@@ -83,6 +83,7 @@ def rollout(
 ) -> Rollout:
     """Answer the questions of a step and score them: a pure function of (weights, problems, cfg, seed, step).
 
+    engine: the current weights. problems: all that may be asked. seed: the run's. step: from 0.
     Ranks answer a share of the questions each and exchange the answers: all have the whole step afterwards.
 
     With cfg.dynamic_sampling, groups without variance are replaced by groups of new questions, up to so many times;
@@ -90,14 +91,8 @@ def rollout(
 
     within("answers", done, of how many): called before every token; may raise to give the step up.
     """
-    groups = _ask(
-        engine,
-        problems,
-        questions_of_step(problems, cfg, seed, step),
-        cfg,
-        stream_seed(seed, step, 0),
-        within,
-    )
+    questions = questions_of_step(problems, cfg, seed, step)
+    groups = _ask(engine, problems, questions, cfg, stream_seed(seed, step, 0), within)
     drawn = list(groups)
     for turn in range(1, cfg.dynamic_sampling + 1):
         places = [place for place, group in enumerate(groups) if not group.has_gradient]
@@ -118,19 +113,22 @@ def rollout(
 def questions_of_step(problems: Sequence[Problem], cfg: RL, seed: int, step: int) -> list[int]:
     """Indices of the questions of a step: of (problems, cfg, seed, step) only.
 
+    problems: all that may be asked; seed: the run's; step: from 0.
     Each epoch is a permutation of all problems. With cfg.curriculum instead a draw, without replacement, from the
     easiest (step + 1) / steps of them (competence-based curriculum, arXiv:1903.09848).
     """
     count = cfg.questions_per_step
     if cfg.curriculum:
         return _draw(_pool(problems, cfg, seed, step), count, stream_seed(seed, step))
-    places = range(step * count, (step + 1) * count)
     size = len(problems)
-    epochs = {
-        epoch: _shuffled(range(size), stream_seed(seed, epoch))
-        for epoch in {place // size for place in places}
-    }
-    return [epochs[place // size][place % size] for place in places]
+    orders: dict[int, list[int]] = {}  # of each epoch that the step reaches into
+    questions = []
+    for place in range(step * count, (step + 1) * count):
+        epoch, within = divmod(place, size)
+        if epoch not in orders:
+            orders[epoch] = _shuffled(range(size), stream_seed(seed, epoch))
+        questions.append(orders[epoch][within])
+    return questions
 
 
 def _redraw(
@@ -182,12 +180,14 @@ def _ask(
     seed: int,
     within: Say,
 ) -> list[_Group]:
+    """The groups of `questions` (indices of problems), answered and scored; on every rank all of them."""
     tokenizer: Any = engine.tokenizer
     prompts = [chat_prompt(tokenizer, problems[index]["question"]) for index in questions]
     mine = list(range(parallel.rank(), len(prompts), parallel.ranks()))
     wanted = len(mine) * cfg.samples_per_question
-    answers = (
-        engine.generate(
+    answers: list[list[Completion]] = []
+    if mine:
+        answers = engine.generate(
             [prompts[place] for place in mine],
             samples=cfg.samples_per_question,
             ids=mine,
@@ -198,17 +198,13 @@ def _ask(
             rows=cfg.rollout_rows,
             on_step=lambda done: within("answers", done, wanted),
         )
-        if mine
-        else []
-    )
     if parallel.ranks() > 1:
-        answers = _exchange(
-            dict(zip(mine, answers, strict=True)), len(prompts), cfg, engine.model.device
-        )
-    return [
-        _score_group(engine, problems[index], index, prompt, group, cfg)
-        for index, prompt, group in zip(questions, prompts, answers, strict=True)
-    ]
+        own = dict(zip(mine, answers, strict=True))
+        answers = _exchange(own, len(prompts), cfg, engine.model.device)
+    groups = []
+    for index, prompt, completions in zip(questions, prompts, answers, strict=True):
+        groups.append(_score_group(engine, problems[index], index, prompt, completions, cfg))
+    return groups
 
 
 def _exchange(
@@ -247,31 +243,34 @@ def _score_group(
     answers: list[Completion],
     cfg: RL,
 ) -> _Group:
-    scores = [
-        score(engine.tokenizer.decode(answer.tokens), problem["answer"]) for answer in answers
-    ]
-    rewards = [
-        1.0 if one.correct else cfg.format_reward if one.formatted else 0.0 for one in scores
-    ]
+    tokenizer = engine.tokenizer
+    scores = [score(tokenizer.decode(answer.tokens), problem["answer"]) for answer in answers]
     return _Group(
-        question,
-        solution_steps(problem),
-        prompt,
-        answers,
-        [one.correct for one in scores],
-        [one.formatted for one in scores],
-        [is_cut_off(answer, engine.tokenizer.bos) for answer in answers],
-        rewards,
+        question=question,
+        steps=solution_steps(problem),
+        prompt=prompt,
+        answers=answers,
+        correct=[given.correct for given in scores],
+        formatted=[given.formatted for given in scores],
+        cut_off=[is_cut_off(answer, tokenizer.bos) for answer in answers],
+        rewards=[_reward(given, cfg) for given in scores],
     )
 
 
+def _reward(given: Score, cfg: RL) -> float:
+    if given.correct:
+        return 1.0
+    return cfg.format_reward if given.formatted else 0.0
+
+
 def advantages_of(rewards: Tensor, kind: str) -> Tensor:
-    """(G, N) -> (G, N): reward minus its group's mean; for group_mean_std over the group's standard deviation."""
+    """The advantage of each answer: its reward minus its group's mean.
+
+    rewards (G, N) fp32. kind: `rl.advantage`; group_mean_std divides by the group's standard deviation. Returns (G, N).
+    """
     centred = rewards - rewards.mean(dim=1, keepdim=True)
-    same = (rewards == rewards[:, :1]).all(
-        dim=1, keepdim=True
-    )  # exactly zero, whatever the mean rounds to
-    centred = centred.masked_fill(same, 0.0)
+    same = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)
+    centred = centred.masked_fill(same, 0.0)  # exactly zero, whatever the mean rounds to
     if kind == "group_mean_std":
         centred = centred / (rewards.std(dim=1, keepdim=True, correction=0) + STD_FLOOR)
     return centred
@@ -281,28 +280,26 @@ def advantages_of(rewards: Tensor, kind: str) -> Tensor:
 
 
 def _assemble(engine: Engine, groups: list[_Group], drawn: list[_Group], cfg: RL) -> Rollout:
+    """The batch of a step. drawn: all groups that were answered, those that dynamic sampling dropped included."""
     rewards = torch.tensor([group.rewards for group in groups], dtype=torch.float32)
     advantages = advantages_of(rewards, cfg.advantage)
-    rows = [
-        (group.prompt, answer, float(advantage))
-        for group, group_advantages in zip(groups, advantages, strict=True)
-        for answer, advantage in zip(group.answers, group_advantages, strict=True)
-        if advantage != 0
-    ]
-    tokens, targets, weights = _pack(
-        [row for row in rows if any(row[1].sampled)], engine.model.config.seq_len
-    )
+    rows = []
+    for group, group_advantages in zip(groups, advantages.tolist(), strict=True):
+        for answer, advantage in zip(group.answers, group_advantages, strict=True):
+            if advantage != 0 and any(answer.sampled):
+                rows.append((group.prompt, answer, advantage))
+    tokens, targets, weights = _pack(rows, engine.model.config.seq_len)
+    samples_drawn = sum(len(group.answers) for group in drawn)
     return Rollout(
-        tokens,
-        targets,
-        weights,
-        sum(group.sampled_tokens for group in groups),
-        rewards,
-        advantages,
-        [group.question for group in groups],
-        [engine.tokenizer.decode(group.answers[0].tokens) for group in groups],
-        statistics(drawn)
-        | {"redrawn_samples": sum(len(group.answers) for group in drawn) - rewards.numel()},
+        tokens=tokens,
+        targets=targets,
+        weights=weights,
+        n_sampled_tokens=sum(group.sampled_tokens for group in groups),
+        rewards=rewards,
+        advantages=advantages,
+        questions=[group.question for group in groups],
+        texts=[engine.tokenizer.decode(group.answers[0].tokens) for group in groups],
+        statistics=statistics(drawn) | {"redrawn_samples": samples_drawn - rewards.numel()},
     )
 
 
@@ -311,16 +308,15 @@ def _pack(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Prompt, answer and advantage of each row -> tokens, targets, weights (B, T), padded on the right."""
     longest = max((len(prompt) + len(answer.tokens) - 1 for prompt, answer, _ in rows), default=0)
-    shape = (len(rows), min(-(-longest // LENGTH_STEP) * LENGTH_STEP, max(context, longest)))
+    rounded = -(-longest // LENGTH_STEP) * LENGTH_STEP
+    shape = (len(rows), min(rounded, max(context, longest)))
     tokens = torch.zeros(shape, dtype=torch.int64)
     targets = torch.full(shape, -1, dtype=torch.int64)
     weights = torch.zeros(shape)
     for row, (prompt, answer, advantage) in enumerate(rows):
         sequence = torch.tensor(prompt + answer.tokens)
-        start, end = (
-            len(prompt) - 1,
-            len(sequence) - 1,
-        )  # the last prompt token predicts the first of the answer
+        start = len(prompt) - 1  # the last prompt token predicts the first of the answer
+        end = len(sequence) - 1
         sampled = torch.tensor(answer.sampled)
         tokens[row, :end] = sequence[:-1]
         targets[row, start:end] = torch.where(sampled, sequence[start + 1 :], -1)
@@ -340,28 +336,26 @@ def statistics(groups: Sequence[_Group]) -> dict[str, Any]:
     fractions are of groups, `formatted`, `cut_off` and `accuracy` of answers. A rollout adds
     redrawn_samples: answers that dynamic sampling dropped.
     """
-    answers = sum(len(group.answers) for group in groups)
-    tokens = sum(group.sampled_tokens for group in groups)
+    answers = [answer for group in groups for answer in group.answers]
+    sampled_tokens = sum(group.sampled_tokens for group in groups)
     useful = [group for group in groups if group.has_gradient]
+    useful_tokens = sum(group.sampled_tokens for group in useful)
+    by_steps: dict[int, list[_Group]] = {}
+    for group in sorted(groups, key=lambda group: group.steps):
+        by_steps.setdefault(group.steps, []).append(group)
     return {
-        "mean_reward": sum(sum(group.rewards) for group in groups) / answers,
-        "accuracy": sum(sum(group.correct) for group in groups) / answers,
-        "formatted": sum(sum(group.formatted) for group in groups) / answers,
-        "cut_off": sum(sum(group.cut_off) for group in groups) / answers,
+        "mean_reward": sum(sum(group.rewards) for group in groups) / len(answers),
+        "accuracy": sum(sum(group.correct) for group in groups) / len(answers),
+        "formatted": sum(sum(group.formatted) for group in groups) / len(answers),
+        "cut_off": sum(sum(group.cut_off) for group in groups) / len(answers),
         **_fractions(groups),
-        "wasted_token_fraction": 1 - sum(group.sampled_tokens for group in useful) / max(tokens, 1),
-        "sampled_tokens": tokens,
+        "wasted_token_fraction": 1 - useful_tokens / max(sampled_tokens, 1),
+        "sampled_tokens": sampled_tokens,
         "groups": len(groups),
-        "samples_drawn": answers,
+        "samples_drawn": len(answers),
         "gradient_samples": sum(len(group.answers) for group in useful),
-        "mean_answer_tokens": sum(
-            len(answer.tokens) for group in groups for answer in group.answers
-        )
-        / answers,
-        "by_steps": {
-            str(steps): _difficulty([group for group in groups if group.steps == steps])
-            for steps in sorted({group.steps for group in groups})
-        },
+        "mean_answer_tokens": sum(len(answer.tokens) for answer in answers) / len(answers),
+        "by_steps": {str(steps): _difficulty(alike) for steps, alike in by_steps.items()},
     }
 
 
