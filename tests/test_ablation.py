@@ -16,6 +16,7 @@ from paribus.errors import UserError
 from paribus.study import budget
 from paribus.study.divergence import Survivors
 from paribus.study.experiment import noise_experiment, parse_experiment
+from paribus.study.finished import Provenance
 from paribus.study.registration import registered
 from paribus.study.results import Result
 from paribus.study.settled import Study
@@ -276,7 +277,7 @@ def result(arm: str, seed: int, value: float | None, speed: float = 100.0) -> Re
             }
         },
         curve,
-        {},
+        Provenance(),
         {},
         {},
     )

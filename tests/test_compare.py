@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,24 @@ from rich.console import Console
 from scipy import stats
 
 from paribus.audit.compare import comparison, page, summary
-from paribus.audit.record import Record
 from paribus.evaluate.intervals import mcnemar_exact
+from paribus.study.finished import FinishedRun
 
 GSM8K, CORE = "gsm8k.rl.accuracy", "core.core"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Files that are given."""
+
+    texts: dict[str, bytes]
+    places: dict[str, Path]
+
+    def content(self, path: str) -> bytes | None:
+        return self.texts.get(path)
+
+    def place(self, path: str) -> Path | None:
+        return self.places.get(path)
 
 
 def run(
@@ -30,7 +44,7 @@ def run(
     metrics: dict[str, float] | None = None,
     kept: dict[str, Path] | None = None,
     **written: Any,
-) -> Record:
+) -> FinishedRun:
     """A run of pretraining with this provenance."""
     provenance = {
         "stage": "pretrain",
@@ -41,21 +55,23 @@ def run(
         "hardware": {"threads": 2},
     } | written
     texts = {"checkpoints/base/provenance.json": json.dumps(provenance).encode()}
-    return Record(
-        name,
-        "revision",
-        "pipeline",
-        None,
-        params or {},
-        metrics or {},
-        {},
-        written.get("data", {}),
-        (kept or {}).get,
-        texts.get,
+    stages: dict[str, dict[str, float]] = {}
+    for key, value in (metrics or {}).items():
+        stage, _, rest = key.partition(".")
+        stages.setdefault(stage, {})[rest] = value
+    return FinishedRun(
+        name=name,
+        kind="revision",
+        scope="pipeline",
+        commit=None,
+        params=params or {},
+        metrics=stages,
+        data=written.get("data", {}),
+        files=Kept(texts, kept or {}),
     )
 
 
-def seeds(name: str, values: list[float], **params: Any) -> list[Record]:
+def seeds(name: str, values: list[float], **params: Any) -> list[FinishedRun]:
     return [
         run(f"{name}-{seed}", params={"seed": seed} | params, metrics={"pretrain.val_bpb": value})
         for seed, value in enumerate(values)
@@ -104,7 +120,7 @@ def test_what_else_differs_is_said() -> None:
 def test_what_follows_from_a_change_is_no_cause() -> None:
     """A checkpoint of other params differs, as it must; DVC's own uncommitted params of an experiment are not a dirty tree."""
 
-    def experiment(name: str, rate: float) -> Record:
+    def experiment(name: str, rate: float) -> FinishedRun:
         stage = {
             "params": {"params.yaml": {"optimizer": rate}},
             "deps": [],
@@ -190,7 +206,7 @@ def test_core_items_differ_as_core_does(tmp_path: Path) -> None:
     tasks, baselines = ["easy"] * 40 + ["hard"] * 10, {"easy": 0.5, "hard": 0.0}
     rng = numpy.random.default_rng(1)
 
-    def of(name: str, share: float) -> tuple[Record, float]:
+    def of(name: str, share: float) -> tuple[FinishedRun, float]:
         correct = list(map(bool, rng.random(50) < share))
         scores = [
             (numpy.mean([c for c, t in zip(correct, tasks, strict=True) if t == task]) - guess)

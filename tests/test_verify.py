@@ -15,7 +15,8 @@ import pytest
 import yaml
 from support.project import Project
 
-from paribus.audit import band, record, verify
+from paribus import graph
+from paribus.audit import band, lookup, verify
 from paribus.errors import UserError
 
 pytestmark = pytest.mark.long
@@ -54,7 +55,7 @@ def project(origin: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def certify(name: str = "checkpoints/base", steps: int | None = 0) -> dict[str, Any]:
-    found = record.find(name)
+    found = lookup.find(name)
     return verify.certificate(found, verify.choose_stage(found, None, steps), steps)
 
 
@@ -78,8 +79,8 @@ def swap(first: Path, second: Path) -> None:
 
 
 def objects(out: str) -> dict[str, Path]:
-    found = record.graph.cached_files(
-        record.find("workspace").data[out], Path(".dvc/cache/files/md5").resolve()
+    found = graph.cached_files(
+        lookup.find("workspace").data[out], Path(".dvc/cache/files/md5").resolve()
     )
     assert found
     return found
@@ -126,7 +127,7 @@ def test_a_run_is_certified_bit_for_bit_and_nothing_of_it_is_touched(origin: Pro
 
 
 def origin_weights(origin: Project) -> str:
-    return record.graph.file_digest(origin.root / "checkpoints/base/model.safetensors")
+    return graph.file_digest(origin.root / "checkpoints/base/model.safetensors")
 
 
 def test_records_that_agree_are_consistent(project: Project) -> None:
@@ -472,8 +473,10 @@ def test_the_band_is_that_of_runs_that_differ_in_the_seed_alone(project: Project
     from paribus.tracking.store import connect, tracking_uri
 
     store = connect(tracking_uri(), "paribus", project.root / ".paribus")
-    one = record.find("HEAD")
-    written, curve = one.provenance("pretrain"), one.curve("pretrain")
+    one = lookup.find("HEAD")
+    provenance, curve = one.provenance("pretrain"), one.curve("pretrain")
+    assert provenance is not None
+    written = asdict(provenance)
 
     def rebuilt(shift: float) -> list[dict[str, str]]:
         return [row | {"train_loss": repr(float(row["train_loss"]) + shift)} for row in curve]
@@ -488,8 +491,10 @@ def test_the_band_is_that_of_runs_that_differ_in_the_seed_alone(project: Project
     near, far = (band.measured_band(one, "pretrain", curve, rebuilt(shift)) for shift in (0.5, 0.7))
     assert near and far and near.within and not far.within and near.seeds == 3
     assert near.half_width == pytest.approx(4.3027 * 0.1 * 2**0.5, rel=1e-3)
-    stored = record.find(twin)
-    assert stored.kind == "MLflow run" and stored.provenance("pretrain")["params"]["seed"] == 101
+    stored = lookup.find(twin)
+    provenance = stored.provenance("pretrain")
+    assert stored.kind == "MLflow run"
+    assert provenance is not None and provenance.params["seed"] == 101
     assert [row["step"] for row in stored.curve("pretrain")] == [row["step"] for row in curve]
 
 
@@ -512,7 +517,7 @@ def test_a_difference_within_the_noise_is_reproduced_only_where_nothing_contradi
 
 def test_a_name_that_nothing_has_names_the_nearest(project: Project) -> None:
     with pytest.raises(UserError, match=r"'checkpoints/bse'; did you mean checkpoints/base"):
-        record.find("checkpoints/bse")
+        lookup.find("checkpoints/bse")
     done = project.run("paribus", "verify", "mian", check=False)
     assert (
         done.returncode == 2
@@ -525,7 +530,7 @@ def test_a_name_is_never_offered_for_itself(project: Project) -> None:
     shutil.rmtree(project.root / ".git")
     project.run("git", "init", "-q", "-b", "main")
     with pytest.raises(UserError) as told:
-        record.find("HEAD")
+        lookup.find("HEAD")
     assert "did you mean HEAD" not in str(told.value)
 
 
@@ -533,7 +538,7 @@ def test_a_checkout_that_git_refuses_names_gits_cure(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own switch for its tests
-    for look in (record.find, record.find_all):
+    for look in (lookup.find, lookup.find_all):
         with pytest.raises(UserError, match="git config --global --add safe.directory /"):
             look("HEAD")
 
@@ -554,4 +559,4 @@ def test_a_stage_that_did_not_run_is_said(project: Project) -> None:
     with pytest.raises(
         UserError, match=r"no checkpoints/rl/provenance.json is kept here.*\(pretrain\)"
     ):
-        verify.choose_stage(record.find("HEAD"), "rl", None)
+        verify.choose_stage(lookup.find("HEAD"), "rl", None)

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from paribus import config, graph
 from paribus.audit import rebuild
-from paribus.audit.record import CHECKPOINTS, Record
 from paribus.errors import UserError
 from paribus.machine.hardware import Hardware, detect_hardware
 from paribus.machine.provenance import collect_provenance
 from paribus.study.committed import CommittedFiles, altered, edited_in_lock
+from paribus.study.finished import CHECKPOINTS, PIPELINE, FinishedRun, Provenance
 
 Cause = Literal[
     "metrics",
@@ -49,22 +49,19 @@ class Difference:
 # ---------------------------------------------------------------- the record against git, DVC and this machine
 
 
-def code(written: dict[str, Any], root: Path) -> Iterator[Difference]:
+def code(written: Provenance, root: Path) -> Iterator[Difference]:
     """Source files and requirements.lock: the commit's against those of the run."""
-    there = graph.stage_code(written["stage"], graph.working_sources(root))
-    dirty = " (the run had uncommitted changes)" if written["git"].get("dirty") else ""
-    for path in sorted({*there, *written["code"]}):
-        if there.get(path) != written["code"].get(path):
-            yield Difference("code", path + dirty, written["code"].get(path), there.get(path), True)
+    there = graph.stage_code(written.stage, graph.working_sources(root))
+    dirty = " (the run had uncommitted changes)" if written.git.get("dirty") else ""
+    for path in sorted({*there, *written.code}):
+        if there.get(path) != written.code.get(path):
+            yield Difference("code", path + dirty, written.code.get(path), there.get(path), True)
     pins = root / "requirements.lock"
-    if (now := graph.file_digest(pins) if pins.is_file() else None) != written.get(
-        "requirements_lock"
-    ):
-        yield Difference(
-            "requirements", "requirements.lock", written.get("requirements_lock"), now, True
-        )
+    now = graph.file_digest(pins) if pins.is_file() else None
+    if now != written.requirements_lock:
+        yield Difference("requirements", "requirements.lock", written.requirements_lock, now, True)
     installed = collect_provenance()["versions"]
-    for package, version in written["versions"].items():
+    for package, version in written.versions.items():
         if installed.get(package) != version:
             yield Difference(
                 "requirements",
@@ -75,30 +72,31 @@ def code(written: dict[str, Any], root: Path) -> Iterator[Difference]:
             )
 
 
-def data(record: Record, stage: str, root: Path, absent: list[str]) -> Iterator[Difference]:
+def data(record: FinishedRun, stage: str, root: Path, absent: list[str]) -> Iterator[Difference]:
     """Data in the clone against the run's; the file, where DVC's cache holds something else than its name says."""
-    written = record.provenance(stage)
+    written = rebuild.written_provenance(record, stage)
     for out in absent:
         yield Difference(
             "data",
             f"{out} is unavailable",
-            written["data"][out],
+            written.data[out],
             "neither in the cache nor in a remote",
             True,
             stops=True,
         )
-    for dep, digest in written["deps"].items():
+    for dep, digest in written.deps.items():
         if graph.is_code(dep) or not (root / dep).exists():
             continue
-        if (now := graph.tree_digest([root / dep])) != digest:
+        now = graph.tree_digest([root / dep])
+        if now != digest:
             yield Difference("data", dep + _damaged(root / dep), digest, now, True)
 
 
-def data_in_place(record: Record, stage: str) -> Iterator[Difference]:
+def data_in_place(record: FinishedRun, stage: str) -> Iterator[Difference]:
     """What the stage reads as it lies in the working folder, against the run's: the clone has it from DVC's cache."""
     if not record.in_place:
         return
-    for dep, digest in record.provenance(stage)["deps"].items():
+    for dep, digest in rebuild.written_provenance(record, stage).deps.items():
         place = Path(dep)
         if graph.is_code(dep) or not place.exists():
             continue
@@ -109,7 +107,7 @@ def data_in_place(record: Record, stage: str) -> Iterator[Difference]:
             yield Difference("data", f"{dep} in the working folder{names}", digest, now, True)
 
 
-def _changed_files(record: Record, dep: str) -> list[str]:
+def _changed_files(record: FinishedRun, dep: str) -> list[str]:
     """Files of an input that differ from what dvc.lock's version of it holds, as far as DVC's cache lists that."""
     outs = graph.locked_outs(record.lock)
     holder = next((out for out in outs if dep == out or dep.startswith(out + "/")), None)
@@ -143,13 +141,14 @@ def _damaged(place: Path) -> str:
     return f": {', '.join(wrong)} in DVC's cache is not what its name says" if wrong else ""
 
 
-def lock(record: Record, stage: str) -> Iterator[Difference]:
+def lock(record: FinishedRun, stage: str) -> Iterator[Difference]:
     """dvc.lock, where one speaks of this run: against the run's record, against itself, and against the files there are."""
-    entry, written = rebuild.locked_stage(record, stage), record.provenance(stage)
+    entry = rebuild.locked_stage(record, stage)
+    written = rebuild.written_provenance(record, stage)
     if not entry:
         return
     outs = graph.locked_outs(record.lock)
-    for out, md5 in written["data"].items():
+    for out, md5 in written.data.items():
         if outs.get(out) != md5:
             yield Difference("dvc.lock", out, md5, outs.get(out), True)
     for dep in entry.get("deps", []):
@@ -177,19 +176,19 @@ def _is_figure(path: str) -> bool:
     return path.startswith(("metrics/", "plots/"))
 
 
-def _figures_of_others(record: Record, stage: str) -> list[dict[str, Any]]:
+def _figures_of_others(record: FinishedRun, stage: str) -> list[dict[str, Any]]:
     """Metrics and curves of the other stages in dvc.lock: small files that git holds and anyone can edit.
 
     A checkpoint is of one stage, so that those of others are not its own.
     """
-    if record.scope != "pipeline":
+    if record.scope != PIPELINE:
         return []
     entries = record.lock.get("stages", {})
     others = [entry for name, entry in entries.items() if name != stage]
     return [out for entry in others for out in entry.get("outs", []) if _is_figure(out["path"])]
 
 
-def _hash_there(record: Record, out: str) -> str | None:
+def _hash_there(record: FinishedRun, out: str) -> str | None:
     """DVC's name for an output as it is here; None for what is only in git or in the cache under that very name."""
     if record.kind in ("checkpoint", "workspace"):
         place = (
@@ -198,11 +197,11 @@ def _hash_there(record: Record, out: str) -> str | None:
             else Path(out)
         )
         return graph.computed_hash(place) if place.exists() else None
-    text = record.read(out)
+    text = record.files.content(out)
     return hashlib.md5(text, usedforsecurity=False).hexdigest() if text is not None else None
 
 
-def edited_outputs(record: Record) -> list[str]:
+def edited_outputs(record: FinishedRun) -> list[str]:
     """Outputs of a run that are not as DVC noted them when the run ended, sorted: of a commit, or of the working folder.
 
     A checkpoint's folder alone, and a run in MLflow, have no dvc.lock that speaks of them.
@@ -222,39 +221,39 @@ def edited_outputs(record: Record) -> list[str]:
     return sorted(found)
 
 
-def params(record: Record, stage: str) -> Iterator[Difference]:
+def params(record: FinishedRun, stage: str) -> Iterator[Difference]:
     """dvc.lock's params against the record's; and the record against its own fingerprint, which is a hash of it."""
-    written, locked = record.provenance(stage), rebuild.locked_params(record, stage)
-    for key in sorted({*locked, *written["params"]}) if locked else ():
-        if not key.startswith("train.") and locked.get(key) != written["params"].get(key):
+    written = rebuild.written_provenance(record, stage)
+    locked = rebuild.locked_params(record, stage)
+    for key in sorted({*locked, *written.params}) if locked else ():
+        if not key.startswith("train.") and locked.get(key) != written.params.get(key):
             yield Difference(
-                "params", f"{key} in dvc.lock", written["params"].get(key), locked.get(key), True
+                "params", f"{key} in dvc.lock", written.params.get(key), locked.get(key), True
             )
-    fields = {
-        field.name: written["hardware"].get(field.name) for field in dataclasses.fields(Hardware)
-    }
+    names = [field.name for field in dataclasses.fields(Hardware)]
+    fields: dict[str, Any] = {name: written.hardware.get(name) for name in names}
     hardware = Hardware(**fields).hardware_class()
     name = config.fingerprint(
         stage=stage,
-        params=written["params"],
-        deps=written["deps"],
-        code=written["code"],
+        params=written.params,
+        deps=written.deps,
+        code=written.code,
         hardware=hardware,
     )
-    if name != written["fingerprint"]:
+    if name != written.fingerprint:
         yield Difference(
             "params",
             "fingerprint of provenance.json, which hashes its params, inputs and hardware",
-            written["fingerprint"],
+            written.fingerprint,
             name,
             True,
         )
 
 
-def asked(record: Record, stage: str, root: Path) -> Iterator[Difference]:
+def asked(record: FinishedRun, stage: str, root: Path) -> Iterator[Difference]:
     """The params.yaml that lies with the run against what the stage ran with: an edit made after it asks for another run."""
     now = record.asked(stage)
-    ran = rebuild.locked_params(record, stage) or record.provenance(stage)["params"]
+    ran = rebuild.locked_params(record, stage) or rebuild.written_provenance(record, stage).params
     if not now:
         return
     declared = graph.stage_definition(stage, root / "dvc.yaml").params
@@ -286,10 +285,10 @@ _CAUSES: dict[str, Cause] = {
 }
 
 
-def machine(written: dict[str, Any], asked: dict[str, Any]) -> Iterator[Difference]:
+def machine(written: Provenance, asked: dict[str, Any]) -> Iterator[Difference]:
     """What the stage will compute on against what it computed on: `train.*` as asked for, and this machine."""
     keys = {field: key for key, field in rebuild.TRAIN.items()}
-    recorded = written["hardware"]
+    recorded = written.hardware
     train = {key: asked[f"train.{key}"] for key in rebuild.TRAIN if f"train.{key}" in asked}
     try:
         here = asdict(detect_hardware(dataclasses.replace(config.load_config().train, **train)))

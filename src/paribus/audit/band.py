@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paribus.audit.record import Record, of_run
 from paribus.config import load_config
+from paribus.study.finished import FinishedRun, Provenance, in_mlflow
 from paribus.tracking.lookup import Runs
 from paribus.tune.outcome import interval
 
@@ -41,7 +41,7 @@ class Band:
 
 
 def measured_band(
-    record: Record,
+    record: FinishedRun,
     stage: str,
     ours: Sequence[Mapping[str, str]],
     theirs: Sequence[Mapping[str, str]],
@@ -108,23 +108,24 @@ def figure(curve: Sequence[Mapping[str, str]], steps: Sequence[str], column: str
     return sum(float(value) for value in values if value) / len(values) if all(values) else None
 
 
-def _twins(record: Record, stage: str) -> dict[Any, Record]:
+def _twins(record: FinishedRun, stage: str) -> dict[Any, FinishedRun]:
     """Seed -> a finished run in MLflow that differs from this one in the seed alone."""
     own = record.provenance(stage)
+    assert own is not None, "a certificate is made of a run that has one"
     runs = Runs(load_config().tracking.experiment)
-    found: dict[Any, Record] = {}
+    found: dict[Any, FinishedRun] = {}
     for run in runs.search(f"tags.stage = '{stage}' and attributes.status = 'FINISHED'")[:MOST]:
-        twin = of_run(run.id, run, runs)
+        twin = in_mlflow(run.id, run, runs)
         written = twin.provenance(stage)
-        if not written or _recipe(written) != _recipe(own):
+        if written is None or _recipe(written) != _recipe(own):
             continue
-        seed = written["params"]["seed"]
-        if seed != own["params"]["seed"] and seed not in found:
+        seed = written.params["seed"]
+        if seed != own.params["seed"] and seed not in found:
             found[seed] = twin
     return found
 
 
-def _recipe(written: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run is a function of, but for the seed and the machine."""
-    params = {key: value for key, value in written.get("params", {}).items() if key != "seed"}
-    return {"params": params, "code": written.get("code"), "deps": written.get("deps")}
+def _recipe(written: Provenance) -> tuple[Mapping[str, Any], ...]:
+    """What a run is a function of, but for the seed and the machine: params, code, inputs."""
+    params = {key: value for key, value in written.params.items() if key != "seed"}
+    return params, written.code, written.deps

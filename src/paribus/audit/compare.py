@@ -1,5 +1,5 @@
-"""`paribus compare A B`: what differs between two runs, or two sets of seeds, besides the thing you think; and what it made
-of the metrics, with an interval wherever items or seeds give one."""
+"""`paribus compare A B`: everything that differs between two runs, or two sets of seeds, and how the metrics changed, with an
+interval wherever items or seeds give one."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from paribus import graph
 from paribus.audit.agreement import edited_outputs
-from paribus.audit.record import CHECKPOINTS, Record, find_all
+from paribus.audit.lookup import find_all
 from paribus.config import flatten
 from paribus.git import try_git
 from paribus.journal import plain as as_json
+from paribus.study.finished import CHECKPOINTS, FinishedRun
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -30,9 +31,11 @@ HASH = re.compile(r"[0-9a-f]{32,}(\.dir)?")
 _HELPERS = re.compile(
     r"\.(ci_low|ci_high|n|stderr|\w+_stderr|baseline|population)$|\.tasks\.|\.by_steps\.|\.paired\.|\.seconds$"
 )
-Pair = tuple[
-    Any, Any
-]  # of A and of B; a list where the runs of one side disagree, None where nothing is kept
+LOGGED_ENVIRONMENT = ("hardware", "dtype", "threads", "processes")  # tags of MLflow's
+CodeKind = Literal["code", "deps"]
+# Of A and of B; a list where the runs of one side disagree, None where nothing is kept.
+Pair = tuple[Any, Any]
+RunPair = tuple[FinishedRun, FinishedRun]
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,16 @@ class Comparison:
 
 
 def compare(a: str, b: str, json_out: bool) -> None:
-    """Print what differs between A and B. Raises UserError for a name that nothing has."""
+    """Print what differs between two runs.
+
+    Args:
+        a: name of a run, or a pattern for several seeds of it.
+        b: the same.
+        json_out: print JSON instead of tables.
+
+    Raises:
+        UserError: for a name that nothing has.
+    """
     found = comparison(find_all(a), find_all(b))
     if json_out:
         click.echo(json.dumps(found.as_json(), indent=1))
@@ -103,36 +115,42 @@ def compare(a: str, b: str, json_out: bool) -> None:
         Console().print(*page(found), sep="\n")
 
 
-def comparison(a: Sequence[Record], b: Sequence[Record]) -> Comparison:
-    """B against A, each one run or several seeds of it."""
-    alike = {one.scope for one in [*a, *b]} == {a[0].scope}
+def comparison(a: Sequence[FinishedRun], b: Sequence[FinishedRun]) -> Comparison:
+    """B against A.
+
+    Args:
+        a: one run, or several seeds of it.
+        b: the same.
+    """
+    scopes = {run.scope for run in [*a, *b]}
+    of_one_scope = len(scopes) == 1
     stages = [stage for stage in a[0].stages if stage in b[0].stages]
-    kind = "code" if all(_code(one, "code", stages) for one in [*a, *b]) else "deps"
+    kind = _kind_of_code([*a, *b], stages)
     code = differing(
-        [_code(one, kind, stages) for one in a], [_code(one, kind, stages) for one in b]
+        [_code(run, kind, stages) for run in a], [_code(run, kind, stages) for run in b]
     )
-    data = differing([one.data for one in a], [one.data for one in b], shared_only=not alike)
-    made = _made_otherwise(a, b)
+    data = differing([run.data for run in a], [run.data for run in b], shared_only=not of_one_scope)
+    explained = _made_otherwise(a, b)
     return Comparison(
-        [one.name for one in a],
-        [one.name for one in b],
+        [run.name for run in a],
+        [run.name for run in b],
         params=differing(
-            [one.params for one in a], [one.params for one in b], shared_only=not alike
+            [run.params for run in a], [run.params for run in b], shared_only=not of_one_scope
         ),
         code=code,
         other_code=[path for path in _changed_in_git(a, b) if not _covered(path, code)],
-        trees=differing([_tree(one) for one in a], [_tree(one) for one in b]),
-        data={path: pair for path, pair in data.items() if path not in made},
-        outputs={path: pair for path, pair in data.items() if path in made},
+        trees=differing([_tree(run) for run in a], [_tree(run) for run in b]),
+        data={path: pair for path, pair in data.items() if path not in explained},
+        outputs={path: pair for path, pair in data.items() if path in explained},
         environment=differing(
-            [_environment(one, stages) for one in a], [_environment(one, stages) for one in b]
+            [_environment(run, stages) for run in a], [_environment(run, stages) for run in b]
         ),
         metrics=measured(a, b),
         edited=_edited([*a, *b]),
     )
 
 
-def _edited(records: Sequence[Record]) -> dict[str, list[str]]:
+def _edited(records: Sequence[FinishedRun]) -> dict[str, list[str]]:
     """Run -> its outputs that are not as DVC noted them when it ended; runs that have none are left out."""
     found = {one.name: edited_outputs(one) for one in records}
     return {name: paths for name, paths in found.items() if paths}
@@ -141,23 +159,29 @@ def _edited(records: Sequence[Record]) -> dict[str, list[str]]:
 def differing(
     a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], shared_only: bool = False
 ) -> dict[str, Pair]:
-    """Key -> its values in A and B, where they differ; shared_only: keys that one side lacks say nothing."""
+    """Key -> its values in A and B, where they differ.
+
+    Args:
+        a: the mapping of each run of A.
+        b: of each run of B.
+        shared_only: a key that one side lacks says nothing.
+    """
     of_a, of_b = _values(a), _values(b)
     keys = of_a.keys() & of_b.keys() if shared_only else of_a.keys() | of_b.keys()
-    return {
-        key: (_shown(of_a.get(key)), _shown(of_b.get(key)))
-        for key in sorted(keys)
-        if of_a.get(key) != of_b.get(key)
-    }
+    pairs = {}
+    for key in sorted(keys):
+        if of_a.get(key) != of_b.get(key):
+            pairs[key] = (_shown(of_a.get(key)), _shown(of_b.get(key)))
+    return pairs
 
 
-def _values(records: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+def _values(mappings: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Key -> every value it has, as JSON, in order and each once."""
-    keys = {key for record in records for key in record}
-    return {
-        key: sorted({json.dumps(record.get(key), sort_keys=True) for record in records})
-        for key in keys
-    }
+    values: dict[str, list[str]] = {}
+    for key in set().union(*mappings):
+        texts = {json.dumps(mapping.get(key), sort_keys=True) for mapping in mappings}
+        values[key] = sorted(texts)
+    return values
 
 
 def _shown(values: list[str] | None) -> Any:
@@ -168,231 +192,232 @@ def _shown(values: list[str] | None) -> Any:
 # ---------------------------------------------------------------- code, data, environment
 
 
-def _code(record: Record, kind: str, stages: Sequence[str]) -> dict[str, str]:
+def _kind_of_code(runs: Sequence[FinishedRun], stages: Sequence[str]) -> CodeKind:
+    """Where the code of these runs is named: "deps" where an earlier paribus made one of them."""
+    return "code" if all(_code(run, "code", stages) for run in runs) else "deps"
+
+
+def _code(run: FinishedRun, kind: CodeKind, stages: Sequence[str]) -> dict[str, str]:
     """Source file (kind `code`) or dep (`deps`) -> digest, of the code that decides these stages."""
-    found: dict[str, str] = {}
+    if kind == "deps" and not stages:
+        return _locked_code(run)
+    digests: dict[str, str] = {}
     for stage in stages:
-        found |= {
-            path: digest
-            for path, digest in record.provenance(stage).get(kind, {}).items()
-            if graph.is_code(path)
-        }
-    if (
-        not stages and kind == "deps"
-    ):  # nothing was trained, or nothing is kept of it: as DVC has it
-        deps = [
-            dep for stage in record.lock.get("stages", {}).values() for dep in stage.get("deps", [])
-        ]
-        found = {dep["path"]: str(dep.get("md5")) for dep in deps if graph.is_code(dep["path"])}
-    return found
+        written = run.provenance(stage)
+        if written is not None:
+            digests |= written.code if kind == "code" else written.deps
+    return {path: digest for path, digest in digests.items() if graph.is_code(path)}
 
 
-def _changed_in_git(a: Sequence[Record], b: Sequence[Record]) -> list[str]:
+def _locked_code(run: FinishedRun) -> dict[str, str]:
+    """Source file -> md5, as DVC has it: nothing was trained, or nothing is kept of it."""
+    digests = {}
+    for stage in run.lock.get("stages", {}).values():
+        for dep in stage.get("deps", []):
+            if graph.is_code(dep["path"]):
+                digests[dep["path"]] = str(dep.get("md5"))
+    return digests
+
+
+def _changed_in_git(a: Sequence[FinishedRun], b: Sequence[FinishedRun]) -> list[str]:
     """Source files that differ between the two commits."""
-    if a[0].commit and b[0].commit and a[0].commit != b[0].commit:
-        return (
-            try_git("diff", "--name-only", a[0].commit, b[0].commit, "--", "src") or ""
-        ).splitlines()
-    return []
+    old, new = a[0].commit, b[0].commit
+    if old is None or new is None or old == new:
+        return []
+    return (try_git("diff", "--name-only", old, new, "--", "src") or "").splitlines()
 
 
 def _covered(path: str, code: Mapping[str, Pair]) -> bool:
     return any(path == known or path.startswith(known + "/") for known in code)
 
 
-def _made_otherwise(a: Sequence[Record], b: Sequence[Record]) -> set[str]:
+def _made_otherwise(a: Sequence[FinishedRun], b: Sequence[FinishedRun]) -> set[str]:
     """Outputs of the stages that by their dvc.lock read other params or other files in A than in B."""
+    of_a = _values([_inputs(run) for run in a])
+    of_b = _values([_inputs(run) for run in b])
+    outputs: set[str] = set()
+    for run in [*a, *b]:
+        for name, stage in run.lock.get("stages", {}).items():
+            if of_a.get(name) != of_b.get(name):
+                outputs.update(out["path"] for out in stage.get("outs", []))
+    return outputs
 
-    def stages(records: Sequence[Record]) -> dict[str, list[str]]:
-        return _values(
-            [
-                {
-                    name: {key: stage.get(key) for key in ("params", "deps")}
-                    for name, stage in one.lock.get("stages", {}).items()
-                }
-                for one in records
-            ]
-        )
 
-    of_a, of_b = stages(a), stages(b)
+def _inputs(run: FinishedRun) -> dict[str, Any]:
+    """Stage -> the params and files that it read, by dvc.lock."""
+    stages = run.lock.get("stages", {})
+    return {name: [stage.get("params"), stage.get("deps")] for name, stage in stages.items()}
+
+
+def _tree(run: FinishedRun) -> dict[str, Any]:
+    """Commit and uncommitted changes, by the provenance of its first stage.
+
+    DVC commits what an experiment changes when it is done, so that while it runs its own params are uncommitted changes,
+    and say nothing.
+    """
+    stages = run.stages
+    written = run.provenance(stages[0]) if stages else None
+    changes = written.git.get("diff") if written else None
     return {
-        out["path"]
-        for one in [*a, *b]
-        for name, stage in one.lock.get("stages", {}).items()
-        if of_a.get(name) != of_b.get(name)
-        for out in stage.get("outs", [])
+        "commit": run.commit,
+        "uncommitted changes": None if run.kind == "experiment" else changes,
     }
 
 
-def _tree(record: Record) -> dict[str, Any]:
-    """Commit and uncommitted changes, by the provenance of its first stage. DVC commits what an experiment changes when it is
-    done, so that while it runs its own params are uncommitted changes, and say nothing."""
-    written = record.provenance(record.stages[0]).get("git", {}) if record.stages else {}
-    return {
-        "commit": record.commit,
-        "uncommitted changes": None if record.kind == "experiment" else written.get("diff"),
-    }
-
-
-def _environment(record: Record, stages: Sequence[str]) -> dict[str, Any]:
+def _environment(run: FinishedRun, stages: Sequence[str]) -> dict[str, Any]:
     """`requirements_lock`, `versions.*`, `hardware.*`; a value that a stage has apart from the first under its own name."""
-    found: dict[str, Any] = {}
+    environment: dict[str, Any] = {}
     for stage in stages:
-        written = record.provenance(stage)
-        flat = flatten(
-            {
-                key: written.get(key)
-                for key in ("requirements_lock", "paribus", "versions", "hardware")
-            }
-        )
-        found |= {
-            key if key not in found else f"{stage}: {key}": value
-            for key, value in flat.items()
-            if found.get(key) != value
+        for key, value in _written_environment(run, stage).items():
+            if environment.get(key) != value:
+                environment[f"{stage}: {key}" if key in environment else key] = value
+    if environment or run.logged is None:
+        return environment
+    tags = run.logged.tags
+    return {key: tags[key] for key in LOGGED_ENVIRONMENT if key in tags}
+
+
+def _written_environment(run: FinishedRun, stage: str) -> dict[str, Any]:
+    written = run.provenance(stage)
+    if written is None:
+        return {}
+    return flatten(
+        {
+            "requirements_lock": written.requirements_lock,
+            "paribus": written.paribus,
+            "versions": written.versions,
+            "hardware": written.hardware,
         }
-    if not found and record.run:
-        found = {
-            key: record.run.tags[key]
-            for key in ("hardware", "dtype", "threads", "processes")
-            if key in record.run.tags
-        }
-    return found
+    )
 
 
 # ---------------------------------------------------------------- metrics
 
 
-def measured(a: Sequence[Record], b: Sequence[Record]) -> dict[str, Measured]:
-    """Every metric that all of A and B have. Items speak where the same ones were answered, else matched seeds."""
-    names = sorted(set.intersection(*({*one.metrics} for one in [*a, *b])))
+def measured(a: Sequence[FinishedRun], b: Sequence[FinishedRun]) -> dict[str, Measured]:
+    """Every metric that all runs have: name -> what it is in A and in B.
+
+    Items speak where the same ones were answered, else matched seeds.
+
+    Args:
+        a: one run, or several seeds of it.
+        b: the same.
+    """
+    shared = set.intersection(*[set(run.numbers) for run in [*a, *b]])
     pairs = _matched(a, b)
-    found = {}
-    for name in names:
-        if not _HELPERS.search(name):
-            found[name] = (_by_items(name, pairs) if name in ITEMS else None) or _by_seeds(
-                name, a, b, pairs
-            )
-    return found
+    metrics = {}
+    for name in sorted(shared):
+        if _HELPERS.search(name):
+            continue
+        by_items = _by_items(name, pairs) if name in ITEMS else None
+        metrics[name] = by_items or _by_seeds(name, a, b, pairs)
+    return metrics
 
 
-def _matched(a: Sequence[Record], b: Sequence[Record]) -> list[tuple[Record, Record]]:
+def _matched(a: Sequence[FinishedRun], b: Sequence[FinishedRun]) -> list[RunPair]:
     """Runs of the same seed; one run against one are a pair whatever their seeds."""
     if len(a) == len(b) == 1:
         return [(a[0], b[0])]
-    of_b = {one.params.get("seed"): one for one in b}
-    return [(one, of_b[one.params.get("seed")]) for one in a if one.params.get("seed") in of_b]
+    of_b = {run.params.get("seed"): run for run in b}
+    pairs = []
+    for run in a:
+        seed = run.params.get("seed")
+        if seed in of_b:
+            pairs.append((run, of_b[seed]))
+    return pairs
+
+
+def _mean(name: str, runs: Sequence[FinishedRun]) -> float:
+    return sum(run.numbers[name] for run in runs) / len(runs)
 
 
 def _by_seeds(
-    name: str, a: Sequence[Record], b: Sequence[Record], pairs: Sequence[tuple[Record, Record]]
+    name: str, a: Sequence[FinishedRun], b: Sequence[FinishedRun], pairs: Sequence[RunPair]
 ) -> Measured:
-    of_a, of_b = (sum(one.metrics[name] for one in side) / len(side) for side in (a, b))
+    of_a, of_b = _mean(name, a), _mean(name, b)
     if len(pairs) < 2:
-        return Measured(
-            of_a,
-            of_b,
-            of_b - of_a,
-            None,
-            None,
-            None,
-            "no interval: one seed"
-            if len(a) == len(b) == 1
-            else "no interval: fewer than two matched seeds",
-        )
+        one_seed = len(a) == len(b) == 1
+        how = "no interval: " + ("one seed" if one_seed else "fewer than two matched seeds")
+        return Measured(of_a, of_b, of_b - of_a, None, None, None, how)
     from paribus.study.statistics import effects
 
+    differences = [y.numbers[name] - x.numbers[name] for x, y in pairs]
     # Only mean, interval and p are used: without a smallest effect of interest there is no verdict.
-    found = effects(
-        {name: [y.metrics[name] - x.metrics[name] for x, y in pairs]},
-        direction="lower",
-        smallest_effect=1.0,
-        alpha=ALPHA,
-    )[name]
-    if found.stdev == 0:
-        how = f"no interval: the same difference at {found.n} matched seeds"
-        return Measured(of_a, of_b, found.mean, None, None, None, how)
-    return Measured(
-        of_a, of_b, found.mean, found.low, found.high, found.p, f"{found.n} matched seeds, paired t"
-    )
+    effect = effects({name: differences}, direction="lower", smallest_effect=1.0, alpha=ALPHA)[name]
+    if effect.stdev == 0:
+        how = f"no interval: the same difference at {effect.n} matched seeds"
+        return Measured(of_a, of_b, effect.mean, None, None, None, how)
+    how = f"{effect.n} matched seeds, paired t"
+    return Measured(of_a, of_b, effect.mean, effect.low, effect.high, effect.p, how)
 
 
-def _by_items(name: str, pairs: Sequence[tuple[Record, Record]]) -> Measured | None:
+def _by_items(name: str, pairs: Sequence[RunPair]) -> Measured | None:
     """Paired by item; None where items are not kept, or are not the same ones."""
-    outcomes = [(_outcomes(name, x), _outcomes(name, y)) for x, y in pairs]
-    if not outcomes or not all(
-        x and y and x.keys() == y.keys() == outcomes[0][0].keys() for x, y in outcomes
-    ):
+    if not pairs or _other_questions(pairs):
         return None
-    if (
-        len(
-            {
-                json.dumps(one.data.get("data/corpus"))
-                for pair in pairs
-                for one in pair
-                if "data/corpus" in one.data
-            }
-        )
-        > 1
-    ):
-        return None  # the same names of other questions
+    of_a = [_outcomes(name, x) for x, _ in pairs]
+    of_b = [_outcomes(name, y) for _, y in pairs]
+    items = of_a[0].keys()
+    if not items or any(outcomes.keys() != items for outcomes in [*of_a, *of_b]):
+        return None
     import numpy
 
     from paribus.study.items import item_effect
 
-    keys = sorted(outcomes[0][0])
-    arrays = [
-        [
-            numpy.array([side[key] for key in keys], dtype=float)
-            for side in (pair[n] for pair in outcomes)
-        ]
-        for n in (0, 1)
-    ]
-    clusters = numpy.array([task for task, _ in keys]) if name.startswith("core") else None
-    found = item_effect(
-        arrays[0],
-        arrays[1],
-        clusters,
+    keys = sorted(items)
+    arrays_a, arrays_b = (
+        [numpy.array([outcomes[key] for key in keys], dtype=float) for outcomes in side]
+        for side in (of_a, of_b)
+    )
+    in_tasks = name.startswith("core")
+    effect = item_effect(
+        arrays_a,
+        arrays_b,
+        numpy.array([task for task, _ in keys]) if in_tasks else None,
         smallest_effect=1.0,
         alpha=ALPHA,
-        equal_clusters=clusters is not None,
+        equal_clusters=in_tasks,
     )
-    a, b = (
-        sum(record.metrics[name] for record in side) / len(side)
-        for side in zip(*pairs, strict=True)
-    )
-    how = f"{found.items} items" + (f" in {found.units} tasks" if clusters is not None else "")
-    how += (
-        f", {found.seeds} matched seeds"
-        if found.seeds > 1
-        else "; one seed, so the noise of seeds is not in it"
-    )
-    exact = found.mcnemar_p
-    return Measured(
-        a,
-        b,
-        found.mean,
-        found.low,
-        found.high,
-        found.p if exact is None else exact,
-        how if exact is None else f"McNemar, {how}",
-    )
+    how = f"{effect.items} items"
+    if in_tasks:
+        how += f" in {effect.units} tasks"
+    if effect.seeds > 1:
+        how += f", {effect.seeds} matched seeds"
+    else:
+        how += "; one seed, so the noise of seeds is not in it"
+    p = effect.p
+    if effect.mcnemar_p is not None:
+        p = effect.mcnemar_p
+        how = f"McNemar, {how}"
+    mean_a = _mean(name, [x for x, _ in pairs])
+    mean_b = _mean(name, [y for _, y in pairs])
+    return Measured(mean_a, mean_b, effect.mean, effect.low, effect.high, p, how)
 
 
-def _outcomes(name: str, record: Record) -> dict[tuple[str, int], float]:
+def _other_questions(pairs: Sequence[RunPair]) -> bool:
+    """Whether the runs read different data, in which the same names are of other questions."""
+    versions = set()
+    for pair in pairs:
+        versions |= {run.data["data/corpus"] for run in pair if "data/corpus" in run.data}
+    return len(versions) > 1
+
+
+def _outcomes(name: str, run: FinishedRun) -> dict[tuple[str, int], float]:
     """(task, index) -> outcome. CORE's are over 1 - the task's baseline, so that their mean over tasks differs as CORE does."""
-    path = record.locate(ITEMS[name])
+    path = run.files.place(ITEMS[name])
     if path is None:
         return {}
     import pyarrow.parquet
 
-    rows = pyarrow.parquet.read_table(path).to_pylist()
-    if not name.startswith("core"):
-        return {("", row["index"]): float(row["correct"]) for row in rows}
-    above = {
-        task: 1 - record.metrics.get(f"core.tasks.{task}.baseline", 0.0)
-        for task in {row["task"] for row in rows}
-    }
-    return {(row["task"], row["index"]): row["correct"] / above[row["task"]] for row in rows}
+    outcomes = {}
+    for row in pyarrow.parquet.read_table(path).to_pylist():
+        if name.startswith("core"):
+            task = row["task"]
+            above_guessing = 1 - run.numbers.get(f"core.tasks.{task}.baseline", 0.0)
+            outcomes[(task, row["index"])] = row["correct"] / above_guessing
+        else:
+            outcomes[("", row["index"])] = float(row["correct"])
+    return outcomes
 
 
 # ---------------------------------------------------------------- the page
@@ -435,33 +460,28 @@ def page(found: Comparison) -> list[RenderableType]:
 def summary(found: Comparison) -> str:
     """What differs, in one sentence."""
     parts = [f"{len(found.params)} params ({_few(found.params)})"] if found.params else []
-    parts += [f"code ({_few(found.code)})"] if found.code else []
-    parts += [f"data ({_few(found.data)})"] if found.data else []
-    parts += [f"environment ({_few(found.environment)})"] if found.environment else []
-    dirty = [
-        side
-        for side, value in zip("AB", found.trees.get("uncommitted changes", ()), strict=False)
-        if value
-    ]
-    parts += [f"uncommitted changes in {' and '.join(dirty)}"] if dirty else []
+    for kind, differences in (
+        ("code", found.code),
+        ("data", found.data),
+        ("environment", found.environment),
+    ):
+        if differences:
+            parts.append(f"{kind} ({_few(differences)})")
+    changes = found.trees.get("uncommitted changes", (None, None))
+    sides = [side for side, value in zip("AB", changes, strict=True) if value]
+    if sides:
+        parts.append(f"uncommitted changes in {' and '.join(sides)}")
     if not parts:
         return "Nothing differs that decides a result."
-    return (
-        "Differs: "
-        + "; ".join(parts)
-        + (
-            "."
-            if len(parts) + len(found.params) <= 2
-            else ". A difference of metrics cannot be put down to one of these alone."
-        )
-    )
+    one_cause = len(parts) + len(found.params) <= 2
+    warning = "A difference of metrics cannot be put down to one of these alone."
+    return f"Differs: {'; '.join(parts)}." + ("" if one_cause else f" {warning}")
 
 
 def _few(names: Collection[str]) -> str:
     shown = sorted(names)[:4]
-    return ", ".join(shown) + (
-        f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-    )
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def _table(title: str, values: Mapping[str, Pair]) -> RenderableType:

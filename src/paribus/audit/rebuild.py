@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from paribus import graph
-from paribus.audit.record import CHECKPOINTS, Record, read_curve
 from paribus.config import describe, dump_yaml, flatten, merge, read_yaml
 from paribus.errors import UserError
 from paribus.git import GitError, git, try_git
 from paribus.journal import read_rows
 from paribus.machine.interrupt import EXIT_PAUSED
+from paribus.study.finished import CHECKPOINTS, FinishedRun, Provenance, read_curve
 from paribus.summary import write_curve
 
 POLL_SECONDS = 0.1
@@ -43,30 +43,52 @@ TRAIN = {
 }
 
 
-def locked_stage(record: Record, stage: str) -> dict[str, Any]:
+def locked_stage(record: FinishedRun, stage: str) -> dict[str, Any]:
     """What dvc.lock says of a stage; {} if none speaks of this run."""
     return dict(record.lock.get("stages", {}).get(stage, {}))
 
 
-def locked_params(record: Record, stage: str) -> dict[str, Any]:
+def locked_params(record: FinishedRun, stage: str) -> dict[str, Any]:
     """Dotted params of a stage as dvc.lock has them."""
     return flatten(locked_stage(record, stage).get("params", {}).get("params.yaml", {}))
 
 
-def asked_params(record: Record, stage: str) -> dict[str, Any]:
-    """Dotted params to run the stage with: dvc.lock's where one speaks of the run, else the record's; what was left to the
-    machine (`train.threads: null`) as it was resolved then."""
-    written, locked = record.provenance(stage), locked_params(record, stage)
-    hardware = written["hardware"]
-    resolved = {
-        f"train.{key}": hardware[field] for key, field in TRAIN.items() if field in hardware
-    }
-    explicit = {
-        key: value
-        for key, value in locked.items()
-        if not (key in resolved and value in (None, "auto"))
-    }
-    return resolved | (explicit if locked else written["params"])
+def written_provenance(record: FinishedRun, stage: str) -> Provenance:
+    """What a stage wrote down of itself. Raises UserError where it is not kept.
+
+    Args:
+        record: of the run.
+        stage: a training stage.
+    """
+    written = record.provenance(stage)
+    if written is None:
+        raise UserError(f"{record.name}: no provenance of {stage} is kept here")
+    return written
+
+
+def asked_params(record: FinishedRun, stage: str) -> dict[str, Any]:
+    """Dotted params to run the stage with: dvc.lock's where one speaks of the run, else the record's.
+
+    What was left to the machine (`train.threads: null`) is as it was resolved then.
+
+    Args:
+        record: of the run.
+        stage: a training stage.
+    """
+    written = written_provenance(record, stage)
+    locked = locked_params(record, stage)
+    resolved = {}
+    for key, name in TRAIN.items():
+        if name in written.hardware:
+            resolved[f"train.{key}"] = written.hardware[name]
+    if not locked:
+        return resolved | dict(written.params)
+    explicit = {}
+    for key, value in locked.items():
+        left_to_machine = key in resolved and value in (None, "auto")
+        if not left_to_machine:
+            explicit[key] = value
+    return resolved | explicit
 
 
 # ---------------------------------------------------------------- the clone

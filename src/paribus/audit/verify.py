@@ -31,9 +31,10 @@ from paribus.audit.agreement import (
 )
 from paribus.audit.band import Band, measured_band
 from paribus.audit.certificate import page
-from paribus.audit.record import CHECKPOINTS, NEEDED, Record, find, of_run
+from paribus.audit.lookup import find
 from paribus.errors import UserError
 from paribus.files import write_atomic
+from paribus.study.finished import CHECKPOINTS, PIPELINE, FinishedRun, in_mlflow
 from paribus.study.lasting import MACHINE_FIGURES, TIMES
 from paribus.summary import write_json
 from paribus.tracking.lookup import Runs
@@ -101,25 +102,25 @@ def verify(name: str, stage: str | None, steps: int | None, out: Path | None) ->
     return int(not made["reproduced"])
 
 
-def choose_stage(record: Record, stage: str | None, steps: int | None) -> str:
+def choose_stage(record: FinishedRun, stage: str | None, steps: int | None) -> str:
     """The training stage to certify. Raises UserError where its record does not hold enough."""
-    if stage is not None and record.scope not in (stage, "pipeline"):
+    if stage is not None and record.scope not in (stage, PIPELINE):
         raise UserError(f"--stage {stage}: {record.name} is a run of {record.scope}")
     chosen = stage or (record.scope if record.scope in CHECKPOINTS else "pretrain")
-    if record.scope not in (*CHECKPOINTS, "pipeline"):
+    if record.scope not in (*CHECKPOINTS, PIPELINE):
         raise UserError(
             f"{record.name} is a run of {record.scope}; a certificate is for {', '.join(CHECKPOINTS)}"
         )
     written = record.provenance(chosen)
-    if not written:
+    if written is None:
         raise UserError(
             f"{record.name}: no {CHECKPOINTS[chosen]}/provenance.json is kept here; `dvc fetch` brings what a remote "
             f"has, --stage names another stage"
             + (f" ({', '.join(record.stages)})" if record.stages else "")
         )
-    if lacking := [key for key in NEEDED if not written.get(key)]:
+    if written.lacking:
         raise UserError(
-            f"{record.name}: its provenance lacks {', '.join(lacking)}, so it was made by an earlier paribus; "
+            f"{record.name}: its provenance lacks {', '.join(written.lacking)}, so it was made by an earlier paribus; "
             "`dvc repro -f` makes one with a whole record"
         )
     if steps and not record.curve(chosen):
@@ -129,10 +130,10 @@ def choose_stage(record: Record, stage: str | None, steps: int | None) -> str:
     return chosen
 
 
-def certificate(record: Record, stage: str, steps: int | None) -> dict[str, Any]:
+def certificate(record: FinishedRun, stage: str, steps: int | None) -> dict[str, Any]:
     """Rebuild a run and compare; steps: only the first so many (0: records only)."""
     began = time.time()
-    written = record.provenance(stage)
+    written = rebuild.written_provenance(record, stage)
     with rebuild.workplace() as folder:
         root, absent = prepare(record, stage, folder / "clone")
         found = [
@@ -160,12 +161,13 @@ def certificate(record: Record, stage: str, steps: int | None) -> dict[str, Any]
             "kind": record.kind,
             "stage": stage,
             "commit": record.commit,
-            "mlflow_run": record.run.id if record.run else None,
+            "mlflow_run": record.logged.id if record.logged else None,
             "experiment": config.load_config().tracking.experiment,
-            **{
-                key: written[key]
-                for key in ("fingerprint", "data", "hardware", "requirements_lock", "git")
-            },
+            "fingerprint": written.fingerprint,
+            "data": written.data,
+            "hardware": written.hardware,
+            "requirements_lock": written.requirements_lock,
+            "git": written.git,
         },
         "differences": [asdict(one) for one in found],
         "outcome": asdict(outcome) if outcome else None,
@@ -175,10 +177,10 @@ def certificate(record: Record, stage: str, steps: int | None) -> dict[str, Any]
     }
 
 
-def prepare(record: Record, stage: str, folder: Path) -> tuple[Path, list[str]]:
+def prepare(record: FinishedRun, stage: str, folder: Path) -> tuple[Path, list[str]]:
     """(a clean clone with the data and params of a run, the outputs it reads that are nowhere to be found)."""
     root = rebuild.clone(record.commit, folder)
-    read = record.provenance(stage)["data"]
+    read = rebuild.written_provenance(record, stage).data
     versions = graph.locked_outs(record.lock) or read
     absent = rebuild.bring_data(root, {out: versions[out] for out in read if out in versions})
     rebuild.write_params(root, rebuild.asked_params(record, stage))
@@ -189,7 +191,7 @@ def prepare(record: Record, stage: str, folder: Path) -> tuple[Path, list[str]]:
 
 
 def run(
-    record: Record, stage: str, root: Path, steps: int | None, found: list[Difference]
+    record: FinishedRun, stage: str, root: Path, steps: int | None, found: list[Difference]
 ) -> Outcome | None:
     """Run the stage in the clone and compare; a stage that fails is a difference of its own."""
     status = rebuild.run_stage(root, stage, steps)
@@ -217,7 +219,7 @@ def run(
         (record.weights(stage), weights),
         None,
         len(recorded.keys() - MACHINE_FIGURES),
-        differing_metrics(recorded, rebuilt, whole=record.run is None),
+        differing_metrics(recorded, rebuilt, whole=record.logged is None),
     )
     if outcome.equal:
         return outcome
@@ -237,14 +239,14 @@ def run(
     return dataclasses.replace(outcome, band=band)
 
 
-def as_logged(record: Record, stage: str) -> list[Difference]:
+def as_logged(record: FinishedRun, stage: str) -> list[Difference]:
     """The metrics file against what the run itself sent to MLflow, where a finished run of this fingerprint is there."""
     measured = record.measured(stage)
-    fingerprint = record.provenance(stage)["fingerprint"]
+    fingerprint = rebuild.written_provenance(record, stage).fingerprint
     question = f"tags.fingerprint = '{fingerprint}' and tags.stage = '{stage}' and attributes.status = 'FINISHED'"
     try:
         runs = Runs(config.load_config().tracking.experiment)
-        logged = [of_run(run.id, run, runs).measured(stage) for run in runs.search(question)]
+        logged = [in_mlflow(run.id, run, runs).measured(stage) for run in runs.search(question)]
     except UserError as error:
         click.echo(f"not held against MLflow: {error}", err=True)
         return []
@@ -260,7 +262,7 @@ def as_logged(record: Record, stage: str) -> list[Difference]:
 
 
 def run_again(
-    record: Record, stage: str, folder: Path, first: Outcome, found: list[Difference]
+    record: FinishedRun, stage: str, folder: Path, first: Outcome, found: list[Difference]
 ) -> Outcome:
     """Nothing recorded explains a difference: rebuild once more here, to the step where the first one parted.
 

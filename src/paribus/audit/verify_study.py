@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from paribus.audit.record import find_experiment
+from paribus.audit.lookup import find_experiment
 from paribus.audit.verify import RESULTS, certificate, choose_stage
 from paribus.errors import UserError
 from paribus.execute.repository import experiments_of

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,17 +35,34 @@ class Reference:
 
 
 def experiments_of(study: str, root: Path | None = None) -> list[Reference]:
-    """Every experiment of a study, superseded ones too."""
+    """Every experiment of a study, superseded ones too.
+
+    Args:
+        study: its name.
+        root: a folder of the repository; the working folder by default.
+    """
     found = []
+    for name, commit, started_from in _experiments(root):
+        parsed = parse_experiment_name(name)
+        if parsed and parsed[0].study == study:
+            run, superseded = parsed
+            found.append(Reference(name, run, superseded, commit, started_from))
+    return found
+
+
+def all_experiments() -> dict[str, str]:
+    """DVC's experiments, of studies or not: name -> commit."""
+    return {name: commit for name, commit, _ in _experiments(None)}
+
+
+def _experiments(root: Path | None) -> Iterator[tuple[str, str, str]]:
+    """(name, commit, the commit it started from) of each of DVC's experiments."""
     listed = try_git("for-each-ref", "--format=%(refname) %(objectname)", "refs/exps/", at=root)
     for line in (listed or "").splitlines():
         reference, commit = line.split(" ")
         match = _REFERENCE.fullmatch(reference)
-        parsed = parse_experiment_name(match[3]) if match else None
-        if match and parsed and parsed[0].study == study:
-            run, superseded = parsed
-            found.append(Reference(match[3], run, superseded, commit, match[1] + match[2]))
-    return found
+        if match:
+            yield match[3], commit, match[1] + match[2]
 
 
 def reference_of(started_from: str, name: str) -> str:

@@ -101,5 +101,5 @@ def as_json(
         "values": seen,
         "rows": [dataclasses.asdict(row) for row in rows],
         "runs": runs,
-        "hardware": results[0].provenance.get("hardware") if results else None,
+        "hardware": results[0].provenance.hardware or None if results else None,
     }

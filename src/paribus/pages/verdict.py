@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from paribus.places import state_root
 from paribus.study.divergence import Diverged
 from paribus.study.events import events_of
 from paribus.study.experiment import BASELINE, Experiment, Run
+from paribus.study.finished import Provenance
 from paribus.study.results import Result
 from paribus.study.scaling import Scaling, scaling
 from paribus.study.statistics import Effect, holm
@@ -331,54 +332,56 @@ def _mlflow_run(stage: str, mark: str) -> str | None:
 
 def _provenance(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:
     """Commit, locks, file and machine of the runs; several where they differ."""
-
-    def each(values: Sequence[Any]) -> str:
-        return ", ".join(sorted({str(value) for value in values if value})) or "–"
-
-    hardware = [machine for one in results if (machine := one.provenance.get("hardware"))]
+    provenances = [result.provenance for result in results]
     return {
-        "commit": each([one.baseline for one in results]),
-        "file": each([one.file for one in results]),
-        "requirements.lock": each([one.provenance.get("requirements_lock") for one in results]),
-        "machine": each(
-            [f"{one['device_name']}, {one['dtype']}, {one['threads']} threads" for one in hardware]
-        ),
-        "versions": each(
-            [
-                ", ".join(
-                    f"{name} {version}"
-                    for name, version in (one.provenance.get("versions") or {}).items()
-                    if name in ("python", "torch", "numpy")
-                )
-                for one in results
-            ]
-        ),
+        "commit": _each(result.baseline for result in results),
+        "file": _each(result.file for result in results),
+        "requirements.lock": _each(written.requirements_lock for written in provenances),
+        "machine": _each(_machine(written) for written in provenances),
+        "versions": _each(_versions(written) for written in provenances),
         "stages": ", ".join(experiment.stages),
     }
 
 
+def _each(values: Iterable[str | None]) -> str:
+    """Every value once; a dash where there is none."""
+    return ", ".join(sorted({value for value in values if value})) or "–"
+
+
+def _machine(written: Provenance) -> str:
+    hardware = written.hardware
+    if not hardware:
+        return ""
+    return f"{hardware['device_name']}, {hardware['dtype']}, {hardware['threads']} threads"
+
+
+def _versions(written: Provenance) -> str:
+    """Of Python and of the libraries that compute."""
+    shown = [name for name in written.versions if name in ("python", "torch", "numpy")]
+    return ", ".join(f"{name} {written.versions[name]}" for name in shown)
+
+
 def _mixtures(results: Sequence[Result]) -> list[str]:
     """What differs between runs besides arm and seed."""
-    found = []
-    for name, kinds in {
-        "hardware": {
-            fingerprint(
-                **{
-                    key: value
-                    for key, value in (one.provenance.get("hardware") or {}).items()
-                    if key not in ("processes", "process_threads")
-                }
-            )
-            for one in results
-        },
-        "requirements.lock": {str(one.provenance.get("requirements_lock")) for one in results},
-        "versions": {fingerprint(**(one.provenance.get("versions") or {})) for one in results},
-    }.items():
-        if len(kinds) > 1:
-            found.append(
-                f"the runs differ in more than arm and seed: {name} is of {len(kinds)} kinds"
-            )
-    return found
+    provenances = [result.provenance for result in results]
+    kinds: dict[str, set[str | None]] = {
+        "hardware": {_kind_of_hardware(written) for written in provenances},
+        "requirements.lock": {written.requirements_lock for written in provenances},
+        "versions": {fingerprint(**written.versions) for written in provenances},
+    }
+    return [
+        f"the runs differ in more than arm and seed: {name} is of {len(values)} kinds"
+        for name, values in kinds.items()
+        if len(values) > 1
+    ]
+
+
+def _kind_of_hardware(written: Provenance) -> str:
+    """Equal for machines that compute the same; how many processes share the threads is no part of it."""
+    ignored = ("processes", "process_threads")
+    return fingerprint(
+        **{key: value for key, value in written.hardware.items() if key not in ignored}
+    )
 
 
 def _uneven(results: Sequence[Result]) -> list[str]:

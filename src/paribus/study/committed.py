@@ -23,6 +23,7 @@ class CommittedFiles:
 
     def __init__(self, commit: str) -> None:
         self.commit = commit
+        self._mappings: dict[str, dict[str, Any]] = {}  # YAML takes long to read
 
     # ------------------------------------------------------------ git's
 
@@ -64,9 +65,17 @@ class CommittedFiles:
     def lock(self) -> dict[str, Any]:
         """The commit's dvc.lock; {} where it has none that can be read."""
         try:
-            return parse_yaml(self.text("dvc.lock") or "", "dvc.lock")
+            return self.mapping("dvc.lock")
         except UserError:
             return {}
+
+    def mapping(self, path: str) -> dict[str, Any]:
+        """The values in a YAML file that git has; {} where the commit has none. Raises UserError where it is damaged."""
+        if path not in self._mappings:
+            self._mappings[path] = parse_yaml(
+                self.text(path) or "", f"{path} at {self.commit[:10]}"
+            )
+        return self._mappings[path]
 
     @functools.cached_property
     def outs(self) -> dict[str, str]:
@@ -91,23 +100,52 @@ class CommittedFiles:
         data = _object(mark)
         return data if data is not None else _from_remote(self.commit, path, mark)
 
+    def place(self, path: str) -> Path | None:
+        """Where a file below an output lies in DVC's cache, be it as its hash says or not; None where it does not."""
+        mark = self.hash(path)
+        if mark is None:
+            return None
+        place = _place(mark)
+        return place if place.is_file() else None
+
     # ------------------------------------------------------------ either
 
-    def json(self, path: str) -> dict[str, Any] | None:
-        """The object in a file that git or DVC has; None where neither has, or it is none.
+    def content(self, path: str) -> bytes | None:
+        """A file that git or DVC has; None where neither has.
 
         What lies below an output that DVC keeps is DVC's, whatever else somebody committed in its place.
         """
         kept_by_dvc = path not in self.outs and self.hash(path) is not None
-        data: str | bytes | None = None if kept_by_dvc else self.text(path)
-        if data is None:
-            data = self.data(path)
+        own = None if kept_by_dvc else self._blob_bytes(path)
+        return self.data(path) if own is None else own
+
+    def _blob_bytes(self, path: str) -> bytes | None:
+        """A file that git has; None where the commit has none."""
+        if path not in self.tree:
+            return None
+        try:
+            return git_bytes("cat-file", "blob", self.tree[path])
+        except GitError:  # a folder
+            return None
+
+    def json(self, path: str) -> dict[str, Any] | None:
+        """The object in a file that git or DVC has; None where neither has, or it is none."""
+        data = self.content(path)
         if data is None:
             return None
         try:
             return dict(json.loads(data))
         except (ValueError, TypeError):
             return None
+
+
+class FilesAsTheyLie(CommittedFiles):
+    """The files of a commit for whoever looks for damage: what the cache here has, whether or not it is as its hash says."""
+
+    def data(self, path: str) -> bytes | None:
+        """A file below an output; None where the cache here has none."""
+        place = self.place(path)
+        return place.read_bytes() if place else None
 
 
 # ---------------------------------------------------------------- whether it is as it was
@@ -150,7 +188,7 @@ def _same_params(files: CommittedFiles, entry: dict[str, Any]) -> bool:
     """Whether params.yaml of the commit has the values that the stage ran with."""
     noted = flatten((entry.get("params") or {}).get("params.yaml") or {})
     try:
-        there = flatten(parse_yaml(files.text("params.yaml") or "", "params.yaml"))
+        there = flatten(files.mapping("params.yaml"))
     except UserError:
         return False
     return all(key in there and there[key] == value for key, value in noted.items())
@@ -194,9 +232,8 @@ def _prefix() -> str:
 
 def _object(mark: str) -> bytes | None:
     """What the cache has under a hash, if it has just that."""
-    path = _cache(main_checkout()) / mark[:2] / mark[2:]
     try:
-        data = path.read_bytes()
+        data = _place(mark).read_bytes()
     except OSError:
         return None
     return data if _md5(data) == mark.removesuffix(".dir") else None
@@ -205,6 +242,11 @@ def _object(mark: str) -> bytes | None:
 def _runs() -> Path:
     """The folder of DVC's run-cache."""
     return _cache(main_checkout()).parents[1] / "runs"
+
+
+def _place(mark: str) -> Path:
+    """Where the cache keeps what has this hash."""
+    return _cache(main_checkout()) / mark[:2] / mark[2:]
 
 
 @functools.lru_cache(maxsize=4)

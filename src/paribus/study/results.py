@@ -7,10 +7,10 @@ by their hashes, git's and DVC's, and what is not as its hash says is not believ
 
 from __future__ import annotations
 
-import csv
 import functools
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paribus.config import fingerprint, flatten, parse_config, parse_yaml
-from paribus.curriculum import CHECKPOINT_OF, TRAINING_STAGES
+from paribus.config import fingerprint, flatten, parse_config
+from paribus.curriculum import TRAINING_STAGES
 from paribus.errors import UserError
 from paribus.execute.repository import Reference, experiments_of
 from paribus.git import try_git
@@ -33,9 +33,9 @@ from paribus.study.experiment import (
     chain_key,
     definitions,
 )
+from paribus.study.finished import FinishedRun, Provenance, at_commit, of_checkpoint
 from paribus.study.registration import committed_code, sources, tracking_notes
 
-PROVENANCE = ("git", "versions", "hardware", "requirements_lock")  # kept of a checkpoint's
 LOST = "unreadable"  # the key of an experiment whose params.yaml today's code does not take
 
 
@@ -49,7 +49,8 @@ class Result:
         file: the blob of the ablation's file that it ran under.
         key, code: what it computed; `asked`: the key it was asked for, "" where its experiment does not say.
         value: of the metric; None: not there, or not finite, which `diverged` tells apart.
-        metrics: file -> values. curve: rows of plots/pretrain.csv. provenance: of the last checkpoint.
+        metrics: stage -> the values of its metrics file. curve: rows of plots/pretrain.csv.
+        provenance: of the last checkpoint.
         fingerprints: training stage -> its fingerprint. weights: training stage -> a hash of its weights.
         model: a hash of the resolved model, "" where no training stage runs.
         common: a hash of the parameters that no arm changes, the seed aside; recipe: of all but the seed.
@@ -66,9 +67,9 @@ class Result:
     key: str
     code: str
     value: float | None
-    metrics: dict[str, dict[str, Any]]
+    metrics: Mapping[str, Mapping[str, Any]]
     curve: list[dict[str, float | None]]
-    provenance: dict[str, Any]
+    provenance: Provenance
     fingerprints: dict[str, str]
     outputs: dict[str, str]
     asked: str = ""
@@ -95,17 +96,17 @@ class Result:
 
 def collect(experiment: Experiment) -> list[Result]:
     """Every finished run of the ablation's arms, also of other code or parameters than today's."""
-    references = [one for one in experiments_of(experiment.name) if one.run.arm in experiment.names]
-    return [_result(experiment, one) for one in references]
+    results = []
+    for reference in experiments_of(experiment.name):
+        if reference.run.arm in experiment.names:
+            results.append(_result(experiment, reference))
+    return results
 
 
 def of_other_arms(experiment: Experiment) -> dict[str, int]:
     """Arm -> finished runs, of arms that the file does not name any more."""
-    found: dict[str, int] = {}
-    for one in experiments_of(experiment.name):
-        if one.run.arm not in experiment.names:
-            found[one.run.arm] = found.get(one.run.arm, 0) + 1
-    return found
+    arms = [reference.run.arm for reference in experiments_of(experiment.name)]
+    return dict(Counter(arm for arm in arms if arm not in experiment.names))
 
 
 _READ: dict[tuple[str, str], Result] = {}  # what a commit holds never changes: read once a process
@@ -120,66 +121,100 @@ def _result(experiment: Experiment, reference: Reference) -> Result:
 
 def _read(experiment: Experiment, reference: Reference) -> Result:
     files = CommittedFiles(reference.commit)
-    outs = [out for stage in experiment.stages for out in definitions()[stage].outs]
-    metrics = {}
-    for out in outs:
-        if out.startswith("metrics/"):
-            values = files.json(out)
-            if values is not None:
-                metrics[Path(out).stem] = values
+    run = at_commit(reference.name, "experiment", files, _measured_stages(experiment))
     trained = [stage for stage in TRAINING_STAGES if stage in experiment.stages]
-    provenance = {stage: files.json(_of_checkpoint(stage, "provenance.json")) for stage in trained}
-    last = (provenance[trained[-1]] if trained else None) or {}
-    fingerprints = {stage: one["fingerprint"] for stage, one in provenance.items() if one}
-    weights = {stage: files.hash(_of_checkpoint(stage, "model.safetensors")) for stage in trained}
-    curve = files.text("plots/pretrain.csv") if "pretrain" in experiment.stages else None
-    value, diverged = value_in(experiment.metric, files, metrics)
-    run = reference.run
+    provenances = _provenances(run, trained)
+    value, diverged = value_in(experiment.metric, files, run.metrics)
     common, recipe = _recipes(experiment, files)
     return Result(
         name=reference.name,
-        arm=run.arm,
-        seed=run.seed,
+        arm=reference.run.arm,
+        seed=reference.run.seed,
         experiment=reference.commit,
         baseline=reference.started_from,
         file=files.blob(str(experiment.file)),
         key=asked_key(experiment, files),
         code=code_key(experiment, reference.commit),
         value=value,
-        metrics=metrics,
-        curve=_rows(curve) if curve else [],
-        provenance={key: last[key] for key in PROVENANCE if key in last},
-        fingerprints=fingerprints,
+        metrics=run.metrics,
+        curve=_numbers(run.curve("pretrain")) if "pretrain" in experiment.stages else [],
+        provenance=provenances.get(trained[-1], Provenance()) if trained else Provenance(),
+        fingerprints={stage: written.fingerprint for stage, written in provenances.items()},
         outputs={"dvc.lock": files.blob("dvc.lock") or ""},
         asked=files.trailer("Asked-For"),
         diverged=diverged,
-        weights={stage: mark for stage, mark in weights.items() if mark},
-        model=files.hash(_of_checkpoint(trained[-1], "config.json")) or "" if trained else "",
+        weights=_hashes_of_weights(files, trained),
+        model=_hash_of_model(files, trained),
         common=common,
         recipe=recipe,
         altered=tuple(altered(files, experiment.stages)),
     )
 
 
-def _of_checkpoint(stage: str, name: str) -> str:
-    return f"checkpoints/{CHECKPOINT_OF[stage]}/{name}"
+def _measured_stages(experiment: Experiment) -> list[str]:
+    """Those for which the experiment's stages write a metrics/<stage>.json."""
+    measured = []
+    for stage in experiment.stages:
+        for out in definitions()[stage].outs:
+            if out.startswith("metrics/"):
+                measured.append(Path(out).stem)
+    return measured
 
 
-def value_of(metric: Metric, commit: str, metrics: Mapping[str, dict[str, Any]]) -> float | None:
-    """A metric of an experiment, `metrics` being its metrics files; None where it is not there, or not finite."""
+def _provenances(run: FinishedRun, stages: Sequence[str]) -> dict[str, Provenance]:
+    """Stage -> what it wrote down; a damaged one counts as none."""
+    provenances = {}
+    for stage in stages:
+        try:
+            written = run.provenance(stage)
+        except UserError:
+            continue
+        if written is not None:
+            provenances[stage] = written
+    return provenances
+
+
+def _hashes_of_weights(files: CommittedFiles, stages: Sequence[str]) -> dict[str, str]:
+    """Training stage -> DVC's hash of its weights, where it has one."""
+    hashes = {stage: files.hash(of_checkpoint(stage, "model.safetensors")) for stage in stages}
+    return {stage: mark for stage, mark in hashes.items() if mark}
+
+
+def _hash_of_model(files: CommittedFiles, stages: Sequence[str]) -> str:
+    """DVC's hash of the last model's config.json; "" where there is none."""
+    if not stages:
+        return ""
+    return files.hash(of_checkpoint(stages[-1], "config.json")) or ""
+
+
+def value_of(metric: Metric, commit: str, metrics: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """A metric of an experiment; None where it is not there, or not finite.
+
+    Args:
+        metric: which.
+        commit: of the experiment.
+        metrics: stage -> the values of its metrics file.
+    """
     return value_in(metric, CommittedFiles(commit), metrics)[0]
 
 
 def value_in(
-    metric: Metric, files: CommittedFiles, metrics: Mapping[str, dict[str, Any]]
+    metric: Metric, files: CommittedFiles, metrics: Mapping[str, Mapping[str, Any]]
 ) -> tuple[float | None, bool]:
-    """(the metric, whether it is there and not finite); CORE's partial mean where its bundle is partial."""
+    """(the metric, whether it is there and not finite); CORE's partial mean where its bundle is partial.
+
+    Args:
+        metric: which.
+        files: of the experiment's commit.
+        metrics: stage -> the values of its metrics file.
+    """
     file = Path(metric.path)
     in_metrics = file.parent == Path("metrics")
-    flat = flatten((metrics.get(file.stem) if in_metrics else files.json(metric.path)) or {})
+    values = metrics.get(file.stem) if in_metrics else files.json(metric.path)
+    flat = flatten(dict(values or {}))
     if metric.name == "core" and flat.get("core") is None:
-        value: Any = flat.get("core_partial")
-        return (float(value), False) if _is_finite(value) else (None, False)
+        partial: Any = flat.get("core_partial")
+        return (float(partial), False) if _is_finite(partial) else (None, False)
     if metric.key not in flat:
         return None, False
     value = flat[metric.key]
@@ -192,10 +227,9 @@ def _is_finite(value: Any) -> bool:
 
 
 def asked_key(experiment: Experiment, files: CommittedFiles) -> str:
-    """What a commit's own params.yaml makes of the chain of stages."""
+    """What a commit's own params.yaml makes of the chain of stages; LOST where it cannot be read."""
     try:
-        values = parse_yaml(files.text("params.yaml") or "", "params.yaml")
-        return chain_key(experiment.stages, parse_config(values))
+        return chain_key(experiment.stages, parse_config(files.mapping("params.yaml")))
     except UserError:
         return LOST
 
@@ -203,7 +237,7 @@ def asked_key(experiment: Experiment, files: CommittedFiles) -> str:
 def _recipes(experiment: Experiment, files: CommittedFiles) -> tuple[str, str]:
     """(a hash of the parameters of a commit's stages that no arm changes, a hash of them all); the seed is in neither."""
     try:
-        config = parse_config(parse_yaml(files.text("params.yaml") or "", "params.yaml"))
+        config = parse_config(files.mapping("params.yaml"))
     except UserError:
         return LOST, LOST
     everything: dict[str, Any] = {}
@@ -243,7 +277,7 @@ def version_of(files: CommittedFiles, path: str) -> str | None:
 def commands_of(files: CommittedFiles, stages: Sequence[str]) -> dict[str, Any]:
     """Stage -> what a commit's dvc.yaml runs, and in which folder."""
     try:
-        document = parse_yaml(files.text("dvc.yaml") or "", "dvc.yaml")
+        document = files.mapping("dvc.yaml")
     except UserError as error:
         return {"unreadable": error.problems}
     entries = document.get("stages") or {}
@@ -259,55 +293,68 @@ def commands_of(files: CommittedFiles, stages: Sequence[str]) -> dict[str, Any]:
 
 
 def done(results: Sequence[Result], runs: Sequence[Run], code: str) -> dict[str, Result]:
-    """Name of each run that is done, as it is asked for today -> its result."""
-    sound = [one for one in results if one.code == code and not one.altered]
-    made = {(one.arm, one.seed, one.key): one for one in sound}
-    found = {}
+    """Name of each run that is done, as it is asked for today -> its result.
+
+    Args:
+        results: of all finished runs.
+        runs: that are asked for.
+        code: the key of today's code.
+    """
+    sound = [result for result in results if result.code == code and not result.altered]
+    by_what_it_computed = {(result.arm, result.seed, result.key): result for result in sound}
+    finished = {}
     for run in runs:
-        result = made.get((run.arm, run.seed, run.key))
+        result = by_what_it_computed.get((run.arm, run.seed, run.key))
         if result is not None:
-            found[run.name] = result
-    return found
+            finished[run.name] = result
+    return finished
 
 
 def check_not_otherwise(results: Sequence[Result], run: Run, code: str) -> None:
-    """Raises UserError where the same run was computed before, by the same code, and came out as another.
+    """Refuse a run that was computed before, by the same code, and came out as another: it would end the same way for ever.
 
-    To compute it again would end the same way, for ever.
+    Args:
+        results: of all finished runs.
+        run: that is asked for.
+        code: the key of today's code.
+
+    Raises:
+        UserError: with what is wrong with the finished run, and how to forget it.
     """
-    for one in results:
-        if one.name != run.name or one.code != code or one.key == run.key:
+    for result in results:
+        if result.name != run.name or result.code != code or result.key == run.key:
             continue
-        same_was_asked = one.asked == run.key or one.key == LOST
-        if same_was_asked:
-            how = (
-                "its params.yaml cannot be read"
-                if one.key == LOST
-                else "its params.yaml says otherwise than it was asked for"
-            )
-            raise UserError(
-                f"{run.name}: was computed before, by the same code, and {how}, so that to run it again would be no use; "
-                f"`git show {one.experiment[:10]}:params.yaml` shows it, `dvc exp remove {run.name}` forgets it"
-            )
+        same_was_asked = result.asked == run.key or result.key == LOST
+        if not same_was_asked:
+            continue
+        how = "its params.yaml says otherwise than it was asked for"
+        if result.key == LOST:
+            how = "its params.yaml cannot be read"
+        raise UserError(
+            f"{run.name}: was computed before, by the same code, and {how}, so that to run it again would be no use; "
+            f"`git show {result.experiment[:10]}:params.yaml` shows it, `dvc exp remove {run.name}` forgets it"
+        )
 
 
 def different_models(results: Sequence[Result]) -> list[str]:
     """Arms whose runs are not of one model, each in a sentence; their values are not comparable."""
     problems = []
-    for arm in dict.fromkeys(one.arm for one in results):
-        kinds: dict[tuple[str, float | None], list[int]] = {}
-        for one in results:
-            if one.arm == arm:
-                kind = one.model, one.number("pretrain", "parameters")
-                kinds.setdefault(kind, []).append(one.seed)
-        if len(kinds) > 1:
-            groups = [
-                f"seeds {', '.join(map(str, sorted(seeds)))} have {parameters or 0:,.0f} parameters"
-                f" (config.json {model[:10] or 'absent'})"
-                for (model, parameters), seeds in kinds.items()
-            ]
-            problems.append(f"{arm}: its runs are of {len(kinds)} models: {'; '.join(groups)}")
+    for arm in dict.fromkeys(result.arm for result in results):
+        seeds_of: dict[tuple[str, float | None], list[int]] = {}
+        for result in results:
+            if result.arm == arm:
+                model = result.model, result.number("pretrain", "parameters")
+                seeds_of.setdefault(model, []).append(result.seed)
+        if len(seeds_of) > 1:
+            groups = [_seeds_of_model(*model, seeds) for model, seeds in seeds_of.items()]
+            problems.append(f"{arm}: its runs are of {len(groups)} models: {'; '.join(groups)}")
     return problems
+
+
+def _seeds_of_model(model: str, parameters: float | None, seeds: Sequence[int]) -> str:
+    names = ", ".join(map(str, sorted(seeds)))
+    config = f"config.json {model[:10] or 'absent'}"
+    return f"seeds {names} have {parameters or 0:,.0f} parameters ({config})"
 
 
 # ---------------------------------------------------------------- by item
@@ -346,9 +393,10 @@ def _item_columns(commit: str, path: str, core: bool) -> dict[str, Any] | None:
     return {name: columns[name] for name in (("correct", "task") if core else ("correct",))}
 
 
-def _rows(text: str) -> list[dict[str, float | None]]:
-    """A curve; what was not measured is None."""
-    rows = []
-    for row in csv.DictReader(io.StringIO(text)):
-        rows.append({key: float(value) if value else None for key, value in row.items()})
-    return rows
+def _numbers(rows: Sequence[Mapping[str, str]]) -> list[dict[str, float | None]]:
+    """The rows of a curve as numbers; what was not measured is None."""
+    return [{key: _number(text) for key, text in row.items()} for row in rows]
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None

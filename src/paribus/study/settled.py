@@ -116,7 +116,7 @@ def _threads(experiment: Experiment, workers: int) -> int | None:
         return None
     seen: Counter[int] = Counter()
     for result in collect(experiment):
-        hardware = result.provenance.get("hardware") or {}
+        hardware = result.provenance.hardware
         if hardware.get("device") == "cpu" and isinstance(hardware.get("threads"), int):
             seen[hardware["threads"]] += 1
     if seen:
