@@ -1,30 +1,49 @@
 """The figures of a study as offline HTML: history, importances, parallel coordinates, memory against bits per byte.
 
-Made from plain figures (plotly) with its script in the page: they open without a network.
+All but the last are Optuna's. The pages have plotly's script in them, so that they open without a network.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+import optuna
 import plotly.graph_objects as go
+from optuna.importance import FanovaImportanceEvaluator
+from optuna.trial import FrozenTrial, TrialState
+from optuna.visualization import (
+    plot_optimization_history,
+    plot_parallel_coordinate,
+    plot_param_importances,
+)
+
+METRIC = "val bits per byte"
+FEWEST = 4  # trials from which on importances are worked out
 
 
-def write_figures(study: Any, folder: Path, budget: int) -> list[Path]:
-    """One page a figure; a figure that the trials do not suffice for is left out. A pruned trial's value is that of a part of
-    its budget, and no match for the others'."""
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
-    feasible = [
-        trial for trial in trials if all(value <= 0 for value in trial.constraints.values())
-    ]
-    figures: dict[str, Any] = {}
-    if feasible:
-        figures["history"] = _history(feasible)
-        figures["memory"] = _memory(study, feasible, budget)
-        figures["parallel"] = _parallel(feasible)
-    if len(feasible) >= 4 and len(feasible[0].params) > 1:
-        figures["importances"] = _importances(feasible)
+def write_figures(study: optuna.Study, folder: Path, budget: int) -> list[Path]:
+    """Write one page a figure; a figure that the trials do not suffice for is left out.
+
+    Trials that were pruned or exceeded the memory are in none: their value is that of a part of the budget.
+
+    Args:
+        study: whose trials are shown.
+        folder: of the pages.
+        budget: bytes of memory that no trial may exceed.
+
+    Returns:
+        The pages.
+    """
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    too_large = [trial for trial in study.get_trials(deepcopy=False) if _was_too_large(trial)]
+    figures: dict[str, go.Figure] = {}
+    if complete:
+        figures["history"] = plot_optimization_history(study, target_name=METRIC)
+        figures["memory"] = _memory(complete, len(too_large), budget)
+        figures["parallel"] = plot_parallel_coordinate(study, target_name=METRIC)
+        if len(complete) >= FEWEST and len(complete[0].params) > 1:
+            evaluator = FanovaImportanceEvaluator(seed=0)
+            figures["importances"] = plot_param_importances(study, evaluator, target_name=METRIC)
     paths = []
     for name, figure in figures.items():
         path = folder / f"{name}.html"
@@ -33,104 +52,37 @@ def write_figures(study: Any, folder: Path, budget: int) -> list[Path]:
     return paths
 
 
-def _history(trials: list[Any]) -> go.Figure:
-    best, so_far = [], float("inf")
+def _was_too_large(trial: FrozenTrial) -> bool:
+    return "infeasible" in trial.user_attrs
+
+
+def _memory(trials: list[FrozenTrial], too_large: int, budget: int) -> go.Figure:
+    """Memory against bits per byte, with the front that no trial is better than in both."""
+    mebibyte = 2**20
+    points = []
     for trial in trials:
-        so_far = min(so_far, trial.value)
-        best.append(so_far)
-    figure = go.Figure(
-        [
-            go.Scatter(
-                x=[t.number for t in trials],
-                y=[t.value for t in trials],
-                mode="markers",
-                name="trial",
-            ),
-            go.Scatter(x=[t.number for t in trials], y=best, mode="lines", name="best so far"),
-        ]
-    )
-    return figure.update_layout(
-        title="History", xaxis_title="trial", yaxis_title="val bits per byte"
-    )
-
-
-def _memory(study: Any, trials: list[Any], budget: int) -> go.Figure:
-    over = [trial for trial in study.get_trials(deepcopy=False) if "infeasible" in trial.user_attrs]
-    figure = go.Figure()
-    points = sorted(
-        (trial.user_attrs["peak_memory_bytes"] / 2**20, trial.value, trial.number)
-        for trial in trials
-    )
-    front, least = [], float("inf")
+        assert trial.value is not None, "a complete trial has a value"
+        size = trial.user_attrs["peak_memory_bytes"] / mebibyte
+        points.append((size, trial.value, f"trial {trial.number}"))
+    points.sort()
+    front = []
+    least = float("inf")
     for size, value, _ in points:
         if value < least:
             least = value
             front.append((size, value))
-    figure.add_scatter(
-        x=[p[0] for p in points],
-        y=[p[1] for p in points],
-        text=[f"trial {p[2]}" for p in points],
-        mode="markers",
-        name="trial",
-    )
-    figure.add_scatter(
-        x=[p[0] for p in front],
-        y=[p[1] for p in front],
-        mode="lines",
-        line_shape="hv",
-        name="front",
-    )
+    sizes, values, names = zip(*points, strict=True)
+    front_sizes, front_values = zip(*front, strict=True)
+    figure = go.Figure()
+    figure.add_scatter(x=sizes, y=values, text=names, mode="markers", name="trial")
+    figure.add_scatter(x=front_sizes, y=front_values, mode="lines", line_shape="hv", name="front")
     figure.add_vline(
-        x=budget / 2**20,
+        x=budget / mebibyte,
         line_dash="dash",
-        annotation_text=f"budget; {len(over)} trials went over it",
+        annotation_text=f"budget; {too_large} trials went over it",
     )
     return figure.update_layout(
         title="Memory against bits per byte",
         xaxis_title="peak memory, MiB",
-        yaxis_title="val bits per byte",
+        yaxis_title=METRIC,
     )
-
-
-def _parallel(trials: list[Any]) -> go.Figure:
-    dimensions = []
-    for key in trials[0].params:
-        values = [trial.params.get(key) for trial in trials]
-        if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
-            dimensions.append({"label": key, "values": values})
-        else:
-            names = sorted({str(value) for value in values})
-            dimensions.append(
-                {
-                    "label": key,
-                    "values": [names.index(str(value)) for value in values],
-                    "tickvals": list(range(len(names))),
-                    "ticktext": names,
-                }
-            )
-    losses = [trial.value for trial in trials]
-    dimensions.append({"label": "val_bpb", "values": losses})
-    return go.Figure(
-        go.Parcoords(dimensions=dimensions, line={"color": losses, "colorscale": "Viridis"})
-    ).update_layout(title="Parallel coordinates")
-
-
-def _importances(trials: list[Any]) -> go.Figure:
-    """Share of the variance of bits per byte that a forest of trees lays to each key."""
-    from sklearn.ensemble import RandomForestRegressor
-
-    keys = list(trials[0].params)
-    columns = []
-    for key in keys:
-        values = [trial.params.get(key) for trial in trials]
-        names = sorted({str(value) for value in values})
-        numeric = all(isinstance(value, (int, float)) for value in values)
-        columns.append(
-            [float(value) if numeric else float(names.index(str(value))) for value in values]
-        )
-    forest = RandomForestRegressor(n_estimators=100, random_state=0, n_jobs=1)
-    forest.fit(list(zip(*columns, strict=True)), [trial.value for trial in trials])
-    order = sorted(zip(forest.feature_importances_, keys, strict=True))
-    return go.Figure(
-        go.Bar(x=[share for share, _ in order], y=[key for _, key in order], orientation="h")
-    ).update_layout(title="Importances", xaxis_title="share of the variance explained")
