@@ -401,7 +401,7 @@ def _uneven(results: Sequence[Result]) -> list[str]:
 
 def _trouble(experiment: Experiment) -> str:
     """What had to be started again, in words."""
-    events = [row["event"] for row in events_of(experiment.name)]
+    events = [event.event for event in events_of(experiment.name)]
     counts = {
         word: events.count(word) for word in ("interrupted", "paused", "failed") if word in events
     }

@@ -28,11 +28,45 @@ def folder_of(name: str) -> Path:
     return state_root() / "ablations" / name
 
 
-def events_of(name: str) -> list[dict[str, Any]]:
-    """The rows of the journal; lines that are damaged are left out."""
-    path = folder_of(name) / "journal.jsonl"
-    rows, _ = _read(path)
-    return rows
+@dataclass(frozen=True)
+class Event:
+    """What happened to a run.
+
+    Attributes:
+        time: seconds since 1970.
+        run: its name.
+        event: what, in a word.
+        key: what the run was asked for.
+        stage: in which it happened.
+        words: the reasons.
+        diverged: whether it is a failure that is an outcome.
+    """
+
+    time: float
+    run: str
+    event: str
+    key: str | None = None
+    stage: str | None = None
+    words: tuple[str, ...] = ()
+    diverged: bool = False
+
+
+def events_of(name: str) -> list[Event]:
+    """The events of an ablation's journal; lines that are damaged are left out."""
+    rows, _ = _read(folder_of(name) / "journal.jsonl")
+    return [_event(row) for row in rows]
+
+
+def _event(row: dict[str, Any]) -> Event:
+    return Event(
+        row["time"],
+        row["run"],
+        row["event"],
+        row.get("key"),
+        row.get("stage"),
+        tuple(row.get("words") or ()),
+        bool(row.get("diverged")),
+    )
 
 
 def repair_journal(name: str) -> str | None:
@@ -99,27 +133,41 @@ class GivenUp:
 
 
 def given_up(name: str, runs: Sequence[Run]) -> dict[str, GivenUp]:
-    """Run -> why, of those that will not be tried again: refused once, or failed MAX_FAILURES times."""
-    by_run: dict[str, list[dict[str, Any]]] = {}
-    for row in events_of(name):
-        by_run.setdefault(row["run"], []).append(row)
-    found = {}
+    """Run -> why, of those that will not be tried again: refused once, or failed MAX_FAILURES times.
+
+    Args:
+        name: of the ablation.
+        runs: that are asked for.
+    """
+    by_run: dict[str, list[Event]] = {}
+    for event in events_of(name):
+        by_run.setdefault(event.run, []).append(event)
+    reasons = {}
     for run in runs:
-        rows = _since_retry([row for row in by_run.get(run.name, []) if row.get("key") == run.key])
-        failed = [row for row in rows if row["event"] == "failed"]
-        refused = [row for row in rows if row["event"] == "refused"]
-        if refused or len(failed) >= MAX_FAILURES:
-            last = (refused or failed)[-1]
-            words = f"{last['event']} in {last.get('stage') or 'its set-up'}: {_sentence(last)}"
-            found[run.name] = GivenUp(words, bool(last.get("diverged")))
-    return found
+        asked = [event for event in by_run.get(run.name, []) if event.key == run.key]
+        last = _last_straw(_since_retry(asked))
+        if last is not None:
+            words = " ".join(last.words) or "no reason was given"
+            where = last.stage or "its set-up"
+            reasons[run.name] = GivenUp(f"{last.event} in {where}: {words}", last.diverged)
+    return reasons
 
 
-def _since_retry(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows after the last time that the run was asked to be tried again."""
-    marks = [place for place, row in enumerate(rows) if row["event"] == "retry"]
-    return rows[marks[-1] + 1 :] if marks else rows
+def _last_straw(events: Sequence[Event]) -> Event | None:
+    """The event for which a run is given up; None while it may be tried."""
+    refused = [event for event in events if event.event == "refused"]
+    failed = [event for event in events if event.event == "failed"]
+    if refused:
+        return refused[-1]
+    return failed[-1] if len(failed) >= MAX_FAILURES else None
 
 
-def _sentence(row: dict[str, Any]) -> str:
-    return " ".join(map(str, row.get("words") or [])) or "no reason was given"
+def _since_retry(events: list[Event]) -> list[Event]:
+    """The events after the last time that the run was asked to be tried again."""
+    since: list[Event] = []
+    for event in events:
+        if event.event == "retry":
+            since = []
+        else:
+            since.append(event)
+    return since

@@ -430,15 +430,17 @@ def _stages(value: Any, problems: list[str]) -> tuple[list[str], list[str]]:
     """(targets, the chain of stages that they need)."""
     known = definitions()
     groups = {name.partition("@")[0] for name in known}
-    names = [*known, *sorted(groups - set(known))]
     if not isinstance(value, list) or not value:
         allowed = ", ".join(sorted(groups))
         problems.append(f"stages: {shown(value)}; expected a list of stages: {allowed}")
         return [], []
-    unknown = [one for one in value if not isinstance(one, str) or one not in names]
-    for one in unknown:
-        problems.append(f"stages: {shown(one)}: no such stage; {hint(one, names)}")
-    wanted = [one for one in value if one not in unknown]
+    names = [*known, *sorted(groups - set(known))]
+    wanted = []
+    for name in value:
+        if isinstance(name, str) and name in names:
+            wanted.append(name)
+        else:
+            problems.append(f"stages: {shown(name)}: no such stage; {hint(name, names)}")
     targets = [name for name in known if name in wanted or name.partition("@")[0] in wanted]
     return targets, chain(targets, known)
 
@@ -446,37 +448,65 @@ def _stages(value: Any, problems: list[str]) -> tuple[list[str], list[str]]:
 def _metric(
     name: Any, direction: Any, stages: list[str], problems: list[str], default: str | None = None
 ) -> tuple[Metric, str]:
-    """The metric and its better direction. It has to come from a stage that runs."""
+    """The metric and its better direction. It has to come from a stage that runs.
+
+    default: of the better direction, where the metric is not among MEASURES and `direction` is absent.
+    """
     file, _, key = str(name).partition(":")
-    path, key, better, unit = MEASURES.get(str(name)) or (f"metrics/{file}.json", key, default, key)
-    metric = Metric(str(name), path, key, unit)
+    path, unit, better = f"metrics/{file}.json", key, default
+    if str(name) in MEASURES:
+        path, key, better, unit = MEASURES[str(name)]
+    problems += _metric_problems(name, path, key, stages)
+    problem = _direction_problem(name, direction, better, is_default=default is not None)
+    if problem:
+        problems.append(problem)
+    allowed = direction if direction in ("lower", "higher") else None
+    return Metric(str(name), path, key, unit), allowed or better or "lower"
+
+
+def _metric_problems(name: Any, path: str, key: str, stages: list[str]) -> list[str]:
+    """Why a metric cannot be measured. path, key: where it is; stages: that run."""
     writer = writer_of(path)
     if not key or writer is None:
-        outs = [out for one in definitions().values() for out in one.outs]
-        files = [Path(out).stem for out in outs if out.startswith("metrics/")]
-        problems.append(
+        return [
             f"metric: {shown(name)} is not known; {hint(name, list(MEASURES))}, or FILE:KEY with FILE one of "
-            f"{', '.join(files)}"
-        )
-    elif stages and writer not in stages:
-        problems.append(
+            f"{', '.join(_metrics_files())}"
+        ]
+    if stages and writer not in stages:
+        return [
             f"metric: {shown(name)} is written by stage {writer}, and the stages chosen are {', '.join(stages)}; "
             f"add {writer} to stages"
-        )
-    else:
-        known = _keys_of(Path(path))
-        if known and key not in known:
-            problems.append(f"metric: {path} has no key {shown(key)}; {hint(key, known)}")
-    if direction is not None and direction not in ("lower", "higher"):
-        problems.append(f"direction: {shown(direction)} is not allowed; expected lower or higher")
-        return metric, better or "lower"
-    if direction is None and better is None:
-        problems.append(
-            f"direction: missing, and needed for {shown(name)}; expected lower or higher"
-        )
-    elif direction and better and direction != better and default is None:
-        problems.append(f"direction: {direction} is wrong for {shown(name)}: {better} is better")
-    return metric, direction or better or "lower"
+        ]
+    known = _keys_of(Path(path))
+    if known and key not in known:
+        return [f"metric: {path} has no key {shown(key)}; {hint(key, known)}"]
+    return []
+
+
+def _metrics_files() -> list[str]:
+    """Names of the files that stages write into metrics/."""
+    names = []
+    for definition in definitions().values():
+        names += [Path(out).stem for out in definition.outs if out.startswith("metrics/")]
+    return names
+
+
+def _direction_problem(
+    name: Any, direction: Any, better: str | None, is_default: bool
+) -> str | None:
+    """What is wrong with a direction that a file gives, None: with its absence.
+
+    better: the metric's own, where one is known; is_default: it is no more than the default.
+    """
+    if direction is None:
+        if better is not None:
+            return None
+        return f"direction: missing, and needed for {shown(name)}; expected lower or higher"
+    if direction not in ("lower", "higher"):
+        return f"direction: {shown(direction)} is not allowed; expected lower or higher"
+    if better and direction != better and not is_default:
+        return f"direction: {direction} is wrong for {shown(name)}: {better} is better"
+    return None
 
 
 def _keys_of(path: Path) -> list[str]:
@@ -498,40 +528,41 @@ def changed_keys(experiment: Experiment, arm: str) -> list[str]:
 
 def _arm_problems(experiment: Experiment) -> list[str]:
     """Arms that params.yaml refuses, that change nothing that is run, or whose equal budget cannot be held."""
+    problems = []
+    for name in experiment.arms:
+        try:
+            of_arm = _problems_of(experiment, name, experiment.config(name))
+        except UserError as error:
+            of_arm = error.problems
+        problems += [f"arms.{name}: {problem}" for problem in of_arm]
+    return problems
+
+
+def _problems_of(experiment: Experiment, name: str, config: Config) -> list[str]:
+    """What is wrong with an arm. config: the arm's."""
     from paribus.study.budget import budget_problems
 
-    problems = []
-    for name, arm in experiment.arms.items():
-        where = f"arms.{name}"
-        try:
-            config = experiment.config(name)
-        except UserError as error:
-            problems += [f"{where}: {problem}" for problem in error.problems]
-            continue
-        changed = changed_keys(experiment, name)
-        without = inert_problems(config, arm.overrides)
-        without += merge_problems(flatten(experiment.config()), flatten(config))
-        if without:
-            problems += [f"{where}: {problem}" for problem in without]
-        elif "seed" in arm.overrides:
-            problems.append(f"{where}: seed is not for an arm: every arm runs at the same seeds")
-        elif not changed:
-            problems.append(f"{where}: changes nothing: every value is the baseline's")
-        elif not changes(experiment.config(), config):
-            problems.append(
-                f"{where}: {', '.join(sorted(changed))} changes nothing: the baseline computes the same, as what is null "
-                "follows from other keys and weights are shares of their sum"
-            )
-        elif chain_key(experiment.stages, config) == chain_key(
-            experiment.stages, experiment.config()
-        ):
-            problems.append(
-                f"{where}: {', '.join(sorted(changed))} changes nothing in the stages that run: "
-                f"{', '.join(experiment.stages)}"
-            )
-        else:
-            problems += [f"{where}: {problem}" for problem in budget_problems(experiment, name)]
-    return problems
+    arm, base = experiment.arms[name], experiment.config()
+    changed = sorted(changed_keys(experiment, name))
+    without_effect = inert_problems(config, arm.overrides)
+    without_effect += merge_problems(flatten(base), flatten(config))
+    if without_effect:
+        return without_effect
+    if "seed" in arm.overrides:
+        return ["seed is not for an arm: every arm runs at the same seeds"]
+    if not changed:
+        return ["changes nothing: every value is the baseline's"]
+    if not changes(base, config):
+        return [
+            f"{', '.join(changed)} changes nothing: the baseline computes the same, as what is null "
+            "follows from other keys and weights are shares of their sum"
+        ]
+    if chain_key(experiment.stages, config) == chain_key(experiment.stages, base):
+        return [
+            f"{', '.join(changed)} changes nothing in the stages that run: "
+            f"{', '.join(experiment.stages)}"
+        ]
+    return budget_problems(experiment, name)
 
 
 def _warnings(experiment: Experiment) -> list[str]:

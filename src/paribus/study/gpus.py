@@ -36,12 +36,15 @@ def deal(experiment: Experiment, asked: str | None, workers: int | None) -> tupl
         return workers or experiment.workers, []
     there = visible_cards()
     cards = there if asked is None else _chosen(asked, there)
-    hungry = [f"{arm}: train.processes: {need}" for arm, need in needs.items() if need > len(cards)]
-    if hungry:
-        raise UserError(
-            f"{one}, and there are {len(cards)} GPUs: {', '.join(cards)}" for one in hungry
-        )
-    side_by_side = workers or (len(cards) // most if asked is not None else experiment.workers)
+    too_hungry = [
+        f"{arm}: train.processes: {need}, and there are {len(cards)} GPUs: {', '.join(cards)}"
+        for arm, need in needs.items()
+        if need > len(cards)
+    ]
+    if too_hungry:
+        raise UserError(too_hungry)
+    usual = experiment.workers if asked is None else len(cards) // most
+    side_by_side = workers or usual
     rounds = -(-side_by_side * most // len(cards))
     return side_by_side, cards * rounds
 

@@ -36,33 +36,39 @@ class Live:
 
 def live(name: str) -> Live | None:
     """The stage that the experiment NAME is in, from its log; None before the first."""
-    newest: tuple[float, Path, dict[str, Any]] | None = None
-    for path in (state_root() / "runs").glob("*/run.json"):
-        try:
-            changed = path.stat().st_mtime
-            if newest and changed <= newest[0]:
-                continue
-            run = json.loads(path.read_text(encoding="utf-8"))
-            if run["tags"].get("dvc.experiment") == name and run["status"] == "RUNNING":
-                newest = (changed, path, run)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # damaged, or of another version: it is not this one
+    newest = _newest_run(name)
     if newest is None:
         return None
-    _, path, run = newest
-    rows = _last_rows(path.with_name("metrics.jsonl"))
+    folder, run = newest
     steps = run["params"].get(f"{run['stage']}.steps")
     total = int(steps) if steps and steps.isdigit() else None
+    rows = _last_rows(folder / "metrics.jsonl")
     if not rows:
         return Live(run["stage"], 0, total, None)
     first, last = rows[0], rows[-1]
-    rate = (
-        (last["time"] - first["time"]) / (last["step"] - first["step"])
-        if last["step"] > first["step"]
-        else None
-    )
-    left = rate * (total - last["step"]) if rate is not None and total else None
-    return Live(run["stage"], last["step"], total, left)
+    steps_seen = last["step"] - first["step"]
+    seconds_left = None
+    if steps_seen > 0 and total:
+        seconds_per_step = (last["time"] - first["time"]) / steps_seen
+        seconds_left = seconds_per_step * (total - last["step"])
+    return Live(run["stage"], last["step"], total, seconds_left)
+
+
+def _newest_run(name: str) -> tuple[Path, dict[str, Any]] | None:
+    """(folder, run.json) of the stage of an experiment that was written to last and still runs."""
+    newest: tuple[Path, dict[str, Any]] | None = None
+    newest_time = -1.0
+    for path in (state_root() / "runs").glob("*/run.json"):
+        try:
+            changed = path.stat().st_mtime
+            if changed <= newest_time:
+                continue
+            run = json.loads(path.read_text(encoding="utf-8"))
+            if run["tags"].get("dvc.experiment") == name and run["status"] == "RUNNING":
+                newest, newest_time = (path.parent, run), changed
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # damaged, or of another version: it is not this one
+    return newest
 
 
 def _last_rows(path: Path) -> list[dict[str, Any]]:
@@ -117,17 +123,14 @@ class Standing:
 
     def line(self) -> str:
         """In one line."""
-        words = [f"{count} {state}" for state, count in self.counts().items() if count]
+        counts = [f"{count} {state}" for state, count in self.counts().items() if count]
         running = [
             f"{row.arm}-s{row.seed} {row.stage} {row.step}".strip()
             for row in self.rows
             if row.state == "running"
         ]
-        return "; ".join(
-            filter(
-                None, [f"{len(self.rows)} runs: {', '.join(words)}", ", ".join(running), self.end()]
-            )
-        )
+        parts = [f"{len(self.rows)} runs: {', '.join(counts)}", ", ".join(running), self.end()]
+        return "; ".join(part for part in parts if part)
 
 
 def table(
@@ -139,21 +142,28 @@ def table(
     diverged: Mapping[str, Sequence[int]],
     workers: int,
 ) -> Standing:
-    """How every run stands. stages: of each run under way, the one it is in."""
-    rows, work, ahead = [], 0.0, 0.0
+    """How every run stands.
+
+    Args:
+        study: whose runs they are.
+        runs: that are asked for.
+        have: the results there are, by the run's name.
+        stages: of each run under way, the one it is in.
+        failures: why runs were given up, by the run's name.
+        diverged: arm -> seeds that diverged.
+        workers: runs side by side.
+    """
+    rows = [_row(run, have, stages, failures, diverged) for run in runs]
     took = durations(study.experiment.name)
     usual = sum(took.values()) / len(took) if took else None
-    for run in runs:
-        row = _row(run, have, stages, failures, diverged)
-        rows.append(row)
-        if row.state == "running":
-            left = _time_left(row.left, usual)
-            work, ahead = work + left, max(ahead, left)
-        elif row.state == "waiting":
-            work += took.get(run.name, usual or 0.0)
-    waits = any(row.state == "waiting" for row in rows)
-    known = usual is not None or (not waits and any(row.left for row in rows))
-    return Standing(rows, max(work / workers, ahead) if known and work else None)
+    of_running = [_time_left(row.left, usual) for row in rows if row.state == "running"]
+    waiting = [run for run, row in zip(runs, rows, strict=True) if row.state == "waiting"]
+    of_waiting = [took.get(run.name, usual or 0.0) for run in waiting]
+    work = sum(of_running) + sum(of_waiting)
+    can_tell = usual is not None or (not waiting and any(row.left for row in rows))
+    if not can_tell or not work:
+        return Standing(rows, None)
+    return Standing(rows, max(work / workers, max(of_running, default=0.0)))
 
 
 def _time_left(said: float | None, usual: float | None) -> float:
@@ -190,11 +200,11 @@ def durations(name: str) -> dict[str, float]:
     """Run -> seconds from its last start to its end, of those done."""
     began: dict[str, float] = {}
     ended: dict[str, float] = {}
-    for row in events_of(name):
-        if row["event"] == "started":
-            began[row["run"]] = row["time"]
-        elif row["event"] == "done" and row["run"] in began:
-            ended[row["run"]] = row["time"] - began[row["run"]]
+    for event in events_of(name):
+        if event.event == "started":
+            began[event.run] = event.time
+        elif event.event == "done" and event.run in began:
+            ended[event.run] = event.time - began[event.run]
     return ended
 
 

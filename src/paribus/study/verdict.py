@@ -163,12 +163,18 @@ def _flops(config: Config, result: Result) -> float | None:
 
 
 def points(result: Result, axis: str) -> Points:
-    """(tokens or seconds, bits per byte) of every look during pretraining, in order."""
-    return [
-        (float(row[axis] or 0.0), float(value))
-        for row in result.curve
-        if (value := row.get("val_bpb")) is not None and math.isfinite(value)
-    ]
+    """(tokens or seconds, bits per byte) of every look during pretraining, in order.
+
+    Args:
+        result: of the run.
+        axis: "tokens" or "seconds".
+    """
+    looks = []
+    for row in result.curve:
+        value = row.get("val_bpb")
+        if value is not None and math.isfinite(value):
+            looks.append((float(row[axis] or 0.0), float(value)))
+    return looks
 
 
 def _at(curve: Points, places: Sequence[float]) -> NDArray[np.float64]:
@@ -181,24 +187,30 @@ def _curve(
 ) -> Curve | None:
     """The difference of bits per byte over training, both arms brought to the same tokens or seconds; None of arms that share
     their pretraining."""
-    table = [(points(base, axis), points(own, axis)) for base, own in pairs]
-    if len(table) < 2 or any(len(one) < 2 for pair in table for one in pair):
+    of_base = [points(base, axis) for base, _ in pairs]
+    of_arm = [points(own, axis) for _, own in pairs]
+    curves = [*of_base, *of_arm]
+    if len(pairs) < 2 or any(len(curve) < 2 for curve in curves):
         return None
-    first = max(one[0][0] for pair in table for one in pair)
-    last = min(one[-1][0] for pair in table for one in pair)
-    if last <= first:
-        return None
-    grid = (
-        [x for x, _ in table[0][0] if first <= x <= last]
-        if axis == "tokens"
-        else list(np.linspace(first, last, GRID))
-    )
+    grid = _grid(curves, axis)
     if len(grid) < 2:
         return None
-    base, own = (np.array([_at(pair[side], grid) for pair in table]) for side in (0, 1))
+    base = np.array([_at(curve, grid) for curve in of_base])
+    own = np.array([_at(curve, grid) for curve in of_arm])
     if np.array_equal(base, own):
         return None
     return difference_curve(grid, base, own, experiment.alpha)
+
+
+def _grid(curves: Sequence[Points], axis: str) -> list[float]:
+    """Places that all curves reach: the first one's tokens, or evenly spaced seconds."""
+    first = max(curve[0][0] for curve in curves)
+    last = min(curve[-1][0] for curve in curves)
+    if last <= first:
+        return []
+    if axis == "seconds":
+        return list(np.linspace(first, last, GRID))
+    return [place for place, _ in curves[0] if first <= place <= last]
 
 
 def _at_equal_time(experiment: Experiment, pairs: Sequence[tuple[Result, Result]]) -> Effect | None:
@@ -224,14 +236,22 @@ def _at_equal_time(experiment: Experiment, pairs: Sequence[tuple[Result, Result]
 
 def _items(experiment: Experiment, pairs: Sequence[tuple[Result, Result]]) -> ItemEffect | None:
     """The metric paired by item where it is a mean over items: the noise of seeds and of items together."""
-    table = [(items_of(experiment, base), items_of(experiment, own)) for base, own in pairs]
-    if not table or any(one is None for pair in table for one in pair):
+    of_base: list[NDArray[np.float64]] = []
+    of_arm: list[NDArray[np.float64]] = []
+    clusters = None
+    for base, own in pairs:
+        base_items, own_items = items_of(experiment, base), items_of(experiment, own)
+        if base_items is None or own_items is None:
+            return None
+        if not of_base:
+            clusters = base_items[1]
+        of_base.append(base_items[0])
+        of_arm.append(own_items[0])
+    if not of_base:
         return None
-    base, own = ([pair[side][0] for pair in table] for side in (0, 1))  # type: ignore[index]
-    clusters = table[0][0][1]  # type: ignore[index]
     return item_effect(
-        base,
-        own,
+        of_base,
+        of_arm,
         clusters,
         smallest_effect=experiment.smallest_effect,
         direction=experiment.direction,
