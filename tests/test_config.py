@@ -152,7 +152,7 @@ def test_derived_values_can_be_overridden(params: dict) -> None:
 
 
 def test_horizon_follows_the_parameters(params: dict) -> None:
-    """The seed study: 335.5 M parameters at 20 tokens each, in steps of 2^19 tokens."""
+    """A public run: 335.5 M parameters at 20 tokens each, in steps of 2^19 tokens."""
     pretrain = parse_config(
         merge(
             params,
@@ -168,7 +168,7 @@ def test_horizon_follows_the_parameters(params: dict) -> None:
 
 @pytest.mark.parametrize(("depth", "published"), [(16, 335_544_320), (20, 560_988_160)])
 def test_parameter_counts_are_the_published_ones(params: dict, depth: int, published: int) -> None:
-    """335.5 M and 561.0 M: the seed study and the public depth-20 run, vocabulary 65,536."""
+    """335.5 M and 561.0 M: the public runs of depth 16 and 20, vocabulary 65,536."""
     config = parse_config(
         merge(
             params,

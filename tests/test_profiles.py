@@ -29,7 +29,7 @@ PUBLISHED = {
     "d12": 185_597_952,
     "d16-rtx3090": 335_544_320,
     "d20-speedrun": 560_988_160,
-}  # the seed study, the public run
+}  # public runs
 HORIZONS = {
     "d12": 7_080,
     "d16-rtx3090": 12_800,

@@ -47,37 +47,52 @@ def measured_band(
     theirs: Sequence[Mapping[str, str]],
     metrics: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> Band | None:
-    """Where the rebuilt run lies against the noise of seeds, at the last step that both have; None where too few seeds ran.
+    """Where the rebuilt run lies against the noise of seeds, at the last steps that both have; None where too few seeds ran.
 
-    metrics: key -> (recorded, rebuilt) of the values of metrics/<stage>.json that differ.
+    Args:
+        record: of the run.
+        stage: a training stage.
+        ours: its recorded curve.
+        theirs: the rebuilt curve.
+        metrics: key -> (recorded, rebuilt), of the values of metrics/<stage>.json that differ.
+
+    Raises:
+        UserError: where MLflow, which has the other seeds, cannot be read.
     """
     column = COLUMN.get(stage, "train_loss")
-    steps = [row["step"] for row in ours if row["step"] in {other["step"] for other in theirs}]
+    steps = _last_steps(ours, theirs)
     if not steps:
         return None
-    last = steps[-math.ceil(len(steps) / LAST) :]
-    twins = _twins(record, stage)
-    own = figure(ours, last, column)
-    others = [figure(twin.curve(stage), last, column) for twin in twins.values()]
-    values = [value for value in [own, *others] if value is not None]
-    now = figure(theirs, last, column)
-    if len(values) < FEWEST or now is None or own is None:
+    twins = list(_twins(record, stage).values())
+    recorded, rebuilt = figure(ours, steps, column), figure(theirs, steps, column)
+    seen = [recorded, *(figure(twin.curve(stage), steps, column) for twin in twins)]
+    values = [value for value in seen if value is not None]
+    if recorded is None or rebuilt is None or len(values) < FEWEST:
         return None
+    difference = rebuilt - recorded
     half = _half_width(values)
-    outside = []
-    for key, (recorded, rebuilt) in (metrics or {}).items():
-        if not _within_seeds(
-            key, recorded, rebuilt, [twin.measured(stage) for twin in twins.values()]
-        ):
-            outside.append(key)
-    near = abs(now - own) <= half
+    near = abs(difference) <= half
+    of_twins = [twin.measured(stage) for twin in twins]
+    outside = [
+        key for key, pair in (metrics or {}).items() if not _within_seeds(key, *pair, of_twins)
+    ]
     text = (
-        f"At steps {last[0]} to {last[-1]} the mean {column} is {now - own:+.6g} from the recorded one; two of its "
+        f"At steps {steps[0]} to {steps[-1]} the mean {column} is {difference:+.6g} from the recorded one; two of its "
         f"{len(values)} seeds differ by up to {half:.6g} (95 %), so it is {'within' if near else 'outside'} the noise."
     )
     if outside:
         text += f" Of metrics/{stage}.json {', '.join(outside)} differ by more than two seeds do."
-    return Band(column, now - own, half, len(values), near and not outside, text, tuple(outside))
+    within = near and not outside
+    return Band(column, difference, half, len(values), within, text, tuple(outside))
+
+
+def _last_steps(
+    ours: Sequence[Mapping[str, str]], theirs: Sequence[Mapping[str, str]]
+) -> list[str]:
+    """The last twentieth of the steps that both curves have."""
+    rebuilt = {row["step"] for row in theirs}
+    shared = [row["step"] for row in ours if row["step"] in rebuilt]
+    return shared[-math.ceil(len(shared) / LAST) :] if shared else []
 
 
 def _half_width(values: Sequence[float]) -> float:
@@ -102,10 +117,17 @@ def _is_number(value: Any) -> bool:
 
 
 def figure(curve: Sequence[Mapping[str, str]], steps: Sequence[str], column: str) -> float | None:
-    """The mean of a column over these steps; None where one of them is not there."""
+    """The mean of a column over some steps; None where one of them is not there.
+
+    Args:
+        curve: its rows.
+        steps: over which.
+        column: of the curve.
+    """
     by_step = {row["step"]: row.get(column) for row in curve}
     values = [by_step.get(step) for step in steps]
-    return sum(float(value) for value in values if value) / len(values) if all(values) else None
+    known = [float(value) for value in values if value]
+    return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def _twins(record: FinishedRun, stage: str) -> dict[Any, FinishedRun]:

@@ -13,82 +13,101 @@ SHOWN = 8  # differences on the page
 
 def page(made: dict[str, Any]) -> str:
     """The certificate as Markdown."""
-    about, outcome = made["record"], made["outcome"]
-    lines = [
-        f"# {made['verdict']}: {about['stage']} of {line(about['name'])}",
-        "",
-        *_sentences(made),
-        "",
-        f"- run: {about['kind']} {line(about['name'])}, stage {about['stage']}, fingerprint {about['fingerprint']}",
-        f"- code: commit {about['commit']}"
-        + (", with uncommitted changes" if about["git"]["dirty"] else ""),
-        f"- hardware then: {about['hardware']['device_name']}, {about['hardware']['isa']}, {about['hardware']['dtype']}, "
-        f"{about['hardware']['process_threads']} threads, torch {about['hardware']['torch_version']}",
-        *(f"- data: {out} {md5}" for out, md5 in about["data"].items()),
-    ]
-    if outcome:
-        lines += [
-            f"- steps compared: {outcome['steps']}"
-            + ("" if outcome["finished"] else " (not run to the end)"),
-            f"- values of metrics/{about['stage']}.json compared: {outcome['measured']}"
-            + (f", {len(outcome['metrics'])} differ" if outcome["metrics"] else ""),
-            *(
-                f"- weights {when}: {digest}"
-                for when, digest in zip(("recorded", "rebuilt"), outcome["weights"], strict=True)
-                if digest
-            ),
-        ]
-    if made["differences"]:
-        shown = made["differences"][:SHOWN]
-        lines += [
-            "",
-            "| cause | what | as recorded | as found |  |",
-            "| --- | --- | --- | --- | --- |",
-        ]
-        lines += [
-            f"| {one['cause']} | {cell(one['what'])} | {_short(one['recorded'])} | {_short(one['found'])} | "
-            f"{'contradiction' if one['contradiction'] else 'this machine'} |"
-            for one in shown
-        ]
-        lines += [f"| | and {len(made['differences']) - SHOWN} more (in the JSON) | | | |"] * (
-            len(made["differences"]) > SHOWN
+    about = made["record"]
+    head = f"# {made['verdict']}: {about['stage']} of {line(about['name'])}"
+    end = f"Made {made['made']} in {made['seconds']} s."
+    facts = [*_facts(about), *_compared(about["stage"], made["outcome"])]
+    differences = _table(made["differences"])
+    return "\n".join([head, "", *_sentences(made), "", *facts, *differences, "", end, ""])
+
+
+def _facts(about: dict[str, Any]) -> Iterator[str]:
+    """What the run was. about: the certificate's record of it."""
+    hardware = about["hardware"]
+    uncommitted = ", with uncommitted changes" if about["git"]["dirty"] else ""
+    yield (
+        f"- run: {about['kind']} {line(about['name'])}, stage {about['stage']}, "
+        f"fingerprint {about['fingerprint']}"
+    )
+    yield f"- code: commit {about['commit']}{uncommitted}"
+    yield (
+        f"- hardware then: {hardware['device_name']}, {hardware['isa']}, {hardware['dtype']}, "
+        f"{hardware['process_threads']} threads, torch {hardware['torch_version']}"
+    )
+    for out, md5 in about["data"].items():
+        yield f"- data: {out} {md5}"
+
+
+def _compared(stage: str, outcome: dict[str, Any] | None) -> Iterator[str]:
+    """How much was compared; nothing where nothing was run."""
+    if not outcome:
+        return
+    cut_short = "" if outcome["finished"] else " (not run to the end)"
+    differing = len(outcome["metrics"])
+    yield f"- steps compared: {outcome['steps']}{cut_short}"
+    yield (
+        f"- values of metrics/{stage}.json compared: {outcome['measured']}"
+        + (f", {differing} differ" if differing else "")
+    )
+    for when, digest in zip(("recorded", "rebuilt"), outcome["weights"], strict=True):
+        if digest:
+            yield f"- weights {when}: {digest}"
+
+
+def _table(differences: list[dict[str, Any]]) -> list[str]:
+    """The first of the differences as rows of a table."""
+    if not differences:
+        return []
+    rows = ["", "| cause | what | as recorded | as found |  |", "| --- | --- | --- | --- | --- |"]
+    for one in differences[:SHOWN]:
+        kind = "contradiction" if one["contradiction"] else "this machine"
+        rows.append(
+            f"| {one['cause']} | {cell(one['what'])} | {_short(one['recorded'])} | {_short(one['found'])} | {kind} |"
         )
-    return "\n".join([*lines, "", f"Made {made['made']} in {made['seconds']} s.", ""])
+    more = len(differences) - SHOWN
+    if more > 0:
+        rows.append(f"| | and {more} more (in the JSON) | | | |")
+    return rows
 
 
 def _sentences(made: dict[str, Any]) -> Iterator[str]:
     """What was found, in words."""
     outcome, verdict = made["outcome"], made["verdict"]
+    stage = made["record"]["stage"]
     if verdict == "bit-exact":
-        yield _what_is_the_same(made["record"]["stage"], outcome)
+        yield _what_is_the_same(stage, outcome)
     elif verdict == "consistent":
         yield "git, DVC and the run's own record agree. Nothing was run (--steps 0)."
     elif verdict == "contradicted":
-        yield "The repository and the run's own record contradict each other" + (
+        same = (
             ", though the bits that were compared are the same."
             if outcome
             else "; nothing was run."
         )
+        yield f"The repository and the run's own record contradict each other{same}"
     if outcome and not outcome_equal(outcome):
-        yield from _what_differs(made["record"]["stage"], outcome)
+        yield from _what_differs(stage, outcome)
+    again = outcome["again"] if outcome else None
     if made["causes"]:
-        first = {
-            cause: next(one["what"] for one in made["differences"] if one["cause"] == cause)
-            for cause in made["causes"]
-        }
-        yield "Why: " + "; ".join(f"{cause} ({line(what)})" for cause, what in first.items()) + "."
-        if "determinism" in first and outcome and outcome["again"] == "different":
-            yield "The same rebuild, made twice here, differs from itself: the computation is not deterministic."
+        yield from _why(made, again)
     elif verdict == "not reproduced":
+        not_chance = ", and not chance: two rebuilds here are the same" if again == "same" else ""
         yield (
             "Why: the cause is not recorded. git, DVC and the run's own record agree, so what ran was other code, data "
-            "or another machine than they say"
-            + (
-                ", and not chance: two rebuilds here are the same."
-                if outcome and outcome["again"] == "same"
-                else "."
-            )
+            f"or another machine than they say{not_chance}."
         )
+
+
+def _why(made: dict[str, Any], again: str | None) -> Iterator[str]:
+    """Each cause with its first difference. again: how a second rebuild compared, where there was one."""
+    first: dict[str, str] = {}
+    for difference in made["differences"]:
+        if difference["cause"] in made["causes"]:
+            first.setdefault(difference["cause"], difference["what"])
+    reasons = [f"{cause} ({line(first[cause])})" for cause in made["causes"]]
+    yield f"Why: {'; '.join(reasons)}."
+    if "determinism" in first and again == "different":
+        yield "The same rebuild, made twice here, differs from itself: the computation is not deterministic."
 
 
 def _what_is_the_same(stage: str, outcome: dict[str, Any]) -> str:

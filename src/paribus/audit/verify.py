@@ -103,20 +103,30 @@ def verify(name: str, stage: str | None, steps: int | None, out: Path | None) ->
 
 
 def choose_stage(record: FinishedRun, stage: str | None, steps: int | None) -> str:
-    """The training stage to certify. Raises UserError where its record does not hold enough."""
+    """The training stage to certify.
+
+    Args:
+        record: of the run.
+        stage: that was asked for; None: the run's own, or pretraining.
+        steps: that are to be compared; None or 0: no curve is needed.
+
+    Raises:
+        UserError: where its record does not hold enough.
+    """
     if stage is not None and record.scope not in (stage, PIPELINE):
         raise UserError(f"--stage {stage}: {record.name} is a run of {record.scope}")
-    chosen = stage or (record.scope if record.scope in CHECKPOINTS else "pretrain")
     if record.scope not in (*CHECKPOINTS, PIPELINE):
         raise UserError(
             f"{record.name} is a run of {record.scope}; a certificate is for {', '.join(CHECKPOINTS)}"
         )
+    own = record.scope if record.scope in CHECKPOINTS else "pretrain"
+    chosen = stage or own
     written = record.provenance(chosen)
     if written is None:
+        others = f" ({', '.join(record.stages)})" if record.stages else ""
         raise UserError(
             f"{record.name}: no {CHECKPOINTS[chosen]}/provenance.json is kept here; `dvc fetch` brings what a remote "
-            f"has, --stage names another stage"
-            + (f" ({', '.join(record.stages)})" if record.stages else "")
+            f"has, --stage names another stage{others}"
         )
     if written.lacking:
         raise UserError(
@@ -193,43 +203,35 @@ def prepare(record: FinishedRun, stage: str, folder: Path) -> tuple[Path, list[s
 def run(
     record: FinishedRun, stage: str, root: Path, steps: int | None, found: list[Difference]
 ) -> Outcome | None:
-    """Run the stage in the clone and compare; a stage that fails is a difference of its own."""
+    """Run the stage in the clone and compare curves, weights and metrics.
+
+    Args:
+        record: of the run.
+        stage: a training stage.
+        root: the project in the clone.
+        steps: only the first so many; None: to its end.
+        found: the differences so far. A stage that fails, and a metric that the very same weights do not measure, are
+            added to it.
+
+    Returns:
+        What came of it; None where the stage failed.
+    """
     status = rebuild.run_stage(root, stage, steps)
     if status:
-        found.append(
-            Difference(
-                "failure", f"the stage ended with exit status {status}", 0, status, True, stops=True
-            )
-        )
+        what = f"the stage ended with exit status {status}"
+        found.append(Difference("failure", what, 0, status, True, stops=True))
         return None
-    ours, theirs = record.curve(stage), rebuild.rebuilt_curve(root, stage)
-    if steps is not None:
-        ours, theirs = (
-            [row for row in rows if int(row["step"]) <= steps] for rows in (ours, theirs)
-        )
-    weights = rebuild.rebuilt_weights(root, stage)
-    finished = weights is not None
-    both = len({row["step"] for row in ours} & {row["step"] for row in theirs})
-    recorded = record.measured(stage) if finished else {}
-    rebuilt = rebuild.rebuilt_metrics(root, stage) if finished else {}
-    outcome = Outcome(
-        both,
-        finished,
-        parted(ours, theirs, whole=finished and bool(ours)),
-        (record.weights(stage), weights),
-        None,
-        len(recorded.keys() - MACHINE_FIGURES),
-        differing_metrics(recorded, rebuilt, whole=record.logged is None),
-    )
+    ours = _first_steps(record.curve(stage), steps)
+    theirs = _first_steps(rebuild.rebuilt_curve(root, stage), steps)
+    outcome = _compared(record, stage, root, ours, theirs)
     if outcome.equal:
         return outcome
-    same_machine = all(one.contradiction for one in found)
+    same_machine = all(difference.contradiction for difference in found)
     if outcome.same_training and same_machine:
         # The very same weights measure something else than the file says.
-        found += [
-            Difference("metrics", f"{key} in metrics/{stage}.json", *pair, True)
-            for key, pair in outcome.metrics.items()
-        ]
+        for key, (recorded, rebuilt) in outcome.metrics.items():
+            what = f"{key} in metrics/{stage}.json"
+            found.append(Difference("metrics", what, recorded, rebuilt, True))
     try:
         band = measured_band(record, stage, ours, theirs, outcome.metrics)
     except UserError as error:
@@ -237,6 +239,35 @@ def run(
         band = None
         click.echo(f"no band of noise: {error}", err=True)
     return dataclasses.replace(outcome, band=band)
+
+
+def _first_steps(curve: list[dict[str, str]], steps: int | None) -> list[dict[str, str]]:
+    """The rows of a curve up to a step; None: all."""
+    return curve if steps is None else [row for row in curve if int(row["step"]) <= steps]
+
+
+def _compared(
+    record: FinishedRun,
+    stage: str,
+    root: Path,
+    ours: list[dict[str, str]],
+    theirs: list[dict[str, str]],
+) -> Outcome:
+    """The rebuilt run in a clone beside the recorded one. ours, theirs: their curves."""
+    weights = rebuild.rebuilt_weights(root, stage)
+    finished = weights is not None
+    recorded = record.measured(stage) if finished else {}
+    rebuilt = rebuild.rebuilt_metrics(root, stage) if finished else {}
+    shared_steps = {row["step"] for row in ours} & {row["step"] for row in theirs}
+    return Outcome(
+        steps=len(shared_steps),
+        finished=finished,
+        parted=parted(ours, theirs, whole=finished and bool(ours)),
+        weights=(record.weights(stage), weights),
+        band=None,
+        measured=len(recorded.keys() - MACHINE_FIGURES),
+        metrics=differing_metrics(recorded, rebuilt, whole=record.logged is None),
+    )
 
 
 def as_logged(record: FinishedRun, stage: str) -> list[Difference]:
@@ -273,11 +304,9 @@ def run_again(
     if rebuild.run_stage(root, stage, steps):
         return first
     roots = (folder / "clone", root)
-    curves = [rebuild.rebuilt_curve(one, stage) for one in roots]
-    if steps is not None:
-        curves = [[row for row in curve if int(row["step"]) <= steps] for curve in curves]
+    curves = [_first_steps(rebuild.rebuilt_curve(each, stage), steps) for each in roots]
+    before, now = (rebuild.rebuilt_weights(each, stage) for each in roots)
     part = parted(curves[0], curves[1])
-    before, now = (rebuild.rebuilt_weights(one, stage) for one in roots)
     if part is not None:
         what = f"two rebuilds here part at step {part['step']}: {part['column']}"
         found.append(Difference("determinism", what, part["recorded"], part["rebuilt"], False))
@@ -334,18 +363,21 @@ def _parting(step: str, column: str, recorded: str, rebuilt: str) -> dict[str, A
 
 
 def judge(found: list[Difference], outcome: Outcome | None) -> Verdict:
-    """A contradiction in the records is never reproduced, equal bits or not: who goes by the repository gets another run."""
-    contradicted = any(one.contradiction for one in found)
+    """A contradiction in the records is never reproduced, equal bits or not: who goes by the repository gets another run.
+
+    Args:
+        found: the differences.
+        outcome: what came of running it again; None: it was not run, or failed.
+    """
+    contradicted = any(difference.contradiction for difference in found)
     if outcome is None:
-        stopped = any(one.stops for one in found)
-        return "not reproduced" if stopped else "contradicted" if contradicted else "consistent"
+        if any(difference.stops for difference in found):
+            return "not reproduced"
+        return "contradicted" if contradicted else "consistent"
     if outcome.equal:
         return "contradicted" if contradicted else "bit-exact"
-    return (
-        "within noise"
-        if not contradicted and outcome.band and outcome.band.within
-        else "not reproduced"
-    )
+    in_band = outcome.band is not None and outcome.band.within
+    return "within noise" if in_band and not contradicted else "not reproduced"
 
 
 def causes(found: list[Difference], verdict: Verdict) -> list[str]:
@@ -363,23 +395,15 @@ def note(made: dict[str, Any], files: list[Path]) -> str | None:
     """Attach the certificate to the run in MLflow; the run's id, None if MLflow does not know it."""
     about = made["record"]
     runs = Runs(about["experiment"])
-    found = runs.search(
-        f"tags.fingerprint = '{about['fingerprint']}' and tags.stage = '{about['stage']}'"
-    )
-    run_id = (
-        about["mlflow_run"]
-        if about["mlflow_run"] in {run.id for run in found}
-        else next((run.id for run in found), None)
-    )
-    if run_id:
-        runs.attach(
-            run_id,
-            files,
-            "verify",
-            {
-                "verify.verdict": made["verdict"],
-                "verify.made": made["made"],
-                "verify.causes": ", ".join(made["causes"]) or "none",
-            },
-        )
-    return run_id
+    question = f"tags.fingerprint = '{about['fingerprint']}' and tags.stage = '{about['stage']}'"
+    ids = [run.id for run in runs.search(question)]
+    if not ids:
+        return None
+    run_id = about["mlflow_run"] if about["mlflow_run"] in ids else ids[0]
+    tags = {
+        "verify.verdict": made["verdict"],
+        "verify.made": made["made"],
+        "verify.causes": ", ".join(made["causes"]) or "none",
+    }
+    runs.attach(run_id, files, "verify", tags)
+    return str(run_id)

@@ -22,26 +22,37 @@ MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the spread: effects to plan for, ro
 def write_noise(
     experiment: Experiment, metrics: Sequence[Metric], results: Sequence[Result]
 ) -> Path:
-    """Print the table, and write experiments/results/noise-PROFILE.md and .json. Raises UserError without enough runs."""
-    found = {
-        metric.name: [value_of(metric, result.experiment, result.metrics) for result in results]
-        for metric in metrics
-    }
-    seen = {
-        name: [value for value in values if value is not None] for name, values in found.items()
-    }
-    if short := [
-        f"{name}: {len(values)} runs have it" for name, values in seen.items() if len(values) < 3
-    ]:
-        raise UserError(short)
-    rows = noise_table(seen, {name: effects_of(values) for name, values in seen.items()})
-    page = markdown(experiment, rows, seen)
+    """Print the table, and write experiments/results/noise-PROFILE.md and .json; returns the page.
+
+    Args:
+        experiment: the noise floor's.
+        metrics: what is measured.
+        results: of its runs.
+
+    Raises:
+        UserError: for a metric that fewer than three runs have.
+    """
+    values = {metric.name: _values_of(metric, results) for metric in metrics}
+    problems = [
+        f"{name}: {len(numbers)} runs have it"
+        for name, numbers in values.items()
+        if len(numbers) < 3
+    ]
+    if problems:
+        raise UserError(problems)
+    rows = noise_table(values, {name: effects_of(numbers) for name, numbers in values.items()})
+    page = markdown(experiment, rows, values)
     path = RESULTS / f"{experiment.name}.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, page)
-    write_json(path.with_suffix(".json"), as_json(experiment, rows, seen, results))
+    write_json(path.with_suffix(".json"), as_json(experiment, rows, values, results))
     print(page)
     return path
+
+
+def _values_of(metric: Metric, results: Sequence[Result]) -> list[float]:
+    values = [value_of(metric, result.experiment, result.metrics) for result in results]
+    return [value for value in values if value is not None]
 
 
 def effects_of(values: Sequence[float]) -> list[float]:

@@ -24,7 +24,7 @@ from paribus.config import (
 )
 from paribus.errors import UserError
 from paribus.plan.devices import Device, board_note, default_dtype, device_named
-from paribus.plan.estimate import Plan, as_json, make_plan
+from paribus.plan.estimate import Plan, StagePlan, as_json, make_plan
 from paribus.plan.memory import parse_bytes
 from paribus.text import count, memory_size, time_span
 
@@ -41,26 +41,29 @@ def plan(
     probe: bool,
     json_out: bool,
 ) -> None:
-    """Print the plan of params.yaml with a profile's and then the command line's overrides."""
-    problems = []
-    if gpus < 1 or seeds < 1:
-        problems.append(f"--gpus {gpus} --seeds {seeds}: both must be at least 1")
-    if price is not None and not 0 <= price < math.inf:
-        problems.append(f"--price: {price} is not a price; expected a number of 0 or more")
+    """Print the plan of params.yaml with a profile's and then the command line's overrides.
+
+    Args:
+        profile: its name; None: params.yaml as it is.
+        overrides: dotted key -> value.
+        device: a card of devices.yaml, "cpu" or "here"; None: this machine.
+        vram: the memory budget, as 24GiB; None: the device's.
+        gpus: how many cards.
+        price: in USD, of an hour and card; None: no cost is worked out.
+        seeds: how many runs the total is of.
+        probe: measure some steps here first.
+        json_out: print JSON instead of tables.
+
+    Raises:
+        UserError: with everything that is wrong with the options, or with the configuration.
+    """
     at_hand = device is None or device.lower() in ("cpu", "here")
-    if probe and not at_hand:
-        problems.append("--probe measures the machine at hand; leave --device out")
+    problems = _option_problems(gpus, price, seeds, probe and not at_hand)
     if problems:
         raise UserError(problems)
     if device and device.lower() == "cpu":
         overrides = overrides | {"train.device": "cpu"}
-    base = profile_overrides(profile) if profile else {}
-    config = load_config(overrides=base | overrides)
-    if merged := merge_problems(flatten(load_config(overrides=base)), flatten(config)):
-        raise UserError(merged)
-    asked = list(overrides) if profile else None  # a profile's own values are for whoever wrote it
-    for note in change_notes(config, asked):
-        click.echo(f"paribus plan: {note}", err=True)
+    config = _config(profile, overrides)
     chosen, dtype = choose(config, None if at_hand else device)
     if probe:
         _probe(config, chosen, dtype)
@@ -68,7 +71,7 @@ def plan(
         from paribus.plan.probe import calibrated
 
         chosen = calibrated(config, chosen, dtype)
-    made = make_plan(
+    planned = make_plan(
         config,
         chosen,
         dtype=dtype,
@@ -78,9 +81,35 @@ def plan(
         vram=parse_bytes(vram, "--vram") if vram else chosen.memory,
     )
     if json_out:
-        click.echo(json.dumps(as_json(made), indent=1))
+        click.echo(json.dumps(as_json(planned), indent=1))
     else:
-        Console().print(*page(made, profile), sep="\n")
+        Console().print(*page(planned, profile), sep="\n")
+
+
+def _option_problems(
+    gpus: int, price: float | None, seeds: int, probes_elsewhere: bool
+) -> list[str]:
+    problems = []
+    if gpus < 1 or seeds < 1:
+        problems.append(f"--gpus {gpus} --seeds {seeds}: both must be at least 1")
+    if price is not None and not 0 <= price < math.inf:
+        problems.append(f"--price: {price} is not a price; expected a number of 0 or more")
+    if probes_elsewhere:
+        problems.append("--probe measures the machine at hand; leave --device out")
+    return problems
+
+
+def _config(profile: str | None, overrides: dict[str, Any]) -> Config:
+    """params.yaml with a profile and overrides; what changes without effect is said on stderr. Raises UserError."""
+    of_profile = profile_overrides(profile) if profile else {}
+    config = load_config(overrides=of_profile | overrides)
+    merged = merge_problems(flatten(load_config(overrides=of_profile)), flatten(config))
+    if merged:
+        raise UserError(merged)
+    asked = list(overrides) if profile else None  # a profile's own values are for whoever wrote it
+    for note in change_notes(config, asked):
+        click.echo(f"paribus plan: {note}", err=True)
+    return config
 
 
 def choose(config: Config, name: str | None) -> tuple[Device, str]:
@@ -177,73 +206,70 @@ def _time_table(made: Plan) -> Table:
     return table
 
 
-def _memory_table(made: Plan) -> Table:
-    stages = made.stages.values()
-    table = _table("Memory at the peak of each stage", "", *made.stages)
-    kinds = {
-        name: [getattr(stage.memory, name) for stage in stages]
-        for name in dataclasses.asdict(next(iter(stages)).memory)
-    }
-    for name, values in kinds.items():
-        if any(values):
-            table.add_row(
-                LABELS.get(name, name), *(memory_size(value) if value else "" for value in values)
-            )
+def _memory_table(planned: Plan) -> Table:
+    stages = list(planned.stages.values())
+    budget = memory_size(planned.vram)
+    table = _table("Memory at the peak of each stage", "", *planned.stages)
+    for kind in dataclasses.fields(stages[0].memory):
+        sizes = [getattr(stage.memory, kind.name) for stage in stages]
+        if any(sizes):
+            cells = [memory_size(size) if size else "" for size in sizes]
+            table.add_row(LABELS.get(kind.name, kind.name), *cells)
     table.add_section()
-    colours = ["green" if stage.memory.total <= made.vram else "red" for stage in stages]
-    table.add_row(
-        "[bold]total[/bold]",
-        *(
-            f"[bold {colour}]{memory_size(stage.memory.total)}[/]"
-            for stage, colour in zip(stages, colours, strict=True)
-        ),
-    )
+    totals = []
+    for stage in stages:
+        colour = "green" if stage.memory.total <= planned.vram else "red"
+        totals.append(f"[bold {colour}]{memory_size(stage.memory.total)}[/]")
+    largest = [str(stage.max_device_batch_size or "[red]none[/]") for stage in stages]
+    table.add_row("[bold]total[/bold]", *totals)
     table.add_row("device batch", *(str(stage.device_batch_size) for stage in stages))
-    table.add_row(
-        f"largest in {memory_size(made.vram)}",
-        *(str(stage.max_device_batch_size or "[red]none[/]") for stage in stages),
-    )
+    table.add_row(f"largest in {budget}", *largest)
     return table
 
 
-def _notes(made: Plan) -> str:
-    bill, pretrain = made.bill, made.stages["pretrain"]
-    parts = dataclasses.asdict(pretrain.work)
-    whole = sum(value for name, value in parts.items() if name != "launches") or 1.0
-    shares = ", ".join(
-        f"{name} {value / whole:.0%}"
-        for name, value in parts.items()
-        if name != "launches" and value / whole >= 0.005
-    )
+def _notes(planned: Plan) -> str:
+    """What the tables do not say: shares of the time, disk, energy, cost, and stages that do not fit."""
+    bill = planned.bill
     lines = [
-        f"Pretraining's time by kind of work: {shares}.",
+        f"Pretraining's time by kind of work: {_shares(planned.stages['pretrain'])}.",
         f"Text {bill['text_gb']:,.3g} GB, shards {bill['shards_gb']:,.3g} GB, checkpoints {bill['checkpoints_gb']:,.3g} GB, "
         f"training states {bill['states_gb']:,.3g} GB; about {bill['energy_kwh']:,.3g} kWh.",
     ]
-    alone = {
-        name: stage.validation_seconds
-        for name, stage in made.stages.items()
-        if stage.validation_seconds > 0.01 * stage.seconds
-    }
-    if made.gpus > 1 and alone:
-        looks = [f"{name} {time_span(seconds)}" for name, seconds in alone.items()]
-        lines.append(f"Measured by the first card while the others wait: {', '.join(looks)}.")
+    alone = []
+    for name, stage in planned.stages.items():
+        if stage.validation_seconds > 0.01 * stage.seconds:
+            alone.append(f"{name} {time_span(stage.validation_seconds)}")
+    if planned.gpus > 1 and alone:
+        lines.append(f"Measured by the first card while the others wait: {', '.join(alone)}.")
     if bill["runs"] > 1:
         lines.append(f"{bill['runs']:.0f} seeds: {time_span(bill['hours_of_all_seeds'] * 3600)}.")
     if "cost" in bill:
         lines.append(
             f"At {bill['price_per_hour']:,.2f} USD an hour and card: {bill['cost']:,.2f} USD."
         )
-    too_much = [name for name, stage in made.stages.items() if stage.memory.total > made.vram]
-    for name in too_much:
-        rows = made.stages[name].max_device_batch_size
-        remedy = (
-            f"set {'eval.gsm8k.rows' if name == 'evaluation' else name + '.device_batch_size'} to {rows} or less"
-            if rows
-            else "set train.activation_checkpointing, or take a smaller model"
-        )
-        lines.append(f"[red]{name} does not fit {memory_size(made.vram)}[/red]: {remedy}")
+    for name, stage in planned.stages.items():
+        if stage.memory.total > planned.vram:
+            budget = memory_size(planned.vram)
+            lines.append(f"[red]{name} does not fit {budget}[/red]: {_remedy(name, stage)}")
     return "\n".join(lines)
+
+
+def _shares(stage: StagePlan) -> str:
+    """The share of each kind of work in a stage's time; launches overlap with the others."""
+    seconds = dataclasses.asdict(stage.work)
+    del seconds["launches"]
+    whole = sum(seconds.values()) or 1.0
+    shares = {name: value / whole for name, value in seconds.items()}
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.005)
+
+
+def _remedy(name: str, stage: StagePlan) -> str:
+    """What makes a stage fit."""
+    rows = stage.max_device_batch_size
+    if not rows:
+        return "set train.activation_checkpointing, or take a smaller model"
+    key = "eval.gsm8k.rows" if name == "evaluation" else f"{name}.device_batch_size"
+    return f"set {key} to {rows} or less"
 
 
 # ---------------------------------------------------------------- grades

@@ -164,22 +164,23 @@ def page_values(
     notes: Sequence[str],
     found: Sequence[ArmVerdict],
 ) -> dict[str, Any]:
-    """What the templates show, by name."""
+    """What the templates show, by name.
+
+    Args:
+        experiment: the study.
+        runs: that it asks for.
+        results: of the runs that count.
+        failures: run -> why it has no result.
+        notes: warnings.
+        found: the verdicts, the baseline left out.
+    """
     names = [BASELINE, *(arm.name for arm in found)]
-    cost = {BASELINE: costs(experiment, results, BASELINE)} | {arm.name: arm.cost for arm in found}
-    shown = {
-        name: [
-            words,
-            *(write(value) if (value := cost[arm][name]) is not None else "–" for arm in names),
-        ]
-        for name, (words, write) in COST_ROWS.items()
-        if any(cost[arm][name] is not None for arm in names)
-    }
+    in_order = sorted(results, key=lambda result: (result.seed, names.index(result.arm)))
     return {
         "experiment": experiment,
         "verdicts": [_verdict_row(experiment, arm) for arm in found],
         "names": names,
-        "cost": list(shown.values()),
+        "cost": _cost_rows(experiment, results, found),
         "held": held(experiment, found),
         "looks": plan_of(experiment),
         "values": _values(found),
@@ -188,15 +189,25 @@ def page_values(
         "failures": [f"{name}: {why}" for name, why in failures.items()],
         "notes": [*experiment.warnings, *notes, *_mixtures(results), *_uneven(results)],
         "diff": _file_diff(experiment, results),
-        "runs": [
-            _run_row(result)
-            for result in sorted(results, key=lambda one: (one.seed, names.index(one.arm)))
-        ],
+        "runs": [_run_row(result) for result in in_order],
         "missing": len(runs) - len(results) - len(failures),
         "provenance": _provenance(experiment, results),
         "trouble": _trouble(experiment),
         "signed": signed,
     }
+
+
+def _cost_rows(
+    experiment: Experiment, results: Sequence[Result], found: Sequence[ArmVerdict]
+) -> list[list[str]]:
+    """Name of a cost, and what it is for the baseline and each arm; costs that nobody has are left out."""
+    columns = [costs(experiment, results, BASELINE), *(arm.cost for arm in found)]
+    rows = []
+    for key, (name, write) in COST_ROWS.items():
+        values = [column[key] for column in columns]
+        if any(value is not None for value in values):
+            rows.append([name, *("–" if value is None else write(value) for value in values)])
+    return rows
 
 
 def _verdict_row(experiment: Experiment, arm: ArmVerdict) -> dict[str, Any]:
@@ -558,10 +569,15 @@ def to_mlflow(experiment: Experiment, results: Sequence[Result], values: dict[st
     """A run of its own, under a parent named after the ablation: pages, verdicts, a link to every run it rests on.
 
     The same report again changes nothing there.
+
+    Args:
+        experiment: the study.
+        results: of the runs that count.
+        values: what the page shows, as `page_values` gives it.
     """
     folder = state_root() / "runs" / f"ablation-{experiment.name}"
     mark = fingerprint(
-        sentences=[one["sentence"] for one in values["verdicts"]],
+        sentences=[verdict["sentence"] for verdict in values["verdicts"]],
         runs=values["runs"],
         notes=values["notes"],
     )
@@ -569,40 +585,51 @@ def to_mlflow(experiment: Experiment, results: Sequence[Result], values: dict[st
     if before and before["status"] == "FINISHED" and before["tags"]["fingerprint"] == mark:
         return
     config = experiment.config()
-    changed = {f"arms.{arm}": one.overrides for arm, one in experiment.arms.items()}
-    runs = {
-        f"run.{row['arm']}-s{row['seed']}.{stage}": run
-        for row in values["runs"]
-        for stage, run in row["mlflow"].items()
-    }
-    links = [f"- [{name.removeprefix('run.')}](#/runs/{run})" for name, run in runs.items()]
-    note = "\n".join(
-        [
-            f"**{line(experiment.question)}**",
-            "",
-            *(paragraph(one["sentence"]) for one in values["verdicts"]),
-            "",
-            *links,
-        ]
-    )
-    params = flatten(config) | flatten(changed)
+    overrides = {f"arms.{name}": arm.overrides for name, arm in experiment.arms.items()}
+    links = _links(values["runs"])
+    note = _note(experiment, values["verdicts"], links)
     with tracking.RunLog.open(
         "ablation",
         folder=folder,
         config=config,
-        params=params,
+        params=flatten(config) | flatten(overrides),
         fingerprint=mark,
-        tags={"ablation": experiment.name, "mlflow.note.content": note, **runs},
+        tags={"ablation": experiment.name, "mlflow.note.content": note, **links},
         execution=f"ablation {experiment.name}",
     ) as log:
         for suffix in (".html", ".md", ".png", "-curve.png", "-scaling.png"):
-            if (path := RESULTS / f"{experiment.name}{suffix}").is_file():
+            path = RESULTS / f"{experiment.name}{suffix}"
+            if path.is_file():
                 log.artifact(path, "report")
         if experiment.file.is_file():
             log.artifact(experiment.file)
-        found = {
-            one["name"]: dataclasses.asdict(one["effect"])
-            for one in values["verdicts"]
-            if one["effect"]
-        }
-        log.summary({key: value for key, value in flatten(found).items() if value is not None})
+        log.summary(_effects(values["verdicts"]))
+
+
+def _links(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """`run.ARM-sSEED.STAGE` -> the id of the run in MLflow. rows: of the page's table of runs."""
+    links = {}
+    for row in rows:
+        for stage, run_id in row["mlflow"].items():
+            links[f"run.{row['arm']}-s{row['seed']}.{stage}"] = run_id
+    return links
+
+
+def _note(
+    experiment: Experiment, verdicts: Sequence[Mapping[str, Any]], links: Mapping[str, str]
+) -> str:
+    """The question, every verdict, and a link to every run, as Markdown."""
+    lines = [f"**{line(experiment.question)}**", ""]
+    lines += [paragraph(verdict["sentence"]) for verdict in verdicts]
+    lines.append("")
+    lines += [f"- [{name.removeprefix('run.')}](#/runs/{run})" for name, run in links.items()]
+    return "\n".join(lines)
+
+
+def _effects(verdicts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """`ARM.FIELD` -> value, of every effect that there is."""
+    effects = {}
+    for verdict in verdicts:
+        if verdict["effect"]:
+            effects[verdict["name"]] = dataclasses.asdict(verdict["effect"])
+    return {key: value for key, value in flatten(effects).items() if value is not None}

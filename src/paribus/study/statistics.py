@@ -173,23 +173,27 @@ def _check(
 ) -> None:
     problems = [] if differences else ["differences: no arms to judge"]
     for arm, values in differences.items():
-        if len(values) == 0:
-            problems.append(f"differences: {arm} has none")
-        problems += [
-            f"differences: {arm}, number {i + 1} is {value}; a run without a result has no place here"
-            for i, value in enumerate(values)
-            if not math.isfinite(value)
-        ]
+        problems += _value_problems(arm, values)
+        if plan and len(values) > plan[-1]:
+            problems.append(
+                f"differences: {arm} has {len(values)} seeds; the plan ends at {plan[-1]}"
+            )
     problems += settings_problems(direction, smallest_effect, alpha)
     if plan is not None:
         problems += _plan_problems(plan)
-        problems += [
-            f"differences: {arm} has {len(values)} seeds; the plan ends at {plan[-1]}"
-            for arm, values in differences.items()
-            if plan and len(values) > plan[-1]
-        ]
     if problems:
         raise UserError(problems)
+
+
+def _value_problems(arm: str, values: Sequence[float]) -> list[str]:
+    """An arm without values, or with one that is not finite."""
+    if len(values) == 0:
+        return [f"differences: {arm} has none"]
+    return [
+        f"differences: {arm}, number {number} is {value}; a run without a result has no place here"
+        for number, value in enumerate(values, start=1)
+        if not math.isfinite(value)
+    ]
 
 
 def settings_problems(direction: str, smallest_effect: float, alpha: float) -> list[str]:
@@ -219,11 +223,12 @@ def verdict_of(mean: float, direction: str, differs: bool, within: bool) -> Verd
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """The smallest p counts for all, the next for one fewer, and none may undercut a smaller one."""
-    adjusted, so_far = {}, 0.0
-    for left, arm in zip(
-        range(len(p_values), 0, -1), sorted(p_values, key=p_values.__getitem__), strict=True
-    ):
-        adjusted[arm] = so_far = max(so_far, min(left * p_values[arm], 1.0))
+    adjusted: dict[str, float] = {}
+    so_far = 0.0
+    for rank, arm in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        still_to_come = len(p_values) - rank
+        so_far = max(so_far, min(still_to_come * p_values[arm], 1.0))
+        adjusted[arm] = so_far
     return adjusted
 
 
@@ -389,19 +394,19 @@ def _more(
 
     Looks that are still ahead come first. The spread is taken as measured, which from three seeds is a rough guide.
     """
-    ahead = [n for n in plan or () if n > sample.n]
-    if ahead:
-        return ahead[0] - sample.n
+    looks_ahead = [seeds for seeds in plan or () if seeds > sample.n]
+    if looks_ahead:
+        return looks_ahead[0] - sample.n
     if sample.identical:
         return None
     if not sample.usable:
         return max(MIN_SEEDS - sample.n, 1)
     assert sample.stdev is not None
-    needed = (
-        seeds_needed(smallest_effect, sample.stdev, alpha=alpha),
-        seeds_for_equivalence(smallest_effect, sample.stdev, alpha=alpha),
-    )
-    return None if None in needed else max(max(n for n in needed if n) - sample.n, 1)
+    to_see_it = seeds_needed(smallest_effect, sample.stdev, alpha=alpha)
+    to_call_none = seeds_for_equivalence(smallest_effect, sample.stdev, alpha=alpha)
+    if to_see_it is None or to_call_none is None:
+        return None
+    return max(max(to_see_it, to_call_none) - sample.n, 1)
 
 
 # ---- The noise floor of a profile
@@ -441,34 +446,34 @@ def noise_table(
     sizes: Mapping[str, Sequence[float]],
     matched: Mapping[str, Sequence[float]] | None = None,
 ) -> list[NoiseRow]:
-    """One row a metric and effect. values: metric -> its value at every seed; sizes: metric -> effects to plan for.
+    """One row a metric and effect.
 
-    matched: the same metrics of another recipe at the same seeds, from which pairing's gain is measured.
-    Raises UserError for a metric with fewer than MIN_SEEDS seeds, or matched values that are not as many.
+    Args:
+        values: metric -> its value at every seed.
+        sizes: metric -> effects to plan for.
+        matched: the same metrics of another recipe at the same seeds, from which pairing's gain is measured.
+
+    Raises:
+        UserError: for a metric with fewer than MIN_SEEDS seeds, or matched values that are not as many.
     """
     matched = matched or {}
-    problems = [
-        f"noise: {metric} has {len(seen)} seeds; a spread needs at least {MIN_SEEDS}"
-        for metric, seen in values.items()
-        if len(seen) < MIN_SEEDS
-    ]
-    problems += [
-        f"noise: {metric} has {len(values[metric])} seeds, {len(other)} of them matched"
-        for metric, other in matched.items()
-        if metric in values and len(other) != len(values[metric])
-    ]
+    problems = []
+    for metric, seen in values.items():
+        if len(seen) < MIN_SEEDS:
+            problems.append(
+                f"noise: {metric} has {len(seen)} seeds; a spread needs at least {MIN_SEEDS}"
+            )
+        others = len(matched.get(metric, seen))
+        if others != len(seen):
+            problems.append(f"noise: {metric} has {len(seen)} seeds, {others} of them matched")
     if problems:
         raise UserError(problems)
-    return [
-        _noise_row(
-            metric,
-            np.asarray(seen, float),
-            np.asarray(matched[metric], float) if metric in matched else None,
-            size,
-        )
-        for metric, seen in values.items()
-        for size in sizes.get(metric, ())
-    ]
+    rows = []
+    for metric, seen in values.items():
+        other = np.asarray(matched[metric], float) if metric in matched else None
+        for size in sizes.get(metric, ()):
+            rows.append(_noise_row(metric, np.asarray(seen, float), other, size))
+    return rows
 
 
 def _noise_row(metric: str, seen: Floats, other: Floats | None, size: float) -> NoiseRow:
