@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -117,10 +117,15 @@ def _changed_files(record: FinishedRun, dep: str) -> list[str]:
     changed = []
     for name, stored in listed.items():
         path = Path(holder) / name if name else Path(holder)
-        below = path == Path(dep) or Path(dep) in path.parents
-        if below and (not path.is_file() or _md5_of(path) != stored.parent.name + stored.name):
+        belongs = path == Path(dep) or Path(dep) in path.parents
+        if belongs and not _is_stored_as(path, stored):
             changed.append(name or holder)
     return changed
+
+
+def _is_stored_as(path: Path, stored: Path) -> bool:
+    """Whether a file holds what an object of DVC's cache is called by."""
+    return path.is_file() and _md5_of(path) == stored.parent.name + stored.name
 
 
 def _md5_of(path: Path) -> str:
@@ -251,22 +256,39 @@ def params(record: FinishedRun, stage: str) -> Iterator[Difference]:
 
 
 def asked(record: FinishedRun, stage: str, root: Path) -> Iterator[Difference]:
-    """The params.yaml that lies with the run against what the stage ran with: an edit made after it asks for another run."""
+    """The params.yaml that lies with the run against what the stage ran with: an edit made after it asks for another run.
+
+    Args:
+        record: of the run.
+        stage: a training stage.
+        root: the project in a clean clone of the run's commit.
+    """
     now = record.asked(stage)
-    ran = rebuild.locked_params(record, stage) or rebuild.written_provenance(record, stage).params
     if not now:
         return
     declared = graph.stage_definition(stage, root / "dvc.yaml").params
-    keys = {key for key in now if any(key == one or key.startswith(f"{one}.") for one in declared)}
-    if not rebuild.locked_params(record, stage):
+    keys = {key for key in now if _is_declared(key, declared)}
+    locked = rebuild.locked_params(record, stage)
+    ran: Mapping[str, Any] = locked
+    if not locked:
         keys = {key for key in keys if not key.startswith("train.")}  # a provenance has none
+        ran = rebuild.written_provenance(record, stage).params
     for key in sorted(keys | set(ran)):
         if now.get(key) != ran.get(key):
-            field_name = rebuild.TRAIN.get(key.removeprefix("train."), "")
-            cause: Cause = _CAUSES.get(field_name, "params") if "train." in key else "params"
-            yield Difference(
-                cause, f"{key} in params.yaml", ran.get(key, ABSENT), now.get(key, ABSENT), True
-            )
+            what = f"{key} in params.yaml"
+            yield Difference(_cause_of(key), what, ran.get(key, ABSENT), now.get(key, ABSENT), True)
+
+
+def _is_declared(key: str, declared: Sequence[str]) -> bool:
+    """Whether a stage declares a key, or the section that it is in."""
+    return any(key == name or key.startswith(f"{name}.") for name in declared)
+
+
+def _cause_of(key: str) -> Cause:
+    """What a difference of a key in params.yaml is put down to."""
+    if "train." not in key:
+        return "params"
+    return _CAUSES.get(rebuild.TRAIN.get(key.removeprefix("train."), ""), "params")
 
 
 _CAUSES: dict[str, Cause] = {

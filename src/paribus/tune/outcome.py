@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,8 @@ def interval(values: list[float]) -> tuple[float, float, float]:
         return mean, -math.inf, math.inf
     from scipy import stats
 
-    error = math.sqrt(
-        sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)
-    )
+    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    error = math.sqrt(variance / len(values))
     half = float(stats.t.ppf(0.975, len(values) - 1)) * error
     return mean, mean - half, mean + half
 
@@ -44,38 +44,61 @@ def counted(study: Any) -> int:
 def ranked(study: Any) -> list[Any]:
     """Finished, feasible trials, the best first."""
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
-    return sorted(
-        (trial for trial in done if all(value <= 0 for value in trial.constraints.values())),
-        key=lambda trial: trial.value,
-    )
+    feasible = [
+        trial for trial in done if all(excess <= 0 for excess in trial.constraints.values())
+    ]
+    return sorted(feasible, key=lambda trial: trial.value)
 
 
 def summary(spec: Study, study: Any) -> dict[str, Any]:
-    """Counts, the best, claimed against re-tested, and the difference to the default seed by seed."""
+    """Counts, the best, claimed against re-tested, and the difference to the default seed by seed.
+
+    Args:
+        spec: the study's file.
+        study: Optuna's study.
+
+    Returns:
+        What summary.json holds.
+    """
     trials, best = study.get_trials(deepcopy=False), ranked(study)
-    repeats = [trial for trial in trials if "repeats" in trial.user_attrs]
-    refused = [trial for trial in trials if is_skipped(trial) and trial not in repeats]
-    found: dict[str, Any] = {
+    kinds = Counter(_kind(trial) for trial in trials)
+    refused = [trial for trial in trials if _kind(trial) == "refused"]
+    seconds_saved = sum(trial.user_attrs.get("seconds_saved", 0) for trial in refused)
+    summary: dict[str, Any] = {
         "study": spec.name,
         "trials": counted(study),
         "complete": len(best),
         "refused_by_plan": len(refused),
-        "repeated_points": len(repeats),
-        "minutes_saved": sum(t.user_attrs.get("seconds_saved", 0) for t in refused) / 60,
-        "out_of_memory": sum("infeasible" in trial.user_attrs for trial in trials),
-        "pruned": sum(
-            trial.state.name == "PRUNED" and not {"skipped", "infeasible"} & trial.user_attrs.keys()
-            for trial in trials
-        ),
-        "retried": sum(
-            trial.state.name == "FAIL" and "dropped" not in trial.user_attrs for trial in trials
-        ),
-        "best": {"trial": best[0].number, "val_bpb": best[0].value, "params": best[0].params}
-        if best
-        else None,
-        "retest": retests(study.user_attrs[RETESTS]) if RETESTS in study.user_attrs else {},
+        "repeated_points": kinds["repeated"],
+        "minutes_saved": seconds_saved / 60,
+        "out_of_memory": kinds["out of memory"],
+        "pruned": kinds["pruned"],
+        "retried": sum(_was_retried(trial) for trial in trials),
+        "best": None,
+        "retest": {},
     }
-    return found
+    if best:
+        first = best[0]
+        summary["best"] = {"trial": first.number, "val_bpb": first.value, "params": first.params}
+    if RETESTS in study.user_attrs:
+        summary["retest"] = retests(study.user_attrs[RETESTS])
+    return summary
+
+
+def _kind(trial: Any) -> str:
+    """What became of a trial: repeated, refused, out of memory, pruned; "" for all else."""
+    notes = trial.user_attrs
+    if "repeats" in notes:
+        return "repeated"
+    if is_skipped(trial):
+        return "refused"
+    if "infeasible" in notes:
+        return "out of memory"
+    return "pruned" if trial.state.name == "PRUNED" else ""
+
+
+def _was_retried(trial: Any) -> bool:
+    return trial.state.name == "FAIL" and "dropped" not in trial.user_attrs
 
 
 def retests(again: dict[str, Any]) -> dict[str, Any]:
@@ -132,12 +155,10 @@ def _spread(values: list[float]) -> dict[str, float | None]:
 def _said(entry: dict[str, Any], form: str = ".4f") -> str:
     if entry["mean"] is None:
         return "without a result"
-    between = (
-        "one seed, no interval"
-        if entry["low"] is None
-        else f"{entry['low']:{form}} to {entry['high']:{form}}"
-    )
-    return f"{entry['mean']:{form}} ({between})"
+    mean = f"{entry['mean']:{form}}"
+    if entry["low"] is None:
+        return f"{mean} (one seed, no interval)"
+    return f"{mean} ({entry['low']:{form}} to {entry['high']:{form}})"
 
 
 def write_profile(study: Study, found: dict[str, Any]) -> Path:
@@ -147,11 +168,11 @@ def write_profile(study: Study, found: dict[str, Any]) -> Path:
     arm = best or f"trial {found['best']['trial']}"
     values = tested[arm]["params"] if best else found["best"]["params"]
     git = git_state()
+    again = f"{_said(tested[arm])} on {tested[arm]['seeds']} seeds" if best else "no"
     head = [
         f"# Best of the study {study.name}: {arm} of {found['trials']} trials, {study.budget} {study.amount:g}, "
         f"{study.memory / 2**20:,.0f} MiB.",
-        f"# commit {git['commit']}, claimed {found['best']['val_bpb']:.4f} bits per byte; re-tested: "
-        + (f"{_said(tested[arm])} on {tested[arm]['seeds']} seeds" if best else "no"),
+        f"# commit {git['commit']}, claimed {found['best']['val_bpb']:.4f} bits per byte; re-tested: {again}",
     ]
     if best and "minus_default" in tested[arm]:
         head.append(f"# {_against_default(tested[arm])} bits per byte")

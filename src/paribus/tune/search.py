@@ -1,8 +1,8 @@
 """`paribus tune`: Optuna over any dotted keys, at a fixed budget, within a memory budget.
 
-Optuna is imported here and in tune_space.py alone.
+Optuna is imported in this package alone.
 
-A trial is a process (`study/trial.py`); this one proposes, watches, prunes and records. What a study knows is in Optuna's
+A trial is a process (`tune/trial.py`); this one proposes, watches, prunes and records. What a study knows is in Optuna's
 storage and in `.paribus/tune/NAME`, so any number of workers may come and go. However one ends before its trial does
 (kill -9, Ctrl-C, a lost storage), its trial falls silent, and the next worker asks it again with the same values and goes
 on from its training state.
@@ -240,7 +240,7 @@ def _starts(study: Study, url: str | None) -> list[dict[str, Any]]:
 
 
 class Dropped(Exception):
-    """This trial is not to be run: the reason is kept with it, and it counts for nothing."""
+    """This trial does not run: the reason is kept with it, and it does not count."""
 
 
 class Worker:
@@ -255,7 +255,10 @@ class Worker:
         self.granted: set[int] = set()
 
     def work(self) -> None:
-        """Until the study has its trials; while others are at the last ones, wait: should one die, its trial comes to us."""
+        """Run trials until the study has all of them.
+
+        While other workers are at the last ones, this one waits: should one of them die, it takes up that trial.
+        """
         while True:
             self.take_up_dead()
             trials = self.optuna.get_trials(deepcopy=False)
@@ -269,10 +272,8 @@ class Worker:
                 )
                 return
             states = [trial.state for trial in trials]
-            if (
-                TrialState.WAITING not in states
-                and states.count(TrialState.RUNNING) + counted(self.optuna) >= self.study.trials
-            ):
+            under_way = states.count(TrialState.RUNNING) + counted(self.optuna)
+            if TrialState.WAITING not in states and under_way >= self.study.trials:
                 time.sleep(1.0)
                 continue
             trial = self.optuna.ask()
@@ -287,23 +288,24 @@ class Worker:
         """
         optuna.storages.fail_stale_trials(self.optuna)
         trials = self.optuna.get_trials(deepcopy=False)
-        again = {number for trial in trials for number in RETRY.retry_history(trial)}
+        put_back: set[int] = set()
         for trial in trials:
-            if (
-                trial.state == TrialState.FAIL
-                and trial.number not in again
-                and "dropped" not in trial.user_attrs
-            ):
+            put_back.update(RETRY.retry_history(trial))
+        for trial in trials:
+            given_up = trial.number in put_back or "dropped" in trial.user_attrs
+            beat_before = trial.user_attrs.get("alive") == trial.number
+            if trial.state == TrialState.FAIL and not given_up:
                 RETRY()(self.optuna, trial)
             elif (
                 trial.state == TrialState.RUNNING
-                and trial.user_attrs.get("alive") != trial.number not in self.granted
+                and not beat_before
+                and trial.number not in self.granted
             ):
                 self.granted.add(trial.number)
                 _beat(self.optuna, trial)
 
     def _one(self, trial: Trial) -> None:
-        """Run a trial and tell what became of it. What is raised leaves it to be taken up again."""
+        """Run a trial and tell the storage what became of it. After an exception a worker takes it up again."""
         try:
             trial.set_user_attr("alive", trial.number)
             value = self._objective(trial)

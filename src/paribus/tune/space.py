@@ -260,7 +260,7 @@ def _inert_problems(study: Study) -> list[str]:
     """Keys of the space that no trial reads, whichever choice of another key it takes."""
     points = []
     for key, spread in study.space.items():
-        for end in spread.get("choices") or [spread["low"], spread["high"]]:
+        for end in ends_of(spread):
             points.append(study.config({key: end}))
     return [f"space.{problem}" for problem in inert_problems(study.config(), study.space, *points)]
 
@@ -299,10 +299,7 @@ def inside(value: Any, spread: dict[str, Any]) -> bool:
 
 def least_memory(study: Study, memory: Callable[[Config], int]) -> float:
     """Bytes of the smallest point of the space, found key by key; infinite if the ends of the ranges never go together."""
-    ends = {
-        key: spread.get("choices") or [spread["low"], spread["high"]]
-        for key, spread in study.space.items()
-    }
+    ends = {key: ends_of(spread) for key, spread in study.space.items()}
 
     def cost(values: dict[str, Any]) -> float:
         try:
@@ -325,23 +322,33 @@ def _space(
             f"space: {_short(value)} is empty; name at least one dotted key with {{low, high}} or {{choices}}"
         )
         return {}
-    known = flatten(parse_config(rules.params))
+    known = list(flatten(parse_config(rules.params)))
     for key, spread in value.items():
-        if key in OWN:
-            found = [f"{key}: not of a study's choosing; {OWN[key]}"]
-        elif key not in known:
-            near = difflib.get_close_matches(str(key), list(known), n=1)
-            found = [f"{key}: unknown key" + (f"; did you mean {near[0]}?" if near else "")]
-        elif key in overrides:
-            found = [f"{key}: is in overrides too; one of them decides"]
-        else:
-            found = rules.unread(key) or _spread_problems(key, spread)
-        if not found:
-            ends = spread.get("choices") or [spread["low"], spread["high"]]
-            for end in ends:
-                found += rules.refusals(overrides | {key: end})
-        problems += [f"space.{problem}" for problem in dict.fromkeys(found)]
+        of_key = _key_problems(key, known, overrides)
+        of_key = of_key or rules.unread(key) or _spread_problems(key, spread)
+        if not of_key:
+            for end in ends_of(spread):
+                of_key += rules.refusals(overrides | {key: end})
+        problems += [f"space.{problem}" for problem in dict.fromkeys(of_key)]
     return value
+
+
+def ends_of(spread: dict[str, Any]) -> list[Any]:
+    """The choices of a key, or both ends of its range."""
+    return list(spread.get("choices") or [spread["low"], spread["high"]])
+
+
+def _key_problems(key: Any, known: Sequence[str], overrides: Mapping[str, Any]) -> list[str]:
+    """Why a key cannot be in a space. known: the keys of params.yaml."""
+    if key in OWN:
+        return [f"{key}: not of a study's choosing; {OWN[key]}"]
+    if key not in known:
+        near = difflib.get_close_matches(str(key), known, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        return [f"{key}: unknown key{meant}"]
+    if key in overrides:
+        return [f"{key}: is in overrides too; one of them decides"]
+    return []
 
 
 def _spread_problems(key: str, spread: Any) -> list[str]:
@@ -354,11 +361,9 @@ def _spread_problems(key: str, spread: Any) -> list[str]:
         return [f"{key}.{name}: unknown key; {_hint(str(name), RANGE)}" for name in unknown]
     if "choices" in spread:
         return _choice_problems(key, spread)
-    return (
-        _range_problems(key, spread)
-        if {"low", "high"} <= set(spread)
-        else [f"{key}: {_short(spread)}; {wanted}"]
-    )
+    if "low" in spread and "high" in spread:
+        return _range_problems(key, spread)
+    return [f"{key}: {_short(spread)}; {wanted}"]
 
 
 def _choice_problems(key: str, spread: dict[str, Any]) -> list[str]:
@@ -368,11 +373,13 @@ def _choice_problems(key: str, spread: dict[str, Any]) -> list[str]:
         return [f"{key}: choices stand alone; leave out {others}"]
     if not isinstance(choices, list) or len(choices) < 2:
         return [f"{key}.choices: {_short(choices)}; expected a list of at least two values"]
-    odd = [one for one in choices if not (one is None or isinstance(one, str | bool | int | float))]
-    if odd:
-        return [f"{key}.choices: {_short(odd[0])} is not a single value"]
-    twice = [one for place, one in enumerate(choices) if _is_among(one, choices[:place])]
-    return [f"{key}.choices: {_short(one)} is there twice" for one in twice]
+    problems = []
+    for place, choice in enumerate(choices):
+        if choice is not None and not isinstance(choice, str | bool | int | float):
+            return [f"{key}.choices: {_short(choice)} is not a single value"]
+        if _is_among(choice, choices[:place]):
+            problems.append(f"{key}.choices: {_short(choice)} is there twice")
+    return problems
 
 
 def _is_among(value: Any, others: list[Any]) -> bool:
@@ -383,22 +390,16 @@ def _is_among(value: Any, others: list[Any]) -> bool:
 
 
 def _range_problems(key: str, spread: dict[str, Any]) -> list[str]:
+    kind = "a whole number" if is_whole(key) else "a number"
     problems = []
-    whole = is_whole(key)
-    kind = "a whole number" if whole else "a number"
-
-    def fits(value: Any) -> bool:
-        return _is_number(value) and (not whole or (isinstance(value, int) and _is_exact(value)))
-
-    problems += [
-        f"{key}.{end}: {_short(spread[end])} is not allowed; expected {kind}"
-        for end in ("low", "high")
-        if not fits(spread[end])
-    ]
+    for end in ("low", "high"):
+        if not _fits(key, spread[end]):
+            problems.append(f"{key}.{end}: {_short(spread[end])} is not allowed; expected {kind}")
     log = spread.get("log", False)
     if not isinstance(log, bool):
         problems.append(f"{key}.log: {_short(log)} is not allowed; expected true or false")
-    if "step" in spread and not (fits(spread["step"]) and spread["step"] > 0):
+    has_step = "step" in spread
+    if has_step and not (_fits(key, spread["step"]) and spread["step"] > 0):
         problems.append(
             f"{key}.step: {_short(spread['step'])} is not allowed; expected {kind} above 0"
         )
@@ -409,11 +410,18 @@ def _range_problems(key: str, spread: dict[str, Any]) -> list[str]:
         problems.append(f"{key}: low {low} and high {high}; expected low < high")
     if log and low <= 0:
         problems.append(f"{key}: log: true needs low above 0, as {low} has no logarithm")
-    if log and "step" in spread:
+    if log and has_step:
         problems.append(f"{key}: log and step do not go together; leave out one of them")
-    if "step" in spread and not problems:
+    if has_step and not problems:
         problems += _step_problems(key, spread["step"], high - low)
     return problems
+
+
+def _fits(key: str, value: Any) -> bool:
+    """Whether a number is of a key's kind."""
+    if not _is_number(value):
+        return False
+    return not is_whole(key) or (isinstance(value, int) and _is_exact(value))
 
 
 def _step_problems(key: str, step: float, width: float) -> list[str]:
