@@ -13,7 +13,7 @@ import yaml
 from support.studied import LightProject
 
 from paribus.audit.compare import comparison
-from paribus.audit.record import find
+from paribus.audit.lookup import find
 from paribus.study.committed import CommittedFiles, altered
 from paribus.study.lasting import lasting
 

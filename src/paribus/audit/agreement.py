@@ -50,7 +50,12 @@ class Difference:
 
 
 def code(written: Provenance, root: Path) -> Iterator[Difference]:
-    """Source files and requirements.lock: the commit's against those of the run."""
+    """Source files and requirements.lock: the commit's against those of the run.
+
+    Args:
+        written: what the run wrote down of itself.
+        root: the project in a clean clone of the run's commit.
+    """
     there = graph.stage_code(written.stage, graph.working_sources(root))
     dirty = " (the run had uncommitted changes)" if written.git.get("dirty") else ""
     for path in sorted({*there, *written.code}):
@@ -73,7 +78,14 @@ def code(written: Provenance, root: Path) -> Iterator[Difference]:
 
 
 def data(record: FinishedRun, stage: str, root: Path, absent: list[str]) -> Iterator[Difference]:
-    """Data in the clone against the run's; the file, where DVC's cache holds something else than its name says."""
+    """Data in the clone against the run's; the file, where DVC's cache holds something else than its name says.
+
+    Args:
+        record: of the run.
+        stage: a training stage.
+        root: the project in the clone.
+        absent: outputs that are nowhere to be found.
+    """
     written = rebuild.written_provenance(record, stage)
     for out in absent:
         yield Difference(
@@ -93,7 +105,12 @@ def data(record: FinishedRun, stage: str, root: Path, absent: list[str]) -> Iter
 
 
 def data_in_place(record: FinishedRun, stage: str) -> Iterator[Difference]:
-    """What the stage reads as it lies in the working folder, against the run's: the clone has it from DVC's cache."""
+    """What the stage reads as it lies in the working folder, against the run's: the clone has it from DVC's cache.
+
+    Args:
+        record: of the run.
+        stage: a training stage.
+    """
     if not record.in_place:
         return
     for dep, digest in rebuild.written_provenance(record, stage).deps.items():
@@ -147,7 +164,12 @@ def _damaged(place: Path) -> str:
 
 
 def lock(record: FinishedRun, stage: str) -> Iterator[Difference]:
-    """dvc.lock, where one speaks of this run: against the run's record, against itself, and against the files there are."""
+    """dvc.lock, where one speaks of this run: against the run's record, against itself, and against the files there are.
+
+    Args:
+        record: of the run.
+        stage: a training stage.
+    """
     entry = rebuild.locked_stage(record, stage)
     written = rebuild.written_provenance(record, stage)
     if not entry:
@@ -227,7 +249,12 @@ def edited_outputs(record: FinishedRun) -> list[str]:
 
 
 def params(record: FinishedRun, stage: str) -> Iterator[Difference]:
-    """dvc.lock's params against the record's; and the record against its own fingerprint, which is a hash of it."""
+    """dvc.lock's params against the record's; and the record against its own fingerprint, which is a hash of it.
+
+    Args:
+        record: of the run.
+        stage: a training stage.
+    """
     written = rebuild.written_provenance(record, stage)
     locked = rebuild.locked_params(record, stage)
     for key in sorted({*locked, *written.params}) if locked else ():
@@ -308,7 +335,12 @@ _CAUSES: dict[str, Cause] = {
 
 
 def machine(written: Provenance, asked: dict[str, Any]) -> Iterator[Difference]:
-    """What the stage will compute on against what it computed on: `train.*` as asked for, and this machine."""
+    """What the stage will compute on against what it computed on: `train.*` as asked for, and this machine.
+
+    Args:
+        written: what the run wrote down of itself.
+        asked: dotted key -> value, of the params that the stage will run with.
+    """
     keys = {field: key for key, field in rebuild.TRAIN.items()}
     recorded = written.hardware
     train = {key: asked[f"train.{key}"] for key in rebuild.TRAIN if f"train.{key}" in asked}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +21,8 @@ from paribus.study.finished import CHECKPOINTS, FinishedRun
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from paribus.study.items import ItemEffect
 
 ALPHA = 0.05
 ITEMS = {"core.core": "evals/core/items.parquet"} | {
@@ -72,6 +74,7 @@ class Comparison:
     )  # run -> outputs changed after it ended
 
     def as_json(self) -> dict[str, Any]:
+        """The comparison as `paribus compare --json` prints it."""
         plain = {
             name: getattr(self, name)
             for name in (
@@ -123,37 +126,41 @@ def comparison(a: Sequence[FinishedRun], b: Sequence[FinishedRun]) -> Comparison
         b: the same.
     """
     scopes = {run.scope for run in [*a, *b]}
-    of_one_scope = len(scopes) == 1
+    shared_only = len(scopes) > 1
     stages = [stage for stage in a[0].stages if stage in b[0].stages]
     kind = _kind_of_code([*a, *b], stages)
-    code = differing(
-        [_code(run, kind, stages) for run in a], [_code(run, kind, stages) for run in b]
-    )
-    data = differing([run.data for run in a], [run.data for run in b], shared_only=not of_one_scope)
-    explained = _made_otherwise(a, b)
+    code = _differing_in(a, b, lambda run: _code(run, kind, stages))
+    data = _differing_in(a, b, lambda run: run.data, shared_only)
+    explained = data.keys() & _made_otherwise(a, b)
     return Comparison(
         [run.name for run in a],
         [run.name for run in b],
-        params=differing(
-            [run.params for run in a], [run.params for run in b], shared_only=not of_one_scope
-        ),
+        params=_differing_in(a, b, lambda run: run.params, shared_only),
         code=code,
         other_code=[path for path in _changed_in_git(a, b) if not _covered(path, code)],
-        trees=differing([_tree(run) for run in a], [_tree(run) for run in b]),
-        data={path: pair for path, pair in data.items() if path not in explained},
-        outputs={path: pair for path, pair in data.items() if path in explained},
-        environment=differing(
-            [_environment(run, stages) for run in a], [_environment(run, stages) for run in b]
-        ),
+        trees=_differing_in(a, b, _tree),
+        data={path: data[path] for path in data if path not in explained},
+        outputs={path: data[path] for path in data if path in explained},
+        environment=_differing_in(a, b, lambda run: _environment(run, stages)),
         metrics=measured(a, b),
         edited=_edited([*a, *b]),
     )
 
 
-def _edited(records: Sequence[FinishedRun]) -> dict[str, list[str]]:
+def _edited(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
     """Run -> its outputs that are not as DVC noted them when it ended; runs that have none are left out."""
-    found = {one.name: edited_outputs(one) for one in records}
+    found = {run.name: edited_outputs(run) for run in runs}
     return {name: paths for name, paths in found.items() if paths}
+
+
+def _differing_in(
+    a: Sequence[FinishedRun],
+    b: Sequence[FinishedRun],
+    part: Callable[[FinishedRun], Mapping[str, Any]],
+    shared_only: bool = False,
+) -> dict[str, Pair]:
+    """As `differing`, of one part of every run."""
+    return differing([part(run) for run in a], [part(run) for run in b], shared_only)
 
 
 def differing(
@@ -378,20 +385,28 @@ def _by_items(name: str, pairs: Sequence[RunPair]) -> Measured | None:
         alpha=ALPHA,
         equal_clusters=in_tasks,
     )
+    runs_a, runs_b = zip(*pairs, strict=True)
+    return Measured(
+        _mean(name, runs_a),
+        _mean(name, runs_b),
+        effect.mean,
+        effect.low,
+        effect.high,
+        effect.p if effect.mcnemar_p is None else effect.mcnemar_p,
+        _how_of_items(effect, in_tasks),
+    )
+
+
+def _how_of_items(effect: ItemEffect, in_tasks: bool) -> str:
+    """Where an interval by items comes from, in words."""
     how = f"{effect.items} items"
+    if effect.mcnemar_p is not None:
+        how = f"McNemar, {how}"
     if in_tasks:
         how += f" in {effect.units} tasks"
     if effect.seeds > 1:
-        how += f", {effect.seeds} matched seeds"
-    else:
-        how += "; one seed, so the noise of seeds is not in it"
-    p = effect.p
-    if effect.mcnemar_p is not None:
-        p = effect.mcnemar_p
-        how = f"McNemar, {how}"
-    mean_a = _mean(name, [x for x, _ in pairs])
-    mean_b = _mean(name, [y for _, y in pairs])
-    return Measured(mean_a, mean_b, effect.mean, effect.low, effect.high, p, how)
+        return f"{how}, {effect.seeds} matched seeds"
+    return f"{how}; one seed, so the noise of seeds is not in it"
 
 
 def _other_questions(pairs: Sequence[RunPair]) -> bool:

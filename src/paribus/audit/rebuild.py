@@ -44,12 +44,22 @@ TRAIN = {
 
 
 def locked_stage(record: FinishedRun, stage: str) -> dict[str, Any]:
-    """What dvc.lock says of a stage; {} if none speaks of this run."""
+    """What dvc.lock says of a stage; {} if none speaks of this run.
+
+    Args:
+        record: of the run.
+        stage: a training stage.
+    """
     return dict(record.lock.get("stages", {}).get(stage, {}))
 
 
 def locked_params(record: FinishedRun, stage: str) -> dict[str, Any]:
-    """Dotted params of a stage as dvc.lock has them."""
+    """Dotted params of a stage as dvc.lock has them.
+
+    Args:
+        record: of the run.
+        stage: a training stage.
+    """
     return flatten(locked_stage(record, stage).get("params", {}).get("params.yaml", {}))
 
 
@@ -125,7 +135,12 @@ def clone(commit: str | None, folder: Path) -> Path:
 
 
 def write_params(root: Path, values: Mapping[str, Any]) -> None:
-    """Write dotted values over the clone's params.yaml; a mapping (a mixture) is replaced as a whole."""
+    """Write values over the clone's params.yaml; a mapping (a mixture) is replaced as a whole.
+
+    Args:
+        root: the project in the clone.
+        values: dotted key -> value.
+    """
     tree = read_yaml(root / "params.yaml")
     for path, hint, _ in describe():
         *parents, last = path.split(".")
@@ -141,7 +156,15 @@ def write_params(root: Path, values: Mapping[str, Any]) -> None:
 
 
 def bring_data(root: Path, versions: Mapping[str, str]) -> list[str]:
-    """Put outputs (path -> DVC's name) in the clone, from the cache here or else a remote; returns those that are nowhere."""
+    """Put outputs in the clone, from the cache here or else a remote.
+
+    Args:
+        root: the project in the clone.
+        versions: output -> DVC's name for it.
+
+    Returns:
+        The outputs that are nowhere.
+    """
     cache, elsewhere = graph.cache_folder(Path.cwd()), {}
     for out, md5 in versions.items():
         files = graph.cached_files(md5, cache)
@@ -213,7 +236,16 @@ def _process(root: Path, stage: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def run_stage(root: Path, stage: str, steps: int | None) -> int:
-    """Run the stage, or pause it once `steps` steps are logged; its exit status, 0 for a pause that was asked for."""
+    """Run the stage in the clone, or pause it once some steps are logged.
+
+    Args:
+        root: the project in the clone.
+        stage: a training stage.
+        steps: after which it is paused; None: it runs to its end.
+
+    Returns:
+        Its exit status, 0 for a pause that was asked for.
+    """
     with _process(root, stage) as process:
         asked = False
         while process.poll() is None:
@@ -236,7 +268,12 @@ def _logged(root: Path) -> int:
 
 
 def rebuilt_curve(root: Path, stage: str) -> list[dict[str, str]]:
-    """The curve of what ran in the clone, to its end or not."""
+    """The curve of what ran in the clone, to its end or not.
+
+    Args:
+        root: the project in the clone.
+        stage: a training stage.
+    """
     rows = [
         row
         for path in root.glob(".paribus/runs/*/metrics.jsonl")
@@ -249,13 +286,23 @@ def rebuilt_curve(root: Path, stage: str) -> list[dict[str, str]]:
 
 
 def rebuilt_weights(root: Path, stage: str) -> str | None:
-    """sha256 of the weights in the clone, if the stage came to its end."""
+    """sha256 of the weights in the clone; None if the stage did not come to its end.
+
+    Args:
+        root: the project in the clone.
+        stage: a training stage.
+    """
     path = root / CHECKPOINTS[stage] / "model.safetensors"
     return graph.file_digest(path) if path.is_file() else None
 
 
 def rebuilt_metrics(root: Path, stage: str) -> dict[str, Any]:
-    """Dotted values of the metrics file in the clone; {} where the stage did not come to its end."""
+    """Dotted values of the metrics file in the clone; {} if the stage did not come to its end.
+
+    Args:
+        root: the project in the clone.
+        stage: a training stage.
+    """
     path = root / f"metrics/{stage}.json"
     if not path.is_file():
         return {}

@@ -77,7 +77,20 @@ class Outcome:
 
 
 def verify(name: str, stage: str | None, steps: int | None, out: Path | None) -> int:
-    """Certify a run; the exit status: 0 reproduced, 1 not. Raises UserError for what cannot be looked at."""
+    """Certify a run.
+
+    Args:
+        name: by which it is found.
+        stage: a training stage; None: the run's own, or pretraining.
+        steps: how many to run again; None: all; 0: the records alone are held against each other.
+        out: the folder of the certificate; None: experiments/results.
+
+    Returns:
+        The exit status: 0 reproduced, 1 not.
+
+    Raises:
+        UserError: for what cannot be looked at.
+    """
     record = find(name)
     chosen = choose_stage(record, stage, steps)
     made = certificate(record, chosen, steps)
@@ -141,7 +154,16 @@ def choose_stage(record: FinishedRun, stage: str | None, steps: int | None) -> s
 
 
 def certificate(record: FinishedRun, stage: str, steps: int | None) -> dict[str, Any]:
-    """Rebuild a run and compare; steps: only the first so many (0: records only)."""
+    """Rebuild a run and compare.
+
+    Args:
+        record: of the run.
+        stage: a training stage.
+        steps: only the first so many; None: all; 0: records only.
+
+    Returns:
+        What the certificate's JSON holds.
+    """
     began = time.time()
     written = rebuild.written_provenance(record, stage)
     with rebuild.workplace() as folder:
@@ -188,7 +210,13 @@ def certificate(record: FinishedRun, stage: str, steps: int | None) -> dict[str,
 
 
 def prepare(record: FinishedRun, stage: str, folder: Path) -> tuple[Path, list[str]]:
-    """(a clean clone with the data and params of a run, the outputs it reads that are nowhere to be found)."""
+    """(a clean clone with the data and params of a run, the outputs it reads that are nowhere to be found).
+
+    Args:
+        record: of the run.
+        stage: a training stage.
+        folder: of the clone.
+    """
     root = rebuild.clone(record.commit, folder)
     read = rebuild.written_provenance(record, stage).data
     versions = graph.locked_outs(record.lock) or read
@@ -271,7 +299,12 @@ def _compared(
 
 
 def as_logged(record: FinishedRun, stage: str) -> list[Difference]:
-    """The metrics file against what the run itself sent to MLflow, where a finished run of this fingerprint is there."""
+    """The metrics file against what the run itself sent to MLflow, where a finished run of this fingerprint is there.
+
+    Args:
+        record: of the run.
+        stage: a training stage.
+    """
     measured = record.measured(stage)
     fingerprint = rebuild.written_provenance(record, stage).fingerprint
     question = f"tags.fingerprint = '{fingerprint}' and tags.stage = '{stage}' and attributes.status = 'FINISHED'"
@@ -295,9 +328,19 @@ def as_logged(record: FinishedRun, stage: str) -> list[Difference]:
 def run_again(
     record: FinishedRun, stage: str, folder: Path, first: Outcome, found: list[Difference]
 ) -> Outcome:
-    """Nothing recorded explains a difference: rebuild once more here, to the step where the first one parted.
+    """Nothing recorded explains a difference: rebuild once more here, to the step where the first rebuild parted.
 
     Two rebuilds that differ show that the computation is not deterministic, and nothing else does.
+
+    Args:
+        record: of the run.
+        stage: a training stage.
+        folder: where the clones are.
+        first: what came of the first rebuild.
+        found: the differences so far; that of the two rebuilds is added to it.
+
+    Returns:
+        `first`, and whether the second rebuild was the same.
     """
     steps = int(first.parted["step"]) if first.parted else None
     root, _ = prepare(record, stage, folder / "again")
@@ -339,9 +382,15 @@ def differing_metrics(
 def parted(
     ours: list[dict[str, str]], theirs: list[dict[str, str]], whole: bool = False
 ) -> dict[str, Any] | None:
-    """The first step at which two curves differ in anything but time, to the bit: {step, column, recorded, rebuilt}.
+    """The first step at which two curves differ in anything but time, to the bit.
 
-    whole: both are of runs that came to their end, so that a step that only one of them has differs too.
+    Args:
+        ours: the recorded curve.
+        theirs: the rebuilt one.
+        whole: both are of runs that came to their end, so that a step that only one of them has differs too.
+
+    Returns:
+        {step, column, recorded, rebuilt}; None where nothing differs.
     """
     other_rows = {row["step"]: row for row in theirs}
     own_rows = {row["step"]: row for row in ours}
@@ -381,7 +430,12 @@ def judge(found: list[Difference], outcome: Outcome | None) -> Verdict:
 
 
 def causes(found: list[Difference], verdict: Verdict) -> list[str]:
-    """What it may be put down to: contradictions if there are any, else what is other about this machine."""
+    """What it may be put down to: contradictions if there are any, else what is other about this machine.
+
+    Args:
+        found: the differences.
+        verdict: on the run.
+    """
     if verdict in ("bit-exact", "consistent"):
         return []
     serious = [one for one in found if one.contradiction] or found
@@ -392,7 +446,15 @@ def causes(found: list[Difference], verdict: Verdict) -> list[str]:
 
 
 def note(made: dict[str, Any], files: list[Path]) -> str | None:
-    """Attach the certificate to the run in MLflow; the run's id, None if MLflow does not know it."""
+    """Attach the certificate to the run in MLflow.
+
+    Args:
+        made: the certificate.
+        files: that hold it.
+
+    Returns:
+        The run's id; None if MLflow does not know it.
+    """
     about = made["record"]
     runs = Runs(about["experiment"])
     question = f"tags.fingerprint = '{about['fingerprint']}' and tags.stage = '{about['stage']}'"

@@ -31,10 +31,18 @@ class Row:
 
 
 def verify_study(name: str, steps: int | None, out: Path | None) -> int:
-    """Certify every finished run of a study; the exit status: 0 all are reproduced, 1 not.
+    """Certify every finished run of a study.
 
-    steps: of each run, as for one; None: their records alone, nothing is run.
-    Raises UserError for a study that is not there or has no finished run.
+    Args:
+        name: of the study.
+        steps: of each run, as for one; None: their records alone, nothing is run.
+        out: the folder of the certificates; None: experiments/results.
+
+    Returns:
+        The exit status: 0 all are reproduced, 1 not.
+
+    Raises:
+        UserError: for a study that is not there or has no finished run.
     """
     experiment = read_experiment(name)
     runs = runs_of(experiment)
@@ -74,7 +82,10 @@ def certify_run(
 ) -> list[tuple[Row, dict[str, Any] | None]]:
     """A row, and a certificate where one can be made, for each training stage of a run that its study asks for.
 
-    stages: of the study. What the run's dvc.lock says of later ones is the checkout's, and no part of the run.
+    Args:
+        run: name of its DVC experiment.
+        stages: of the study. What the run's dvc.lock says of later ones is the checkout's, and no part of the run.
+        steps: how many to run again; 0: records only.
     """
     record = find_experiment(run)
     assert record is not None, "it was listed"
@@ -90,7 +101,12 @@ def certify_run(
 
 
 def page(name: str, rows: list[Row]) -> str:
-    """All rows as Markdown."""
+    """All rows as Markdown.
+
+    Args:
+        name: of the study.
+        rows: what came of each run.
+    """
     lines = [
         f"# Runs of {name}, held against their records",
         "",

@@ -46,7 +46,14 @@ def templates(escape: bool = True) -> jinja2.Environment:
 def canvas(
     rows: int = 1, columns: int = 1, height: float = 3.2, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of the page's width that belongs to no window, with quiet axes."""
+    """A figure of the page's width that belongs to no window, with quiet axes.
+
+    Args:
+        rows: of axes.
+        columns: of axes.
+        height: in inches.
+        options: of matplotlib's `subplots`.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.6, height), layout="constrained")
@@ -61,6 +68,14 @@ def canvas(
 
 
 def title(axes: Axes, text: str, x: str = "", y: str = "") -> None:
+    """Head of axes, at the left, and their labels.
+
+    Args:
+        axes: which.
+        text: of the head.
+        x: label of the horizontal axis.
+        y: label of the vertical axis.
+    """
     axes.set_title(text, loc="left", fontsize=10.5, color=INK, fontweight="bold", pad=10)
     axes.set_xlabel(x, fontsize=9, color=INK)
     axes.set_ylabel(y, fontsize=9, color=INK)
@@ -84,7 +99,13 @@ def legend_above(axes: Axes) -> None:
 
 
 def svg(figure: Figure, name: str, alt: str) -> str:
-    """A figure as SVG for a page: text stays text, ids are its own, INK is the page's text colour; alt: what it shows."""
+    """A figure as SVG for a page: text stays text, ids are its own, INK is the page's text colour.
+
+    Args:
+        figure: to draw.
+        name: with which its ids begin.
+        alt: what it shows.
+    """
     import matplotlib
 
     buffer = io.StringIO()

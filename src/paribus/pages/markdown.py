@@ -31,7 +31,12 @@ def cell(text: object) -> str:
 
 
 def fenced(text: str, language: str = "") -> str:
-    """Text as it is, in a block of code whose fence is longer than any in the text."""
+    """Text as it is, in a block of code whose fence is longer than any in the text.
+
+    Args:
+        text: of the block.
+        language: by which it is coloured.
+    """
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(longest + 1, 3)
     return f"{fence}{language}\n{text}\n{fence}"

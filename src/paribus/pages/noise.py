@@ -63,7 +63,13 @@ def effects_of(values: Sequence[float]) -> list[float]:
 
 
 def markdown(experiment: Experiment, rows: Sequence[NoiseRow], seen: dict[str, list[float]]) -> str:
-    """The page."""
+    """The page as Markdown.
+
+    Args:
+        experiment: the noise floor's.
+        rows: of the table of seeds.
+        seen: metric -> its values.
+    """
     lines = [
         f"# Noise floor of the profile {experiment.profile}",
         "",
@@ -103,6 +109,14 @@ def as_json(
     seen: dict[str, list[float]],
     results: Sequence[Result],
 ) -> dict[str, Any]:
+    """What noise-PROFILE.json holds.
+
+    Args:
+        experiment: the noise floor's.
+        rows: of the table of seeds.
+        seen: metric -> its values.
+        results: of its runs.
+    """
     runs = [
         {"seed": result.seed, "experiment": result.experiment, "fingerprints": result.fingerprints}
         for result in results

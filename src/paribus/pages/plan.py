@@ -113,7 +113,12 @@ def _config(profile: str | None, overrides: dict[str, Any]) -> Config:
 
 
 def choose(config: Config, name: str | None) -> tuple[Device, str]:
-    """The card asked for, else this machine's device, and the type of its products."""
+    """The device, and the type of its products.
+
+    Args:
+        config: of the run.
+        name: of a card; None: this machine's device.
+    """
     if name is None:
         from paribus.plan.probe import here
 
@@ -151,7 +156,12 @@ LABELS = {
 
 
 def page(made: Plan, profile: str | None) -> list[Any]:
-    """What is printed, from top to bottom."""
+    """What is printed, from top to bottom.
+
+    Args:
+        made: the plan.
+        profile: its name; None: params.yaml as it is.
+    """
     counts, device = made.parameters, made.device
     measured = " · calibrated by what was measured here" if device.corrections else ""
     head = (

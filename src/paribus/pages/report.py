@@ -43,7 +43,12 @@ def build_report(root: Path, out: Path) -> Path:
 
 
 def render(results: Results, drawn: Mapping[str, str]) -> str:
-    """The page as HTML with its figures, SVG by the names of FIGURES."""
+    """The page as HTML.
+
+    Args:
+        results: of the curriculum.
+        drawn: SVG by the names of FIGURES.
+    """
     from markupsafe import Markup
 
     figures = {name: Markup(text) for name, text in drawn.items()}

@@ -25,7 +25,15 @@ def figures(root: Path) -> dict[str, Figure]:
 
 
 def save_figures(root: Path, folder: Path) -> list[Path]:
-    """Write every figure as <folder>/<name>.png, on white; returns the paths."""
+    """Write every figure as <folder>/<name>.png, on white.
+
+    Args:
+        root: the project.
+        folder: of the pictures.
+
+    Returns:
+        Their paths.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in figures(root).items():

@@ -74,7 +74,19 @@ def write_pages(
     notes: Sequence[str],
     diverged: Diverged | None = None,
 ) -> Path:
-    """Print the verdicts; write NAME.html, NAME.md and NAME.png into experiments/results; tell MLflow. Returns the page."""
+    """Print the verdicts; write NAME.html, NAME.md and NAME.png into experiments/results; send the same to MLflow.
+
+    Args:
+        experiment: the study.
+        runs: that it asks for.
+        results: of the runs that count.
+        failures: run -> why it has no result.
+        notes: warnings.
+        diverged: arm -> seeds that diverged.
+
+    Returns:
+        The HTML page.
+    """
     found = verdicts(experiment, results, diverged)
     profile = scaling(experiment, found, results)
     values = page_values(experiment, runs, results, failures, notes, found)
@@ -100,7 +112,12 @@ def write_pages(
 
 
 def html(values: dict[str, Any], figures: Mapping[str, Figure]) -> str:
-    """The page, figures as SVG."""
+    """The page as HTML.
+
+    Args:
+        values: what it shows, as `page_values` gives it.
+        figures: by name, drawn into it as SVG.
+    """
     from markupsafe import Markup
 
     drawn = {name: Markup(svg(figure, name, ALT[name])) for name, figure in figures.items()}
@@ -108,7 +125,12 @@ def html(values: dict[str, Any], figures: Mapping[str, Figure]) -> str:
 
 
 def markdown(values: dict[str, Any], figures: Sequence[str]) -> str:
-    """The page in Markdown. Questions, values, names and logs are text there, and no markup."""
+    """The page in Markdown. Questions, values, names and logs are text there, and no markup.
+
+    Args:
+        values: what it shows, as `page_values` gives it.
+        figures: names of the pictures beside it.
+    """
     environment = templates(escape=False)
     environment.filters |= {"line": line, "paragraph": paragraph, "cell": cell, "fenced": fenced}
     page: str = environment.get_template("verdict.md.j2").render(**values, figures=figures)
@@ -119,7 +141,13 @@ def markdown(values: dict[str, Any], figures: Sequence[str]) -> str:
 
 
 def sentence(experiment: Experiment, arm: str, effect: Effect | None) -> str:
-    """The verdict on an arm, for people."""
+    """The verdict on an arm, for people.
+
+    Args:
+        experiment: the study.
+        arm: its name.
+        effect: over the matched seeds; None: there are none.
+    """
     if effect is None:
         return f"{arm}: no verdict, as no seed of it and of the baseline is done."
     size = f"{signed(effect.mean)} {experiment.metric.unit}"
@@ -144,7 +172,12 @@ def sentence(experiment: Experiment, arm: str, effect: Effect | None) -> str:
 
 
 def next_step(experiment: Experiment, effect: Effect) -> str:
-    """What may be done about an undecided arm so that verdicts stay as rare in error as they say."""
+    """What may be done about an undecided arm so that verdicts stay as rare in error as they say.
+
+    Args:
+        experiment: the study.
+        effect: of the arm.
+    """
     if effect.more_seeds is None:
         return "more than 100,000 seeds would be needed"
     if experiment.sequential and effect.n < experiment.seeds[1]:
@@ -250,7 +283,12 @@ def caveat(arm: ArmVerdict) -> str:
 
 
 def held(experiment: Experiment, found: Sequence[ArmVerdict]) -> str:
-    """What was held equal, and what matched seeds share, in words."""
+    """What was held equal, and what matched seeds share, in words.
+
+    Args:
+        experiment: the study.
+        found: the verdicts, the baseline left out.
+    """
     amount = f" ({quantity(experiment.amount)})" if experiment.amount else ""
     words = {
         "none": "Nothing was held equal: the arms cost what they cost; see the table of costs.",
@@ -271,7 +309,12 @@ def shared_rows(found: Sequence[ArmVerdict]) -> str:
 
 
 def shared_values(experiment: Experiment, found: Sequence[ArmVerdict]) -> str:
-    """Which share of each arm's initial values is the baseline's at one seed: tensors of the same shape and scale."""
+    """Which share of each arm's initial values is the baseline's at one seed: tensors of the same shape and scale.
+
+    Args:
+        experiment: the study.
+        found: the verdicts, the baseline left out.
+    """
     from paribus.model.initial import shared_initial_tensors
 
     base = experiment.config()
@@ -439,7 +482,16 @@ def _file_diff(experiment: Experiment, results: Sequence[Result]) -> str:
 def draw(
     experiment: Experiment, found: Sequence[ArmVerdict], profile: Scaling | None
 ) -> dict[str, Figure]:
-    """forest: effects with intervals; curve: the difference over training, where it was measured; scaling: of one dial."""
+    """The figures of a report, by name.
+
+    Args:
+        experiment: the study.
+        found: the verdicts, the baseline left out.
+        profile: the parabola of one dial, where there is one.
+
+    Returns:
+        forest: effects with intervals; curve: the difference over training, where it was measured; scaling: of one dial.
+    """
     figures = {}
     if any(arm.effect for arm in found):
         figures["forest"] = _draw_forest(experiment, [arm for arm in found if arm.effect])

@@ -157,6 +157,10 @@ def altered(files: CommittedFiles, stages: Collection[str]) -> list[str]:
     dvc.lock holds the parameters and a hash of every file that a stage read and wrote. A commit that a run made agrees
     with its own dvc.lock; one that somebody edited afterwards does not. Where somebody edited dvc.lock with it, DVC's
     run-cache has what the run left, as long as it is kept.
+
+    Args:
+        files: of the commit.
+        stages: that the run consists of.
     """
     found = set()
     expected: dict[str, str] = {}

@@ -35,7 +35,13 @@ class Survivors:
 def diverged_seeds(
     results: Sequence[Result], runs: Sequence[Run], failures: Mapping[str, GivenUp]
 ) -> dict[str, list[int]]:
-    """Arm -> seeds that ended without a finite value: refused on the way, or with a metric that is not finite."""
+    """Arm -> seeds that ended without a finite value: refused on the way, or with a metric that is not finite.
+
+    Args:
+        results: of the runs that ended.
+        runs: that are asked for.
+        failures: why runs were given up, by the run's name.
+    """
     found: dict[str, set[int]] = {}
     for result in results:
         if result.diverged:
@@ -47,7 +53,13 @@ def diverged_seeds(
 
 
 def survivors(results: Sequence[Result], diverged: Diverged, arm: str) -> Survivors:
-    """How many diverged, of an arm and of the baseline it is compared with."""
+    """How many seeds diverged, of an arm and of the baseline it is compared with.
+
+    Args:
+        results: of the runs that ended.
+        diverged: arm -> seeds that diverged.
+        arm: its name.
+    """
 
     def of(name: str) -> tuple[int, int]:
         lost = set(diverged.get(name, ()))
@@ -62,6 +74,10 @@ def withheld(effect: Effect, counts: Survivors) -> Effect:
 
     An arm that lost seeds is not better, and one beside a baseline that lost seeds is not worse, by those that are left;
     neither is equivalent. What points the other way stands: the lost seeds could only add to it.
+
+    Args:
+        effect: over the seeds that survived.
+        counts: of the seeds that did and did not.
     """
     doubtful = set()
     if counts.arm:

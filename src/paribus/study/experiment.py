@@ -141,6 +141,7 @@ class Experiment:
 
     @property
     def file(self) -> Path:
+        """Where the ablation is written down."""
         return FOLDER / f"{self.name}.yaml"
 
     @property
@@ -150,17 +151,30 @@ class Experiment:
 
     @property
     def sequential(self) -> bool:
+        """Whether there is more than one look."""
         return self.seeds[0] < self.seeds[1]
 
     def config(self, arm: str = BASELINE, extra: Mapping[str, Any] | None = None) -> Config:
-        """params.yaml with the baseline's and an arm's overrides."""
+        """params.yaml with the baseline's and an arm's overrides.
+
+        Args:
+            arm: its name; the baseline by default.
+            extra: overrides that follow, dotted key -> value.
+        """
         return settings(self.overrides(arm) | dict(extra or {}))
 
     def overrides(self, arm: str = BASELINE) -> dict[str, Any]:
+        """Dotted key -> value, of the baseline and then of an arm."""
         return self.base | (self.arms[arm].overrides if arm != BASELINE else {})
 
     def run(self, arm: str, number: int, extra: Mapping[str, Any]) -> Run:
-        """Arm at the seed of that number, from 0. extra: overrides that follow (steps of an equal budget, threads)."""
+        """A run as it is asked for.
+
+        Args:
+            arm: its name.
+            number: of the seed, from 0.
+            extra: overrides that follow (steps of an equal budget, threads).
+        """
         seed = self.config().seed + number
         overrides = self.overrides(arm) | dict(extra) | {"seed": seed}
         key = chain_key(self.stages, settings(overrides))
@@ -215,12 +229,22 @@ def _define(path: str, *_: int) -> dict[str, StageDefinition]:
 
 
 def chain_key(stages: Sequence[str], config: Config) -> str:
-    """Names what a chain of stages computes, as far as params.yaml decides it."""
+    """A key for what a chain of stages computes, as far as params.yaml decides it.
+
+    Args:
+        stages: of the chain.
+        config: their parameters.
+    """
     return fingerprint(**{name: all_params(definitions()[name], config) for name in stages})
 
 
 def all_params(definition: StageDefinition, config: Config) -> dict[str, Any]:
-    """What a stage declares, `train.*` too: a number of threads changes results."""
+    """What a stage declares, `train.*` too: a number of threads changes results.
+
+    Args:
+        definition: of the stage in dvc.yaml.
+        config: where the values are.
+    """
     declared = {
         key: value
         for key, value in flatten(config).items()
@@ -246,7 +270,15 @@ def read_experiment(name: str) -> Experiment:
 
 
 def parse_experiment(name: str, raw: Mapping[str, Any]) -> Experiment:
-    """The values of a file -> Experiment. Raises UserError with every problem at once, each with the file's name."""
+    """An ablation's file as an Experiment.
+
+    Args:
+        name: of the ablation.
+        raw: the values in its file.
+
+    Raises:
+        UserError: with every problem at once, each with the file's name.
+    """
     experiment, problems = _parse(name, raw)
     if problems:
         raise UserError(f"{FOLDER / name}.yaml: {problem}" for problem in problems)
@@ -310,7 +342,19 @@ def _parse(name: str, raw: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
 def noise_experiment(
     profile: str, seeds: int, metrics: Sequence[str]
 ) -> tuple[Experiment, list[Metric]]:
-    """A noise floor: one profile at several seeds, no arms; and what is measured. Raises UserError."""
+    """A noise floor: one profile at several seeds, no arms.
+
+    Args:
+        profile: its name.
+        seeds: how many.
+        metrics: names of what is measured.
+
+    Returns:
+        The experiment, and the metrics.
+
+    Raises:
+        UserError: with every problem at once.
+    """
     problems: list[str] = []
     _, base = _baseline({"profile": profile}, problems)
     found = [_metric(name, None, [], problems, default="lower") for name in metrics]
@@ -521,7 +565,12 @@ def _keys_of(path: Path) -> list[str]:
 
 
 def changed_keys(experiment: Experiment, arm: str) -> list[str]:
-    """The keys whose value an arm changes."""
+    """The keys whose value an arm changes.
+
+    Args:
+        experiment: that it is an arm of.
+        arm: its name.
+    """
     base, own = flatten(experiment.config()), flatten(experiment.config(arm))
     return [key for key in base.keys() | own.keys() if base.get(key) != own.get(key)]
 

@@ -42,7 +42,13 @@ def name_problem(name: Any) -> str | None:
 
 
 def text(raw: Mapping[str, Any], key: str, problems: list[str]) -> str:
-    """A sentence."""
+    """A sentence; "" where it is wrong.
+
+    Args:
+        raw: the values of the file.
+        key: of the sentence.
+        problems: what is wrong is added to it.
+    """
     value = raw[key]
     if not isinstance(value, str) or not value.strip():
         problems.append(f"{key}: {shown(value)} is not allowed; expected a sentence")
@@ -53,7 +59,15 @@ def text(raw: Mapping[str, Any], key: str, problems: list[str]) -> str:
 def number(
     raw: Mapping[str, Any], key: str, above: float, below: float | None, problems: list[str]
 ) -> float:
-    """A finite number between two bounds that it does not reach."""
+    """A finite number between two bounds that it does not reach.
+
+    Args:
+        raw: the values of the file.
+        key: of the number.
+        above: the lower bound.
+        below: the upper bound; None: there is none.
+        problems: what is wrong is added to it.
+    """
     value = raw[key]
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     fine = is_number and _is_finite(value) and value > above
@@ -67,7 +81,15 @@ def number(
 
 
 def whole(raw: Mapping[str, Any], key: str, least: int, most: int, problems: list[str]) -> int:
-    """A whole number from `least` to `most`."""
+    """A whole number.
+
+    Args:
+        raw: the values of the file.
+        key: of the number.
+        least: that is allowed.
+        most: that is allowed.
+        problems: what is wrong is added to it.
+    """
     value = raw[key]
     if not _is_whole(value, least, most):
         problems.append(
@@ -89,7 +111,12 @@ def _is_finite(value: int | float) -> bool:
 
 
 def seeds(value: Any, problems: list[str]) -> tuple[int, int]:
-    """(seeds of the first look, of the last)."""
+    """(seeds of the first look, of the last).
+
+    Args:
+        value: of the key `seeds`.
+        problems: what is wrong is added to it.
+    """
     if value == "auto":
         return AUTO
     if isinstance(value, dict) and set(value) == {"auto"}:
@@ -109,7 +136,12 @@ def seeds(value: Any, problems: list[str]) -> tuple[int, int]:
 
 
 def equal(value: Any, problems: list[str]) -> tuple[str, float | None]:
-    """(what is held equal, its amount or None)."""
+    """(what is held equal, its amount or None).
+
+    Args:
+        value: of the key `equal`.
+        problems: what is wrong is added to it.
+    """
     kind: Any = value
     amount: Any = None
     if isinstance(value, dict) and len(value) == 1:
@@ -127,7 +159,13 @@ def equal(value: Any, problems: list[str]) -> tuple[str, float | None]:
 
 
 def overrides(value: Any, where: str, problems: list[str]) -> dict[str, Any]:
-    """Dotted key -> value, of a mapping that may be nested; {} where something is wrong with its form."""
+    """Dotted key -> value, of a mapping that may be nested; {} where something is wrong with its form.
+
+    Args:
+        value: the mapping.
+        where: the key that it is under.
+        problems: what is wrong is added to it.
+    """
     if not isinstance(value, dict):
         problems.append(f"{where}: {shown(value)}; expected {{dotted.key: value}}")
         return {}

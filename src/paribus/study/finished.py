@@ -278,10 +278,12 @@ class WorkingFiles:
     """The files of the working folder."""
 
     def content(self, path: str) -> bytes | None:
+        """A file's bytes; None where there is none."""
         place = self.place(path)
         return place.read_bytes() if place else None
 
     def place(self, path: str) -> Path | None:
+        """The path itself; None where no file lies there."""
         return Path(path) if Path(path).is_file() else None
 
 
@@ -300,10 +302,12 @@ class CheckpointFiles:
     others: Files | None
 
     def content(self, path: str) -> bytes | None:
+        """A file's bytes; None where it is not kept."""
         place = self.place(path)
         return place.read_bytes() if place else None
 
     def place(self, path: str) -> Path | None:
+        """Where a file lies; None where it does not."""
         prefix = of_checkpoint(self.stage, "")
         if not path.startswith(prefix):
             return self.others.place(path) if self.others else None
@@ -387,10 +391,12 @@ class StoredFiles:
         self._places: dict[str, Path | None] = {}  # MLflow is asked once
 
     def content(self, path: str) -> bytes | None:
+        """A file's bytes; None where MLflow has none."""
         place = self.place(path)
         return place.read_bytes() if place and place.is_file() else None
 
     def place(self, path: str) -> Path | None:
+        """A local copy of a file, or MLflow's own; None where it has none."""
         if path not in self._places:
             self._places[path] = self._find(path)
         return self._places[path]

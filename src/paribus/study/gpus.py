@@ -22,6 +22,7 @@ def deal(experiment: Experiment, asked: str | None, workers: int | None) -> tupl
     """(runs side by side, GPUs to deal out to them; a GPU that runs share is listed once for each of them).
 
     Args:
+        experiment: whose runs they are.
         asked: of `--gpus`, separated by commas; None: all of this machine.
         workers: of `--workers`; None: as many as the GPUs of `--gpus` serve, or the file's.
 

@@ -54,31 +54,42 @@ def item_effect(
     equal_clusters: bool = False,
     draws: int = DRAWS,
 ) -> ItemEffect:
-    """The effect on outcomes of the same items (I), one array (I,) a matched seed and arm: GSM8K's 0 and 1, CORE's answers.
+    """The effect on outcomes of the same I items: GSM8K's 0 and 1, CORE's answers.
 
     A difference is seed effect + item effect + rest. Means of seeds hold the first and the rest: Student's t. Means of
-    items hold the second and, again, the rest, which is taken out: Student's t over items, or with `clusters` (I,) a
-    bootstrap that draws whole clusters (tasks), since items of a task move together. The interval and p are of the sum
-    of both, drawn `draws` times from a fixed seed. equal_clusters: every cluster counts the same, as tasks do in CORE;
-    otherwise every item does. The verdict follows `effects`, for one arm.
-
-    Raises UserError for arrays of different lengths, no items, fewer than two units, outcomes that are not finite, and
-    settings that `effects` refuses.
+    items hold the second and, again, the rest, which is taken out: Student's t over items, or with `clusters` a
+    bootstrap that draws whole clusters, since items of a task move together. The interval and p are of the sum of both,
+    drawn from a fixed seed. The verdict follows `effects`, for one arm.
 
     Where no outcome differs there is no noise to measure, and that is no proof of equality (both may be at a floor): the
     interval is then what a share of items is bounded by of which none was seen, 1 - alpha^(1 / units), or about
     3 / units at alpha .05 (the rule of three; Hanley & Lippman-Hand, 1983).
+
+    Args:
+        baseline: outcomes (I,) at each matched seed.
+        arm: the same, at the same seeds.
+        clusters: (I,), the task of each item.
+        smallest_effect: that matters, in the unit of an outcome.
+        direction: "lower" or "higher" is better.
+        alpha: the rate of false verdicts.
+        equal_clusters: every cluster counts the same, as tasks do in CORE; otherwise every item does.
+        draws: of the bootstrap.
+
+    Raises:
+        UserError: for arrays of different lengths, no items, fewer than two units, outcomes that are not finite, and
+            settings that `effects` refuses.
     """
     problems = settings_problems(direction, smallest_effect, alpha) + _item_problems(
         baseline, arm, clusters
     )
     if problems:
         raise UserError(problems)
-    difference = np.stack(arm).astype(float) - np.stack(baseline).astype(float)
+    of_base, of_arm = np.stack(baseline), np.stack(arm)
+    difference = of_arm.astype(float) - of_base.astype(float)
     table = _units(difference, clusters, equal_clusters)
     seeds, units = table.shape
     if not difference.any():
-        return _no_difference(np.stack(baseline), seeds, units, smallest_effect, alpha)
+        return _no_difference(of_base, seeds, units, smallest_effect, alpha)
     mean, seed_error, item_error = _components(table)
     rng = np.random.default_rng(0)
     shift = item_error * _item_noise(table.mean(axis=0), clusters is not None, draws, rng)
@@ -87,22 +98,21 @@ def item_effect(
     low, high = (float(mean + q) for q in np.quantile(shift, (alpha / 2, 1 - alpha / 2)))
     p = 2 * _tail(shift, abs(mean))
     equal = _tail(shift, smallest_effect - abs(mean))
-    binary = seeds == 1 and np.isin(np.stack([*baseline, *arm]), (0, 1)).all()
-    exact = (
-        mcnemar_exact(int((difference < 0).sum()), int((difference > 0).sum())) if binary else None
-    )
+    exact = None
+    if seeds == 1 and np.isin([of_base, of_arm], (0, 1)).all():
+        exact = mcnemar_exact(int((difference < 0).sum()), int((difference > 0).sum()))
     return ItemEffect(
-        seeds,
-        difference.shape[1],
-        units,
-        mean,
-        low,
-        high,
-        min(p, 1.0),
-        seed_error,
-        item_error,
-        exact,
-        verdict_of(mean, direction, p <= alpha, equal <= alpha),
+        seeds=seeds,
+        items=difference.shape[1],
+        units=units,
+        mean=mean,
+        low=low,
+        high=high,
+        p=min(p, 1.0),
+        seed_stderr=seed_error,
+        item_stderr=item_error,
+        mcnemar_p=exact,
+        verdict=verdict_of(mean, direction, p <= alpha, equal <= alpha),
     )
 
 
@@ -115,17 +125,17 @@ def _no_difference(
     verdict: Verdict = "equivalent" if bound < smallest_effect else "undecided"
     binary = seeds == 1 and bool(np.isin(outcomes, (0, 1)).all())
     return ItemEffect(
-        seeds,
-        outcomes.shape[1],
-        units,
-        0.0,
-        -bound,
-        bound,
-        1.0,
-        None if seeds == 1 else 0.0,
-        0.0,
-        1.0 if binary else None,
-        verdict,
+        seeds=seeds,
+        items=outcomes.shape[1],
+        units=units,
+        mean=0.0,
+        low=-bound,
+        high=bound,
+        p=1.0,
+        seed_stderr=None if seeds == 1 else 0.0,
+        item_stderr=0.0,
+        mcnemar_p=1.0 if binary else None,
+        verdict=verdict,
     )
 
 
@@ -140,13 +150,18 @@ def _item_problems(
         )
     if len(lengths) != 1 or lengths == {0}:
         problems.append(f"items: runs have {sorted(lengths)} items; all must have the same ones")
-    elif clusters is not None and {len(clusters)} != lengths:
-        problems.append(f"items: {len(clusters)} clusters named for {lengths.pop()} items")
-    elif (len(np.unique(clusters)) if clusters is not None else lengths.pop()) < 2:
-        problems.append("items: at least two items, or clusters, are needed")
+    else:
+        problems += _cluster_problems(lengths.pop(), clusters)
     if not all(np.isfinite(outcomes).all() for outcomes in [*baseline, *arm]):
         problems.append("items: some outcomes are not finite")
     return problems
+
+
+def _cluster_problems(items: int, clusters: NDArray[Any] | None) -> list[str]:
+    if clusters is not None and len(clusters) != items:
+        return [f"items: {len(clusters)} clusters named for {items} items"]
+    units = items if clusters is None else len(np.unique(clusters))
+    return ["items: at least two items, or clusters, are needed"] if units < 2 else []
 
 
 def _units(difference: Floats, clusters: NDArray[Any] | None, equal: bool) -> Floats:
@@ -169,14 +184,11 @@ def _components(table: Floats) -> tuple[float, float | None, float]:
         return float(table.mean()), None, math.sqrt(item_variance)
     by_seed = table.mean(axis=1)
     rest = table - by_seed[:, None] - by_item + table.mean()
-    twice = (
-        float((rest**2).sum()) / ((seeds - 1) * (units - 1)) / (seeds * units)
-    )  # it is in by_seed's spread already
-    return (
-        float(table.mean()),
-        float(by_seed.std(ddof=1)) / math.sqrt(seeds),
-        math.sqrt(max(item_variance - twice, 0.0)),
-    )
+    # In by_seed's spread already.
+    twice = float((rest**2).sum()) / ((seeds - 1) * (units - 1)) / (seeds * units)
+    seed_error = float(by_seed.std(ddof=1)) / math.sqrt(seeds)
+    item_error = math.sqrt(max(item_variance - twice, 0.0))
+    return float(table.mean()), seed_error, item_error
 
 
 def _item_noise(by_unit: Floats, resample: bool, draws: int, rng: np.random.Generator) -> Floats:

@@ -27,7 +27,17 @@ def publish(
     diverged: Mapping[str, Sequence[int]],
     left_out: Mapping[str, int],
 ) -> Path:
-    """Write the data of a report; its path."""
+    """Write the data of a report.
+
+    Args:
+        experiment: the study.
+        results: of the runs that its verdicts rest on.
+        diverged: arm -> seeds that diverged.
+        left_out: why other finished runs do not count -> how many they are.
+
+    Returns:
+        Their path.
+    """
     effects = judge(experiment, results, diverged)
     arms: dict[str, Any] = {}
     for arm in experiment.arms:
@@ -67,7 +77,15 @@ def publish(
 
 
 def check_not_fewer(name: str, results: Sequence[Result]) -> None:
-    """Raises UserError where the published page rests on more runs than there are now."""
+    """Refuse to replace a page that rests on more runs than there are now.
+
+    Args:
+        name: of the study.
+        results: of the runs that there are.
+
+    Raises:
+        UserError: with what is missing.
+    """
     before = published_runs(name)
     if before > len(results):
         raise UserError(

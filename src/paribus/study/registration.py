@@ -35,7 +35,12 @@ Code = dict[str, dict[str, str]]  # stage -> source file -> digest of what the s
 
 
 def code_of(stages: Sequence[str], there: Sources) -> Code:
-    """The code of a chain of stages; of stages that are not paribus's own, none."""
+    """The code of a chain of stages; {} for stages that are not paribus's own.
+
+    Args:
+        stages: of the chain.
+        there: the sources to read.
+    """
     own = [stage for stage in stages if stage.partition("@")[0] in ENTRY_POINTS]
     return {stage: stage_code(stage, there) for stage in own}
 

@@ -81,7 +81,12 @@ class Result:
     altered: tuple[str, ...] = ()
 
     def number(self, stage: str, key: str) -> float | None:
-        """A number of metrics/STAGE.json."""
+        """A number of metrics/STAGE.json; None where there is none.
+
+        Args:
+            stage: whose file it is.
+            key: of the number.
+        """
         value = self.metrics.get(stage, {}).get(key)
         return float(value) if isinstance(value, (int, float)) else None
 
@@ -227,7 +232,12 @@ def _is_finite(value: Any) -> bool:
 
 
 def asked_key(experiment: Experiment, files: CommittedFiles) -> str:
-    """What a commit's own params.yaml makes of the chain of stages; LOST where it cannot be read."""
+    """What a commit's own params.yaml makes of the chain of stages; LOST where it cannot be read.
+
+    Args:
+        experiment: the study.
+        files: of the commit.
+    """
     try:
         return chain_key(experiment.stages, parse_config(files.mapping("params.yaml")))
     except UserError:
@@ -252,7 +262,12 @@ def _recipes(experiment: Experiment, files: CommittedFiles) -> tuple[str, str]:
 
 
 def code_key(experiment: Experiment, commit: str = "HEAD") -> str:
-    """Names all that a commit holds and that can decide the chain's outputs, parameters and DVC's data aside."""
+    """A key for all that a commit holds and that can decide the chain's outputs, parameters and DVC's data aside.
+
+    Args:
+        experiment: whose chain it is.
+        commit: by any of its names.
+    """
     tree = try_git("rev-parse", "--verify", "--quiet", f"{commit}^{{tree}}")
     return _code_of_tree(tree or commit, commit, tuple(experiment.stages))
 
@@ -269,13 +284,23 @@ def _code_of_tree(_: str, commit: str, stages: tuple[str, ...]) -> str:
 
 
 def version_of(files: CommittedFiles, path: str) -> str | None:
-    """Git's hash of a file or folder, or of the .dvc file by which `dvc add` tracks it; None where the commit has neither."""
+    """Git's hash of a file or folder, or of the .dvc file by which `dvc add` tracks it; None where the commit has neither.
+
+    Args:
+        files: of the commit.
+        path: of the file or folder.
+    """
     notes = [files.blob(note) for note in tracking_notes(path)]
     return next(filter(None, notes), None) or files.blob(path)
 
 
 def commands_of(files: CommittedFiles, stages: Sequence[str]) -> dict[str, Any]:
-    """Stage -> what a commit's dvc.yaml runs, and in which folder."""
+    """Stage -> what a commit's dvc.yaml runs, and in which folder.
+
+    Args:
+        files: of the commit.
+        stages: that are asked for.
+    """
     try:
         document = files.mapping("dvc.yaml")
     except UserError as error:
@@ -363,9 +388,16 @@ def _seeds_of_model(model: str, parameters: float | None, seeds: Sequence[int]) 
 def items_of(
     experiment: Experiment, result: Result
 ) -> tuple[NDArray[np.float64], NDArray[Any] | None] | None:
-    """(outcome of every item, its task or None) where the metric is a mean over items; None elsewhere.
+    """The outcome of every item, where the metric is a mean over items.
 
     CORE: correct above guessing, (correct - baseline) / (1 - baseline), whose mean over tasks is the metric.
+
+    Args:
+        experiment: the study.
+        result: of one of its runs.
+
+    Returns:
+        (outcomes (I,), the task of each or None); None for other metrics, and where the items are not kept.
     """
     core = experiment.metric.name == "core"
     if not core and not experiment.metric.name.startswith("gsm8k."):

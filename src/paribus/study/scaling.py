@@ -76,8 +76,10 @@ def scaling(
         arms: their verdicts, the baseline left out.
         results: of all its runs that count.
     """
-    keys = {key for arm in arms for key in arm.changed}
-    if experiment.equal != "flops" or len(keys) != 1 or len(arms) < 2:
+    if experiment.equal != "flops" or len(arms) < 2:
+        return None
+    keys = set[str]().union(*(arm.changed for arm in arms))
+    if len(keys) != 1:
         return None
     key = keys.pop()
     dial = _dial(arms, key)

@@ -29,7 +29,12 @@ class Study:
     known: dict[tuple[str, int], Run] = field(default_factory=dict)
 
     def run(self, arm: str, number: int) -> Run:
-        """Arm at the seed of that number, complete."""
+        """A run, complete with what is settled for all.
+
+        Args:
+            arm: its name.
+            number: of the seed, from 0.
+        """
         if (arm, number) not in self.known:
             self.known[arm, number] = self._run(arm, number)
         return self.known[arm, number]
@@ -44,12 +49,18 @@ class Study:
         return self.experiment.run(arm, number, extra)
 
     def runs(self, seeds: int, arms: Sequence[str] | None = None) -> list[Run]:
-        """Every arm at the first seeds, seed by seed."""
+        """Runs, seed by seed.
+
+        Args:
+            seeds: how many, from the first.
+            arms: their names; all by default.
+        """
         names = arms or self.experiment.names
         return [self.run(arm, number) for number in range(seeds) for arm in names]
 
     @cached_property
     def code(self) -> str:
+        """The key of today's code."""
         return code_key(self.experiment)
 
     def wanted(self, results: Sequence[Result]) -> list[Run]:
@@ -96,7 +107,12 @@ def _read_settled(experiment: Experiment) -> dict[str, Any]:
 
 
 def settle(experiment: Experiment, workers: int) -> dict[str, Any]:
-    """What is decided once for all runs: threads of each (N workers share the cores) and steps of an equal budget."""
+    """What is decided once for all runs: threads of each, and steps of an equal budget.
+
+    Args:
+        experiment: the study.
+        workers: runs side by side, which share the cores.
+    """
     path = folder_of(experiment.name) / "study.json"
     known = _read_settled(experiment)
     if "threads" not in known:
@@ -137,7 +153,12 @@ def _measured(experiment: Experiment, known: dict[str, Any]) -> dict[str, Any]:
 
 
 def derived_steps(experiment: Experiment, known: dict[str, Any]) -> dict[str, int]:
-    """Arm -> steps of pretraining, where its budget asks for others than its own."""
+    """Arm -> steps of pretraining, where its budget asks for others than its own.
+
+    Args:
+        experiment: the study.
+        known: what is settled, the measured seconds of a step among it.
+    """
     measured = known.get("step_seconds") or {}
     seconds = {arm: entry["seconds"] for arm, entry in measured.items()} or None
     found = {}

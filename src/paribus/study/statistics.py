@@ -197,6 +197,13 @@ def _value_problems(arm: str, values: Sequence[float]) -> list[str]:
 
 
 def settings_problems(direction: str, smallest_effect: float, alpha: float) -> list[str]:
+    """What is wrong with the settings of a verdict.
+
+    Args:
+        direction: "lower" or "higher" is better.
+        smallest_effect: that matters, in the metric's unit.
+        alpha: the rate of false verdicts.
+    """
     problems = []
     if direction not in ("lower", "higher"):
         problems.append(f"direction: {direction!r} is neither lower nor higher")
@@ -214,6 +221,14 @@ def _plan_problems(plan: Sequence[int]) -> list[str]:
 
 
 def verdict_of(mean: float, direction: str, differs: bool, within: bool) -> Verdict:
+    """The verdict in a word.
+
+    Args:
+        mean: difference of the metric, arm - baseline.
+        direction: "lower" or "higher" is better.
+        differs: whether it is shown to differ from 0.
+        within: whether it is shown to be too small to matter.
+    """
     if within:
         return "equivalent"
     if not differs:
@@ -351,7 +366,14 @@ def seeds_needed(
 
 
 def power_of(size: float, n: int, *, alpha: float = 0.05, paired: bool = True) -> float:
-    """Chance that the t test of n seeds an arm finds an effect of `size` standard deviations, on either side."""
+    """Chance that the t test finds an effect, on either side.
+
+    Args:
+        size: of the effect, in standard deviations.
+        n: seeds an arm.
+        alpha: level of the test.
+        paired: whether seeds are matched.
+    """
     df, shift = (n - 1, size * math.sqrt(n)) if paired else (2 * n - 2, size * math.sqrt(n / 2))
     bound = stats.t.isf(alpha / 2, df) * _measured_spread(df)
     return float(WEIGHTS / 2 @ (special.ndtr(shift - bound) + special.ndtr(-shift - bound)))
@@ -360,7 +382,14 @@ def power_of(size: float, n: int, *, alpha: float = 0.05, paired: bool = True) -
 def seeds_for_equivalence(
     margin: float, stdev: float, *, alpha: float = 0.05, power: float = POWER
 ) -> int | None:
-    """Seeds for `power` to call two equal arms equivalent within ±margin, by TOST on matched differences."""
+    """Seeds for two equal arms to be called equivalent, by TOST on matched differences.
+
+    Args:
+        margin: within which they are equivalent.
+        stdev: of the differences.
+        alpha: level of the test.
+        power: chance that they are.
+    """
 
     def enough(n: int) -> bool:
         room = math.sqrt(n) * margin / stdev - stats.t.isf(alpha, n - 1) * _measured_spread(n - 1)
@@ -417,6 +446,11 @@ def farthest_twins(stdev: float, seeds: int, alpha: float = 0.05) -> float:
 
     The prediction interval of a difference: t of n - 1 degrees times the standard deviation over n seeds times the root
     of 2, so 6.1 standard deviations where three seeds measured it, and 2.8 where it is known.
+
+    Args:
+        stdev: over the seeds.
+        seeds: how many measured it.
+        alpha: share of the pairs that lie farther apart.
     """
     return float(stats.t.isf(alpha / 2, seeds - 1)) * math.sqrt(2) * stdev
 
@@ -498,8 +532,14 @@ def _noise_row(metric: str, seen: Floats, other: Floats | None, size: float) -> 
 
 
 def unpaired_z(baseline: Sequence[float], arm: Sequence[float]) -> float:
-    """Two-sided p of what people use: two means, their standard errors, a normal table. For comparison only; at few seeds
-    its errors are far above what it says (docs/statistics.md)."""
+    """Two-sided p of what people use: two means, their standard errors, a normal table.
+
+    For comparison only; at few seeds its errors are far above what it says (docs/statistics.md).
+
+    Args:
+        baseline: a value a seed.
+        arm: the same, of any number of seeds.
+    """
     first, second = np.asarray(baseline, float), np.asarray(arm, float)
     error = math.sqrt(first.var(ddof=1) / len(first) + second.var(ddof=1) / len(second))
     return float(2 * special.ndtr(-abs(second.mean() - first.mean()) / error)) if error else 1.0

@@ -112,6 +112,7 @@ class Standing:
     seconds_left: float | None
 
     def counts(self) -> dict[str, int]:
+        """State -> how many runs are in it."""
         return {state: sum(row.state == state for row in self.rows) for state in STATES}
 
     def end(self) -> str:
@@ -258,7 +259,12 @@ class Display:
 
 
 def render(name: str, standing: Standing) -> Table:
-    """The table of every run."""
+    """The table of every run.
+
+    Args:
+        name: of the study.
+        standing: of its runs.
+    """
     from rich.table import Table
 
     colours = {

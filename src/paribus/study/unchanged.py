@@ -16,6 +16,11 @@ def changed_nothing(experiment: Experiment, arm: str, pairs: Pairs) -> bool:
     """Whether an arm that changes how a model is made ends in the baseline's weights and value at every matched seed.
 
     An arm that changes an evaluation alone has the baseline's weights by intention, and is none of these.
+
+    Args:
+        experiment: the study.
+        arm: its name.
+        pairs: (baseline, arm) at each matched seed.
     """
     trained = [stage for stage in TRAINING_STAGES if stage in experiment.stages]
     if not pairs or not _concerns_training(experiment, arm, trained):

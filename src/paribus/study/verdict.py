@@ -65,7 +65,12 @@ def plan_of(experiment: Experiment) -> tuple[int, ...] | None:
 
 
 def matched(results: Sequence[Result], arm: str) -> list[tuple[Result, Result]]:
-    """(baseline, arm) at every seed that both have a value for, in order."""
+    """(baseline, arm) at every seed that both have a value for, in order.
+
+    Args:
+        results: of all runs that count.
+        arm: its name.
+    """
     by_seed = {(result.arm, result.seed): result for result in results if result.value is not None}
     return [
         (by_seed[BASELINE, seed], by_seed[arm, seed])
@@ -77,7 +82,13 @@ def matched(results: Sequence[Result], arm: str) -> list[tuple[Result, Result]]:
 def judge(
     experiment: Experiment, results: Sequence[Result], diverged: Diverged | None = None
 ) -> dict[str, Effect]:
-    """The verdict of every arm with a matched pair; undecided where it would rest on seeds that survived."""
+    """The verdict of every arm with a matched pair; undecided where it would rest on seeds that survived.
+
+    Args:
+        experiment: the study.
+        results: of all runs that count.
+        diverged: arm -> seeds that diverged.
+    """
     differences = {}
     for arm in experiment.arms:
         pairs = matched(results, arm)
@@ -102,7 +113,13 @@ def judge(
 def verdicts(
     experiment: Experiment, results: Sequence[Result], diverged: Diverged | None = None
 ) -> list[ArmVerdict]:
-    """Everything that is said of each arm."""
+    """Everything that is said of each arm, in the order of the file.
+
+    Args:
+        experiment: the study.
+        results: of all runs that count.
+        diverged: arm -> seeds that diverged.
+    """
     from paribus.config import flatten
     from paribus.study.experiment import changed_keys
 
@@ -135,7 +152,13 @@ def verdicts(
 
 
 def costs(experiment: Experiment, results: Sequence[Result], arm: str) -> dict[str, float | None]:
-    """Means over an arm's runs; what no run reports is None."""
+    """Means over an arm's runs; what no run reports is None.
+
+    Args:
+        experiment: the study.
+        results: of all runs that count.
+        arm: its name.
+    """
     own = [result for result in results if result.arm == arm]
     config = experiment.config(arm)
     found: dict[str, float | None] = {}

@@ -24,7 +24,12 @@ MOST_POINTS = 10_000  # of a space that is listed to find what was not tried
 
 
 def distribution(key: str, spread: dict[str, Any]) -> BaseDistribution:
-    """A range, or choices, of the space as Optuna has it; the key's type says whether values are whole."""
+    """A range, or choices, of the space as Optuna has it; the key's type says whether values are whole.
+
+    Args:
+        key: dotted.
+        spread: its range or choices, as the study's file has them.
+    """
     if "choices" in spread:
         return CategoricalDistribution(spread["choices"])
     low, high, log = spread["low"], spread["high"], spread.get("log", False)
@@ -34,7 +39,12 @@ def distribution(key: str, spread: dict[str, Any]) -> BaseDistribution:
 
 
 def suggest(trial: Trial, space: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A value for every key of the space."""
+    """A value for every key of the space.
+
+    Args:
+        trial: that asks for them.
+        space: key -> range or choices.
+    """
     values: dict[str, Any] = {}
     for key, spread in space.items():
         shape = distribution(key, spread)
@@ -68,9 +78,16 @@ def all_points(space: dict[str, dict[str, Any]]) -> list[dict[str, Any]] | None:
 
 
 def check_space(study: Study, optuna_study: optuna.Study) -> None:
-    """Raises UserError where the space cannot be searched together with the trials there are.
+    """Refuse a space that cannot be searched together with the trials there are.
 
     Optuna keeps the choices and the kind of a key as they were; the ends of a range may move.
+
+    Args:
+        study: the study's file.
+        optuna_study: where the trials are.
+
+    Raises:
+        UserError: with the keys that changed.
     """
     problems = []
     for key, spread in study.space.items():

@@ -162,7 +162,15 @@ def _said(entry: dict[str, Any], form: str = ".4f") -> str:
 
 
 def write_profile(study: Study, found: dict[str, Any]) -> Path:
-    """The re-tested winner (the best claim, before a re-test) as a profile, with where it comes from."""
+    """The re-tested winner (the best claim, before a re-test) as a profile, with where it comes from.
+
+    Args:
+        study: the study's file.
+        found: its summary.
+
+    Returns:
+        The profile's path.
+    """
     tested = found["retest"]
     best = winner(tested)
     arm = best or f"trial {found['best']['trial']}"

@@ -116,7 +116,20 @@ def connect(url: str | None) -> RDBStorage:
 def open_study(
     study: Study, url: str | None, *, create: bool = True, seed: int | None = None
 ) -> tuple[optuna.Study, bool]:
-    """(Optuna's study of that name, whether it is new). Raises UserError where there is none and none may be made."""
+    """Optuna's study of that name.
+
+    Args:
+        study: the study's file.
+        url: of the storage; None: the sqlite file of this checkout.
+        create: make it where there is none.
+        seed: of the sampler.
+
+    Returns:
+        (the study, whether it is new).
+
+    Raises:
+        UserError: where there is none and none may be made.
+    """
     storage = connect(url)
     settings: dict[str, Any] = {
         "study_name": study.name,
@@ -157,7 +170,14 @@ def lost_is_told(url: str | None) -> Iterator[None]:
 def run(
     name: str, *, url: str | None = None, trials: int | None = None, worker: bool = False
 ) -> None:
-    """Run trials until the study has as many as its file says. worker: one of several; no re-test, no report."""
+    """Run trials until the study has as many as its file says.
+
+    Args:
+        name: of the study.
+        url: of the storage; None: the sqlite file of this checkout.
+        trials: how many; None: as its file says.
+        worker: this is one of several: no re-test, no report.
+    """
     study = read_study(name)
     study = replace(study, trials=trials or study.trials)
     need_data()
@@ -511,7 +531,12 @@ def _frozen(trial: Trial) -> FrozenTrial:
 
 @contextlib.contextmanager
 def heartbeat(optuna_study: optuna.Study, trial: Trial) -> Iterator[None]:
-    """Say every few seconds that the trial's worker lives. A storage that is away for a beat is no reason to stop."""
+    """Say every few seconds that the trial's worker lives. A storage that is away for a beat is no reason to stop.
+
+    Args:
+        optuna_study: where the trial is.
+        trial: that is being run.
+    """
     over = threading.Event()
 
     def beats() -> None:
@@ -538,7 +563,14 @@ def _beat(optuna_study: optuna.Study, trial: Trial | FrozenTrial) -> None:
 
 
 def retest(study: Study, optuna_study: optuna.Study, device: Device, dtype: str) -> None:
-    """Train the best `top` and the default again on fresh seeds: the best of many is better by luck, too."""
+    """Train the best trials and the default again on fresh seeds: the best of many is better by luck, too.
+
+    Args:
+        study: the study's file, which says how many, on how many seeds.
+        optuna_study: where the trials are; what came of it is kept there.
+        device: on which a model has to fit.
+        dtype: of its products.
+    """
     best = ranked(optuna_study)
     if not best:
         print(f"study {study.name}: no trial was feasible; nothing to re-test", file=sys.stderr)
@@ -589,7 +621,12 @@ def _retest_run(
 
 
 def report(name: str, url: str | None = None) -> None:
-    """Print the summary; write the profile, the offline figures, summary.json, and the same to MLflow."""
+    """Print the summary; write the profile, the offline figures, summary.json, and the same to MLflow.
+
+    Args:
+        name: of the study.
+        url: of the storage; None: the sqlite file of this checkout.
+    """
     from paribus.tune.figures import write_figures
 
     study = read_study(name)

@@ -124,7 +124,15 @@ def read_study(name: str) -> Study:
 
 
 def parse_study(name: str, raw: Mapping[str, Any]) -> Study:
-    """The values of a file -> Study. Raises UserError with every problem at once, each with the file's name."""
+    """A study's file as a Study.
+
+    Args:
+        name: of the study.
+        raw: the values in its file.
+
+    Raises:
+        UserError: with every problem at once, each with the file's name.
+    """
     problems = [f"{key}: unknown key; {_hint(str(key), KEYS)}" for key in raw if key not in KEYS]
     problems += [f"{key}: missing" for key in REQUIRED if key not in raw]
     rules = _Rules(read_yaml("params.yaml"), stage_definition("pretrain").params)
@@ -151,7 +159,15 @@ def parse_study(name: str, raw: Mapping[str, Any]) -> Study:
 
 
 def memory_budget(text: str, name: str) -> int:
-    """Bytes of a memory budget, as 24GiB. Raises UserError that names the option, also for a number without its unit."""
+    """Bytes of a memory budget.
+
+    Args:
+        text: as 24GiB.
+        name: of the option or key, for errors.
+
+    Raises:
+        UserError: that names the option, also for a number without its unit.
+    """
     size = parse_bytes(text, name)
     if size < LEAST_MEMORY:
         number = text.strip()
@@ -291,14 +307,24 @@ def _kinds() -> dict[str, Any]:
 
 
 def inside(value: Any, spread: dict[str, Any]) -> bool:
-    """Whether a range or its choices hold a value."""
+    """Whether a range or its choices hold a value.
+
+    Args:
+        value: of a key.
+        spread: its range or choices.
+    """
     if "choices" in spread:
         return value in spread["choices"]
     return isinstance(value, (int, float)) and spread["low"] <= value <= spread["high"]
 
 
 def least_memory(study: Study, memory: Callable[[Config], int]) -> float:
-    """Bytes of the smallest point of the space, found key by key; infinite if the ends of the ranges never go together."""
+    """Bytes of the smallest point of the space, found key by key; infinite if the ends of the ranges never go together.
+
+    Args:
+        study: the study's file.
+        memory: bytes that a configuration takes.
+    """
     ends = {key: ends_of(spread) for key, spread in study.space.items()}
 
     def cost(values: dict[str, Any]) -> float:
@@ -390,6 +416,23 @@ def _is_among(value: Any, others: list[Any]) -> bool:
 
 
 def _range_problems(key: str, spread: dict[str, Any]) -> list[str]:
+    problems = _kind_problems(key, spread)
+    if problems:
+        return problems
+    low, high, log = spread["low"], spread["high"], spread.get("log", False)
+    if low >= high:
+        problems.append(f"{key}: low {low} and high {high}; expected low < high")
+    if log and low <= 0:
+        problems.append(f"{key}: log: true needs low above 0, as {low} has no logarithm")
+    if log and "step" in spread:
+        problems.append(f"{key}: log and step do not go together; leave out one of them")
+    if "step" in spread and not problems:
+        problems += _step_problems(key, spread["step"], high - low)
+    return problems
+
+
+def _kind_problems(key: str, spread: dict[str, Any]) -> list[str]:
+    """Values of a range that are not of the key's kind."""
     kind = "a whole number" if is_whole(key) else "a number"
     problems = []
     for end in ("low", "high"):
@@ -398,22 +441,9 @@ def _range_problems(key: str, spread: dict[str, Any]) -> list[str]:
     log = spread.get("log", False)
     if not isinstance(log, bool):
         problems.append(f"{key}.log: {_short(log)} is not allowed; expected true or false")
-    has_step = "step" in spread
-    if has_step and not (_fits(key, spread["step"]) and spread["step"] > 0):
-        problems.append(
-            f"{key}.step: {_short(spread['step'])} is not allowed; expected {kind} above 0"
-        )
-    if problems:
-        return problems
-    low, high = spread["low"], spread["high"]
-    if low >= high:
-        problems.append(f"{key}: low {low} and high {high}; expected low < high")
-    if log and low <= 0:
-        problems.append(f"{key}: log: true needs low above 0, as {low} has no logarithm")
-    if log and has_step:
-        problems.append(f"{key}: log and step do not go together; leave out one of them")
-    if has_step and not problems:
-        problems += _step_problems(key, spread["step"], high - low)
+    step = spread.get("step", 1)
+    if not _fits(key, step) or step <= 0:
+        problems.append(f"{key}.step: {_short(step)} is not allowed; expected {kind} above 0")
     return problems
 
 
