@@ -780,7 +780,7 @@ def test_figures_open_offline_in_a_browser_and_none_is_empty(killed: dict[str, A
         "history": ".scatterlayer .point",
         "importances": ".barlayer .point",
         "memory": ".scatterlayer .point",
-        "parallel": ".parcoords .axis",
+        "parallel": ".scatterlayer .trace",
     }
     with sync_playwright() as driver:
         browser = driver.chromium.launch(
