@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,9 @@ from paribus.errors import UserError
 from paribus.machine.hardware import Hardware, detect_hardware
 from paribus.machine.provenance import collect_provenance
 from paribus.study.committed import CommittedFiles, altered, edited_in_lock
+from paribus.study.experiment import is_declared
 from paribus.study.finished import CHECKPOINTS, PIPELINE, FinishedRun, Provenance
+from paribus.study.lasting import FIGURES
 
 Cause = Literal[
     "metrics",
@@ -200,7 +202,7 @@ def lock(record: FinishedRun, stage: str) -> Iterator[Difference]:
 
 
 def _is_figure(path: str) -> bool:
-    return path.startswith(("metrics/", "plots/"))
+    return path.startswith(FIGURES)
 
 
 def _figures_of_others(record: FinishedRun, stage: str) -> list[dict[str, Any]]:
@@ -210,9 +212,11 @@ def _figures_of_others(record: FinishedRun, stage: str) -> list[dict[str, Any]]:
     """
     if record.scope != PIPELINE:
         return []
-    entries = record.lock.get("stages", {})
-    others = [entry for name, entry in entries.items() if name != stage]
-    return [out for entry in others for out in entry.get("outs", []) if _is_figure(out["path"])]
+    figures = []
+    for name, entry in record.lock.get("stages", {}).items():
+        if name != stage:
+            figures += [out for out in entry.get("outs", []) if _is_figure(out["path"])]
+    return figures
 
 
 def _hash_there(record: FinishedRun, out: str) -> str | None:
@@ -294,7 +298,7 @@ def asked(record: FinishedRun, stage: str, root: Path) -> Iterator[Difference]:
     if not now:
         return
     declared = graph.stage_definition(stage, root / "dvc.yaml").params
-    keys = {key for key in now if _is_declared(key, declared)}
+    keys = {key for key in now if is_declared(key, declared)}
     locked = rebuild.locked_params(record, stage)
     ran: Mapping[str, Any] = locked
     if not locked:
@@ -304,11 +308,6 @@ def asked(record: FinishedRun, stage: str, root: Path) -> Iterator[Difference]:
         if now.get(key) != ran.get(key):
             what = f"{key} in params.yaml"
             yield Difference(_cause_of(key), what, ran.get(key, ABSENT), now.get(key, ABSENT), True)
-
-
-def _is_declared(key: str, declared: Sequence[str]) -> bool:
-    """Whether a stage declares a key, or the section that it is in."""
-    return any(key == name or key.startswith(f"{name}.") for name in declared)
 
 
 def _cause_of(key: str) -> Cause:

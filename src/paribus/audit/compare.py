@@ -16,10 +16,12 @@ from paribus.audit.agreement import edited_outputs
 from paribus.audit.lookup import find_all
 from paribus.config import flatten
 from paribus.git import try_git
-from paribus.journal import plain as as_json
+from paribus.journal import plain
 from paribus.study.finished import CHECKPOINTS, FinishedRun
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from rich.console import RenderableType
 
     from paribus.study.items import ItemEffect
@@ -38,6 +40,7 @@ CodeKind = Literal["code", "deps"]
 # Of A and of B; a list where the runs of one side disagree, None where nothing is kept.
 Pair = tuple[Any, Any]
 RunPair = tuple[FinishedRun, FinishedRun]
+Item = tuple[str, int]  # task, index
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,15 @@ class Measured:
     p: float | None
     how: str
 
+    def as_json(self) -> dict[str, Any]:
+        """Its fields; infinite bounds as JSON has them."""
+        return {key: plain(value) for key, value in vars(self).items()}
+
+    @property
+    def equal(self) -> bool:
+        """Whether it is the same in A and B, item by item where there are items."""
+        return not self.difference and self.low == self.high
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -61,41 +73,20 @@ class Comparison:
     b: list[str]
     params: dict[str, Pair]
     code: dict[str, Pair]  # source file, or folder, that decides a result -> digests
-    other_code: list[
-        str
-    ]  # source files that differ between the commits, not in what decided the results
+    other_code: list[str]  # source files that differ between the commits and decided no result
     trees: dict[str, Pair]  # commit, uncommitted changes
     data: dict[str, Pair]  # what differs of itself
     outputs: dict[str, Pair]  # what differs as what it is made from does
     environment: dict[str, Pair]
     metrics: dict[str, Measured]
-    edited: dict[str, list[str]] = field(
-        default_factory=dict
-    )  # run -> outputs changed after it ended
+    # Run -> outputs that were changed after it ended.
+    edited: dict[str, list[str]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The comparison as `paribus compare --json` prints it."""
-        plain = {
-            name: getattr(self, name)
-            for name in (
-                "a",
-                "b",
-                "params",
-                "code",
-                "other_code",
-                "trees",
-                "data",
-                "outputs",
-                "environment",
-                "edited",
-            )
-        }
-        return plain | {
-            "metrics": {
-                name: {key: as_json(value) for key, value in vars(one).items()}
-                for name, one in self.metrics.items()
-            }
-        }
+        values = dict(vars(self))
+        metrics = values.pop("metrics")
+        return values | {"metrics": {name: metric.as_json() for name, metric in metrics.items()}}
 
 
 def compare(a: str, b: str, json_out: bool) -> None:
@@ -323,7 +314,7 @@ def measured(a: Sequence[FinishedRun], b: Sequence[FinishedRun]) -> dict[str, Me
 
 def _matched(a: Sequence[FinishedRun], b: Sequence[FinishedRun]) -> list[RunPair]:
     """Runs of the same seed; one run against one are a pair whatever their seeds."""
-    if len(a) == len(b) == 1:
+    if len(a) == 1 and len(b) == 1:
         return [(a[0], b[0])]
     of_b = {run.params.get("seed"): run for run in b}
     pairs = []
@@ -343,7 +334,7 @@ def _by_seeds(
 ) -> Measured:
     of_a, of_b = _mean(name, a), _mean(name, b)
     if len(pairs) < 2:
-        one_seed = len(a) == len(b) == 1
+        one_seed = len(a) == 1 and len(b) == 1
         how = "no interval: " + ("one seed" if one_seed else "fewer than two matched seeds")
         return Measured(of_a, of_b, of_b - of_a, None, None, None, how)
     from paribus.study.statistics import effects
@@ -372,14 +363,10 @@ def _by_items(name: str, pairs: Sequence[RunPair]) -> Measured | None:
     from paribus.study.items import item_effect
 
     keys = sorted(items)
-    arrays_a, arrays_b = (
-        [numpy.array([outcomes[key] for key in keys], dtype=float) for outcomes in side]
-        for side in (of_a, of_b)
-    )
     in_tasks = name.startswith("core")
     effect = item_effect(
-        arrays_a,
-        arrays_b,
+        [_in_order(outcomes, keys) for outcomes in of_a],
+        [_in_order(outcomes, keys) for outcomes in of_b],
         numpy.array([task for task, _ in keys]) if in_tasks else None,
         smallest_effect=1.0,
         alpha=ALPHA,
@@ -395,6 +382,12 @@ def _by_items(name: str, pairs: Sequence[RunPair]) -> Measured | None:
         effect.p if effect.mcnemar_p is None else effect.mcnemar_p,
         _how_of_items(effect, in_tasks),
     )
+
+
+def _in_order(outcomes: Mapping[Item, float], keys: Sequence[Item]) -> NDArray[np.float64]:
+    import numpy
+
+    return numpy.array([outcomes[key] for key in keys], dtype=float)
 
 
 def _how_of_items(effect: ItemEffect, in_tasks: bool) -> str:
@@ -417,7 +410,7 @@ def _other_questions(pairs: Sequence[RunPair]) -> bool:
     return len(versions) > 1
 
 
-def _outcomes(name: str, run: FinishedRun) -> dict[tuple[str, int], float]:
+def _outcomes(name: str, run: FinishedRun) -> dict[Item, float]:
     """(task, index) -> outcome. CORE's are over 1 - the task's baseline, so that their mean over tasks differs as CORE does."""
     path = run.files.place(ITEMS[name])
     if path is None:
@@ -463,11 +456,11 @@ def page(found: Comparison) -> list[RenderableType]:
             f"Changed after the run ended: {', '.join(paths)} of {name}, by what dvc.lock or DVC's run-cache noted then; "
             "its figures are not the run's\n"
         )
-    told = {
-        name: one for name, one in found.metrics.items() if one.difference or one.low != one.high
-    }
-    parts += [_metrics_table(told)] if told else []
-    if equal := found.metrics.keys() - told.keys():
+    different = {name: metric for name, metric in found.metrics.items() if not metric.equal}
+    equal = found.metrics.keys() - different.keys()
+    if different:
+        parts.append(_metrics_table(different))
+    if equal:
         parts.append(f"{len(equal)} metrics are equal to the last digit: {_few(equal)}\n")
     return [*parts, summary(found)]
 
@@ -511,19 +504,24 @@ def _table(title: str, values: Mapping[str, Pair]) -> RenderableType:
 
 def _text(value: Any) -> str:
     """Hashes cut short; several of them counted."""
-    text = "–" if value is None else value if isinstance(value, str) else json.dumps(value)
-    if isinstance(value, list) and all(
-        isinstance(one, str) and HASH.fullmatch(one) for one in value
-    ):
+    if value is None:
+        return "–"
+    if isinstance(value, list) and all(_is_hash(part) for part in value):
         return f"{len(value)} different"
-    return text[:10] if HASH.fullmatch(text) else text
+    if _is_hash(value):
+        return str(value)[:10]
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and HASH.fullmatch(value) is not None
 
 
 def _metrics_table(metrics: Mapping[str, Measured]) -> RenderableType:
     from rich import box
     from rich.table import Column, Table
 
-    ways = {one.how for one in metrics.values()}
+    ways = {metric.how for metric in metrics.values()}
     whole = [Column(name, no_wrap=True) for name in ("", "A", "B", "B - A", "95 % interval", "p")]
     by = [] if len(ways) == 1 else [Column("by", min_width=20)]
     alone = "each interval and p is of its metric alone: of many, some are small by chance"
@@ -537,17 +535,13 @@ def _metrics_table(metrics: Mapping[str, Measured]) -> RenderableType:
         caption_justify="left",
         box=box.SIMPLE,
     )
-    for name, one in metrics.items():
-        interval = (
-            "" if one.low is None or one.high is None else f"{one.low:+.4g} to {one.high:+.4g}"
-        )
-        table.add_row(
-            name,
-            f"{one.a:.6g}",
-            f"{one.b:.6g}",
-            f"{one.difference:+.4g}",
-            interval,
-            "" if one.p is None else f"{one.p:.3g}",
-            *([one.how] if by else []),
-        )
+    for name, metric in metrics.items():
+        interval = ""
+        if metric.low is not None and metric.high is not None:
+            interval = f"{metric.low:+.4g} to {metric.high:+.4g}"
+        cells = [f"{metric.a:.6g}", f"{metric.b:.6g}", f"{metric.difference:+.4g}", interval]
+        cells.append("" if metric.p is None else f"{metric.p:.3g}")
+        if by:
+            cells.append(metric.how)
+        table.add_row(name, *cells)
     return table

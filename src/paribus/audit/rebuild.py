@@ -181,11 +181,9 @@ def bring_data(root: Path, versions: Mapping[str, str]) -> list[str]:
 def _pull(root: Path, versions: Mapping[str, str]) -> list[str]:
     """Pull outputs into the clone's own cache; returns those that no remote has."""
     stages = read_yaml(root / "dvc.yaml")["stages"]
-    makers = {
-        out: name
-        for name, stage in graph.stage_definitions(root / "dvc.yaml").items()
-        for out in stage.outs
-    }
+    makers: dict[str, str] = {}
+    for name, stage in graph.stage_definitions(root / "dvc.yaml").items():
+        makers |= dict.fromkeys(stage.outs, name)
     locked: dict[str, Any] = {}
     for out, md5 in versions.items():
         if out in makers:
@@ -193,9 +191,8 @@ def _pull(root: Path, versions: Mapping[str, str]) -> list[str]:
             entry["outs"].append({"path": out, "hash": "md5", "md5": md5})
     (root / "dvc.lock").write_text(dump_yaml({"schema": "2.0", "stages": locked}), encoding="utf-8")
     if Path(".dvc/config.local").is_file():
-        shutil.copyfile(
-            ".dvc/config.local", root / ".dvc/config.local"
-        )  # where keys and the addresses of remotes are kept
+        # Where keys and the addresses of remotes are kept.
+        shutil.copyfile(".dvc/config.local", root / ".dvc/config.local")
     own = [sys.executable, "-m", "dvc", "cache", "dir", "--local", ".dvc/cache"]
     for command in (own, [sys.executable, "-m", "dvc", "pull", "-q", *versions]):
         subprocess.run(command, cwd=root, env=_environment(root, None), capture_output=True)
@@ -274,12 +271,9 @@ def rebuilt_curve(root: Path, stage: str) -> list[dict[str, str]]:
         root: the project in the clone.
         stage: a training stage.
     """
-    rows = [
-        row
-        for path in root.glob(".paribus/runs/*/metrics.jsonl")
-        for row in read_rows(path)
-        if "event" not in row
-    ]
+    rows = []
+    for path in root.glob(".paribus/runs/*/metrics.jsonl"):
+        rows += [row for row in read_rows(path) if "event" not in row]
     place = root / "rebuilt.csv"
     write_curve(place, stage, rows)
     return read_curve(place.read_text(encoding="utf-8"))

@@ -290,12 +290,11 @@ def grade(json_out: bool) -> None:
     from paribus.tracking.store import graded_runs
 
     rows = graded_runs(load_config().tracking.experiment)
-    errors = {kind: [row[f"{kind}_error"] for row in rows] for kind in ("memory", "seconds")}
-    summary = {
-        f"{kind}_median_error": statistics.median(map(abs, values))
-        for kind, values in errors.items()
-        if values
-    }
+    summary = {}
+    for kind in ("memory", "seconds"):
+        errors = [abs(row[f"{kind}_error"]) for row in rows]
+        if errors:
+            summary[f"{kind}_median_error"] = statistics.median(errors)
     if json_out:
         click.echo(json.dumps({"runs": rows, **summary}, indent=1))
         return

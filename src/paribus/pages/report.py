@@ -110,7 +110,9 @@ def core_table(results: Results) -> dict[str, Any]:
     """metrics/core.json with its kind (`synthetic`, `partial` or `full`), its mean and the tasks that had no data."""
     metrics = results.metrics("core")
     partial = metrics["core"] is None
-    kind = "synthetic" if metrics["bundle"] == "synthetic" else "partial" if partial else "full"
+    kind = "partial" if partial else "full"
+    if metrics["bundle"] == "synthetic":
+        kind = "synthetic"
     return metrics | {
         "kind": kind,
         "mean": metrics["core_partial"] if partial else metrics["core"],
@@ -127,15 +129,15 @@ def gsm8k_table(results: Results) -> dict[str, Any]:
         for a, b in zip(names, names[1:], strict=False)
     ]
     stages = {name: results.answers(name) for name in names}
-    difficulties = sorted(
-        {steps for summary in stages.values() for steps in summary["by_steps"]}, key=int
-    )
+    difficulties: set[str] = set()
+    for summary in stages.values():
+        difficulties.update(summary["by_steps"])
     return {
         "stages": stages,
         "pairs": pairs,
         "dataset": metrics["dataset"],
         "k": pass_at(results),
-        "difficulties": difficulties,
+        "difficulties": sorted(difficulties, key=int),
     }
 
 
@@ -144,11 +146,11 @@ def sparsity(results: Results) -> dict[str, Any]:
     rows = results.curve("rl")
     quarter = max(len(rows) // 4, 1)
     ends = {"first": rows[:quarter], "last": rows[-quarter:]}
-    keys = ("zero_reward_groups", "all_reward_groups", "reward")
-    means = {
-        end: {key: mean_of_measured([row[key] for row in part]) for key in keys}
-        for end, part in ends.items()
-    }
+    means: dict[str, Any] = {}
+    for end, part in ends.items():
+        means[end] = {}
+        for key in ("zero_reward_groups", "all_reward_groups", "reward"):
+            means[end][key] = mean_of_measured([row[key] for row in part])
     return means | {
         "silent_steps": sum(row["zero_gradient_groups"] >= 1 for row in rows),
         "steps": len(rows),
@@ -160,13 +162,11 @@ def prompts(results: Results) -> list[dict[str, Any]]:
     answers = {
         stage: results.files[f"evals/gsm8k/{stage}/prompts.json"] for stage in CHECKPOINT_NAMES
     }
-    return [
-        {
-            "prompt": row["prompt"],
-            "answers": {stage: _sample(rows[place]) for stage, rows in answers.items()},
-        }
-        for place, row in enumerate(answers["rl"])
-    ]
+    shown = []
+    for place, row in enumerate(answers["rl"]):
+        samples = {stage: _sample(rows[place]) for stage, rows in answers.items()}
+        shown.append({"prompt": row["prompt"], "answers": samples})
+    return shown
 
 
 def _sample(sample: dict[str, Any]) -> dict[str, Any]:
@@ -177,24 +177,23 @@ def _sample(sample: dict[str, Any]) -> dict[str, Any]:
         flags=re.S,
     )
     kinds = ("text", "tool_call", "tool_result")
-    found = [{"type": kinds[place % 3], "text": text} for place, text in enumerate(parts) if text]
-    return sample | {
-        "parts": [
-            part | {"text": re.sub(r"<\|(end|bos)\|>\s*$", "", part["text"])} for part in found
-        ]
-    }
+    typed = []
+    for place, text in enumerate(parts):
+        if text:
+            without_end = re.sub(r"<\|(end|bos)\|>\s*$", "", text)
+            typed.append({"type": kinds[place % 3], "text": without_end})
+    return sample | {"parts": typed}
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """Nested mappings as dotted keys, in order, without params, which have a table of their own."""
     if not isinstance(value, dict):
         return [(prefix.rstrip("."), value)]
-    return [
-        pair
-        for key, item in value.items()
-        if prefix + key != "params"
-        for pair in _flat(item, f"{prefix}{key}.")
-    ]
+    pairs = []
+    for key, item in value.items():
+        if prefix + key != "params":
+            pairs += _flat(item, f"{prefix}{key}.")
+    return pairs
 
 
 def _params(settings: config.Config) -> list[tuple[str, Any, Any]]:

@@ -46,7 +46,13 @@ def _binned(rows: list[Row], *keys: str) -> list[list[float]]:
     """The columns, by the means of at most MOST_POINTS bins of rows."""
     size = math.ceil(len(rows) / MOST_POINTS)
     bins = [rows[start : start + size] for start in range(0, len(rows), size)]
-    return [[mean_of_measured([row[key] for row in part]) for part in bins] for key in keys]
+    return [_means(bins, key) for key in keys]
+
+
+def _means(bins: list[list[Row]], key: str) -> list[float]:
+    """The mean of a column over each bin."""
+    columns = [[row[key] for row in part] for part in bins]
+    return [mean_of_measured(column) for column in columns]
 
 
 def _smooth(values: Sequence[float], reach: int) -> list[float]:

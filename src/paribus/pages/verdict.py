@@ -302,7 +302,10 @@ def held(experiment: Experiment, found: Sequence[ArmVerdict]) -> str:
 
 def shared_rows(found: Sequence[ArmVerdict]) -> str:
     """Whether the arms read the same rows in the same order at one seed."""
-    others = [arm.name for arm in found if any(key.startswith(DECIDES_ROWS) for key in arm.changed)]
+    others = []
+    for arm in found:
+        if any(key.startswith(DECIDES_ROWS) for key in arm.changed):
+            others.append(arm.name)
     if not others:
         return "At one seed every arm reads the same rows in the same order."
     return f"At one seed the arms read the same rows in the same order, but for {', '.join(others)}, whose rows are others."
@@ -353,17 +356,12 @@ def _item_rows(found: Sequence[ArmVerdict]) -> list[dict[str, Any]]:
 
 def _values(found: Sequence[ArmVerdict]) -> list[dict[str, Any]]:
     """The metric of each matched pair."""
-    return [
-        {
-            "arm": arm.name,
-            "seed": seed,
-            "baseline": base,
-            "value": value,
-            "difference": value - base,
-        }
-        for arm in found
-        for seed, base, value in zip(arm.seeds, arm.baseline, arm.values, strict=True)
-    ]
+    rows = []
+    for arm in found:
+        for seed, base, value in zip(arm.seeds, arm.baseline, arm.values, strict=True):
+            pair = {"arm": arm.name, "seed": seed, "baseline": base, "value": value}
+            rows.append(pair | {"difference": value - base})
+    return rows
 
 
 def _run_row(result: Result) -> dict[str, Any]:

@@ -245,12 +245,19 @@ def all_params(definition: StageDefinition, config: Config) -> dict[str, Any]:
         definition: of the stage in dvc.yaml.
         config: where the values are.
     """
-    declared = {
-        key: value
-        for key, value in flatten(config).items()
-        if any(key == one or key.startswith(one + ".") for one in definition.params)
-    }
+    values = flatten(config)
+    declared = {key: values[key] for key in values if is_declared(key, definition.params)}
     return declared | declared_params(definition, config)
+
+
+def is_declared(key: str, names: Sequence[str]) -> bool:
+    """Whether a key, or a section that it is in, is among those that a stage declares.
+
+    Args:
+        key: dotted.
+        names: of the keys and sections.
+    """
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 # ---------------------------------------------------------------- reading

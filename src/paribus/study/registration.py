@@ -56,7 +56,9 @@ def committed_code(stages: Sequence[str], commit: str) -> Code:
 
 def sources(stages: Sequence[str]) -> list[str]:
     """What stages declare that git has: their deps that no stage writes, paribus's code aside, of which they declare all."""
-    outs = {out for one in definitions().values() for out in one.outs}
+    outs: set[str] = set()
+    for definition in definitions().values():
+        outs.update(definition.outs)
     found = set()
     for name in stages:
         own = name.partition("@")[0] in ENTRY_POINTS
@@ -69,23 +71,18 @@ def sources(stages: Sequence[str]) -> list[str]:
 
 def tracking_notes(path: str) -> list[str]:
     """The .dvc files by which `dvc add` may track a path: its own, and those of the folders it lies in."""
-    there = PurePosixPath(path)
-    return [f"{one}.dvc" for one in (there, *there.parents) if one.name]
+    own = PurePosixPath(path)
+    return [f"{place}.dvc" for place in (own, *own.parents) if place.name]
 
 
 def check_sources(stages: Sequence[str]) -> None:
     """Raises UserError where code or parameters are not committed: a result must follow from a commit."""
-    declared = sources(stages)
-    notes = [note for path in declared for note in tracking_notes(path) if Path(note).is_file()]
-    paths = ["params.yaml", "dvc.yaml", *declared, *notes]
+    paths = ["params.yaml", "dvc.yaml"]
+    for path in sources(stages):
+        paths.append(path)
+        paths += [note for note in tracking_notes(path) if Path(note).is_file()]
     status = try_git("status", "--porcelain", "--", *paths) or ""
-    changed = {line[3:] for line in status.splitlines()}
-    committed = committed_code(stages, "HEAD")
-    for stage, here in code_of(stages, working_sources()).items():
-        there = committed[stage]
-        changed |= {
-            path for path in here.keys() | there.keys() if here.get(path) != there.get(path)
-        }
+    changed = {line[3:] for line in status.splitlines()} | _changed_code(stages)
     problems = [
         f"{path}: changed and not committed; a result has to follow from a commit"
         for path in sorted(changed)
@@ -93,6 +90,18 @@ def check_sources(stages: Sequence[str]) -> None:
     problems += undeclared_code(stages)
     if problems:
         raise UserError(problems)
+
+
+def _changed_code(stages: Sequence[str]) -> set[str]:
+    """Source files that are not as the last commit has them."""
+    committed = committed_code(stages, "HEAD")
+    changed = set()
+    for stage, here in code_of(stages, working_sources()).items():
+        there = committed[stage]
+        for path in here.keys() | there.keys():
+            if here.get(path) != there.get(path):
+                changed.add(path)
+    return changed
 
 
 def undeclared_code(stages: Sequence[str]) -> list[str]:

@@ -55,8 +55,11 @@ class Study:
             seeds: how many, from the first.
             arms: their names; all by default.
         """
-        names = arms or self.experiment.names
-        return [self.run(arm, number) for number in range(seeds) for arm in names]
+        runs = []
+        for number in range(seeds):
+            for arm in arms or self.experiment.names:
+                runs.append(self.run(arm, number))
+        return runs
 
     @cached_property
     def code(self) -> str:

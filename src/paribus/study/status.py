@@ -113,7 +113,8 @@ class Standing:
 
     def counts(self) -> dict[str, int]:
         """State -> how many runs are in it."""
-        return {state: sum(row.state == state for row in self.rows) for state in STATES}
+        states = [row.state for row in self.rows]
+        return {state: states.count(state) for state in STATES}
 
     def end(self) -> str:
         """When the last will be done."""

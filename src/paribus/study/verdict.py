@@ -29,14 +29,15 @@ COSTS: dict[str, Callable[[Result], float | None]] = {
     "tokens": lambda result: result.number("pretrain", "train_tokens"),
     "steps": lambda result: result.number("pretrain", "steps"),
     "tokens_per_second": lambda result: result.number("pretrain", "tokens_per_second"),
-    "peak_memory_bytes": lambda result: max(
-        (one for stage in TRAINING_STAGES if (one := result.number(stage, "peak_memory_bytes"))),
-        default=None,
-    ),
-    "seconds": lambda result: (
-        sum(one for stage in TRAINING_STAGES if (one := result.number(stage, "seconds"))) or None
-    ),
+    "peak_memory_bytes": lambda result: max(_of_stages(result, "peak_memory_bytes"), default=None),
+    "seconds": lambda result: sum(_of_stages(result, "seconds")) or None,
 }
+
+
+def _of_stages(result: Result, key: str) -> list[float]:
+    """A number of every training stage that reports it."""
+    numbers = [result.number(stage, key) for stage in TRAINING_STAGES]
+    return [number for number in numbers if number]
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,11 @@ def matched(results: Sequence[Result], arm: str) -> list[tuple[Result, Result]]:
         results: of all runs that count.
         arm: its name.
     """
-    by_seed = {(result.arm, result.seed): result for result in results if result.value is not None}
-    return [
-        (by_seed[BASELINE, seed], by_seed[arm, seed])
-        for seed in sorted({result.seed for result in results})
-        if (BASELINE, seed) in by_seed and (arm, seed) in by_seed
-    ]
+    measured = [result for result in results if result.value is not None]
+    of_baseline = {result.seed: result for result in measured if result.arm == BASELINE}
+    of_arm = {result.seed: result for result in measured if result.arm == arm}
+    shared = sorted(of_baseline.keys() & of_arm.keys())
+    return [(of_baseline[seed], of_arm[seed]) for seed in shared]
 
 
 def judge(

@@ -44,9 +44,7 @@ def counted(study: Any) -> int:
 def ranked(study: Any) -> list[Any]:
     """Finished, feasible trials, the best first."""
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
-    feasible = [
-        trial for trial in done if all(excess <= 0 for excess in trial.constraints.values())
-    ]
+    feasible = [trial for trial in done if max(trial.constraints.values(), default=0) <= 0]
     return sorted(feasible, key=lambda trial: trial.value)
 
 

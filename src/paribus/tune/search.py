@@ -249,14 +249,16 @@ def _starts(study: Study, url: str | None) -> list[dict[str, Any]]:
     for name in study.warm_start:
         earlier, _ = open_study(replace(study, name=name), url, create=False)
         starts += [trial.params for trial in ranked(earlier)[:1]]
-    return [
-        {
-            key: value
-            for key, value in start.items()
-            if key in study.space and inside(value, study.space[key])
-        }
-        for start in starts
-    ]
+    return [_inside_space(start, study) for start in starts]
+
+
+def _inside_space(values: dict[str, Any], study: Study) -> dict[str, Any]:
+    """The values that the study's space holds."""
+    kept = {}
+    for key, value in values.items():
+        if key in study.space and inside(value, study.space[key]):
+            kept[key] = value
+    return kept
 
 
 class Dropped(Exception):

@@ -41,6 +41,7 @@ from paribus.config import (
 from paribus.errors import UserError
 from paribus.graph import stage_definition
 from paribus.plan.memory import parse_bytes
+from paribus.study.experiment import is_declared
 
 STUDIES = Path("experiments/tune")
 KEYS = ("trials", "budget", "memory", "overrides", "space", "retest", "warm_start")
@@ -290,7 +291,7 @@ def read_by_trials(key: str, declared: Sequence[str] | None = None) -> bool:
     declared: what the stage declares in dvc.yaml, where the caller has read it.
     """
     names = [*(declared or stage_definition("pretrain").params), *ALSO_READ]
-    return key not in NOT_READ and any(key == one or key.startswith(f"{one}.") for one in names)
+    return key not in NOT_READ and is_declared(key, names)
 
 
 def is_whole(key: str) -> bool:
