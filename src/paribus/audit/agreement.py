@@ -242,14 +242,14 @@ def edited_outputs(record: FinishedRun) -> list[str]:
     if record.kind in ("experiment", "revision") and record.commit:
         changed = altered(CommittedFiles(record.commit), stages)
         return [path for path in changed if path in outs]
-    found = set()
+    edited = set()
     for entry in stages.values():
-        found.update(edited_in_lock(entry))
+        edited.update(edited_in_lock(entry))
     for path, mark in outs.items():
         there = _is_figure(path) and record.in_place and Path(path).is_file()
         if there and graph.computed_hash(Path(path)) != mark:
-            found.add(path)
-    return sorted(found)
+            edited.add(path)
+    return sorted(edited)
 
 
 def params(record: FinishedRun, stage: str) -> Iterator[Difference]:

@@ -135,16 +135,16 @@ def _twins(record: FinishedRun, stage: str) -> dict[Any, FinishedRun]:
     own = record.provenance(stage)
     assert own is not None, "a certificate is made of a run that has one"
     runs = Runs(load_config().tracking.experiment)
-    found: dict[Any, FinishedRun] = {}
+    twins: dict[Any, FinishedRun] = {}
     for run in runs.search(f"tags.stage = '{stage}' and attributes.status = 'FINISHED'")[:MOST]:
         twin = in_mlflow(run.id, run, runs)
         written = twin.provenance(stage)
         if written is None or _recipe(written) != _recipe(own):
             continue
         seed = written.params["seed"]
-        if seed != own.params["seed"] and seed not in found:
-            found[seed] = twin
-    return found
+        if seed != own.params["seed"] and seed not in twins:
+            twins[seed] = twin
+    return twins
 
 
 def _recipe(written: Provenance) -> tuple[Mapping[str, Any], ...]:

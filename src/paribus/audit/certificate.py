@@ -59,11 +59,11 @@ def _table(differences: list[dict[str, Any]]) -> list[str]:
     if not differences:
         return []
     rows = ["", "| cause | what | as recorded | as found |  |", "| --- | --- | --- | --- | --- |"]
-    for one in differences[:SHOWN]:
-        kind = "contradiction" if one["contradiction"] else "this machine"
-        rows.append(
-            f"| {one['cause']} | {cell(one['what'])} | {_short(one['recorded'])} | {_short(one['found'])} | {kind} |"
-        )
+    for difference in differences[:SHOWN]:
+        kind = "contradiction" if difference["contradiction"] else "this machine"
+        recorded, found = _short(difference["recorded"]), _short(difference["found"])
+        what = cell(difference["what"])
+        rows.append(f"| {difference['cause']} | {what} | {recorded} | {found} | {kind} |")
     more = len(differences) - SHOWN
     if more > 0:
         rows.append(f"| | and {more} more (in the JSON) | | | |")

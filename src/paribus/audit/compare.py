@@ -100,13 +100,13 @@ def compare(a: str, b: str, json_out: bool) -> None:
     Raises:
         UserError: for a name that nothing has.
     """
-    found = comparison(find_all(a), find_all(b))
+    differences = comparison(find_all(a), find_all(b))
     if json_out:
-        click.echo(json.dumps(found.as_json(), indent=1))
+        click.echo(json.dumps(differences.as_json(), indent=1))
     else:
         from rich.console import Console
 
-        Console().print(*page(found), sep="\n")
+        Console().print(*page(differences), sep="\n")
 
 
 def comparison(a: Sequence[FinishedRun], b: Sequence[FinishedRun]) -> Comparison:
@@ -140,8 +140,8 @@ def comparison(a: Sequence[FinishedRun], b: Sequence[FinishedRun]) -> Comparison
 
 def _edited(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
     """Run -> its outputs that are not as DVC noted them when it ended; runs that have none are left out."""
-    found = {run.name: edited_outputs(run) for run in runs}
-    return {name: paths for name, paths in found.items() if paths}
+    edited = {run.name: edited_outputs(run) for run in runs}
+    return {name: paths for name, paths in edited.items() if paths}
 
 
 def _differing_in(

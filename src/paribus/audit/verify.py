@@ -93,26 +93,26 @@ def verify(name: str, stage: str | None, steps: int | None, out: Path | None) ->
     """
     record = find(name)
     chosen = choose_stage(record, stage, steps)
-    made = certificate(record, chosen, steps)
+    proof = certificate(record, chosen, steps)
     folder = out or RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     files = [
-        folder / f"verify-{chosen}-{made['record']['fingerprint'][:8]}.{kind}"
+        folder / f"verify-{chosen}-{proof['record']['fingerprint'][:8]}.{kind}"
         for kind in ("json", "md")
     ]
-    write_json(files[0], made)
-    write_atomic(files[1], page(made))
+    write_json(files[0], proof)
+    write_atomic(files[1], page(proof))
     try:
-        noted = note(made, files)
+        noted = note(proof, files)
     except UserError as error:  # the certificate is made; only MLflow's copy of it is missing
         noted = None
         click.echo(f"not attached to MLflow's run: {error}", err=True)
-    click.echo(page(made))
+    click.echo(page(proof))
     click.echo(
         f"kept in {files[0]} and {files[1].name}"
         + (f", and with MLflow's run {noted}" if noted else "")
     )
-    return int(not made["reproduced"])
+    return int(not proof["reproduced"])
 
 
 def choose_stage(record: FinishedRun, stage: str | None, steps: int | None) -> str:
@@ -168,7 +168,7 @@ def certificate(record: FinishedRun, stage: str, steps: int | None) -> dict[str,
     written = rebuild.written_provenance(record, stage)
     with rebuild.workplace() as folder:
         root, absent = prepare(record, stage, folder / "clone")
-        found = [
+        differences = [
             *code(written, root),
             *data(record, stage, root, absent),
             *data_in_place(record, stage),
@@ -179,15 +179,15 @@ def certificate(record: FinishedRun, stage: str, steps: int | None) -> dict[str,
             *as_logged(record, stage),
         ]
         outcome = None
-        if steps != 0 and not any(one.stops for one in found):
-            outcome = run(record, stage, root, steps, found)
-        if outcome and judge(found, outcome) == "not reproduced" and not found:
-            outcome = run_again(record, stage, folder, outcome, found)
-    verdict = judge(found, outcome)
+        if steps != 0 and not any(difference.stops for difference in differences):
+            outcome = run(record, stage, root, steps, differences)
+        if outcome and judge(differences, outcome) == "not reproduced" and not differences:
+            outcome = run_again(record, stage, folder, outcome, differences)
+    verdict = judge(differences, outcome)
     return {
         "verdict": verdict,
         "reproduced": verdict in REPRODUCED,
-        "causes": causes(found, verdict),
+        "causes": causes(differences, verdict),
         "record": {
             "name": record.name,
             "kind": record.kind,
@@ -201,7 +201,7 @@ def certificate(record: FinishedRun, stage: str, steps: int | None) -> dict[str,
             "requirements_lock": written.requirements_lock,
             "git": written.git,
         },
-        "differences": [asdict(one) for one in found],
+        "differences": [asdict(difference) for difference in differences],
         "outcome": asdict(outcome) if outcome else None,
         "asked_steps": steps,
         "made": time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(began)),
@@ -314,7 +314,7 @@ def as_logged(record: FinishedRun, stage: str) -> list[Difference]:
     except UserError as error:
         click.echo(f"not held against MLflow: {error}", err=True)
         return []
-    differing = [differing_metrics(one, measured, whole=False) for one in logged]
+    differing = [differing_metrics(metrics, measured, whole=False) for metrics in logged]
     if not measured or not differing or not all(differing):
         return []  # made more than once, perhaps: one run that says the same is enough
     return [
@@ -369,14 +369,14 @@ def differing_metrics(
     if not recorded:
         return {}
     keys = recorded.keys() | rebuilt.keys() if whole else recorded.keys() & rebuilt.keys()
-    found = {}
+    pairs = {}
     for key in sorted(keys - MACHINE_FIGURES):
         one, other = recorded.get(key, ABSENT), rebuilt.get(key, ABSENT)
         # As files have them 6 is not 6.0; MLflow makes every number a float.
         same = json.dumps(one) == json.dumps(other) if whole else one == other
         if not same:
-            found[key] = (one, other)
-    return found
+            pairs[key] = (one, other)
+    return pairs
 
 
 def parted(
@@ -438,8 +438,8 @@ def causes(found: list[Difference], verdict: Verdict) -> list[str]:
     """
     if verdict in ("bit-exact", "consistent"):
         return []
-    serious = [one for one in found if one.contradiction] or found
-    return list(dict.fromkeys(one.cause for one in serious))
+    serious = [difference for difference in found if difference.contradiction] or found
+    return list(dict.fromkeys(difference.cause for difference in serious))
 
 
 # ---------------------------------------------------------------- the certificate

@@ -53,9 +53,9 @@ def verify_study(name: str, steps: int | None, out: Path | None) -> int:
     rows: list[Row] = []
     certificates: list[dict[str, Any]] = []
     for run in runs:
-        for row, made in certify_run(run, experiment.stages, steps or 0):
+        for row, proof in certify_run(run, experiment.stages, steps or 0):
             rows.append(row)
-            certificates += [made] if made else []
+            certificates += [proof] if proof else []
             click.echo(
                 f"{row.verdict:>14}  {row.run} {row.stage}" + (f": {row.why}" if row.why else "")
             )
@@ -71,9 +71,11 @@ def verify_study(name: str, steps: int | None, out: Path | None) -> int:
 
 def runs_of(experiment: Experiment) -> list[str]:
     """The DVC experiments that are a study's runs as its file has them, in order; superseded ones are left out."""
-    found = experiments_of(experiment.name)
+    references = experiments_of(experiment.name)
     return sorted(
-        one.name for one in found if one.run.arm in experiment.names and not one.superseded
+        reference.name
+        for reference in references
+        if reference.run.arm in experiment.names and not reference.superseded
     )
 
 
@@ -89,15 +91,15 @@ def certify_run(
     """
     record = find_experiment(run)
     assert record is not None, "it was listed"
-    found: list[tuple[Row, dict[str, Any] | None]] = []
+    looked_at: list[tuple[Row, dict[str, Any] | None]] = []
     try:
         for stage in [one for one in record.stages if one in stages] or ["pretrain"]:
-            made = certificate(record, choose_stage(record, stage, steps), steps)
-            why = "; ".join(one["what"] for one in made["differences"])
-            found.append((Row(run, stage, made["verdict"], made["reproduced"], why), made))
+            proof = certificate(record, choose_stage(record, stage, steps), steps)
+            why = "; ".join(one["what"] for one in proof["differences"])
+            looked_at.append((Row(run, stage, proof["verdict"], proof["reproduced"], why), proof))
     except UserError as error:  # nothing of it is kept here: said, and the other runs are looked at
-        found.append((Row(run, "", "not looked at", False, "; ".join(error.problems)), None))
-    return found
+        looked_at.append((Row(run, "", "not looked at", False, "; ".join(error.problems)), None))
+    return looked_at
 
 
 def page(name: str, rows: list[Row]) -> str:

@@ -136,10 +136,10 @@ def choose(config: Config, name: str | None) -> tuple[Device, str]:
 def _probe(config: Config, device: Device, dtype: str) -> None:
     from paribus.plan.probe import run_probe
 
-    found = run_probe(config, device, dtype)
+    measured = run_probe(config, device, dtype)
     click.echo(
-        f"probe: {found.seconds_per_step:.3g} s a step of pretraining, {found.correction:.2f} times the estimate; "
-        f"peak memory {memory_size(found.peak_memory_bytes)}, predicted {memory_size(found.predicted_memory_bytes)}",
+        f"probe: {measured.seconds_per_step:.3g} s a step of pretraining, {measured.correction:.2f} times the estimate; "
+        f"peak memory {memory_size(measured.peak_memory_bytes)}, predicted {memory_size(measured.predicted_memory_bytes)}",
         err=True,
     )
 

@@ -290,14 +290,14 @@ def held(experiment: Experiment, found: Sequence[ArmVerdict]) -> str:
         found: the verdicts, the baseline left out.
     """
     amount = f" ({quantity(experiment.amount)})" if experiment.amount else ""
-    words = {
+    budget = {
         "none": "Nothing was held equal: the arms cost what they cost; see the table of costs.",
         "tokens": f"Training tokens{amount}: every arm read as many.",
         "flops": f"Training FLOPs{amount}: pretraining steps of each arm follow from the FLOPs of its steps, Muon's products "
         "and the keys that attention sees included.",
         "seconds": f"Training time{amount}: pretraining steps of each arm follow from the measured seconds of its steps.",
     }[experiment.equal]
-    return f"{words} {shared_rows(found)} {shared_values(experiment, found)}"
+    return f"{budget} {shared_rows(found)} {shared_values(experiment, found)}"
 
 
 def shared_rows(found: Sequence[ArmVerdict]) -> str:

@@ -32,12 +32,12 @@ class CommittedFiles:
         """Every file and folder of the commit -> git's hash of it."""
         listed = try_git("ls-tree", "-r", "-t", "-z", "--full-tree", self.commit) or ""
         prefix = _prefix()
-        found = {}
+        hashes = {}
         for entry in filter(None, listed.split("\0")):
             about, _, path = entry.partition("\t")
             if path.startswith(prefix):
-                found[path.removeprefix(prefix)] = about.split(" ")[2]
-        return found
+                hashes[path.removeprefix(prefix)] = about.split(" ")[2]
+        return hashes
 
     def blob(self, path: str) -> str | None:
         """Git's hash of a file or folder; None where the commit has none."""
@@ -162,25 +162,25 @@ def altered(files: CommittedFiles, stages: Collection[str]) -> list[str]:
         files: of the commit.
         stages: that the run consists of.
     """
-    found = set()
+    changed = set()
     expected: dict[str, str] = {}
     for stage in stages:
         entry = (files.lock.get("stages") or {}).get(stage)
         if entry is None:
-            found.add("dvc.lock")
+            changed.add("dvc.lock")
             continue
         if not _same_params(files, entry):
-            found.add("params.yaml")
-        found.update(edited_in_lock(entry))
-        for one in [*entry.get("deps", []), *entry.get("outs", [])]:
-            if one["path"] in files.tree and not str(one.get("md5", ".dir")).endswith(".dir"):
-                expected[one["path"]] = str(one["md5"])
+            changed.add("params.yaml")
+        changed.update(edited_in_lock(entry))
+        for file in [*entry.get("deps", []), *entry.get("outs", [])]:
+            if file["path"] in files.tree and not str(file.get("md5", ".dir")).endswith(".dir"):
+                expected[file["path"]] = str(file["md5"])
     blobs = {files.tree[path] for path in expected}
     have = _md5_of_blobs(frozenset(blobs))
     for path, mark in expected.items():
         if have.get(files.tree[path]) != mark and _md5_in_checkout(files.commit, path) != mark:
-            found.add(path)
-    return sorted(found)
+            changed.add(path)
+    return sorted(changed)
 
 
 def edited_in_lock(entry: dict[str, Any]) -> list[str]:
@@ -203,13 +203,13 @@ def _md5_of_blobs(blobs: frozenset[str]) -> dict[str, str]:
     """Git's hash of a file -> its md5, for those that git has."""
     asked = "".join(f"{blob}\n" for blob in sorted(blobs))
     lines = io.BytesIO(git_bytes("cat-file", "--batch", text=asked))
-    found = {}
+    sums = {}
     while words := lines.readline().split():
         if words[-1].isdigit():
             content = lines.read(int(words[-1]))
             lines.readline()
-            found[words[0].decode()] = _md5(content)
-    return found
+            sums[words[0].decode()] = _md5(content)
+    return sums
 
 
 def _md5_in_checkout(commit: str, path: str) -> str | None:

@@ -42,14 +42,14 @@ def diverged_seeds(
         runs: that are asked for.
         failures: why runs were given up, by the run's name.
     """
-    found: dict[str, set[int]] = {}
+    seeds_of: dict[str, set[int]] = {}
     for result in results:
         if result.diverged:
-            found.setdefault(result.arm, set()).add(result.seed)
+            seeds_of.setdefault(result.arm, set()).add(result.seed)
     for run in runs:
         if run.name in failures and failures[run.name].diverged:
-            found.setdefault(run.arm, set()).add(run.seed)
-    return {arm: sorted(seeds) for arm, seeds in found.items()}
+            seeds_of.setdefault(run.arm, set()).add(run.seed)
+    return {arm: sorted(seeds) for arm, seeds in seeds_of.items()}
 
 
 def survivors(results: Sequence[Result], diverged: Diverged, arm: str) -> Survivors:
@@ -63,7 +63,7 @@ def survivors(results: Sequence[Result], diverged: Diverged, arm: str) -> Surviv
 
     def of(name: str) -> tuple[int, int]:
         lost = set(diverged.get(name, ()))
-        ended = {one.seed for one in results if one.arm == name} | lost
+        ended = {result.seed for result in results if result.arm == name} | lost
         return len(lost), len(ended)
 
     return Survivors(*of(arm), *of(BASELINE))

@@ -265,7 +265,7 @@ def is_declared(key: str, names: Sequence[str]) -> bool:
 
 def read_experiment(name: str) -> Experiment:
     """The ablation NAME. Raises UserError with every problem at once."""
-    there = sorted(one.stem for one in FOLDER.glob("*.yaml"))
+    there = sorted(file.stem for file in FOLDER.glob("*.yaml"))
     if name not in there:
         near = difflib.get_close_matches(name[:100], there, n=1)
         raise UserError(
@@ -364,11 +364,11 @@ def noise_experiment(
     """
     problems: list[str] = []
     _, base = _baseline({"profile": profile}, problems)
-    found = [_metric(name, None, [], problems, default="lower") for name in metrics]
+    measured = [_metric(name, None, [], problems, default="lower") for name in metrics]
     fields.whole({"--seeds": seeds}, "--seeds", 3, fields.MOST_SEEDS, problems)
     if problems:
         raise UserError(problems)
-    writers = [writer_of(metric.path) or "" for metric, _ in found]
+    writers = [writer_of(metric.path) or "" for metric, _ in measured]
     targets, stages = _stages(list(dict.fromkeys(writers)), problems)
     experiment = Experiment(
         f"noise-{profile}",
@@ -378,8 +378,8 @@ def noise_experiment(
         base,
         {},
         (seeds, seeds),
-        found[0][0],
-        found[0][1],
+        measured[0][0],
+        measured[0][1],
         1.0,
         "none",
         None,
@@ -388,7 +388,7 @@ def noise_experiment(
         targets,
         1,
     )
-    return experiment, [metric for metric, _ in found]
+    return experiment, [metric for metric, _ in measured]
 
 
 def writer_of(path: str) -> str | None:
@@ -622,13 +622,13 @@ def _problems_of(experiment: Experiment, name: str, config: Config) -> list[str]
 
 
 def _warnings(experiment: Experiment) -> list[str]:
-    found = []
+    warnings = []
     for name, arm in experiment.arms.items():
         changed = sorted(changed_keys(experiment, name))
         if len(changed) > 1 and arm.as_one is None:
-            found.append(
+            warnings.append(
                 f"{experiment.file}: arms.{name} changes {len(changed)} things ({', '.join(changed)}), so that its "
                 "verdict is on all of them together; if they are one thing, say which: "
                 "{set: {…}, as_one: WHAT}"
             )
-    return found
+    return warnings

@@ -175,10 +175,10 @@ def overrides(value: Any, where: str, problems: list[str]) -> dict[str, Any]:
 
 
 def _keys_that_are_no_text(value: dict[Any, Any], where: str) -> list[str]:
-    found = []
+    problems = []
     for key, below in value.items():
         if not isinstance(key, str):
-            found.append(f"{where}: the key {shown(key)} is not text; put it in quotes")
+            problems.append(f"{where}: the key {shown(key)} is not text; put it in quotes")
         elif isinstance(below, dict):
-            found += _keys_that_are_no_text(below, f"{where}.{key}")
-    return found
+            problems += _keys_that_are_no_text(below, f"{where}.{key}")
+    return problems

@@ -59,14 +59,14 @@ def sources(stages: Sequence[str]) -> list[str]:
     outs: set[str] = set()
     for definition in definitions().values():
         outs.update(definition.outs)
-    found = set()
+    declared = set()
     for name in stages:
         own = name.partition("@")[0] in ENTRY_POINTS
         for dep in definitions()[name].deps:
             written = any(dep == out or dep.startswith(f"{out}/") for out in outs)
             if not written and not (own and is_code(dep)):
-                found.add(dep)
-    return sorted(found)
+                declared.add(dep)
+    return sorted(declared)
 
 
 def tracking_notes(path: str) -> list[str]:

@@ -306,12 +306,12 @@ def commands_of(files: CommittedFiles, stages: Sequence[str]) -> dict[str, Any]:
     except UserError as error:
         return {"unreadable": error.problems}
     entries = document.get("stages") or {}
-    found: dict[str, Any] = {"vars": document.get("vars")}
+    commands: dict[str, Any] = {"vars": document.get("vars")}
     for stage in stages:
         entry = entries.get(stage) or entries.get(stage.partition("@")[0]) or {}
         body = entry.get("do", entry)
-        found[stage] = [body.get("cmd"), body.get("wdir")]
-    return found
+        commands[stage] = [body.get("cmd"), body.get("wdir")]
+    return commands
 
 
 # ---------------------------------------------------------------- which of them count

@@ -86,7 +86,9 @@ def scaling(
     sizes = _sizes(experiment, results, list(dial)) if dial else None
     if not dial or not sizes:
         return None
-    values = {(one.arm, one.seed): one.value for one in results if one.value is not None}
+    values = {
+        (result.arm, result.seed): result.value for result in results if result.value is not None
+    }
     seeds = _whole_seeds(values, list(dial))
     if len(seeds) < 2:
         return None

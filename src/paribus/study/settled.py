@@ -164,12 +164,12 @@ def derived_steps(experiment: Experiment, known: dict[str, Any]) -> dict[str, in
     """
     measured = known.get("step_seconds") or {}
     seconds = {arm: entry["seconds"] for arm, entry in measured.items()} or None
-    found = {}
+    steps_of = {}
     for arm in experiment.names:
         steps = steps_for(experiment, arm, seconds)
         if steps and steps != pretrain_steps(experiment.config(arm))[0]:
-            found[arm] = steps
-    return found
+            steps_of[arm] = steps
+    return steps_of
 
 
 def study_of(experiment: Experiment) -> Study:

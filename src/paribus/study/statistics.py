@@ -96,7 +96,7 @@ def effects(
             for arm, sample in samples.items()
         }
     )
-    found = {}
+    judged = {}
     for arm, sample in samples.items():
         verdict = verdict_of(sample.mean, direction, different[arm] <= alpha, equal[arm] <= alpha)
         low, high = sample.interval(alpha if plan is None else alpha_at(sample.n, plan, alpha))
@@ -105,7 +105,7 @@ def effects(
             if verdict == "undecided"
             else None
         )
-        found[arm] = Effect(
+        judged[arm] = Effect(
             sample.n,
             sample.mean,
             low,
@@ -116,7 +116,7 @@ def effects(
             verdict,
             more,
         )
-    return found
+    return judged
 
 
 @dataclass(frozen=True)

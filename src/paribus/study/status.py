@@ -279,13 +279,13 @@ def render(name: str, standing: Standing) -> Table:
     title = f"{name}: {counts['done']} of {len(standing.rows)} runs done"
     if counts["diverged"]:
         title += f", {counts['diverged']} diverged"
-    made = Table(title=title, caption=standing.end(), title_justify="left")
+    table = Table(title=title, caption=standing.end(), title_justify="left")
     for column in ("arm", "seed", "state", "stage", "step", "left", "value"):
-        made.add_column(
+        table.add_column(
             column, justify="right" if column in ("seed", "step", "left", "value") else "left"
         )
     for row in standing.rows:
-        made.add_row(
+        table.add_row(
             row.arm,
             str(row.seed),
             row.state,
@@ -295,4 +295,4 @@ def render(name: str, standing: Standing) -> Table:
             number(row.value, 4) if row.value is not None else "",
             style=colours[row.state],
         )
-    return made
+    return table

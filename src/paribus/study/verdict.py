@@ -96,7 +96,7 @@ def judge(
             differences[arm] = [(own.value or 0.0) - (base.value or 0.0) for base, own in pairs]
     if not differences:
         return {}
-    found = effects(
+    effects_of = effects(
         differences,
         direction=experiment.direction,
         smallest_effect=experiment.smallest_effect,
@@ -104,9 +104,10 @@ def judge(
         plan=plan_of(experiment),
     )
     if not diverged:
-        return found
+        return effects_of
     return {
-        arm: withheld(effect, survivors(results, diverged, arm)) for arm, effect in found.items()
+        arm: withheld(effect, survivors(results, diverged, arm))
+        for arm, effect in effects_of.items()
     }
 
 
@@ -123,29 +124,27 @@ def verdicts(
     from paribus.config import flatten
     from paribus.study.experiment import changed_keys
 
-    found, base = judge(experiment, results, diverged), flatten(experiment.config())
+    effects_of, base = judge(experiment, results, diverged), flatten(experiment.config())
     verdicts = []
     for arm, definition in experiment.arms.items():
         pairs, own = matched(results, arm), flatten(experiment.config(arm))
+        keys = sorted(changed_keys(experiment, arm))
         verdicts.append(
             ArmVerdict(
-                arm,
-                {
-                    key: (base.get(key), own.get(key))
-                    for key in sorted(changed_keys(experiment, arm))
-                },
-                definition.as_one,
-                [one.seed for one, _ in pairs],
-                [one.value or 0.0 for one, _ in pairs],
-                [other.value or 0.0 for _, other in pairs],
-                found.get(arm),
-                _items(experiment, pairs),
-                _curve(experiment, pairs, "tokens"),
-                _curve(experiment, pairs, "seconds"),
-                _at_equal_time(experiment, pairs),
-                costs(experiment, results, arm),
-                survivors(results, diverged or {}, arm),
-                changed_nothing(experiment, arm, pairs),
+                name=arm,
+                changed={key: (base.get(key), own.get(key)) for key in keys},
+                as_one=definition.as_one,
+                seeds=[base_run.seed for base_run, _ in pairs],
+                baseline=[base_run.value or 0.0 for base_run, _ in pairs],
+                values=[arm_run.value or 0.0 for _, arm_run in pairs],
+                effect=effects_of.get(arm),
+                items=_items(experiment, pairs),
+                over_tokens=_curve(experiment, pairs, "tokens"),
+                over_seconds=_curve(experiment, pairs, "seconds"),
+                at_equal_time=_at_equal_time(experiment, pairs),
+                cost=costs(experiment, results, arm),
+                survivors=survivors(results, diverged or {}, arm),
+                changed_nothing=changed_nothing(experiment, arm, pairs),
             )
         )
     return verdicts
@@ -161,11 +160,11 @@ def costs(experiment: Experiment, results: Sequence[Result], arm: str) -> dict[s
     """
     own = [result for result in results if result.arm == arm]
     config = experiment.config(arm)
-    found: dict[str, float | None] = {}
+    means: dict[str, float | None] = {}
     for name, of in COSTS.items():
-        found[name] = _mean([of(result) for result in own])
-    found["flops"] = _mean([_flops(config, result) for result in own])
-    return found
+        means[name] = _mean([of(result) for result in own])
+    means["flops"] = _mean([_flops(config, result) for result in own])
+    return means
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

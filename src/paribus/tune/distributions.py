@@ -72,7 +72,7 @@ def all_points(space: dict[str, dict[str, Any]]) -> list[dict[str, Any]] | None:
             values.append(range(shape.low, shape.high + 1, shape.step))
         else:
             return None
-    if math.prod(len(one) for one in values) > MOST_POINTS:
+    if math.prod(len(options) for options in values) > MOST_POINTS:
         return None
     return [dict(zip(space, point, strict=True)) for point in itertools.product(*values)]
 

@@ -104,7 +104,7 @@ def retests(again: dict[str, Any]) -> dict[str, Any]:
 
     again: claimed (arm -> value), values (arm -> seed -> value), lost (arm -> seed -> why there is none), params.
     """
-    found: dict[str, Any] = {}
+    outcomes: dict[str, Any] = {}
     default: dict[str, float] = again["values"].get("default", {})
     for arm, by_seed in again["values"].items():
         entry: dict[str, Any] = {
@@ -118,8 +118,8 @@ def retests(again: dict[str, Any]) -> dict[str, Any]:
         if arm != "default" and both:
             differences = [by_seed[seed] - default[seed] for seed in both]
             entry["minus_default"] = _spread(differences) | {"seeds": len(both)}
-        found[arm] = entry
-    return found
+        outcomes[arm] = entry
+    return outcomes
 
 
 def winner(tested: dict[str, Any]) -> str | None:

@@ -404,12 +404,14 @@ class Worker:
         """Of workers that ask at the same moment, the one with the lower number goes on. Raises Dropped."""
         trial.set_user_attr("origin", origin)
         before = [
-            one
-            for one in self.optuna.get_trials(deepcopy=False)
-            if one.number < trial.number and one.state != TrialState.FAIL and not is_skipped(one)
+            earlier
+            for earlier in self.optuna.get_trials(deepcopy=False)
+            if earlier.number < trial.number
+            and earlier.state != TrialState.FAIL
+            and not is_skipped(earlier)
         ]
         if origin != trial.number:
-            if any(one.user_attrs.get("origin") == origin for one in before):
+            if any(earlier.user_attrs.get("origin") == origin for earlier in before):
                 raise Dropped("another worker has it")
         elif len(before) >= self.study.trials:
             raise Dropped("the study has its trials")
@@ -588,11 +590,11 @@ def retest(study: Study, optuna_study: optuna.Study, device: Device, dtype: str)
     for arm, params in arms.items():
         values[arm], lost[arm] = {}, {}
         for seed in range(first, first + study.seeds):
-            found = _retest_run(study, arm, params, seed, device, dtype)
-            if isinstance(found, str):
-                lost[arm][str(seed)] = found
+            outcome = _retest_run(study, arm, params, seed, device, dtype)
+            if isinstance(outcome, str):
+                lost[arm][str(seed)] = outcome
             else:
-                values[arm][str(seed)] = found
+                values[arm][str(seed)] = outcome
     claimed = {f"trial {trial.number}": trial.value for trial in best[: study.top]}
     optuna_study.set_user_attr(
         RETESTS, {"claimed": claimed, "values": values, "lost": lost, "params": arms}

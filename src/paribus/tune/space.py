@@ -233,15 +233,15 @@ def _warm_start(own: str, value: Any, problems: list[str]) -> list[str]:
         problems.append(f"warm_start: {_short(value)} is not allowed; expected a list of studies")
         return []
     names: list[str] = []
-    for one in value:
-        if not isinstance(one, str) or not re.fullmatch(NAME, one):
-            problems.append(f"warm_start: {_short(one)} is not the name of a study")
-        elif one == own:
-            problems.append(f"warm_start: {one} is this study itself")
-        elif one in names:
-            problems.append(f"warm_start: {one} is named twice")
+    for name in value:
+        if not isinstance(name, str) or not re.fullmatch(NAME, name):
+            problems.append(f"warm_start: {_short(name)} is not the name of a study")
+        elif name == own:
+            problems.append(f"warm_start: {name} is this study itself")
+        elif name in names:
+            problems.append(f"warm_start: {name} is named twice")
         else:
-            names.append(one)
+            names.append(name)
     return names
 
 
@@ -255,14 +255,16 @@ def _overrides(value: Any, rules: _Rules, problems: list[str]) -> dict[str, Any]
         )
         return {}
     overrides = flatten(value)
-    found = rules.refusals(overrides)
+    refused = rules.refusals(overrides)
     for key in overrides:
         if key in OWN:
-            found.append(f"{key}: not of a study's choosing; {OWN[key]}")
-        elif not found and not key.startswith("tracking."):  # which decides where trials are logged
-            found += rules.unread(key)
-    problems += [f"overrides.{problem}" for problem in found]
-    return {} if found else overrides
+            refused.append(f"{key}: not of a study's choosing; {OWN[key]}")
+        elif not refused and not key.startswith(
+            "tracking."
+        ):  # which decides where trials are logged
+            refused += rules.unread(key)
+    problems += [f"overrides.{problem}" for problem in refused]
+    return {} if refused else overrides
 
 
 def _budget_problems(study: Study) -> list[str]:
