@@ -100,7 +100,7 @@ def _option_problems(
 
 
 def _config(profile: str | None, overrides: dict[str, Any]) -> Config:
-    """params.yaml with a profile and overrides; what changes without effect is said on stderr. Raises UserError."""
+    """params.yaml with a profile and overrides; notes on changes without effect go to stderr. Raises UserError."""
     of_profile = profile_overrides(profile) if profile else {}
     config = load_config(overrides=of_profile | overrides)
     merged = merge_problems(flatten(load_config(overrides=of_profile)), flatten(config))

@@ -137,7 +137,7 @@ def markdown(values: dict[str, Any], figures: Sequence[str]) -> str:
     return page
 
 
-# ---------------------------------------------------------------- what is said
+# ---------------------------------------------------------------- sentences
 
 
 def sentence(experiment: Experiment, arm: str, effect: Effect | None) -> str:
@@ -158,7 +158,7 @@ def sentence(experiment: Experiment, arm: str, effect: Effect | None) -> str:
     if effect.verdict == "equivalent":
         return (
             f"{arm} is equivalent to the baseline: {size} ({interval}), within "
-            f"±{experiment.smallest_effect:g}, which is as much as matters."
+            f"±{experiment.smallest_effect:g}, the smallest effect that this study considers relevant."
         )
     if effect.verdict == "undecided":
         if effect.stdev == 0 and effect.mean == 0:
@@ -264,7 +264,7 @@ def _word(arm: ArmVerdict) -> str:
 
 
 def caveat(arm: ArmVerdict) -> str:
-    """What is said in place of a verdict where an arm changed nothing, or seeds of it or the baseline diverged."""
+    """The sentence in place of a verdict where an arm changed nothing, or seeds of it or the baseline diverged."""
     if arm.changed_nothing:
         return (
             f"{arm.name} changed nothing: at {len(arm.seeds)} matched seeds its weights are the baseline's, bit for bit; "
@@ -414,7 +414,7 @@ def _versions(written: Provenance) -> str:
 
 
 def _mixtures(results: Sequence[Result]) -> list[str]:
-    """What differs between runs besides arm and seed."""
+    """What differs between runs, arm and seed aside."""
     provenances = [result.provenance for result in results]
     kinds: dict[str, set[str | None]] = {
         "hardware": {_kind_of_hardware(written) for written in provenances},
@@ -446,8 +446,8 @@ def _uneven(results: Sequence[Result]) -> list[str]:
     if worst <= UNEVEN:
         return []
     return [
-        f"runs of the same arm differ by up to {worst:.0%} in tokens/s: other work ran on this machine, and what is said of "
-        "time (tokens/s, wall-clock, equal time) shows that as well"
+        f"runs of the same arm differ by up to {worst:.0%} in tokens/s: other work ran on this machine, and the figures of "
+        "time (tokens/s, wall-clock, equal time) show that as well"
     ]
 
 

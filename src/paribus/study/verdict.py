@@ -1,4 +1,4 @@
-"""From the results of an ablation to what is said of it: matched differences, verdicts, costs, curves, items. No files
+"""From the results of an ablation to its verdicts: matched differences, verdicts, costs, curves, items. No files
 but results.
 """
 
@@ -114,7 +114,7 @@ def judge(
 def verdicts(
     experiment: Experiment, results: Sequence[Result], diverged: Diverged | None = None
 ) -> list[ArmVerdict]:
-    """Everything that is said of each arm, in the order of the file.
+    """What is known of each arm, in the order of the file.
 
     Args:
         experiment: the study.

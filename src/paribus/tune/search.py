@@ -56,7 +56,7 @@ from paribus.tune.space import Study, inside, least_memory, read_study
 
 HEARTBEAT, GRACE = 5, 20  # seconds: a worker that has been silent for GRACE is taken as dead
 BEGIN_SECONDS = 10.0  # a worker that made the study has put its starting points in by then, or died
-MAX_SKIPPED = 50  # points in a row that the planner refuses before the space is said to hold none
+MAX_SKIPPED = 50  # points in a row that the planner refuses before the space counts as holding none
 MAX_REPEATS = 20  # points in a row that were trained before until the study ends
 MAX_CRASHES = 3  # of one trial's process, before it is given up
 LOST = (StorageInternalError, SQLAlchemyError)
