@@ -474,10 +474,11 @@ def test_trials_of_the_dead_are_put_back_once(
     import optuna
 
     from paribus.tune import search as tune
+    from paribus.tune import storage
     from paribus.tune.space import read_study
 
-    monkeypatch.setattr(tune, "HEARTBEAT", 1)
-    monkeypatch.setattr(tune, "GRACE", 1)
+    monkeypatch.setattr(storage, "HEARTBEAT", 1)
+    monkeypatch.setattr(storage, "GRACE", 1)
     write(inside, "dead")
     study = read_study("dead")
     optuna_study = opened(study, f"sqlite:///{inside}/dead.db")

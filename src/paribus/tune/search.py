@@ -16,25 +16,20 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError, StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from paribus import tracking
 from paribus.config import Config, fingerprint, flatten
 from paribus.errors import UserError
 from paribus.journal import Row, read_json, write_json
 from paribus.machine.interrupt import EXIT_PAUSED
-from paribus.places import state_root
 from paribus.plan.estimate import stage_plan
 from paribus.plan.probe import calibrated, here
 from paribus.plan.throughput import Device
@@ -53,64 +48,15 @@ from paribus.tune.launch import (
 )
 from paribus.tune.outcome import RETESTS, counted, is_skipped, page, ranked, summary, write_profile
 from paribus.tune.space import Study, inside, least_memory, read_study
+from paribus.tune.storage import GRACE, HEARTBEAT, LOST, RETRY, connect, lost_is_told, shown
 
-HEARTBEAT, GRACE = 5, 20  # seconds: a worker that has been silent for GRACE is taken as dead
 BEGIN_SECONDS = 10.0  # a worker that made the study has put its starting points in by then, or died
 MAX_SKIPPED = 50  # points in a row that the planner refuses before the space counts as holding none
 MAX_REPEATS = 20  # points in a row that were trained before until the study ends
 MAX_CRASHES = 3  # of one trial's process, before it is given up
-LOST = (StorageInternalError, SQLAlchemyError)
-RETRY = RetryHeartbeatStaleTrialCallback
 
 
-# ---------------------------------------------------------------- the storage
-
-
-def storage_url(url: str | None) -> str:
-    """The storage asked for; by default a sqlite file in the main checkout."""
-    return url or f"sqlite:///{state_root() / 'tune.db'}"
-
-
-def shown(url: str | None) -> str:
-    """A storage as it may be printed: without its password."""
-    try:
-        return make_url(storage_url(url)).render_as_string(hide_password=True)
-    except ArgumentError:
-        return storage_url(url)
-
-
-def connect(url: str | None) -> RDBStorage:
-    """The storage, with its tables. Raises UserError where it is unavailable."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    warnings.filterwarnings(
-        "ignore", message="Heartbeat of storage is supposed to be used with"
-    )  # `heartbeat` beats here
-    for attempt in range(10):
-        try:
-            return RDBStorage(
-                storage_url(url),
-                heartbeat_interval=HEARTBEAT,
-                grace_period=GRACE,
-                heartbeat_stale_trial_callback=RETRY(),
-                engine_kwargs={"pool_pre_ping": True},
-            )
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"--storage {shown(url)}: needs the package {error.name}; pip install it, or leave --storage "
-                "out"
-            ) from None
-        except Exception as error:  # SQLAlchemy and its drivers each have errors of their own
-            words = str(error).strip() or type(error).__name__
-            if attempt < 9 and any(
-                sign in words for sign in ("already exists", "duplicate key", "UNIQUE constraint")
-            ):
-                time.sleep(0.2 * (attempt + 1))  # workers that begin at once all make the tables
-                continue
-            raise UserError(
-                f"--storage {shown(url)}: unavailable: {words.splitlines()[0][:200]}"
-            ) from None
-    raise AssertionError
+# ---------------------------------------------------------------- the study
 
 
 def open_study(
@@ -149,19 +95,6 @@ def open_study(
             raise UserError(
                 f"{shown(url)}: no study {study.name!r} yet; `paribus tune run {study.name}` begins it"
             ) from None
-
-
-@contextlib.contextmanager
-def lost_is_told(url: str | None) -> Iterator[None]:
-    """A storage that goes away ends the command with a line and not a traceback."""
-    try:
-        yield
-    except LOST as error:
-        words = str(error.__cause__ or error).strip().splitlines()
-        raise UserError(
-            f"--storage {shown(url)}: lost ({words[0][:150]}); trials so far are kept, those under way have their "
-            "training state: run the same command again"
-        ) from None
 
 
 # ---------------------------------------------------------------- running
