@@ -30,6 +30,7 @@ from typing import Any
 import torch
 
 from paribus import config
+from paribus.config import resolve_model
 from paribus.data.core_bundle import Task, read_bundle
 from paribus.data.tokenizer import Tokenizer, train_tokenizer
 from paribus.evaluate.core import Item, evaluate_task
@@ -101,7 +102,7 @@ def random_model(args: argparse.Namespace) -> GPT:
     """Every matrix drawn, the head too (training starts it at zero, which would tie every option)."""
     base = config.load_config(Path(__file__).parents[1] / "params.yaml").model
     shape = dataclasses.replace(base, depth=args.depth, width=args.width, seq_len=args.seq_len)
-    model = GPT(shape, args.vocab_size)
+    model = GPT(resolve_model(shape), args.vocab_size)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():

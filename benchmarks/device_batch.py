@@ -18,7 +18,8 @@ from typing import Any
 from paribus.config import load_config
 from paribus.plan.memory import max_device_batch, parse_bytes
 from paribus.plan.probe import here
-from paribus.tune.batch import candidates, measure, rows_of_step
+from paribus.recipe import Recipe
+from paribus.tune.batch import candidates, measure
 
 
 def speeds(tried: dict[int, dict[str, Any]]) -> dict[int, float]:
@@ -39,9 +40,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     config, budget = load_config(), parse_bytes(options.memory, "--memory")
-    device, dtype = here(config)
-    step_rows = rows_of_step(config)
-    largest = max_device_batch(config, "pretrain", budget, device=device.kind, dtype=dtype)
+    device, dtype = here(Recipe.of(config))
+    step_rows = Recipe.of(config).rows("pretrain")
+    largest = max_device_batch(
+        Recipe.of(config), "pretrain", budget, device=device.kind, dtype=dtype
+    )
     tried = speeds(measure(config, candidates(step_rows, largest), budget))
     chosen = max(tried, key=tried.__getitem__)
     every = speeds(measure(config, list(range(1, step_rows + 1)), budget, options.turns))

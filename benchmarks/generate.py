@@ -30,6 +30,7 @@ from typing import Any
 import torch
 
 from paribus import config, generate
+from paribus.config import resolve_model
 from paribus.generate import Engine
 from paribus.model.gpt import GPT
 
@@ -83,7 +84,9 @@ Run = Callable[[list[list[int]], Lengths, int], int]  # prompts, lengths, rows -
 def own_engine() -> Run:
     base = config.load_config(Path(__file__).parents[1] / "params.yaml").model
     model = GPT(
-        dataclasses.replace(base, depth=DEPTH, width=WIDTH, head_dim=HEAD_DIM, seq_len=CONTEXT),
+        resolve_model(
+            dataclasses.replace(base, depth=DEPTH, width=WIDTH, head_dim=HEAD_DIM, seq_len=CONTEXT)
+        ),
         VOCAB,
     )
     randomise(model)

@@ -46,10 +46,12 @@ from paribus.model.footprint import Batch
 from paribus.plan.devices import peak_flops
 from paribus.plan.memory import training_step
 from paribus.train import parallel
+from paribus.train.callback import Callback
 from paribus.train.checkpoint import StateStore
-from paribus.train.loop import Hooks, Loop, Plan, peak_memory_bytes
+from paribus.train.loop import Loop, Plan, peak_memory_bytes
 from paribus.train.objectives import NextToken
 from paribus.train.optim import MuonAdamW
+from paribus.train.stepper import make_stepper
 
 SEED_SWITCHES = {
     "value_embeddings": "none",
@@ -138,6 +140,18 @@ class Unsaved(StateStore):
         pass
 
 
+class Logged(Callback):
+    """The metrics of every step, and when they were there: a step's numbers are read when it is done."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.rows: list[dict[str, float]] = []
+
+    def on_log(self, step: int, metrics: dict[str, float]) -> None:
+        self.times.append(time.perf_counter())
+        self.rows.append(metrics)
+
+
 def write_tokens(folder: Path, vocab: int, count: int) -> None:
     """Token shards of random tokens."""
     tokens = np.random.default_rng(0).integers(0, vocab, count).astype("<u2")
@@ -152,15 +166,8 @@ def own(case: Case) -> dict[str, Any]:
     """Our loop, as a stage runs it."""
     shape, found = case.shape, hardware(case.device, case.dtype, case.compiled, case.deterministic)
     model = own_model(shape.model(**SEED_SWITCHES if case.memory else {}), shape.vocab, found)
-    times: list[float] = []
-    rows: list[dict[str, float]] = []
-
-    def log(_: int, metrics: dict[str, float]) -> None:
-        times.append(time.perf_counter())  # a step's numbers are read when it is done
-        rows.append(metrics)
-
-    quiet = Hooks.silent(lambda step: {})
-    hooks = Hooks(log, quiet.event, quiet.sync, quiet.rewind, quiet.evaluate, quiet.progress)
+    logged = Logged()
+    times, rows = logged.times, logged.rows
     flops, peak = flops_per_token(model.config, shape.vocab), peak_flops(found)
     plan = Plan(case.warmup + case.steps, lambda step: 1.0, flops, peak, math.inf)
     with tempfile.TemporaryDirectory(prefix="paribus-gpu-") as name:
@@ -170,16 +177,10 @@ def own(case: Case) -> dict[str, Any]:
             case.micro_batches * shape.rows,
             shape.rows,
         )
-        Loop(
-            model,
-            parallel.wrap(model, "ddp", case.compiled),
-            MuonAdamW(model, OPTIMIZER),
-            objective,
-            plan,
-            Unsaved(Path(name) / "state", 1),
-            Interrupt(),
-            hooks,
-        ).run()
+        forward = parallel.wrap(model, "ddp", case.compiled)
+        stepper = make_stepper(model, forward, MuonAdamW(model, OPTIMIZER), objective)
+        store = Unsaved(Path(name) / "state", 1)
+        Loop(stepper, objective, plan, store, Interrupt(), logged).run()
     waited = rows[-1]["train/data_wait_seconds"] - rows[case.warmup - 1]["train/data_wait_seconds"]
     seconds = (times[-1] - times[case.warmup - 1]) / case.steps
     planned = training_step(

@@ -29,6 +29,7 @@ from steps import machine
 from paribus.config import Config, flatten, load_config
 from paribus.machine.hardware import detect_hardware
 from paribus.machine.process import set_up_process
+from paribus.train.callback import Callback
 
 LOGGED = 500  # steps, to see what logging one costs
 SAVES = (8, 16)  # after these steps
@@ -96,7 +97,7 @@ def sender_seconds(root: Path) -> float:
     return sum(sum(one.cpu_times()[:2]) for one in senders(root))
 
 
-class Clock:
+class Clock(Callback):
     """Times the steps of a loop, and saves after some of them."""
 
     def __init__(self) -> None:
@@ -105,7 +106,7 @@ class Clock:
         self.blocked: list[float] = []
         self.loop: Any = None
 
-    def __call__(self, step: int, _: dict[str, float]) -> None:
+    def on_progress(self, step: int, metrics: dict[str, float]) -> None:
         self.ends.append(time.perf_counter())
         self.writing.append(self.loop.store.writing)
         if step in SAVES:
@@ -123,33 +124,25 @@ class Clock:
 
 def saving(project: Project, config: Config) -> dict[str, float]:
     """What a save costs, in steps."""
-    import torch
 
     from paribus.data.loader import DocumentLoader
     from paribus.machine.interrupt import Interrupt
-    from paribus.model.gpt import GPT
+    from paribus.recipe import Recipe
     from paribus.train.checkpoint import StateStore
-    from paribus.train.loop import Hooks, Loop, Plan
-    from paribus.train.objectives import NextToken
-    from paribus.train.optim import MuonAdamW
+    from paribus.train.loop import Plan
+    from paribus.train.trainer import Trainer, new_model, next_token
 
     hardware = detect_hardware(config.train)
     set_up_process(hardware, config.seed)
-    model = GPT(config.model, config.tokenizer.vocab_size, getattr(torch, hardware.dtype))
-    model.initialise(config.seed)
-    schedule, clock, store = config.pretrain, Clock(), StateStore(project.root / "state", 2)
-    loader = DocumentLoader(
-        project.root / "data/tokens", "train", model.config.seq_len, config.seed
+    recipe = Recipe.of(config)
+    rows = DocumentLoader(
+        project.root / "data/tokens", "train", recipe.architecture.seq_len, config.seed
     )
-    objective = NextToken(
-        loader, (schedule.batch_tokens or 4096) // model.config.seq_len, schedule.device_batch_size
-    )
-    quiet = Hooks.silent(lambda step: {})
-    hooks = Hooks(quiet.log, quiet.event, quiet.sync, quiet.rewind, quiet.evaluate, clock)
+    objective = next_token(rows, recipe, "pretrain")
+    trainer = Trainer(recipe, "pretrain", new_model(recipe, hardware), objective, hardware)
+    clock, store = Clock(), StateStore(project.root / "state", 2)
     plan = Plan(STEPS, lambda step: 1.0, 1.0, 1.0, math.inf)
-    clock.loop = Loop(
-        model, model, MuonAdamW(model, config.optimizer), objective, plan, store, Interrupt(), hooks
-    )
+    clock.loop = trainer.loop(store, Interrupt(), [clock], plan)
     clock.loop.run()
     steps = list(enumerate(clock.steps(), 1))
     disturbed = {number for number, _ in steps if clock.writing[number] or number in SAVES}

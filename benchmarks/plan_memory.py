@@ -25,6 +25,7 @@ from paribus.model.footprint import Batch
 from paribus.model.gpt import GPT
 from paribus.plan.memory import CPU_PROCESS, stage_memory, training_step
 from paribus.plan.tracker import track_step
+from paribus.recipe import Recipe
 from paribus.train.loop import peak_memory_bytes
 from paribus.train.optim import MuonAdamW
 
@@ -117,7 +118,7 @@ def cpu() -> list[dict[str, Any]]:
         config = load_config(
             overrides={"model.depth": depth, "pretrain.device_batch_size": device_rows}
         )
-        planned = stage_memory(config, "pretrain", device="cpu", dtype="float32")
+        planned = stage_memory(Recipe.of(config), "pretrain", device="cpu", dtype="float32")
         context = multiprocessing.get_context("spawn")
         with context.Pool(1) as pool:
             measured = pool.apply(take_steps, (depth, device_rows))
@@ -145,7 +146,7 @@ def take_steps(depth: int, rows: int, steps: int = 3) -> int:
         overrides={"model.depth": depth, "train.device": "cpu", "train.threads": 1}
     )
     set_up_process(detect_hardware(config.train), config.seed)
-    model = GPT(config.model, config.tokenizer.vocab_size)
+    model = GPT(resolve_model(config.model), config.tokenizer.vocab_size)
     model.initialise(1)
     optimizer = MuonAdamW(model, config.optimizer)
     length = config.model.seq_len

@@ -22,7 +22,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))  # not installed where there is only torch
 
-from paribus.config import Model, Optimizer, Train  # noqa: E402
+from paribus.config import Model, Optimizer, Train, resolve_model  # noqa: E402
 from paribus.machine.hardware import Hardware, available_cores, cpu_name, detect_hardware  # noqa: E402
 from paribus.machine.process import set_up_process  # noqa: E402
 from paribus.model.gpt import GPT  # noqa: E402
@@ -118,7 +118,7 @@ def hardware(
 
 def own_model(model: Model, vocab: int, found: Hardware) -> GPT:
     """Ours, at its beginning, ready to train."""
-    made = GPT(model, vocab, getattr(torch, found.dtype))
+    made = GPT(resolve_model(model), vocab, getattr(torch, found.dtype))
     made.initialise(1)
     return made.to(found.device).train()
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from paribus import config
+from paribus.config import resolve_model
 from paribus.data.loader import DocumentLoader
 from paribus.data.tokenizer import Tokenizer
 from paribus.evaluate.bpb import bits_per_byte
@@ -71,7 +72,7 @@ def measure(job: tuple[str, dict[str, object], int, int]) -> tuple[str, int, dic
     torch.set_num_threads(1)
     settings = config.load_config(overrides=changes)
     words, schedule = Tokenizer.load(Path("data/tokenizer/tokenizer.json")), settings.pretrain
-    model = GPT(settings.model, words.vocab_size)
+    model = GPT(resolve_model(settings.model), words.vocab_size)
     model.initialise(seed)
     length, rows = model.config.seq_len, (schedule.batch_tokens or 4096) // model.config.seq_len
     objective = NextToken(

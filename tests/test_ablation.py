@@ -11,7 +11,7 @@ import pytest
 import torch
 from support.tiny import TINY
 
-from paribus.config import load_config
+from paribus.config import load_config, resolve_model
 from paribus.errors import UserError
 from paribus.study import budget
 from paribus.study.divergence import Survivors
@@ -185,7 +185,7 @@ def test_equal_flops_count_what_the_optimiser_multiplies() -> None:
     base = {"set": TINY | {"pretrain.steps": 200}}
     experiment = parse(equal="flops", arms={"adamw": {"optimizer.kind": "adamw"}}, baseline=base)
     config = experiment.config()
-    muon = optimizer_flops_per_step(config.model, config.optimizer)
+    muon = optimizer_flops_per_step(resolve_model(config.model), config.optimizer)
     steps = budget.steps_for(experiment, "adamw")
     assert steps is not None and muon > 0
     one_more = budget.training_flops(experiment.config("adamw"), 1, 256)
@@ -228,7 +228,7 @@ def test_tensors_that_two_arms_share_begin_with_the_same_values(change: dict[str
     weights = []
     for overrides in ({}, change):
         config = load_config(overrides=TINY | overrides)
-        model = GPT(config.model, 400, torch.float32)
+        model = GPT(resolve_model(config.model), 400, torch.float32)
         model.initialise(config.seed)
         weights.append(dict(model.named_parameters()))
     shared = [

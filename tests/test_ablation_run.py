@@ -205,22 +205,16 @@ def test_called_a_third_time_it_runs_nothing_and_a_changed_file_is_shown(ended: 
 def test_arms_of_a_seed_read_the_same_rows(ended: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from paribus.stages.context import rows_of
-    from paribus.stages.training import document_rows
+    from paribus.curriculum import TOKENS
+    from paribus.data.packing import document_rows
+    from paribus.recipe import Recipe
     from paribus.study.experiment import read_experiment
-    from paribus.train.objectives import NextToken
+    from paribus.train.trainer import next_token
 
     monkeypatch.chdir(ended.root)
     experiment, first = read_experiment("tiny"), []
     for arm in experiment.names:
-        config = experiment.config(arm)
-        loader = document_rows(config.pretrain, config.model.seq_len, config.seed)
-        objective = NextToken(
-            loader,
-            rows_of(config.pretrain, config.model.seq_len),
-            config.pretrain.device_batch_size,
-            0,
-            1,
-        )
+        recipe = Recipe.of(experiment.config(arm))
+        objective = next_token(document_rows(TOKENS, recipe), recipe, "pretrain")
         first.append(objective.work(0).micro_batches[0].tokens)
     assert torch.equal(*first)

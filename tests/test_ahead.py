@@ -4,6 +4,7 @@ what comes out, skipped steps and rollbacks included, is what reading every step
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from support.toy_loop import ROWS, STEPS, Journal, Rows, make, weights
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from paribus.config import Config
+from paribus.config import Config, resolve_model
 from paribus.model.gpt import GPT
 from paribus.train.loop import MAX_NONFINITE, Loop, Paused
 from paribus.train.objectives import MicroBatch, Work
 from paribus.train.optim import MuonAdamW
+from paribus.train.stepper import AheadStepper, PlainStepper, Stepper
 
 TIMES = (
     "train/seconds",
@@ -38,19 +40,25 @@ def started_loop(
     **settings: Any,
 ) -> tuple[Loop, Journal]:
     """A loop on an optimizer as on CUDA; the loss of the `bad` steps is not a number."""
-    loop, journal = make(config, folder, save_seconds=save_seconds, **settings)
-    loop.optimizer = MuonAdamW(
-        loop.model, dataclasses.replace(config.optimizer, weight_decay=0.1), on_device=True
-    )
-    loop.ahead = ahead
     spoilt = [Rows().batch(step, range(1), ROWS).inputs for step in bad]
 
-    def forward(tokens: Tensor, *rest: Tensor | None) -> Tensor:
-        loss = loop.model(tokens, *rest)
-        return loss * float("nan") if any(torch.equal(tokens[:1], one) for one in spoilt) else loss
+    def stepper(model: GPT) -> Stepper:
+        def forward(tokens: Tensor, *rest: Tensor | None) -> Tensor:
+            loss = model(tokens, *rest)
+            is_bad = any(torch.equal(tokens[:1], one) for one in spoilt)
+            return loss * float("nan") if is_bad else loss
 
-    loop.forward = forward
-    return loop, journal
+        return stepper_on_device(model, config, ahead)(model, forward)
+
+    return make(config, folder, save_seconds=save_seconds, stepper=stepper, **settings)
+
+
+def stepper_on_device(model: GPT, config: Config, ahead: bool) -> Callable[..., Stepper]:
+    """What makes a stepper of (model, forward), its optimizer as on CUDA."""
+    settings = dataclasses.replace(config.optimizer, weight_decay=0.1)
+    optimizer = MuonAdamW(model, settings, on_device=True)
+    kind = AheadStepper if ahead else PlainStepper
+    return lambda model, forward: kind(model, forward, optimizer)
 
 
 def record(loop: Loop, journal: Journal, bad: tuple[int, ...]) -> tuple[Any, ...]:
@@ -96,19 +104,20 @@ def test_the_run_is_the_same(
 
 
 def test_an_evaluation_sees_the_weights_of_its_step(tiny_config: Config, tmp_path: Path) -> None:
+
+    class Sum(Journal):
+        """Every third step the sum of all weights."""
+
+        def is_due(self, step: int) -> bool:
+            return step % 3 == 0
+
+        def evaluate(self, step: int) -> dict[str, float]:
+            return {"val/sum": float(weights(loop).abs().sum())}
+
     seen = {}
     for ahead in (False, True):
-        loop, journal = started_loop(tiny_config, tmp_path / str(ahead), ahead=ahead)
-        model = loop.model
-
-        def evaluate(step: int, model: GPT = model) -> dict[str, float]:
-            return (
-                {"val/sum": float(sum(p.detach().abs().sum() for p in model.parameters()))}
-                if step % 3 == 0
-                else {}
-            )
-
-        loop.hooks = dataclasses.replace(loop.hooks, evaluate=evaluate)
+        folder = tmp_path / str(ahead)
+        loop, journal = started_loop(tiny_config, folder, ahead=ahead, journal=Sum())
         loop.run()
         seen[ahead] = {
             step: row["val/sum"] for step, row in journal.rows.items() if "val/sum" in row
@@ -133,28 +142,23 @@ def test_a_pause_saves_the_step_it_names(tiny_config: Config, tmp_path: Path, pa
 
 
 @pytest.mark.parametrize("ahead", [True, False])
-def test_nothing_is_read_back_while_a_step_is_started(
-    tiny_config: Config, tmp_path: Path, ahead: bool
-) -> None:
+def test_nothing_is_read_back_while_a_step_is_started(tiny_config: Config, ahead: bool) -> None:
     """Tensors without values: any read of one raises. Numbers that are known at once are such a read."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        loop, _ = make(tiny_config, tmp_path)
-        loop.optimizer = MuonAdamW(
-            loop.model, dataclasses.replace(tiny_config.optimizer, weight_decay=0.1), on_device=True
-        )
-        loop.ahead = ahead
+        model = GPT(resolve_model(tiny_config.model), 50)
+        stepper = stepper_on_device(model, tiny_config, ahead)(model, model)
         row = torch.zeros(ROWS, 16, dtype=torch.int64)
         work = Work([MicroBatch(row, row)], row.numel(), row.numel())
         if ahead:
-            assert loop._start(0, work).numbers is not None
+            assert stepper.submit(0, work, 1.0) is None and stepper.under_way
         else:
             with pytest.raises(DataDependentOutputException):
-                loop._start(0, work)
+                stepper.submit(0, work, 1.0)
 
 
 def test_the_fused_kernel_is_the_same_adamw(tiny_config: Config) -> None:
     config = dataclasses.replace(tiny_config.optimizer, kind="adamw", eps=1e-4, weight_decay=0.1)
-    models = [GPT(tiny_config.model, 50) for _ in range(2)]
+    models = [GPT(resolve_model(tiny_config.model), 50) for _ in range(2)]
     optimizers = [
         MuonAdamW(model, config, on_device=fused)
         for model, fused in zip(models, (False, True), strict=True)
@@ -172,6 +176,6 @@ def test_the_fused_kernel_is_the_same_adamw(tiny_config: Config) -> None:
 
 
 def test_a_step_is_skipped_only_where_that_can_be(tiny_config: Config) -> None:
-    optimizer = MuonAdamW(GPT(tiny_config.model, 50), tiny_config.optimizer)
+    optimizer = MuonAdamW(GPT(resolve_model(tiny_config.model), 50), tiny_config.optimizer)
     with pytest.raises(ValueError, match="on_device"):
         optimizer.step(1.0, torch.tensor(False))

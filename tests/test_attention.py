@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.attention import flex_attention
 
-from paribus.config import Config
+from paribus.config import Config, resolve_model
 from paribus.errors import UserError
 from paribus.model import attention, kernels
 from paribus.model.gpt import GPT
@@ -57,8 +57,10 @@ def test_a_model_with_cudas_choice_of_kernels_computes_the_same(
     packed: bool,
 ) -> None:
     model = GPT(
-        dataclasses.replace(
-            tiny_config.model, depth=3, seq_len=LENGTH, window=20, window_pattern="SL"
+        resolve_model(
+            dataclasses.replace(
+                tiny_config.model, depth=3, seq_len=LENGTH, window=20, window_pattern="SL"
+            )
         ),
         50,
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from paribus.config import Config
+from paribus.config import Config, resolve_model
 from paribus.data.loader import Batch
 from paribus.errors import UserError
 from paribus.evaluate.bpb import bits_per_byte
@@ -21,7 +21,7 @@ BYTES = np.array([0, 0] + [1 + i % 5 for i in range(VOCAB - 2)], np.int32)  # tw
 
 @pytest.fixture(scope="module")
 def model(tiny_config: Config) -> GPT:
-    model = GPT(dataclasses.replace(tiny_config.model, seq_len=16), VOCAB)
+    model = GPT(resolve_model(dataclasses.replace(tiny_config.model, seq_len=16)), VOCAB)
     torch.manual_seed(0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

@@ -187,7 +187,7 @@ def test_comments_docstrings_and_layout_change_no_stage(
 # Edits that once changed weights or halved a metric under the same fingerprint: (file, text, its replacement).
 SILENT_EDITS = {
     "the learning rate tripled": (
-        "stages/training.py",
+        "train/trainer.py",
         "return schedule.lr_scale * shape",
         "return 3 * schedule.lr_scale * shape",
     ),

@@ -183,7 +183,7 @@ def test_parameter_counts_are_the_published_ones(params: dict, depth: int, publi
             },
         )
     )
-    assert parameters(config.model, 65_536)["total"] == published
+    assert parameters(resolve_model(config.model), 65_536)["total"] == published
 
 
 def test_fingerprint_depends_on_every_part() -> None:

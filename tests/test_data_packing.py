@@ -16,10 +16,10 @@ import torch
 
 from paribus import config
 from paribus.data import write_jsonl
-from paribus.data.packing import PackedLoader
+from paribus.data.packing import PackedLoader, document_rows
 from paribus.data.shards import TokenShards, split_of, write_shards
 from paribus.data.tokenizer import Tokenizer, train_tokenizer
-from paribus.stages.training import document_rows
+from paribus.recipe import Recipe
 
 TEXTS = [
     " ".join(
@@ -112,16 +112,14 @@ def test_epochs_and_seeds_differ_in_order_only(folder: Path) -> None:
         assert torch.equal(rows.flatten().sort()[0], first.flatten().sort()[0])
 
 
-def test_packing_takes_effect(
-    root: Path, tiny_config: config.Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(root)
-    batches = [
-        document_rows(dataclasses.replace(tiny_config.pretrain, packing=packing), SEQ_LEN, 1).batch(
-            0, range(8), 8
-        )
-        for packing in ("concatenate", "best_fit")
-    ]
+def test_packing_takes_effect(root: Path, tiny_config: config.Config) -> None:
+    model = dataclasses.replace(tiny_config.model, seq_len=SEQ_LEN)
+    batches = []
+    for packing in ("concatenate", "best_fit"):
+        pretrain = dataclasses.replace(tiny_config.pretrain, packing=packing)
+        settings = dataclasses.replace(tiny_config, model=model, pretrain=pretrain)
+        rows = document_rows(root / "data/tokens", Recipe.of(settings))
+        batches.append(rows.batch(0, range(8), 8))
     assert not torch.equal(batches[0].inputs, batches[1].inputs)
 
 

@@ -14,15 +14,17 @@ from support.talker import PROBLEMS, codec, model_config, talker
 from support.toy_loop import ROWS, Rows
 from torch.nn.parallel import DistributedDataParallel
 
-from paribus.config import Config
+from paribus.config import Config, resolve_model
 from paribus.generate import Engine
 from paribus.machine.interrupt import Interrupt
 from paribus.model.gpt import GPT
+from paribus.train.callback import Callback
 from paribus.train.checkpoint import StateStore
-from paribus.train.loop import Hooks, Loop, Plan
+from paribus.train.loop import Loop, Plan
 from paribus.train.objectives import NextToken, PolicyGradient
 from paribus.train.optim import MuonAdamW
 from paribus.train.rollout import rollout
+from paribus.train.stepper import PlainStepper
 
 pytestmark = pytest.mark.long
 
@@ -34,31 +36,32 @@ def join(rank: int, ranks: int, port: int) -> None:
         dist.init_process_group("gloo", rank=rank, world_size=ranks)
 
 
+class Losses(Callback):
+    """The loss of every step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_log(self, step: int, metrics: dict[str, float]) -> None:
+        self.values.append(metrics["train/loss"])
+
+
 def run_rank(
     rank: int, ranks: int, config: Config, folder: Path, steps: int, port: int, rows: int
 ) -> None:
     """Train to `steps`, going on from the state in `folder` if there is one; rank 0 leaves weights and losses."""
     join(rank, ranks, port)
-    model = GPT(config.model, 50)
+    model = GPT(resolve_model(config.model), 50)
     model.initialise(1)
-    losses: list[float] = []
-    hooks = Hooks(
-        lambda step, metrics: losses.append(metrics["train/loss"]),
-        lambda *_: None,
-        lambda: None,
-        lambda step: None,
-        lambda step: {},
-        lambda *_: None,
-    )
+    losses = Losses()
+    forward = DistributedDataParallel(model) if ranks > 1 else model
     loop = Loop(
-        model,
-        DistributedDataParallel(model) if ranks > 1 else model,
-        MuonAdamW(model, config.optimizer),
+        PlainStepper(model, forward, MuonAdamW(model, config.optimizer)),
         NextToken(Rows(), rows, 1, rank, ranks),
         Plan(steps, lambda step: 1.0, 1.0, 1.0, 0.0),
         StateStore(folder / "state", 2),
         Interrupt(),
-        hooks,
+        losses,
     )
     if state := loop.store.load():
         loop.restore(state)
@@ -67,7 +70,7 @@ def run_rank(
         dist.barrier()
     if rank == 0:
         torch.save(
-            {"losses": losses, "weights": [p.detach() for p in model.parameters()]},
+            {"losses": losses.values, "weights": [p.detach() for p in model.parameters()]},
             folder / "result.pt",
         )
     if ranks > 1:
@@ -128,7 +131,7 @@ def roll_out(rank: int, ranks: int, config: Config, folder: Path, port: int) -> 
         max_new_tokens=50,
         dynamic_sampling=1,
     )
-    model = GPT(model_config(), codec().vocab_size)
+    model = GPT(resolve_model(model_config()), codec().vocab_size)
     model.load_state_dict(torch.load(folder / "talker.pt", weights_only=True))
     step = rollout(Engine(model, codec()), PROBLEMS, cfg=cfg, seed=1, step=0)
     work = PolicyGradient(lambda _: step, 100, rank, ranks).work(0)

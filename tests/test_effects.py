@@ -27,6 +27,7 @@ from paribus.config import (
     merge_problems,
     parse_config,
     read_yaml,
+    resolve_model,
 )
 from paribus.errors import UserError
 from paribus.model.gpt import GPT
@@ -117,7 +118,7 @@ def training(values: dict[str, Any]) -> Iterator[str]:
     """The weights at first and after each of a few steps: names, shapes, sums and norms, as text."""
     config = config_of(values)
     assert config is not None
-    model = GPT(config.model, VOCABULARY)
+    model = GPT(resolve_model(config.model), VOCABULARY)
     model.initialise(config.seed)
     optimizer = MuonAdamW(model, config.optimizer)
     generator = torch.Generator().manual_seed(0)

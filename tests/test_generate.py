@@ -7,6 +7,7 @@ import torch
 from support.talker import PROBLEMS, codec, model_config, random_model, talker
 
 from paribus import generate
+from paribus.config import resolve_model
 from paribus.data.chat import problem_conversation, render
 from paribus.errors import UserError
 from paribus.evaluate.gsm8k import chat_prompt
@@ -177,7 +178,7 @@ def scripted(text: str, **options: object) -> Completion:
         x0_scalars=False,
         residual_scalars=False,
     )
-    model = GPT(config, tokenizer.vocab_size)
+    model = GPT(resolve_model(config), tokenizer.vocab_size)
     for parameter in model.parameters():
         parameter.data.zero_()
     for place, token in enumerate(script):

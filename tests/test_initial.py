@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-from paribus.config import Config, Model
+from paribus.config import Config, Model, resolve_model
 from paribus.model.gpt import GPT
-from paribus.model.initial import parameter_shapes, shared_initial_tensors
+from paribus.model.initial import SharedInitial, parameter_shapes, shared_initial_tensors
 
 VOCAB = 97
 
@@ -35,16 +35,20 @@ def config(tiny_config: Config) -> Model:
 
 
 def initial(model: Model, vocab_size: int = VOCAB) -> dict[str, torch.Tensor]:
-    gpt = GPT(model, vocab_size)
+    gpt = GPT(resolve_model(model), vocab_size)
     gpt.initialise(7)
     return {name: parameter.detach() for name, parameter in gpt.named_parameters()}
+
+
+def shared(a: Model, b: Model, vocab_size_b: int = VOCAB) -> SharedInitial:
+    return shared_initial_tensors(resolve_model(a), VOCAB, resolve_model(b), vocab_size_b)
 
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_shapes_without_torch_are_those_of_the_model(config: Model, arm: str) -> None:
     model = dataclasses.replace(config, **ARMS[arm])
     real = {name: tuple(tensor.shape) for name, tensor in initial(model).items()}
-    found = parameter_shapes(model, VOCAB)
+    found = parameter_shapes(resolve_model(model), VOCAB)
     assert found == real and list(found) == list(real)
 
 
@@ -55,7 +59,7 @@ def test_what_two_arms_share_is_what_their_tensors_say(config: Model, arm: str) 
     in_both = [name for name in a if name in b]
     equal = [name for name in in_both if torch.equal(a[name], b[name])]
     alike = [name for name in in_both if a[name].shape == b[name].shape]
-    found = shared_initial_tensors(config, VOCAB, other, VOCAB)
+    found = shared(config, other)
     assert found.same.tensors + found.constant.tensors == len(equal)
     assert found.same.numbers == sum(a[name].numel() for name in equal if len(a[name].unique()) > 1)
     assert found.rescaled_names == tuple(name for name in alike if name not in equal)
@@ -66,7 +70,7 @@ def test_what_two_arms_share_is_what_their_tensors_say(config: Model, arm: str) 
 
 def test_a_tied_head_rescales_the_embedding_and_nothing_else(config: Model) -> None:
     tied = dataclasses.replace(config, tied_head=True)
-    found = shared_initial_tensors(config, VOCAB, tied, VOCAB)
+    found = shared(config, tied)
     assert found.rescaled_names == ("embedding.weight",)
     a, b = initial(config)["embedding.weight"], initial(tied)["embedding.weight"]
     assert torch.allclose(a * 0.02, b)
@@ -74,10 +78,10 @@ def test_a_tied_head_rescales_the_embedding_and_nothing_else(config: Model) -> N
 
 def test_other_widths_and_vocabularies_share_only_names(config: Model) -> None:
     wide = dataclasses.replace(config, width=128)
-    assert shared_initial_tensors(config, VOCAB, wide, VOCAB).same.tensors == 0
-    words = shared_initial_tensors(config, VOCAB, config, VOCAB + 1)
+    assert shared(config, wide).same.tensors == 0
+    words = shared(config, config, VOCAB + 1)
     assert "embedding.weight" in words.name_only_names and 0 < words.same_fraction < 1
-    assert shared_initial_tensors(config, VOCAB, config, VOCAB).same_fraction == 1
+    assert shared(config, config).same_fraction == 1
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])

@@ -20,6 +20,7 @@ from paribus.errors import UserError
 from paribus.machine.hardware import detect_hardware
 from paribus.model import attention, compiler, gpt, kernels
 from paribus.model.gpt import GPT
+from paribus.recipe import Recipe
 from paribus.stages.context import new_model
 from paribus.train import parallel
 from paribus.train.optim import MuonAdamW
@@ -94,7 +95,7 @@ def test_a_stage_on_cuda_stops_before_it_makes_a_model_where_there_is_no_compile
     cuda = dataclasses.replace(hardware, device="cuda", dtype="bfloat16")
     run = SimpleNamespace(stage="pretrain", config=tiny_config, hardware=cuda)
     with pytest.raises(UserError, match="no C compiler"):
-        new_model(run, 50)
+        new_model(run, Recipe.of(tiny_config, 50))
 
 
 def test_a_model_is_not_compiled_without_a_compiler(no_compiler: None, tiny_config: Config) -> None:
@@ -252,7 +253,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
 
 def small(config: Config, **model: object) -> GPT:
     changed = dataclasses.replace(config.model, **{"depth": 2, "seq_len": 256} | model)
-    made = GPT(changed, 50)
+    made = GPT(resolve_model(changed), 50)
     made.initialise(1)
     return made
 

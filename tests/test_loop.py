@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import math
 import os
@@ -11,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from support.toy_loop import ROWS, STEPS, make, weights
+from support.toy_loop import ROWS, STEPS, Journal, make, weights
 
 from paribus.config import Config
 from paribus.errors import MachineError, UserError
-from paribus.files import read_rows
+from paribus.files import Extent, read_rows
 from paribus.journal import Journal as FileJournal
 from paribus.journal import keep_rows
+from paribus.train.callback import Callback, Callbacks
 from paribus.train.checkpoint import StateStore
 from paribus.train.loop import MAX_NONFINITE, Loop, Paused, Plan
 
@@ -62,14 +62,13 @@ def test_death_between_saves_goes_back_to_the_last_state(
     tiny_config: Config, tmp_path: Path, reference: torch.Tensor
 ) -> None:
     """As after kill -9: the loop is abandoned mid-way, and what it did since its last save is done again."""
-    first, _ = make(tiny_config, tmp_path)
+    first, journal = make(tiny_config, tmp_path)
 
-    def die(step: int) -> dict[str, float]:
+    def die(step: int) -> None:
         if step == 5:
             raise KeyboardInterrupt
-        return {}
 
-    first.hooks = dataclasses.replace(first.hooks, evaluate=die)
+    journal.look = die
     with pytest.raises(KeyboardInterrupt):
         first.run()
     first.store.wait()
@@ -240,12 +239,12 @@ def test_a_loss_that_is_not_finite_is_not_among_the_last_losses(
     tiny_config: Config, tmp_path: Path
 ) -> None:
     loop, _ = make(tiny_config, tmp_path, plan=logging(1))
-    loss = loop.forward
+    loss = loop.stepper.forward
 
     def spoilt(*batch: torch.Tensor | None) -> torch.Tensor:
         return loss(*batch) * (float("nan") if loop.position.step == STEPS - 1 else 1.0)
 
-    loop.forward = spoilt
+    loop.stepper.forward = spoilt
     position = loop.run()
     assert position.nonfinite == 1 and len(position.last_losses) == 2
     assert all(math.isfinite(one) for one in position.last_losses)
@@ -277,13 +276,12 @@ def test_memory_of_the_most_hungry_session_is_remembered(
 def test_no_state_is_ahead_of_a_log_that_the_disk_does_not_take(
     tiny_config: Config, tmp_path: Path
 ) -> None:
-    loop, _ = make(tiny_config, tmp_path)
+    class FullDisk(Journal):
+        def before_save(self) -> None:
+            if loop.position.step >= 3:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def full() -> None:
-        if loop.position.step >= 3:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    loop.hooks = dataclasses.replace(loop.hooks, sync=full)
+    loop, _ = make(tiny_config, tmp_path, journal=FullDisk())
     with pytest.raises(MachineError) as refused:
         loop.run()
     newest = loop.store.newest_step
@@ -301,22 +299,26 @@ def logged_on_disk(config: Config, folder: Path, die_at: int | None = None) -> L
 
     die_at: the step after which it dies, in the middle of the next one.
     """
-    loop, _ = make(config, folder)
+    loop, calls = make(config, folder)
     log = folder / "metrics.jsonl"
     loop.store = StateStore(folder / "state", 2, log)
     state = loop.store.load()
     keep_rows(log, lambda row: state is not None and row["step"] <= state.step)
     journal = FileJournal(log, print)
 
-    def write(step: int, metrics: dict[str, float]) -> None:
-        journal.append({"step": step, "loss": metrics["train/loss"]})
+    class OnDisk(Callback):
+        def on_log(self, step: int, metrics: dict[str, float]) -> None:
+            journal.append({"step": step, "loss": metrics["train/loss"]})
 
-    def die(step: int) -> dict[str, float]:
+        def before_save(self) -> Extent:
+            return journal.sync()
+
+    def die(step: int) -> None:
         if step == die_at:
             raise KeyboardInterrupt
-        return {}
 
-    loop.hooks = dataclasses.replace(loop.hooks, log=write, sync=journal.sync, evaluate=die)
+    calls.look = die
+    loop.callback = Callbacks([OnDisk(), calls])
     if state is not None:
         loop.restore(state)
     return loop
@@ -385,13 +387,16 @@ def test_rows_lost_while_training_goes_on_are_noticed_by_its_end(
     loop = logged_on_disk(tiny_config, tmp_path)
     log = tmp_path / "metrics.jsonl"
 
-    def lose(step: int) -> dict[str, float]:
-        if step == 4:
+    class Loses(Callback):
+        def is_due(self, step: int) -> bool:
+            return step == 4
+
+        def evaluate(self, step: int) -> dict[str, float]:
             lines = log.read_bytes().splitlines(keepends=True)
             os.truncate(log, len(lines[0]))
-        return {}
+            return {}
 
-    loop.hooks = dataclasses.replace(loop.hooks, evaluate=lose)
+    loop.callback = Callbacks([loop.callback, Loses()])
     with pytest.raises(MachineError, match="saves in a row failed"):
         loop.run()
     second = logged_on_disk(tiny_config, tmp_path)

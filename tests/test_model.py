@@ -34,7 +34,7 @@ SAVED_VOCAB = 300  # the least that params.yaml allows
 
 def build(config: Model, seed: int = 1, vocab: int = VOCAB, **changes: object) -> GPT:
     """A model in which every tensor is non-zero, so that every part shows in the output."""
-    model = GPT(dataclasses.replace(config, **changes), vocab)
+    model = GPT(resolve_model(dataclasses.replace(config, **changes)), vocab)
     model.initialise(seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -179,8 +179,10 @@ def test_activation_checkpointing_changes_nothing(config: Model, tokens: torch.T
 def test_arms_share_the_values_of_shared_tensors(config: Model) -> None:
     """Matched seeds: a change in one part leaves the initial values of all others as they are."""
     default, arm = (
-        GPT(config, VOCAB),
-        GPT(dataclasses.replace(config, mlp="swiglu", value_embeddings="all"), VOCAB),
+        GPT(resolve_model(config), VOCAB),
+        GPT(
+            resolve_model(dataclasses.replace(config, mlp="swiglu", value_embeddings="all")), VOCAB
+        ),
     )
     default.initialise(3)
     arm.initialise(3)
@@ -197,7 +199,7 @@ def test_arms_share_the_values_of_shared_tensors(config: Model) -> None:
 def test_initial_weights_follow_the_seed(config: Model) -> None:
     embeddings = []
     for seed in (1, 1, 2):
-        model = GPT(config, VOCAB)
+        model = GPT(resolve_model(config), VOCAB)
         model.initialise(seed)
         embeddings.append(model.embedding.weight)
     assert torch.equal(embeddings[0], embeddings[1])
@@ -205,7 +207,8 @@ def test_initial_weights_follow_the_seed(config: Model) -> None:
 
 
 def test_flops_grow_with_window_and_width(config: Model) -> None:
-    full = flops_per_token(dataclasses.replace(config, window_pattern="L"), VOCAB)
+    config = resolve_model(dataclasses.replace(config, window_pattern="L"))
+    full = flops_per_token(config, VOCAB)
     windowed = flops_per_token(dataclasses.replace(config, window_pattern="S", window=8), VOCAB)
     # Two of three blocks see 8 keys instead of 64: 12 x heads x head_dim each.
     assert full - windowed == 2 * 12 * 32 * (config.seq_len - 8)
@@ -231,7 +234,7 @@ def test_the_optimisers_products_are_counted_as_torch_counts_them(
     """torch's own counter, around a real update of grouped-query attention too."""
     changes = {"optimizer.kind": kind}
     settings = load_config(project_root / "params.yaml", overrides=changes).optimizer
-    config = dataclasses.replace(config, mlp=mlp)
+    config = resolve_model(dataclasses.replace(config, mlp=mlp))
     model = build(config)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -245,6 +248,7 @@ def test_the_optimisers_products_are_counted_as_torch_counts_them(
 def test_a_step_costs_its_tokens_and_once_the_optimisers_products(
     config: Model, project_root: Path
 ) -> None:
+    config = resolve_model(config)
     optimizer = load_config(project_root / "params.yaml").optimizer
     one, two = (step_flops(config, VOCAB, optimizer, tokens) for tokens in (1000, 2000))
     assert 2 * one - two == pytest.approx(optimizer_flops_per_step(config, optimizer))

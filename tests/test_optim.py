@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from paribus.config import Config
+from paribus.config import Config, resolve_model
 from paribus.model.gpt import GPT
 from paribus.train.optim import MuonAdamW, lr_factor, orthogonalise, parameter_groups
 
@@ -23,7 +23,7 @@ def test_adamw_is_torchs(tiny_config: Config) -> None:
     config = dataclasses.replace(
         tiny_config.optimizer, kind="adamw", grad_clip=0.0, weight_decay=0.0
     )
-    ours, theirs = (GPT(tiny_config.model, 50) for _ in range(2))
+    ours, theirs = (GPT(resolve_model(tiny_config.model), 50) for _ in range(2))
     ours.initialise(1)
     theirs.initialise(1)
     optimizer = MuonAdamW(ours, config)
@@ -50,7 +50,7 @@ def test_adamw_is_torchs(tiny_config: Config) -> None:
 
 def trained(config: Config, **changes: object) -> torch.Tensor:
     """All weights after two steps under a changed optimiser."""
-    model = GPT(dataclasses.replace(config.model, value_embeddings="all"), 50)
+    model = GPT(resolve_model(dataclasses.replace(config.model, value_embeddings="all")), 50)
     model.initialise(1)
     optimizer = MuonAdamW(model, dataclasses.replace(config.optimizer, **changes))
     tokens = torch.randint(0, 50, (2, 16), generator=torch.Generator().manual_seed(0))
@@ -88,7 +88,7 @@ def test_every_switch_takes_effect(tiny_config: Config, changes: dict) -> None:
 
 
 def test_clip_bounds_the_global_norm(tiny_config: Config) -> None:
-    model = GPT(tiny_config.model, 50)
+    model = GPT(resolve_model(tiny_config.model), 50)
     model.initialise(1)
     optimizer = MuonAdamW(model, dataclasses.replace(tiny_config.optimizer, grad_clip=0.5))
     tokens = torch.zeros(2, 16, dtype=torch.int64)
@@ -101,7 +101,7 @@ def test_clip_bounds_the_global_norm(tiny_config: Config) -> None:
 
 
 def test_tied_head_gets_the_rate_of_a_head(tiny_config: Config) -> None:
-    model = GPT(dataclasses.replace(tiny_config.model, tied_head=True), 50)
+    model = GPT(resolve_model(dataclasses.replace(tiny_config.model, tied_head=True)), 50)
     groups = {group.name: group for group in parameter_groups(model, tiny_config.optimizer)}
     assert "embedding.weight" in groups["head"].parameters
 
@@ -114,7 +114,7 @@ def test_schedule_warms_up_holds_and_warms_down() -> None:
 
 def rates(config: Config, width: int, **changes: object) -> dict[str, float]:
     """Learning rate of each group of parameters at a width."""
-    model = GPT(dataclasses.replace(config.model, width=width), 50)
+    model = GPT(resolve_model(dataclasses.replace(config.model, width=width)), 50)
     optimizer = dataclasses.replace(config.optimizer, **changes)
     return {group.name: group.lr for group in parameter_groups(model, optimizer)}
 

@@ -28,6 +28,7 @@ from paribus.plan.devices import (
 )
 from paribus.plan.estimate import as_json, make_plan, stage_plan
 from paribus.plan.tracker import track_step
+from paribus.recipe import Recipe
 
 
 @pytest.fixture
@@ -115,9 +116,13 @@ def test_largest_batch_fits_and_one_more_does_not() -> None:
     config = load_config(ROOT / "params.yaml", {"pretrain.batch_tokens": 2**19})
     for stage in memory.STAGES:
         budget = 700 * 2**20
-        rows = memory.max_device_batch(config, stage, budget, device="cpu", dtype="float32")
+        rows = memory.max_device_batch(
+            Recipe.of(config), stage, budget, device="cpu", dtype="float32"
+        )
         sizes = [
-            memory.stage_memory(config, stage, device="cpu", dtype="float32", rows=n).total
+            memory.stage_memory(
+                Recipe.of(config), stage, device="cpu", dtype="float32", rows=n
+            ).total
             for n in (rows, rows + 1)
         ]
         limit = config.rl.questions_per_step * config.rl.samples_per_question
@@ -234,7 +239,9 @@ def test_the_seed_study_s_run_is_bound_by_matrix_products() -> None:
     config = load_config(
         ROOT / "params.yaml", flatten(read_yaml(ROOT / "experiments/profiles/d16-rtx3090.yaml"))
     )
-    plan = as_json(make_plan(config, device_named("RTX 3090"), dtype="bfloat16", vram=24 * 2**30))
+    plan = as_json(
+        make_plan(Recipe.of(config), device_named("RTX 3090"), dtype="bfloat16", vram=24 * 2**30)
+    )
     assert plan["bound_by"] == "matrix products" and plan["hours_low"] < 59 < plan["hours_high"]
     assert plan["stages"]["pretrain"]["hours"] == pytest.approx(59, rel=0.15)
 
@@ -346,7 +353,7 @@ def test_more_work_takes_longer_and_a_faster_card_less() -> None:
         ROOT / "params.yaml", flatten(read_yaml(ROOT / "experiments/profiles/d16-rtx3090.yaml"))
     )
     hours = {
-        card: make_plan(config, device_named(card), dtype="bfloat16", vram=2**35).hours
+        card: make_plan(Recipe.of(config), device_named(card), dtype="bfloat16", vram=2**35).hours
         for card in ("RTX 4070", "RTX 3090", "RTX 4090", "A100 80GB", "H100", "B200")
     }
     assert sorted(hours.values(), reverse=True) == list(hours.values())
@@ -359,7 +366,13 @@ def test_looks_by_the_first_card_alone_do_not_shrink_with_more_cards() -> None:
     hours = {}
     for gpus in (1, 8):
         plan = as_json(
-            make_plan(config, device_named("H100"), dtype="bfloat16", vram=80 * 2**30, gpus=gpus)
+            make_plan(
+                Recipe.of(config),
+                device_named("H100"),
+                dtype="bfloat16",
+                vram=80 * 2**30,
+                gpus=gpus,
+            )
         )
         hours[gpus] = plan["stages"]["pretrain"]
     assert hours[1]["validation_hours"] == hours[8]["validation_hours"] > 0.5
@@ -371,7 +384,10 @@ def test_core_on_the_way_is_counted() -> None:
     config = load_config(ROOT / "params.yaml", TINY)
     often = load_config(ROOT / "params.yaml", TINY | {"pretrain.core_every": 1})
     card = device_named("RTX 3090")
-    seconds = [stage_plan(each, "pretrain", card, "bfloat16").seconds for each in (config, often)]
+    seconds = [
+        stage_plan(Recipe.of(each), "pretrain", card, "bfloat16").seconds
+        for each in (config, often)
+    ]
     assert seconds[0] < seconds[1]
 
 
@@ -380,7 +396,8 @@ def test_several_cards_share_the_answers_of_rl() -> None:
         ROOT / "params.yaml", flatten(read_yaml(ROOT / "experiments/profiles/d20-speedrun.yaml"))
     )
     one, eight = (
-        stage_plan(config, "rl", device_named("H100"), "bfloat16", gpus=gpus) for gpus in (1, 8)
+        stage_plan(Recipe.of(config), "rl", device_named("H100"), "bfloat16", gpus=gpus)
+        for gpus in (1, 8)
     )
     assert eight.tokens == one.tokens and eight.seconds < 0.7 * one.seconds
 
@@ -455,17 +472,17 @@ def test_a_probe_brings_the_estimate_to_what_steps_take(
 
     monkeypatch.chdir(tmp_path)
     config = load_config(ROOT / "params.yaml", TINY)
-    device, dtype = probe.here(config)
-    found = probe.run_probe(config, device, dtype, seconds=1.0)
-    after = probe.calibrated(config, device, dtype)
+    device, dtype = probe.here(Recipe.of(config))
+    found = probe.run_probe(Recipe.of(config), device, dtype, seconds=1.0)
+    after = probe.calibrated(Recipe.of(config), device, dtype)
     assert after.correction("pretrain") == found.correction and after.spread < device.spread
-    plan = make_plan(config, after, dtype=dtype, vram=device.memory)
+    plan = make_plan(Recipe.of(config), after, dtype=dtype, vram=device.memory)
     assert plan.spread_of("pretrain") == after.spread
     assert plan.spread_of("rl") == device.spread  # which the probe did not run
-    several = make_plan(config, after, dtype=dtype, vram=device.memory, gpus=8)
+    several = make_plan(Recipe.of(config), after, dtype=dtype, vram=device.memory, gpus=8)
     assert several.spread_of("pretrain") == device.spread
     other = load_config(ROOT / "params.yaml", TINY | {"model.depth": 3})
-    assert probe.calibrated(other, device, dtype) == device
+    assert probe.calibrated(Recipe.of(other), device, dtype) == device
 
 
 @pytest.mark.parametrize(
@@ -484,8 +501,8 @@ def test_damaged_timings_are_put_aside(
     config = load_config(ROOT / "params.yaml", TINY)
     path = state_root() / "timings.json"
     path.write_text(text)
-    assert probe.prediction(config, "pretrain")["predicted/seconds"] > 0
-    probe.remember(config, "pretrain", 2.0)
+    assert probe.prediction(Recipe.of(config), "pretrain")["predicted/seconds"] > 0
+    probe.remember(Recipe.of(config), "pretrain", 2.0)
     assert (path.parent / "timings.json.damaged").read_text() == text
     assert json.loads(path.read_text())
     assert capsys.readouterr().err.count("timings.json") == 2  # one line, with the new name
@@ -501,13 +518,13 @@ def test_a_rate_or_time_that_no_measurement_gives_is_not_used(
 
     monkeypatch.chdir(tmp_path)
     config = load_config(ROOT / "params.yaml", TINY)
-    probe.remember(config, "pretrain", 2.0)
+    probe.remember(Recipe.of(config), "pretrain", 2.0)
     path = state_root() / "timings.json"
     [(key, known)] = json.loads(path.read_text()).items()
     known[field] = {"pretrain": [value]} if field == "corrections" else value
     path.write_text(json.dumps({key: known}))
-    assert probe.prediction(config, "pretrain")["predicted/seconds"] > 0
-    probe.remember(config, "pretrain", 2.0)
+    assert probe.prediction(Recipe.of(config), "pretrain")["predicted/seconds"] > 0
+    probe.remember(Recipe.of(config), "pretrain", 2.0)
     [known] = json.loads(path.read_text()).values()
     assert known["flops"] > 0 and known["bandwidth"] > 0
     assert min(known["corrections"]["pretrain"]) > 0
@@ -548,18 +565,18 @@ def test_what_stages_took_corrects_the_next_plan(
 
     monkeypatch.chdir(tmp_path)
     config = load_config(ROOT / "params.yaml", TINY)
-    device, dtype = probe.here(config)
+    device, dtype = probe.here(Recipe.of(config))
     for stage, seconds in [
         ("pretrain", 20.0),
         ("pretrain", 21.0),
         ("pretrain", 500.0),
         ("rl", 7.0),
     ]:  # one was disturbed
-        probe.remember(config, stage, seconds)
-    after = probe.calibrated(config, *probe.here(config))
+        probe.remember(Recipe.of(config), stage, seconds)
+    after = probe.calibrated(Recipe.of(config), *probe.here(Recipe.of(config)))
 
     def planned(stage: str) -> float:
-        return stage_plan(config, stage, after, dtype).seconds
+        return stage_plan(Recipe.of(config), stage, after, dtype).seconds
 
     assert planned("pretrain") == pytest.approx(21.0) and planned("rl") == pytest.approx(7.0)
     assert after.correction("sft") == after.correction("pretrain") != after.correction("rl")

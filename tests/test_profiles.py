@@ -45,14 +45,14 @@ def config_of(name: str, project_root: Path) -> Config:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_and_horizon_are_the_published_ones(name: str, project_root: Path) -> None:
     config = config_of(name, project_root)
-    total = parameters(config.model, config.tokenizer.vocab_size)["total"]
+    total = parameters(resolve_model(config.model), config.tokenizer.vocab_size)["total"]
     assert total == PUBLISHED[name]
     assert resolve_pretrain(config.pretrain, total, config.model.seq_len).steps == HORIZONS[name]
 
 
 def test_gpt2_grade_has_the_horizon_it_states(project_root: Path) -> None:
     config = config_of("gpt2-grade", project_root)
-    counts = parameters(config.model, config.tokenizer.vocab_size)
+    counts = parameters(resolve_model(config.model), config.tokenizer.vocab_size)
     schedule = resolve_pretrain(config.pretrain, counts["total"], config.model.seq_len)
     width = resolve_model(config.model).width
     scaling = 12 * config.model.depth * width**2 + config.tokenizer.vocab_size * width
@@ -66,12 +66,15 @@ def test_the_model_runs_without_a_device(name: str, project_root: Path) -> None:
     """Shapes through every block, and the parameters the accounting promises, on torch's meta device."""
     config = config_of(name, project_root)
     with torch.device("meta"):
-        model = GPT(config.model, config.tokenizer.vocab_size, torch.bfloat16)
+        model = GPT(resolve_model(config.model), config.tokenizer.vocab_size, torch.bfloat16)
         tokens = torch.zeros(2, config.model.seq_len, dtype=torch.int64)
         logits = model.logits(model.hidden(tokens))
     assert logits.shape == (2, config.model.seq_len, config.tokenizer.vocab_size)
     counted = {id(one): one.numel() for one in model.parameters()}
-    assert sum(counted.values()) == parameters(config.model, config.tokenizer.vocab_size)["total"]
+    assert (
+        sum(counted.values())
+        == parameters(resolve_model(config.model), config.tokenizer.vocab_size)["total"]
+    )
 
 
 @pytest.mark.parametrize("name", PROFILES)
@@ -103,7 +106,7 @@ def test_enough_text_is_fetched_for_the_horizon_and_little_more(
     name: str, project_root: Path
 ) -> None:
     config = config_of(name, project_root)
-    total = parameters(config.model, config.tokenizer.vocab_size)["total"]
+    total = parameters(resolve_model(config.model), config.tokenizer.vocab_size)["total"]
     schedule = resolve_pretrain(config.pretrain, total, config.model.seq_len)
     horizon = (schedule.steps or 0) * (schedule.batch_tokens or 0)
     tokens = (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.talker import PROBLEMS, codec, problem, random_model, talker
 
-from paribus.config import RL, Config
+from paribus.config import RL, Config, resolve_model
 from paribus.evaluate.gsm8k import chat_prompt, score, solution_steps
 from paribus.generate import Engine, choose
 from paribus.model.gpt import GPT
@@ -198,7 +198,9 @@ POLICIES = [(1.0, 0), (0.6, 0), (1.5, 0), (1.0, 3), (0.7, 5)]
 @pytest.fixture(scope="module")
 def small(tiny_config: Config) -> GPT:
     """Twelve tokens, so that every answer of one token can be counted."""
-    model = GPT(dataclasses.replace(tiny_config.model, depth=1, width=16, head_dim=8), 12)
+    model = GPT(
+        resolve_model(dataclasses.replace(tiny_config.model, depth=1, width=16, head_dim=8)), 12
+    )
     model.initialise(1)
     with torch.no_grad():
         noise = torch.randn(model.head_weight.shape, generator=torch.Generator().manual_seed(2))

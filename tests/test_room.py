@@ -10,6 +10,7 @@ from support.tiny import TINY
 from paribus.config import load_config
 from paribus.errors import UserError
 from paribus.machine.hardware import available_cores
+from paribus.recipe import Recipe
 from paribus.stages import room
 from paribus.stages.context import say_crowded
 
@@ -48,22 +49,22 @@ def test_what_no_machine_of_this_size_holds_is_refused_by_its_key(
     with pytest.raises(
         UserError, match=f"^{stage}: needs about .* GB of memory and this machine has 4.0 GB: "
     ) as found:
-        room.check(config, stage, "float32")
+        room.check(Recipe.of(config), stage, "float32")
     assert named in str(found.value).partition(";")[0], "the largest part comes first"
 
 
 def test_processes_that_copy_the_model_add_up(project_root: Path, small_machine: None) -> None:
     config = load_config(project_root / "params.yaml", TINY | {"model.width": 2_048})
-    room.check(config, "pretrain", "float32", processes=1)
+    room.check(Recipe.of(config), "pretrain", "float32", processes=1)
     with pytest.raises(UserError, match="model.depth"):
-        room.check(config, "pretrain", "float32", processes=4)
+        room.check(Recipe.of(config), "pretrain", "float32", processes=4)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "midtrain", "sft", "rl"])
 def test_the_defaults_fit_a_small_machine(
     project_root: Path, small_machine: None, stage: str
 ) -> None:
-    room.check(load_config(project_root / "params.yaml"), stage, "float32")
+    room.check(Recipe.of(load_config(project_root / "params.yaml")), stage, "float32")
 
 
 def test_a_container_s_limit_is_what_there_is(

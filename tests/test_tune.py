@@ -17,7 +17,9 @@ import yaml
 from support.tuned import STUDY, Curve, Tuning, prepare, tune, write
 from support.warm import feed_mlflow, warm
 
+from paribus.config import resolve_model
 from paribus.errors import UserError
+from paribus.recipe import Recipe
 
 pytestmark = pytest.mark.timeout(600)  # a killed study and its re-tests, on a busy machine
 
@@ -132,7 +134,7 @@ def test_a_switch_that_saves_memory_counts_for_the_smallest_model(inside: Path) 
     from paribus.tune.space import least_memory, read_study
 
     def memory(config: Any) -> int:
-        return stage_memory(config, "pretrain", device="cpu", dtype="float32").total
+        return stage_memory(Recipe.of(config), "pretrain", device="cpu", dtype="float32").total
 
     write(
         inside,
@@ -363,7 +365,9 @@ def test_a_budget_becomes_steps_or_seconds(
     config = read_study("budget").config()
     job = job_of(config, 2**30, budget)
     if "flops" in budget:
-        steps = int(1e9 / step_flops(config.model, job["vocab_size"], config.optimizer, 256))
+        steps = int(
+            1e9 / step_flops(resolve_model(config.model), job["vocab_size"], config.optimizer, 256)
+        )
         assert steps > 1
     assert (job["steps"], job["seconds"]) == (steps, seconds)
 
@@ -381,7 +385,7 @@ def worker_of(study: Any, optuna_study: Any) -> Any:
     from paribus.plan.probe import here
     from paribus.tune.search import Worker
 
-    return Worker(study, optuna_study, *here(study.config()))
+    return Worker(study, optuna_study, *here(Recipe.of(study.config())))
 
 
 def curve_trial(value: float, curve: dict[int, float], **params: float) -> Any:

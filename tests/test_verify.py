@@ -173,7 +173,7 @@ def test_a_dvc_lock_that_names_another_checkpoint_is_caught(project: Project) ->
     [
         ("train/optim.py", "0.5 * ", "0.25 * "),
         ("config/derived.py", "model.aspect_ratio", "2 * model.aspect_ratio"),
-        ("stages/training.py", "initialise(config.seed)", "initialise(config.seed + 1)"),
+        ("train/trainer.py", "initialise(recipe.config.seed)", "initialise(7)"),
     ],
 )
 def test_dirty_code_is_caught_by_the_file(project: Project, file: str, old: str, new: str) -> None:

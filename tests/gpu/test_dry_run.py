@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend
 
-from paribus.config import Config
+from paribus.config import Config, resolve_model
 from paribus.machine.hardware import detect_hardware
 from paribus.machine.process import MachineUse, set_up_process
 from paribus.model import attention, kernels
@@ -116,7 +116,9 @@ def test_shared_keys_with_a_mask_would_get_plain_products() -> None:
 
 def model(config: Config, **changes: object) -> GPT:
     shape = {"depth": 2, "head_dim": 64, "aspect_ratio": 64, "seq_len": 256, "window": 128}
-    made = GPT(dataclasses.replace(config.model, **shape | changes), 512, torch.bfloat16)
+    made = GPT(
+        resolve_model(dataclasses.replace(config.model, **shape | changes)), 512, torch.bfloat16
+    )
     return made.to("cuda").train()
 
 

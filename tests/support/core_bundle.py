@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from paribus.config import Config
+from paribus.config import Config, resolve_model
 from paribus.model.gpt import GPT
 
 WORDS = (
@@ -100,7 +100,8 @@ def make_bundle(folder: Path, tasks: dict[str, tuple[str, int, str, float, int]]
 
 def tiny_model(config: Config, vocab_size: int, seq_len: int, seed: int = 1, **shape: Any) -> GPT:
     """Every matrix drawn: a head of zeros would tie all options."""
-    model = GPT(dataclasses.replace(config.model, seq_len=seq_len, **shape), vocab_size)
+    shaped = dataclasses.replace(config.model, seq_len=seq_len, **shape)
+    model = GPT(resolve_model(shaped), vocab_size)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

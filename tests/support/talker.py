@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from paribus.config import Model, Tokenizer, load_config
+from paribus.config import Model, Tokenizer, load_config, resolve_model
 from paribus.data.chat import problem_conversation, render
 from paribus.data.tokenizer import Tokenizer as Codec
 from paribus.data.tokenizer import train_tokenizer
@@ -56,7 +56,7 @@ def codec() -> Codec:
 
 def random_model(seed: int = 0, std: float = 0.3, **changes: object) -> GPT:
     """Weights large enough that every part of the model matters to the logits."""
-    model = GPT(model_config(**changes), codec().vocab_size)
+    model = GPT(resolve_model(model_config(**changes)), codec().vocab_size)
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         parameter.data.normal_(0, std, generator=generator)
@@ -66,7 +66,7 @@ def random_model(seed: int = 0, std: float = 0.3, **changes: object) -> GPT:
 @functools.cache
 def talker() -> Engine:
     torch.manual_seed(0)
-    model = GPT(model_config(), codec().vocab_size)
+    model = GPT(resolve_model(model_config()), codec().vocab_size)
     model.initialise(0)
     rows = [render(problem_conversation(one, "worked"), codec()) for one in PROBLEMS]
     tokens = torch.zeros(len(rows), max(len(ids) for ids, _ in rows), dtype=torch.int64)

@@ -74,8 +74,8 @@ OBSERVERS = (
 # (importer, imported): a measurement that a stage takes on the way, which decides no weight. `pretrain.core_every` logs an
 # estimate of CORE; the stage `core` measures it.
 CALLBACKS = {
-    ("paribus.stages.training", "paribus.evaluate.core"),
-    ("paribus.stages.training", "paribus.data.core_bundle"),
+    ("paribus.stages.callbacks", "paribus.evaluate.core"),
+    ("paribus.stages.callbacks", "paribus.data.core_bundle"),
 }
 
 # Files that are not Python and still decide outputs: module -> paths below the package.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from paribus.config import Architecture, Model, Optimizer, resolve_model
+from paribus.config import Architecture, Optimizer
 from paribus.model.initial import parameter_shapes
 from paribus.model.shapes import Shape, block_shapes, window_of
 
@@ -28,24 +28,23 @@ def parameter_kind(name: str) -> str:
     return "matrices"
 
 
-def parameters(model: Model, vocab_size: int) -> dict[str, int]:
+def parameters(config: Architecture, vocab_size: int) -> dict[str, int]:
     """Parameter counts by kind (`parameter_kind`), and their total.
 
     vocab_size: tokens of the tokenizer.
     """
     counts = dict.fromkeys(("embedding", "head", "matrices", "value_embeddings", "other"), 0)
-    for name, shape in parameter_shapes(model, vocab_size).items():
+    for name, shape in parameter_shapes(config, vocab_size).items():
         counts[parameter_kind(name)] += math.prod(shape)
     return counts | {"total": sum(counts.values())}
 
 
-def flops_per_token(model: Model, vocab_size: int) -> float:
+def flops_per_token(config: Architecture, vocab_size: int) -> float:
     """FLOPs of forward and backward for one token: matrix products, and attention.
 
     In attention a query counts `min(window, seq_len)` keys; the causal half is not taken off, as is usual, so that the
     figure compares with published MFU.
     """
-    config = resolve_model(model)
     keys = sum(window_keys(config, layer) for layer in range(config.depth))
     return product_flops(config, vocab_size) + attention_flops(config, keys)
 
@@ -89,7 +88,7 @@ def block_matrices(config: Architecture) -> list[Shape]:
     ]
 
 
-def optimizer_flops_per_step(model: Model, optimizer: Optimizer) -> float:
+def optimizer_flops_per_step(config: Architecture, optimizer: Optimizer) -> float:
     """FLOPs of Muon's Newton-Schulz products in one optimiser step; 0 for AdamW, whose update has no matrix products.
 
     Each of `muon_iterations` iterations on a matrix of `small` x `large` forms its Gram matrix (2 small^2 large), the
@@ -97,7 +96,6 @@ def optimizer_flops_per_step(model: Model, optimizer: Optimizer) -> float:
     """
     if optimizer.kind != "muon":
         return 0.0
-    config = resolve_model(model)
     flops = 0.0
     for rows, columns in block_matrices(config):
         small, large = min(rows, columns), max(rows, columns)
@@ -105,14 +103,13 @@ def optimizer_flops_per_step(model: Model, optimizer: Optimizer) -> float:
     return config.depth * optimizer.muon_iterations * flops
 
 
-def step_flops(model: Model, vocab_size: int, optimizer: Optimizer, tokens: int) -> float:
+def step_flops(config: Architecture, vocab_size: int, optimizer: Optimizer, tokens: int) -> float:
     """FLOPs of one training step of `tokens` tokens: what "equal FLOPs" counts.
 
     Matrix products; attention over the keys that a query sees, so that neither what a causal mask hides nor what lies
     outside a window counts; and Muon's products, once a step. Element-wise work (norms, activations, AdamW's update) is
     left out, as it is in every such count.
     """
-    config = resolve_model(model)
     keys = sum(keys_per_query(config, layer) for layer in range(config.depth))
     per_token = product_flops(config, vocab_size) + attention_flops(config, keys)
     return tokens * per_token + optimizer_flops_per_step(config, optimizer)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from paribus.config import Architecture, Model, Optimizer, resolve_model
+from paribus.config import Architecture, Optimizer
 from paribus.model.accounting import block_matrices, parameters
 from paribus.model.shapes import (
     attention_shapes,
@@ -190,9 +190,9 @@ def cache(config: Architecture, rows: int, capacity: int, itemsize: int) -> int:
 # ---------------------------------------------------------------- the optimiser: train/optim.py
 
 
-def optimizer_state(model: Model, vocab_size: int, optimizer: Optimizer) -> int:
+def optimizer_state(config: Architecture, vocab_size: int, optimizer: Optimizer) -> int:
     """Muon keeps one fp32 number a parameter of the block matrices, AdamW two of everything else."""
-    counts = parameters(model, vocab_size)
+    counts = parameters(config, vocab_size)
     numbers = 2 * counts["total"]
     if optimizer.kind == "muon":
         numbers -= counts["matrices"]
@@ -200,11 +200,11 @@ def optimizer_state(model: Model, vocab_size: int, optimizer: Optimizer) -> int:
 
 
 def optimizer_update(
-    model: Model, vocab_size: int, optimizer: Optimizer, cuda: bool = False
+    config: Architecture, vocab_size: int, optimizer: Optimizer, cuda: bool = False
 ) -> int:
     """The optimiser's temporaries: Muon works on all matrices of one shape at once, AdamW on one kind of parameter; its
     fused kernel, on CUDA, makes none."""
-    config, counts = resolve_model(model), parameters(model, vocab_size)
+    counts = parameters(config, vocab_size)
     largest = max(counts["embedding"] + counts["value_embeddings"], counts["head"])
     denominator = 0 if cuda else FP32
     if optimizer.kind == "adamw":

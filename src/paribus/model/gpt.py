@@ -1,4 +1,4 @@
-"""The GPT: one dial (`model.depth`), every choice a field of config.Model, weights a function of the seed.
+"""The GPT: one dial (`model.depth`), every choice a field of config.Architecture, weights a function of the seed.
 
 Read `GPT.hidden` from top to bottom, then `layers.Block`: token embedding, blocks (norm, attention, residual; norm, MLP,
 residual), final norm, head. Masks are in attention.py, caches in cache.py, the loss in cross_entropy.py, fused operations
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from paribus.config import Model, resolve_model
+from paribus.config import Architecture
 from paribus.errors import UserError
 from paribus.model import attention, kernels, saved
 from paribus.model.accounting import parameters
@@ -48,10 +48,10 @@ class GPT(nn.Module):
     """
 
     def __init__(
-        self, model: Model, vocab_size: int, compute_dtype: torch.dtype = torch.float32
+        self, config: Architecture, vocab_size: int, compute_dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
-        self.config = config = resolve_model(model)
+        self.config = config
         self.vocab_size = vocab_size
         self.compute_dtype = compute_dtype
         self.activation_checkpointing = False

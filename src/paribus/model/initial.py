@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from paribus.config import Architecture, Model, resolve_model
+from paribus.config import Architecture
 from paribus.model.shapes import Shape, block_shapes
 
 # Matrices that write to the residual stream, the gates and the head start at zero: every block is the identity.
@@ -25,9 +25,8 @@ EMBEDDING_STD = 1.0
 SMALL_STD = 0.02
 
 
-def parameter_shapes(model: Model, vocab_size: int) -> dict[str, Shape]:
-    """Name -> shape of every parameter of `GPT(model, vocab_size)`, in the model's order."""
-    config = resolve_model(model)
+def parameter_shapes(config: Architecture, vocab_size: int) -> dict[str, Shape]:
+    """Name -> shape of every parameter of `GPT(config, vocab_size)`, in the model's order."""
     shapes: dict[str, Shape] = {"embedding.weight": (vocab_size, config.width)}
     if config.position == "learned":
         shapes["positions.weight"] = (config.seq_len, config.width)
@@ -88,15 +87,14 @@ class SharedInitial:
 
 
 def shared_initial_tensors(
-    model_a: Model, vocab_size_a: int, model_b: Model, vocab_size_b: int
+    config_a: Architecture, vocab_size_a: int, config_b: Architecture, vocab_size_b: int
 ) -> SharedInitial:
     """Which tensors of two models begin with the same values, given one seed, and which share only the name.
 
-    model_a, model_b: as in params.yaml, derived values may be null. vocab_size_*: tokens of each tokenizer.
+    config_a, config_b: shapes of the models. vocab_size_a, vocab_size_b: entries of each one's tokenizer.
     """
-    config_a, config_b = resolve_model(model_a), resolve_model(model_b)
-    shapes_a = parameter_shapes(model_a, vocab_size_a)
-    shapes_b = parameter_shapes(model_b, vocab_size_b)
+    shapes_a = parameter_shapes(config_a, vocab_size_a)
+    shapes_b = parameter_shapes(config_b, vocab_size_b)
     names: dict[str, list[str]] = {
         kind: [] for kind in ("same", "constant", "rescaled", "name_only", "absent_from_b")
     }

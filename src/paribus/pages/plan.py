@@ -15,7 +15,6 @@ from rich.panel import Panel
 from rich.table import Table
 
 from paribus.config import (
-    Config,
     change_notes,
     flatten,
     load_config,
@@ -26,6 +25,7 @@ from paribus.errors import UserError
 from paribus.plan.devices import Device, board_note, default_dtype, device_named
 from paribus.plan.estimate import Plan, StagePlan, as_json, make_plan
 from paribus.plan.memory import parse_bytes
+from paribus.recipe import Recipe
 from paribus.text import count, memory_size, time_span
 
 
@@ -63,16 +63,16 @@ def plan(
         raise UserError(problems)
     if device and device.lower() == "cpu":
         overrides = overrides | {"train.device": "cpu"}
-    config = _config(profile, overrides)
-    chosen, dtype = choose(config, None if at_hand else device)
+    recipe = Recipe.of(_config(profile, overrides))
+    chosen, dtype = choose(recipe, None if at_hand else device)
     if probe:
-        _probe(config, chosen, dtype)
+        _probe(recipe, chosen, dtype)
     if at_hand:
         from paribus.plan.probe import calibrated
 
-        chosen = calibrated(config, chosen, dtype)
+        chosen = calibrated(recipe, chosen, dtype)
     planned = make_plan(
-        config,
+        recipe,
         chosen,
         dtype=dtype,
         gpus=gpus,
@@ -112,18 +112,18 @@ def _config(profile: str | None, overrides: dict[str, Any]) -> Config:
     return config
 
 
-def choose(config: Config, name: str | None) -> tuple[Device, str]:
+def choose(recipe: Recipe, name: str | None) -> tuple[Device, str]:
     """The device, and the type of its products.
 
     Args:
-        config: of the run.
+        recipe: of the run.
         name: of a card; None: this machine's device.
     """
     if name is None:
         from paribus.plan.probe import here
 
-        return here(config)
-    dtype: str = config.train.dtype
+        return here(recipe)
+    dtype: str = recipe.config.train.dtype
     if dtype == "auto":
         dtype = default_dtype(name)
     device = device_named(name, dtype)
@@ -133,10 +133,10 @@ def choose(config: Config, name: str | None) -> tuple[Device, str]:
     return device, dtype
 
 
-def _probe(config: Config, device: Device, dtype: str) -> None:
+def _probe(recipe: Recipe, device: Device, dtype: str) -> None:
     from paribus.plan.probe import run_probe
 
-    measured = run_probe(config, device, dtype)
+    measured = run_probe(recipe, device, dtype)
     click.echo(
         f"probe: {measured.seconds_per_step:.3g} s a step of pretraining, {measured.correction:.2f} times the estimate; "
         f"peak memory {memory_size(measured.peak_memory_bytes)}, predicted {memory_size(measured.predicted_memory_bytes)}",

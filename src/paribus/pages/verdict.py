@@ -315,13 +315,14 @@ def shared_values(experiment: Experiment, found: Sequence[ArmVerdict]) -> str:
         found: the verdicts, the baseline left out.
     """
     from paribus.model.initial import shared_initial_tensors
+    from paribus.recipe import Recipe
 
-    base = experiment.config()
+    base = Recipe.of(experiment.config())
     shares = []
     for arm in found:
-        own = experiment.config(arm.name)
+        own = Recipe.of(experiment.config(arm.name))
         shared = shared_initial_tensors(
-            own.model, own.tokenizer.vocab_size, base.model, base.tokenizer.vocab_size
+            own.architecture, own.vocab_size, base.architecture, base.vocab_size
         )
         shares.append((arm.name, shared.same_fraction))
     if all(share == 1 for _, share in shares):

@@ -7,17 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from paribus.config import (
-    RL,
-    Architecture,
-    Config,
-    Conversations,
-    Pretrain,
-    resolve_model,
-    resolve_pretrain,
-)
 from paribus.model import footprint
-from paribus.model.accounting import flops_per_token, parameters
 from paribus.plan.memory import PROMPT_TOKENS, STAGES, Memory, max_device_batch, stage_memory
 from paribus.plan.throughput import (
     Device,
@@ -27,6 +17,7 @@ from paribus.plan.throughput import (
     step_seconds,
     update,
 )
+from paribus.recipe import Recipe
 
 COMPILE_SECONDS = 60.0  # of a stage's first step with torch.compile (FIELD: 45 to 57 s on a CPU)
 CORE_ITEMS, CORE_TASKS, CORE_TOKENS = (
@@ -87,7 +78,7 @@ class Plan:
 
 
 def make_plan(
-    config: Config,
+    recipe: Recipe,
     device: Device,
     *,
     dtype: str,
@@ -96,99 +87,83 @@ def make_plan(
     price: float | None = None,
     seeds: int = 1,
 ) -> Plan:
-    """The plan of a configuration on `gpus` devices with `vram` bytes each."""
-    model, vocab = resolve_model(config.model), config.tokenizer.vocab_size
-    stages = {stage: stage_plan(config, stage, device, dtype, vram, gpus) for stage in STAGES}
-    flops = flops_per_token(model, vocab)
+    """The plan of a recipe on `gpus` devices with `vram` bytes each."""
+    stages = {stage: stage_plan(recipe, stage, device, dtype, vram, gpus) for stage in STAGES}
     total = sum(stage.seconds for stage in stages.values()) / 3600
     return Plan(
         device,
         gpus,
         dtype,
         vram,
-        parameters(model, vocab),
-        flops,
+        recipe.parameters,
+        recipe.flops_per_token,
         stages,
-        _bill(config, model, stages, device, total, gpus, price, seeds),
+        _bill(recipe, stages, device, total, gpus, price, seeds),
     )
 
 
 def stage_plan(
-    config: Config, stage: str, device: Device, dtype: str, vram: int | None = None, gpus: int = 1
+    recipe: Recipe, stage: str, device: Device, dtype: str, vram: int | None = None, gpus: int = 1
 ) -> StagePlan:
     """One stage of the curriculum, or `evaluation`; `vram` bytes a card, by default what the device has."""
-    model = resolve_model(config.model)
+    config = recipe.config
     item = 4 if dtype == "float32" else 2
-    work, tokens, speed = _work(config, model, stage, device, item, gpus)
+    work, tokens, speed = _work(recipe, stage, device, item, gpus)
     correction = device.correction(stage)
     seconds = work.total * correction
     compiling = COMPILE_SECONDS if config.train.compile and stage != "evaluation" else 0.0
-    rows = (
-        config.eval.gsm8k.rows
-        if stage == "evaluation"
-        else getattr(config, stage).device_batch_size
-    )
+    rows = config.eval.gsm8k.rows
+    if stage != "evaluation":
+        rows = recipe.schedule(stage).device_batch_size
     return StagePlan(
         stage,
-        stage_memory(config, stage, device=device.kind, dtype=dtype),
+        stage_memory(recipe, stage, device=device.kind, dtype=dtype),
         rows,
-        max_device_batch(config, stage, vram or device.memory, device=device.kind, dtype=dtype),
+        max_device_batch(recipe, stage, vram or device.memory, device=device.kind, dtype=dtype),
         tokens,
         work,
         seconds + compiling,
         speed / correction if speed else None,
-        _looks(config, stage, model, device, item).total * correction,
+        _looks(recipe, stage, device, item).total * correction,
     )
 
 
-def _looks(config: Config, stage: str, model: Architecture, device: Device, item: int) -> Work:
+def _looks(recipe: Recipe, stage: str, device: Device, item: int) -> Work:
     """What a stage measures besides training, which the first card does alone while others wait."""
     if stage == "pretrain":
-        total = parameters(model, config.tokenizer.vocab_size)["total"]
-        schedule = resolve_pretrain(config.pretrain, total, model.seq_len)
-        return _validations(config, schedule, model, device, item)
+        return _validations(recipe, device, item)
     if stage == "rl":
-        return _watch(config, config.rl, model, device, item)
+        return _watch(recipe, device, item)
     return Work()
 
 
 def _work(
-    config: Config, model: Architecture, stage: str, device: Device, item: int, gpus: int
+    recipe: Recipe, stage: str, device: Device, item: int, gpus: int
 ) -> tuple[Work, int, float | None]:
     """(work of the whole stage, tokens, tokens per second while training)."""
     if stage == "evaluation":
-        return _evaluation(config, model, device, item)
-    vocab = config.tokenizer.vocab_size
+        return _evaluation(recipe, device, item)
     if stage == "rl":
-        return _rl(config, config.rl, model, device, item, gpus)
-    schedule = getattr(config, stage)
-    evaluations = Work()
-    if stage == "pretrain":
-        schedule = resolve_pretrain(schedule, parameters(model, vocab)["total"], model.seq_len)
-        evaluations = _validations(config, schedule, model, device, item)
-    step = training_step_work(config, schedule, model, device, item, gpus)
-    tokens = schedule.steps * schedule.batch_tokens
-    return step.times(schedule.steps).plus(evaluations), tokens, schedule.batch_tokens / step.total
+        return _rl(recipe, device, item, gpus)
+    step = training_step_work(recipe, stage, device, item, gpus)
+    training = step.times(recipe.steps(stage))
+    looks = _looks(recipe, stage, device, item)
+    return training.plus(looks), recipe.tokens(stage), recipe.batch_tokens(stage) / step.total
 
 
 def training_step_work(
-    config: Config,
-    schedule: Pretrain | Conversations,
-    model: Architecture,
-    device: Device,
-    item: int,
-    gpus: int = 1,
+    recipe: Recipe, stage: str, device: Device, item: int, gpus: int = 1
 ) -> Work:
     """One optimiser step of a supervised stage."""
-    assert schedule.batch_tokens
-    rows = min(schedule.device_batch_size, schedule.batch_tokens // model.seq_len)
+    config = recipe.config
+    rows = min(recipe.schedule(stage).device_batch_size, recipe.rows(stage))
     return step_seconds(
-        model,
-        config.tokenizer.vocab_size,
+        recipe.architecture,
+        recipe.vocab_size,
         config.optimizer,
         device,
-        batch_tokens=schedule.batch_tokens,
-        device_tokens=rows * model.seq_len,
+        batch_tokens=recipe.batch_tokens(stage),
+        device_tokens=rows * recipe.architecture.seq_len,
         gpus=gpus,
         compiled=config.train.compile,
         itemsize=item,
@@ -196,24 +171,28 @@ def training_step_work(
     )
 
 
-def _validations(
-    config: Config, schedule: Pretrain, model: Architecture, device: Device, item: int
-) -> Work:
+def _validations(recipe: Recipe, device: Device, item: int) -> Work:
     """Bits per byte on the way and at the end, and CORE on the way."""
-    steps = schedule.steps or 1
+    schedule, steps = recipe.pretrain, recipe.steps("pretrain")
     looks = steps // schedule.eval_every if schedule.eval_every else 0
-    tokens = looks * schedule.eval_tokens + (config.eval.bpb_tokens or schedule.eval_tokens)
+    at_the_end = recipe.config.eval.bpb_tokens or schedule.eval_tokens
+    tokens = looks * schedule.eval_tokens + at_the_end
     if schedule.core_every:
         items = CORE_TASKS * schedule.core_max_per_task
-        tokens += steps // schedule.core_every * items * min(CORE_TOKENS, 4 * model.seq_len)
-    return _forward(config, model, device, item, tokens)
+        tokens += steps // schedule.core_every * items * _core_tokens(recipe)
+    return _forward(recipe, device, item, tokens)
 
 
-def _forward(config: Config, model: Architecture, device: Device, item: int, tokens: int) -> Work:
+def _core_tokens(recipe: Recipe) -> int:
+    """Tokens of an item of CORE with all its choices."""
+    return min(CORE_TOKENS, 4 * recipe.architecture.seq_len)
+
+
+def _forward(recipe: Recipe, device: Device, item: int, tokens: int) -> Work:
     """A forward pass over many tokens, in batches of 16,384."""
     batch = forward_backward(
-        model,
-        config.tokenizer.vocab_size,
+        recipe.architecture,
+        recipe.vocab_size,
         16384,
         device,
         compiled=False,
@@ -223,32 +202,24 @@ def _forward(config: Config, model: Architecture, device: Device, item: int, tok
     return batch.times(tokens / 16384)
 
 
-def _answers(
-    config: Config,
-    model: Architecture,
-    device: Device,
-    item: int,
-    answers: int,
-    rows: int,
-    new: int,
-) -> Work:
+def _answers(recipe: Recipe, device: Device, item: int, answers: int, rows: int, new: int) -> Work:
     """So many answers, `rows` side by side. Rows that end are refilled, so that only the mean length counts."""
     rows = min(rows, max(answers, 1))
     steps = math.ceil(answers / rows) * MEAN_ANSWER * new
-    return decode(
-        model, config.tokenizer.vocab_size, rows, PROMPT_TOKENS + new // 2, device, item
-    ).times(steps)
+    one = decode(
+        recipe.architecture, recipe.vocab_size, rows, PROMPT_TOKENS + new // 2, device, item
+    )
+    return one.times(steps)
 
 
-def _rl(
-    config: Config, rl: RL, model: Architecture, device: Device, item: int, gpus: int
-) -> tuple[Work, int, float]:
+def _rl(recipe: Recipe, device: Device, item: int, gpus: int) -> tuple[Work, int, float]:
     """Answers and their gradients are shared out over the cards."""
+    config, model, vocab = recipe.config, recipe.architecture, recipe.vocab_size
+    rl = config.rl
     answers = rl.questions_per_step * rl.samples_per_question
     share = math.ceil(answers / gpus)
     row = min(PROMPT_TOKENS + round(MEAN_ANSWER * rl.max_new_tokens), model.seq_len)
     passes = math.ceil(share / rl.device_batch_size)
-    vocab = config.tokenizer.vocab_size
     one = forward_backward(
         model,
         vocab,
@@ -260,44 +231,34 @@ def _rl(
         checkpointing=config.train.activation_checkpointing,
     )
     step = one.times(passes).plus(update(model, vocab, config.optimizer, device, gpus))
-    step = step.plus(
-        _answers(config, model, device, item, share, rl.rollout_rows, rl.max_new_tokens)
-    )
-    work = step.times(rl.steps).plus(_watch(config, rl, model, device, item))
+    sampling = _answers(recipe, device, item, share, rl.rollout_rows, rl.max_new_tokens)
+    step = step.plus(sampling)
+    work = step.times(rl.steps).plus(_watch(recipe, device, item))
     tokens = answers * row
     return work, rl.steps * tokens, tokens / step.total
 
 
-def _watch(config: Config, rl: RL, model: Architecture, device: Device, item: int) -> Work:
+def _watch(recipe: Recipe, device: Device, item: int) -> Work:
     """Accuracy on held-out problems: at the start, the end and on the way."""
+    rl = recipe.config.rl
     looks = 2 + (rl.steps // rl.watch_every if rl.watch_every else 0)
-    one = _answers(
-        config, model, device, item, rl.watch_questions, rl.rollout_rows, rl.max_new_tokens
-    )
+    one = _answers(recipe, device, item, rl.watch_questions, rl.rollout_rows, rl.max_new_tokens)
     return one.times(looks)
 
 
-def _evaluation(
-    config: Config, model: Architecture, device: Device, item: int
-) -> tuple[Work, int, None]:
+def _evaluation(recipe: Recipe, device: Device, item: int) -> tuple[Work, int, None]:
     """CORE of the base model, and word problems after each of four stages."""
-    gsm = config.eval.gsm8k
+    gsm, core = recipe.config.eval.gsm8k, recipe.config.eval.core
     questions = gsm.questions or 1319  # GSM8K's test split
-    answers = questions + gsm.samples * (
-        gsm.sampled_questions if gsm.sampled_questions is not None else questions
-    )
-    problems = _answers(config, model, device, item, answers, gsm.rows, gsm.max_new_tokens).times(4)
-    tokens = (
-        CORE_TASKS
-        * (config.eval.core.max_per_task or CORE_ITEMS)
-        * min(CORE_TOKENS, 4 * model.seq_len)
-    )
-    return problems.plus(_forward(config, model, device, item, tokens)), tokens, None
+    sampled = questions if gsm.sampled_questions is None else gsm.sampled_questions
+    answers = questions + gsm.samples * sampled
+    problems = _answers(recipe, device, item, answers, gsm.rows, gsm.max_new_tokens).times(4)
+    tokens = CORE_TASKS * (core.max_per_task or CORE_ITEMS) * _core_tokens(recipe)
+    return problems.plus(_forward(recipe, device, item, tokens)), tokens, None
 
 
 def _bill(
-    config: Config,
-    model: Architecture,
+    recipe: Recipe,
     stages: dict[str, StagePlan],
     device: Device,
     hours: float,
@@ -306,13 +267,13 @@ def _bill(
     seeds: int,
 ) -> dict[str, float]:
     """Everything else a run takes: decimal gigabytes, kWh, and USD where a price is known."""
-    vocab = config.tokenizer.vocab_size
+    config, vocab = recipe.config, recipe.vocab_size
     tokens = stages["pretrain"].tokens
     bytes_per_token = max(
         0.4 * math.log2(vocab) - 1.6, 1.0
     )  # English, byte-level BPE: 2.4 at 1,024 words, 4.8 at 65,536
-    weights = 4 * parameters(model, vocab)["total"]
-    state = weights + footprint.optimizer_state(model, vocab, config.optimizer)
+    weights = 4 * recipe.parameters["total"]
+    state = weights + footprint.optimizer_state(recipe.architecture, vocab, config.optimizer)
     bill = {
         "train_tokens": float(
             sum(stage.tokens for name, stage in stages.items() if name != "evaluation")

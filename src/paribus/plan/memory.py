@@ -12,12 +12,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from paribus.config import Architecture, Config, Optimizer, resolve_model
+from paribus.config import Architecture, Conversations, Optimizer
 from paribus.curriculum import TRAINING_STAGES
 from paribus.errors import UserError
 from paribus.model import accounting, footprint
 from paribus.model.footprint import Batch
 from paribus.model.shapes import has_value_embedding, logit_rows
+from paribus.recipe import Recipe
 
 PROMPT_TOKENS = 256  # of a word problem with the chat format: GSM8K's longest is 240 with a 65,536-word vocabulary
 CUDA_CONTEXT = (
@@ -151,70 +152,67 @@ def inference(
 
 
 def stage_memory(
-    config: Config, stage: str, *, device: str, dtype: str, rows: int | None = None
+    recipe: Recipe, stage: str, *, device: str, dtype: str, rows: int | None = None
 ) -> Memory:
     """Peak of a stage on `device` (cuda, mps or cpu) with products in `dtype`.
 
-    rows: in place of the config's device batch (of `evaluation`: the answers side by side).
+    rows: in place of the recipe's device batch (of `evaluation`: the answers side by side).
     """
-    model, vocab = resolve_model(config.model), config.tokenizer.vocab_size
     item = 4 if dtype == "float32" else 2
     if stage == "evaluation":
-        memory = _evaluation(config, model, vocab, item, rows)
+        memory = _evaluation(recipe, item, rows)
+    elif stage == "rl":
+        memory = _policy_gradient(recipe, item, device == "cuda", rows)
     else:
-        memory = _training(config, stage, model, vocab, item, device == "cuda", rows)
+        memory = _supervised(recipe, stage, item, device == "cuda", rows)
     return dataclasses.replace(memory, reserve=_reserve(memory.total, device))
 
 
-def _training(
-    config: Config,
-    stage: str,
-    model: Architecture,
-    vocab: int,
-    item: int,
-    cuda: bool,
-    rows: int | None,
-) -> Memory:
-    checkpointing = config.train.activation_checkpointing
-    if stage == "rl":
-        rows = rows or config.rl.device_batch_size
-        batch = Batch(
-            rows, min(PROMPT_TOKENS + config.rl.max_new_tokens, model.seq_len), item, cuda=cuda
-        )
-        samples = config.rl.questions_per_step * config.rl.samples_per_question
-        step = training_step(
-            model,
-            vocab,
-            config.optimizer,
-            batch,
-            accumulate=samples > rows,
-            checkpointing=checkpointing,
-        )
-        return max(step, _rollout(config, model, vocab, item), key=lambda memory: memory.total)
-    schedule = getattr(config, stage)
+def _supervised(recipe: Recipe, stage: str, item: int, cuda: bool, rows: int | None) -> Memory:
+    """A step of pretrain, midtrain or sft."""
+    schedule = recipe.supervised_schedule(stage)
     rows = rows or schedule.device_batch_size
+    step_rows = recipe.rows(stage)
     batch = Batch(
-        rows,
-        model.seq_len,
+        min(rows, step_rows),
+        recipe.architecture.seq_len,
         item,
-        packed=stage != "pretrain" and not schedule.attend_across,
+        packed=isinstance(schedule, Conversations) and not schedule.attend_across,
         cuda=cuda,
     )
-    total = schedule.batch_tokens // model.seq_len if schedule.batch_tokens else rows + 1
-    batch = dataclasses.replace(batch, rows=min(rows, max(total, 1)))
+    return _step_of(recipe, batch, accumulate=step_rows > rows)
+
+
+def _policy_gradient(recipe: Recipe, item: int, cuda: bool, rows: int | None) -> Memory:
+    """A step of rl: sampling its answers, or learning from them, whichever takes more."""
+    rl = recipe.config.rl
+    rows = rows or rl.device_batch_size
+    length = min(PROMPT_TOKENS + rl.max_new_tokens, recipe.architecture.seq_len)
+    samples = rl.questions_per_step * rl.samples_per_question
+    step = _step_of(recipe, Batch(rows, length, item, cuda=cuda), accumulate=samples > rows)
+    return max(step, _rollout(recipe, item), key=lambda memory: memory.total)
+
+
+def _step_of(recipe: Recipe, batch: Batch, *, accumulate: bool) -> Memory:
+    """One optimiser step of a recipe."""
     return training_step(
-        model, vocab, config.optimizer, batch, accumulate=total > rows, checkpointing=checkpointing
+        recipe.architecture,
+        recipe.vocab_size,
+        recipe.config.optimizer,
+        batch,
+        accumulate=accumulate,
+        checkpointing=recipe.config.train.activation_checkpointing,
     )
 
 
-def _rollout(config: Config, model: Architecture, vocab: int, item: int) -> Memory:
+def _rollout(recipe: Recipe, item: int) -> Memory:
     """Sampling answers, with the optimiser's state waiting."""
-    rl, counts = config.rl, accounting.parameters(model, vocab)
+    rl, model, vocab = recipe.config.rl, recipe.architecture, recipe.vocab_size
     rows = min(rl.rollout_rows, rl.questions_per_step * rl.samples_per_question)
     return Memory(
-        4 * counts["total"],
+        4 * recipe.parameters["total"],
         0,
-        footprint.optimizer_state(model, vocab, config.optimizer),
+        footprint.optimizer_state(model, vocab, recipe.config.optimizer),
         *_decoding(model, vocab, item, rows, rl.samples_per_question, rl.max_new_tokens),
         0,
         0,
@@ -236,11 +234,11 @@ def _decoding(
     )
 
 
-def _evaluation(
-    config: Config, model: Architecture, vocab: int, item: int, rows: int | None
-) -> Memory:
+def _evaluation(recipe: Recipe, item: int, rows: int | None) -> Memory:
     """CORE, bits per byte and word problems: the largest of them."""
-    gsm, weights = config.eval.gsm8k, 4 * accounting.parameters(model, vocab)["total"]
+    gsm, core = recipe.config.eval.gsm8k, recipe.config.eval.core
+    model, vocab = recipe.architecture, recipe.vocab_size
+    weights = 4 * recipe.parameters["total"]
     answers = Memory(
         weights,
         0,
@@ -249,7 +247,7 @@ def _evaluation(
         0,
         0,
     )
-    scored = max(rows or config.eval.core.batch_size, 1)
+    scored = max(rows or core.batch_size, 1)
     forward = Memory(weights, 0, 0, *inference(model, vocab, scored, model.seq_len, item), 0, 0, 0)
     return max(answers, forward, key=lambda memory: memory.total)
 
@@ -260,20 +258,20 @@ def _reserve(tensors: int, device: str) -> int:
     return CPU_PROCESS + round(CPU_HEAP * tensors)
 
 
-def max_device_batch(config: Config, stage: str, budget: int, *, device: str, dtype: str) -> int:
+def max_device_batch(recipe: Recipe, stage: str, budget: int, *, device: str, dtype: str) -> int:
     """The most rows of a forward pass that stay within `budget` bytes; 0: not even one does.
 
     No more than the rows of an optimiser step: a larger device batch would not be used.
     """
-    model = resolve_model(config.model)
-    limit = 4096
-    if stage == "rl":
-        limit = config.rl.questions_per_step * config.rl.samples_per_question
-    elif stage != "evaluation" and (tokens := getattr(config, stage).batch_tokens):
-        limit = max(tokens // model.seq_len, 1)
+    if stage == "evaluation":
+        limit = 4096
+    elif stage == "rl":
+        limit = recipe.config.rl.questions_per_step * recipe.config.rl.samples_per_question
+    else:
+        limit = recipe.rows(stage)
 
     def fits(rows: int) -> bool:
-        return stage_memory(config, stage, device=device, dtype=dtype, rows=rows).total <= budget
+        return stage_memory(recipe, stage, device=device, dtype=dtype, rows=rows).total <= budget
 
     low, high = 0, limit
     while low < high:

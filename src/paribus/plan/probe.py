@@ -14,15 +14,14 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from paribus.config import Config, fingerprint, flatten, resolve_model, resolve_pretrain
+from paribus.config import fingerprint, flatten
 from paribus.errors import UserError
 from paribus.files import NUMBER, Shape, Values, read_json
 from paribus.journal import write_json
 from paribus.machine.hardware import Hardware, cpu_name, detect_hardware
 from paribus.machine.process import set_up_process
-from paribus.model.accounting import parameters
 from paribus.places import state_root
 from paribus.plan.devices import Device, device_named
 from paribus.plan.estimate import stage_plan, training_step_work
@@ -32,6 +31,10 @@ from paribus.plan.throughput import (
     CPU_SPREAD,
     PROBED_SPREAD,
 )
+from paribus.recipe import Recipe
+
+if TYPE_CHECKING:
+    from paribus.train.trainer import Trainer
 
 PROBE_SECONDS = 60.0
 PROBED_WIDTH = 4_096  # of a CPU's products, whose rate no longer grows from there on; a width of 65,536 took 68 GB
@@ -53,9 +56,9 @@ class Probe:
     predicted_memory_bytes: int
 
 
-def here(config: Config) -> tuple[Device, str]:
+def here(recipe: Recipe) -> tuple[Device, str]:
     """(this machine, type of its products); a GPU that the table lacks raises UserError."""
-    hardware = detect_hardware(config.train)
+    hardware = detect_hardware(recipe.config.train)
     if hardware.device == "cuda":
         import torch
 
@@ -66,15 +69,15 @@ def here(config: Config) -> tuple[Device, str]:
     if hardware.device == "mps":
         chip = device_named(cpu_name(), hardware.dtype, option="this machine's chip")
         return chip, hardware.dtype
-    return _cpu(config, hardware), hardware.dtype
+    return _cpu(recipe, hardware), hardware.dtype
 
 
-def _cpu(config: Config, hardware: Hardware) -> Device:
+def _cpu(recipe: Recipe, hardware: Hardware) -> Device:
     """The processor, as fast as it is for products of the model's own size."""
     import psutil
 
-    model = resolve_model(config.model)
-    rows = min(config.pretrain.device_batch_size * model.seq_len, 2048)
+    model = recipe.architecture
+    rows = min(recipe.pretrain.device_batch_size * model.seq_len, 2048)
     width = min(model.width, PROBED_WIDTH)
     flops, bandwidth = _rates(rows, width, hardware.dtype, hardware.threads)
     return Device(
@@ -123,21 +126,23 @@ def _best(work: Any, seconds: float = 0.15) -> float:
     return best
 
 
-def _key(config: Config, device: Device, dtype: str) -> str:
+def _key(recipe: Recipe, device: Device, dtype: str) -> str:
     """A correction holds for a shape of model, and how it is run."""
-    shape = flatten(resolve_model(config.model)) | {
-        "vocab": config.tokenizer.vocab_size,
+    config = recipe.config
+    shape = flatten(recipe.architecture) | {
+        "vocab": recipe.vocab_size,
         "compile": config.train.compile,
         "threads": config.train.threads,
         "processes": config.train.processes,
         "kind": config.optimizer.kind,
     }
-    return f"{device.name} {dtype} {fingerprint(**{name.replace('.', '_'): value for name, value in shape.items()})}"
+    parts = {name.replace(".", "_"): value for name, value in shape.items()}
+    return f"{device.name} {dtype} {fingerprint(**parts)}"
 
 
-def calibrated(config: Config, device: Device, dtype: str) -> Device:
+def calibrated(recipe: Recipe, device: Device, dtype: str) -> Device:
     """The device as it was known, and how far off, when this model's stages or a probe of it were last measured here."""
-    known = _timings().get(_key(config, device, dtype))
+    known = _timings().get(_key(recipe, device, dtype))
     if not known:
         return device
     corrections = {
@@ -152,26 +157,24 @@ def calibrated(config: Config, device: Device, dtype: str) -> Device:
     )
 
 
-def remember(config: Config, stage: str, seconds: float) -> None:
+def remember(recipe: Recipe, stage: str, seconds: float) -> None:
     """That the stage took so long, for later plans of it. A card that the table lacks is not planned for, nor remembered."""
     try:
-        device, dtype = here(config)
+        device, dtype = here(recipe)
     except UserError:
         return
-    _keep(
-        config,
-        device,
-        dtype,
-        stage,
-        lambda bare: seconds / stage_plan(config, stage, bare, dtype, gpus=_cards(bare)).seconds,
-    )
+
+    def ratio(bare: Device) -> float:
+        return seconds / stage_plan(recipe, stage, bare, dtype, gpus=_cards(bare)).seconds
+
+    _keep(recipe, device, dtype, stage, ratio)
 
 
 def _keep(
-    config: Config, device: Device, dtype: str, stage: str, ratio: Callable[[Device], float]
+    recipe: Recipe, device: Device, dtype: str, stage: str, ratio: Callable[[Device], float]
 ) -> float:
     """Add a measured / estimated ratio; the estimate is of the device as first known, so that ratios compare."""
-    timings, key = _timings(), _key(config, device, dtype)
+    timings, key = _timings(), _key(recipe, device, dtype)
     known = timings.setdefault(
         key, {"flops": device.flops, "bandwidth": device.bandwidth, "corrections": {}}
     )
@@ -208,48 +211,38 @@ def _cards(device: Device) -> int:
     return 1 if device.kind == "cpu" else int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def run_probe(config: Config, device: Device, dtype: str, seconds: float = PROBE_SECONDS) -> Probe:
+def run_probe(recipe: Recipe, device: Device, dtype: str, seconds: float = PROBE_SECONDS) -> Probe:
     """Train the configured model on random tokens for about `seconds`, and keep what it took.
 
     Raises UserError where one row does not fit.
     """
     import torch
 
-    from paribus.model.gpt import GPT
     from paribus.train.loop import peak_memory_bytes
-    from paribus.train.optim import MuonAdamW
+    from paribus.train.trainer import RandomRows, Trainer, new_model, next_token
 
+    config, schedule = recipe.config, recipe.pretrain
     hardware = detect_hardware(config.train)
     set_up_process(hardware, config.seed)
-    resolved, vocab = resolve_model(config.model), config.tokenizer.vocab_size
-    schedule = resolve_pretrain(
-        config.pretrain, parameters(resolved, vocab)["total"], resolved.seq_len
-    )
-    assert schedule.batch_tokens
+    rows = min(schedule.device_batch_size, recipe.rows("pretrain"))
     try:
-        model = GPT(config.model, vocab, getattr(torch, hardware.dtype)).to(hardware.device)
-        model.activation_checkpointing = config.train.activation_checkpointing
-        model.initialise(config.seed)
-        model.train()
-        optimizer = MuonAdamW(model, config.optimizer)
-        rows = min(schedule.device_batch_size, schedule.batch_tokens // resolved.seq_len)
-        passes, updates = _measure(
-            model, optimizer, model.compiled() if hardware.compile else model, rows, seconds
-        )
+        model = new_model(recipe, hardware).train()
+        objective = next_token(RandomRows(recipe), recipe, "pretrain")
+        trainer = Trainer(recipe, "pretrain", model, objective, hardware)
+        passes, updates = _measure(trainer, rows, seconds)
     except torch.OutOfMemoryError:
         raise UserError(
             f"pretrain.device_batch_size: {schedule.device_batch_size} rows do not fit this machine; "
             "`paribus plan` says how many do"
         ) from None
-    step = passes * schedule.batch_tokens / (rows * resolved.seq_len) + updates
+    passes_a_step = recipe.batch_tokens("pretrain") / (rows * recipe.architecture.seq_len)
+    step = passes * passes_a_step + updates
     item = 4 if dtype == "float32" else 2
-    found = _keep(
-        config,
-        device,
-        dtype,
-        "pretrain",
-        lambda bare: step / training_step_work(config, schedule, resolved, bare, item).total,
-    )
+
+    def ratio(bare: Device) -> float:
+        return step / training_step_work(recipe, "pretrain", bare, item).total
+
+    found = _keep(recipe, device, dtype, "pretrain", ratio)
     return Probe(
         device.name,
         dtype,
@@ -257,16 +250,15 @@ def run_probe(config: Config, device: Device, dtype: str, seconds: float = PROBE
         step,
         found,
         peak_memory_bytes(model.device),
-        stage_memory(config, "pretrain", device=device.kind, dtype=dtype).total,
+        stage_memory(recipe, "pretrain", device=device.kind, dtype=dtype).total,
     )
 
 
-def _measure(
-    model: Any, optimizer: Any, forward: Any, rows: int, seconds: float
-) -> tuple[float, float]:
+def _measure(trainer: Trainer, rows: int, seconds: float) -> tuple[float, float]:
     """Median seconds of a forward and backward pass, and of an optimiser step; the first of each is thrown away."""
     import torch
 
+    model, optimizer = trainer.model, trainer.optimizer
     device, shape = model.device, (rows, model.config.seq_len)
     tokens = torch.randint(0, model.vocab_size, shape, device=device)
     sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -275,7 +267,7 @@ def _measure(
     until = time.perf_counter() + seconds
     while len(passes) < 3 or time.perf_counter() < until:
         began = time.perf_counter()
-        (forward(tokens, tokens, None, None) / tokens.numel()).backward()
+        (trainer.forward(tokens, tokens, None, None) / tokens.numel()).backward()
         sync()
         middle = time.perf_counter()
         passes.append(middle - began)
@@ -285,15 +277,20 @@ def _measure(
             optimizer.zero_grad()
             sync()
             updates.append(time.perf_counter() - middle)
-    return sorted(passes[1:])[len(passes[1:]) // 2], sorted(updates[1:])[len(updates[1:]) // 2]
+    return _median(passes[1:]), _median(updates[1:])
 
 
-def prediction(config: Config, stage: str) -> dict[str, float]:
+def _median(times: list[float]) -> float:
+    """The middle one, or the slower of the two in the middle."""
+    return sorted(times)[len(times) // 2]
+
+
+def prediction(recipe: Recipe, stage: str) -> dict[str, float]:
     """What a training stage logs when it starts, to stand beside what it measures. Raises UserError where the
     machine's card is not in the table."""
-    device, dtype = here(config)
-    device = calibrated(config, device, dtype)
-    found = stage_plan(config, stage, device, dtype, gpus=_cards(device))
+    device, dtype = here(recipe)
+    device = calibrated(recipe, device, dtype)
+    found = stage_plan(recipe, stage, device, dtype, gpus=_cards(device))
     assert found.tokens_per_second
     return {
         "predicted/memory_bytes": float(found.memory.total),

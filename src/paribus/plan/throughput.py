@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from paribus.config import Architecture, Optimizer, resolve_model
+from paribus.config import Architecture, Optimizer
 from paribus.model import footprint
 from paribus.model.accounting import optimizer_flops_per_step, parameters
 from paribus.model.shapes import window_of
@@ -203,4 +203,4 @@ def step_seconds(
         itemsize=itemsize,
         checkpointing=checkpointing,
     )
-    return one.times(passes).plus(update(resolve_model(model), vocab_size, optimizer, device, gpus))
+    return one.times(passes).plus(update(model, vocab_size, optimizer, device, gpus))

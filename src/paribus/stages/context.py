@@ -17,12 +17,9 @@ from paribus import graph, tracking
 from paribus.config import (
     Architecture,
     Config,
-    Conversations,
-    Pretrain,
     change_notes,
     flatten,
     load_config,
-    resolve_model,
 )
 from paribus.config import fingerprint as name_of
 from paribus.curriculum import CHECKPOINTS, CORPUS, METRICS, PLOTS, TOKENIZER, TRAINING_STAGES
@@ -38,6 +35,7 @@ from paribus.machine.lock import StateLock
 from paribus.machine.process import set_up_process
 from paribus.machine.provenance import collect_provenance, dep_digests, fingerprint_parts
 from paribus.places import state_root
+from paribus.recipe import Recipe
 from paribus.stages import room
 from paribus.stages.launch import LAUNCHER_WATCH
 
@@ -129,7 +127,7 @@ def session(stage: str) -> Iterator[Session]:
         name_changes(stage, config)
     hardware = detect_hardware(config.train)
     if stage in TRAINING_STAGES and hardware.device == "cpu" and rank_from_environment() == 0:
-        room.check(config, stage, hardware.dtype, hardware.processes)
+        room.check(Recipe.of(config), stage, hardware.dtype, hardware.processes)
     set_up_process(hardware, config.seed)
     parts = fingerprint_parts(stage, config, hardware)
     fingerprint = name_of(**parts)
@@ -191,16 +189,12 @@ def core_is_synthetic() -> bool:
     return bool(read_manifest(CORPUS)["core"]["source"] == "world")
 
 
-def new_model(run: Session, vocab_size: int) -> GPT:
-    """An untrained model on the session's device."""
-    import torch
+def new_model(run: Session, recipe: Recipe) -> GPT:
+    """An untrained model at its first values, on the session's device."""
+    from paribus.train import trainer
 
-    from paribus.model.gpt import GPT
-
-    check_kernels(run, resolve_model(run.config.model))
-    model = GPT(run.config.model, vocab_size, getattr(torch, run.hardware.dtype))
-    model.activation_checkpointing = run.config.train.activation_checkpointing
-    return model.to(run.hardware.device)
+    check_kernels(run, recipe.architecture)
+    return trainer.new_model(recipe, run.hardware)
 
 
 def load_model(run: Session, stage: str) -> GPT:
@@ -234,8 +228,3 @@ def check_kernels(run: Session, model: Architecture) -> None:
         compiled=run.hardware.compile,
         documents=packed is not None and not packed.attend_across,
     )
-
-
-def rows_of(schedule: Pretrain | Conversations, seq_len: int) -> int:
-    """Rows of one optimiser step."""
-    return max((schedule.batch_tokens or 0) // seq_len, 1)

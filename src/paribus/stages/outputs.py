@@ -20,12 +20,13 @@ CUT_OFF_SAID = 0.1  # share of answers cut off from which on it is said
 
 
 def write_outputs(
-    run: Session, log: tracking.RunLog, model: GPT, target: str, stage: str, summary: dict[str, Any]
+    run: Session, log: tracking.RunLog, model: GPT, target: str, summary: dict[str, Any]
 ) -> None:
     """Checkpoint, curve, metrics: in that order, so that metrics stand for a stage that is done.
 
-    Raises UserError, before anything is written, for a run that diverged.
+    target: the checkpoint's name. Raises UserError, before anything is written, for a run that diverged.
     """
+    stage = run.stage
     refuse_divergence(stage, summary)
     from paribus.model.gpt import save_checkpoint
 

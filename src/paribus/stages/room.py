@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paribus.config import Config, resolve_model, resolve_pretrain
 from paribus.errors import UserError
+from paribus.recipe import Recipe
 
 # Batches in memory at a time: one learned from, two waiting, one being made (`data.loader.Prefetcher`).
 BATCHES = 4
@@ -30,19 +30,18 @@ def machine_memory() -> int:
     return min(total, int(limit)) if limit.isdigit() else total
 
 
-def needed(config: Config, stage: str, dtype: str, processes: int = 1) -> dict[str, int]:
+def needed(recipe: Recipe, stage: str, dtype: str, processes: int = 1) -> dict[str, int]:
     """Bytes that a training stage holds at its peak on a CPU, by the keys that decide on them.
 
     dtype: of the products. processes: that train together on this machine.
     """
-    from paribus.model.accounting import parameters
     from paribus.plan.memory import CPU_PROCESS, stage_memory
 
-    model, vocab = resolve_model(config.model), config.tokenizer.vocab_size
-    memory = stage_memory(config, stage, device="cpu", dtype=dtype)
+    config, model, vocab = recipe.config, recipe.architecture, recipe.vocab_size
+    memory = stage_memory(recipe, stage, device="cpu", dtype=dtype)
     whole = memory.weights + memory.gradients + memory.optimizer + memory.update
     copies = 1 if config.train.sharding == "fsdp" else processes
-    rows = getattr(config, stage).device_batch_size
+    rows = recipe.schedule(stage).device_batch_size
     passes = f"{stage}.device_batch_size: {rows:,}, of rows of model.seq_len: {model.seq_len:,}"
     parts = {
         f"model.depth: {model.depth}, of width {model.width:,} and {vocab:,} tokens": whole
@@ -59,17 +58,14 @@ def needed(config: Config, stage: str, dtype: str, processes: int = 1) -> dict[s
             answers * longest * ANSWER_TOKEN_BYTES
         )
         return parts
-    schedule = getattr(config, stage)
-    if stage == "pretrain":
-        schedule = resolve_pretrain(schedule, parameters(model, vocab)["total"], model.seq_len)
-    key = f"{stage}.batch_tokens: {schedule.batch_tokens:,}"
-    parts[key] = BATCHES * TOKEN_BYTES * schedule.batch_tokens
+    batch_tokens = recipe.batch_tokens(stage)
+    parts[f"{stage}.batch_tokens: {batch_tokens:,}"] = BATCHES * TOKEN_BYTES * batch_tokens
     return parts
 
 
-def check(config: Config, stage: str, dtype: str, processes: int = 1) -> None:
+def check(recipe: Recipe, stage: str, dtype: str, processes: int = 1) -> None:
     """Raises UserError where a training stage needs more memory than this machine has, with the keys that need most."""
-    parts, there = needed(config, stage, dtype, processes), machine_memory()
+    parts, there = needed(recipe, stage, dtype, processes), machine_memory()
     total = sum(parts.values())
     if total <= there:
         return

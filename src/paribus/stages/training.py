@@ -1,4 +1,4 @@
-"""The four training stages: each is the one loop with an objective; metrics are written last.
+"""The four training stages: what is trained, on what, and what is written; metrics come last.
 
 Of several processes (`launch.py`, or torchrun) all train; rank 0 alone logs, evaluates, saves and writes outputs.
 """
@@ -6,36 +6,27 @@ Of several processes (`launch.py`, or torchrun) all train; rank 0 alone logs, ev
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paribus import graph
-from paribus.config import (
-    Conversations,
-    Pretrain,
-    flatten,
-    load_config,
-    read_yaml,
-    resolve_model,
-    resolve_pretrain,
-)
+from paribus import graph, tracking
+from paribus.config import flatten, read_yaml
 from paribus.curriculum import CHECKPOINTS, CORPUS, TOKENS
 from paribus.errors import UserError
 from paribus.files import read_value
 from paribus.journal import logged_steps
 from paribus.machine.interrupt import EXIT_PAUSED
 from paribus.progress import Progress
+from paribus.recipe import Recipe
 from paribus.stages.context import (
     Session,
-    core_is_synthetic,
     load_model,
     load_tokenizer,
     load_trained_tokenizer,
     new_model,
-    rows_of,
     session,
 )
 from paribus.stages.earlier import remember_parts, why_anew
@@ -44,14 +35,17 @@ from paribus.stages.outputs import say_cut_off, write_outputs
 from paribus.summary import rl_metrics, supervised_metrics
 
 if TYPE_CHECKING:
-    from paribus.data.loader import Batch, DocumentLoader
+    from paribus.config import Conversations
+    from paribus.data.loader import ConversationLoader, DocumentLoader
     from paribus.data.packing import PackedLoader
     from paribus.data.tokenizer import Tokenizer
     from paribus.generate import Engine
     from paribus.model.gpt import GPT
+    from paribus.train.callback import Callback
     from paribus.train.checkpoint import State, StateStore
-    from paribus.train.loop import Hooks, Loop, Position
-    from paribus.train.objectives import Objective
+    from paribus.train.loop import Loop, Position
+    from paribus.train.objectives import Objective, PolicyGradient
+    from paribus.train.trainer import Trainer
     from paribus.train.within import Within
 
 LONG_SECONDS = 120.0  # from which on the planned time is said at the start
@@ -60,182 +54,112 @@ LONG_SECONDS = 120.0  # from which on the planned time is said at the start
 @on_processes
 def pretrain() -> None:
     """Token shards -> checkpoints/base, metrics/pretrain.json, plots/pretrain.csv."""
-    from paribus.data.loader import DocumentLoader
-    from paribus.evaluate.bpb import bits_per_byte
-    from paribus.model.accounting import (
-        flops_per_token,
-        optimizer_flops_per_step,
-        parameters,
-    )
-    from paribus.train import parallel
-    from paribus.train.objectives import NextToken
-    from paribus.train.within import Within
+    from paribus.data.packing import document_rows
+    from paribus.evaluate.bpb import HeldOut
+    from paribus.stages.callbacks import CoreEstimate, Validation
+    from paribus.train.trainer import next_token
 
     with session("pretrain") as run:
-        config, words = run.config, load_trained_tokenizer()
-        within = Within(run.interrupt.requested, parallel.ranks)
-        model_config = resolve_model(config.model)
-        counts = parameters(model_config, words.vocab_size)
-        schedule = resolve_pretrain(config.pretrain, counts["total"], model_config.seq_len)
-        model = new_model(run, words.vocab_size)
-        model.initialise(config.seed)
-        validation = DocumentLoader(TOKENS, "val", model_config.seq_len, config.seed)
+        within = giving_way_to(run)
+        tokenizer = load_trained_tokenizer()
+        recipe = Recipe.of(run.config, tokenizer.vocab_size)
+        model = new_model(run, recipe)
 
-        def val_bpb(max_tokens: int | None) -> float:
-            rows = validation.validation_rows(schedule.device_batch_size, max_tokens)
-            size = min(len(validation.shards), max_tokens or len(validation.shards))
-            told = telling(rows, within, -(-size // model_config.seq_len))
-            return bits_per_byte(model, told, words.token_bytes).bpb
+        held_out = HeldOut(model, TOKENS, tokenizer.token_bytes, recipe, within)
+        validation = Validation(held_out, recipe)
+        core_estimate = CoreEstimate(model, tokenizer, recipe, within)
 
-        estimate = core_estimate(model, words, schedule, config.eval.core.batch_size, within)
+        rows = document_rows(TOKENS, recipe)
+        print_epochs(rows, recipe)
+        trainer = trainer_of(run, recipe, model, next_token(rows, recipe, "pretrain"))
 
-        def evaluate(step: int) -> dict[str, float]:
-            bpb_due = (
-                schedule.eval_every
-                and step % schedule.eval_every == 0
-                and step < (schedule.steps or 0)
-            )
-            core_due = schedule.core_every and step % schedule.core_every == 0
-            if not bpb_due and not core_due:
-                return {}
-            return parallel.leads(
-                model,
-                lambda: (
-                    ({"val/bpb": val_bpb(schedule.eval_tokens)} if bpb_due else {})
-                    | (estimate() if core_due else {})
-                ),
-            )
+        with training(run, trainer, within) as started:
+            position = started.run_to_the_end([validation, core_estimate])
+            summary = supervised_metrics(position)
+            summary["val_bpb"] = held_out.bits_per_byte(run.config.eval.bpb_tokens)
+            summary |= size_metrics(recipe)
+            write_outputs(run, started.log, model, "base", summary)
 
-        loader = document_rows(schedule, model_config.seq_len, config.seed)
-        rows = rows_of(schedule, model_config.seq_len)
-        if (
-            parallel.rank() == 0
-            and (epochs := (schedule.steps or 0) * rows / loader.rows_per_epoch) > 1
-        ):
-            print(
-                f"paribus pretrain: the horizon reads data/tokens {epochs:.1f} times; for more text: corpus.*",
-                file=sys.stderr,
-            )
-        objective = NextToken(
-            loader, rows, schedule.device_batch_size, parallel.rank(), parallel.ranks()
+
+def size_metrics(recipe: Recipe) -> dict[str, float]:
+    """Parameters and FLOPs of a recipe."""
+    from paribus.model.accounting import optimizer_flops_per_step
+
+    return {
+        "parameters": recipe.parameters["total"],
+        "flops_per_token": recipe.flops_per_token,
+        "optimizer_flops_per_step": optimizer_flops_per_step(
+            recipe.architecture, recipe.config.optimizer
+        ),
+    }
+
+
+def print_epochs(rows: DocumentLoader | PackedLoader, recipe: Recipe) -> None:
+    """Say that pretraining reads its documents more than once."""
+    from paribus.train import parallel
+
+    epochs = recipe.steps("pretrain") * recipe.rows("pretrain") / rows.rows_per_epoch
+    if epochs > 1 and parallel.rank() == 0:
+        print(
+            f"paribus pretrain: the horizon reads data/tokens {epochs:.1f} times; for more text: corpus.*",
+            file=sys.stderr,
         )
-        params = flatten(model_config, "model.") | flatten(schedule, "pretrain.")
-        with train(run, model, objective, schedule, evaluate, params, within) as (log, position):
-            summary = supervised_metrics(position) | {
-                "val_bpb": val_bpb(config.eval.bpb_tokens),
-                "parameters": counts["total"],
-                "flops_per_token": flops_per_token(model_config, words.vocab_size),
-                "optimizer_flops_per_step": optimizer_flops_per_step(
-                    model_config, config.optimizer
-                ),
-            }
-            write_outputs(run, log, model, "base", "pretrain", summary)
-
-
-def telling(batches: Iterable[Batch], within: Within, total: int) -> Iterator[Batch]:
-    """The batches of a validation of `total` rows, told as they are read."""
-    done = 0
-    for batch in batches:
-        within("validation rows", done, total)
-        yield batch
-        done += len(batch.inputs)
-
-
-def core_estimate(
-    model: GPT, words: Tokenizer, schedule: Pretrain, batch_size: int, within: Within
-) -> Callable[[], dict[str, float]]:
-    """CORE on a few items of each task; with `core_every` the bundle is checked now, before any training.
-
-    It draws from no generator of the training's, so that the weights are the same with it and without.
-    """
-    from paribus.data.core_bundle import read_bundle
-    from paribus.evaluate.core import evaluate_core
-
-    if schedule.core_every:
-        read_bundle(CORPUS / "core", schedule.core_max_per_task, complete=core_is_synthetic())
-
-    def estimate() -> dict[str, float]:
-        found = evaluate_core(
-            model,
-            words,
-            CORPUS / "core",
-            max_per_task=schedule.core_max_per_task,
-            batch_size=batch_size,
-            synthetic=core_is_synthetic(),
-            on_progress=within,
-        ).summary()
-        name = "core_partial" if found["partial"] else "core"
-        return {f"val/{name}": found[name], "val/core_stderr": found["core_stderr"]}
-
-    return estimate
-
-
-def document_rows(schedule: Pretrain, seq_len: int, seed: int) -> DocumentLoader | PackedLoader:
-    """Rows of training documents as `pretrain.packing` says."""
-    from paribus.data.loader import DocumentLoader
-    from paribus.data.packing import PackedLoader
-
-    if schedule.packing == "best_fit":
-        return PackedLoader(TOKENS, "train", seq_len, seed)
-    return DocumentLoader(TOKENS, "train", seq_len, seed)
 
 
 @on_processes
 def midtrain() -> None:
     """checkpoints/base -> checkpoints/mid: the chat format and the tool."""
-    converse("midtrain", "base", "mid", load_config().midtrain)
+    converse("midtrain", "base", "mid")
 
 
 @on_processes
 def sft() -> None:
     """checkpoints/mid -> checkpoints/sft."""
-    converse("sft", "mid", "sft", load_config().sft)
+    converse("sft", "mid", "sft")
 
 
-def converse(stage: str, source: str, target: str, schedule: Conversations) -> None:
+def converse(stage: str, source: str, target: str) -> None:
     """Train the `source` checkpoint on a mixture of conversations."""
-    from paribus.data.chat import load_sources
-    from paribus.data.loader import ConversationLoader, DocumentLoader, shuffle_key
-    from paribus.train import parallel
-    from paribus.train.objectives import NextToken
-    from paribus.train.within import Within
+    from paribus.train.trainer import next_token
 
     with session(stage) as run:
-        within = Within(run.interrupt.requested, parallel.ranks)
-        words, model = load_tokenizer(CHECKPOINTS / source), load_model(run, source)
-        seq_len, seed = (
-            model.config.seq_len,
-            shuffle_key(run.config.seed, stage),
-        )  # not pretraining's order again
-        names = [
-            name for name, amount in (schedule.mixture | schedule.epochs).items() if amount > 0
-        ]
-        sources: dict[str, Any] = dict(
-            load_sources(CORPUS, [name for name in names if name != "documents"])
-        )
-        if "documents" in names:
-            sources["documents"] = DocumentLoader(TOKENS, "train", seq_len, seed)
-        loader = ConversationLoader(
-            sources,
-            schedule.mixture,
-            words,
-            seq_len,
-            seed,
-            schedule.attend_across,
-            schedule.epochs,
-            schedule.steps * rows_of(schedule, seq_len) * seq_len,
-        )
-        objective = NextToken(
-            loader,
-            rows_of(schedule, seq_len),
-            schedule.device_batch_size,
-            parallel.rank(),
-            parallel.ranks(),
-        )
-        params = flatten(model.config, "model.") | flatten(schedule, f"{stage}.")
-        with train(run, model, objective, schedule, lambda step: {}, params, within) as trained:
-            log, position = trained
-            write_outputs(run, log, model, target, stage, supervised_metrics(position))
+        within = giving_way_to(run)
+        tokenizer = load_tokenizer(CHECKPOINTS / source)
+        model = load_model(run, source)
+        recipe = Recipe.of(run.config, model.vocab_size, model.config)
+
+        rows = conversation_rows(stage, tokenizer, recipe)
+        trainer = trainer_of(run, recipe, model, next_token(rows, recipe, stage))
+
+        with training(run, trainer, within) as started:
+            position = started.run_to_the_end()
+            write_outputs(run, started.log, model, target, supervised_metrics(position))
+
+
+def conversation_rows(stage: str, tokenizer: Tokenizer, recipe: Recipe) -> ConversationLoader:
+    """Rows of conversations, and of documents where the mixture has them, in an order of the stage's own."""
+    from paribus.data.chat import load_sources
+    from paribus.data.loader import ConversationLoader, DocumentLoader, shuffle_key
+
+    schedule: Conversations = getattr(recipe.config, stage)
+    seq_len = recipe.architecture.seq_len
+    seed = shuffle_key(recipe.config.seed, stage)  # not pretraining's order again
+    amounts = schedule.mixture | schedule.epochs
+    names = [name for name, amount in amounts.items() if amount > 0]
+    conversations = [name for name in names if name != "documents"]
+    sources: dict[str, Any] = dict(load_sources(CORPUS, conversations))
+    if "documents" in names:
+        sources["documents"] = DocumentLoader(TOKENS, "train", seq_len, seed)
+    return ConversationLoader(
+        sources,
+        schedule.mixture,
+        tokenizer,
+        seq_len,
+        seed,
+        schedule.attend_across,
+        schedule.epochs,
+        recipe.steps(stage) * recipe.rows(stage) * seq_len,
+    )
 
 
 @on_processes
@@ -243,142 +167,159 @@ def rl() -> None:
     """checkpoints/sft -> checkpoints/rl, metrics/rl.json with the sparsity of the reward, plots/rl.csv."""
     from paribus.data import contents
     from paribus.generate import Engine
+    from paribus.stages.callbacks import Watch
+
+    with session("rl") as run:
+        schedule = run.config.rl
+        within = giving_way_to(run)
+        tokenizer = load_tokenizer(CHECKPOINTS / "sft")
+        model = load_model(run, "sft")
+        recipe = Recipe.of(run.config, model.vocab_size, model.config)
+
+        engine = Engine(model, tokenizer)
+        problems = list(contents.rows(CORPUS, "problems/train.jsonl"))
+        held_out = list(contents.rows(CORPUS, "problems/validation.jsonl"))
+        watched = held_out[: schedule.watch_questions]
+        trainer = trainer_of(run, recipe, model, sampled_answers(run, engine, problems, within))
+
+        with training(run, trainer, within) as started:
+            position = started.run_to_the_end([Watch(engine, watched, run.config, within)])
+            metrics = rl_metrics(logged_steps(run.folder), position)
+            write_outputs(run, started.log, model, "rl", metrics)
+            key, context = "rl.max_new_tokens", model.config.seq_len
+            say_cut_off("rl", metrics["cut_off"], key, schedule.max_new_tokens, context)
+
+
+def sampled_answers(
+    run: Session, engine: Engine, problems: list[dict[str, str]], within: Within
+) -> PolicyGradient:
+    """RL's objective: answers that the model gives to problems, and their rewards."""
     from paribus.model.kernels import length_step
     from paribus.train import parallel
     from paribus.train.objectives import PolicyGradient
-    from paribus.train.rollout import rollout
+    from paribus.train.rollout import Rollout, rollout
+
+    schedule, seed, model = run.config.rl, run.config.seed, engine.model
+
+    def sample(step: int) -> Rollout:
+        model.eval()
+        with parallel.whole(model):
+            drawn = rollout(engine, problems, cfg=schedule, seed=seed, step=step, within=within)
+        model.train()
+        return drawn
+
+    return PolicyGradient(
+        sample,
+        schedule.device_batch_size,
+        parallel.rank(),
+        parallel.ranks(),
+        schedule.temperature,
+        schedule.top_k,
+        length_step(run.hardware.compile),
+    )
+
+
+# ---------------------------------------------------------------- what the four have in common
+
+
+def giving_way_to(run: Session) -> Within:
+    """What is called between the parts of a long step: it shows them, and gives the step up for a stop."""
+    from paribus.train import parallel
     from paribus.train.within import Within
 
-    with session("rl") as run:
-        cfg, seed = run.config.rl, run.config.seed
-        words, model = load_tokenizer(CHECKPOINTS / "sft"), load_model(run, "sft")
-        engine, within = Engine(model, words), Within(run.interrupt.requested, parallel.ranks)
-        problems = list(contents.rows(CORPUS, "problems/train.jsonl"))
-        watched = list(contents.rows(CORPUS, "problems/validation.jsonl"))[: cfg.watch_questions]
-
-        def evaluate(step: int) -> dict[str, float]:
-            last = step == cfg.steps
-            due = last or cfg.watch_every and step % cfg.watch_every == 0
-            return (
-                parallel.leads(model, partial(watch, engine, watched, run, within, sample=last))
-                if due
-                else {}
-            )
-
-        def sample(step: int) -> Any:
-            model.eval()
-            with parallel.whole(model):
-                drawn = rollout(engine, problems, cfg=cfg, seed=seed, step=step, within=within)
-            model.train()
-            return drawn
-
-        objective = PolicyGradient(
-            sample,
-            cfg.device_batch_size,
-            parallel.rank(),
-            parallel.ranks(),
-            cfg.temperature,
-            cfg.top_k,
-            length_step(run.hardware.compile),
-        )
-        params = flatten(model.config, "model.") | flatten(cfg, "rl.")
-        look = partial(watch, engine, watched, run, within, sample=True)
-        before = partial(parallel.leads, model, look)
-        with train(run, model, objective, cfg, evaluate, params, within, before) as trained:
-            log, position = trained
-            metrics = rl_metrics(logged_steps(run.folder), position)
-            write_outputs(run, log, model, "rl", "rl", metrics)
-            key, context = "rl.max_new_tokens", model.config.seq_len
-            say_cut_off("rl", metrics["cut_off"], key, cfg.max_new_tokens, context)
+    return Within(run.interrupt.requested, parallel.ranks)
 
 
-def watch(
-    engine: Engine,
-    problems: list[dict[str, str]],
-    run: Session,
-    within: Within,
-    sample: bool = False,
-) -> dict[str, float]:
-    """Accuracy on problems held out of train: greedy, and with `sample` pass@k too."""
-    from dataclasses import replace
+def trainer_of(run: Session, recipe: Recipe, model: GPT, objective: Objective) -> Trainer:
+    """The trainer of a stage on the session's hardware."""
+    from paribus.plan.devices import peak_flops
+    from paribus.train import parallel
+    from paribus.train.trainer import Trainer
 
-    from paribus.evaluate.gsm8k import evaluate_gsm8k
+    peak = peak_flops(run.hardware) * parallel.ranks()
+    return Trainer(recipe, run.stage, model, objective, run.hardware, peak_flops=peak)
 
-    rl, seed = run.config.rl, run.config.seed
-    engine.model.eval()
-    settings = replace(
-        run.config.eval.gsm8k,
-        questions=None,
-        max_new_tokens=rl.max_new_tokens,
-        rows=rl.rollout_rows,
-        sampled_questions=None if sample else 0,
-    )
-    summary = evaluate_gsm8k(
-        engine, problems, settings, stage="rl", seed=seed, within=within
-    ).summary
-    keys = ["accuracy", *(key for key in summary if sample and key.startswith("pass_at_"))]
-    return {f"watch/{key}": summary[key] for key in keys}
+
+@dataclass(frozen=True)
+class Started:
+    """A training whose log is open. state: from which it goes on, if it does; record: rank 0's callback."""
+
+    run: Session
+    trainer: Trainer
+    store: StateStore
+    state: State | None
+    run_log: tracking.RunLog | None
+    record: Callback | None
+
+    @property
+    def log(self) -> tracking.RunLog:
+        """The log, which rank 0 has; only rank 0 gets past `run_to_the_end`."""
+        assert self.run_log is not None
+        return self.run_log
+
+    def run_to_the_end(self, callbacks: Sequence[Callback] = ()) -> Position:
+        """Train to the last step; the model is whole then. Rank 0 returns, the other processes end.
+
+        Raises SystemExit with EXIT_PAUSED when paused, UserError for a run that diverged.
+        """
+        from paribus.plan.probe import remember
+        from paribus.train import parallel
+
+        recorded = [] if self.record is None else [self.record]
+        loop = self.trainer.loop(self.store, self.run.interrupt, [*recorded, *callbacks])
+        is_first = parallel.rank() == 0
+        with parallel.together():
+            if self.state:
+                loop.restore(self.state)
+            run_or_pause(self.run.stage, loop)
+            parallel.gather(loop.model)
+        parallel.leave()
+        refuse_spoilt_weights(self.run.stage, loop)
+        loop.model.eval()
+        if not is_first:
+            raise SystemExit(0)
+        remember(Recipe.of(self.run.config), self.run.stage, loop.position.seconds)
+        self.log.refuse_lost_rows()
+        return loop.position
 
 
 @contextmanager
-def train(
-    run: Session,
-    model: GPT,
-    objective: Objective,
-    schedule: Any,
-    evaluate: Callable[[int], dict[str, float]],
-    params: dict[str, Any],
-    within: Within,
-    before: Callable[[], dict[str, float]] | None = None,
-) -> Iterator[tuple[Any, Position]]:
-    """Run the loop from wherever it stood to its end, then yield (log, position) to write the outputs, on rank 0 only.
+def training(run: Session, trainer: Trainer, within: Within) -> Iterator[Started]:
+    """Find the state to go on from, say what is expected, and open the log; nothing is trained yet.
 
-    within: called between the parts of steps and evaluations; it tells the progress bar from here on.
-    before: measured once, at step 0, and logged there.
+    within: called between the parts of steps and evaluations.
     """
-    from paribus.plan.probe import remember
+    from paribus.stages.callbacks import Record
     from paribus.train import parallel
     from paribus.train.checkpoint import StateStore
-    from paribus.train.loop import Hooks
 
-    store = StateStore(
-        run.folder / "state", run.config.train.keep_states, run.folder / "metrics.jsonl"
-    )
+    log_file = run.folder / "metrics.jsonl"
+    store = StateStore(run.folder / "state", run.config.train.keep_states, log_file)
     if parallel.rank() == 0 and asked_again(run):
         store.clear()
     state = parallel.newest(store)
-    prepared = partial(prepare, run, model, objective, schedule, store)
     if parallel.rank() > 0:
-        run_loop(prepared(Hooks.silent(evaluate)), run, state, before, {})
-        raise SystemExit(0)
+        yield Started(run, trainer, store, state, None, None)
+        return
     # Before the log is open: its feeder's start would take a core from what is timed.
     expected = {} if state else predicted(run)
-    print_where_it_begins(run, state, schedule.steps)
+    steps = trainer.recipe.steps(run.stage)
+    print_where_it_begins(run, state, steps)
     print_long_plan(run.stage, expected)
+    params = flatten(trainer.model.config, "model.")
+    params |= flatten(trainer.recipe.schedule(run.stage), f"{run.stage}.")
+    went_on_from = state.step if state else None
     with (
-        Progress(run.stage, schedule.steps, "step") as bar,
-        run.open_log(params, state.step if state else None) as log,
-        giving_way(run),
+        Progress(run.stage, steps, "step") as bar,
+        run.open_log(params, went_on_from) as log,
+        pausing_outside_of_steps(run),
     ):
-        within.say = bar.within
-        hooks = Hooks(
-            log.log,
-            log.event,
-            log.sync,
-            log.rewind,
-            evaluate,
-            lambda step, metrics: bar.update(step, **metrics),
-            within,
-        )
-        loop = prepared(hooks)
-        run_loop(loop, run, state, before, expected)
-        remember(run.config, run.stage, loop.position.seconds)
-        log.refuse_lost_rows()
-        yield log, loop.position
+        record = Record(log, bar, within, expected)
+        yield Started(run, trainer, store, state, log, record)
 
 
 @contextmanager
-def giving_way(run: Session) -> Iterator[None]:
+def pausing_outside_of_steps(run: Session) -> Iterator[None]:
     """Exits with EXIT_PAUSED where an evaluation before the first step or after the last was given up."""
     from paribus.train.within import Abandoned
 
@@ -389,6 +330,20 @@ def giving_way(run: Session) -> Iterator[None]:
             f"paribus {run.stage}: {run.interrupt.reason}, within an evaluation: the next start repeats it",
             file=sys.stderr,
         )
+        raise SystemExit(EXIT_PAUSED) from None
+
+
+def run_or_pause(stage: str, loop: Loop) -> None:
+    """Train to the last step. Raises SystemExit where the run was asked to stop: its status is rank 0's."""
+    from paribus.train import parallel
+    from paribus.train.loop import Paused
+
+    try:
+        loop.run()
+    except Paused as paused:
+        if parallel.rank() > 0:
+            raise SystemExit(0) from None
+        print(f"paribus {stage}: {paused}", file=sys.stderr)
         raise SystemExit(EXIT_PAUSED) from None
 
 
@@ -416,87 +371,12 @@ def print_long_plan(stage: str, expected: dict[str, float]) -> None:
     )
 
 
-def prepare(
-    run: Session, model: GPT, objective: Objective, schedule: Any, store: StateStore, hooks: Hooks
-) -> Loop:
-    """The loop of a stage, at its beginning."""
-    from paribus.model.accounting import flops_per_token
-    from paribus.plan.devices import peak_flops
-    from paribus.train import parallel
-    from paribus.train.loop import Loop, Plan
-    from paribus.train.optim import MuonAdamW, lr_factor
-
-    config = run.config
-    warmdown = getattr(schedule, "warmdown_fraction", 1.0)
-
-    def factor(step: int) -> float:
-        shape = lr_factor(
-            step, schedule.steps, schedule.warmup_fraction, warmdown, schedule.final_lr_fraction
-        )
-        return schedule.lr_scale * shape
-
-    plan = Plan(
-        schedule.steps,
-        factor,
-        flops_per_token(model.config, model.vocab_size),
-        peak_flops(run.hardware) * parallel.ranks(),
-        config.train.save_seconds,
-        config.train.log_every,
-    )
-    forward = parallel.wrap(
-        model, config.train.sharding, run.hardware.compile, objective.ragged
-    )  # before the optimiser is made
-    return Loop(
-        model,
-        forward,
-        MuonAdamW(model, config.optimizer),
-        objective,
-        plan,
-        store,
-        run.interrupt,
-        hooks,
-    )
-
-
-def run_loop(
-    loop: Loop,
-    run: Session,
-    state: State | None,
-    before: Callable[[], dict[str, float]] | None,
-    expected: dict[str, float],
-) -> None:
-    """Train to the end; the model is whole then, and each process on its own. Exits with EXIT_PAUSED when paused.
-
-    expected: what the plan says, logged at step 0 with what `before` measures.
-    """
-    from paribus.train import parallel
-    from paribus.train.loop import Paused
-
-    with parallel.together():
-        if state:
-            loop.restore(state)
-        else:
-            loop.hooks.log(0, expected | (before() if before else {}))
-        try:
-            loop.run()
-        except Paused as paused:
-            if parallel.rank() > 0:  # the exit status of the stage is rank 0's
-                raise SystemExit(0) from None
-            print(f"paribus {run.stage}: {paused}", file=sys.stderr)
-            raise SystemExit(EXIT_PAUSED) from None
-        parallel.gather(loop.model)
-    parallel.leave()
-    refuse_spoilt_weights(run.stage, loop)
-    loop.model.eval()
-
-
 def refuse_spoilt_weights(stage: str, loop: Loop) -> None:
     """Raises UserError if the last updates left a weight that is not finite: no later loss was there to show it."""
-    spoilt = [
-        name
-        for name, parameter in loop.model.named_parameters()
-        if not bool(parameter.isfinite().all())
-    ]
+    spoilt = []
+    for name, parameter in loop.model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            spoilt.append(name)
     if spoilt:
         raise UserError(
             f"{stage}: diverged by step {loop.position.step}: {len(spoilt)} tensors are not finite, {spoilt[0]} "
@@ -509,7 +389,7 @@ def predicted(run: Session) -> dict[str, float]:
     from paribus.plan.probe import prediction
 
     try:
-        return prediction(run.config, run.stage)
+        return prediction(Recipe.of(run.config), run.stage)
     except UserError as unknown:
         print(f"paribus {run.stage}: no prediction: {unknown}", file=sys.stderr)
         return {}

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from paribus.config import Config, Conversations, resolve_model, resolve_pretrain
+from paribus.config import Config
 from paribus.curriculum import SUPERVISED_STAGES, TRAINING_STAGES
+from paribus.recipe import Recipe
 
 if TYPE_CHECKING:
     from paribus.study.experiment import Experiment
@@ -21,46 +22,26 @@ def stage_tokens(config: Config, stage: str) -> int:
     """Tokens that a supervised stage trains on; answers sampled in `rl`, whose lengths are not known beforehand."""
     if stage == "rl":
         return config.rl.steps * config.rl.questions_per_step * config.rl.samples_per_question
-    if stage == "pretrain":
-        steps, batch = pretrain_steps(config)
-        return steps * batch
-    schedule: Conversations = getattr(config, stage)
-    return schedule.steps * (schedule.batch_tokens or 0)
+    return Recipe.of(config).tokens(stage)
 
 
 def pretrain_steps(config: Config) -> tuple[int, int]:
     """(steps, tokens of each), derived values filled in."""
-    schedule = config.pretrain
-    if not schedule.steps or not schedule.batch_tokens:
-        from paribus.model.accounting import parameters  # loads torch
-
-        total = parameters(resolve_model(config.model), config.tokenizer.vocab_size)["total"]
-        schedule = resolve_pretrain(schedule, total, config.model.seq_len)
-    assert schedule.steps and schedule.batch_tokens
-    return schedule.steps, schedule.batch_tokens
+    recipe = Recipe.of(config)
+    return recipe.steps("pretrain"), recipe.batch_tokens("pretrain")
 
 
 def training_flops(config: Config, steps: float, batch_tokens: float) -> float:
     """FLOPs of so many optimiser steps: forward and backward of their tokens, and Muon's products of each step."""
-    from paribus.model.accounting import step_flops  # loads torch
-
-    each = step_flops(
-        config.model, config.tokenizer.vocab_size, config.optimizer, round(batch_tokens)
-    )
-    return steps * each
+    return steps * Recipe.of(config).step_flops(round(batch_tokens))
 
 
 def stage_cost(experiment: Experiment, config: Config, stage: str) -> float:
     """What is held equal, of one supervised stage: its tokens or its FLOPs."""
-    tokens = stage_tokens(config, stage)
+    recipe = Recipe.of(config)
     if experiment.equal != "flops":
-        return tokens
-    if stage == "pretrain":
-        steps, batch = pretrain_steps(config)
-    else:
-        schedule: Conversations = getattr(config, stage)
-        steps, batch = schedule.steps, schedule.batch_tokens or 0
-    return training_flops(config, steps, batch)
+        return recipe.tokens(stage)
+    return recipe.steps(stage) * recipe.step_flops(recipe.batch_tokens(stage))
 
 
 def cost(experiment: Experiment, config: Config) -> float:
@@ -149,5 +130,6 @@ def measure_step(config: Config, seconds: float = 8.0) -> float:
     """Seconds of a step of pretraining on this machine, as `paribus plan --probe` measures them."""
     from paribus.plan.probe import here, run_probe
 
-    device, dtype = here(config)
-    return run_probe(config, device, dtype, seconds).seconds_per_step
+    recipe = Recipe.of(config)
+    device, dtype = here(recipe)
+    return run_probe(recipe, device, dtype, seconds).seconds_per_step

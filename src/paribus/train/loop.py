@@ -1,7 +1,8 @@
 """The one training loop: objective in, weights out; exact resume, pause, and a watch on spikes.
 
-The loop knows nothing of stages, MLflow or evaluation: those come in as callables. A run is a function of
-(weights, objective, schedule); where it stands is a `Position`, saved with the weights and the optimiser.
+The loop is what happens between steps; a `Stepper` does the steps, and a `Callback` is where stages, logs and evaluations
+come in. A run is a function of (weights, objective, schedule); where it stands is a `Position`, saved with the weights
+and the optimiser.
 """
 
 from __future__ import annotations
@@ -12,25 +13,24 @@ import re
 import resource
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from paribus.data.loader import Prefetcher
 from paribus.errors import Diverged
-from paribus.files import Extent
 from paribus.machine.interrupt import Interrupt
 from paribus.machine.process import restore_rng, rng_state
-from paribus.model.gpt import GPT
 from paribus.train import parallel
+from paribus.train.callback import Callback
 from paribus.train.checkpoint import State, StateStore
-from paribus.train.objectives import MicroBatch, Objective, Work
-from paribus.train.optim import MuonAdamW
-from paribus.train.within import Abandoned, Say, nothing
+from paribus.train.objectives import Objective, Work
+from paribus.train.stepper import FinishedStep, Stepper, pinned
+from paribus.train.within import Abandoned
 
 # Steps in a row without a finite gradient before the weights themselves are taken as spoilt.
 MAX_NONFINITE = 3
@@ -42,12 +42,12 @@ SAVE_SPACING = 50
 LAST_PART = 20
 
 
-# What a rank without rows of its own puts through, as all ranks take part in each forward: it learns nothing.
-IDLE = MicroBatch(torch.zeros(1, 1, dtype=torch.int64), torch.full((1, 1), -1))
-
-
 class Paused(Exception):
     """The run stopped before its end, its state saved; starting it again goes on."""
+
+
+class RolledBack(Exception):
+    """The run went back to an earlier state, and goes on from there."""
 
 
 @dataclass
@@ -67,31 +67,6 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Hooks:
-    """What the loop calls out to. Rank 0's are heard; on the others all but `evaluate` do nothing."""
-
-    log: Callable[[int, dict[str, float]], None]
-    event: Callable[[int, str, str], None]  # step, name, detail
-    sync: Callable[[], Extent | None]  # bring the log to the disk; what it holds, None: no log
-    rewind: Callable[[int], None]  # forget what was logged after a step
-    evaluate: Callable[[int], dict[str, float]]  # metrics after so many steps, or nothing
-    progress: Callable[[int, dict[str, float]], None]
-    within: Say = nothing  # between the parts of a step; may raise Abandoned
-
-    @classmethod
-    def silent(cls, evaluate: Callable[[int], dict[str, float]]) -> Hooks:
-        """Those of a rank that is not heard."""
-        return cls(
-            lambda *_: None,
-            lambda *_: None,
-            lambda: None,
-            lambda _: None,
-            evaluate,
-            lambda *_: None,
-        )
-
-
-@dataclass(frozen=True)
 class Plan:
     """How long and how fast."""
 
@@ -108,75 +83,28 @@ class Plan:
         return max(self.steps // LAST_PART, 1)
 
 
-class Readback:
-    """Numbers on their way from a device: reading them waits for them, and not for what was queued behind them."""
-
-    def __init__(self, numbers: Tensor) -> None:
-        """numbers (n,). From CUDA into pinned memory, without waiting."""
-        self._host = numbers.to("cpu", non_blocking=True)
-        self._arrived = torch.cuda.Event() if numbers.is_cuda else None
-        if self._arrived is not None:
-            self._arrived.record()
-
-    def read(self) -> list[float]:
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return self._host.tolist()
-
-
-@dataclass
-class Started:
-    """An optimiser step that was started; what comes out of it is filled in as it becomes known."""
-
-    step: int
-    work: Work
-    factor: float
-    tokens: int
-    numbers: Readback | None  # None: known
-    loss: float = math.nan
-    grad_norm: float = math.nan
-    elapsed: float = math.nan  # seconds
-    metrics: dict[str, float] = field(default_factory=dict)  # of an evaluation after it
-
-    def read(self) -> None:
-        if self.numbers is not None:
-            self.loss, self.grad_norm = self.numbers.read()
-
-    @property
-    def finite(self) -> bool:
-        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
-
-
 class Loop:
-    """Trains `model` in place. Raises Paused when interrupted, UserError when training cannot go on."""
+    """Trains a model in place. Raises Paused when interrupted, UserError when training cannot go on."""
 
     def __init__(
         self,
-        model: GPT,
-        forward: Callable[..., Tensor],
-        optimizer: MuonAdamW,
+        stepper: Stepper,
         objective: Objective,
         plan: Plan,
         store: StateStore,
         interrupt: Interrupt,
-        hooks: Hooks,
+        callback: Callback,
     ) -> None:
-        self.model, self.forward, self.optimizer = model, forward, optimizer
-        self.objective, self.plan, self.store, self.interrupt, self.hooks = (
-            objective,
-            plan,
-            store,
-            interrupt,
-            hooks,
-        )
+        """store: where states are saved. interrupt: what asks the run to pause."""
+        self.stepper, self.objective, self.plan = stepper, objective, plan
+        self.model, self.optimizer = stepper.model, stepper.optimizer
+        self.store, self.interrupt, self.callback = store, interrupt, callback
         self.position = Position()
-        # Start a step before the numbers of the one before it are read: a GPU then never waits for the host. RL samples
-        # from the weights of the step before, and waits for them anyway.
-        self.ahead = model.device.type == "cuda" and objective.pure
-        self._before: Started | None = None  # ahead: the step whose numbers are still to be read
-        self._settled = False
         self._restored = False
         self._evaluating = False
+        self._clock = time.perf_counter()  # since when the step under way counts
+        self._any_counted = False  # whether a step was counted since the run began or went back
+        self._prefetcher: Prefetcher[Work] | None = None
         self._saved_at = time.monotonic()
         self._gather_seconds = 0.0  # of the last save: bringing its tensors together
 
@@ -201,36 +129,23 @@ class Loop:
         self._restored = True
         # Another number of ranks groups the same sums otherwise: equal but for rounding.
         if values["ranks"] != parallel.ranks():
-            self.hooks.event(
-                self.position.step,
-                "processes",
-                f"{parallel.ranks()} processes, {values['ranks']} before",
-            )
+            processes = f"{parallel.ranks()} processes, {values['ranks']} before"
+            self.callback.on_event(self.position.step, "processes", processes)
 
     def run(self) -> Position:
-        """Train to the last step. `restore` first to continue. Raises UserError for a run that diverged.
-
-        A run that begins saves its first state before its first step, so that there is always a state to go back to,
-        however soon the loss diverges.
-        """
-        self.model.train()
+        """Train to the last step. `restore` first to continue. Raises UserError for a run that diverged."""
         if not self._restored:
-            self.save()
+            self._begin()
+        self.model.train()
         try:
-            self._train()
+            while self.position.step < self.plan.steps:
+                with suppress(RolledBack):
+                    self._take_steps()
         except Abandoned:
             self._pause_within_a_step()
         self.store.wait()
         self._refuse_a_lost_end()
         return self.position
-
-    def _train(self) -> None:
-        while self.position.step < self.plan.steps:
-            with self._works() as works:
-                self._clock, self._settled = time.perf_counter(), False
-                for step, work in works:
-                    if self._step(step, work):
-                        break  # rolled back: start again from the restored step
 
     def _pause_within_a_step(self) -> None:
         """Raises Paused. What the step began is dropped, and the state before it is saved.
@@ -238,12 +153,39 @@ class Loop:
         None is saved between a step and its evaluation, which the next start would pass over.
         """
         self.optimizer.zero_grad()
-        rolled_back = self._settle_before()
+        rolled_back = not self._count_what_is_under_way()
         is_saved = rolled_back or self.store.newest_step == self.position.step
         if not (is_saved or self._evaluating or self.position.nonfinite_in_a_row):
             self.save()
         self.store.wait()
         raise Paused(f"{self.interrupt.reason}, within a step: {self._what_is_saved()}")
+
+    def _count_what_is_under_way(self) -> bool:
+        """Count and report the step under way, if there is one. False if the run was rolled back."""
+        finished = self.stepper.flush()
+        if finished is None:
+            return True
+        try:
+            self._report(finished, self._count(finished), {})
+        except RolledBack:
+            return False
+        return True
+
+    def _begin(self) -> None:
+        """Log what is known before the first step, and save the state to go back to however soon the loss diverges."""
+        metrics = self.callback.on_start()
+        if metrics:
+            self.callback.on_log(0, metrics)
+        self.save()
+
+    def _take_steps(self) -> None:
+        """All steps from the current one on. Raises RolledBack."""
+        self.stepper.forget()
+        self._any_counted = False
+        with self._works() as works:
+            self._clock = time.perf_counter()
+            for step, work in works:
+                self._step(step, work)
 
     @contextmanager
     def _works(self) -> Iterator[Iterator[tuple[int, Work]]]:
@@ -255,149 +197,85 @@ class Loop:
         make = self._pinned_work if self.model.device.type == "cuda" else self.objective.work
         making = self.objective.making
         making.called_off.clear()
+
+        def waiting() -> None:
+            self.callback.within("rows read", making.done, making.total)
+
         with Prefetcher(
-            make,
-            steps.start,
-            steps.stop,
-            waiting=lambda: self.hooks.within("rows read", making.done, making.total),
-            call_off=making.called_off.set,
+            make, steps.start, steps.stop, waiting=waiting, call_off=making.called_off.set
         ) as prefetcher:
             self._prefetcher = prefetcher
             yield iter(prefetcher)
 
     def _pinned_work(self, step: int) -> Work:
-        """Work in memory that a GPU copies from while the host goes on; pinned by the thread that prepares it."""
-        torch.cuda.set_device(
-            self.model.device
-        )  # a new thread would else take memory on the first GPU
-        work = self.objective.work(step)
-        pinned = []
-        for micro in work.micro_batches:
-            tensors = [None if tensor is None else tensor.pin_memory() for tensor in micro.tensors]
-            pinned.append(MicroBatch(*tensors))  # type: ignore[arg-type]
-        return dataclasses.replace(work, micro_batches=pinned)
+        """The work of a step for a GPU, made in the thread that prepares it."""
+        # a new thread would else take memory on the first GPU
+        torch.cuda.set_device(self.model.device)
+        return pinned(self.objective.work(step))
 
-    def _step(self, step: int, work: Work) -> bool:
-        """One optimiser step and what goes with it. True if the run was rolled back.
-
-        Ahead, a step is started before the numbers of the one before are read, and its own are read at once only where
-        something hangs on them.
-        """
+    def _step(self, step: int, work: Work) -> None:
+        """Take one step, and do what is to be done after those whose numbers are known by then. Raises RolledBack."""
         if step in self.position.skipped:
-            if self._settle_before():
-                return True
+            self._finish(self.stepper.flush())
             self.position.step = step + 1
-            return False
-        started = self._start(step, work)
-        if self._settle_before():
-            return True
-        at_once = self._wanted_at_once(step)
-        if at_once and self._settle(started):
-            return True
-        started.metrics = self._evaluate(step + 1)
-        if not at_once:
-            if not any(parallel.any_rank(bool(started.metrics), *self._wishes())):
-                self._before = started
-                return False
-            if self._settle(started):
-                return True
-        self._report(started)
-        self._between_steps(started.finite)
-        return False
+            return
+        lr_factor = self.plan.lr_factor(step)
+        self._finish(self.stepper.submit(step, work, lr_factor, self.callback.within))
+        if self.stepper.under_way and self._is_wanted_at_once(step):
+            self._finish(self.stepper.flush())
 
-    def _start(self, step: int, work: Work) -> Started:
-        """Gradient and update. Ahead, both are queued on the device, which itself leaves out an update that is not finite."""
-        total, norm, tokens = self._gradient(work)
-        factor = self.plan.lr_factor(step)
-        if self.ahead:
-            parallel.add_up(total)
-            if tokens:
-                self.optimizer.step(factor, torch.isfinite(total) & torch.isfinite(norm))
-            numbers = Readback(torch.stack((total, norm)))
-            started = Started(step, work, factor, tokens, numbers)
-        else:
-            started = Started(
-                step, work, factor, tokens, None, parallel.sums(float(total))[0], float(norm)
-            )
-            if started.finite and tokens:
-                self.optimizer.step(factor)
-        self.optimizer.zero_grad()
-        return started
-
-    def _settle_before(self) -> bool:
-        """Settle and report the step before, if that is still to do. True if the run was rolled back."""
-        before, self._before = self._before, None
-        if before is None:
-            return False
-        if self._settle(before):
-            return True
-        self._report(before)
-        return False
-
-    def _settle(self, started: Started) -> bool:
-        """Read a step's numbers and count it. True if the run was rolled back."""
-        started.read()
-        now = time.perf_counter()
-        started.elapsed = now - self._clock  # making the work, or waiting for it, included
-        self._clock = now
-        self._settled = True
-        self._advance(started)
-        if started.finite:
-            self.position.nonfinite_in_a_row = 0
-            return False
-        return self._watch(started.step, started.loss, started.grad_norm)
-
-    def _wanted_at_once(self, step: int) -> bool:
+    def _is_wanted_at_once(self, step: int) -> bool:
         """Whether a step's numbers are wanted before the next one starts; the first step's too, to be timed by itself."""
-        if not self.ahead:
+        if not self._any_counted or step + 1 == self.plan.steps:
             return True
-        return (
-            any(parallel.any_rank(*self._wishes()))
-            or not self._settled
-            or step + 1 == self.plan.steps
-        )
+        return self.callback.is_due(step + 1) or any(parallel.any_rank(*self._wishes()))
 
-    def _gradient(self, work: Work) -> tuple[Tensor, Tensor, int]:
-        """Accumulate the gradient of the whole global batch; returns this rank's loss (), gradient norm () and tokens."""
-        device = self.model.device
-        normaliser, tokens = parallel.sums(work.normaliser, work.tokens)
-        most = int(max(parallel.of_each(len(work.micro_batches))))
-        total = torch.zeros((), device=device)
-        for index, micro in enumerate(
-            work.micro_batches + [IDLE] * (most - len(work.micro_batches))
-        ):
-            with self._sync_gradients(last=index == most - 1):
-                batch = _to(device, micro)
-                loss = self.forward(*batch, **micro.sampling) / max(normaliser, 1)
-                # DDP and FSDP average over ranks; a sum over the global batch is meant
-                (loss * parallel.ranks()).backward()
-            total += loss.detach()
-            self.hooks.within("passes", index + 1, most)
-        return total, self.optimizer.clip() if most else torch.zeros((), device=device), int(tokens)
+    def _finish(self, finished: FinishedStep | None) -> None:
+        """Count and report a step; with no other one under way, evaluate, save and pause after it. Raises RolledBack."""
+        if finished is None:
+            return
+        seconds = self._count(finished)
+        if self.stepper.under_way:
+            self._report(finished, seconds, {})
+            return
+        metrics = self._evaluate(finished.step + 1)
+        self._report(finished, seconds, metrics)
+        self._between_steps(finished.finite)
 
-    def _sync_gradients(self, last: bool) -> Any:
-        if last or not isinstance(self.forward, nn.parallel.DistributedDataParallel):
-            return torch.enable_grad()
-        return self.forward.no_sync()
+    def _count(self, finished: FinishedStep) -> float:
+        """Advance the position by a step. Returns its seconds, making its work or waiting for that included."""
+        now = time.perf_counter()
+        seconds = now - self._clock
+        self._clock = now
+        self._any_counted = True
+        position = self.position
+        position.step = finished.step + 1
+        position.tokens += finished.tokens
+        position.seconds += seconds
+        position.train_seconds += seconds
+        if math.isfinite(finished.loss):
+            losses = [*position.last_losses, finished.loss]
+            position.last_losses = losses[-self.plan.last_steps :]
+        if finished.finite:
+            position.nonfinite_in_a_row = 0
+        else:
+            self._watch(finished)
+        return seconds
 
-    def _advance(self, started: Started) -> None:
-        self.position.step = started.step + 1
-        self.position.tokens += started.tokens
-        self.position.seconds += started.elapsed
-        self.position.train_seconds += started.elapsed
-        if math.isfinite(started.loss):
-            losses = [*self.position.last_losses, started.loss]
-            self.position.last_losses = losses[-self.plan.last_steps :]
+    def _watch(self, finished: FinishedStep) -> None:
+        """Count a step that was not finite. Raises RolledBack after a run of them, UserError after too many such runs."""
+        step, counts = finished.step, self.position
+        counts.nonfinite += 1
+        counts.nonfinite_in_a_row += 1
+        numbers = f"loss {finished.loss}, gradient norm {finished.grad_norm}"
+        self.callback.on_event(step, "nonfinite", f"{numbers}: step skipped")
+        if counts.nonfinite_in_a_row >= MAX_NONFINITE:
+            self._roll_back(step)
 
-    def _watch(self, step: int, loss: float, grad_norm: float) -> bool:
-        """Count a step that was not finite; after a run of them go back to the last state and pass those steps over."""
-        self.position.nonfinite += 1
-        self.position.nonfinite_in_a_row += 1
-        self.hooks.event(step, "nonfinite", f"loss {loss}, gradient norm {grad_norm}: step skipped")
+    def _roll_back(self, step: int) -> None:
+        """Go back to the newest state, and pass over the steps up to `step` that were not finite. Raises RolledBack."""
         counts = self.position
         in_a_row = counts.nonfinite_in_a_row
-        if in_a_row < MAX_NONFINITE:
-            return False
         bad = list(range(step - in_a_row + 1, step + 1))
         self.store.wait()
         state = parallel.newest(self.store)
@@ -407,19 +285,16 @@ class Loop:
                 f"steps in a row, after {counts.rollbacks} rollbacks; {CURE}"
             )
         self.restore(state)
-        self.hooks.rewind(state.step)
+        self.callback.on_rollback(state.step)
         self.position = dataclasses.replace(
             self.position,
             nonfinite=counts.nonfinite,
             rollbacks=counts.rollbacks + 1,
             skipped=counts.skipped + bad,
         )
-        self.hooks.event(
-            step,
-            "rollback",
-            f"back to step {state.step}; steps {bad[0]} to {bad[-1]} will be passed over",
-        )
-        return True
+        passed_over = f"steps {bad[0]} to {bad[-1]} will be passed over"
+        self.callback.on_event(step, "rollback", f"back to step {state.step}; {passed_over}")
+        raise RolledBack
 
     def _refuse_a_lost_end(self) -> None:
         """Raises UserError if no step was finite at the end, so that nothing says what the weights are worth."""
@@ -433,33 +308,40 @@ class Loop:
                 f"{lost} steps; {CURE}"
             )
 
-    def _report(self, started: Started) -> None:
-        step, metrics, speed = started.step, started.metrics, started.tokens / started.elapsed
-        last = step + 1 == self.plan.steps
+    def _report(self, finished: FinishedStep, seconds: float, metrics: dict[str, float]) -> None:
+        """Log a step, with what an evaluation after it measured, and show it."""
+        own = finished.work.metrics
+        speed = finished.tokens / seconds
+        steps = finished.step + 1
         # Metrics of the work itself (RL's samples) are of this step alone, and are counted from the log.
-        if (step + 1) % self.plan.log_every == 0 or last or metrics or started.work.metrics:
-            metrics |= {
-                "train/loss": started.loss,
-                "train/grad_norm": started.grad_norm,
-                "train/lr_factor": started.factor,
-                "train/tokens": self.position.tokens,
-                "train/seconds": self.position.seconds,
-                "train/tokens_per_second": speed,
-                "train/mfu": speed * self.plan.flops_per_token / self.plan.peak_flops,
-                "train/peak_memory_bytes": peak_memory_bytes(self.model.device),
-                "train/nonfinite": self.position.nonfinite,
-                "train/data_wait_seconds": self._data_wait(),
-            } | started.work.metrics
-            self.hooks.log(step + 1, metrics)
-        self.hooks.progress(
-            step + 1, {"loss": started.loss, "tokens_per_second": speed} | started.work.metrics
-        )
+        is_logged = steps % self.plan.log_every == 0 or steps == self.plan.steps
+        if is_logged or metrics or own:
+            self.callback.on_log(steps, metrics | self._training_metrics(finished, speed) | own)
+        self.callback.on_progress(steps, {"loss": finished.loss, "tokens_per_second": speed} | own)
+
+    def _training_metrics(self, finished: FinishedStep, speed: float) -> dict[str, float]:
+        """What is logged of a step. speed: its tokens per second."""
+        return {
+            "train/loss": finished.loss,
+            "train/grad_norm": finished.grad_norm,
+            "train/lr_factor": finished.lr_factor,
+            "train/tokens": self.position.tokens,
+            "train/seconds": self.position.seconds,
+            "train/tokens_per_second": speed,
+            "train/mfu": speed * self.plan.flops_per_token / self.plan.peak_flops,
+            "train/peak_memory_bytes": peak_memory_bytes(self.model.device),
+            "train/nonfinite": self.position.nonfinite,
+            "train/data_wait_seconds": self._data_wait(),
+        }
 
     def _evaluate(self, step: int) -> dict[str, float]:
+        """What callbacks measure after `step` steps; the time it takes is none of the next step's."""
+        if not self.callback.is_due(step):
+            return {}
         began = time.perf_counter()
         self._evaluating = True
         self.model.eval()
-        metrics = dict(self.hooks.evaluate(step))
+        metrics = self.callback.evaluate(step)
         self.model.train()
         self._evaluating = False
         taken = time.perf_counter() - began
@@ -468,7 +350,10 @@ class Loop:
         return metrics
 
     def _data_wait(self) -> float:
-        return self._prefetcher.waited if self.objective.pure else 0.0
+        """Seconds that steps have waited for their work so far; 0 where it is made in the step itself."""
+        if self._prefetcher is None or not self.objective.pure:
+            return 0.0
+        return self._prefetcher.waited
 
     def _between_steps(self, finite: bool) -> None:
         """Save when it is time, stop when asked to."""
@@ -534,18 +419,11 @@ class Loop:
         """
         self.store.refuse_if_hopeless()
         try:
-            log = self.hooks.sync()
+            log = self.callback.before_save()
         except OSError as error:
             self.store.note_failure(self.position.step, error)
             return
         self.store.save(self.position.step, tensors, values, log)
-
-
-def _to(device: torch.device, micro: MicroBatch) -> list[Tensor | None]:
-    return [
-        None if tensor is None else tensor.to(device, non_blocking=device.type == "cuda")
-        for tensor in micro.tensors
-    ]
 
 
 def peak_memory_bytes(device: torch.device) -> int:

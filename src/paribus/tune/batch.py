@@ -7,11 +7,11 @@ import shutil
 import statistics
 from typing import Any
 
-from paribus.config import Config, load_config, resolve_model, resolve_pretrain
+from paribus.config import Config, load_config
 from paribus.errors import UserError
-from paribus.model.accounting import parameters
 from paribus.plan.memory import max_device_batch
 from paribus.plan.probe import here
+from paribus.recipe import Recipe
 from paribus.tune.launch import folder_of, job_of, need_data, watch
 from paribus.tune.space import memory_budget
 
@@ -21,13 +21,14 @@ TURNS = 7  # measured: the same setting differs by up to 20 % from one minute to
 def batch(memory: str | None, *, json_out: bool = False) -> None:
     """Measure, and print the fastest. Raises UserError where not one row fits."""
     config = load_config()
-    device, dtype = here(config)
+    recipe = Recipe.of(config)
+    device, dtype = here(recipe)
     budget = memory_budget(memory, "--memory") if memory else device.memory
     need_data()
-    largest = max_device_batch(config, "pretrain", budget, device=device.kind, dtype=dtype)
+    largest = max_device_batch(recipe, "pretrain", budget, device=device.kind, dtype=dtype)
     if not largest:
         raise UserError(f"--memory: not one row fits {budget / 2**20:,.0f} MiB by `paribus plan`")
-    tried = measure(config, candidates(rows_of_step(config), largest), budget)
+    tried = measure(config, candidates(recipe.rows("pretrain"), largest), budget)
     fit = {
         rows: entry["tokens_per_second"]
         for rows, entry in tried.items()
@@ -53,18 +54,8 @@ def batch(memory: str | None, *, json_out: bool = False) -> None:
         mark = "  <- fastest" if rows == best else ""
         print(f"{rows:>6} rows {speed}  peak {entry['peak_memory_bytes'] / 2**20:>8,.0f} MiB{mark}")
     print(
-        f"set pretrain.device_batch_size to {best}; the step's {rows_of_step(config) * config.model.seq_len:,} tokens stay"
+        f"set pretrain.device_batch_size to {best}; the step's {recipe.batch_tokens('pretrain'):,} tokens stay"
     )
-
-
-def rows_of_step(config: Config) -> int:
-    """Rows of one optimiser step."""
-    model = resolve_model(config.model)
-    schedule = resolve_pretrain(
-        config.pretrain, parameters(model, config.tokenizer.vocab_size)["total"], model.seq_len
-    )
-    assert schedule.batch_tokens
-    return schedule.batch_tokens // model.seq_len
 
 
 def candidates(step_rows: int, largest: int) -> list[int]:
@@ -97,17 +88,18 @@ def measure(
     if not fit:
         return tried
     # Together they leave more behind in a CPU's heap than one by one; a GPU's cache is emptied between them.
-    together = _run(config, fit, turns, budget if here(config)[0].kind == "cuda" else 2 * budget)
+    recipe = Recipe.of(config)
+    device, _ = here(recipe)
+    together = _run(config, fit, turns, budget if device.kind == "cuda" else 2 * budget)
     if "step_seconds" not in together:
         raise UserError(
             f"--memory: {together['peak_memory_bytes'] / 2**20:,.0f} MiB were not enough to time {fit} rows "
             "in turns, though each fits alone; is something else taking memory?"
         )
-    for count, seconds in step_seconds(
-        {int(count): times for count, times in together["step_seconds"].items()}
-    ).items():
+    times = {int(count): seconds for count, seconds in together["step_seconds"].items()}
+    for count, seconds in step_seconds(times).items():
         tried[count] = {
-            "tokens_per_second": rows_of_step(config) * config.model.seq_len / seconds,
+            "tokens_per_second": recipe.batch_tokens("pretrain") / seconds,
             "peak_memory_bytes": tried[count]["peak_memory_bytes"],
         }
     return tried

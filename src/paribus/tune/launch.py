@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from paribus import tracking
-from paribus.config import Config, fingerprint, flatten, resolve_model, resolve_pretrain
+from paribus.config import Config, fingerprint, flatten
 from paribus.errors import UserError
 from paribus.graph import dvc_hash, tree_digest
 from paribus.journal import Row, read_json, write_json
 from paribus.machine.lock import StateLock
-from paribus.model.accounting import parameters, step_flops
 from paribus.places import state_root
-from paribus.study.budget import pretrain_steps, training_flops
+from paribus.recipe import Recipe
 from paribus.tune.space import Study
 
 TOKENS, TOKENIZER = Path("data/tokens"), Path("data/tokenizer/tokenizer.json")
@@ -57,33 +56,27 @@ def job_of(
     """What a trial's process gets. budget: one of tokens, flops, seconds; none to measure the speed."""
     from paribus.data.tokenizer import Tokenizer
 
-    vocab = Tokenizer.load_trained(TOKENIZER.parent).vocab_size
-    schedule = resolve_pretrain(
-        config.pretrain,
-        parameters(resolve_model(config.model), vocab)["total"],
-        config.model.seq_len,
-    )
-    assert schedule.batch_tokens
-    steps = None
-    if "seconds" not in budget:
-        if "flops" in budget:
-            of_a_step = step_flops(config.model, vocab, config.optimizer, schedule.batch_tokens)
-            steps = int(budget["flops"] / of_a_step)
-        else:
-            steps = int(budget.get("tokens", 0) / schedule.batch_tokens)
-        steps = max(steps, 1)
+    recipe = Recipe.of(config, Tokenizer.load_trained(TOKENIZER.parent).vocab_size)
     return {
         "kind": kind,
-        "config": asdict(replace(config, pretrain=schedule)),
-        "vocab_size": vocab,
+        "config": asdict(replace(config, pretrain=recipe.pretrain)),
+        "vocab_size": recipe.vocab_size,
         "tokens": str(TOKENS.resolve()),
         "tokenizer": str(TOKENIZER.resolve()),
         "memory": memory,
-        "steps": steps,
+        "steps": None if "seconds" in budget else _steps_within(recipe, budget),
         "seconds": budget.get("seconds"),
         "data": data_digest(),
         "parent": os.getpid(),
     }
+
+
+def _steps_within(recipe: Recipe, budget: dict[str, float]) -> int:
+    """Optimiser steps of pretraining that a budget of tokens or FLOPs buys; one at least."""
+    batch_tokens = recipe.batch_tokens("pretrain")
+    if "flops" in budget:
+        return max(int(budget["flops"] / recipe.step_flops(batch_tokens)), 1)
+    return max(int(budget.get("tokens", 0) / batch_tokens), 1)
 
 
 def planned_seconds(study: Study, config: Config, tokens_per_second: float) -> float:
@@ -92,8 +85,9 @@ def planned_seconds(study: Study, config: Config, tokens_per_second: float) -> f
         return study.amount
     tokens = study.amount
     if study.budget == "flops":
-        _, batch = pretrain_steps(config)
-        tokens = batch * study.amount / training_flops(config, 1, batch)
+        recipe = Recipe.of(config)
+        batch_tokens = recipe.batch_tokens("pretrain")
+        tokens = batch_tokens * study.amount / recipe.step_flops(batch_tokens)
     return tokens / tokens_per_second
 
 

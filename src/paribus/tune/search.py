@@ -33,6 +33,7 @@ from paribus.machine.interrupt import EXIT_PAUSED
 from paribus.plan.estimate import stage_plan
 from paribus.plan.probe import calibrated, here
 from paribus.plan.throughput import Device
+from paribus.recipe import Recipe
 from paribus.tune.distributions import all_points, check_space, suggest
 from paribus.tune.launch import (
     Discarded,
@@ -114,7 +115,7 @@ def run(
     study = read_study(name)
     study = replace(study, trials=trials or study.trials)
     need_data()
-    device, dtype = here(study.config())
+    device, dtype = here(Recipe.of(study.config()))
     _smallest_fits(study, device, dtype)
     for number in (
         signal.SIGINT,
@@ -139,9 +140,11 @@ def run(
 
 def _smallest_fits(study: Study, device: Device, dtype: str) -> None:
     """Raises UserError if not even the smallest point of the space is within the budget."""
-    least = least_memory(
-        study, lambda config: stage_plan(config, "pretrain", device, dtype).memory.total
-    )
+
+    def memory(config: Config) -> int:
+        return stage_plan(Recipe.of(config), "pretrain", device, dtype).memory.total
+
+    least = least_memory(study, memory)
     if least > study.memory:
         raise UserError(
             f"study {study.name}: memory: {study.memory / 2**20:,.0f} MiB is below the smallest model of the space "
@@ -310,9 +313,9 @@ class Worker:
             config = self.study.config(values)
         except UserError as error:  # fine one by one and not together
             self._skip(trial, str(error), 1.0, 0.0)
-        planned = stage_plan(
-            config, "pretrain", calibrated(config, self.device, self.dtype), self.dtype
-        )
+        recipe = Recipe.of(config)
+        calibrated_device = calibrated(recipe, self.device, self.dtype)
+        planned = stage_plan(recipe, "pretrain", calibrated_device, self.dtype)
         if planned.memory.total > self.study.memory:
             saved = planned_seconds(self.study, config, planned.tokens_per_second or 1.0)
             self._skip(
@@ -539,7 +542,7 @@ def _retest_run(
 ) -> float | str:
     """Bits per byte of one arm and seed, or why there are none; kept, so that a killed re-test goes on."""
     config = study.config(values | {"seed": seed})
-    planned = stage_plan(config, "pretrain", device, dtype).memory.total
+    planned = stage_plan(Recipe.of(config), "pretrain", device, dtype).memory.total
     if planned > study.memory:
         return f"planned at {planned / 2**20:,.0f} MiB, over the memory budget"
     folder = folder_of(study.name, f"retest-{fingerprint(config=flatten(config))[:12]}")

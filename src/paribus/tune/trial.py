@@ -16,13 +16,21 @@ import shutil
 import signal
 import statistics
 import sys
-import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paribus.errors import MachineError, UserError
 from paribus.journal import keep_rows, read_json, write_json
 from paribus.machine.interrupt import EXIT_PAUSED
+from paribus.machine.process import set_up_process
+from paribus.recipe import Recipe
+from paribus.train.callback import Callback
+
+if TYPE_CHECKING:
+    from paribus.evaluate.bpb import HeldOut
+    from paribus.machine.hardware import Hardware
+    from paribus.model.gpt import GPT
+    from paribus.train.trainer import Trainer
 
 LOOKS = 8  # shares of its budget after which a trial is evaluated: those of trials with more or fewer steps compare
 TIMING_STEPS = 4  # of a time budget: the first is thrown away
@@ -103,117 +111,48 @@ def cap(device: str, budget: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (max(budget - mapped, 2**20), hard))
 
 
-def _build(job: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
-    """(config, hardware, model, optimiser), the process capped."""
+def _build(job: dict[str, Any]) -> tuple[Recipe, Hardware, GPT]:
+    """What is trained, on what, and the model at its first values; the process is capped."""
     import torch
 
     from paribus.config import parse_config
     from paribus.machine.hardware import detect_hardware
-    from paribus.machine.process import set_up_process
-    from paribus.model.gpt import GPT
-    from paribus.train.optim import MuonAdamW
+    from paribus.train.trainer import new_model
 
     config = parse_config(job["config"])
     hardware = detect_hardware(config.train)
     set_up_process(hardware, config.seed)
-    torch.zeros(256, 256) @ torch.zeros(
-        256, 256
-    )  # the products' threads and libraries, before the cap is measured
+    # the products' threads and libraries, before the cap is measured
+    torch.zeros(256, 256) @ torch.zeros(256, 256)
     cap(hardware.device, job["memory"])
-    model = GPT(config.model, job["vocab_size"], getattr(torch, hardware.dtype))
-    model.activation_checkpointing = config.train.activation_checkpointing
-    model.initialise(config.seed)
-    model = model.to(hardware.device)
-    return config, hardware, model, MuonAdamW(model, config.optimizer)
+    recipe = Recipe.of(config, job["vocab_size"])
+    return recipe, hardware, new_model(recipe, hardware)
 
 
 def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
-    from paribus.data.loader import DocumentLoader
-    from paribus.data.packing import PackedLoader
+    """Train from where an earlier start stopped to the end of the budget, and measure bits per byte."""
+    from paribus.data.packing import document_rows
     from paribus.data.tokenizer import Tokenizer
-    from paribus.evaluate.bpb import bits_per_byte
+    from paribus.evaluate.bpb import HeldOut
     from paribus.machine.interrupt import Interrupt
     from paribus.train.checkpoint import StateStore
-    from paribus.train.loop import Hooks, Loop, Plan, peak_memory_bytes
-    from paribus.train.objectives import NextToken
-    from paribus.train.optim import lr_factor
+    from paribus.train.loop import peak_memory_bytes
+    from paribus.train.trainer import Trainer, next_token
 
-    config, hardware, model, optimizer = _build(job)
-    schedule, length = config.pretrain, config.model.seq_len
-    words = Tokenizer.load_trained(Path(job["tokenizer"]).parent)
-    packed = schedule.packing == "best_fit"
-    rows = (PackedLoader if packed else DocumentLoader)(
-        Path(job["tokens"]), "train", length, config.seed
-    )
-    objective = NextToken(
-        rows,
-        schedule.batch_tokens // length,
-        schedule.device_batch_size,
-    )
-    forward = model.compiled() if hardware.compile else model
-    steps = _steps(folder, job, model, optimizer, forward, objective)
-    validation = DocumentLoader(job["tokens"], "val", length, config.seed)
-
-    def bpb(max_tokens: int | None) -> float:
-        return bits_per_byte(
-            model,
-            validation.validation_rows(schedule.device_batch_size, max_tokens),
-            words.token_bytes,
-        ).bpb
+    recipe, hardware, model = _build(job)
+    tokenizer = Tokenizer.load_trained(Path(job["tokenizer"]).parent)
+    objective = next_token(document_rows(job["tokens"], recipe), recipe, "pretrain")
+    trainer = Trainer(recipe, "pretrain", model, objective, hardware)
+    steps = _steps(folder, job, trainer, hardware)
+    held_out = HeldOut(model, job["tokens"], tokenizer.token_bytes, recipe)
 
     store = StateStore(folder / "state", 2)
     state = store.load()
-    write_json(folder / "start.json", {"went_on_from_step": state.step if state else 0})
-    keep_rows(folder / "curve.jsonl", lambda row: state is not None and row["step"] <= state.step)
-    curve = (folder / "curve.jsonl").open(
-        "a", encoding="utf-8"
-    )  # after keep_rows, which puts a new file in its place
-
-    looks = {round(steps * share / LOOKS): share / LOOKS for share in range(1, LOOKS)}
-
-    def evaluate(step: int) -> dict[str, float]:
-        if step not in looks or not 0 < step < steps:
-            return {}
-        value = bpb(schedule.eval_tokens)
-        row = {
-            "step": step,
-            "fraction": looks[step],
-            "val_bpb": value,
-            "tokens": step * schedule.batch_tokens,
-            "peak_memory_bytes": peak_memory_bytes(model.device),
-        }
-        curve.write(json.dumps(row) + "\n")
-        curve.flush()
-        return {"val/bpb": value}
-
-    def factor(step: int) -> float:
-        return schedule.lr_scale * lr_factor(
-            step,
-            steps,
-            schedule.warmup_fraction,
-            schedule.warmdown_fraction,
-            schedule.final_lr_fraction,
-        )
-
-    hooks = Hooks(
-        lambda step, metrics: None,
-        lambda step, name, detail: None,
-        lambda: None,
-        lambda step: None,
-        evaluate,
-        lambda step, metrics: None,
-    )
-    with Interrupt(folder) as interrupt:
-        loop = Loop(
-            model,
-            forward,
-            optimizer,
-            objective,
-            Plan(steps, factor, 1.0, 1.0, config.train.save_seconds),
-            store,
-            interrupt,
-            hooks,
-        )
+    reached = state.step if state else 0
+    write_json(folder / "start.json", {"went_on_from_step": reached})
+    keep_rows(folder / "curve.jsonl", lambda row: state is not None and row["step"] <= reached)
+    with Interrupt(folder) as interrupt, Curve(folder, held_out, recipe, steps) as curve:
+        loop = trainer.loop(store, interrupt, [curve], trainer.plan(steps))
         if state:
             loop.restore(state)
         try:
@@ -226,8 +165,8 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
             return {"diverged": str(error), "peak_memory_bytes": peak_memory_bytes(model.device)}
     model.eval()
     position = loop.position
-    result = {
-        "val_bpb": bpb(config.eval.bpb_tokens),
+    return {
+        "val_bpb": held_out.bits_per_byte(recipe.config.eval.bpb_tokens),
         "steps": position.step,
         "tokens": position.tokens,
         "seconds": position.seconds,
@@ -235,55 +174,61 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
         "tokens_per_second": position.tokens / position.train_seconds,
         "nonfinite": position.nonfinite,
     }
-    return result
 
 
-def _steps(
-    folder: Path, job: dict[str, Any], model: Any, optimizer: Any, forward: Any, objective: Any
-) -> int:
+class Curve(Callback):
+    """Bits per byte at every eighth of the budget, a line each in FOLDER/curve.jsonl."""
+
+    def __init__(self, folder: Path, held_out: HeldOut, recipe: Recipe, steps: int) -> None:
+        """steps: that the budget buys."""
+        self.held_out, self.schedule = held_out, recipe.pretrain
+        self.batch_tokens = recipe.batch_tokens("pretrain")
+        self.fractions: dict[int, float] = {}  # step -> share of the budget
+        for look in range(1, LOOKS):
+            step = round(steps * look / LOOKS)
+            if 0 < step < steps:
+                self.fractions[step] = look / LOOKS
+        # keep_rows puts a new file in its place: it is through by now
+        self.file = (folder / "curve.jsonl").open("a", encoding="utf-8")
+
+    def __enter__(self) -> Curve:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def is_due(self, step: int) -> bool:
+        return step in self.fractions
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        from paribus.train.loop import peak_memory_bytes
+
+        value = self.held_out.bits_per_byte(self.schedule.eval_tokens)
+        row = {
+            "step": step,
+            "fraction": self.fractions[step],
+            "val_bpb": value,
+            "tokens": step * self.batch_tokens,
+            "peak_memory_bytes": peak_memory_bytes(self.held_out.model.device),
+        }
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        return {"val/bpb": value}
+
+
+def _steps(folder: Path, job: dict[str, Any], trainer: Trainer, hardware: Hardware) -> int:
     """How many steps the budget buys. Of a time budget it is measured once, before the first step, and kept."""
     if job["steps"]:
         return int(job["steps"])
     known = read_json(folder / "steps.json")
     if known is None:
-        from paribus.machine.hardware import detect_hardware
-        from paribus.machine.process import set_up_process
-
-        times = [
-            _step_seconds(forward, optimizer, objective, model.device, step)
-            for step in range(TIMING_STEPS)
-        ]
+        times = [trainer.time_step(step) for step in range(TIMING_STEPS)]
         seconds = statistics.median(times[1:])
-        model.initialise(job["config"]["seed"])
-        optimizer.load_state({}, 0)
-        set_up_process(detect_hardware(_train_section(job)), job["config"]["seed"])
+        trainer.start_over()
+        set_up_process(hardware, trainer.recipe.config.seed)
         known = {"steps": max(int(job["seconds"] / seconds), 2), "step_seconds": seconds}
         write_json(folder / "steps.json", known)
     return int(known["steps"])
-
-
-def _train_section(job: dict[str, Any]) -> Any:
-    from paribus.config import parse_config
-
-    return parse_config(job["config"]).train
-
-
-def _step_seconds(forward: Any, optimizer: Any, objective: Any, device: Any, step: int) -> float:
-    """Of one optimiser step; the weights hardly move."""
-    import torch
-
-    from paribus.train.loop import _to
-
-    work = objective.work(step)
-    began = time.perf_counter()
-    for micro in work.micro_batches:
-        (forward(*_to(device, micro)) / work.normaliser).backward()
-    float(optimizer.clip())
-    optimizer.step(1e-6)
-    optimizer.zero_grad()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def _speed(job: dict[str, Any]) -> dict[str, Any]:
@@ -294,38 +239,30 @@ def _speed(job: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
-    from paribus.data.loader import Batch
     from paribus.train.loop import peak_memory_bytes
     from paribus.train.objectives import NextToken
+    from paribus.train.trainer import RandomRows, Trainer
 
-    config, hardware, model, optimizer = _build(job)
-    length, vocab = config.model.seq_len, job["vocab_size"]
-
-    class Noise:
-        def batch(self, step: int, rows: range, batch_rows: int) -> Batch:
-            tokens = torch.randint(0, vocab, (len(rows), length + 1))
-            return Batch(tokens[:, :-1], tokens[:, 1:], None)
-
-    forward = model
+    recipe, hardware, model = _build(job)
+    step_rows = recipe.rows("pretrain")
+    noise = RandomRows(recipe)
+    objectives = {rows: NextToken(noise, step_rows, rows) for rows in job["rows"]}
+    forward: Any = model
     if hardware.compile:
-        torch._dynamo.config.recompile_limit = (
-            2 * len(job["rows"]) + 8
-        )  # a size and its remainder each
+        # a size and its remainder each
+        torch._dynamo.config.recompile_limit = 2 * len(objectives) + 8
         forward = model.compiled(dynamic=False)
-    times: dict[int, list[float]] = {rows: [] for rows in job["rows"]}
+    any_objective = objectives[job["rows"][0]]
+    trainer = Trainer(recipe, "pretrain", model, any_objective, hardware, forward=forward)
+
+    times: dict[int, list[float]] = {rows: [] for rows in objectives}
     for turn in range(job["turns"]):
         for rows in sorted(times, reverse=turn % 2 == 1):
             if hardware.device == "cuda":
                 torch.cuda.empty_cache()  # else what another size left would count towards the cap
-            objective = NextToken(Noise(), config.pretrain.batch_tokens // length, rows)
-            times[rows].append(
-                min(
-                    [
-                        _step_seconds(forward, optimizer, objective, model.device, step)
-                        for step in range(1 + TIMED_STEPS)
-                    ][1:]
-                )
-            )
+            timed = range(1 + TIMED_STEPS)
+            seconds = [trainer.time_step(step, objectives[rows]) for step in timed]
+            times[rows].append(min(seconds[1:]))
     return {"step_seconds": times, "peak_memory_bytes": peak_memory_bytes(model.device)}
 
 

@@ -1,0 +1,104 @@
+"""What a configuration means for the trainer and the planner: every value that follows from others, filled in once.
+
+A `Config` is what was written, with null where a value follows from others. A `Recipe` is made of it at the top of a
+command or a stage and handed down; nothing below fills in a value again. Needs no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from paribus.config import (
+    RL,
+    Architecture,
+    Config,
+    Conversations,
+    Pretrain,
+    resolve_model,
+    resolve_pretrain,
+)
+from paribus.model import accounting
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A configuration with all derived values.
+
+    vocab_size: entries of the tokenizer. architecture: the model's shape. pretrain: the schedule of pretraining, its
+    `steps` and `batch_tokens` filled in.
+    """
+
+    config: Config
+    vocab_size: int
+    architecture: Architecture
+    pretrain: Pretrain
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        vocab_size: int | None = None,
+        architecture: Architecture | None = None,
+    ) -> Recipe:
+        """The recipe of a configuration.
+
+        vocab_size: of the trained tokenizer; before there is one, the size that the configuration asks for.
+        architecture: of the checkpoint that is trained on; by default the one that `config.model` describes.
+        """
+        if vocab_size is None:
+            vocab_size = config.tokenizer.vocab_size
+        if architecture is None:
+            architecture = resolve_model(config.model)
+        total = accounting.parameters(architecture, vocab_size)["total"]
+        pretrain = resolve_pretrain(config.pretrain, total, architecture.seq_len)
+        return cls(config, vocab_size, architecture, pretrain)
+
+    @cached_property
+    def parameters(self) -> dict[str, int]:
+        """Parameters of the model by kind, and in `total`."""
+        return accounting.parameters(self.architecture, self.vocab_size)
+
+    @cached_property
+    def flops_per_token(self) -> float:
+        """FLOPs of the forward and backward pass of one token, as MFU counts them."""
+        return accounting.flops_per_token(self.architecture, self.vocab_size)
+
+    def schedule(self, stage: str) -> Pretrain | Conversations | RL:
+        """The schedule of a training stage."""
+        if stage == "pretrain":
+            return self.pretrain
+        schedule: Conversations | RL = getattr(self.config, stage)
+        return schedule
+
+    def supervised_schedule(self, stage: str) -> Pretrain | Conversations:
+        """The schedule of a stage that learns from text: pretrain, midtrain or sft."""
+        schedule = self.schedule(stage)
+        assert not isinstance(schedule, RL), stage
+        return schedule
+
+    def steps(self, stage: str) -> int:
+        """Optimiser steps of a training stage."""
+        steps = self.schedule(stage).steps
+        assert steps is not None, stage
+        return steps
+
+    def batch_tokens(self, stage: str) -> int:
+        """Tokens of one optimiser step of a supervised stage."""
+        batch_tokens = self.supervised_schedule(stage).batch_tokens
+        assert batch_tokens is not None, stage
+        return batch_tokens
+
+    def rows(self, stage: str) -> int:
+        """Rows of one optimiser step of a supervised stage."""
+        return max(self.batch_tokens(stage) // self.architecture.seq_len, 1)
+
+    def tokens(self, stage: str) -> int:
+        """Tokens of a whole supervised stage."""
+        return self.steps(stage) * self.batch_tokens(stage)
+
+    def step_flops(self, batch_tokens: int) -> float:
+        """FLOPs of one optimiser step of so many tokens: what "equal FLOPs" counts."""
+        return accounting.step_flops(
+            self.architecture, self.vocab_size, self.config.optimizer, batch_tokens
+        )

@@ -1,0 +1,113 @@
+"""What a training run tells and asks while it runs: the moments at which other code takes part in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from paribus.files import Extent
+
+
+class Callback:
+    """Takes part in a training run. Every method does nothing here; override those that are wanted.
+
+    The loop calls each method on every rank that was given the callback. What is to be told once (a log, a progress bar)
+    is given to rank 0 alone; what the ranks measure together is given to all of them. A callback may read the model, on
+    its device; it leaves weights, gradients, and torch's generators as they are.
+    """
+
+    def on_start(self) -> dict[str, float]:
+        """Before the first step of a run that begins, not of one that goes on from a saved state.
+
+        Returns metrics, which are logged at step 0.
+        """
+        return {}
+
+    def is_due(self, step: int) -> bool:
+        """Whether `evaluate` is wanted after `step` steps. Depends on `step` alone, so that all ranks say the same.
+
+        Called once or twice after every step, possibly before the device is through with it: keep it quick.
+        """
+        return False
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Metrics of the weights after `step` steps; called where `is_due(step)`, the model in evaluation mode.
+
+        They are logged with those of the step. A step that is undone later has been evaluated all the same.
+        """
+        return {}
+
+    def on_log(self, step: int, metrics: dict[str, float]) -> None:
+        """Metrics after `step` steps, of the training and of every `evaluate`; not of every step (`train.log_every`)."""
+
+    def on_progress(self, step: int, metrics: dict[str, float]) -> None:
+        """After every step: its loss, the speed, and the metrics of its own work."""
+
+    def on_event(self, step: int, name: str, detail: str) -> None:
+        """Something out of the ordinary in `step`: `nonfinite`, `rollback` or `processes`, with what happened in words."""
+
+    def within(self, part: str, done: int, total: int) -> None:
+        """Between the parts of a step: `done` of `total` passes, rows or answers are through.
+
+        Raises Abandoned to give the step up: a stop was asked for, and the step would take too long. Takes microseconds.
+        """
+
+    def before_save(self) -> Extent | None:
+        """Before a state is saved, on rank 0: bring the log that leads to the state to the disk.
+
+        Returns what the log holds by then, which the state names; None: there is no log. Raises OSError where the disk
+        refuses; the state is then not saved.
+        """
+        return None
+
+    def on_rollback(self, step: int) -> None:
+        """The run went back to its state after `step` steps: forget what was logged after that."""
+
+
+class Callbacks(Callback):
+    """Several callbacks as one, called in their order."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self.callbacks = callbacks
+
+    def on_start(self) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        for callback in self.callbacks:
+            metrics |= callback.on_start()
+        return metrics
+
+    def is_due(self, step: int) -> bool:
+        return any(callback.is_due(step) for callback in self.callbacks)
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        for callback in self.callbacks:
+            if callback.is_due(step):
+                metrics |= callback.evaluate(step)
+        return metrics
+
+    def on_log(self, step: int, metrics: dict[str, float]) -> None:
+        for callback in self.callbacks:
+            callback.on_log(step, metrics)
+
+    def on_progress(self, step: int, metrics: dict[str, float]) -> None:
+        for callback in self.callbacks:
+            callback.on_progress(step, metrics)
+
+    def on_event(self, step: int, name: str, detail: str) -> None:
+        for callback in self.callbacks:
+            callback.on_event(step, name, detail)
+
+    def within(self, part: str, done: int, total: int) -> None:
+        for callback in self.callbacks:
+            callback.within(part, done, total)
+
+    def before_save(self) -> Extent | None:
+        """What the log of the last callback that has one holds."""
+        log = None
+        for callback in self.callbacks:
+            log = callback.before_save() or log
+        return log
+
+    def on_rollback(self, step: int) -> None:
+        for callback in self.callbacks:
+            callback.on_rollback(step)

@@ -1,0 +1,227 @@
+"""One optimiser step: gradient, update, and the numbers that come out of it.
+
+`PlainStepper` reads a step's numbers before it lets anything else happen. `AheadStepper` starts the next step first, so
+that a GPU never waits for its host. Both give the same weights and the same numbers, to the bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from paribus.model.gpt import GPT
+from paribus.train import parallel
+from paribus.train.objectives import MicroBatch, Objective, Work
+from paribus.train.optim import MuonAdamW
+from paribus.train.within import Say, nothing
+
+# What a rank without rows of its own puts through, as all ranks take part in each forward: it learns nothing.
+IDLE = MicroBatch(torch.zeros(1, 1, dtype=torch.int64), torch.full((1, 1), -1))
+
+Forward = Callable[..., Tensor]  # the model's forward pass, perhaps compiled or wrapped
+
+
+@dataclass(frozen=True)
+class FinishedStep:
+    """An optimiser step whose numbers are known. `tokens` and `loss` are of all ranks together."""
+
+    step: int
+    work: Work  # this rank's
+    lr_factor: float
+    tokens: int
+    loss: float
+    grad_norm: float  # before clipping
+
+    @property
+    def finite(self) -> bool:
+        """Whether the weights were updated: a step whose loss or gradient is not finite leaves them alone."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+class Stepper(ABC):
+    """Does the optimiser steps of a run, in the model's own weights."""
+
+    def __init__(self, model: GPT, forward: Forward, optimizer: MuonAdamW) -> None:
+        """forward: what is called in place of the model (`parallel.wrap`)."""
+        self.model, self.forward, self.optimizer = model, forward, optimizer
+
+    @abstractmethod
+    def submit(
+        self, step: int, work: Work, lr_factor: float, within: Say = nothing
+    ) -> FinishedStep | None:
+        """Start a step. Returns the step whose numbers have become known, this one or the one before, if any.
+
+        within("passes", done, total): called after every forward and backward pass; may raise Abandoned.
+        """
+
+    @abstractmethod
+    def flush(self) -> FinishedStep | None:
+        """Wait for the step under way, if there is one, and return it."""
+
+    @property
+    @abstractmethod
+    def under_way(self) -> bool:
+        """Whether a step was started whose numbers are still unknown; the weights are those after it."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Drop the step under way: the run has gone back to before it."""
+
+    def gradient(self, work: Work, within: Say = nothing) -> tuple[Tensor, Tensor, int]:
+        """Accumulate the gradient of the whole global batch, and clip it.
+
+        Returns this rank's share of the loss (), the norm of the gradient before clipping (), and the tokens of all ranks.
+        """
+        device = self.model.device
+        normaliser, tokens = parallel.sums(work.normaliser, work.tokens)
+        passes = int(max(parallel.of_each(len(work.micro_batches))))
+        idle = [IDLE] * (passes - len(work.micro_batches))
+        loss = torch.zeros((), device=device)
+        for number, micro in enumerate(work.micro_batches + idle, 1):
+            with self._sync_gradients(last=number == passes):
+                share = self.forward(*to_device(device, micro), **micro.sampling)
+                share = share / max(normaliser, 1)
+                # DDP and FSDP average over ranks; a sum over the global batch is meant
+                (share * parallel.ranks()).backward()
+            loss += share.detach()
+            within("passes", number, passes)
+        norm = self.optimizer.clip() if passes else torch.zeros((), device=device)
+        return loss, norm, int(tokens)
+
+    def _sync_gradients(self, last: bool) -> AbstractContextManager[object]:
+        """DDP adds up the ranks' gradients in the last backward pass of a step alone."""
+        if last or not isinstance(self.forward, nn.parallel.DistributedDataParallel):
+            return torch.enable_grad()
+        context: AbstractContextManager[object] = self.forward.no_sync()
+        return context
+
+
+class PlainStepper(Stepper):
+    """Waits for every step's numbers."""
+
+    def submit(
+        self, step: int, work: Work, lr_factor: float, within: Say = nothing
+    ) -> FinishedStep:
+        own_loss, norm, tokens = self.gradient(work, within)
+        loss = parallel.sums(float(own_loss))[0]
+        finished = FinishedStep(step, work, lr_factor, tokens, loss, float(norm))
+        if finished.finite and tokens:
+            self.optimizer.step(lr_factor)
+        self.optimizer.zero_grad()
+        return finished
+
+    def flush(self) -> None:
+        return None
+
+    @property
+    def under_way(self) -> bool:
+        return False
+
+    def forget(self) -> None:
+        pass
+
+
+class AheadStepper(Stepper):
+    """Reads a step's numbers after the next step was started.
+
+    Gradient and update are queued on the device, which itself leaves out an update that is not finite.
+    """
+
+    def __init__(self, model: GPT, forward: Forward, optimizer: MuonAdamW) -> None:
+        """optimizer: one that is `on_device`."""
+        super().__init__(model, forward, optimizer)
+        self._pending: _PendingStep | None = None
+
+    def submit(
+        self, step: int, work: Work, lr_factor: float, within: Say = nothing
+    ) -> FinishedStep | None:
+        loss, norm, tokens = self.gradient(work, within)
+        parallel.add_up(loss)
+        if tokens:
+            self.optimizer.step(lr_factor, torch.isfinite(loss) & torch.isfinite(norm))
+        self.optimizer.zero_grad()
+        numbers = Readback(torch.stack((loss, norm)))
+        started = _PendingStep(step, work, lr_factor, tokens, numbers)
+        before = self.flush()
+        self._pending = started
+        return before
+
+    def flush(self) -> FinishedStep | None:
+        pending, self._pending = self._pending, None
+        return None if pending is None else pending.read()
+
+    @property
+    def under_way(self) -> bool:
+        return self._pending is not None
+
+    def forget(self) -> None:
+        self._pending = None
+
+
+def make_stepper(
+    model: GPT, forward: Forward, optimizer: MuonAdamW, objective: Objective
+) -> Stepper:
+    """The stepper that suits the device and the objective.
+
+    An objective that samples from the weights of the step before has to wait for them anyway; a CPU does the steps itself.
+    """
+    if model.device.type == "cuda" and objective.pure:
+        return AheadStepper(model, forward, optimizer)
+    return PlainStepper(model, forward, optimizer)
+
+
+class Readback:
+    """Numbers on their way from a device: reading them waits for them, and not for what was queued behind them."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        """numbers (n,). From CUDA into pinned memory, without waiting."""
+        self._host = numbers.to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event() if numbers.is_cuda else None
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def read(self) -> list[float]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._host.tolist()
+
+
+@dataclass(frozen=True)
+class _PendingStep:
+    """A step that was started: loss and norm are on their way."""
+
+    step: int
+    work: Work
+    lr_factor: float
+    tokens: int
+    numbers: Readback
+
+    def read(self) -> FinishedStep:
+        loss, grad_norm = self.numbers.read()
+        return FinishedStep(self.step, self.work, self.lr_factor, self.tokens, loss, grad_norm)
+
+
+def to_device(device: torch.device, micro: MicroBatch) -> list[Tensor | None]:
+    """The tensors of a micro-batch on a device, in the order of the model's forward pass."""
+    moved: list[Tensor | None] = []
+    for tensor in micro.tensors:
+        if tensor is not None:
+            tensor = tensor.to(device, non_blocking=device.type == "cuda")
+        moved.append(tensor)
+    return moved
+
+
+def pinned(work: Work) -> Work:
+    """The work in memory that a GPU copies from while the host goes on."""
+    micro_batches = []
+    for micro in work.micro_batches:
+        tensors = [None if tensor is None else tensor.pin_memory() for tensor in micro.tensors]
+        micro_batches.append(MicroBatch(*tensors))  # type: ignore[arg-type]
+    return dataclasses.replace(work, micro_batches=micro_batches)

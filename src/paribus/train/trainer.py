@@ -1,0 +1,151 @@
+"""The one assembly of a training run: model, forward pass, optimiser, schedule, loop.
+
+Stages, trials of a tuning study, the planner's probe and the benchmarks train with a `Trainer`; they differ in what they
+learn from, in where states go, and in the callbacks they pass.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from paribus.config import RL
+from paribus.data.loader import Batch
+from paribus.model.gpt import GPT
+from paribus.recipe import Recipe
+from paribus.train import parallel
+from paribus.train.callback import Callback, Callbacks
+from paribus.train.checkpoint import StateStore
+from paribus.train.loop import Loop, Plan
+from paribus.train.objectives import Loader, NextToken, Objective
+from paribus.train.optim import MuonAdamW, lr_factor
+from paribus.train.stepper import Forward, make_stepper, to_device
+
+if TYPE_CHECKING:
+    from paribus.machine.hardware import Hardware
+    from paribus.machine.interrupt import Interrupt
+
+TINY_RATE = 1e-6  # of the learning rates, in steps that are only timed: the weights hardly move
+
+
+class Trainer:
+    """A model with all that trains it. `loop` makes the run; `time_step` takes single steps to time them."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        stage: str,
+        model: GPT,
+        objective: Objective,
+        hardware: Hardware,
+        *,
+        peak_flops: float = math.inf,
+        forward: Forward | None = None,
+    ) -> None:
+        """Wrap the model for the training pass, and make its optimiser.
+
+        stage: the training stage whose schedule holds. model: on its device, at its first values (`new_model`, or a
+        checkpoint). peak_flops: FLOP/s of all devices together, for MFU; inf where nobody reads it. forward: what to call
+        for the training pass; by default the model, compiled and wrapped as the hardware and `train.sharding` say.
+        """
+        self.recipe, self.stage = recipe, stage
+        self.model, self.objective = model, objective
+        self.peak_flops = peak_flops
+        if forward is None:
+            sharding = recipe.config.train.sharding
+            forward = parallel.wrap(model, sharding, hardware.compile, objective.ragged)
+        self.forward = forward
+        self.optimizer = MuonAdamW(model, recipe.config.optimizer)  # of what FSDP has sharded
+
+    def lr_factor(self, step: int, steps: int) -> float:
+        """What the learning rates are multiplied by in a step of a run of so many steps."""
+        schedule = self.recipe.schedule(self.stage)
+        # RL's rates fall from the end of the warm-up to the last step.
+        warmdown = 1.0 if isinstance(schedule, RL) else schedule.warmdown_fraction
+        shape = lr_factor(
+            step, steps, schedule.warmup_fraction, warmdown, schedule.final_lr_fraction
+        )
+        return schedule.lr_scale * shape
+
+    def plan(self, steps: int | None = None) -> Plan:
+        """How long and how fast to train. steps: in place of the schedule's."""
+        train = self.recipe.config.train
+        total = self.recipe.steps(self.stage) if steps is None else steps
+        return Plan(
+            steps=total,
+            lr_factor=lambda step: self.lr_factor(step, total),
+            flops_per_token=self.recipe.flops_per_token,
+            peak_flops=self.peak_flops,
+            save_seconds=train.save_seconds,
+            log_every=train.log_every,
+        )
+
+    def loop(
+        self,
+        store: StateStore,
+        interrupt: Interrupt,
+        callbacks: Sequence[Callback] = (),
+        plan: Plan | None = None,
+    ) -> Loop:
+        """The run, at its beginning; `Loop.restore` goes to a state. plan: in place of the schedule's."""
+        return Loop(
+            make_stepper(self.model, self.forward, self.optimizer, self.objective),
+            self.objective,
+            plan or self.plan(),
+            store,
+            interrupt,
+            Callbacks(callbacks),
+        )
+
+    def time_step(self, step: int, objective: Objective | None = None) -> float:
+        """Seconds of one optimiser step on this process alone. objective: in place of the trainer's."""
+        device = self.model.device
+        work = (objective or self.objective).work(step)
+        began = time.perf_counter()
+        for micro in work.micro_batches:
+            loss = self.forward(*to_device(device, micro)) / work.normaliser
+            loss.backward()
+        float(self.optimizer.clip())
+        self.optimizer.step(TINY_RATE)
+        self.optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    def start_over(self) -> None:
+        """Undo all steps: the model's first values again, and an optimiser without a past."""
+        self.model.initialise(self.recipe.config.seed)
+        self.optimizer.load_state({}, 0)
+
+
+# ---------------------------------------------------------------- what a trainer is made of
+
+
+def new_model(recipe: Recipe, hardware: Hardware) -> GPT:
+    """An untrained model on the hardware's device, at the first values that the seed gives."""
+    model = GPT(recipe.architecture, recipe.vocab_size, getattr(torch, hardware.dtype))
+    model.activation_checkpointing = recipe.config.train.activation_checkpointing
+    model = model.to(hardware.device)
+    model.initialise(recipe.config.seed)
+    return model
+
+
+def next_token(rows: Loader, recipe: Recipe, stage: str) -> NextToken:
+    """The objective of a supervised stage: this rank's share of its rows."""
+    device_rows = recipe.schedule(stage).device_batch_size
+    return NextToken(rows, recipe.rows(stage), device_rows, parallel.rank(), parallel.ranks())
+
+
+class RandomRows:
+    """Rows of random tokens: the speed and the memory of a step do not depend on what it learns."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.vocab_size, self.seq_len = recipe.vocab_size, recipe.architecture.seq_len
+
+    def batch(self, step: int, rows: range, batch_rows: int) -> Batch:
+        tokens = torch.randint(0, self.vocab_size, (len(rows), self.seq_len + 1))
+        return Batch(tokens[:, :-1], tokens[:, 1:], None)
