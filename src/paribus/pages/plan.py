@@ -15,6 +15,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from paribus.config import (
+    Config,
     change_notes,
     flatten,
     load_config,

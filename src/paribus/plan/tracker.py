@@ -13,8 +13,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from paribus.config import Config, resolve_model
+from paribus.config import Config
 from paribus.model.gpt import GPT
+from paribus.recipe import Recipe
 from paribus.train.optim import MuonAdamW
 
 
@@ -48,7 +49,7 @@ def track_step(
     which see only themselves. dtype: of matrix products.
     """
     with FakeTensorMode():
-        model = GPT(resolve_model(config.model), vocab_size, getattr(torch, dtype))
+        model = GPT(Recipe.of(config).architecture, vocab_size, getattr(torch, dtype))
         model.activation_checkpointing = config.train.activation_checkpointing
         model.train()
         optimizer = MuonAdamW(model, config.optimizer)
