@@ -171,7 +171,9 @@ def test_mlflow_has_the_report_with_links(ended: Project) -> None:
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{ended.root / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("paribus").experiment_id])
+    experiment = client.get_experiment_by_name("paribus")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
     [report] = [run for run in runs if run.data.tags.get("stage") == "ablation"]
     stages = {run.info.run_id for run in runs if run.data.tags.get("stage") == "pretrain"}
     linked = {value for key, value in report.data.tags.items() if key.startswith("run.")}

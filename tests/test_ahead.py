@@ -46,7 +46,7 @@ def started_loop(
     spoilt = [Rows().batch(step, range(1), ROWS).inputs for step in bad]
 
     def forward(tokens: Tensor, *rest: Tensor | None) -> Tensor:
-        loss = loop.model(tokens, *rest)
+        loss: Tensor = loop.model(tokens, *rest)
         return loss * float("nan") if any(torch.equal(tokens[:1], one) for one in spoilt) else loss
 
     loop.forward = forward

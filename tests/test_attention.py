@@ -65,7 +65,9 @@ def test_a_model_with_cudas_choice_of_kernels_computes_the_same(
     model.initialise(1)
     with torch.no_grad():
         for block in model.blocks:
-            block.attention.out.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+            block.get_parameter("attention.out.weight").normal_(
+                std=0.1, generator=torch.Generator().manual_seed(0)
+            )
         tokens = torch.randint(0, 50, (2, LENGTH), generator=torch.Generator().manual_seed(0))
         expected = model.hidden(tokens, documents if packed else None)
         monkeypatch.setattr(attention, "backend", lambda _, *rest: choose("cuda", *rest))

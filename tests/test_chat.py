@@ -458,7 +458,7 @@ def test_the_page_in_a_browser(address: str, speaker: Speaker) -> None:
         trouble = tab.inner_text("[data-name=sft] .problem")
         colours = []
         for scheme in ("light", "dark"):
-            tab.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            tab.emulate_media(color_scheme=scheme)
             colours.append(tab.evaluate("getComputedStyle(document.body).color"))
         sideways = tab.evaluate(
             "document.documentElement.scrollWidth - document.documentElement.clientWidth"

@@ -43,7 +43,8 @@ def take_by_dvc() -> None:
 def clean(*arguments: str) -> dict[str, object]:
     command = [sys.executable, "-m", "paribus", "clean", "--json", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
 
 
 def test_states_go_once_dvc_holds_the_checkpoint(run: Path) -> None:

@@ -88,7 +88,9 @@ def sites(path: str, source: bytes) -> list[Site]:
     for node in ast.walk(tree):
         if id(node) in left_out:
             continue
-        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+            if isinstance(node.value, bool):
+                continue
             start = starts[node.lineno - 1] + node.col_offset
             end = starts[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)
             found.append(Site(path, start, end, repr(2 * node.value + 1).encode()))
@@ -170,13 +172,13 @@ def test_a_change_in_a_stage_function_changes_that_stage_alone(sources: graph.So
 def test_comments_docstrings_and_layout_change_no_stage(
     sources: graph.Sources, code: dict[str, dict[str, str]]
 ) -> None:
-    reworded = {}
+    reworded: dict[str, bytes] = {}
     for path, contents in sources.files.items():
         if path.endswith(".py"):
             tree = ast.parse(contents)
             prose = docstrings(tree)
             for node in ast.walk(tree):
-                if id(node) in prose and isinstance(node.value, str):
+                if id(node) in prose and isinstance(node, ast.Constant):
                     node.value = "Other words."
             contents = b"# a comment\n" + ast.unparse(tree).encode() + b"\n# another one\n"
         reworded[path] = contents

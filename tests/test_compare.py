@@ -79,9 +79,9 @@ def seeds(name: str, values: list[float], **params: Any) -> list[FinishedRun]:
 
 
 def shown(found: Any) -> str:
-    console = Console(width=200, file=io.StringIO())
-    console.print(*page(found), sep="\n")
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    written = io.StringIO()
+    Console(width=200, file=written).print(*page(found), sep="\n")
+    return written.getvalue()
 
 
 def test_equal_runs_differ_in_nothing() -> None:

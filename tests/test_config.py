@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,11 +26,11 @@ from paribus.model.accounting import parameters
 
 
 @pytest.fixture(scope="module")
-def params(project_root: Path) -> dict:
+def params(project_root: Path) -> dict[str, Any]:
     return read_yaml(project_root / "params.yaml")
 
 
-def problems(params: dict, **overrides: object) -> list[str]:
+def problems(params: dict[str, Any], **overrides: object) -> list[str]:
     with pytest.raises(UserError) as caught:
         parse_config(
             merge(params, {key.replace("__", "."): value for key, value in overrides.items()})
@@ -37,22 +38,22 @@ def problems(params: dict, **overrides: object) -> list[str]:
     return caught.value.problems
 
 
-def test_every_problem_is_told_at_once(params: dict) -> None:
+def test_every_problem_is_told_at_once(params: dict[str, Any]) -> None:
     found = problems(
         params, model__dept=6, model__depth="abc", sft__lr_scale=-1, train__device="gpu"
     )
     assert len(found) == 4
 
 
-def test_unknown_key_names_the_nearest(params: dict) -> None:
+def test_unknown_key_names_the_nearest(params: dict[str, Any]) -> None:
     assert problems(params, model__dept=6) == ["model.dept: unknown key; did you mean model.depth?"]
 
 
-def test_key_in_the_wrong_section_is_found_where_it_lives(params: dict) -> None:
+def test_key_in_the_wrong_section_is_found_where_it_lives(params: dict[str, Any]) -> None:
     assert "did you mean eval.gsm8k.few_shot?" in problems(params, eval__few_shot=3)[0]
 
 
-def test_wrong_type_says_what_is_allowed(params: dict) -> None:
+def test_wrong_type_says_what_is_allowed(params: dict[str, Any]) -> None:
     assert problems(params, model__depth="abc") == [
         "model.depth: 'abc' is not allowed; expected a whole number >= 1 and <= 256"
     ]
@@ -74,7 +75,7 @@ def test_wrong_type_says_what_is_allowed(params: dict) -> None:
         ("pretrain.lr_scale", float("nan")),
     ],
 )
-def test_bad_values_are_refused(params: dict, key: str, value: object) -> None:
+def test_bad_values_are_refused(params: dict[str, Any], key: str, value: object) -> None:
     assert problems(params, **{key.replace(".", "__"): value})[0].startswith(key)
 
 
@@ -92,19 +93,21 @@ def test_bad_values_are_refused(params: dict, key: str, value: object) -> None:
         ({"pretrain.warmup_fraction": 0.8}, "pretrain"),
     ],
 )
-def test_combinations_are_refused_with_the_fix(params: dict, overrides: dict, key: str) -> None:
+def test_combinations_are_refused_with_the_fix(
+    params: dict[str, Any], overrides: dict[str, Any], key: str
+) -> None:
     with pytest.raises(UserError) as caught:
         parse_config(merge(params, overrides))
     assert any(problem.startswith(key) for problem in caught.value.problems)
 
 
-def test_missing_key_is_named(params: dict) -> None:
+def test_missing_key_is_named(params: dict[str, Any]) -> None:
     without = {name: section for name, section in params.items() if name != "seed"}
     with pytest.raises(UserError, match="seed: missing"):
         parse_config(without)
 
 
-def test_every_key_is_documented_and_in_params(params: dict) -> None:
+def test_every_key_is_documented_and_in_params(params: dict[str, Any]) -> None:
     known = {path for path, *_ in describe()}
     config = load_config(overrides=None) if Path("params.yaml").exists() else parse_config(params)
     for path, hint, meta in describe():
@@ -135,7 +138,7 @@ def test_broken_file_is_an_error_for_people(tmp_path: Path, text: str) -> None:
         read_yaml(tmp_path / "a.yaml")
 
 
-def test_depth_is_the_one_dial(params: dict) -> None:
+def test_depth_is_the_one_dial(params: dict[str, Any]) -> None:
     deep = resolve_model(
         parse_config(
             merge(params, {"model.depth": 16, "model.aspect_ratio": 64, "model.head_dim": 128})
@@ -144,14 +147,14 @@ def test_depth_is_the_one_dial(params: dict) -> None:
     assert (deep.width, deep.n_heads, deep.n_kv_heads) == (1024, 8, 8)
 
 
-def test_derived_values_can_be_overridden(params: dict) -> None:
+def test_derived_values_can_be_overridden(params: dict[str, Any]) -> None:
     config = parse_config(
         merge(params, {"model.width": 256, "model.head_dim": 64, "model.n_kv_heads": 1})
     )
     assert (resolve_model(config.model).width, resolve_model(config.model).n_kv_heads) == (256, 1)
 
 
-def test_horizon_follows_the_parameters(params: dict) -> None:
+def test_horizon_follows_the_parameters(params: dict[str, Any]) -> None:
     """A public run: 335.5 M parameters at 20 tokens each, in steps of 2^19 tokens."""
     pretrain = parse_config(
         merge(
@@ -167,7 +170,7 @@ def test_horizon_follows_the_parameters(params: dict) -> None:
 
 
 @pytest.mark.parametrize(("depth", "published"), [(16, 335_544_320), (20, 560_988_160)])
-def test_parameter_counts_are_the_published_ones(params: dict, depth: int, published: int) -> None:
+def test_parameter_counts_are_the_published_ones(params: dict[str, Any], depth: int, published: int) -> None:
     """335.5 M and 561.0 M: the public runs of depth 16 and 20, vocabulary 65,536."""
     config = parse_config(
         merge(

@@ -209,7 +209,7 @@ def test_examples_joined_from_parts_are_the_whole_text_tokenised(word_tokenizer:
     ]
     task = Task("x", "multiple_choice", 3, " ", 0.5, tuple(rows), len(rows), len(rows), "")
     prompts = Prompts(word_tokenizer, task)
-    assert prompts._joins
+    assert prompts.joins
     whole = [
         [
             [word_tokenizer.bos, *word_tokenizer.encode(text)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,9 +46,12 @@ def tokenizer() -> Tokenizer:
 
 
 def loader(
-    tokenizer: Tokenizer, mixture: dict[str, float], sources: dict | None = None, **options: object
+    tokenizer: Tokenizer,
+    mixture: dict[str, float],
+    sources: dict[str, Any] | None = None,
+    **options: object,
 ) -> ConversationLoader:
-    settings: dict = {"seq_len": SEQ_LEN, "seed": 5, "attend_across": False} | options
+    settings: dict[str, Any] = {"seq_len": SEQ_LEN, "seed": 5, "attend_across": False} | options
     return ConversationLoader(sources or SOURCES, mixture, tokenizer, **settings)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import random
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def test_what_is_found_does_not_depend_on_how_documents_are_divided_among_calls(
     assert parts == whole.tolist() and seen.documents == whole.sum() > 300
 
 
-def test_memory_is_that_of_the_hashes() -> None:
+def test_memory_is_that_of_the_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
     """112 bytes a document; the number of sorted runs stays small, so that a look-up stays quick."""
     seen = Seen()
     for first in range(0, 6000, 50):
@@ -88,7 +89,17 @@ def test_memory_is_that_of_the_hashes() -> None:
                 for number in range(first, first + 50)
             ]
         )
-    assert sum(run.nbytes for run in seen._runs) <= 6000 * BANDS * 8 and len(seen._runs) < 10
+    assert len(pickle.dumps(seen)) <= 6000 * BANDS * 8 + 2000
+    looked_up: list[int] = []
+    real = np.searchsorted
+
+    def counted(run: np.ndarray, bands: np.ndarray) -> np.ndarray:
+        looked_up.append(len(run))
+        return np.asarray(real(run, bands))
+
+    monkeypatch.setattr(np, "searchsorted", counted)
+    seen.duplicates(["one more document"])
+    assert 0 < len(looked_up) < 10
 
 
 @pytest.mark.parametrize("drop", [False, True])

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -157,7 +158,7 @@ def test_names_that_are_no_text_are_kept_in_the_manifest_escaped(
 def test_a_path_that_no_file_can_have_is_refused(
     key: str, name: str, tiny_config: config.Config, tmp_path: Path
 ) -> None:
-    values: dict[str, object] = {"paths": [name], "conversations": {"own": name}}
+    values: dict[str, Any] = {"paths": [name], "conversations": {"own": name}}
     cfg = dataclasses.replace(tiny_config.corpus, **{key: values.get(key, name)})
     if key == "paths":
         cfg = with_local(tiny_config, name)

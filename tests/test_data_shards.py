@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -178,15 +179,22 @@ def test_too_few_tokens_for_a_row_are_said(folder: Path) -> None:
 
 def test_prefetcher_keeps_order_and_stops_early() -> None:
     made: list[int] = []
-    with Prefetcher(lambda step: made.append(step) or step * 10, 3, 1000, depth=2) as batches:
+    threads = threading.active_count()
+
+    def make(step: int) -> int:
+        made.append(step)
+        return step * 10
+
+    with Prefetcher(make, 3, 1000, depth=2) as batches:
         assert [next(batches) for _ in range(4)] == [(3, 30), (4, 40), (5, 50), (6, 60)]
-    assert not batches._thread.is_alive() and len(made) <= 8
+    assert threading.active_count() == threads and len(made) <= 8
     assert list(Prefetcher(lambda step: step, 5, 7)) == [(5, 5), (6, 6)]
 
 
 def test_prefetcher_raises_at_the_step_that_failed() -> None:
+    threads = threading.active_count()
     batches = Prefetcher(lambda step: 1 // (2 - step), 0, 9)
     assert [next(batches), next(batches)] == [(0, 0), (1, 1)]
     with pytest.raises(ZeroDivisionError):
         next(batches)
-    assert not batches._thread.is_alive()
+    assert threading.active_count() == threads

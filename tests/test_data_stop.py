@@ -16,7 +16,6 @@ from support.project import Project
 from support.tiny import TINY
 
 from paribus.config import load_config
-from paribus.data import disk
 from paribus.data.corpus import build_corpus
 from paribus.errors import MachineError, UserError
 from paribus.machine.interrupt import EXIT_PAUSED
@@ -85,7 +84,7 @@ def test_a_world_larger_than_the_disk_is_refused_before_it_is_made(
     total: int,
     kind: type[UserError],
 ) -> None:
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: Usage(total, 0, 10**8))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(total, 0, 10**8))
     config = load_config(project_root / "params.yaml", TINY | {"corpus.world.megabytes": 50_000.0})
     with pytest.raises(
         UserError, match="corpus.world.megabytes: 50,000: takes about 50,000 MB"

@@ -7,11 +7,14 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 
 from paribus import config
 from paribus.data import tokenizer as module
@@ -104,7 +107,11 @@ def test_training_does_not_depend_on_threads_or_hash_seed(tmp_path: Path, limits
 
 
 def trained(texts: list[str], vocab_size: int = 500) -> str:
-    return train_tokenizer(texts, config.Tokenizer(vocab_size, 2, 1.0))._inner.to_str()
+    """tokenizer.json, as it is saved."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        train_tokenizer(texts, config.Tokenizer(vocab_size, 2, 1.0)).save(path)
+        return path.read_text(encoding="utf-8")
 
 
 def words(count: int, seed: int = 0) -> list[str]:
@@ -134,7 +141,7 @@ def test_counted_words_give_the_same_merges_as_the_text(monkeypatch: pytest.Monk
 def test_memory_for_words_is_bounded_and_the_frequent_ones_stay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    split = train_tokenizer(STORY, config.Tokenizer(360, 2, 1.0))._inner.pre_tokenizer
+    split = tokenizers.Tokenizer.from_str(trained(STORY, 360)).pre_tokenizer
     whole = count_words(words(300), split)
     monkeypatch.setattr(module, "MOST_WORDS", 500)
     monkeypatch.setattr(module, "COUNTED_AT_ONCE", 5_000)
@@ -282,7 +289,7 @@ def test_a_prompt_is_what_training_saw_before_the_answer(tokenizer: Tokenizer) -
         {"role": "user", "content": [{"type": "image", "text": "x"}]},
     ],
 )
-def test_a_malformed_message_is_refused(tokenizer: Tokenizer, message: dict) -> None:
+def test_a_malformed_message_is_refused(tokenizer: Tokenizer, message: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="is not allowed; expected"):
         render([message], tokenizer)
 

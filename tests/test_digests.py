@@ -29,9 +29,12 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of files that are read from now on."""
     read: list[str] = []
     real = digests.file_digest
-    monkeypatch.setattr(
-        digests, "file_digest", lambda path: read.append(Path(path).name) or real(path)
-    )
+
+    def watched(path: Path) -> str:
+        read.append(Path(path).name)
+        return real(path)
+
+    monkeypatch.setattr(digests, "file_digest", watched)
     return read
 
 

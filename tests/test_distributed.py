@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from support.talker import PROBLEMS, codec, model_config, talker
 from support.toy_loop import ROWS, Rows
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from paribus.config import Config
@@ -76,23 +77,24 @@ def run_rank(
 
 def train(
     config: Config, folder: Path, ranks: int, steps: int, port: int, rows: int = ROWS
-) -> dict[str, list]:
+) -> dict[str, list[Any]]:
     folder.mkdir(exist_ok=True)
     arguments = (ranks, config, folder, steps, port, rows)
     if ranks > 1:
-        mp.spawn(run_rank, arguments, nprocs=ranks)
+        spawn(run_rank, arguments, nprocs=ranks)
     else:
         run_rank(0, *arguments)
-    return torch.load(folder / "result.pt", weights_only=True)
+    result: dict[str, list[Any]] = torch.load(folder / "result.pt", weights_only=True)
+    return result
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
+def alone(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     return train(tiny_config, tmp_path_factory.mktemp("alone"), 1, 4, 0)
 
 
 def test_two_ranks_train_the_same_model(
-    tiny_config: Config, tmp_path: Path, alone: dict[str, list]
+    tiny_config: Config, tmp_path: Path, alone: dict[str, list[Any]]
 ) -> None:
     together = train(tiny_config, tmp_path / "two", 2, 4, 29517)
     assert together["losses"] == pytest.approx(alone["losses"], rel=1e-4)
@@ -104,7 +106,7 @@ def test_two_ranks_train_the_same_model(
 
 
 def test_a_run_of_two_ranks_goes_on_with_one(
-    tiny_config: Config, tmp_path: Path, alone: dict[str, list]
+    tiny_config: Config, tmp_path: Path, alone: dict[str, list[Any]]
 ) -> None:
     train(tiny_config, tmp_path / "moved", 2, 2, 29518)
     rest = train(tiny_config, tmp_path / "moved", 1, 4, 0)
@@ -151,7 +153,7 @@ def test_ranks_share_the_questions_of_a_rollout_and_all_have_the_whole_step(
 ) -> None:
     torch.save(talker().model.state_dict(), tmp_path / "talker.pt")
     roll_out(0, 1, tiny_config, tmp_path, 0)
-    mp.spawn(roll_out, (2, tiny_config, tmp_path, 29520), nprocs=2)
+    spawn(roll_out, (2, tiny_config, tmp_path, 29520), nprocs=2)
     alone, first, second = (
         torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1")
     )

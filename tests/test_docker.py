@@ -29,7 +29,8 @@ def steps(project_root: Path) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def compose(project_root: Path) -> dict[str, Any]:
-    return yaml.safe_load((project_root / "compose.yaml").read_text())
+    found: dict[str, Any] = yaml.safe_load((project_root / "compose.yaml").read_text())
+    return found
 
 
 def test_images_are_pinned_by_exact_tags(

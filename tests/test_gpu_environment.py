@@ -22,7 +22,7 @@ CALL = (
 def make(folder: Path, requirements: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """A call as the Makefile's, with requirements of the test's own."""
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")} | variables
-    command = [sys.executable, "-c", CALL, SCRIPT, folder, requirements]
+    command = [sys.executable, "-c", CALL, str(SCRIPT), str(folder), str(requirements)]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 

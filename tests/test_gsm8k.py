@@ -13,12 +13,12 @@ import pytest
 from support.talker import PROBLEMS, codec, problem, random_model, talker
 
 from paribus.config import Config, Gsm8k
+from paribus.data.answers import final_answer
 from paribus.errors import UserError
 from paribus.evaluate.gsm8k import (
     chat_prompt,
     evaluate_gsm8k,
     few_shot_prompt,
-    final_answer,
     is_cut_off,
     line_ends,
     n_without_room,
@@ -246,6 +246,10 @@ def test_a_killed_evaluation_ends_in_the_same_result(cfg: Gsm8k, tmp_path: Path)
             file.read_bytes()[:-7]
         )  # the last line cut off, as a kill in the middle of a write leaves it
         seen: list[int] = []
+
+        def note(done: int, total: int, seen: list[int] = seen) -> None:
+            seen.append(done)
+
         again = evaluate_gsm8k(
             talker(),
             PROBLEMS,
@@ -253,7 +257,7 @@ def test_a_killed_evaluation_ends_in_the_same_result(cfg: Gsm8k, tmp_path: Path)
             stage="sft",
             seed=1,
             cache=cache,
-            on_progress=lambda done, total, seen=seen: seen.append(done),
+            on_progress=note,
         )
         assert again == whole
         assert min(seen) >= min(kill_at - 1, 12) and seen[-1] == 18, "it went on from what was kept"

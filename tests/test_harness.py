@@ -51,7 +51,7 @@ def test_loglikelihoods_are_those_of_a_plain_forward(batch_size: int) -> None:
 
 def test_loglikelihoods_are_those_of_core() -> None:
     """The same items through CORE's own path: mean losses of its options, summed, are the harness's."""
-    rows = tuple(
+    rows: tuple[dict[str, Any], ...] = tuple(
         {
             "query": problem["question"],
             "choices": ["shells and 7", "finds 3", "more now"],
@@ -261,6 +261,7 @@ def test_the_command_prints_a_table_and_logs_a_run(inside: Path, ran: Result) ->
         assert f"{row['value']:.4f}" in line and ("±" in line) == (row["stderr"] is not None)
     client = MlflowClient(f"sqlite:///{inside / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("paribus")
+    assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id], "tags.stage = 'lm'")
     assert (
         run.info.status == "FINISHED"

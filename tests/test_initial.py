@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from paribus.model.initial import parameter_shapes, shared_initial_tensors
 
 VOCAB = 97
 
-ARMS: dict[str, dict[str, object]] = {
+ARMS: dict[str, dict[str, Any]] = {
     "itself": {},
     "kv heads": {"n_kv_heads": 1},
     "tied head": {"tied_head": True},

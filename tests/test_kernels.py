@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import flex_attention
 
+from paribus import config
 from paribus.cli import doctor
 from paribus.config import Config, resolve_model
 from paribus.errors import UserError
@@ -63,7 +65,7 @@ def no_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def check(config: Config, device: str = "cuda", *, compiled: bool = False, **model: object) -> None:
+def check(config: Config, device: str = "cuda", *, compiled: bool = False, **model: Any) -> None:
     changed = resolve_model(dataclasses.replace(config.model, **model))
     kernels.check_device(changed, device, "bfloat16", compiled=compiled, documents=False)
 
@@ -92,7 +94,7 @@ def test_a_stage_on_cuda_stops_before_it_makes_a_model_where_there_is_no_compile
 ) -> None:
     hardware = detect_hardware(tiny_config.train)
     cuda = dataclasses.replace(hardware, device="cuda", dtype="bfloat16")
-    run = SimpleNamespace(stage="pretrain", config=tiny_config, hardware=cuda)
+    run: Any = SimpleNamespace(stage="pretrain", config=tiny_config, hardware=cuda)
     with pytest.raises(UserError, match="no C compiler"):
         new_model(run, 50)
 
@@ -147,7 +149,7 @@ def test_doctor_names_a_missing_compiler_where_a_card_is_computed_on(
     finding = doctor.CHECKS["compiler"]()
     assert finding.state == "broken" and "no C compiler" in finding.text
     assert tiny_config.train.device == "cpu"
-    monkeypatch.setattr(doctor.config, "load_config", lambda: tiny_config)
+    monkeypatch.setattr(config, "load_config", lambda: tiny_config)
     assert doctor.CHECKS["compiler"]().state == "ok"
 
 
@@ -238,7 +240,7 @@ def test_repeated_heads_are_those_that_grouped_queries_share() -> None:
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
     """Counts what dynamo compiles; the graphs themselves run as plain operations."""
     dynamo = pytest.importorskip("torch._dynamo")
     dynamo.reset()
@@ -250,7 +252,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     kernels.flex_of.cache_clear()
 
 
-def small(config: Config, **model: object) -> GPT:
+def small(config: Config, **model: Any) -> GPT:
     changed = dataclasses.replace(config.model, **{"depth": 2, "seq_len": 256} | model)
     made = GPT(changed, 50)
     made.initialise(1)
@@ -272,7 +274,7 @@ SIZES = [
 
 
 def test_rl_compiles_a_model_twice_whatever_the_lengths(
-    graphs: object, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+    graphs: Callable[[], int], tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once for several rows, once for a single one; and for each of these a chunk of the loss, whole and cut."""
     monkeypatch.setattr(gpt, "logit_rows", lambda vocab, device: 128)
@@ -293,7 +295,7 @@ def test_rl_compiles_a_model_twice_whatever_the_lengths(
 
 
 def test_rl_with_windows_compiles_few_models(
-    graphs: object, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+    graphs: Callable[[], int], tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Besides as above, once more for sequences that a window covers, and in parts around the making of the masks."""
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
@@ -307,7 +309,9 @@ def test_rl_with_windows_compiles_few_models(
     assert graphs() <= 16  # parts; each has at most 4 variants of dynamo's 8
 
 
-def test_pretraining_compiles_one_model_and_one_chunk(graphs: object, tiny_config: Config) -> None:
+def test_pretraining_compiles_one_model_and_one_chunk(
+    graphs: Callable[[], int], tiny_config: Config
+) -> None:
     model = small(tiny_config, window_pattern="L")
     forward = parallel.wrap(model, "ddp", compiled=True)
     for _ in range(3):
@@ -316,7 +320,7 @@ def test_pretraining_compiles_one_model_and_one_chunk(graphs: object, tiny_confi
     assert graphs() == 2
 
 
-def test_too_many_variants_are_an_error_and_not_a_slow_run(graphs: object) -> None:
+def test_too_many_variants_are_an_error_and_not_a_slow_run(graphs: Callable[[], int]) -> None:
     function = kernels.compiled(lambda x: x * 2)
     with pytest.raises(UserError, match="compiled anew too often"), parallel.together():
         for dimensions in range(1, 20):
@@ -324,7 +328,7 @@ def test_too_many_variants_are_an_error_and_not_a_slow_run(graphs: object) -> No
 
 
 def test_attention_of_a_whole_curriculum_stays_far_from_the_limit(
-    graphs: object, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+    graphs: Callable[[], int], tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pretraining with validation and CORE, conversations, then RL, in one process and with CUDA's choice of kernels."""
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
@@ -332,7 +336,7 @@ def test_attention_of_a_whole_curriculum_stays_far_from_the_limit(
     choose = attention.backend
     monkeypatch.setattr(attention, "backend", lambda _, *rest: choose("cuda", *rest))
     model = small(tiny_config, window=64, window_pattern="S", depth=2)
-    variants = {}
+    variants: dict[str, int] = {}
 
     def run(stage: str, rows: int, length: int, packed: bool = False) -> None:
         tokens = torch.randint(0, 50, (rows, length))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_adamw_is_torchs(tiny_config: Config) -> None:
         assert torch.allclose(a, b, atol=2e-4, rtol=1e-3), name
 
 
-def trained(config: Config, **changes: object) -> torch.Tensor:
+def trained(config: Config, **changes: Any) -> torch.Tensor:
     """All weights after two steps under a changed optimiser."""
     model = GPT(dataclasses.replace(config.model, value_embeddings="all"), 50)
     model.initialise(1)
@@ -83,7 +84,7 @@ def trained(config: Config, **changes: object) -> torch.Tensor:
     ],
     ids=str,
 )
-def test_every_switch_takes_effect(tiny_config: Config, changes: dict) -> None:
+def test_every_switch_takes_effect(tiny_config: Config, changes: dict[str, Any]) -> None:
     assert not torch.equal(trained(tiny_config), trained(tiny_config, **changes))
 
 
@@ -112,7 +113,7 @@ def test_schedule_warms_up_holds_and_warms_down() -> None:
     assert factors[99] == pytest.approx(0.05) and factors[59] == 1.0 > factors[61] > factors[80]
 
 
-def rates(config: Config, width: int, **changes: object) -> dict[str, float]:
+def rates(config: Config, width: int, **changes: Any) -> dict[str, float]:
     """Learning rate of each group of parameters at a width."""
     model = GPT(dataclasses.replace(config.model, width=width), 50)
     optimizer = dataclasses.replace(config.optimizer, **changes)

@@ -94,6 +94,7 @@ def test_every_run_is_in_mlflow_under_one_parent(project: Project) -> None:
 
     client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("paribus")
+    assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], max_results=100)
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = {run.data.tags["stage"]: run for run in runs if run not in parents}
@@ -119,6 +120,7 @@ def test_every_run_is_in_mlflow_under_one_parent(project: Project) -> None:
     assert steps == list(range(1, TINY["pretrain.steps"] + 1))
     assert pretrain.data.metrics["val_bpb"] == project.metrics("pretrain")["val_bpb"]
     lock = yaml.safe_load((project.root / "dvc.lock").read_text())["stages"]["tokens"]["outs"]
+    assert pretrain.inputs is not None
     digests = {data.dataset.name: data.dataset.digest for data in pretrain.inputs.dataset_inputs}
     assert digests["data/tokens"] == lock[0]["md5"][:36]
     assert {item.path for item in client.list_artifacts(pretrain.info.run_id)} >= {"plots"}
@@ -187,6 +189,7 @@ def test_queued_experiment_runs_rl_and_what_follows_only_into_the_same_store(
     assert names == ["cooler"]
     client = MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("paribus")
+    assert experiment is not None
     runs = client.search_runs(
         [experiment.experiment_id], "params.`rl.temperature` = '0.7' and tags.stage = 'rl'"
     )

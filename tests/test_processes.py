@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -43,7 +44,7 @@ class Trainer(Project):
         super().__init__(root, source, **SETTINGS | changes)
         shutil.copytree(data, root / "data")
 
-    def start(self, **train: object) -> subprocess.Popen[str]:  # type: ignore[override]
+    def start(self, **train: Any) -> subprocess.Popen[str]:  # type: ignore[override]
         params = yaml.safe_load((self.root / "params.yaml").read_text())
         params["train"] |= train
         (self.root / "params.yaml").write_text(yaml.safe_dump(params))
@@ -60,13 +61,13 @@ class Trainer(Project):
             text=True,
         )
 
-    def train(self, **train: object) -> tuple[int, str]:
+    def train(self, **train: Any) -> tuple[int, str]:
         """Exit status and what was said."""
         process = self.start(**train)
         said = process.communicate()[1]
         return process.returncode, said
 
-    def rows(self) -> list[dict[str, float]]:
+    def rows(self) -> list[dict[str, Any]]:
         """The log's steps and events so far."""
         logs = [
             path.read_text()
@@ -78,7 +79,7 @@ class Trainer(Project):
             if line.endswith("\n")
         ]
 
-    def steps(self) -> list[dict[str, float]]:
+    def steps(self) -> list[dict[str, Any]]:
         return [row for row in self.rows() if "train/loss" in row]
 
     def wait_for_steps(self, count: int) -> None:

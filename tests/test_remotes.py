@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -66,7 +67,7 @@ def commit(project: Project, message: str) -> None:
     project.run("git", "commit", "-qm", message)
 
 
-def pull_and_run_nothing(origin: Project, clone: Clone, **environment: str) -> None:
+def pull_and_run_nothing(origin: Project, clone: Clone, **environment: Any) -> None:
     clone.run("dvc", "pull", "--run-cache", *PATHS, **environment)
     for path in PATHS:
         there = {
@@ -153,7 +154,7 @@ def s3(tmp_path: Path) -> Iterator[str]:
 def test_a_second_clone_pulls_from_s3_and_runs_nothing(
     origin: Project, s3: str, tmp_path: Path
 ) -> None:
-    keys = {
+    keys: dict[str, Any] = {
         "AWS_ACCESS_KEY_ID": "a",
         "AWS_SECRET_ACCESS_KEY": "b",
         "AWS_DEFAULT_REGION": "us-east-1",

@@ -11,7 +11,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.container import ErrorbarContainer
+from matplotlib.patches import Rectangle
 
 from paribus import graph
 from paribus.config import load_config
@@ -22,9 +25,8 @@ from paribus.errors import UserError
 from paribus.evaluate import core, gsm8k, intervals
 from paribus.machine.hardware import detect_hardware
 from paribus.machine.provenance import collect_provenance
-from paribus.pages import report
 from paribus.pages.report import build_report, render
-from paribus.pages.report_figures import FIGURES, figures, save_figures
+from paribus.pages.report_figures import FIGURES, MOST_POINTS, figures, save_figures
 from paribus.pages.report_inputs import INPUTS, read_results
 from paribus.summary import write_csv, write_json
 
@@ -463,13 +465,17 @@ def test_every_figure_draws_every_value(results: Path) -> None:
     drawn = figures(results)
     assert list(drawn) == ["pretrain", "core", "gsm8k", "sparsity"]
     loss, bpb = drawn["pretrain"].axes
-    assert len(loss.lines[0].get_xdata()) == 250
-    assert list(bpb.lines[0].get_xdata()) == [step * 8192 for step in (50, 100, 150, 200, 250)]
+    assert len(np.asarray(loss.lines[0].get_xdata())) == 250
+    assert list(np.asarray(bpb.lines[0].get_xdata())) == [
+        step * 8192 for step in (50, 100, 150, 200, 250)
+    ]
     assert (
-        bpb.lines[0].get_ydata()[-1] == 0.4321
+        np.asarray(bpb.lines[0].get_ydata())[-1] == 0.4321
     )  # the final figure, measured on more tokens than those before
     assert len(drawn["core"].axes[0].patches) == 5
-    assert [bar.get_height() for bar in drawn["gsm8k"].axes[0].patches] == [
+    assert [
+        bar.get_height() for bar in drawn["gsm8k"].axes[0].patches if isinstance(bar, Rectangle)
+    ] == [
         json.loads((results / f"evals/gsm8k/{stage}/summary.json").read_text())["accuracy"]
         for stage in PRINTED
     ]
@@ -479,7 +485,9 @@ def test_every_figure_draws_every_value(results: Path) -> None:
 
 def test_centred_standard_errors_are_those_of_the_evaluation(results: Path) -> None:
     tasks = json.loads((results / "metrics/core.json").read_text())["tasks"]
-    (whiskers,) = FIGURES["core"](read_results(results)).axes[0].containers[0].lines[2]
+    (bars,) = FIGURES["core"](read_results(results)).axes[0].containers
+    assert isinstance(bars, ErrorbarContainer)
+    (whiskers,) = bars.lines[2]
     lengths = sorted((right[0] - left[0]) / 2 for left, right in whiskers.get_segments())
     assert lengths == pytest.approx(sorted(task["centered_stderr"] for task in tasks.values()))
 
@@ -488,7 +496,8 @@ def test_long_curves_are_drawn_by_means(copied: Path) -> None:
     rows = [(step, step, step, float(step % 2), "") for step in range(1, 20_001)]
     write_csv(copied / "plots/pretrain.csv", tuple(CURVES["pretrain"]), rows)
     line = FIGURES["pretrain"](read_results(copied)).axes[0].lines[0]
-    assert len(line.get_xdata()) == report.MOST_POINTS and set(line.get_ydata()) == {0.5}
+    assert len(np.asarray(line.get_xdata())) == MOST_POINTS
+    assert set(np.asarray(line.get_ydata())) == {0.5}
 
 
 def test_figures_are_saved_as_pictures_with_something_in_them(
@@ -535,7 +544,7 @@ def test_opens_offline_in_a_browser(results: Path, page: str) -> None:
         pictures = [imread(io.BytesIO(element.screenshot())) for element in figure_elements]
         inks = []
         for scheme in ("light", "dark"):
-            tab.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            tab.emulate_media(color_scheme=scheme)
             inks.append(
                 tab.eval_on_selector("svg.figure text", "text => getComputedStyle(text).fill")
             )

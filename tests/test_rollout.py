@@ -235,7 +235,8 @@ def expected_loss(
     targets[:, -1] = drawn
     weights[:, -1] = policy[drawn] * advantages[drawn]
     tokens = PROMPT.repeat(len(drawn), 1)
-    return model(tokens, targets, None, weights, temperature=temperature, top_k=top_k)
+    loss: torch.Tensor = model(tokens, targets, None, weights, temperature=temperature, top_k=top_k)
+    return loss
 
 
 @pytest.mark.parametrize(("temperature", "top_k"), POLICIES)
@@ -298,4 +299,5 @@ def test_rows_are_cut_to_a_multiple_of_the_length_step_and_lose_nothing(step: Ro
         length = one.tokens.shape[1]
         assert other.tokens.shape[1] - length in range(8) and other.tokens.shape[1] % 8 == 0
         assert torch.equal(other.targets[:, :length], one.targets)
+        assert other.weights is not None
         assert (other.targets[:, length:] == -1).all() and not other.weights[:, length:].any()

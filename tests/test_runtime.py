@@ -1,5 +1,7 @@
 """places.py and machine/: folders, hardware, seeds, fingerprints, provenance, locks, being asked to stop."""
 
+from __future__ import annotations
+
 import dataclasses
 import errno
 import fcntl
@@ -9,13 +11,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy
 import pytest
 import torch
 
 from paribus import config, graph
+from paribus.config import Config
 from paribus.errors import MachineError, UserError
 from paribus.files import remove_leftovers
 from paribus.machine.hardware import Hardware, detect_hardware, instruction_set
@@ -25,6 +30,14 @@ from paribus.machine.process import MachineUse, restore_rng, rng_state, set_up_p
 from paribus.machine.provenance import collect_provenance, git_state, stage_fingerprint
 from paribus.places import main_checkout, state_root
 
+
+class Driver(Protocol):
+    """Puts an `nvidia-smi` on the PATH."""
+
+    def __call__(self, text: str, status: int = 0) -> None: ...
+
+
+Card = Callable[[tuple[int, int], list[str]], None]
 DVC_YAML = """
 stages:
   tokens:
@@ -52,7 +65,7 @@ stages:
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch, project_root):
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_root: Path) -> Path:
     """A project of one dvc.yaml, with what its stages depend on; the working folder."""
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.delenv("DVC_STAGE", raising=False)
@@ -65,16 +78,19 @@ def project(tmp_path, monkeypatch, project_root):
     return tmp_path
 
 
-def run_python(code: str, *arguments: str, **options: object) -> subprocess.Popen:
-    return subprocess.Popen(
+def run_python(code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    process: subprocess.Popen[str] = subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, **options
-    )  # type: ignore[call-overload]
+    )
+    return process
 
 
 # ---------------------------------------------------------------- folders
 
 
-def test_state_is_kept_in_the_main_checkout_of_an_experiments_clone(project, monkeypatch):
+def test_state_is_kept_in_the_main_checkout_of_an_experiments_clone(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     inner = project / "inner"
     inner.mkdir()
     monkeypatch.chdir(inner)
@@ -84,7 +100,7 @@ def test_state_is_kept_in_the_main_checkout_of_an_experiments_clone(project, mon
     assert state_root() == main / ".paribus" and (main / ".paribus").is_dir()
 
 
-def test_importing_the_machine_loads_neither_torch_nor_numpy():
+def test_importing_the_machine_loads_neither_torch_nor_numpy() -> None:
     code = (
         "import sys, paribus.machine.hardware, paribus.machine.provenance; "
         "print({'torch', 'numpy', 'yaml', 'mlflow', 'psutil'} & set(sys.modules))"
@@ -95,14 +111,14 @@ def test_importing_the_machine_loads_neither_torch_nor_numpy():
 # ---------------------------------------------------------------- hardware and seeds
 
 
-def test_auto_is_resolved_and_what_decides_bits_is_in_the_class(tiny_config):
+def test_auto_is_resolved_and_what_decides_bits_is_in_the_class(tiny_config: Config) -> None:
     train = dataclasses.replace(tiny_config.train, device="cpu", dtype="auto", threads=None)
     hardware = detect_hardware(train)
     quick = hardware.isa in ("amx_bf16", "avx512_bf16")
     assert hardware.dtype == ("bfloat16" if quick else "float32")
     assert hardware.threads == len(os.sched_getaffinity(0))
     one = hardware.hardware_class()
-    for name, value in {
+    changes: dict[str, Any] = {
         "threads": 99,
         "dtype": "x",
         "compile": True,
@@ -112,7 +128,8 @@ def test_auto_is_resolved_and_what_decides_bits_is_in_the_class(tiny_config):
         "cpu_capability": "x",
         "libraries": {},
         "environment": {"MKL_CBWR": "COMPATIBLE"},
-    }.items():
+    }
+    for name, value in changes.items():
         assert dataclasses.replace(hardware, **{name: value}).hardware_class() != one
 
 
@@ -128,8 +145,8 @@ def test_auto_is_resolved_and_what_decides_bits_is_in_the_class(tiny_config):
     ],
 )
 def test_a_variable_that_chooses_kernels_is_another_hardware_class(
-    tiny_config, monkeypatch, variable, value
-):
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
     monkeypatch.delenv(variable, raising=False)
     before = detect_hardware(tiny_config.train)
     monkeypatch.setenv(variable, value)
@@ -148,13 +165,15 @@ def test_a_variable_that_chooses_kernels_is_another_hardware_class(
         ("CUBLAS_WORKSPACE_CONFIG", ":4096:8"),
     ],
 )
-def test_a_variable_that_chooses_nothing_is_not(tiny_config, monkeypatch, variable, value):
+def test_a_variable_that_chooses_nothing_is_not(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
     before = detect_hardware(tiny_config.train).hardware_class()
     monkeypatch.setenv(variable, value)
     assert detect_hardware(tiny_config.train).hardware_class() == before
 
 
-def test_torchs_capability_is_the_one_it_computes_with(tiny_config):
+def test_torchs_capability_is_the_one_it_computes_with(tiny_config: Config) -> None:
     code = (
         "from paribus import config; from paribus.machine.hardware import detect_hardware; from conftest import TINY; import sys;"
         "print(detect_hardware(config.load_config(sys.argv[1], overrides=TINY).train).cpu_capability)"
@@ -169,12 +188,12 @@ def test_torchs_capability_is_the_one_it_computes_with(tiny_config):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
-def test_asking_for_cuda_without_it_says_what_there_is(tiny_config):
+def test_asking_for_cuda_without_it_says_what_there_is(tiny_config: Config) -> None:
     with pytest.raises(UserError, match=r"train.device: cuda is not available.*there is: cpu"):
         detect_hardware(dataclasses.replace(tiny_config.train, device="cuda"))
 
 
-def test_the_instruction_set_is_one_the_cpu_names():
+def test_the_instruction_set_is_one_the_cpu_names() -> None:
     flags = Path("/proc/cpuinfo").read_text()
     assert instruction_set().replace("avx512", "avx512f", 1).replace("avx512f_", "avx512_") in flags
 
@@ -188,7 +207,7 @@ def draw() -> list[float]:
     ]
 
 
-def test_apply_seeds_everything(tiny_config):
+def test_apply_seeds_everything(tiny_config: Config) -> None:
     hardware = detect_hardware(tiny_config.train)
     drawn = []
     for seed in (7, 7, 8):
@@ -199,7 +218,7 @@ def test_apply_seeds_everything(tiny_config):
     assert torch.get_num_threads() == 1 and torch.are_deterministic_algorithms_enabled()
 
 
-def test_random_state_survives_safetensors(tmp_path):
+def test_random_state_survives_safetensors(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     for odd in (False, True):  # an odd number of Gaussian draws leaves one cached in each generator
@@ -219,7 +238,7 @@ def test_random_state_survives_safetensors(tmp_path):
 # ---------------------------------------------------------------- digests, stages, fingerprints
 
 
-def test_tree_digest_sees_names_and_contents_and_not_caches(project):
+def test_tree_digest_sees_names_and_contents_and_not_caches(project: Path) -> None:
     first = graph.tree_digest(["code"])
     (project / "code/__pycache__").mkdir()
     (project / "code/__pycache__/loop.pyc").write_text("cache")
@@ -233,7 +252,7 @@ def test_tree_digest_sees_names_and_contents_and_not_caches(project):
         graph.tree_digest(["nowhere"])
 
 
-def test_stage_definitions_have_dvcs_names(project):
+def test_stage_definitions_have_dvcs_names(project: Path) -> None:
     stages = graph.stage_definitions()
     assert list(stages) == [
         "tokens",
@@ -255,7 +274,7 @@ def test_stage_definitions_have_dvcs_names(project):
         graph.stage_definition("gsm8k")
 
 
-def test_the_projects_own_stages_are_named_as_dvc_names_them(project_root):
+def test_the_projects_own_stages_are_named_as_dvc_names_them(project_root: Path) -> None:
     listed = subprocess.run(
         [sys.executable, "-m", "dvc", "stage", "list", "--name-only"],
         cwd=project_root,
@@ -266,10 +285,12 @@ def test_the_projects_own_stages_are_named_as_dvc_names_them(project_root):
     assert sorted(graph.stage_definitions(project_root / "dvc.yaml")) == sorted(listed)
 
 
-def test_the_fingerprint_follows_params_deps_and_hardware_and_nothing_else(project, tiny_config):
+def test_the_fingerprint_follows_params_deps_and_hardware_and_nothing_else(
+    project: Path, tiny_config: Config
+) -> None:
     hardware = detect_hardware(tiny_config.train)
 
-    def named(overrides: dict | None = None, hardware: Hardware = hardware) -> str:
+    def named(overrides: dict[str, Any] | None = None, hardware: Hardware = hardware) -> str:
         return stage_fingerprint("pretrain", config.load_config(overrides=overrides), hardware)
 
     first = named()
@@ -287,7 +308,7 @@ def test_the_fingerprint_follows_params_deps_and_hardware_and_nothing_else(proje
     assert named() != first
 
 
-def test_a_param_that_does_not_exist_is_named(project, tiny_config):
+def test_a_param_that_does_not_exist_is_named(project: Path, tiny_config: Config) -> None:
     definition = graph.StageDefinition(params=["model.dept"], deps=[], outs=[])
     with pytest.raises(UserError, match="model.dept is no key"):
         graph.declared_params(definition, tiny_config)
@@ -296,13 +317,13 @@ def test_a_param_that_does_not_exist_is_named(project, tiny_config):
 # ---------------------------------------------------------------- provenance
 
 
-def test_provenance_outside_a_repository(project):
+def test_provenance_outside_a_repository(project: Path) -> None:
     found = collect_provenance()
     assert found["git"] == {"commit": None, "branch": None, "dirty": None, "diff": None}
     assert found["versions"]["torch"] == torch.__version__ and found["requirements_lock"] is None
 
 
-def test_dirty_means_sources_not_outputs(project):
+def test_dirty_means_sources_not_outputs(project: Path) -> None:
     def git(*arguments: str) -> str:
         command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
@@ -335,7 +356,9 @@ def test_dirty_means_sources_not_outputs(project):
 # ---------------------------------------------------------------- the lock
 
 
-def test_a_second_holder_is_refused_and_told_who_the_first_is_until_it_is_killed(tmp_path):
+def test_a_second_holder_is_refused_and_told_who_the_first_is_until_it_is_killed(
+    tmp_path: Path,
+) -> None:
     code = (
         "import sys, time; from pathlib import Path; from paribus.machine.lock import StateLock\n"
         "with StateLock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
@@ -355,7 +378,9 @@ def test_a_second_holder_is_refused_and_told_who_the_first_is_until_it_is_killed
     holder.wait()
 
 
-def test_a_disk_without_file_locks_is_the_machines_fault(tmp_path, monkeypatch):
+def test_a_disk_without_file_locks_is_the_machines_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
@@ -365,7 +390,9 @@ def test_a_disk_without_file_locks_is_the_machines_fault(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"pid": 3}'])
-def test_a_lock_that_does_not_say_who_holds_it_refuses_all_the_same(tmp_path, text):
+def test_a_lock_that_does_not_say_who_holds_it_refuses_all_the_same(
+    tmp_path: Path, text: str
+) -> None:
     with StateLock(tmp_path):
         (tmp_path / "lock").write_text(text)
         assert lock_holder(tmp_path) == {}
@@ -376,7 +403,7 @@ def test_a_lock_that_does_not_say_who_holds_it_refuses_all_the_same(tmp_path, te
             pass
 
 
-def test_a_file_in_the_place_of_the_state_folder_is_told(project):
+def test_a_file_in_the_place_of_the_state_folder_is_told(project: Path) -> None:
     (project / ".paribus").write_text("mine")
     with pytest.raises(UserError, match=r"\.paribus: is a file"):
         state_root()
@@ -385,7 +412,9 @@ def test_a_file_in_the_place_of_the_state_folder_is_told(project):
 # ---------------------------------------------------------------- what killed processes leave
 
 
-def test_what_dead_processes_were_writing_goes_and_what_living_ones_write_stays(tmp_path):
+def test_what_dead_processes_were_writing_goes_and_what_living_ones_write_stays(
+    tmp_path: Path,
+) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     inner = tmp_path / "state"
@@ -428,7 +457,9 @@ def wait_for(path: Path, seconds: float = 20) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_ask_for_a_stop_even_where_the_shell_had_them_ignored(tmp_path, number):
+def test_signals_ask_for_a_stop_even_where_the_shell_had_them_ignored(
+    tmp_path: Path, number: signal.Signals
+) -> None:
     stage = run_python(
         STAGE, str(tmp_path), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
     )
@@ -438,11 +469,11 @@ def test_signals_ask_for_a_stop_even_where_the_shell_had_them_ignored(tmp_path, 
     assert (tmp_path / "reason").read_text() == number.name
 
 
-def test_a_pause_is_honoured_once(tmp_path):
+def test_a_pause_is_honoured_once(tmp_path: Path) -> None:
     with Interrupt(tmp_path) as interrupt:
         assert not interrupt.requested()
         (tmp_path / "pause").touch()
-        interrupt._next_look = 0
+        time.sleep(0.25)  # it looks five times a second
         assert (
             interrupt.requested() and interrupt.requested() and interrupt.reason == "paribus pause"
         )
@@ -450,7 +481,7 @@ def test_a_pause_is_honoured_once(tmp_path):
         assert not interrupt.requested()
 
 
-def test_a_session_ends_and_handlers_are_put_back():
+def test_a_session_ends_and_handlers_are_put_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with Interrupt(session_minutes=0.05 / 60) as interrupt:
         assert not interrupt.requested() and signal.getsignal(signal.SIGTERM) != before
@@ -459,7 +490,7 @@ def test_a_session_ends_and_handlers_are_put_back():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_stage_started_by_dvc_notices_that_dvc_was_killed(tmp_path):
+def test_a_stage_started_by_dvc_notices_that_dvc_was_killed(tmp_path: Path) -> None:
     """The real DVC, with a shell between it and the stage that lives on."""
     script = tmp_path / "stage.py"
     script.write_text(STAGE)
@@ -483,7 +514,7 @@ def test_a_stage_started_by_dvc_notices_that_dvc_was_killed(tmp_path):
     assert "DVC" in wait_for(tmp_path / "reason", 3)
 
 
-def test_a_direct_child_notices_too(tmp_path):
+def test_a_direct_child_notices_too(tmp_path: Path) -> None:
     start = (
         "import os, subprocess, sys\n"
         "subprocess.run([sys.executable, '-c', *sys.argv[1:]], env=os.environ | {'DVC_STAGE': 'train'})"
@@ -498,7 +529,7 @@ def test_a_direct_child_notices_too(tmp_path):
     launcher.wait()
 
 
-def test_without_dvc_the_death_of_the_parent_means_nothing(monkeypatch):
+def test_without_dvc_the_death_of_the_parent_means_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVC_STAGE", raising=False)
     with Interrupt() as interrupt:
         assert not interrupt.requested()
@@ -508,7 +539,7 @@ def test_without_dvc_the_death_of_the_parent_means_nothing(monkeypatch):
 
 
 @pytest.fixture
-def driver(tmp_path, monkeypatch):
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
     """Puts an `nvidia-smi` on the PATH that prints a text, as of a driver that torch cannot use."""
 
     def install(text: str, status: int = 0) -> None:
@@ -524,8 +555,11 @@ def driver(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_a_driver_that_is_too_old_is_named_and_the_cpu_not_taken_in_its_place(
-    tiny_config, driver, monkeypatch, device
-):
+    tiny_config: Config,
+    driver: Driver,
+    monkeypatch: pytest.MonkeyPatch,
+    device: Literal["auto", "cuda"],
+) -> None:
     driver("535.104.05")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     train = dataclasses.replace(tiny_config.train, device=device)
@@ -536,14 +570,18 @@ def test_a_driver_that_is_too_old_is_named_and_the_cpu_not_taken_in_its_place(
     assert detect_hardware(dataclasses.replace(train, device="cpu")).device == "cpu"
 
 
-def test_auto_names_a_torch_without_cuda_beside_a_driver(tiny_config, driver, monkeypatch):
+def test_auto_names_a_torch_without_cuda_beside_a_driver(
+    tiny_config: Config, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     driver("NVIDIA-SMI has failed: Driver/library version mismatch", status=18)
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(UserError, match="version mismatch.*this build of torch has no CUDA"):
         detect_hardware(dataclasses.replace(tiny_config.train, device="auto"))
 
 
-def test_a_driver_without_a_card_and_hidden_cards_leave_the_cpu(tiny_config, driver, monkeypatch):
+def test_a_driver_without_a_card_and_hidden_cards_leave_the_cpu(
+    tiny_config: Config, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     auto = dataclasses.replace(tiny_config.train, device="auto")
     driver("No devices were found", status=6)
     assert detect_hardware(auto).device == "cpu"
@@ -556,7 +594,7 @@ BUILT = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120a"]
 
 
 @pytest.fixture
-def card(monkeypatch):
+def card(monkeypatch: pytest.MonkeyPatch) -> Card:
     """Puts one card on this machine: its compute capability, and what torch's build has kernels for."""
 
     def install(capability: tuple[int, int], built: list[str]) -> None:
@@ -569,7 +607,11 @@ def card(monkeypatch):
 
 
 @pytest.mark.parametrize("capability", [(6, 1), (7, 0), (11, 0)])
-def test_a_card_that_torchs_build_has_no_kernels_for_is_refused(tiny_config, card, capability):
+def test_a_card_that_torchs_build_has_no_kernels_for_is_refused(
+    tiny_config: Config,
+    card: Card,
+    capability: tuple[int, int],
+) -> None:
     card(capability, BUILT)
     for device in ("auto", "cuda"):
         with pytest.raises(UserError, match=rf"{device}: a card has .*{capability[0]}\..*sm_75, "):
@@ -582,13 +624,16 @@ def test_a_card_that_torchs_build_has_no_kernels_for_is_refused(tiny_config, car
     [((8, 9), BUILT), ((9, 0), BUILT), ((12, 0), BUILT), ((12, 1), ["sm_90", "compute_120"])],
 )
 def test_a_card_of_a_generation_that_torch_is_built_for_is_taken(
-    tiny_config, card, capability, built
-):
+    tiny_config: Config,
+    card: Card,
+    capability: tuple[int, int],
+    built: list[str],
+) -> None:
     card(capability, built)
     assert detect_hardware(dataclasses.replace(tiny_config.train, device="auto")).device == "cuda"
 
 
-def test_fp32_on_cuda_is_not_tf32(tiny_config):
+def test_fp32_on_cuda_is_not_tf32(tiny_config: Config) -> None:
     """What keeps answers apart from the batch size is measured in fp32; TF32 rounds a thousand times coarser."""
     hardware = detect_hardware(tiny_config.train)
     before = torch.get_float32_matmul_precision()
@@ -604,7 +649,7 @@ def test_fp32_on_cuda_is_not_tf32(tiny_config):
 class Cards:
     """Stands in for torch.cuda: two cards, this process on the second; NVML answers as it is told to."""
 
-    def __init__(self, monkeypatch, nvml: Exception | None) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, nvml: Exception | None) -> None:
         self.touched: set[int] = set()
         self.nvml = nvml
         for name in ("mem_get_info", "utilization"):
@@ -623,7 +668,9 @@ class Cards:
         return 87
 
 
-def test_watching_the_machine_takes_no_memory_on_other_cards(monkeypatch):
+def test_watching_the_machine_takes_no_memory_on_other_cards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     cards = Cards(monkeypatch, None)
     use = MachineUse().sample()
     assert cards.touched == {1}
@@ -632,25 +679,39 @@ def test_watching_the_machine_takes_no_memory_on_other_cards(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("NVML"), OSError("MIG"), ImportError("pynvml")])
-def test_a_card_that_does_not_tell_its_load_leaves_that_figure_out(monkeypatch, error):
+def test_a_card_that_does_not_tell_its_load_leaves_that_figure_out(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     Cards(monkeypatch, error)
     use = MachineUse().sample()
     assert "gpu_1_memory_usage_megabytes" in use
     assert "gpu_1_utilization_percentage" not in use
 
 
-def test_each_process_asks_for_the_name_of_its_own_card(tiny_config, monkeypatch):
+def test_each_process_asks_for_the_name_of_its_own_card(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To ask for the current one would take memory on the first card for every process."""
-    asked = []
+    asked: list[int] = []
+
+    def name(index: int) -> str:
+        asked.append(index)
+        return "card"
+
+    def capability(index: int) -> tuple[int, int]:
+        asked.append(index)
+        return 8, 6
+
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: asked.append(index) or "card")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: asked.append(i) or (8, 6))
+    monkeypatch.setattr(torch.cuda, "get_device_name", name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
     train = dataclasses.replace(tiny_config.train, device="auto", dtype="auto")
     assert detect_hardware(train).dtype == "bfloat16"
     assert asked == [1, 1]
 
 
-def test_new_tensors_are_not_filled_first(tiny_config):
+def test_new_tensors_are_not_filled_first(tiny_config: Config) -> None:
     set_up_process(detect_hardware(tiny_config.train), 0)
-    assert not torch.utils.deterministic.fill_uninitialized_memory
+    deterministic: Any = torch.utils.deterministic
+    assert not deterministic.fill_uninitialized_memory

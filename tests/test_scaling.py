@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from paribus.study.scaling import fit
 
@@ -13,10 +14,13 @@ DIAL = [2.0, 4.0, 6.0, 8.0]
 
 def measured(
     best: float, rng: np.random.Generator, seeds: int = 3, noise: float = 0.002
-) -> np.ndarray:
+) -> NDArray[np.float64]:
     """(seeds, sizes): a parabola with its best at `best`, a level of each seed's own, and noise of each run."""
     bend = 0.01 * (np.log2(SIZES) - np.log2(best)) ** 2
-    return 0.9 + bend + rng.normal(0, 0.02, (seeds, 1)) + rng.normal(0, noise, (seeds, len(SIZES)))
+    levels = rng.normal(0, 0.02, (seeds, 1))
+    of_runs = rng.normal(0, noise, (seeds, len(SIZES)))
+    values: NDArray[np.float64] = 0.9 + bend + levels + of_runs
+    return values
 
 
 def test_intervals_hold_the_planted_best_size() -> None:

@@ -1,5 +1,7 @@
 """tracking.py and journal.py, seen as a person sees them: through MLflow's client, on one real sqlite store."""
 
+from __future__ import annotations
+
 import json
 import logging
 import math
@@ -13,17 +15,24 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.project import senders
 
 from paribus import config, tracking
+from paribus.config import Config
 from paribus.journal import Journal, locked, read_rows
 from paribus.machine.interrupt import EXIT_PAUSED
 from paribus.places import state_root
 from paribus.tracking import RunLog
-from paribus.tracking.address import public_uri, redacted, with_secrets
+from paribus.tracking.address import public_uri, redacted, tracking_uri, with_secrets
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 # A stage in a process of its own. argv: its name, and `dies` to be killed -9 once MLflow has begun to take it.
 STAGE = """
@@ -59,11 +68,25 @@ def send_and_die(self, run_id, metrics=(), **rest):
 MlflowClient.log_batch = send_and_die
 sender.main(Path(sys.argv[1]))
 """
+# Logs three steps of a run and then waits to be killed. argv: the run's folder.
+WAITING = """
+import sys
+from pathlib import Path
+from paribus import config, tracking
+tracking.FLUSH_SECONDS = 0.1
+settings = config.load_config("params.yaml", {"tracking.system_metrics": False})
+with tracking.RunLog.open("pretrain", folder=Path(sys.argv[1]), config=settings, params={},
+                          fingerprint="f" * 20) as run:
+    for step in (1, 2, 3):
+        run.log(step, {"train/loss": step})
+    print("logged", flush=True)
+    sys.stdin.read()
+"""
 FOUR = ("one", "two", "three", "killed")
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory, project_root):
+def project(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Iterator[Path]:
     """A project in git, the working folder; its store is first touched by four processes at once."""
     root = tmp_path_factory.mktemp("project")
     with pytest.MonkeyPatch.context() as patch:
@@ -95,32 +118,57 @@ def project(tmp_path_factory, project_root):
 
 
 @pytest.fixture
-def settings(project, tiny_config, monkeypatch, request):
+def settings(
+    project: Path,
+    tiny_config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> Config:
     """The configuration, in an experiment named after the test, so that its parent run is its own."""
     monkeypatch.setenv("DVC_EXP_NAME", request.node.name)
     return tiny_config
 
 
 @pytest.fixture(scope="module")
-def client(project):
+def client(project: Path) -> MlflowClient:
     from mlflow import MlflowClient
 
     return MlflowClient(f"sqlite:///{project}/mlflow.db")
 
 
-def begin(settings, name="pretrain", resume_step=None, **options):
+def begin(
+    settings: Config, name: str = "pretrain", resume_step: int | None = None, **options: Any
+) -> RunLog:
     folder = state_root() / "runs" / f"{os.environ['DVC_EXP_NAME']}-{name}"
     options = {"params": {}, "fingerprint": "f" * 20} | options
     return RunLog.open(name, folder=folder, config=settings, resume_step=resume_step, **options)
 
 
-def runs_of(client, experiment):
+def killed(client: MlflowClient) -> Path:
+    """The folder of a run whose process is killed -9 once MLflow has its three steps."""
+    folder = state_root() / "runs" / f"{os.environ['DVC_EXP_NAME']}-pretrain"
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout and process.stdout.readline() == "logged\n"
+        eventually(lambda: latest(client) == 3)
+        process.kill()
+    return folder
+
+
+def runs_of(client: MlflowClient, experiment: str | None) -> list[Run]:
     """The runs of a test in the store; its parents have no stage."""
-    found = client.search_runs([client.get_experiment_by_name("paribus").experiment_id])
+    stored = client.get_experiment_by_name("paribus")
+    assert stored is not None
+    found = client.search_runs([stored.experiment_id])
     return [run for run in found if run.data.tags.get("dvc.experiment") == experiment]
 
 
-def children(client, stage="pretrain"):
+def children(client: MlflowClient, stage: str = "pretrain") -> list[Run]:
     return [
         run
         for run in runs_of(client, os.environ["DVC_EXP_NAME"])
@@ -128,26 +176,26 @@ def children(client, stage="pretrain"):
     ]
 
 
-def child(client, stage="pretrain"):
+def child(client: MlflowClient, stage: str = "pretrain") -> Run:
     [run] = children(client, stage)
     return run
 
 
-def named(client, name):
+def named(client: MlflowClient, name: str) -> Run:
     [run] = [run for run in runs_of(client, None) if run.info.run_name == name]
     return run
 
 
-def latest(client, key="train/loss"):
+def latest(client: MlflowClient, key: str = "train/loss") -> float | None:
     """The value MLflow shows now, if it has the run by now."""
     return next((run.data.metrics.get(key) for run in children(client)), None)
 
 
-def steps(client, run, key="train/loss"):
+def steps(client: MlflowClient, run: Run, key: str = "train/loss") -> list[int]:
     return [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
 
 
-def eventually(condition, seconds=60):
+def eventually(condition: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come"
@@ -157,7 +205,7 @@ def eventually(condition, seconds=60):
 # ---------------------------------------------------------------- the store
 
 
-def test_four_processes_may_touch_a_new_store_at_once(project, client):
+def test_four_processes_may_touch_a_new_store_at_once(project: Path, client: MlflowClient) -> None:
     assert json.loads((project / "four.json").read_text()) == [[0, ""]] * 3 + [
         [-signal.SIGKILL, ""]
     ]  # no complaint
@@ -176,21 +224,29 @@ def test_four_processes_may_touch_a_new_store_at_once(project, client):
     )
 
 
-def test_a_clone_of_an_experiment_uses_the_main_checkouts_store(project, monkeypatch, tmp_path):
+def test_a_clone_of_an_experiment_uses_the_main_checkouts_store(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_ROOT", str(project))
-    assert tracking.tracking_uri() == f"sqlite:///{project}/mlflow.db"
+    assert tracking_uri() == f"sqlite:///{project}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
-    assert tracking.tracking_uri() == f"sqlite:///{project}/other.db"
+    assert tracking_uri() == f"sqlite:///{project}/other.db"
     for uri in ("sqlite:////data/absolute.db", "http://127.0.0.1:5000"):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        assert tracking.tracking_uri() == uri
+        assert tracking_uri() == uri
 
 
 # ---------------------------------------------------------------- what a run looks like
 
 
-def test_a_run_as_mlflow_shows_it(project, settings, client, monkeypatch, tmp_path):
+def test_a_run_as_mlflow_shows_it(
+    project: Path,
+    settings: Config,
+    client: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     monkeypatch.setattr(tracking, "SYSTEM_SECONDS", 0.1)
     sample = tmp_path / "samples.md"
     sample.write_text("2 and 2 are 4")
@@ -235,6 +291,7 @@ def test_a_run_as_mlflow_shows_it(project, settings, client, monkeypatch, tmp_pa
     )
     assert client.get_metric_history(found.info.run_id, "val/bpb")[0].value > 1e308
     assert found.data.metrics["system/process_memory_megabytes"] > 10
+    assert found.inputs is not None
     [dataset] = [entry.dataset for entry in found.inputs.dataset_inputs]
     assert (dataset.name, dataset.digest) == (
         "tokens",
@@ -261,12 +318,13 @@ def test_a_run_as_mlflow_shows_it(project, settings, client, monkeypatch, tmp_pa
 
 
 def test_the_stages_of_an_execution_share_a_parent_until_it_is_closed(
-    settings, client, monkeypatch
-):
-    def parent_of(name):
+    settings: Config, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parent_of(name: str) -> str:
         with begin(settings, name):
             pass
-        return child(client, name).data.tags["mlflow.parentRunId"]
+        parent: str = child(client, name).data.tags["mlflow.parentRunId"]
+        return parent
 
     first = parent_of("tokenizer")
     assert parent_of("tokens") == first
@@ -275,7 +333,9 @@ def test_the_stages_of_an_execution_share_a_parent_until_it_is_closed(
     assert second != first and parent_of("report") == second
 
 
-def test_a_run_is_filed_under_the_execution_it_names_and_the_next_one_is_not(settings, client):
+def test_a_run_is_filed_under_the_execution_it_names_and_the_next_one_is_not(
+    settings: Config, client: MlflowClient
+) -> None:
     """A study's trial names its parent; what the process runs next has the parent it would have had."""
     name = os.environ["DVC_EXP_NAME"]
     with begin(settings, "tune", execution="tune tiny"):
@@ -288,12 +348,14 @@ def test_a_run_is_filed_under_the_execution_it_names_and_the_next_one_is_not(set
     assert [client.get_run(parent).info.run_name for parent in parents] == ["tune tiny", name]
 
 
-def test_every_run_of_a_store_is_found_however_many_a_page_holds(settings, client, monkeypatch):
+def test_every_run_of_a_store_is_found_however_many_a_page_holds(
+    settings: Config, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The oldest one too, by name and where predictions are graded."""
     from paribus.tracking import lookup, store
 
     monkeypatch.setattr(store, "PAGE", 3)
-    connected = store.connect(store.tracking_uri(), "paged", state_root())
+    connected = store.connect(tracking_uri(), "paged", state_root())
     for number in range(8):
         run = client.create_run(connected.experiment, run_name=f"run-{number}")
         client.log_metric(run.info.run_id, "predicted/memory_bytes", 2.0)
@@ -308,7 +370,9 @@ def test_every_run_of_a_store_is_found_however_many_a_page_holds(settings, clien
 # ---------------------------------------------------------------- going on
 
 
-def test_a_paused_run_goes_on_without_a_step_twice_or_missing(settings, client):
+def test_a_paused_run_goes_on_without_a_step_twice_or_missing(
+    settings: Config, client: MlflowClient
+) -> None:
     with pytest.raises(SystemExit), begin(settings) as run:
         for step in range(1, 21):
             run.log(
@@ -338,7 +402,9 @@ def test_a_paused_run_goes_on_without_a_step_twice_or_missing(settings, client):
     assert [row["step"] for row in run.rows()] == list(range(1, 31))
 
 
-def test_a_run_that_was_killed_goes_on(project, tiny_config, client):
+def test_a_run_that_was_killed_goes_on(
+    project: Path, tiny_config: Config, client: MlflowClient
+) -> None:
     """kill -9 of a real process of which MLflow has some steps; then the same steps come again."""
     folder = state_root() / "runs" / "killed"
     with RunLog.open(
@@ -350,7 +416,9 @@ def test_a_run_that_was_killed_goes_on(project, tiny_config, client):
     assert found.info.status == "FINISHED" and steps(client, found) == list(range(1, 41))
 
 
-def test_a_sender_killed_between_a_batch_and_whatever_would_note_it(project, settings, client):
+def test_a_sender_killed_between_a_batch_and_whatever_would_note_it(
+    project: Path, settings: Config, client: MlflowClient
+) -> None:
     for process in senders(project):
         process.kill()
         process.wait()
@@ -367,43 +435,38 @@ def test_a_sender_killed_between_a_batch_and_whatever_would_note_it(project, set
     )
 
 
-def lock_is_held(path):
+def lock_is_held(path: Path) -> bool:
     with locked(path, wait=False) as free:
         return not free
 
 
-def test_a_run_that_was_killed_before_its_first_state_starts_over_in_the_same_run(settings, client):
+def test_a_run_that_was_killed_before_its_first_state_starts_over_in_the_same_run(
+    settings: Config, client: MlflowClient
+) -> None:
     for attempt in range(2):
-        run = begin(settings)
-        for step in (1, 2, 3):
-            run.log(step, {"train/loss": step})
-        eventually(lambda: latest(client) == 3)
-        run._background._finishing.set()
-        run._held.close()  # as if killed: run.json still says RUNNING
-        eventually(
-            lambda: child(client).info.status == "KILLED"
-        )  # and is not shown as running for ever
-        if attempt == 0:
-            (
-                run.folder / "mlflow.json"
-            ).unlink()  # as if the sender had been killed before it noted MLflow's run id
+        folder = killed(client)  # its run.json says RUNNING, and MLflow must not for ever
+        eventually(lambda: child(client).info.status == "KILLED")
+        if attempt == 0:  # as if the sender had been killed before it noted MLflow's run id
+            (folder / "mlflow.json").unlink()
     assert steps(client, child(client)) == [1, 2, 3]
 
 
-def test_a_finished_run_started_over_is_a_new_run(settings, client):
+def test_a_finished_run_started_over_is_a_new_run(settings: Config, client: MlflowClient) -> None:
     for _ in range(2):
         with begin(settings) as run:
             run.log(1, {"train/loss": 1})
     assert [steps(client, one) for one in children(client)] == [[1], [1]]
 
 
-def test_an_error_fails_the_run(settings, client):
+def test_an_error_fails_the_run(settings: Config, client: MlflowClient) -> None:
     with pytest.raises(ZeroDivisionError), begin(settings):
         raise ZeroDivisionError
     assert child(client).info.status == "FAILED"
 
 
-def test_a_rollback_keeps_the_events_and_repeats_nothing(settings, client):
+def test_a_rollback_keeps_the_events_and_repeats_nothing(
+    settings: Config, client: MlflowClient
+) -> None:
     with begin(settings) as run:
         for step in range(1, 11):
             run.log(step, {"train/loss": step})
@@ -450,8 +513,14 @@ class Server:
         self.server.server_close()
 
 
-def test_what_a_server_misses_is_sent_later(project, settings, client, monkeypatch, caplog):
-    server = Server(tracking.tracking_uri(), project / "mlartifacts")
+def test_what_a_server_misses_is_sent_later(
+    project: Path,
+    settings: Config,
+    client: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = Server(tracking_uri(), project / "mlartifacts")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.port}")
     for count in (
@@ -500,7 +569,9 @@ DAMAGE = ["", "{", "[]", '{"id": "x"}', '{"id": ["x"], "status": {}}', "\0" * 10
 
 
 @pytest.mark.parametrize("text", DAMAGE, ids=range(len(DAMAGE)))
-def test_a_damaged_run_is_named_and_every_other_run_arrives(settings, client, capfd, text):
+def test_a_damaged_run_is_named_and_every_other_run_arrives(
+    settings: Config, client: MlflowClient, capfd: pytest.CaptureFixture[str], text: str
+) -> None:
     other = state_root() / "runs" / f"damaged-{abs(hash(text))}"
     other.mkdir()
     (other / "run.json").write_text(text)
@@ -514,14 +585,10 @@ def test_a_damaged_run_is_named_and_every_other_run_arrives(settings, client, ca
     assert f"{other}/run.json: damaged" in capfd.readouterr().err + log
 
 
-def test_a_damaged_run_json_of_ones_own_costs_nothing_that_was_logged(settings, client, capfd):
-    run = begin(settings)
-    for step in (1, 2, 3):
-        run.log(step, {"train/loss": step})
-    eventually(lambda: latest(client) == 3)
-    run._background._finishing.set()
-    run._held.close()  # as if killed
-    (run.folder / "run.json").write_text('{"id": ')
+def test_a_damaged_run_json_of_ones_own_costs_nothing_that_was_logged(
+    settings: Config, client: MlflowClient, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (killed(client) / "run.json").write_text('{"id": ')
     with begin(settings, resume_step=3) as run:
         run.log(4, {"train/loss": 4})
     assert steps(client, child(client)) == [1, 2, 3, 4]
@@ -529,7 +596,9 @@ def test_a_damaged_run_json_of_ones_own_costs_nothing_that_was_logged(settings, 
 
 @pytest.mark.parametrize("place", ["mlflow.json", "execution", "parents", "sender.json"])
 @pytest.mark.parametrize("text", ["{", "[1]", '{"uri": 3}'], ids=range(3))
-def test_a_damaged_note_stops_no_later_stage(settings, client, place, text):
+def test_a_damaged_note_stops_no_later_stage(
+    settings: Config, client: MlflowClient, place: str, text: str
+) -> None:
     with begin(settings, "first") as run:
         run.log(1, {"train/loss": 1})
     root = state_root()
@@ -551,18 +620,23 @@ def test_a_damaged_note_stops_no_later_stage(settings, client, place, text):
 
 
 @pytest.mark.parametrize("line", ["rubbish", "[]", '{"step": "x", "time": 1}', "3"], ids=range(4))
-def test_a_damaged_line_of_the_log_stops_nothing(settings, client, line):
+def test_a_damaged_line_of_the_log_stops_nothing(
+    settings: Config, client: MlflowClient, line: str
+) -> None:
     with begin(settings) as run:
         run.log(1, {"train/loss": 1})
         with (run.folder / "metrics.jsonl").open("a") as file:
             file.write(line + "\n")
-        run.log(2, {"train/loss": 2, "note": [1]})
+        odd: Any = [1]
+        run.log(2, {"train/loss": 2, "note": odd})
         assert [row["step"] for row in run.rows()] == [1, 2]
     assert steps(client, child(client)) == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["", "x" * 600, "half \ud800 a pair"], ids=range(3))
-def test_a_run_that_mlflow_refuses_is_told_alone(settings, client, caplog, name):
+def test_a_run_that_mlflow_refuses_is_told_alone(
+    settings: Config, client: MlflowClient, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
     from dataclasses import replace
 
     refused = replace(settings, tracking=replace(settings.tracking, experiment=name))
@@ -583,15 +657,20 @@ def test_a_run_that_mlflow_refuses_is_told_alone(settings, client, caplog, name)
 SECRET = "pa%2Fss%40w0rd"
 
 
-def below(root):
+def below(root: Path) -> list[Path]:
     """Everything that is written below a folder, databases included."""
     return [path for path in root.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 def test_a_password_is_neither_stored_nor_printed(
-    project, settings, client, monkeypatch, caplog, capfd
-):
-    server = Server(tracking.tracking_uri(), project / "mlartifacts")
+    project: Path,
+    settings: Config,
+    client: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    server = Server(tracking_uri(), project / "mlartifacts")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     uri = f"http://ann:{SECRET}@127.0.0.1:{server.port}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -638,17 +717,19 @@ def test_a_password_is_neither_stored_nor_printed(
         ("databricks", "databricks"),
     ],
 )
-def test_what_is_shown_of_an_address(uri, shown, monkeypatch):
+def test_what_is_shown_of_an_address(uri: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert public_uri(uri) == shown and public_uri(shown) == shown
     assert "secret" not in redacted(f"request to {uri}/api failed: {uri!r}")
-    assert tracking.tracking_uri() == uri and with_secrets(shown) == uri
+    assert tracking_uri() == uri and with_secrets(shown) == uri
 
 
 @pytest.mark.parametrize(
     "uri", ["https://secret@host", "https://secret:@host", "postgresql:///x?user=a&pin=secret"]
 )
-def test_a_message_that_repeats_a_secret_alone_is_redacted(uri, monkeypatch):
+def test_a_message_that_repeats_a_secret_alone_is_redacted(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As drivers do, which name the user or what they were given, and not the address."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert "secret" not in redacted("access denied for 'secret'")
@@ -657,7 +738,9 @@ def test_a_message_that_repeats_a_secret_alone_is_redacted(uri, monkeypatch):
 # ---------------------------------------------------------------- asking MLflow
 
 
-def test_every_run_is_found_however_many_there_are(project, settings, monkeypatch):
+def test_every_run_is_found_however_many_there_are(
+    project: Path, settings: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from paribus.tracking import lookup, store
 
     monkeypatch.setattr(store, "PAGE", 2)
@@ -670,7 +753,9 @@ def test_every_run_is_found_however_many_there_are(project, settings, monkeypatc
 
 
 @pytest.mark.parametrize("damage", ["garbage", "half", "no tables"])
-def test_a_damaged_store_is_explained(project, tmp_path, monkeypatch, damage):
+def test_a_damaged_store_is_explained(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
     from paribus.errors import UserError
     from paribus.tracking import lookup, store
 
@@ -690,7 +775,7 @@ def test_a_damaged_store_is_explained(project, tmp_path, monkeypatch, damage):
 # ---------------------------------------------------------------- the journal
 
 
-def test_logging_a_step_takes_microseconds(tmp_path):
+def test_logging_a_step_takes_microseconds(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "metrics.jsonl", print)
     row = {"step": 1, "time": 1.5} | {f"train/metric{i}": i / 3 for i in range(10)}
     began = time.process_time()
@@ -700,7 +785,7 @@ def test_logging_a_step_takes_microseconds(tmp_path):
     assert read_rows(journal.path) == [row] * 5000
 
 
-def test_what_is_not_finite_stays_strict_json_and_comes_back(settings):
+def test_what_is_not_finite_stays_strict_json_and_comes_back(settings: Config) -> None:
     with begin(settings) as run:
         run.log(1, {"loss": math.nan, "low": -math.inf, "one": 1.0})
         row = run.rows()[0]
@@ -710,8 +795,8 @@ def test_what_is_not_finite_stays_strict_json_and_comes_back(settings):
     )
 
 
-def test_a_full_disk_costs_a_warning_and_no_line(tmp_path):
-    warnings = []
+def test_a_full_disk_costs_a_warning_and_no_line(tmp_path: Path) -> None:
+    warnings: list[str] = []
     journal = Journal(tmp_path / "metrics.jsonl", warnings.append)
     before, limits = (
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
@@ -731,7 +816,7 @@ def test_a_full_disk_costs_a_warning_and_no_line(tmp_path):
     assert [row["step"] for row in read_rows(journal.path)] == list(range(51))
 
 
-def test_a_store_whose_making_was_killed_is_made_anew(tmp_path):
+def test_a_store_whose_making_was_killed_is_made_anew(tmp_path: Path) -> None:
     from paribus.tracking.store import connect
 
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"

@@ -387,7 +387,9 @@ def worker_of(study: Any, optuna_study: Any) -> Any:
 def curve_trial(value: float, curve: dict[int, float], **params: float) -> Any:
     import optuna
 
-    spread = {key: optuna.distributions.FloatDistribution(0.005, 0.08, log=True) for key in params}
+    spread: dict[str, optuna.distributions.BaseDistribution] = {
+        key: optuna.distributions.FloatDistribution(0.005, 0.08, log=True) for key in params
+    }
     return optuna.create_trial(
         value=value, params=params, distributions=spread, intermediate_values=curve
     )
@@ -475,6 +477,7 @@ def test_trials_of_the_dead_are_put_back_once(
 
     from paribus.tune import search as tune
     from paribus.tune import storage
+    from paribus.tune.distributions import suggest
     from paribus.tune.space import read_study
 
     monkeypatch.setattr(storage, "HEARTBEAT", 1)
@@ -483,7 +486,7 @@ def test_trials_of_the_dead_are_put_back_once(
     study = read_study("dead")
     optuna_study = opened(study, f"sqlite:///{inside}/dead.db")
     for _ in range(2):
-        tune.suggest(optuna_study.ask(), study.space)
+        suggest(optuna_study.ask(), study.space)
     optuna_study.tell(1, state=optuna.trial.TrialState.FAIL)
     workers = [worker_of(study, optuna_study) for _ in range(2)]
     until = time.monotonic() + 20
@@ -552,6 +555,7 @@ def test_choices_that_changed_since_a_study_began_are_explained(
     inside: Path, then: dict[str, Any], said: str
 ) -> None:
     from paribus.tune import search as tune
+    from paribus.tune.distributions import suggest
     from paribus.tune.space import read_study
 
     url = f"sqlite:///{inside}/choices-{len(said)}.db"
@@ -559,7 +563,7 @@ def test_choices_that_changed_since_a_study_began_are_explained(
     study = read_study("choices")
     optuna_study, new = tune.open_study(study, url)
     tune._begin(study, optuna_study, url, new)
-    tune.suggest(optuna_study.ask(), study.space)
+    suggest(optuna_study.ask(), study.space)
     write(inside, "choices", space=then)
     with pytest.raises(UserError) as told:
         tune._begin(read_study("choices"), optuna_study, url, False)
@@ -568,6 +572,7 @@ def test_choices_that_changed_since_a_study_began_are_explained(
 
 def test_a_range_may_be_moved(inside: Path) -> None:
     from paribus.tune import search as tune
+    from paribus.tune.distributions import suggest
     from paribus.tune.space import read_study
 
     url = f"sqlite:///{inside}/moved.db"
@@ -575,7 +580,7 @@ def test_a_range_may_be_moved(inside: Path) -> None:
     study = read_study("moved")
     optuna_study, new = tune.open_study(study, url)
     tune._begin(study, optuna_study, url, new)
-    tune.suggest(optuna_study.ask(), study.space)
+    suggest(optuna_study.ask(), study.space)
     write(inside, "moved", space={"model.depth": {"low": 2, "high": 3}})
     tune._begin(read_study("moved"), optuna_study, url, False)
 
@@ -820,7 +825,8 @@ def test_trials_are_child_runs_with_study_and_number_and_predictions(
 ) -> None:
     monkeypatch.chdir(killed["root"])
     from paribus.places import state_root
-    from paribus.tracking.store import connect, tracking_uri
+    from paribus.tracking.address import tracking_uri
+    from paribus.tracking.store import connect
 
     store = connect(tracking_uri(), "paribus", state_root())
     runs = store.client.search_runs([store.experiment], "tags.study = 'killed'")

@@ -17,6 +17,8 @@ from support.project import Project
 
 from paribus import graph
 from paribus.audit import band, lookup, verify
+from paribus.audit.agreement import Difference
+from paribus.audit.certificate import page
 from paribus.errors import UserError
 
 pytestmark = pytest.mark.long
@@ -79,7 +81,7 @@ def swap(first: Path, second: Path) -> None:
 
 
 def objects(out: str) -> dict[str, Path]:
-    found = graph.cached_files(
+    found: dict[str, Path] | None = graph.cached_files(
         lookup.find("workspace").data[out], Path(".dvc/cache/files/md5").resolve()
     )
     assert found
@@ -114,8 +116,9 @@ def test_a_run_is_certified_bit_for_bit_and_nothing_of_it_is_touched(origin: Pro
     assert made["reproduced"] and made["differences"] == [] and made["outcome"]["steps"] == 6
     assert made["outcome"]["weights"][0] == made["outcome"]["weights"][1] == origin_weights(origin)
     client = MlflowClient(f"sqlite:///{origin.root / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("paribus").experiment_id
-    runs = client.search_runs([experiment], "tags.stage = 'pretrain'")
+    experiment = client.get_experiment_by_name("paribus")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.stage = 'pretrain'")
     assert [run.data.tags["verify.verdict"] for run in runs] == ["bit-exact"], (
         "one run: the rebuilt one is not in this store"
     )
@@ -234,9 +237,9 @@ def test_another_seed_parts_and_the_step_is_named(project: Project) -> None:
         made["outcome"]["parted"]["step"] == 2
         and made["outcome"]["parted"]["column"] == "train_loss"
     )
-    assert "They part at step 2: train_loss" in verify.page(
+    assert "They part at step 2: train_loss" in page(
         made
-    ) and "Why: params (seed in dvc.lock)." in verify.page(made)
+    ) and "Why: params (seed in dvc.lock)." in page(made)
 
 
 def test_another_thread_count_is_caught(project: Project) -> None:
@@ -283,8 +286,8 @@ def test_a_metric_that_the_weights_do_not_measure_is_never_bit_exact(project: Pr
     assert made["verdict"] == "not reproduced" and made["causes"] == ["metrics"]
     assert made["outcome"]["metrics"] == {"val_bpb": (pytest.approx(honest - 0.5), honest)}
     assert made["outcome"]["weights"][0] == made["outcome"]["weights"][1]
-    page = verify.page(made)
-    assert f"these weights measure {honest}" in page and "bit-exact" not in page
+    shown = page(made)
+    assert f"these weights measure {honest}" in shown and "bit-exact" not in shown
 
 
 @pytest.mark.parametrize("name", ["HEAD", "workspace"])
@@ -356,12 +359,12 @@ def test_what_no_record_explains_is_not_called_chance_where_two_rebuilds_agree(
     made = certify("HEAD", steps=3)
     assert made["verdict"] == "not reproduced" and made["causes"] == []
     assert made["outcome"]["again"] == "same"
-    page = verify.page(made)
-    assert "the cause is not recorded" in page and "two rebuilds here are the same" in page
-    assert "deterministic" not in page
+    shown = page(made)
+    assert "the cause is not recorded" in shown and "two rebuilds here are the same" in shown
+    assert "deterministic" not in shown
 
 
-def made_of(outcome: verify.Outcome, *found: verify.Difference) -> dict[str, Any]:
+def made_of(outcome: verify.Outcome, *found: Difference) -> dict[str, Any]:
     """A certificate around an outcome, as it is written down."""
     verdict = verify.judge(list(found), outcome)
     hardware = dict.fromkeys(
@@ -383,9 +386,9 @@ def made_of(outcome: verify.Outcome, *found: verify.Difference) -> dict[str, Any
 def test_two_rebuilds_that_differ_are_what_shows_that_a_computation_is_not_deterministic() -> None:
     part = {"step": 2, "column": "train_loss", "recorded": "1", "rebuilt": "2"}
     apart = verify.Outcome(6, True, part, ("a", "b"), None, again="different")
-    twice = verify.Difference("determinism", "two rebuilds here part at step 2", "2", "3", False)
-    page = verify.page(made_of(apart, twice))
-    assert "differs from itself: the computation is not deterministic" in page
+    twice = Difference("determinism", "two rebuilds here part at step 2", "2", "3", False)
+    shown = page(made_of(apart, twice))
+    assert "differs from itself: the computation is not deterministic" in shown
 
 
 def test_metrics_are_compared_but_for_times_and_the_machine() -> None:
@@ -470,7 +473,8 @@ def log_seed(
 @pytest.mark.timeout(300)
 def test_the_band_is_that_of_runs_that_differ_in_the_seed_alone(project: Project) -> None:
     """Losses of -.1, 0 and .1 beside the recorded one: t(2) x .1 x root 2 = .61 either way."""
-    from paribus.tracking.store import connect, tracking_uri
+    from paribus.tracking.address import tracking_uri
+    from paribus.tracking.store import connect
 
     store = connect(tracking_uri(), "paribus", project.root / ".paribus")
     one = lookup.find("HEAD")
@@ -501,8 +505,8 @@ def test_the_band_is_that_of_runs_that_differ_in_the_seed_alone(project: Project
 def test_a_difference_within_the_noise_is_reproduced_only_where_nothing_contradicts() -> None:
     within = band.Band("train_loss", 0.1, 0.6, 3, True, "")
     outcome = verify.Outcome(6, True, {"step": 2}, ("a", "b"), within)
-    machine = verify.Difference("hardware", "isa", "avx2", "avx512", False)
-    edited = verify.Difference("params", "seed in dvc.lock", 7, 8, True)
+    machine = Difference("hardware", "isa", "avx2", "avx512", False)
+    edited = Difference("params", "seed in dvc.lock", 7, 8, True)
     assert verify.judge([machine], outcome) == "within noise"
     assert verify.judge([machine, edited], outcome) == "not reproduced"
     assert verify.causes([machine, edited], "not reproduced") == ["params"]

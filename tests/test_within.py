@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 from support.talker import PROBLEMS, talker
 from support.toy_loop import STEPS, Journal, Rows, make, weights
 
-from paribus import progress
 from paribus.config import Config
 from paribus.evaluate.gsm8k import evaluate_gsm8k
 from paribus.progress import Progress
@@ -172,11 +172,11 @@ def test_the_parts_of_a_long_step_are_shown_and_those_of_short_ones_are_not(
     with Progress("rl", 3, "step", stream=stream) as bar:
         bar.within("answers", 1, 8)
         assert not stream.getvalue()
-        monkeypatch.setattr(progress.time, "monotonic", lambda: 10.0**9)
+        monkeypatch.setattr(time, "monotonic", lambda: 10.0**9)
         bar.within("answers", 5, 8)
         bar.within("answers", 6, 8)
         bar.update(1, loss=2.0)
-        monkeypatch.setattr(progress.time, "monotonic", lambda: 10.0**9 + 11)
+        monkeypatch.setattr(time, "monotonic", lambda: 10.0**9 + 11)
         bar.update(2, loss=2.0)
         bar.within("answers", 7, 8)
     first, *_ = stream.getvalue().splitlines()

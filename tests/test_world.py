@@ -27,7 +27,7 @@ from paribus.world.problems import SPLITS, any_problem, canonical, problems, spl
 from paribus.world.rng import stream
 from paribus.world.text import DOMAINS, GOODS, PEOPLE, TOWNS, plural
 
-SMALL = dict(
+SMALL: dict[str, Any] = dict(
     megabytes=0.3,
     problems=400,
     validation_problems=60,
@@ -95,7 +95,7 @@ def test_bytes_do_not_depend_on_the_hash_seed(
 
 
 def test_a_larger_world_continues_a_smaller_one(world_dir: Path, tmp_path: Path) -> None:
-    larger = dict(
+    larger: dict[str, Any] = dict(
         megabytes=0.5,
         problems=450,
         validation_problems=61,

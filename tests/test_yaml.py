@@ -177,10 +177,8 @@ def loaders(path: Path) -> list[str]:
             one.name.startswith("ruamel") for one in node.names
         ):
             found.append(f"{path.name}:{node.lineno}")
-        named = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-        reads = (
-            named and node.value.id == "yaml" and re.search("load|parse|compose|scan", node.attr)
-        )
-        if reads:
+        if not isinstance(node, ast.Attribute) or not isinstance(node.value, ast.Name):
+            continue
+        if node.value.id == "yaml" and re.search("load|parse|compose|scan", node.attr):
             found.append(f"{path.name}:{node.lineno}: yaml.{node.attr}")
     return found

@@ -67,7 +67,7 @@ def rows(kind: str, n: int) -> list[dict[str, Any]]:
 
 
 # label -> kind, few-shot examples, delimiter, per cent by guessing, items
-TASKS = {
+TASKS: dict[str, tuple[str, int, str, float, int]] = {
     "choice": ("multiple_choice", 3, "\nAnswer: ", 25, 14),
     "choice_zero": ("multiple_choice", 0, " ", 50, 9),
     "either": ("schema", 0, " ", 50, 12),

@@ -30,6 +30,11 @@ class Hub:
         self.url = ""
         self.pace = 0.0  # seconds between two chunks of 16 kB
 
+    def next_fault(self, name: str) -> str | None:
+        """The fault that a request for a path meets, once; None where there is none left."""
+        left = self.faults.get(name)
+        return left.pop(0) if left else None
+
     def entry(self, path: str, data: bytes) -> dict[str, Any]:
         blob = hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
         entry = {"type": "file", "path": path, "size": len(data), "oid": blob}
@@ -79,7 +84,7 @@ def serve(repositories: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
             self.wfile.write(body)
 
         def tree(self, name: str, revision: str, inside: str | None) -> None:
-            fault = (hub.faults.get("tree") or [None]).pop(0)
+            fault = hub.next_fault("tree")
             if fault:
                 return self.answer(int(fault), Retry_After="0")
             if name not in hub.repositories or revision != REVISION:
@@ -107,12 +112,13 @@ def serve(repositories: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
             hub.tokens.setdefault(self.headers["Host"], []).append(
                 self.headers.get("Authorization")
             )
-            fault = (hub.faults.get(name) or [None]).pop(0)
+            fault = hub.next_fault(name)
             if fault == "redirect":  # to another host, as storage is
                 port = hub.url.rpartition(":")[2]
                 return self.answer(302, Location=f"http://localhost:{port}/storage/{name}")
             if fault in ("429", "500", "503", "403"):
-                return self.answer(int(fault), **({"Retry_After": "0"} if fault == "429" else {}))
+                later = {"Retry_After": "0"} if fault == "429" else {}
+                return self.answer(int(fault), b"", **later)
             if fault == "no ranges":
                 span = ""
             start, stop = 0, len(data)

@@ -99,7 +99,8 @@ class Project:
         return done
 
     def metrics(self, name: str) -> dict[str, Any]:
-        return json.loads((self.root / f"metrics/{name}.json").read_text())
+        found: dict[str, Any] = json.loads((self.root / f"metrics/{name}.json").read_text())
+        return found
 
     def digests(self) -> dict[str, str]:
         files = {stage: self.root / f"checkpoints/{stage}/model.safetensors" for stage in STAGES}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,7 +45,7 @@ def problem(a: int, b: int, c: int | None = None) -> dict[str, str]:
 PROBLEMS = [problem(a, b, c) for a, b in ((3, 4), (5, 1), (2, 6), (7, 2)) for c in (None, 2, 3)]
 
 
-def model_config(**changes: object) -> Model:
+def model_config(**changes: Any) -> Model:
     return dataclasses.replace(load_config(ROOT / "params.yaml").model, **{**SHAPE, **changes})
 
 
@@ -54,7 +55,7 @@ def codec() -> Codec:
     return train_tokenizer([f"{p['question']} {p['answer']}" for p in PROBLEMS], cfg)
 
 
-def random_model(seed: int = 0, std: float = 0.3, **changes: object) -> GPT:
+def random_model(seed: int = 0, std: float = 0.3, **changes: Any) -> GPT:
     """Weights large enough that every part of the model matters to the logits."""
     model = GPT(model_config(**changes), codec().vocab_size)
     generator = torch.Generator().manual_seed(seed)

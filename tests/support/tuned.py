@@ -16,7 +16,7 @@ from paribus.config import merge, read_yaml
 from support.tiny import TINY
 from support.warm import feed_mlflow, warm
 
-STUDY = {
+STUDY: dict[str, Any] = {
     "trials": 3,
     "budget": {"tokens": 1536},
     "memory": "3GiB",

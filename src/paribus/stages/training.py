@@ -433,7 +433,8 @@ def prepare(
         shape = lr_factor(
             step, schedule.steps, schedule.warmup_fraction, warmdown, schedule.final_lr_fraction
         )
-        return schedule.lr_scale * shape
+        scale: float = schedule.lr_scale
+        return scale * shape
 
     plan = Plan(
         schedule.steps,

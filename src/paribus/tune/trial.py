@@ -187,7 +187,8 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
         return {"val/bpb": value}
 
     def factor(step: int) -> float:
-        return schedule.lr_scale * lr_factor(
+        scale: float = schedule.lr_scale
+        return scale * lr_factor(
             step,
             steps,
             schedule.warmup_fraction,
