@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.ablation_file import FILE, parse
 from support.tiny import TINY
 
 from paribus.config import load_config
@@ -23,26 +24,7 @@ from paribus.study.settled import Study
 from paribus.study.status import Row, Standing
 from paribus.study.verdict import judge, verdicts
 
-FILE: dict[str, Any] = {
-    "question": "Is it better?",
-    "hypothesis": "It is.",
-    "baseline": {"set": TINY},
-    "arms": {"adamw": {"optimizer.kind": "adamw"}},
-    "seeds": 2,
-    "metric": "val_bpb",
-    "smallest_effect": 0.01,
-    "equal": "tokens",
-    "stages": ["pretrain"],
-}
-
-
-@pytest.fixture(autouse=True)
-def here(project_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(project_root)
-
-
-def parse(**changes: Any) -> Any:
-    return parse_experiment("tiny", FILE | changes)
+pytestmark = pytest.mark.usefixtures("in_checkout")
 
 
 @pytest.mark.parametrize(

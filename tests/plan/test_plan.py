@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.checkout import make_checkout, paribus
+from support.checkout import ROOT, make_checkout, paribus
 from support.tiny import TINY
 
 from paribus.config import Config, flatten, load_config, read_yaml, resolve_model
@@ -35,7 +35,6 @@ def project(tmp_path: Path, project_root: Path) -> Path:
     return make_checkout(tmp_path, project_root)
 
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = {"model.depth": 3, "model.width": 128, "model.head_dim": 32, "model.seq_len": 128}
 POINTS: dict[
     str, tuple[dict[str, Any], int, int, str, bool, bool]

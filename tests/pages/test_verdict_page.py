@@ -4,41 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.tiny import TINY
+from support.ablation_file import parse
 
 from paribus.pages import verdict as verdict_page
 from paribus.pages.markdown import cell, fenced, line, paragraph
 from paribus.pages.noise import markdown as noise_markdown
-from paribus.study.experiment import parse_experiment
 from paribus.study.items import ItemEffect, item_effect
 from paribus.study.statistics import Effect, effects, noise_table
 from paribus.study.verdict import ArmVerdict, verdicts
 
-FILE: dict[str, Any] = {
-    "question": "Is it better?",
-    "hypothesis": "It is.",
-    "baseline": {"set": TINY},
-    "arms": {"adamw": {"optimizer.kind": "adamw"}},
-    "seeds": 2,
-    "metric": "val_bpb",
-    "smallest_effect": 0.01,
-    "equal": "tokens",
-    "stages": ["pretrain"],
-}
-
-
-@pytest.fixture(autouse=True)
-def here(project_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(project_root)
-
-
-def parse(**changes: Any) -> Any:
-    return parse_experiment("tiny", FILE | changes)
+pytestmark = pytest.mark.usefixtures("in_checkout")
 
 
 def arms_of(experiment: Any) -> list[ArmVerdict]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.checkout import ROOT
 
 from paribus.config import limits
 from paribus.errors import UserError
@@ -88,7 +89,7 @@ def test_bytes_do_not_depend_on_the_hash_seed(
     world_dir: Path, tmp_path: Path, hash_seed: str
 ) -> None:
     code = f"import pathlib; from paribus.world import generate; generate(pathlib.Path('out'), seed=1, **{SMALL})"
-    source = str(Path(__file__).parents[1] / "src")
+    source = str(ROOT / "src")
     env = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": source}
     subprocess.run([sys.executable, "-c", code], check=True, env=env, cwd=tmp_path)
     assert tree_hash(tmp_path / "out") == tree_hash(world_dir)

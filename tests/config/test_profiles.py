@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.checkout import ROOT
 
 from paribus.config import (
     Config,
@@ -19,12 +20,7 @@ from paribus.config import (
 from paribus.model.accounting import parameters
 from paribus.model.gpt import GPT
 
-PROFILES = {
-    path.stem: path
-    for path in sorted(
-        (Path(__file__).resolve().parent.parent / "experiments/profiles").glob("*.yaml")
-    )
-}
+PROFILES = {path.stem: path for path in sorted((ROOT / "experiments/profiles").glob("*.yaml"))}
 PUBLISHED = {
     "d12": 185_597_952,
     "d16-rtx3090": 335_544_320,

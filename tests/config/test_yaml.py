@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from dvc.utils.serialize import loads_yaml
 from dvc.utils.serialize import parse_yaml as parse_as_dvc
+from support.checkout import ROOT
 
 from paribus.config import dump_yaml, parse_yaml, read_yaml
 from paribus.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 LINES = [
     "010 0o17 0x1F 0b11 -010 0777 08 09 00 -0 +0 +5 -5 1_000 1__0 1_ _1 0_1 0x1_F +0o17 -0x1F 0o8 0xG 0b2",
     "1:30 1:30:00.5 190:20:30 190:20:30.15 yes no on off Yes No YES y n True true TRUE False ~ null Null NULL",
@@ -156,7 +156,7 @@ def test_nothing_else_reads_yaml() -> None:
         / "src/paribus/evaluate/harness.py",  # names a task file of lm-eval's that its own reader would not take
     }
     files = [*ROOT.glob("src/**/*.py"), *ROOT.glob("benchmarks/*.py")]
-    helpers = [path for path in ROOT.glob("tests/*.py") if not path.name.startswith("test_")]
+    helpers = [*ROOT.glob("tools/**/*.py"), ROOT / "tests/conftest.py"]
     found: list[str] = []
     for path in [*files, *helpers]:
         if path not in allowed:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from support.checkout import ROOT
 from support.tiny import TINY
 
 from paribus.cli.commands import commands
@@ -34,7 +35,6 @@ from paribus.study.experiment import parse_experiment
 from paribus.train.optim import MuonAdamW
 from paribus.tune.space import read_study
 
-ROOT = Path(__file__).resolve().parent.parent
 PARAMS = read_yaml(ROOT / "params.yaml")
 VOCABULARY = 64
 SMALL = {

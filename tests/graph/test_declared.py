@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.checkout import ROOT
 
 from paribus import graph
 from paribus.config import describe
 
-STAGES = Path(__file__).resolve().parent.parent / "src/paribus/stages"
+STAGES = ROOT / "src/paribus/stages"
 
 # Keys that a stage reads without letting them decide a byte of its outputs: how it shares the work, saves, prints, logs.
 WITHOUT_EFFECT = {

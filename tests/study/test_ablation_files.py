@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import datetime
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tiny import TINY
+from support.ablation_file import FILE
 
 from paribus.errors import UserError
 from paribus.study.experiment import noise_experiment, parse_experiment, read_experiment
 
-FILE: dict[str, Any] = {
-    "question": "Is it better?",
-    "hypothesis": "It is.",
-    "baseline": {"set": TINY},
-    "arms": {"adamw": {"optimizer.kind": "adamw"}},
-    "seeds": 2,
-    "metric": "val_bpb",
-    "smallest_effect": 0.01,
-    "equal": "tokens",
-    "stages": ["pretrain"],
-}
+pytestmark = pytest.mark.usefixtures("in_checkout")
 INF, NAN = float("inf"), float("nan")
 LONG = "x" * 300
 # What YAML can put in the place of any value.
@@ -72,11 +61,6 @@ RIGHT_PAIRS = [
     ("smallest_effect", 1e30),
     ("direction", None),
 ]
-
-
-@pytest.fixture(autouse=True)
-def here(project_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(project_root)
 
 
 def refused(name: str, raw: dict[Any, Any]) -> list[str]:

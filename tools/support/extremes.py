@@ -4,7 +4,7 @@
 stage that reads the key, alone, in a copy of a project whose other stages are done, and says how it ended. As a program it runs
 those whose names match one of the patterns (all: an hour of one core) and writes a line for each:
 
-    PYTHONPATH=src:tests python tests/extremes.py PROJECT LOG [PATTERN …]
+    PYTHONPATH=src:tools python -m support.extremes PROJECT LOG [PATTERN …]
 
 PROJECT: a folder of a tiny project; it is made, and its stages are run, if it is not there.
 """
@@ -32,11 +32,12 @@ from typing import Any
 
 import psutil
 import yaml
-from support.project import Project
 
 from paribus import graph
 from paribus.config import describe, merge, parse_config, read_yaml
 from paribus.errors import UserError
+from support.checkout import ROOT
+from support.project import Project
 
 SECONDS = 45.0  # a stage that has said nothing for so long is silent
 STOP_SECONDS = 60.0  # from SIGTERM to the end
@@ -409,7 +410,7 @@ def main(project: str, log: str, *patterns: str) -> None:
     root = Path(project).resolve()
     made = root.exists()
     if not made:
-        Project(root, Path(__file__).resolve().parent.parent)
+        Project(root, ROOT)
     os.chdir(root)
     with tempfile.TemporaryDirectory() as scratch, open(log, "a") as file:
         runner = Runner(root, Path(scratch))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.bad_values import BROKEN_FILES, SCALARS, alias_bomb, at_key, check_explained, outcome
+from support.checkout import ROOT
 
 from paribus.config import (
     Config,
@@ -104,7 +105,7 @@ def test_types_and_combinations_are_told_together(params: dict[str, Any]) -> Non
 
 
 def test_a_problem_of_the_text_does_not_hide_those_of_the_values(tmp_path: Path) -> None:
-    text = (Path(__file__).resolve().parent.parent / "params.yaml").read_text()
+    text = (ROOT / "params.yaml").read_text()
     text = text.replace("depth: 4\n", "depth: 2001-01-01\n").replace(
         "seed: 7\n", "seed: 7\nseed: -1\n"
     )

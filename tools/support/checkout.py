@@ -8,6 +8,8 @@ from pathlib import Path
 
 from support.warm import warm
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def paribus(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """A command, forked from a process that has loaded what it imports."""

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from extremes import STAGES
+from support.checkout import ROOT
+from support.extremes import STAGES
 
 PROPER = ("done", "explained", "paused")
 # Of the keys that lead a stage into the longest work or the largest tensors, the highest values.
@@ -25,10 +26,9 @@ SAMPLE = (
 
 def improper(made: Path, log: Path, *patterns: str) -> list[str]:
     """Run the cases whose names match. Those that did not end as they have to, with what they said."""
-    tests = Path(__file__).resolve().parent
-    paths = os.pathsep.join([str(tests.parent / "src"), str(tests)])
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tools")])
     subprocess.run(
-        [sys.executable, str(tests / "extremes.py"), str(made), str(log), *patterns],
+        [sys.executable, "-m", "support.extremes", str(made), str(log), *patterns],
         env=os.environ | {"PYTHONPATH": paths},
         check=True,
         capture_output=True,

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from support.checkout import ROOT
 
 from paribus.cli.commands import commands
 from paribus.config import load_config
-
-ROOT = Path(__file__).resolve().parent.parent
 
 WRONG = [
     "plan --price nan",

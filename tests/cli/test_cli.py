@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.checkout import make_checkout, paribus
+from support.checkout import ROOT, make_checkout, paribus
 
 from paribus.cli.serve import check_port
 from paribus.config import flatten, load_config, merge, parse_config, read_yaml
 from paribus.errors import UserError
 
-PROFILES = sorted((Path(__file__).resolve().parent.parent / "experiments/profiles").glob("*.yaml"))
+PROFILES = sorted((ROOT / "experiments/profiles").glob("*.yaml"))
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ import ast
 from pathlib import Path
 
 import pytest
+from support.checkout import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent / "src" / "paribus"
+PACKAGE = ROOT / "src" / "paribus"
 BARE = {
     "model",
     "data",
@@ -31,13 +32,13 @@ ONLY_HOME = {"mlflow": "tracking", "optuna": "tune", "lm_eval": "evaluate/harnes
 
 MODULES = sorted(
     path
-    for path in ROOT.rglob("*.py")
-    if path.name not in ("__main__.py",) and path != ROOT / "__init__.py"
+    for path in PACKAGE.rglob("*.py")
+    if path.name not in ("__main__.py",) and path != PACKAGE / "__init__.py"
 )
 
 
 def name_of(path: Path) -> str:
-    return path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("/__init__")
+    return path.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix("/__init__")
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:
