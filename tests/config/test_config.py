@@ -170,7 +170,9 @@ def test_horizon_follows_the_parameters(params: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("depth", "published"), [(16, 335_544_320), (20, 560_988_160)])
-def test_parameter_counts_are_the_published_ones(params: dict[str, Any], depth: int, published: int) -> None:
+def test_parameter_counts_are_the_published_ones(
+    params: dict[str, Any], depth: int, published: int
+) -> None:
     """335.5 M and 561.0 M: the public runs of depth 16 and 20, vocabulary 65,536."""
     config = parse_config(
         merge(

@@ -107,7 +107,8 @@ def test_a_variable_that_chooses_nothing_is_not(
 
 def test_torchs_capability_is_the_one_it_computes_with(tiny_config: Config) -> None:
     code = (
-        "from paribus import config; from paribus.machine.hardware import detect_hardware; from support.tiny import TINY; import sys;"
+        "import sys; from paribus import config; from paribus.machine.hardware import detect_hardware;"
+        "from support.tiny import TINY;"
         "print(detect_hardware(config.load_config(sys.argv[1], overrides=TINY).train).cpu_capability)"
     )
     root = ROOT

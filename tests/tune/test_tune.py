@@ -475,7 +475,6 @@ def test_trials_of_the_dead_are_put_back_once(
     """One whose worker died before its first beat; one whose finder died before putting it back."""
     import optuna
 
-    from paribus.tune import search as tune
     from paribus.tune import storage
     from paribus.tune.distributions import suggest
     from paribus.tune.space import read_study
@@ -505,8 +504,9 @@ def test_trials_of_the_dead_are_put_back_once(
 
 
 def test_of_workers_that_ask_at_once_no_more_go_on_than_the_study_has_trials(inside: Path) -> None:
-    from paribus.tune.search import RETRY, Dropped
+    from paribus.tune.search import Dropped
     from paribus.tune.space import read_study
+    from paribus.tune.storage import RETRY
 
     write(inside, "crowd", trials=2)
     study = read_study("crowd")
