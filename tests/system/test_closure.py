@@ -190,8 +190,8 @@ def test_comments_docstrings_and_layout_change_no_stage(
 SILENT_EDITS = {
     "the learning rate tripled": (
         "stages/training.py",
-        "return schedule.lr_scale * shape",
-        "return 3 * schedule.lr_scale * shape",
+        "return scale * shape",
+        "return 3 * scale * shape",
     ),
     "the horizon doubled": (
         "config/derived.py",
