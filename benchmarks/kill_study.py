@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "tests"))
+sys.path.insert(0, str(HERE.parent / "tools"))
 
 from support.studied import LightProject, kill, wait_for  # noqa: E402
 

@@ -36,7 +36,7 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "src")]
 
 from support.project import Project, senders  # noqa: E402
 

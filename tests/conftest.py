@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+from support.checkout import ROOT
 from support.core_bundle import make_bundle, phrase
 from support.project import make_data
+from support.stages import make_stages
 from support.studied import LightProject
 from support.tiny import TINY
 
@@ -66,7 +68,7 @@ def soak(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="session")
 def project_root() -> Path:
-    return Path(__file__).resolve().parent.parent
+    return ROOT
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +78,21 @@ def shared_data(project_root: Path) -> Path:
     if not path.is_dir():
         pytest.skip(f"no real data at {path}; PARIBUS_SHARED_DATA may name another place")
     return path
+
+
+@pytest.fixture
+def in_checkout(project_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working folder is the project's own."""
+    monkeypatch.chdir(project_root)
+
+
+@pytest.fixture
+def stages_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project_root: Path) -> Path:
+    """A project of one dvc.yaml, with what its stages depend on; the working folder."""
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return make_stages(tmp_path, project_root)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from support.talker import PROBLEMS, codec, model_config, random_model, talker
@@ -48,7 +50,7 @@ def slow_greedy(model: GPT, prompt: list[int], count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_cached_equals_uncached(shape: dict[str, object]) -> None:
+def test_cached_equals_uncached(shape: dict[str, Any]) -> None:
     model = random_model(**shape)
     batch = prompts()
     expected = [slow_greedy(model, prompt, 12) for prompt in batch]
@@ -58,15 +60,18 @@ def test_cached_equals_uncached(shape: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("shape", [{}, {"window_pattern": "SL", "window": 9}], ids=str)
 def test_decoded_logits_equal_uncached_ones(
-    monkeypatch: pytest.MonkeyPatch, shape: dict[str, object]
+    monkeypatch: pytest.MonkeyPatch, shape: dict[str, Any]
 ) -> None:
     """To float tolerance, for several answers to each prompt: every logit that a token was chosen from."""
     model, batch = random_model(**shape), prompts(3)
     seen: list[torch.Tensor] = []
     logits_of = GPT.logits
-    monkeypatch.setattr(
-        GPT, "logits", lambda self, hidden: seen.append(logits_of(self, hidden)) or seen[-1]
-    )
+
+    def watched(self: GPT, hidden: torch.Tensor) -> torch.Tensor:
+        seen.append(logits_of(self, hidden))
+        return seen[-1]
+
+    monkeypatch.setattr(GPT, "logits", watched)
     groups = Engine(model, codec()).generate(
         batch, samples=4, max_new_tokens=9, temperature=1.0, rows=12, tools=False
     )
@@ -83,7 +88,7 @@ def test_decoded_logits_equal_uncached_ones(
 @pytest.mark.parametrize(("temperature", "top_k"), [(0.0, 0), (1.0, 0), (0.7, 5)])
 def test_answers_do_not_depend_on_rows(temperature: float, top_k: int) -> None:
     engine = Engine(random_model(window_pattern="SL", window=9), codec())
-    options = {
+    options: dict[str, Any] = {
         "samples": 3,
         "max_new_tokens": 12,
         "temperature": temperature,
@@ -157,7 +162,7 @@ def test_tools_off_forces_nothing() -> None:
     assert all(answer.sampled) and answer.tool_calls == 0
 
 
-def scripted(text: str, **options: object) -> Completion:
+def scripted(text: str, **options: Any) -> Completion:
     """The answer of a model whose next token follows `text` by position, whatever it reads."""
     tokenizer = codec()
     script = [
@@ -214,7 +219,7 @@ def test_bos_ends_an_answer_unfinished() -> None:
 def test_limits() -> None:
     engine = Engine(random_model(), codec())
     context = engine.model.config.seq_len
-    nothing = {"stop": set(), "max_new_tokens": 40}
+    nothing: dict[str, Any] = {"stop": set(), "max_new_tokens": 40}
     assert len(engine.generate([[0, 9]], **nothing)[0][0].tokens) <= 40
     full = engine.generate(
         [[0] + [9] * (context - 4), [9] * context, [9] * (context + 5)], **nothing
@@ -227,7 +232,7 @@ def test_limits() -> None:
 @pytest.mark.parametrize("rows", [1, 16])
 def test_a_text_ends_answers_with_the_token_that_completes_it(rows: int) -> None:
     engine = Engine(random_model(), codec())
-    options = {"max_new_tokens": 20, "rows": rows, "stop": set(), "tools": False}
+    options: dict[str, Any] = {"max_new_tokens": 20, "rows": rows, "stop": set(), "tools": False}
     endless = [answer.tokens for (answer,) in engine.generate(prompts(), **options)]
     until = [
         codec().decode(endless[0][3:5]),
@@ -249,7 +254,7 @@ def test_a_text_ends_answers_with_the_token_that_completes_it(rows: int) -> None
 
 def test_stream_gives_what_generate_gives() -> None:
     prompt = chat_prompt(codec(), PROBLEMS[4]["question"])
-    options = {"max_new_tokens": 60, "temperature": 1.0, "seed": 5}
+    options: dict[str, Any] = {"max_new_tokens": 60, "temperature": 1.0, "seed": 5}
     ((answer,),) = talker().generate([prompt], **options)
     assert list(talker().stream(prompt, **options)) == answer.tokens
     assert False in answer.sampled, "a forced result is part of it"
@@ -263,7 +268,7 @@ def test_each_prompt_is_reported_once_when_it_is_done() -> None:
         samples=2,
         max_new_tokens=8,
         rows=3,
-        on_done=lambda prompt, group: reported.setdefault(prompt, group),
+        on_done=reported.__setitem__,
         on_progress=lambda done, total: progress.append((done, total)),
     )
     assert [reported[prompt] for prompt in range(7)] == groups
@@ -307,7 +312,12 @@ def test_deciding_a_token_alone_gives_the_same_token(
 ) -> None:
     """If every token were a close call, no answer would change: also with forced results in it."""
     prompts = [chat_prompt(codec(), problem["question"]) for problem in PROBLEMS[:4]]
-    options = {"samples": 2, "max_new_tokens": 50, "temperature": temperature, "seed": 2}
+    options: dict[str, Any] = {
+        "samples": 2,
+        "max_new_tokens": 50,
+        "temperature": temperature,
+        "seed": 2,
+    }
     usual = talker().generate(prompts, **options)
     decided = 0
     decide = generate._Decoder._decide

@@ -12,7 +12,9 @@ from paribus import progress
 from paribus.progress import Progress
 
 
-def test_plain_lines_show_step_values_and_time_left_and_are_throttled(monkeypatch):
+def test_plain_lines_show_step_values_and_time_left_and_are_throttled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.05)
     stream = io.StringIO()
     began = time.monotonic()
@@ -28,16 +30,18 @@ def test_plain_lines_show_step_values_and_time_left_and_are_throttled(monkeypatc
     assert 3 <= len(lines) <= 3 + (time.monotonic() - began) / 0.05
 
 
-def test_time_left_follows_the_rate_without_the_first_step():
+def test_time_left_follows_the_rate_without_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     bar = Progress("sft", 110, stream=io.StringIO())
-    bar._began -= 1000  # a long compilation
+    now = 1000.0  # a long compilation
     bar.update(10)
-    assert bar._first is not None
+    now = 1005.0
     bar.update(20)
-    assert bar.seconds_left(bar._first[0] + 5) == pytest.approx(45)
+    assert bar.seconds_left(now) == pytest.approx(45)
 
 
-def test_nothing_says_done_when_the_stage_is_paused():
+def test_nothing_says_done_when_the_stage_is_paused() -> None:
     stream = io.StringIO()
     with pytest.raises(SystemExit), Progress("rl", 10, "step", stream=stream) as bar:
         bar.update(4, **{"rl/reward": 0.5})
@@ -45,7 +49,7 @@ def test_nothing_says_done_when_the_stage_is_paused():
     assert stream.getvalue() == "rl: step 4/10  reward 0.5\n"
 
 
-def test_parts_are_counted_one_after_the_other(monkeypatch):
+def test_parts_are_counted_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     stream = io.StringIO()
     with Progress("core", stream=stream) as bar:
@@ -56,7 +60,7 @@ def test_parts_are_counted_one_after_the_other(monkeypatch):
     assert lines[:4] == ["core: arc 5/10", "core: arc 10/10", "core: piqa 5/10", "core: piqa 10/10"]
 
 
-def test_a_terminal_gets_a_live_bar():
+def test_a_terminal_gets_a_live_bar() -> None:
     master, slave = pty.openpty()
     with os.fdopen(slave, "w") as terminal, Progress("core", 3, "task", stream=terminal) as bar:
         for task in range(1, 4):
@@ -71,12 +75,3 @@ def test_a_terminal_gets_a_live_bar():
     assert (
         "task 3/3" in shown.decode() and "accuracy 0.25" in shown.decode() and "━" in shown.decode()
     )
-
-
-def test_update_is_cheap():
-    with Progress("pretrain", 10**9, stream=io.StringIO()) as bar:
-        bar.update(0)
-        began = time.process_time()
-        for step in range(20_000):
-            bar.update(step, loss=1.0)
-        assert (time.process_time() - began) / 20_000 < 10e-6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from paribus.plan.memory import max_device_batch, stage_memory
 from paribus.recipe import Recipe
 
 
-def without_a_batch(config: Config, **changes: object) -> Config:
+def without_a_batch(config: Config, **changes: Any) -> Config:
     pretrain = dataclasses.replace(config.pretrain, batch_tokens=None, **changes)
     return dataclasses.replace(config, pretrain=pretrain)
 
@@ -44,6 +45,7 @@ def test_the_shape_of_a_checkpoint_takes_the_place_of_the_configurations(
     longer = dataclasses.replace(resolve_model(tiny_config.model), seq_len=128)
     recipe = Recipe.of(tiny_config, architecture=longer)
     assert recipe.architecture == longer
+    assert tiny_config.sft.batch_tokens
     assert recipe.rows("sft") == tiny_config.sft.batch_tokens // 128
 
 

@@ -21,7 +21,7 @@ from paribus.summary import (
     write_json,
 )
 from paribus.train.loop import Plan, Position
-from paribus.train.objectives import MicroBatch, Work
+from paribus.train.objectives import Making, MicroBatch, Work
 
 TIMED = ("seconds", "tokens_per_second", "effective_samples_per_second", "peak_memory_bytes")
 
@@ -30,6 +30,10 @@ class Sampled:
     """A policy gradient's work: not pure, and with figures of each step's samples."""
 
     pure = False
+    ragged = False
+
+    def __init__(self) -> None:
+        self.making = Making()
 
     def work(self, step: int) -> Work:
         row = torch.randint(0, 50, (2, 16), generator=torch.Generator().manual_seed(step))

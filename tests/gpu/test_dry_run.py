@@ -11,6 +11,7 @@ import ctypes
 import dataclasses
 import os
 from collections.abc import Iterator
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -86,9 +87,7 @@ def test_grouped_queries_get_a_fused_kernel(dtype: torch.dtype, masked: bool) ->
     seen = []
     plain = torch.nn.functional.scaled_dot_product_attention
 
-    def watched(
-        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: object
-    ) -> torch.Tensor:
+    def watched(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
         causal, grouped = options["is_causal"], options["enable_gqa"]
         seen.append(
             torch._fused_sdp_choice(
@@ -114,7 +113,7 @@ def test_shared_keys_with_a_mask_would_get_plain_products() -> None:
 # ---------------------------------------------------------------- training
 
 
-def model(config: Config, **changes: object) -> GPT:
+def model(config: Config, **changes: Any) -> GPT:
     shape = {"depth": 2, "head_dim": 64, "aspect_ratio": 64, "seq_len": 256, "window": 128}
     made = GPT(
         resolve_model(dataclasses.replace(config.model, **shape | changes)), 512, torch.bfloat16
@@ -124,7 +123,7 @@ def model(config: Config, **changes: object) -> GPT:
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
 def test_a_training_step_has_no_operation_that_is_not_deterministic(
-    tiny_config: Config, kind: str
+    tiny_config: Config, kind: Literal["muon", "adamw"]
 ) -> None:
     made = model(tiny_config, value_embeddings="all", x0_scalars=True, residual_scalars=True)
     optimizer = MuonAdamW(made, dataclasses.replace(tiny_config.optimizer, kind=kind))

@@ -109,7 +109,7 @@ def _within_seeds(
     numbers = [float(value) for value in seen if _is_number(value)]
     if len(numbers) < FEWEST or not _is_number(recorded) or not _is_number(rebuilt):
         return False
-    return abs(rebuilt - recorded) <= _half_width(numbers)
+    return bool(abs(rebuilt - recorded) <= _half_width(numbers))
 
 
 def _is_number(value: Any) -> bool:

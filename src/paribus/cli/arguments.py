@@ -43,7 +43,7 @@ class Temperature(Number):
         return number
 
 
-class Cards(click.ParamType):
+class Cards(click.ParamType[str]):
     """Cards of this machine: numbers or UUIDs with commas between, none twice."""
 
     name = "cards"

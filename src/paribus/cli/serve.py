@@ -8,13 +8,12 @@ import sys
 
 import click
 
-from paribus import tracking
 from paribus.config import (
     load_config,
 )
 from paribus.errors import UserError
 from paribus.places import main_checkout
-from paribus.tracking.address import is_server, public_uri
+from paribus.tracking.address import is_server, public_uri, tracking_uri
 
 
 def chat_in_terminal(
@@ -50,7 +49,7 @@ def mlflow_ui(port: int, host: str | None = None) -> None:
     Raises:
         UserError: the port is taken, the address is not this machine's, or the store is a server with a page of its own.
     """
-    uri = tracking.tracking_uri()
+    uri = tracking_uri()
     checkout = main_checkout()
     if not any((checkout / name).exists() for name in ("dvc.yaml", ".paribus", "mlflow.db")):
         raise UserError(

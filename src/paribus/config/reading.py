@@ -129,7 +129,7 @@ class _Document:
 
     def _compose(self, text: str) -> Any:
         """The root of ruamel's nodes."""
-        from ruamel.yaml import YAMLError
+        from ruamel.yaml.error import YAMLError
 
         self._yaml.composer.warn_double_anchors = False  # the later one counts, as in YAML
         try:

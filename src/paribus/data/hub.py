@@ -33,7 +33,6 @@ from paribus.data.download import (
     CONNECTIONS,
     Remote,
     fetch_all,
-    file_size,
     missing_bytes,
     need_space,
     present,
@@ -44,6 +43,7 @@ from paribus.data.paths import inside, name_problem
 from paribus.data.sealed import read_sealed, seal
 from paribus.errors import UserError, escaped
 from paribus.files import Items, misfit, replacing, write_atomic
+from paribus.text import file_size
 
 # What a damaged .zip raises; RuntimeError: it has a password.
 _NO_ZIP = (
@@ -200,7 +200,7 @@ def _ask_listing(source: HubFiles, inside: str) -> list[dict[str, Any]]:
 
 
 def _headers() -> dict[str, str]:
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils._headers import build_hf_headers
 
     return dict(build_hf_headers(library_name="paribus"))
 

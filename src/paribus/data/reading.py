@@ -155,7 +155,7 @@ def _is_text(kind: pyarrow.DataType) -> bool:
     import pyarrow
 
     types = pyarrow.types
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def _plain_type(kind: pyarrow.DataType) -> pyarrow.DataType:

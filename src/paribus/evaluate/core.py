@@ -249,7 +249,7 @@ class Prompts:
         self.tokenizer, self.task = tokenizer, task
         self._examples: dict[int, array[int]] = {}
         probes = range(min(PROBES, task.n))
-        self._joins = task.shots > 0 and all(
+        self.joins = task.shots > 0 and all(
             not joined or joined == whole
             for joined, whole in zip(self._joined(probes), self._whole(probes), strict=True)
         )
@@ -259,7 +259,7 @@ class Prompts:
 
         result[i][p] is prompt p (one for each option) of item i, opened by <|bos|>.
         """
-        if not self._joins:
+        if not self.joins:
             return self._whole(indices)
         joined = zip(indices, self._joined(indices), strict=True)
         return [prompts or self._whole(range(index, index + 1))[0] for index, prompts in joined]

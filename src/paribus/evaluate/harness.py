@@ -257,7 +257,7 @@ def register() -> type:
     from lm_eval.api.registry import register_model
 
     @register_model(MODEL)
-    class Paribus(LM):
+    class Paribus(LM):  # type: ignore[misc]
         """model_args: checkpoint (a folder), device, dtype, seed, on_progress, kept, stop."""
 
         tokenizer_name = MODEL
@@ -361,9 +361,10 @@ def evaluate_tasks(
             f"{type(error).__name__}: {cause}"
         ) from None
     wanted = ("results", "groups", "n-samples", "n-shot", "versions", "higher_is_better")
-    return json.loads(
+    figures: dict[str, Any] = json.loads(
         json.dumps({name: found[name] for name in wanted if name in found}, default=str)
     )
+    return figures
 
 
 def _is_our_own(error: Exception) -> bool:

@@ -40,7 +40,7 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     """Two-sided p of "both are equally good" from the items that only one of two got right (McNemar, 1947)."""
     n = only_first + only_second
     tail = sum(math.comb(n, i) for i in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, float(2 * tail / 2**n))
 
 
 def compare(first: Sequence[bool], second: Sequence[bool]) -> dict[str, float]:

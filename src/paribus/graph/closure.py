@@ -8,7 +8,7 @@ The closure is computed from the source, never from a list kept by hand:
 - of the modules in `paribus.stages` only the definitions that the function reaches count, so that stages may share a
   module; any other module counts whole, with the packages it lies in;
 - `OBSERVERS` only watch (logs, progress, locks, plans) and `CALLBACKS` only measure: both are left out. Neither may
-  change a byte of an output, and tests/test_closure.py holds the rule by which they are recognised.
+  change a byte of an output, and tests/system/test_closure.py holds the rule by which they are recognised.
 
 What is hashed is the parsed code: comments, docstrings, quotes and line breaks change nothing.
 """

@@ -41,7 +41,7 @@ def cross_entropy(
     """
     if token_weights is None:
         token_weights = torch.ones(len(targets), device=hidden.device)
-    result: tuple[Tensor, Tensor] = ChunkedCrossEntropy.apply(
+    result: tuple[Tensor, Tensor] = ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden,
         weight,
         targets,

@@ -215,7 +215,7 @@ class RootMeanSquare(torch.autograd.Function):
             x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)
         )
         scale = norm.square_().div_(x.shape[-1]).add_(torch.finfo(x.dtype).eps).rsqrt_().to(x.dtype)
-        y = x * scale
+        y: Tensor = x * scale
         ctx.save_for_backward(y, scale)
         return y
 
@@ -228,7 +228,10 @@ class RootMeanSquare(torch.autograd.Function):
 
 def rms_norm(x: Tensor) -> Tensor:
     """x / rms(x) over the last axis."""
-    return RootMeanSquare.apply(x) if x.device.type == "cpu" else F.rms_norm(x, (x.shape[-1],))
+    if x.device.type == "cpu":
+        y: Tensor = RootMeanSquare.apply(x)  # type: ignore[no-untyped-call]
+        return y
+    return F.rms_norm(x, (x.shape[-1],))
 
 
 class ReluSquaredProduct(torch.autograd.Function):
@@ -257,7 +260,8 @@ class ReluSquaredProduct(torch.autograd.Function):
 def relu_squared_product(up: Tensor, weight: Tensor) -> Tensor:
     """relu(up)^2 W': up (..., F), which may be overwritten, weight (D, F) -> (..., D)."""
     if torch.is_grad_enabled():
-        return ReluSquaredProduct.apply(up, weight)
+        y: Tensor = ReluSquaredProduct.apply(up, weight)  # type: ignore[no-untyped-call]
+        return y
     return F.linear(up.relu_().square_(), weight.to(up.dtype))
 
 

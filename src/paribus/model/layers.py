@@ -120,7 +120,8 @@ class Attention(nn.Module):
         """q (B, H, T or R, E), k, v (B, K, T, E) -> (B, T or R, D). masks: by window, of the places that ask."""
         mask, cache = masks[self.window], context.cache
         y = attend(q, k, v, mask) if cache is None else cache.attend(self.layer, q, k, v, mask)
-        return self.out(y.transpose(1, 2).flatten(2))
+        result: Tensor = self.out(y.transpose(1, 2).flatten(2))
+        return result
 
 
 class MLP(nn.Module):
@@ -138,9 +139,11 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         if self.kind == "swiglu":
-            return self.down(F.silu(self.gate(x)) * self.up(x))
+            gated: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+            return gated
         if self.kind == "gelu":
-            return self.down(F.gelu(self.up(x)))
+            result: Tensor = self.down(F.gelu(self.up(x)))
+            return result
         return kernels.relu_squared_product(self.up(x), self.down.weight)
 
 
@@ -162,7 +165,8 @@ class Block(nn.Module):
         """x, x0 (B, T, D), tokens (B, T) -> (B, T, D). x0: the residual stream before the first block."""
         x = self.scaled(x, x0)
         x = x + self.attention(normalise(x, self.config.norm), tokens, context)
-        return x + self.mlp(normalise(x, self.config.norm))
+        added: Tensor = self.mlp(normalise(x, self.config.norm))
+        return x + added
 
     def at_places(
         self, x: Tensor, x0: Tensor, tokens: Tensor, context: Context, places: Places
@@ -171,7 +175,8 @@ class Block(nn.Module):
         x = self.scaled(x, x0)
         heard = self.attention.at_places(normalise(x, self.config.norm), tokens, context, places)
         x = places.of(x) + heard
-        return x + self.mlp(normalise(x, self.config.norm))
+        added: Tensor = self.mlp(normalise(x, self.config.norm))
+        return x + added
 
     def scaled(self, x: Tensor, x0: Tensor) -> Tensor:
         """The residual stream times a learned factor, plus a learned multiple of the first one."""

@@ -92,15 +92,18 @@ class Results:
 
     def metrics(self, stage: str) -> dict[str, Any]:
         """metrics/<stage>.json."""
-        return self.files[f"metrics/{stage}.json"]
+        found: dict[str, Any] = self.files[f"metrics/{stage}.json"]
+        return found
 
     def curve(self, stage: str) -> list[Any]:
         """The rows of plots/<stage>.csv; a number that was not measured is nan."""
-        return self.files[f"plots/{stage}.csv"]
+        rows: list[Any] = self.files[f"plots/{stage}.csv"]
+        return rows
 
     def answers(self, stage: str) -> dict[str, Any]:
         """evals/gsm8k/<stage>/summary.json."""
-        return self.files[f"evals/gsm8k/{stage}/summary.json"]
+        found: dict[str, Any] = self.files[f"evals/gsm8k/{stage}/summary.json"]
+        return found
 
 
 def read_results(root: Path) -> Results:

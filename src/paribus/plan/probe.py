@@ -261,7 +261,7 @@ def _measure(trainer: Trainer, rows: int, seconds: float) -> tuple[float, float]
     model, optimizer = trainer.model, trainer.optimizer
     device, shape = model.device, (rows, model.config.seq_len)
     tokens = torch.randint(0, model.vocab_size, shape, device=device)
-    sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    sync: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     passes: list[float] = []
     updates: list[float] = []
     until = time.perf_counter() + seconds

@@ -1,6 +1,6 @@
 """What torch's own tracker says a training step takes, on fake tensors: nothing is allocated and no GPU is needed.
 
-The planner is checked against it (tests/test_plan.py, benchmarks/plan_memory.py). A tracker on fake tensors sees
+The planner is checked against it (tests/plan/test_plan.py, benchmarks/plan_memory.py). A tracker on fake tensors sees
 every tensor that the eager code makes; it does not see a kernel's own scratch space, the allocator's rounding or the
 CUDA context, which the planner adds as its reserve.
 """

@@ -309,7 +309,8 @@ def _nominal(made: tuple[int, ...], last: int, alpha: float) -> float:
 
 def _outside(bound: float) -> Floats:
     """Share of each cell of the grid that lies beyond ±bound."""
-    return np.clip((np.abs(GRID) - bound) / STEP + 0.5, 0, 1)
+    share: Floats = np.clip((np.abs(GRID) - bound) / STEP + 0.5, 0, 1)
+    return share
 
 
 @lru_cache(maxsize=128)

@@ -201,7 +201,10 @@ def points(result: Result, axis: str) -> Points:
 
 def _at(curve: Points, places: Sequence[float]) -> NDArray[np.float64]:
     """The values of a curve at other places than its own, on the lines between its points."""
-    return np.interp(np.asarray(places), [x for x, _ in curve], [y for _, y in curve])
+    values: NDArray[np.float64] = np.interp(
+        np.asarray(places), [x for x, _ in curve], [y for _, y in curve]
+    )
+    return values
 
 
 def _curve(

@@ -156,7 +156,7 @@ def wrap(model: GPT, sharding: str, compiled: bool, ragged: bool = False) -> Cal
     sharding: "ddp" or "fsdp" (`train.sharding`). compiled: whether to compile (`train.compile`).
     ragged: whether the micro-batches differ in size, as in RL; compiled, the model is then one graph of open sizes.
     """
-    forward: Any = model
+    forward: nn.Module = model
     if compiled:
         forward = model.compiled(dynamic=True if ragged else None)
     if ranks() == 1:

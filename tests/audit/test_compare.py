@@ -1,0 +1,239 @@
+"""What differs between runs, and their metrics with the intervals that seeds and items give."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pyarrow
+import pyarrow.parquet
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from paribus.audit.compare import comparison, page, summary
+from paribus.evaluate.intervals import mcnemar_exact
+from paribus.study.finished import FinishedRun
+
+GSM8K, CORE = "gsm8k.rl.accuracy", "core.core"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Files that are given."""
+
+    texts: dict[str, bytes]
+    places: dict[str, Path]
+
+    def content(self, path: str) -> bytes | None:
+        return self.texts.get(path)
+
+    def place(self, path: str) -> Path | None:
+        return self.places.get(path)
+
+
+def run(
+    name: str,
+    *,
+    params: dict[str, Any] | None = None,
+    metrics: dict[str, float] | None = None,
+    kept: dict[str, Path] | None = None,
+    **written: Any,
+) -> FinishedRun:
+    """A run of pretraining with this provenance."""
+    provenance = {
+        "stage": "pretrain",
+        "code": {"src/paribus/train/loop.py": "a" * 64},
+        "deps": {},
+        "git": {"diff": None},
+        "versions": {"torch": "2.13.0"},
+        "hardware": {"threads": 2},
+    } | written
+    texts = {"checkpoints/base/provenance.json": json.dumps(provenance).encode()}
+    stages: dict[str, dict[str, float]] = {}
+    for key, value in (metrics or {}).items():
+        stage, _, rest = key.partition(".")
+        stages.setdefault(stage, {})[rest] = value
+    return FinishedRun(
+        name=name,
+        kind="revision",
+        scope="pipeline",
+        commit=None,
+        params=params or {},
+        metrics=stages,
+        data=written.get("data", {}),
+        files=Kept(texts, kept or {}),
+    )
+
+
+def seeds(name: str, values: list[float], **params: Any) -> list[FinishedRun]:
+    return [
+        run(f"{name}-{seed}", params={"seed": seed} | params, metrics={"pretrain.val_bpb": value})
+        for seed, value in enumerate(values)
+    ]
+
+
+def shown(found: Any) -> str:
+    written = io.StringIO()
+    Console(width=200, file=written).print(*page(found), sep="\n")
+    return written.getvalue()
+
+
+def test_equal_runs_differ_in_nothing() -> None:
+    found = comparison([run("a")], [run("b")])
+    assert summary(found) == "Nothing differs that decides a result."
+
+
+def test_what_else_differs_is_said() -> None:
+    """One thing was meant to change; code, a library, threads, data and a dirty tree changed with it."""
+    a = run("a", params={"model.mlp": "relu2", "seed": 7}, data={"data/tokens": "1.dir"})
+    b = run(
+        "b",
+        params={"model.mlp": "swiglu", "seed": 7},
+        data={"data/tokens": "2.dir"},
+        versions={"torch": "2.12.0"},
+        hardware={"threads": 4},
+        git={"diff": "d" * 64},
+    )
+    found = comparison([a], [b])
+    assert found.params == {"model.mlp": ("relu2", "swiglu")} and found.data == {
+        "data/tokens": ("1.dir", "2.dir")
+    }
+    assert found.environment == {"hardware.threads": (2, 4), "versions.torch": ("2.13.0", "2.12.0")}
+    text = summary(found)
+    for part in (
+        "1 params (model.mlp)",
+        "data (data/tokens)",
+        "versions.torch",
+        "uncommitted changes in B",
+        "cannot be put down",
+    ):
+        assert part in text
+    assert "relu2" in shown(found) and "2.12.0" in shown(found)
+
+
+def test_what_follows_from_a_change_is_no_cause() -> None:
+    """A checkpoint of other params differs, as it must; DVC's own uncommitted params of an experiment are not a dirty tree."""
+
+    def experiment(name: str, rate: float) -> FinishedRun:
+        stage = {
+            "params": {"params.yaml": {"optimizer": rate}},
+            "deps": [],
+            "outs": [{"path": "checkpoints/base", "md5": name}],
+        }
+        one = run(
+            name,
+            params={"optimizer.matrix_lr": rate},
+            data={"checkpoints/base": name},
+            git={"diff": name * 32},
+        )
+        return replace(one, kind="experiment", lock={"stages": {"pretrain": stage}})
+
+    found = comparison([experiment("a", 0.01)], [experiment("b", 0.02)])
+    assert summary(found) == "Differs: 1 params (optimizer.matrix_lr)." and list(found.outputs) == [
+        "checkpoints/base"
+    ]
+    same = replace(experiment("b", 0.01), params={"optimizer.matrix_lr": 0.01})
+    assert "data (checkpoints/base)" in summary(
+        comparison([experiment("a", 0.01)], [same])
+    )  # nothing explains it
+
+
+def test_code_is_told_by_the_file() -> None:
+    b = run("b", code={"src/paribus/train/loop.py": "b" * 64, "src/paribus/train/new.py": "c" * 64})
+    assert comparison([run("a")], [b]).code == {
+        "src/paribus/train/loop.py": ("a" * 64, "b" * 64),
+        "src/paribus/train/new.py": (None, "c" * 64),
+    }
+
+
+def test_matched_seeds_give_a_paired_interval() -> None:
+    a, b = [1.30, 1.34, 1.29, 1.33], [1.28, 1.31, 1.28, 1.30]
+    found = comparison(
+        seeds("a", a, **{"optimizer.kind": "adamw"}), seeds("b", b, **{"optimizer.kind": "muon"})
+    )
+    one = found.metrics["pretrain.val_bpb"]
+    expected = stats.ttest_1samp(numpy.subtract(b, a), 0)
+    assert found.params == {"optimizer.kind": ("adamw", "muon")}, (
+        "the seeds are the same on both sides"
+    )
+    assert (one.low, one.high) == pytest.approx(tuple(expected.confidence_interval()))
+    assert one.p == pytest.approx(expected.pvalue) and "4 matched seeds" in one.how
+
+
+def test_one_seed_has_no_interval_and_says_so() -> None:
+    one = comparison(seeds("a", [1.3]), seeds("b", [1.2])).metrics["pretrain.val_bpb"]
+    assert one.low is None and one.p is None and "one seed" in one.how
+
+
+def parquet(path: Path, correct: list[bool], tasks: list[str] | None = None) -> Path:
+    columns: dict[str, list[Any]] = {"index": list(range(len(correct))), "correct": correct}
+    pyarrow.parquet.write_table(pyarrow.table(columns | ({"task": tasks} if tasks else {})), path)
+    return path
+
+
+def test_items_are_paired_by_mcnemar(tmp_path: Path) -> None:
+    rng = numpy.random.default_rng(0)
+    first, second = (list(map(bool, rng.random(200) < share)) for share in (0.3, 0.45))
+    path = "evals/gsm8k/rl/items.parquet"
+    a, b = (
+        run(
+            name,
+            metrics={GSM8K: sum(correct) / 200},
+            kept={path: parquet(tmp_path / name, correct)},
+        )
+        for name, correct in (("a", first), ("b", second))
+    )
+    one = comparison([a], [b]).metrics[GSM8K]
+    only = [
+        sum(x and not y for x, y in zip(*pair, strict=True))
+        for pair in ((first, second), (second, first))
+    ]
+    assert one.p == mcnemar_exact(*only) and one.how.startswith("McNemar, 200 items")
+    difference = numpy.subtract(second, first, dtype=float)
+    half = 1.96 * difference.std(ddof=1) / math.sqrt(200)
+    expected = (difference.mean() - half, difference.mean() + half)
+    assert (one.low, one.high) == pytest.approx(expected, abs=0.01)
+
+
+def test_core_items_differ_as_core_does(tmp_path: Path) -> None:
+    """Outcomes above guessing, tasks weighing the same: the mean difference is that of CORE itself."""
+    tasks, baselines = ["easy"] * 40 + ["hard"] * 10, {"easy": 0.5, "hard": 0.0}
+    rng = numpy.random.default_rng(1)
+
+    def of(name: str, share: float) -> tuple[FinishedRun, float]:
+        correct = list(map(bool, rng.random(50) < share))
+        scores = [
+            (numpy.mean([c for c, t in zip(correct, tasks, strict=True) if t == task]) - guess)
+            / (1 - guess)
+            for task, guess in baselines.items()
+        ]
+        metrics = {CORE: float(numpy.mean(scores))} | {
+            f"core.tasks.{task}.baseline": guess for task, guess in baselines.items()
+        }
+        kept = {"evals/core/items.parquet": parquet(tmp_path / name, correct, tasks)}
+        return run(name, metrics=metrics, kept=kept), metrics[CORE]
+
+    (a, first), (b, second) = of("a", 0.4), of("b", 0.7)
+    one = comparison([a], [b]).metrics[CORE]
+    assert (
+        one.difference == pytest.approx(second - first)
+        and one.low is not None
+        and one.high is not None
+    )
+    assert one.low < one.difference < one.high and "50 items in 2 tasks" in one.how
+
+
+def test_other_items_are_not_paired(tmp_path: Path) -> None:
+    """The same numbers of other questions: the corpus is another."""
+    kept = {"evals/gsm8k/rl/items.parquet": parquet(tmp_path / "items", [True, False, True])}
+    a, b = (
+        run(name, metrics={GSM8K: 2 / 3}, kept=kept, data={"data/corpus": f"{name}.dir"})
+        for name in "ab"
+    )
+    assert comparison([a], [b]).metrics[GSM8K].low is None

@@ -1,0 +1,125 @@
+"""Being asked to stop: signals, `paribus pause`, the session's end, the death of DVC."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paribus.machine.interrupt import EXIT_PAUSED, Interrupt
+
+
+def run_python(code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    process: subprocess.Popen[str] = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, **options
+    )
+    return process
+
+
+STAGE = """
+import os, sys, time
+from pathlib import Path
+from paribus.machine.interrupt import EXIT_PAUSED, Interrupt
+folder = Path(sys.argv[1])
+with Interrupt(folder) as interrupt:
+    (folder / "pid").write_text(str(os.getpid()))
+    deadline = time.monotonic() + 20
+    while not interrupt.requested() and time.monotonic() < deadline:
+        time.sleep(0.01)
+(folder / "reason").write_text(str(interrupt.reason))
+raise SystemExit(EXIT_PAUSED)
+"""
+
+
+def wait_for(path: Path, seconds: float = 20) -> str:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if path.exists() and path.read_text():
+            return path.read_text()
+        time.sleep(0.02)
+    raise AssertionError(f"{path} did not come")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_ask_for_a_stop_even_where_the_shell_had_them_ignored(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    stage = run_python(
+        STAGE, str(tmp_path), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
+    )
+    wait_for(tmp_path / "pid")
+    stage.send_signal(number)
+    assert stage.wait(10) == EXIT_PAUSED
+    assert (tmp_path / "reason").read_text() == number.name
+
+
+def test_a_pause_is_honoured_once(tmp_path: Path) -> None:
+    with Interrupt(tmp_path) as interrupt:
+        assert not interrupt.requested()
+        (tmp_path / "pause").touch()
+        time.sleep(0.25)  # it looks five times a second
+        assert (
+            interrupt.requested() and interrupt.requested() and interrupt.reason == "paribus pause"
+        )
+    with Interrupt(tmp_path) as interrupt:
+        assert not interrupt.requested()
+
+
+def test_a_session_ends_and_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupt(session_minutes=0.05 / 60) as interrupt:
+        assert not interrupt.requested() and signal.getsignal(signal.SIGTERM) != before
+        time.sleep(0.06)
+        assert interrupt.requested() and "session" in str(interrupt.reason)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_stage_started_by_dvc_notices_that_dvc_was_killed(tmp_path: Path) -> None:
+    """The real DVC, with a shell between it and the stage that lives on."""
+    script = tmp_path / "stage.py"
+    script.write_text(STAGE)
+    (tmp_path / "dvc.yaml").write_text(
+        f"stages:\n  train:\n    cmd: {sys.executable} {script} {tmp_path}; true\n"
+    )
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("DVC_ROOT", "DVC_STAGE")
+    }
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "--no-scm", "-q"], cwd=tmp_path, env=environment, check=True)
+    repro = subprocess.Popen([*dvc, "repro", "-q"], cwd=tmp_path, env=environment)
+    stage = int(wait_for(tmp_path / "pid"))
+    assert Path(f"/proc/{stage}/stat").read_text().split()[3] != str(
+        repro.pid
+    )  # the shell is its parent
+    time.sleep(0.5)
+    assert not (tmp_path / "reason").exists()
+    repro.kill()
+    repro.wait()
+    assert "DVC" in wait_for(tmp_path / "reason", 3)
+
+
+def test_a_direct_child_notices_too(tmp_path: Path) -> None:
+    start = (
+        "import os, subprocess, sys\n"
+        "subprocess.run([sys.executable, '-c', *sys.argv[1:]], env=os.environ | {'DVC_STAGE': 'train'})"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
+    launcher = run_python(start, STAGE, str(tmp_path), env=environment)
+    wait_for(tmp_path / "pid")
+    launcher.kill()
+    assert "DVC" in wait_for(
+        tmp_path / "reason", 3
+    )  # also while the dead launcher is still a zombie
+    launcher.wait()
+
+
+def test_without_dvc_the_death_of_the_parent_means_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    with Interrupt() as interrupt:
+        assert not interrupt.requested()

@@ -1,0 +1,109 @@
+"""Attention: FlexAttention, which CUDA takes for windows and packed conversations, is the masked product that a CPU takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+from torch.nn.attention import flex_attention
+
+from paribus.config import Config, resolve_model
+from paribus.errors import UserError
+from paribus.model import attention, kernels
+from paribus.model.gpt import GPT
+
+LENGTH = 150  # more than a block of 128, and not a multiple of it
+
+
+@pytest.fixture
+def flex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention as plain operations: on a CPU it would load the compiler to run the same ones."""
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+
+
+@pytest.fixture
+def documents() -> torch.Tensor:
+    """Two rows of conversations of other lengths."""
+    ends = torch.tensor([[40, 100, 149], [1, 130, 140]])
+    return torch.searchsorted(ends, torch.arange(LENGTH).expand(2, -1).contiguous()).int()
+
+
+@pytest.mark.parametrize("window", [None, 1, 20, 140, LENGTH])
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("packed", [False, True])
+def test_blocks_see_what_the_mask_does(
+    flex: None, documents: torch.Tensor, window: int | None, kv_heads: int, packed: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(2, heads, LENGTH, 16, generator=generator) for heads in (4, kv_heads, kv_heads)
+    )
+    apart = documents if packed else None
+    blocks = attention.block_mask(LENGTH, window, apart, torch.device("cpu"))
+    mask = attention.dense_mask(torch.arange(LENGTH)[None], window, apart, None)
+    torch.testing.assert_close(
+        attention.attend(q, k, v, blocks), attention.attend(q, k, v, mask), atol=2e-6, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_model_with_cudas_choice_of_kernels_computes_the_same(
+    flex: None,
+    tiny_config: Config,
+    documents: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    packed: bool,
+) -> None:
+    model = GPT(
+        resolve_model(
+            dataclasses.replace(
+                tiny_config.model, depth=3, seq_len=LENGTH, window=20, window_pattern="SL"
+            )
+        ),
+        50,
+    )
+    model.initialise(1)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.get_parameter("attention.out.weight").normal_(
+                std=0.1, generator=torch.Generator().manual_seed(0)
+            )
+        tokens = torch.randint(0, 50, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+        expected = model.hidden(tokens, documents if packed else None)
+        monkeypatch.setattr(attention, "backend", lambda _, *rest: choose("cuda", *rest))
+        found = model.hidden(tokens, documents if packed else None)
+    assert not torch.equal(found, expected)  # other kernels were at work
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+choose = attention.backend
+cuda, cpu = functools.partial(choose, "cuda"), functools.partial(choose, "cpu")
+
+
+def test_the_backend_follows_from_what_is_seen() -> None:
+    for on in (cuda, cpu):
+        assert on(64, None, documents=False, read=False) == "causal"
+        assert on(64, 16, documents=False, read=True) == "masked"
+    assert (
+        cuda(64, 16, documents=False, read=False)
+        == cuda(64, None, documents=True, read=False)
+        == "flex"
+    )
+    assert (
+        cpu(64, 16, documents=False, read=False)
+        == cpu(64, None, documents=True, read=False)
+        == "masked"
+    )
+    assert cuda(64, 64, documents=False, read=False) == "causal"  # the window covers the sequence
+
+
+@pytest.mark.parametrize("head_dim", [8, 264])
+def test_heads_without_a_kernel_are_refused(head_dim: int) -> None:
+    kernels.check_head_dim(head_dim, "cpu")
+    with pytest.raises(
+        UserError,
+        match=f"model.head_dim: {head_dim} has no attention kernels on CUDA; 16 to 256 have",
+    ):
+        kernels.check_head_dim(head_dim, "cuda")

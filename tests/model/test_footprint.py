@@ -1,0 +1,188 @@
+"""Bytes by layer: what the planner counts of each layer is what torch keeps of it for the backward pass."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from paribus.config import Architecture, Config, resolve_model
+from paribus.graph import ENTRY_POINTS, stage_files, working_sources
+from paribus.model import footprint
+from paribus.model.attention import Context
+from paribus.model.footprint import Batch
+from paribus.model.gpt import GPT
+from paribus.model.layers import Block, normalise
+
+ROWS, LENGTH, VOCAB = 4, 48, 97
+SWITCHES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "gelu": {"mlp": "gelu"},
+    "swiglu": {"mlp": "swiglu"},
+    "layer norm": {"norm": "layer"},
+    "grouped heads": {"n_kv_heads": 1},
+    "plain queries": {"qk_norm": False},
+    "no value embeddings": {"value_embeddings": "none"},
+    "value embeddings in all": {"value_embeddings": "all"},
+    "no positions": {"position": "none"},
+    "no scalars": {"residual_scalars": False, "x0_scalars": False},
+    "windows": {"window_pattern": "S"},
+}
+DTYPES = {"float32": 4, "bfloat16": 2}
+
+
+def architecture(config: Config, changes: dict[str, Any]) -> Architecture:
+    shape = {"depth": 2, "width": 128, "head_dim": 32, "seq_len": LENGTH, "window": 8}
+    return resolve_model(dataclasses.replace(config.model, **(shape | changes)))
+
+
+def kept(run: Callable[[], Tensor], without: list[Tensor]) -> int:
+    """Bytes that torch keeps for the backward pass of `run`, each storage once, but for those of `without`."""
+    saved: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = run()
+    known = {tensor.untyped_storage().data_ptr() for tensor in without}
+    sizes = {}
+    for tensor in saved:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            sizes[storage.data_ptr()] = storage.nbytes()
+    assert result.requires_grad
+    return sum(sizes.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A block on its own, and the inputs of its forward pass."""
+
+    config: Architecture
+    batch: Batch
+    block: Block
+    x: Tensor
+    tokens: Tensor
+    context: Context
+
+    @property
+    def shared(self) -> list[Tensor]:
+        """What a layer is given and does not add: parameters, tokens, positions."""
+        rotary = list(self.context.rotary or ())
+        return [*self.block.parameters(), self.tokens, *rotary]
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(params=SWITCHES)
+def case(request: pytest.FixtureRequest, dtype: str, tiny_config: Config) -> Case:
+    config = architecture(tiny_config, SWITCHES[request.param])
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(ROWS, LENGTH, config.width, generator=generator).to(getattr(torch, dtype))
+    tokens = torch.randint(0, VOCAB, (ROWS, LENGTH), generator=generator)
+    rotary = None
+    if config.position == "rope":
+        angle = torch.zeros(1, LENGTH, 1, config.head_dim // 2, dtype=x.dtype)
+        rotary = (angle.cos(), angle.sin())
+    mask = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool).tril()
+    context = Context(rotary, {"L": None, "S": mask}, None)
+    batch = Batch(ROWS, LENGTH, DTYPES[dtype])
+    return Case(config, batch, Block(config, VOCAB, 0), x.requires_grad_(), tokens, context)
+
+
+def test_attention(case: Case) -> None:
+    found = kept(lambda: case.block.attention(case.x, case.tokens, case.context), case.shared)
+    booleans = case.context.masks["S"].nbytes if case.block.attention.window == "S" else 0
+    expected = footprint.attention(case.config, 0, case.batch)
+    assert expected == pytest.approx(found - booleans, rel=0.05)
+
+
+def test_mlp(case: Case) -> None:
+    found = kept(lambda: case.block.mlp(case.x), case.shared)
+    assert footprint.mlp(case.config, case.batch) == pytest.approx(found, rel=0.05)
+
+
+def test_norm(case: Case) -> None:
+    output = normalise(case.x, case.config.norm)
+    result: list[Tensor] = []
+
+    def run() -> Tensor:
+        result.append(normalise(case.x, case.config.norm))
+        return result[0]
+
+    found = kept(run, [])
+    if footprint.norm_keeps_output(case.config, case.batch):
+        found -= output.nbytes  # counted by the layer that takes it
+    statistics = 4 * case.batch.tokens  # in fp32; bf16 scales are half of that, layer norm has two
+    assert footprint.norm(case.config, case.batch) == pytest.approx(found, abs=statistics)
+
+
+def test_block(case: Case) -> None:
+    x0 = case.x.detach().clone()
+    found = kept(lambda: case.block(case.x, x0, case.tokens, case.context), [*case.shared, x0])
+    booleans = case.context.masks["S"].nbytes if case.block.attention.window == "S" else 0
+    expected = footprint.block(case.config, 0, case.batch)
+    assert expected == pytest.approx(found - booleans, rel=0.05)
+
+
+def test_the_whole_forward_pass_is_the_sum_of_its_layers(dtype: str, tiny_config: Config) -> None:
+    config = architecture(tiny_config, {"depth": 3})
+    model = GPT(config, VOCAB, getattr(torch, dtype))
+    tokens = torch.zeros(ROWS, LENGTH, dtype=torch.int64)
+    found = kept(lambda: model.hidden(tokens), list(model.parameters()))
+    batch = Batch(ROWS, LENGTH, DTYPES[dtype])
+    expected = footprint.outside_blocks(config, batch)
+    expected += sum(footprint.block(config, layer, batch) for layer in range(config.depth))
+    # the final norm's output, and cosines and sines of every position
+    expected += footprint.stream(config, batch)
+    assert expected == pytest.approx(found, rel=0.05)
+
+
+def test_every_layer_names_its_footprint(project_root: Path) -> None:
+    """Whoever changes what a layer keeps is told where it is counted."""
+    for file in ("layers.py", "kernels.py", "cross_entropy.py", "cache.py"):
+        tree = ast.parse((project_root / "src/paribus/model" / file).read_text())
+        module_says = ast.get_docstring(tree) or ""
+        for node in tree.body:
+            if not isinstance(node, ast.ClassDef) or not is_layer(node):
+                continue
+            says = f"{module_says} {ast.get_docstring(node)}"
+            named = set(re.findall(r"`footprint\.(\w+)`", says)) - {"py"}
+            assert named, f"{file}: {node.name} does not say where its bytes are counted"
+            assert all(hasattr(footprint, name) for name in named), f"{file}: {named}"
+
+
+def is_layer(node: ast.ClassDef) -> bool:
+    """Whether a class of model/ keeps tensors: a module with parts, an autograd function, a cache."""
+    bases = [ast.unparse(base) for base in node.bases]
+    return "nn.Module" in bases or "torch.autograd.Function" in bases or node.name.endswith("Cache")
+
+
+def test_a_better_estimate_retrains_nothing() -> None:
+    sources = working_sources()
+    for stage in ENTRY_POINTS:
+        assert "src/paribus/model/footprint.py" not in stage_files(stage, sources)
+
+
+def test_parameters_of_a_module_are_those_that_are_counted(tiny_config: Config) -> None:
+    from paribus.model.shapes import block_shapes
+
+    for changes in SWITCHES.values():
+        config = architecture(tiny_config, changes)
+        for layer in range(config.depth):
+            block: nn.Module = Block(config, VOCAB, layer)
+            real = {name: tuple(tensor.shape) for name, tensor in block.named_parameters()}
+            assert block_shapes(config, layer, VOCAB) == real

@@ -1,0 +1,199 @@
+"""The verdict's page: what it says of matched seeds, of undecided arms, of items; other people's text is no markup."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from support.ablation_file import parse
+
+from paribus.pages import verdict as verdict_page
+from paribus.pages.markdown import cell, fenced, line, paragraph
+from paribus.pages.noise import markdown as noise_markdown
+from paribus.study.items import ItemEffect, item_effect
+from paribus.study.statistics import Effect, effects, noise_table
+from paribus.study.verdict import ArmVerdict, verdicts
+
+pytestmark = pytest.mark.usefixtures("in_checkout")
+
+
+def arms_of(experiment: Any) -> list[ArmVerdict]:
+    return verdicts(experiment, [])
+
+
+# ---------------------------------------------------------------- matched seeds
+
+
+def test_what_arms_share_at_the_start_is_said_by_the_arm() -> None:
+    """A tied head rescales the embedding, another width shares no tensor, another optimiser shares all."""
+    arms = {
+        "adamw": {"optimizer.kind": "adamw"},
+        "wide": {"model.width": 64},
+        "relu2": {"model.mlp": "relu2"},
+        "tied": {"model.tied_head": True},
+    }
+    experiment = parse(arms=arms, equal="none")
+    text = verdict_page.shared_values(experiment, arms_of(experiment))
+    shares = dict(
+        one.rsplit(" ", 1)
+        for one in text.partition("there: ")[2].split("; ")[0].replace(" %", "%").split(", ")
+    )
+    assert shares["adamw"] == "all"
+    assert 0 < int(shares["relu2"].rstrip("%")) < 100 and 0 < int(shares["tied"].rstrip("%")) < 100
+    assert shares["wide"] in ("none", *(f"{i}%" for i in range(1, 10)))
+    alike = parse()
+    assert verdict_page.shared_values(alike, arms_of(alike)).startswith(
+        "Every tensor of every arm begins with"
+    )
+
+
+def test_arms_of_other_rows_are_named() -> None:
+    experiment = parse(
+        arms={"packed": {"pretrain.packing": "best_fit"}, "adamw": {"optimizer.kind": "adamw"}}
+    )
+    text = verdict_page.shared_rows(arms_of(experiment))
+    assert "but for packed, whose rows are others" in text and "adamw" not in text
+
+
+# ---------------------------------------------------------------- the sentence
+
+
+def effect_of(differences: list[float], plan: tuple[int, ...] | None = None) -> Effect:
+    return effects(
+        {"adamw": differences}, direction="lower", smallest_effect=0.01, alpha=0.05, plan=plan
+    )["adamw"]
+
+
+def test_a_fixed_study_is_not_told_to_grow() -> None:
+    text = verdict_page.sentence(parse(seeds=3), "adamw", effect_of([0.05, -0.04, 0.02]))
+    assert "in a new study with fresh seeds" in text
+    assert "raise its chance of a false verdict" in text and "run " not in text
+
+
+def test_a_study_with_looks_is_told_its_next_look() -> None:
+    experiment = parse(seeds={"from": 3, "to": 8})
+    between = verdict_page.sentence(experiment, "adamw", effect_of([0.05, -0.04, 0.02], (3, 5, 8)))
+    assert "run 2 more seeds, to the study's next look" in between
+    ended = [0.05, -0.04, 0.02, 0.03, -0.01, 0.02, -0.03, 0.01]
+    assert "fresh seeds" in verdict_page.sentence(experiment, "adamw", effect_of(ended, (3, 5, 8)))
+
+
+def test_differences_that_are_all_nothing_are_no_equality_and_no_number_of_seeds() -> None:
+    text = verdict_page.sentence(parse(seeds=3), "adamw", effect_of([0.0, 0.0, 0.0]))
+    assert "undecided" in text and "does not show that they are equal" in text
+    assert "more seeds" not in text
+
+
+# ---------------------------------------------------------------- items
+
+
+def item(p: float) -> ItemEffect:
+    return ItemEffect(3, 400, 400, 0.02, 0.001, 0.039, p, 0.01, 0.01, None, "better")
+
+
+def test_what_items_say_is_held_over_the_arms_and_is_no_verdict() -> None:
+    experiment = parse(
+        arms={name: {"optimizer.eps": eps} for name, eps in (("a", 1e-9), ("b", 1e-8))}
+    )
+    found = [
+        replace(arm, items=item(p)) for arm, p in zip(arms_of(experiment), (0.03, 0.9), strict=True)
+    ]
+    values = verdict_page.page_values(experiment, [], [], {}, [], found) | {"scaling": None}
+    assert [row["p"] for row in values["items"]] == pytest.approx([0.06, 0.9])
+    for text in (verdict_page.markdown(values, []), verdict_page.html(values, {})):
+        table = text[text.index("By item") : text.index("Cost beside quality")]
+        assert (
+            "better" not in table and "worse" not in table and "after Holm over the arms" in table
+        )
+
+
+def test_one_study_in_twenty_of_equal_arms_shows_a_small_p_of_items() -> None:
+    """Five arms that do not differ; the p of the page is what is counted."""
+    names = "abcde"
+    values = {name: {"optimizer.eps": 10.0**-exponent} for exponent, name in enumerate(names, 5)}
+    experiment = parse(arms=values)
+    arms = arms_of(experiment)
+    rng = np.random.default_rng(10)
+    any_false = []
+    for _ in range(150):
+        base = list((rng.random((3, 60)) < 0.4).astype(float))
+        judged = []
+        for arm in arms:
+            own = list((rng.random((3, 60)) < 0.4).astype(float))
+            effect = item_effect(base, own, smallest_effect=0.1, draws=1000)
+            judged.append(replace(arm, items=effect))
+        page = verdict_page.page_values(experiment, [], [], {}, [], judged)
+        any_false.append(min(row["p"] for row in page["items"]) <= 0.05)
+    assert np.mean(any_false) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 150)
+
+
+# ---------------------------------------------------------------- other people's text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>alert(1)</script>",
+        "a | b | c",
+        "[click](javascript:alert(1))",
+        "![x](http://example.org/x.png)",
+        "`code` *bold* _soft_ ~~gone~~ **x**",
+        "&lt;b&gt; &#x3c;",
+        "two\nlines\n\n# a heading",
+        "\\<img src=x onerror=alert(1)>",
+        "<!-- hidden -->",
+    ],
+)
+def test_text_in_a_page_of_markdown_is_text(text: str) -> None:
+    """Rendered by a Markdown library, each form shows the same words and makes no element of its own."""
+    import re
+    from html import unescape
+
+    from markdown_it import MarkdownIt
+
+    render = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render
+    words = " ".join(text.split())
+    for page in (f"- {line(text)}", paragraph(text), f"| a | b |\n| - | - |\n| {cell(text)} | x |"):
+        html = render(page)
+        tags = set(re.findall(r"<(\w+)", html))
+        assert tags <= {"ul", "li", "p", "table", "thead", "tbody", "tr", "th", "td"}, html
+        assert words in " ".join(unescape(re.sub(r"<[^>]*>", "", html)).split())
+
+
+def test_what_needs_no_escape_stays_as_it_is() -> None:
+    plain = "model.qk_norm: true → false, p < 0.0001 (95 % interval −0.1 to 0.2; lower is better)"
+    assert line(plain) == plain == paragraph(plain)
+    assert paragraph("- a list") == "\\- a list" and paragraph("# one") == "\\# one"
+
+
+def test_a_diff_cannot_leave_its_block() -> None:
+    text = "-a\n```\n<script>\n+b"
+    block = fenced(text, "diff").splitlines()
+    assert block[0] == "````diff" and block[-1] == "````" and "\n".join(block[1:-1]) == text
+
+
+def test_a_whole_page_of_markdown_holds_no_markup_of_the_file() -> None:
+    bad = "<script>alert(1)</script> | `x` [y](z)"
+    experiment = parse(question=bad, hypothesis=bad)
+    found = arms_of(experiment)
+    values = verdict_page.page_values(experiment, [], [], {bad: bad}, [bad], found)
+    text = verdict_page.markdown(values | {"scaling": None, "diff": f"```\n{bad}"}, [])
+    outside = text[: text.index("````diff")] + text[text.rindex("````") :]
+    assert "<script" not in outside and "[y](z)" not in outside
+    assert "&lt;script>" in outside
+
+
+# ---------------------------------------------------------------- noise
+
+
+def test_the_noise_page_says_how_far_two_runs_lie_apart_for_its_number_of_seeds() -> None:
+    """Three seeds measure a spread badly: 6.1 of it, where thirty say 2.9."""
+    experiment = replace(parse(), profile="default")
+    for seeds, factor in ((3, 6.085), (30, 2.892)):
+        values = [float(i % 3) for i in range(seeds)]
+        rows = noise_table({"val_bpb": values}, {"val_bpb": [0.5]})
+        page = noise_markdown(experiment, rows, {"val_bpb": values})
+        assert page.splitlines()[6].split(" | ")[-1].strip(" |") == f"{factor * rows[0].stdev:.2g}"

@@ -1,0 +1,410 @@
+"""A key that is accepted acts, or is reported as without an effect: proved by training with every switch flipped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from support.checkout import ROOT
+from support.tiny import TINY
+
+from paribus.cli.commands import commands
+from paribus.config import (
+    Config,
+    change_notes,
+    changes,
+    describe,
+    flatten,
+    inert,
+    inert_problems,
+    load_config,
+    merge,
+    merge_problems,
+    parse_config,
+    read_yaml,
+    resolve_model,
+)
+from paribus.errors import UserError
+from paribus.model.gpt import GPT
+from paribus.study.experiment import parse_experiment
+from paribus.train.optim import MuonAdamW
+from paribus.tune.space import read_study
+
+PARAMS = read_yaml(ROOT / "params.yaml")
+VOCABULARY = 64
+SMALL = {
+    "model.depth": 3,
+    "model.width": 48,
+    "model.head_dim": 12,
+    "model.seq_len": 32,
+    "model.window": 8,
+    "rl.max_new_tokens": 8,
+    "eval.gsm8k.max_new_tokens": 8,
+}
+# Other values of every key of model.* and optimizer.*: at least one of them has to change the weights.
+FLIPS: dict[str, list[Any]] = {
+    "model.depth": [2, 1],
+    "model.aspect_ratio": [24],
+    "model.width": [36, None],
+    "model.head_dim": [24],
+    "model.n_heads": [None, 4, 2],
+    "model.n_kv_heads": [2, 1],
+    "model.seq_len": [16, 64],
+    "model.mlp": ["relu2", "gelu"],
+    "model.mlp_ratio": [2.0],
+    "model.norm": ["layer"],
+    "model.qk_norm": [False],
+    "model.position": ["learned", "none", "rope"],
+    "model.rope_base": [50.0],
+    "model.window_pattern": ["L", "SL", "LS"],
+    "model.window": [2, 4, None],
+    "model.value_embeddings": ["none", "alternate", "all"],
+    "model.x0_scalars": [False, True],
+    "model.residual_scalars": [False, True],
+    "model.tied_head": [True, False],
+    "model.softcap": [0.0, 2.0],
+    "optimizer.kind": ["adamw", "muon"],
+    "optimizer.matrix_lr": [0.08],
+    "optimizer.adamw_matrix_lr": [0.008],
+    "optimizer.embedding_lr": [0.05],
+    "optimizer.head_lr": [0.03],
+    "optimizer.scalar_lr": [0.2],
+    "optimizer.lr_reference_width": [96],
+    "optimizer.lr_width_exponent": [0.0, -1.0],
+    "optimizer.weight_decay": [0.5],
+    "optimizer.beta1": [0.6],
+    "optimizer.beta2": [0.99],
+    "optimizer.eps": [1e-3],
+    "optimizer.muon_momentum": [0.6],
+    "optimizer.muon_iterations": [2],
+    "optimizer.grad_clip": [0.0, 0.01],
+}
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "adamw": {"optimizer.kind": "adamw"},
+    "learned positions": {"model.position": "learned"},
+    "no positions": {"model.position": "none"},
+    "all see everything": {"model.window_pattern": "L"},
+    "window as long as the context": {"model.window": 32},
+    "width of the depth": {"model.width": None, "model.aspect_ratio": 16},
+    "one head": {"model.head_dim": 48},
+    "one block": {"model.depth": 1},
+    "tied, no value embeddings": {"model.tied_head": True, "model.value_embeddings": "none"},
+    "nothing but matrices": {
+        "model.value_embeddings": "none",
+        "model.x0_scalars": False,
+        "model.residual_scalars": False,
+    },
+    "rates of one width": {"optimizer.lr_width_exponent": 0.0},
+    "width of the reference": {"optimizer.lr_reference_width": 48},
+}
+
+
+def config_of(values: dict[str, Any]) -> Config | None:
+    """SMALL with values; None where they are refused."""
+    try:
+        return parse_config(merge(PARAMS, SMALL | values))
+    except UserError:
+        return None
+
+
+def training(values: dict[str, Any]) -> Iterator[str]:
+    """The weights at first and after each of a few steps: names, shapes, sums and norms, as text."""
+    config = config_of(values)
+    assert config is not None
+    model = GPT(resolve_model(config.model), VOCABULARY)
+    model.initialise(config.seed)
+    optimizer = MuonAdamW(model, config.optimizer)
+    generator = torch.Generator().manual_seed(0)
+    yield said(model)
+    for _ in range(4):
+        rows = torch.randint(0, VOCABULARY, (2, config.model.seq_len + 1), generator=generator)
+        loss = model(rows[:, :-1].contiguous(), rows[:, 1:].contiguous()) / rows.numel()
+        loss.backward()
+        optimizer.clip()
+        optimizer.step(1.0)
+        optimizer.zero_grad()
+        yield said(model)
+
+
+def said(model: GPT) -> str:
+    return "\n".join(
+        f"{name} {tuple(tensor.shape)} {tensor.double().sum().item()!r} {tensor.norm().item()!r}"
+        for name, tensor in model.named_parameters()
+    )
+
+
+def differ(base: list[str], values: dict[str, Any]) -> bool:
+    """Whether a training with `values` ever leaves the weights of the base; it is followed no further."""
+    return any(mine != theirs for mine, theirs in zip(training(values), base, strict=True))
+
+
+def test_every_key_of_the_model_and_the_optimizer_is_flipped() -> None:
+    keys = [path for path, *_ in describe() if path.startswith(("model.", "optimizer."))]
+    assert sorted(keys) == sorted(FLIPS)
+
+
+def id_of(value: object) -> str:
+    """A name for a case; sets in one order, as workers of one test run have to agree on names."""
+    return str(sorted(value)) if isinstance(value, set) else str(value)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_flipped_key_changes_the_weights_or_is_reported(name: str) -> None:
+    base = CONFIGURATIONS[name]
+    config = config_of(base)
+    assert config is not None
+    before = list(training(base))
+    wrong: list[str] = []
+    for key, values in FLIPS.items():
+        flips = [base | {key: value} for value in values]
+        allowed = [flip for flip in flips if config_of(flip) is not None]
+        changed = [differ(before, flip) for flip in allowed]
+        reported = key in inert(config)
+        if reported and any(changed):
+            wrong.append(f"{key} is reported and acts")
+        if not reported and allowed and not any(changed):
+            wrong.append(f"{key} does not act and is not reported")
+        for flip, acts in zip(allowed, changed, strict=True):
+            other = config_of(flip)
+            assert other is not None
+            told = bool(changes(config, other))
+            # whether a clipped gradient was above its bound is known only afterwards
+            if acts != told and not (told and key == "optimizer.grad_clip"):
+                wrong.append(f"{key}={flip[key]}: changes() says {changes(config, other)}")
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("values", "reported"),
+    [
+        ({"pretrain.steps": 9}, {"pretrain.tokens_per_parameter"}),
+        ({"pretrain.eval_every": 0}, {"pretrain.eval_tokens"}),
+        ({"pretrain.core_every": 0}, {"pretrain.core_max_per_task"}),
+        ({"train.processes": 1}, {"train.sharding"}),
+        ({"pretrain.warmdown_fraction": 0.0}, {"pretrain.final_lr_fraction"}),
+        ({"sft.warmdown_fraction": 0.0}, {"sft.final_lr_fraction"}),
+        ({"rl.warmup_fraction": 1.0}, {"rl.final_lr_fraction"}),
+        ({"corpus.source": "world"}, {"corpus.paths", "corpus.text_column", "corpus.megabytes"}),
+        ({"corpus.problems": "there"}, {"corpus.world.problems", "corpus.world.test_problems"}),
+        ({"corpus.core": "there"}, {"corpus.world.core_items"}),
+        ({"corpus.source": "local", "corpus.paths": ["a.txt"]}, {"corpus.world.megabytes"}),
+    ],
+    ids=id_of,
+)
+def test_a_key_of_the_stages_that_is_not_read_is_reported(
+    values: dict[str, Any], reported: set[str]
+) -> None:
+    config = load_config(ROOT / "params.yaml", values)
+    assert reported <= inert(config).keys()
+
+
+@pytest.mark.parametrize(
+    ("values", "acting"),
+    [
+        ({"pretrain.steps": None}, {"pretrain.tokens_per_parameter"}),
+        ({"pretrain.eval_every": 5}, {"pretrain.eval_tokens"}),
+        ({"pretrain.core_every": 5}, {"pretrain.core_max_per_task"}),
+        ({"train.processes": 2}, {"train.sharding"}),
+        ({"corpus.source": "local", "corpus.paths": ["a.txt"]}, {"corpus.text_column"}),
+    ],
+    ids=id_of,
+)
+def test_a_key_of_the_stages_that_is_read_is_not_reported(
+    values: dict[str, Any], acting: set[str]
+) -> None:
+    assert not acting & inert(load_config(ROOT / "params.yaml", values)).keys()
+
+
+def test_a_reason_says_what_it_would_take() -> None:
+    config = load_config(ROOT / "params.yaml")
+    assert inert_problems(config, ["optimizer.adamw_matrix_lr", "model.depth"]) == [
+        "optimizer.adamw_matrix_lr is read only with optimizer.kind: adamw"
+    ]
+
+
+def test_weights_of_a_mixture_are_the_same_as_their_shares() -> None:
+    config = load_config(ROOT / "params.yaml")
+    mixture = {f"sft.mixture.{name}": 3 * weight for name, weight in config.sft.mixture.items()}
+    assert changes(config, load_config(ROOT / "params.yaml", mixture)) == []
+
+
+# ---------------------------------------------------------------- arms and spaces
+
+
+def arms(*overrides: dict[str, Any]) -> list[str]:
+    """The problems of an ablation with these arms."""
+    raw = {
+        "question": "Is it better?",
+        "hypothesis": "It is.",
+        "baseline": {"set": TINY},
+        "arms": {f"arm{number}": change for number, change in enumerate(overrides)},
+        "seeds": 2,
+        "metric": "val_bpb",
+        "smallest_effect": 0.01,
+        "equal": "none",
+        "stages": ["sft"],
+    }
+    try:
+        parse_experiment("tiny", raw)
+    except UserError as error:
+        return error.problems
+    return []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"optimizer.adamw_matrix_lr": 0.1}, "read only with optimizer.kind: adamw"),
+        ({"optimizer.kind": "adamw", "optimizer.matrix_lr": 0.1}, "read only with optimizer.kind: muon"),
+        ({"pretrain.tokens_per_parameter": 5}, "read only with pretrain.steps: null"),
+        ({"model.window": 16, "model.window_pattern": "L"}, "model.window is read only with a letter S"),
+        ({"model.mlp_ratio": 4.01}, "the baseline computes the same"),
+        ({"sft.warmup_fraction": 0.06}, "the baseline computes the same"),
+        ({"model.n_kv_heads": 2}, "the baseline computes the same"),
+        ({"model.width": 32}, "the baseline computes the same"),
+        ({"sft.mixture": {"facts": 0.5, "problems_worked": 0.5}}, "it was merged with the weights there are"),
+    ],
+    ids=id_of,
+)  # fmt: skip
+def test_an_arm_that_cannot_differ_is_refused(
+    change: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    problems = arms(change)
+    assert problems and said in problems[0]
+
+
+def test_an_arm_that_differs_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    adamw = {"set": {"optimizer.kind": "adamw", "optimizer.adamw_matrix_lr": 0.1}, "as_one": "it"}
+    assert not arms(adamw, {"model.n_kv_heads": 1}, {"model.width": 48})
+
+
+STUDY = "trials: 2\nbudget: {tokens: 40960}\nmemory: 3GiB\nspace:\n"
+
+
+@pytest.mark.parametrize(
+    ("space", "refused"),
+    [
+        ("  optimizer.adamw_matrix_lr: {low: 0.001, high: 0.1}\n", True),
+        ("  optimizer.adamw_matrix_lr: {low: 0.001, high: 0.1}\n  optimizer.kind: {choices: [muon, adamw]}\n", False),
+        ("  model.rope_base: {low: 10, high: 100}\n  model.position: {choices: [none, learned]}\n", False),
+        ("  optimizer.matrix_lr: {low: 0.001, high: 0.1}\n", False),
+    ],
+    ids=["never", "with one choice", "outside of the choices", "always"],
+)  # fmt: skip
+def test_a_space_of_a_key_that_no_trial_reads_is_refused(
+    space: str, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "experiments/tune").mkdir(parents=True)
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    (tmp_path / "experiments/tune/it.yaml").write_text(STUDY + space)
+    monkeypatch.chdir(tmp_path)
+    if not refused:
+        read_study("it")
+        return
+    with pytest.raises(UserError, match="read only with optimizer.kind: adamw"):
+        read_study("it")
+
+
+# ---------------------------------------------------------------- changes since the last commit
+
+
+@pytest.fixture
+def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with the project's params.yaml and dvc.yaml committed."""
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    monkeypatch.chdir(tmp_path)
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", "init", "-q"], check=True)
+    subprocess.run(["git", "add", "."], check=True)
+    subprocess.run(["git", *identity, "commit", "-qm", "first"], check=True)
+    return tmp_path
+
+
+def set_params(*assignments: str) -> Config:
+    """What `dvc exp run -S` makes of params.yaml."""
+    from dvc.utils.hydra import apply_overrides
+
+    apply_overrides("params.yaml", list(assignments))
+    return load_config()
+
+
+def test_a_changed_key_without_an_effect_is_named(committed: Path) -> None:
+    config = set_params("optimizer.adamw_matrix_lr=0.1", "model.depth=3", "train.sharding=fsdp")
+    assert change_notes(config, ["model", "optimizer"]) == [
+        "optimizer.adamw_matrix_lr: changed, and without an effect: it is read only with optimizer.kind: adamw"
+    ]
+    assert len(change_notes(config)) == 2
+
+
+def test_an_unchanged_file_gives_no_note(committed: Path) -> None:
+    assert change_notes(load_config()) == []
+
+
+def test_a_stage_names_it_on_standard_error(
+    committed: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from paribus.stages.context import name_changes
+
+    name_changes("pretrain", set_params("optimizer.adamw_matrix_lr=0.1"))
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(
+        "paribus pretrain: optimizer.adamw_matrix_lr: changed, and without"
+    )
+
+
+def test_a_plan_names_it_on_standard_error_and_prints_json_alone(committed: Path) -> None:
+    words = ["plan", "--json", "--device", "RTX 3090", "-S", "optimizer.adamw_matrix_lr=0.1"]
+    done = CliRunner().invoke(commands, words)
+    assert done.exit_code == 0
+    assert "paribus plan: optimizer.adamw_matrix_lr: changed, and without" in done.stderr
+    assert json.loads(done.stdout)["stages"]
+
+
+def test_a_plan_refuses_a_mixture_that_would_be_merged(committed: Path) -> None:
+    words = ["plan", "-S", "midtrain.mixture={facts: 0.5, problems_worked: 0.5}"]
+    done = CliRunner().invoke(commands, words)
+    assert done.exit_code == 2 and "'~midtrain.mixture' -S" in done.stderr
+
+
+def test_a_whole_mixture_that_dvc_merged_is_refused_and_the_command_given_replaces_it(
+    committed: Path,
+) -> None:
+    wanted = "{facts: 0.5, problems_worked: 0.5}"
+    with pytest.raises(UserError) as caught:
+        change_notes(set_params(f"midtrain.mixture={wanted}"))
+    command = "'~midtrain.mixture' -S '+midtrain.mixture={facts: 0.5, problems_worked: 0.5}'"
+    assert command in caught.value.problems[0]
+    (committed / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    config = set_params("~midtrain.mixture", f"+midtrain.mixture={wanted}")
+    assert config.midtrain.mixture == {"facts": 0.5, "problems_worked": 0.5}
+    assert change_notes(config) == []
+
+
+def test_one_more_source_is_mixed_in_and_its_share_said(committed: Path) -> None:
+    config = set_params("+corpus.conversations.mine=talk.jsonl", "+sft.mixture.mine=1.0")
+    [note] = change_notes(config, ["sft"])
+    assert "sft.mixture: the weights add up to 2" in note and "mine 0.5" in note
+
+
+def test_one_changed_weight_is_said_as_shares(committed: Path) -> None:
+    [note] = change_notes(set_params("sft.mixture.facts=1.05"))
+    assert "the weights add up to 2, so the shares are facts 0.525" in note
+
+
+def test_a_profile_is_no_merge() -> None:
+    before = flatten(read_yaml(ROOT / "params.yaml"))
+    for path in sorted((ROOT / "experiments/profiles").glob("*.yaml")):
+        after = flatten(load_config(ROOT / "params.yaml", flatten(read_yaml(path))))
+        assert merge_problems(before, after) == []

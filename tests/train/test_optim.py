@@ -1,0 +1,134 @@
+"""The optimiser: Muon orthogonalises, AdamW is torch's, every switch takes effect."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from paribus.config import Config, resolve_model
+from paribus.model.gpt import GPT
+from paribus.train.optim import MuonAdamW, lr_factor, orthogonalise, parameter_groups
+
+
+def test_newton_schulz_brings_singular_values_near_one() -> None:
+    matrices = torch.randn(2, 24, 96, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalise(matrices, 5))
+    assert values.min() > 0.6 and values.max() < 1.25  # the interval of the coefficients' source
+    assert torch.allclose(orthogonalise(matrices.mT, 5), orthogonalise(matrices, 5).mT, atol=1e-5)
+
+
+def test_adamw_is_torchs(tiny_config: Config) -> None:
+    config = dataclasses.replace(
+        tiny_config.optimizer, kind="adamw", grad_clip=0.0, weight_decay=0.0
+    )
+    ours, theirs = (GPT(resolve_model(tiny_config.model), 50) for _ in range(2))
+    ours.initialise(1)
+    theirs.initialise(1)
+    optimizer = MuonAdamW(ours, config)
+    groups = [
+        {
+            "params": [dict(theirs.named_parameters())[name] for name in group.parameters],
+            "lr": group.lr,
+        }
+        for group in parameter_groups(ours, config)
+    ]
+    reference = torch.optim.AdamW(
+        groups, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=0.0
+    )
+    tokens = torch.randint(0, 50, (2, 16), generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        for model in (ours, theirs):
+            model.zero_grad()
+            (model(tokens, tokens) / 32).backward()
+        optimizer.step(1.0)
+        reference.step()
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=2e-4, rtol=1e-3), name
+
+
+def trained(config: Config, **changes: Any) -> torch.Tensor:
+    """All weights after two steps under a changed optimiser."""
+    model = GPT(resolve_model(dataclasses.replace(config.model, value_embeddings="all")), 50)
+    model.initialise(1)
+    optimizer = MuonAdamW(model, dataclasses.replace(config.optimizer, **changes))
+    tokens = torch.randint(0, 50, (2, 16), generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        (model(tokens, tokens) / 32).backward()
+        optimizer.clip()
+        optimizer.step(1.0)
+        optimizer.zero_grad()
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "adamw"},
+        {"matrix_lr": 0.1},
+        {"embedding_lr": 0.01},
+        {"head_lr": 0.1},
+        {"scalar_lr": 0.2},
+        {"lr_reference_width": 1024},
+        {"weight_decay": 0.5},
+        {"beta1": 0.5},
+        {"beta2": 0.5},
+        {"eps": 1e-2},
+        {"muon_momentum": 0.5},
+        {"muon_iterations": 2},
+        {"grad_clip": 1e-3},
+        {"kind": "adamw", "adamw_matrix_lr": 0.1},
+        {"lr_width_exponent": 0.0, "lr_reference_width": 1024},
+    ],
+    ids=str,
+)
+def test_every_switch_takes_effect(tiny_config: Config, changes: dict[str, Any]) -> None:
+    assert not torch.equal(trained(tiny_config), trained(tiny_config, **changes))
+
+
+def test_clip_bounds_the_global_norm(tiny_config: Config) -> None:
+    model = GPT(resolve_model(tiny_config.model), 50)
+    model.initialise(1)
+    optimizer = MuonAdamW(model, dataclasses.replace(tiny_config.optimizer, grad_clip=0.5))
+    tokens = torch.zeros(2, 16, dtype=torch.int64)
+    model(tokens, tokens).backward()
+    before = optimizer.clip()
+    after = torch.linalg.vector_norm(
+        torch.stack([p.grad.norm() for p in optimizer.parameters if p.grad is not None])
+    )
+    assert before > 0.5 and after == pytest.approx(0.5, rel=1e-4)
+
+
+def test_tied_head_gets_the_rate_of_a_head(tiny_config: Config) -> None:
+    model = GPT(resolve_model(dataclasses.replace(tiny_config.model, tied_head=True)), 50)
+    groups = {group.name: group for group in parameter_groups(model, tiny_config.optimizer)}
+    assert "embedding.weight" in groups["head"].parameters
+
+
+def test_schedule_warms_up_holds_and_warms_down() -> None:
+    factors = [lr_factor(step, 100, 0.1, 0.4, 0.05) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1) and factors[9] == factors[50] == 1.0
+    assert factors[99] == pytest.approx(0.05) and factors[59] == 1.0 > factors[61] > factors[80]
+
+
+def rates(config: Config, width: int, **changes: Any) -> dict[str, float]:
+    """Learning rate of each group of parameters at a width."""
+    model = GPT(resolve_model(dataclasses.replace(config.model, width=width)), 50)
+    optimizer = dataclasses.replace(config.optimizer, **changes)
+    return {group.name: group.lr for group in parameter_groups(model, optimizer)}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_which_learning_rates_follow_the_width(tiny_config: Config, kind: str) -> None:
+    changes = {"kind": kind, "lr_reference_width": 64, "lr_width_exponent": -0.5}
+    narrow, wide = (rates(tiny_config, width, **changes) for width in (64, 256))
+    ratios = {name: wide[name] / narrow[name] for name in narrow}
+    matrix = 0.5 if kind == "adamw" else 1.0
+    assert ratios == {"matrix": matrix, "embedding": 0.5, "head": 0.5, "scalar": 1.0}
+    assert narrow["matrix"] == (
+        tiny_config.optimizer.adamw_matrix_lr
+        if kind == "adamw"
+        else tiny_config.optimizer.matrix_lr
+    )
