@@ -299,10 +299,10 @@ def test_a_trial_that_diverges_is_a_result_and_not_a_crash(
 
     wild = tmp_path / "src"  # no accepted value diverges at this size, so the code does
     shutil.copytree(project_root / "src", wild, ignore=shutil.ignore_patterns("__pycache__"))
-    trial = wild / "paribus/tune/trial.py"
-    honest = "return schedule.lr_scale * lr_factor("
-    assert honest in trial.read_text()
-    trial.write_text(trial.read_text().replace(honest, "return float('nan') + lr_factor("))
+    trainer = wild / "paribus/train/trainer.py"
+    honest = "return schedule.lr_scale * shape"
+    assert honest in trainer.read_text()
+    trainer.write_text(trainer.read_text().replace(honest, "return float('nan') * shape"))
     monkeypatch.setenv("PYTHONPATH", str(wild))
     write(inside, "wild")
     config = read_study("wild").config({"train.save_seconds": 1000.0})
