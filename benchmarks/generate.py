@@ -25,7 +25,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -41,7 +41,9 @@ SPECIAL = ("<|bos|>", "<|end|>", "<|tool|>", "<|tool_end|>", "<|result|>", "<|re
 class Codec:
     """Special tokens at the end of the vocabulary; a random model calls no tool, so no text is needed."""
 
-    special = {name: VOCAB - 1 - place for place, name in enumerate(SPECIAL)}
+    special: ClassVar[dict[str, int]] = {
+        name: VOCAB - 1 - place for place, name in enumerate(SPECIAL)
+    }
     bos = special["<|bos|>"]
 
     def encode(self, text: str) -> list[int]:

@@ -157,7 +157,7 @@ def wait_until(run: Repro, stage: str, happened: Callable[[], bool], every: floa
     looks = 0
     while not happened():
         looks += 1
-        if not run.alive() or looks % 20 == 0 and run.stage != stage:
+        if not run.alive() or (looks % 20 == 0 and run.stage != stage):
             return False
         time.sleep(every)
     return True

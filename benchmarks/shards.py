@@ -22,11 +22,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-import tokenizers  # noqa: E402
+import tokenizers
 
-from paribus import config  # noqa: E402
-from paribus.data.shards import documents, write_shards  # noqa: E402
-from paribus.data.tokenizer import Tokenizer  # noqa: E402
+from paribus import config
+from paribus.data.shards import documents, write_shards
+from paribus.data.tokenizer import Tokenizer
 
 
 def library_seconds(path: Path, texts: list[str]) -> float:

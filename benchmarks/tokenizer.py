@@ -23,11 +23,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-import tokenizers  # noqa: E402
+import tokenizers
 
-from paribus import config  # noqa: E402
-from paribus.data.shards import documents  # noqa: E402
-from paribus.data.tokenizer import compression, train_tokenizer  # noqa: E402
+from paribus import config
+from paribus.data.shards import documents
+from paribus.data.tokenizer import compression, train_tokenizer
 
 WORD = re.compile("[A-Za-z]{3,}")
 

@@ -138,7 +138,8 @@ def main() -> None:
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        return serve(args.side, args.steps, args.threads, args.peer)
+        serve(args.side, args.steps, args.threads, args.peer)
+        return
     sides = [side for side in args.sides if args.peer or side.startswith("paribus")]
     processes = {side: start(side, args) for side in sides}
     rounds: dict[str, list[dict[str, float]]] = {side: [] for side in sides}

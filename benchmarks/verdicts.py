@@ -36,11 +36,11 @@ from typing import Any
 # A script's own folder is where Python looks first; the modules beside this one are not for importing.
 sys.path.pop(0)
 
-import numpy as np  # noqa: E402
-from scipy import optimize, stats  # noqa: E402
+import numpy as np
+from scipy import optimize, stats
 
-from paribus.evaluate.intervals import wilson  # noqa: E402
-from paribus.study import items, statistics  # noqa: E402
+from paribus.evaluate.intervals import wilson
+from paribus.study import items, statistics
 
 ALPHA, POWER = 0.05, 0.8
 PLAN = statistics.looks(3, 12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import random
@@ -142,8 +143,7 @@ def write_gsm8k(root: Path, rng: random.Random) -> None:
     names = list(PRINTED)
     right = {stage: [item.correct for item in answered] for stage, answered in items.items()}
     metrics["paired"] = {
-        f"{a}_{b}": intervals.compare(right[a], right[b])
-        for a, b in zip(names, names[1:], strict=False)
+        f"{a}_{b}": intervals.compare(right[a], right[b]) for a, b in itertools.pairwise(names)
     }
     write_json(root / "metrics/gsm8k.json", metrics | {"dataset": "world"})
     columns = ("accuracy", "ci_low", "ci_high")

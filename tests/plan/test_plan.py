@@ -565,7 +565,7 @@ def test_what_stages_took_corrects_the_next_plan(
 
     monkeypatch.chdir(tmp_path)
     config = load_config(ROOT / "params.yaml", TINY)
-    device, dtype = probe.here(Recipe.of(config))
+    _device, dtype = probe.here(Recipe.of(config))
     for stage, seconds in [
         ("pretrain", 20.0),
         ("pretrain", 21.0),

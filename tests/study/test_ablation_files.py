@@ -99,7 +99,7 @@ WRONG_NAMES = [
 def test_a_name_that_no_experiment_can_have_is_refused_when_the_file_is_read(name: Any) -> None:
     problems = refused("tiny", FILE | {"arms": {name: {"optimizer.kind": "adamw"}}})
     assert any(
-        "arms" in problem and "expected" in problem or "taken" in problem for problem in problems
+        ("arms" in problem and "expected" in problem) or "taken" in problem for problem in problems
     )
 
 

@@ -62,9 +62,8 @@ def test_dependencies_are_installed_before_the_code_is_there(
 
 def test_it_is_not_root_that_runs(steps: list[tuple[str, str]]) -> None:
     users = [i for i, (name, _) in enumerate(steps) if name == "USER"]
-    assert (
-        steps[users[-1]][1] == "1000"
-        and users[0] < [i for i, (name, _) in enumerate(steps) if name == "COPY"][0]
+    assert steps[users[-1]][1] == "1000" and users[0] < next(
+        i for i, (name, _) in enumerate(steps) if name == "COPY"
     )
     assert all("--chown=paribus:paribus" in rest for name, rest in steps if name == "COPY")
 

@@ -223,11 +223,11 @@ def test_the_last_losses_are_of_all_steps_whatever_is_logged(
     found = {}
     for log_every in (1, 3):
         folder = tmp_path / str(log_every)
-        loop, journal = make(tiny_config, folder, stop_after=pause, plan=logging(log_every))
+        loop, _ = make(tiny_config, folder, stop_after=pause, plan=logging(log_every))
         if pause:
             with pytest.raises(Paused):
                 loop.run()
-            loop, journal = make(tiny_config, folder, plan=logging(log_every))
+            loop, _journal = make(tiny_config, folder, plan=logging(log_every))
             state = loop.store.load()
             assert state is not None
             loop.restore(state)

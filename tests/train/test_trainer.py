@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def test_the_schedule_of_a_stage_decides_steps_and_rates(tiny_config: Config) ->
     plan = trainer_of(dataclasses.replace(tiny_config, pretrain=pretrain)).plan()
     factors = [plan.lr_factor(step) for step in range(plan.steps)]
     assert plan.steps == 10 and factors[:5] == [0.5] * 5
-    assert all(later < earlier for earlier, later in zip(factors[4:], factors[5:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(factors[4:]))
     assert factors[5:] != [0.5] * 5
 
 

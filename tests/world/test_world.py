@@ -28,14 +28,14 @@ from paribus.world.problems import SPLITS, any_problem, canonical, problems, spl
 from paribus.world.rng import stream
 from paribus.world.text import DOMAINS, GOODS, PEOPLE, TOWNS, plural
 
-SMALL: dict[str, Any] = dict(
-    megabytes=0.3,
-    problems=400,
-    validation_problems=60,
-    test_problems=60,
-    conversations=50,
-    core_items=20,
-)
+SMALL: dict[str, Any] = {
+    "megabytes": 0.3,
+    "problems": 400,
+    "validation_problems": 60,
+    "test_problems": 60,
+    "conversations": 50,
+    "core_items": 20,
+}
 GOLDEN = "71e9accbe0123e3f0be0eaa0db041305815302542c71d0ffa68501ad287cf7e9"
 ANNOTATION = re.compile(r"<<([^=>]+)=([0-9]+)>>")
 SPELLED = r"\b(two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b"
@@ -96,14 +96,14 @@ def test_bytes_do_not_depend_on_the_hash_seed(
 
 
 def test_a_larger_world_continues_a_smaller_one(world_dir: Path, tmp_path: Path) -> None:
-    larger: dict[str, Any] = dict(
-        megabytes=0.5,
-        problems=450,
-        validation_problems=61,
-        test_problems=70,
-        conversations=55,
-        core_items=25,
-    )
+    larger: dict[str, Any] = {
+        "megabytes": 0.5,
+        "problems": 450,
+        "validation_problems": 61,
+        "test_problems": 70,
+        "conversations": 55,
+        "core_items": 25,
+    }
     generate(tmp_path, seed=1, **larger)
     for path in sorted(world_dir.rglob("*.jsonl")):
         assert (

@@ -203,7 +203,7 @@ def _mappings(params: dict[str, Any], key: str, kind: type, meta: Any) -> list[A
         {"facts": highest},
         {"facts": highest, "problems_worked": LEAST},
         {"documents": LEAST, "facts": highest},
-        {name: 0.0 for name in names},
+        dict.fromkeys(names, 0.0),
         {"documents": highest},
     ]
 

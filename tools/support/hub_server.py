@@ -86,9 +86,11 @@ def serve(repositories: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
         def tree(self, name: str, revision: str, inside: str | None) -> None:
             fault = hub.next_fault("tree")
             if fault:
-                return self.answer(int(fault), Retry_After="0")
+                self.answer(int(fault), Retry_After="0")
+                return
             if name not in hub.repositories or revision != REVISION:
-                return self.answer(404, b'{"error": "not found"}', X_Error_Code="RepoNotFound")
+                self.answer(404, b'{"error": "not found"}', X_Error_Code="RepoNotFound")
+                return
             entries = [
                 hub.entry(path, data)
                 for path, data in hub.repositories[name].items()
@@ -106,7 +108,8 @@ def serve(repositories: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
 
         def file(self, name: str, data: bytes | None) -> None:
             if data is None:
-                return self.answer(404)
+                self.answer(404)
+                return
             span = self.headers.get("Range", "")
             hub.ranges.setdefault(name, []).append(span)
             hub.tokens.setdefault(self.headers["Host"], []).append(
@@ -115,17 +118,20 @@ def serve(repositories: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
             fault = hub.next_fault(name)
             if fault == "redirect":  # to another host, as storage is
                 port = hub.url.rpartition(":")[2]
-                return self.answer(302, Location=f"http://localhost:{port}/storage/{name}")
+                self.answer(302, Location=f"http://localhost:{port}/storage/{name}")
+                return
             if fault in ("429", "500", "503", "403"):
                 later = {"Retry_After": "0"} if fault == "429" else {}
-                return self.answer(int(fault), b"", **later)
+                self.answer(int(fault), b"", **later)
+                return
             if fault == "no ranges":
                 span = ""
             start, stop = 0, len(data)
             if match := re.fullmatch(r"bytes=(\d+)-(\d*)", span):
                 start, stop = int(match[1]), min(int(match[2] or len(data) - 1) + 1, len(data))
                 if start >= len(data):
-                    return self.answer(416)
+                    self.answer(416)
+                    return
             if fault == "wrong bytes":
                 data = bytes(byte ^ 1 for byte in data)
             self.send_response(206 if span else 200)

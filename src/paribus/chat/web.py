@@ -40,7 +40,7 @@ KINDS = get_args(Kind)
 REQUEST: Shape = {
     "checkpoint": str,
     "messages": list,
-    "options": {key: object for key in BOUNDS},
+    "options": dict.fromkeys(BOUNDS, object),
 }
 
 

@@ -222,6 +222,23 @@ def _name_problems(entry: Row) -> list[str]:
     return wrong
 
 
+def _problem_of_columns(columns: list[str]) -> str | None:
+    """What is wrong with the header of a table of baselines; None where nothing is."""
+    if columns and columns[0].startswith("\ufeff"):
+        return "begins with a byte order mark; write it as UTF-8 without one"
+    other = re.search("[;\t|]", columns[0]) if len(columns) == 1 else None
+    if other:
+        return f"its columns are parted by {other[0]!r}; expected commas"
+    wanted = ("Eval Task", "Random baseline")
+    absent = [name for name in wanted if name not in columns]
+    if absent:
+        return f"no column {' and '.join(map(repr, absent))}; there are {columns}"
+    twice = [name for name in wanted if columns.count(name) > 1]
+    if twice:
+        return f"more than one column is named {' and '.join(map(repr, twice))}"
+    return None
+
+
 def _baselines(path: Path, labels: list[str], problems: list[str]) -> dict[str, float]:
     """Label -> share right by guessing, from the columns `Eval Task` and `Random baseline` (per cent)."""
     try:
@@ -235,21 +252,9 @@ def _baselines(path: Path, labels: list[str], problems: list[str]) -> dict[str, 
     except (OSError, csv.Error) as error:
         problems.append(f"{path}: cannot be read: {error_text(error)}")
         return {}
-    if columns and columns[0].startswith("\ufeff"):
-        problems.append(f"{path}:1: begins with a byte order mark; write it as UTF-8 without one")
-        return {}
-    if len(columns) == 1 and (other := re.search("[;\t|]", columns[0])):
-        problems.append(f"{path}:1: its columns are parted by {other[0]!r}; expected commas")
-        return {}
-    absent = [name for name in ("Eval Task", "Random baseline") if name not in columns]
-    if absent:
-        problems.append(
-            f"{path}:1: no column {' and '.join(map(repr, absent))}; there are {columns}"
-        )
-        return {}
-    twice = [name for name in ("Eval Task", "Random baseline") if columns.count(name) > 1]
-    if twice:
-        problems.append(f"{path}:1: more than one column is named {' and '.join(map(repr, twice))}")
+    wrong_head = _problem_of_columns(columns)
+    if wrong_head:
+        problems.append(f"{path}:1: {wrong_head}")
         return {}
     found: dict[str, float] = {}
     for line, row in lines:

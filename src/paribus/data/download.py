@@ -177,7 +177,8 @@ class _Fetch:
         with _own(_part(self.file)) as out:
             if self.file.path.exists():  # another process was quicker
                 _part(self.file).unlink()
-                return self.count(self.file.size or 0)
+                self.count(self.file.size or 0)
+                return
             self.count(out.tell())
             wrong = 0
             while problem := self._until_whole(out):
@@ -274,10 +275,8 @@ def read_range(url: str, headers: Mapping[str, str], start: int, stop: int) -> b
                     raise OSError(f"{url}: the server cannot send a part of a file")
                 return bytes(answer.read())
         except BROKEN as error:
-            if (
-                attempt == ATTEMPTS
-                or isinstance(error, urllib.error.HTTPError)
-                and not _passing(error.code)
+            if attempt == ATTEMPTS or (
+                isinstance(error, urllib.error.HTTPError) and not _passing(error.code)
             ):
                 raise
             time.sleep(min(PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE))

@@ -414,9 +414,10 @@ class Prefetcher(Generic[T]):
     def _put(self, entry: tuple[int, T | BaseException]) -> None:
         while not self._closed.is_set():
             try:
-                return self._queue.put(entry, timeout=0.1)
+                self._queue.put(entry, timeout=0.1)
             except queue.Full:
                 continue
+            return
 
     def __iter__(self) -> Iterator[tuple[int, T]]:
         return self

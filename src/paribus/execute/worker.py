@@ -214,7 +214,7 @@ def write_overrides(path: Path, overrides: dict[str, Any]) -> None:
                 node = node.setdefault(name, {})
             node[last] = value
     written = flatten(parse_yaml(path.read_text(encoding="utf-8"), str(path)))
-    wanted = flatten({key: value for key, value in overrides.items()})
+    wanted = flatten(dict(overrides))
     wrong = [key for key, value in wanted.items() if key not in written or written[key] != value]
     if wrong:
         raise UserError(

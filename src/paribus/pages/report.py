@@ -6,6 +6,7 @@ own beyond sums and means. No script, no link: figures are SVG in the page, in t
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -126,7 +127,7 @@ def gsm8k_table(results: Results) -> dict[str, Any]:
     names = list(CHECKPOINT_NAMES)
     pairs = [
         {"before": a, "after": b, **metrics["paired"][f"{a}_{b}"]}
-        for a, b in zip(names, names[1:], strict=False)
+        for a, b in itertools.pairwise(names)
     ]
     stages = {name: results.answers(name) for name in names}
     difficulties: set[str] = set()

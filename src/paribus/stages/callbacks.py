@@ -132,7 +132,7 @@ class Watch(Callback):
 
     def is_due(self, step: int) -> bool:
         every = self.config.rl.watch_every
-        return self._is_last(step) or every > 0 and step % every == 0
+        return self._is_last(step) or (every > 0 and step % every == 0)
 
     def evaluate(self, step: int) -> dict[str, float]:
         return self._on_rank_0(lambda: self._accuracy(sample=self._is_last(step)))

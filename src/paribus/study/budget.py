@@ -90,17 +90,10 @@ def budget_problems(experiment: Experiment, arm: str) -> list[str]:
                 f"equal: seconds can be held for pretrain alone, and {', '.join(trained)} train"
             ]
         return _set_by_hand(experiment, arm)
-    if "rl" in trained and stage_tokens(base, "rl") != stage_tokens(own, "rl"):
-        return [
-            f"equal: {experiment.equal}: rl samples {stage_tokens(own, 'rl'):,} answers, the baseline "
-            f"{stage_tokens(base, 'rl'):,}; say equal: none, or let rl.steps make up for it"
-        ]
-    same_flops = training_flops(own, 1, 1) == training_flops(base, 1, 1)
-    if "rl" in trained and experiment.equal == "flops" and not same_flops:
-        return [
-            "equal: flops: those of rl are not known before its answers' lengths are, and those of a step differ; "
-            "leave rl out of stages, or say equal: none"
-        ]
+    if "rl" in trained:
+        problem = _problem_of_rl(experiment, base, own)
+        if problem:
+            return [problem]
     if found := _set_by_hand(experiment, arm):
         return found
     steps = steps_for(experiment, arm) if "pretrain" in trained else None
@@ -111,6 +104,23 @@ def budget_problems(experiment: Experiment, arm: str) -> list[str]:
             f"{TOLERANCE:.0%} apart" + (f" at {steps} steps of pretraining" if steps else "")
         ]
     return []
+
+
+def _problem_of_rl(experiment: Experiment, base: Config, own: Config) -> str | None:
+    """Why RL's part of a budget cannot be held equal; None where it can. base, own: of the baseline and of the arm."""
+    answers, wanted = stage_tokens(own, "rl"), stage_tokens(base, "rl")
+    if answers != wanted:
+        return (
+            f"equal: {experiment.equal}: rl samples {answers:,} answers, the baseline {wanted:,}; "
+            "say equal: none, or let rl.steps make up for it"
+        )
+    same_flops = training_flops(own, 1, 1) == training_flops(base, 1, 1)
+    if experiment.equal == "flops" and not same_flops:
+        return (
+            "equal: flops: those of rl are not known before its answers' lengths are, and those of a step differ; "
+            "leave rl out of stages, or say equal: none"
+        )
+    return None
 
 
 def _set_by_hand(experiment: Experiment, arm: str) -> list[str]:

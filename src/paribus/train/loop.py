@@ -359,7 +359,7 @@ class Loop:
         """Save when it is time, stop when asked to."""
         done = self.position.step >= self.plan.steps
         stop, due = parallel.any_rank(*self._wishes())
-        if finite and (due or stop) or done:
+        if (finite and (due or stop)) or done:
             self.save()
         if stop and not done:
             self.store.wait()

@@ -338,7 +338,7 @@ def least_memory(study: Study, memory: Callable[[Config], int]) -> float:
 
     corner = {key: options[0] for key, options in ends.items()}
     for key, options in ends.items():
-        corner[key] = min(options, key=lambda value: cost(corner | {key: value}))  # noqa: B023 - used at once
+        corner[key] = min(options, key=lambda value: cost(corner | {key: value}))
     return cost(corner)
 
 
