@@ -485,7 +485,7 @@ def test_every_figure_draws_every_value(results: Path) -> None:
 
 def test_centred_standard_errors_are_those_of_the_evaluation(results: Path) -> None:
     tasks = json.loads((results / "metrics/core.json").read_text())["tasks"]
-    (bars,) = FIGURES["core"](read_results(results)).axes[0].containers
+    bars = FIGURES["core"](read_results(results)).axes[0].containers[0]
     assert isinstance(bars, ErrorbarContainer)
     (whiskers,) = bars.lines[2]
     lengths = sorted((right[0] - left[0]) / 2 for left, right in whiskers.get_segments())
