@@ -181,7 +181,7 @@ def _file_of(error: BaseException) -> str:
 
 
 def escaped(text: str, keep: str = "", limit: int | None = SHOWN) -> str:
-    """A text without control characters and lone surrogates, which are written \\x1b, \\ud800; cut after `limit`."""
+    r"""A text without control characters and lone surrogates, which are written \x1b, \ud800; cut after `limit`."""
     whole = text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
     if whole.isprintable():
         return whole

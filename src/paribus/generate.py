@@ -142,8 +142,10 @@ def choose(
 
 
 def rounds_finely(dtype: torch.dtype, device_type: str) -> bool:
-    """Whether products round so finely that CLOSE_LOGITS and the others cover another batch size: in fp32, but for
-    TF32 on CUDA. dtype, device_type: of the products."""
+    """Whether products round so finely that CLOSE_LOGITS and the others cover another batch size.
+
+    They do in fp32, except for TF32 on CUDA. dtype, device_type: of the products.
+    """
     if dtype != torch.float32:
         return False
     return device_type != "cuda" or torch.get_float32_matmul_precision() == "highest"

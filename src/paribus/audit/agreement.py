@@ -37,8 +37,11 @@ SHOWN_FILES = 4
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that is not as the run wrote it down. contradiction: the repository itself says otherwise, so that nobody
-    who goes by it gets the same run; else it is this machine that is another one."""
+    """One deviation from what the run recorded.
+
+    contradiction: the repository itself says otherwise, so that nobody who follows it gets the same run; otherwise this
+    machine differs from the run's.
+    """
 
     cause: Cause
     what: str

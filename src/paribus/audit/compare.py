@@ -1,5 +1,7 @@
-"""`paribus compare A B`: everything that differs between two runs, or two sets of seeds, and how the metrics changed, with an
-interval wherever items or seeds give one."""
+"""`paribus compare A B`: everything that differs between two runs, or two sets of seeds.
+
+It also shows how the metrics changed, with an interval wherever items or seeds give one.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""A finished run, found by whatever a person calls it: a checkpoint folder, a DVC experiment, a git revision, the workspace,
-or an MLflow run. Read only.
+"""Find a finished run by whatever name a person uses for it.
 
-A name is looked for in this order: folder of a checkpoint (or its name below `checkpoints/`), `workspace`, DVC experiment,
-git revision, MLflow run by id, MLflow run by name. Experiments come before the MLflow runs of the same name: they hold
-more. In a pattern (`adamw-s*`) every experiment that fits is meant, else every MLflow run that does.
+A name may be a checkpoint folder, a DVC experiment, a git revision, the workspace or an MLflow run. Nothing is written.
+
+The order of the search: folder of a checkpoint (or its name below `checkpoints/`), `workspace`, DVC experiment, git
+revision, MLflow run by id, MLflow run by name. Experiments come before the MLflow runs of the same name because they hold
+more. A pattern (`adamw-s*`) stands for every experiment that matches, or else for every MLflow run that does.
 """
 
 from __future__ import annotations

@@ -106,6 +106,7 @@ class Terminal:
             self.note("(cut off at the limit)")
 
     def write(self, text: str, style: str = "") -> None:
+        """Print `text` as it is, without a line break, so that an answer can grow; `style` is one of rich's."""
         self.console.print(Text(text, style), end="", soft_wrap=True)
 
     def note(self, text: str) -> None:
@@ -115,6 +116,10 @@ class Terminal:
     # ------------------------------------------------------------ commands
 
     def command(self, line: str) -> None:
+        """Carry out a line that begins with a slash.
+
+        Raises UserError for a name that is no command; it names the nearest one.
+        """
         name, _, rest = line.partition(" ")
         if name not in self.commands:
             near = difflib.get_close_matches(name, self.commands, n=1)
@@ -125,10 +130,15 @@ class Terminal:
         self.commands[name][0](rest.strip())
 
     def reset(self, _: str = "") -> None:
+        """Start the conversation over with the same checkpoint."""
         self.messages = []
         self.note("forgotten")
 
     def choose(self, name: str) -> None:
+        """Open another checkpoint and start a new conversation with it.
+
+        name: a folder, or a name below `checkpoints/`. Raises UserError where it is empty or holds no checkpoint.
+        """
         if not name:
             raise UserError("/checkpoint NAME: a name below checkpoints/, or a folder")
         self.speaker = self.open_speaker(name)
@@ -136,13 +146,16 @@ class Terminal:
         self.greet()
 
     def help(self, _: str = "") -> None:
+        """Print each command and its meaning."""
         for name, (_run, meaning) in self.commands.items():
             self.note(f"{name:12} {meaning}")
 
     def quit(self, _: str = "") -> None:
+        """End the conversation: the loop reads no further line."""
         self.reading = False
 
     def greet(self) -> None:
+        """Print which checkpoint answers and how to list the commands."""
         self.note(f"{self.speaker.name}: {self.speaker.about}. /help lists the commands.")
 
 

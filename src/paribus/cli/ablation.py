@@ -47,6 +47,7 @@ def run(
     """Run, or go on with, the ablation NAME; then report.
 
     Args:
+        name: of the ablation's file.
         workers: runs side by side; None: as the file says, or one for each GPU of `gpus`.
         gpus: of this machine, separated by commas; None: all.
         retry: try again what was given up.
@@ -200,6 +201,7 @@ def report(name: str, force: bool = False) -> None:
     """Judge what there is, print it and write the pages.
 
     Args:
+        name: of the ablation's file.
         force: replace a page that rests on more runs.
     """
     experiment = read_experiment(name)

@@ -48,10 +48,11 @@ def inert_problems(config: Config, keys: Iterable[str], *others: Config) -> list
 
 
 def effective(config: Config) -> dict[str, Any]:
-    """Dotted key -> value of what decides a result: derived values filled in, keys without an effect left out, other
-    spellings of one thing made the same: weights of a mixture, a pattern of windows, fractions that round to one number.
+    """Dotted key -> value of what decides a result.
 
-    Two configurations with the same effective values compute the same.
+    Derived values are filled in, and keys without an effect are left out. Other spellings of one thing are made the same:
+    weights of a mixture, a pattern of windows, fractions that round to one number. Two configurations with the same effective
+    values compute the same.
     """
     model = resolve_model(config.model)
     values = flatten(config) | flatten(model, "model.")

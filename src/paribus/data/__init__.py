@@ -118,9 +118,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def replace_surrogates(value: Any) -> tuple[Any, int]:
-    """A JSON value with each lone half of a surrogate pair as U+FFFD, and how many there were.
+    r"""A JSON value with each lone half of a surrogate pair as U+FFFD, and how many there were.
 
-    JSON can write them (`\\ud83d` alone), UTF-8 cannot. The nesting of `value` is what `json.loads` accepts.
+    JSON can write them (`\ud83d` alone), UTF-8 cannot. The nesting of `value` is what `json.loads` accepts.
     """
     if isinstance(value, str):
         return _SURROGATE.subn("\ufffd", value)

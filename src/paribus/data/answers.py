@@ -172,8 +172,10 @@ def _composite(text: str, end: int, value: Fraction, whole: bool) -> tuple[Fract
 
 
 def _part(text: str, end: int) -> tuple[Fraction | None, int]:
-    """The part that follows a whole number that ends at `end` (`1/2`, `\\frac12`, `½`), and where it ends: `end` if none
-    is there."""
+    r"""The part that follows a whole number that ends at `end` (`1/2`, `\frac12`, `½`), and where the part ends.
+
+    The second number is `end` itself where no part follows.
+    """
     mixed = _MIXED.match(text, end)
     if mixed:
         return _divided(mixed["top"], mixed["bottom"]), mixed.end()

@@ -188,6 +188,6 @@ def _nothing(
 
 
 def _name(path: Path, root: Path) -> str:
-    """A file's name in the manifest and in messages; bytes that are no UTF-8 are written \\udce9."""
+    r"""A file's name in the manifest and in messages; a byte that is not UTF-8 is written like \udce9."""
     name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
     return escaped(name, limit=None)

@@ -73,10 +73,12 @@ class HubFile:
 
     @property
     def name(self) -> str:
+        """OWNER/NAME@COMMIT:PATH."""
         return self.remote.name
 
     @property
     def path(self) -> Path:
+        """Where the fetched file lies on this machine."""
         return self.remote.path
 
 

@@ -386,8 +386,10 @@ class Prefetcher(Generic[T]):
         waiting: Callable[[], None] | None = None,
         call_off: Callable[[], None] | None = None,
     ) -> None:
-        """waiting: called every second while the consumer waits; may raise. call_off: called by close, for make_batch to
-        end early."""
+        """waiting: called every second while the consumer waits; may raise.
+
+        call_off: called by close, for make_batch to end early.
+        """
         self._waiting, self._call_off = waiting, call_off
         self.waited = 0.0
         self._left = max(stop - start, 0)

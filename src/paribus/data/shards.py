@@ -62,7 +62,7 @@ def sample_documents(folder: Path, megabytes: float) -> Iterator[str]:
 
 
 def split_of(text: str, val_fraction: float) -> str:
-    """train or val, by the document's own hash: no matter where it stands or what else there is."""
+    """The split of a document, train or val, by its own hash: its place and the other documents do not matter."""
     return "val" if _hash_fraction(text.encode()) < val_fraction else "train"
 
 

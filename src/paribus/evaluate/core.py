@@ -49,8 +49,11 @@ Scores = dict[tuple[int, int], OptionScore]  # by (item, option)
 
 @dataclass(frozen=True)
 class Item:
-    """What became of one item. `index`: its place after the shuffle; `losses`: mean nats per token of each option
-    (None: nothing of it could be scored); `prediction`: the option chosen, None in language modelling."""
+    """The outcome of one item.
+
+    `index`: its place after the shuffle. `losses`: mean nats per token of each option (None: nothing of it could be scored).
+    `prediction`: the option chosen, None in language modelling.
+    """
 
     task: str
     index: int

@@ -316,7 +316,7 @@ def _item(
 
 
 def summarise(items: Sequence[Item]) -> dict[str, Any]:
-    """accuracy with its 95 % interval, pass@k with standard errors, and shares of what answers look like.
+    """Summarise answers: accuracy with its 95 % interval, pass@k with standard errors, and shares of their forms.
 
     formatted, finished, cut_off, tool_calls: shares of greedy answers (with at least one call); well_formed: share of the
     calls that had a value (None without calls); no_room: questions that fill the context by themselves.

@@ -114,11 +114,17 @@ def clone(root: Path, commit: str, top: Path) -> Clone:
 
 
 def save_experiment(made: Clone, name: str, message: str, paths: Sequence[str], commit: str) -> str:
-    """Keep what a run left as the experiment `name` of the repository that the clone is of; its commit.
+    """Keep the results of a run as an experiment of the repository that the clone comes from.
 
     Args:
-        paths: files of the project that differ from `commit`; those that git ignores are DVC's.
-        commit: what the run started from.
+        made: the clone that the run worked in.
+        name: of the experiment.
+        message: of its commit.
+        paths: files of the project that differ from `commit`; DVC keeps those that git ignores.
+        commit: that the run started from.
+
+    Returns:
+        The experiment's commit.
     """
     there = [path for path in paths if (made.project / path).exists()]
     ignored = set((try_git("check-ignore", "--", *there, at=made.project) or "").splitlines())

@@ -76,10 +76,15 @@ class RunSpec:
     cards: list[str] | None = None
 
     def write(self, path: Path) -> None:
+        """Write the specification to `path` as JSON."""
         write_json(path, dataclasses.asdict(self))
 
     @staticmethod
     def read(path: Path) -> RunSpec:
+        """Read a specification that `write` left at `path`.
+
+        Raises OSError where there is none.
+        """
         raw = json.loads(path.read_text(encoding="utf-8"))
         return RunSpec(**raw | {"id": RunId(**raw["id"])})
 
@@ -113,6 +118,7 @@ class Outcome:
     experiment: str | None = None
 
     def write(self, path: Path) -> None:
+        """Write the outcome to `path` as JSON."""
         write_json(path, dataclasses.asdict(self))
 
     @staticmethod

@@ -333,6 +333,7 @@ class Worker:
         self._asked: list[_Asked] = []
 
     def work(self) -> None:
+        """Compute one run after the other and report each start and end, until there are no more requests."""
         threading.Thread(target=self._listen, daemon=True).start()
         import dvc.repo  # noqa: F401  # while the first run is on its way
 
@@ -401,6 +402,11 @@ def start_guardian() -> int:
 
 
 def main() -> None:
+    """Run a worker for the repository in the first command-line argument.
+
+    Requests come by standard input and reports go out by standard output. Whatever else prints goes to standard error, so
+    that it cannot mix with the reports. An interrupt from the keyboard is left to the launcher.
+    """
     guardian = start_guardian()
     asked, told = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)

@@ -105,8 +105,10 @@ def computed_hash(path: Path) -> str:
 
 
 def data_versions(definition: StageDefinition) -> dict[str, str]:
-    """Output -> DVC's name for it, of every output that a stage reads from, as dvc.lock has it; a dep that no stage makes
-    stands for itself. With it the data can be had again from DVC's cache or a remote."""
+    """Output -> DVC's name for it, of every output that a stage reads from, as in dvc.lock.
+
+    A dep that no stage makes stands for itself. With these names the data can be fetched again from DVC's cache or a remote.
+    """
     outs = locked_outs(config.read_yaml("dvc.lock")) if Path("dvc.lock").exists() else {}
     found: dict[str, str] = {}
     for dep in definition.deps:

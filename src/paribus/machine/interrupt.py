@@ -198,6 +198,7 @@ class LauncherWatch(threading.Thread):
         self._joined.set()
 
     def run(self) -> None:
+        """Poll the launcher; once it has died, wait out the grace period of a stage that runs, then exit."""
         while not launcher_gone():
             time.sleep(WATCH_SECONDS)
         if self._joined.is_set():

@@ -60,6 +60,7 @@ class Plan:
 
     @property
     def hours(self) -> float:
+        """Hours of all stages together."""
         return sum(stage.seconds for stage in self.stages.values()) / 3600
 
     def spread_of(self, stage: str) -> float:
@@ -68,11 +69,13 @@ class Plan:
 
     @property
     def hours_low(self) -> float:
+        """Hours if every stage is as fast as its spread allows."""
         stages = self.stages.items()
         return sum(stage.seconds / self.spread_of(name) for name, stage in stages) / 3600
 
     @property
     def hours_high(self) -> float:
+        """Hours if every stage is as slow as its spread allows."""
         stages = self.stages.items()
         return sum(stage.seconds * self.spread_of(name) for name, stage in stages) / 3600
 

@@ -286,8 +286,10 @@ def _median(times: list[float]) -> float:
 
 
 def prediction(recipe: Recipe, stage: str) -> dict[str, float]:
-    """What a training stage logs when it starts, to stand beside what it measures. Raises UserError where the
-    machine's card is not in the table."""
+    """The numbers that a training stage logs at its start, to stand beside what it measures.
+
+    recipe: the run's. stage: a training stage. Raises UserError where the machine's card is not in the table.
+    """
     device, dtype = here(recipe)
     device = calibrated(recipe, device, dtype)
     found = stage_plan(recipe, stage, device, dtype, gpus=_cards(device))

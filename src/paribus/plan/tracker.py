@@ -31,6 +31,7 @@ class Tracked:
 
     @property
     def peak(self) -> int:
+        """The larger of both."""
         return max(self.gradient, self.update)
 
 

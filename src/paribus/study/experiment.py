@@ -110,10 +110,12 @@ class Run:
 
     @property
     def arm(self) -> str:
+        """The arm's name."""
         return self.id.arm
 
     @property
     def seed(self) -> int:
+        """The seed of the run's random streams."""
         return self.id.seed
 
 

@@ -68,13 +68,16 @@ class Scaling:
 def scaling(
     experiment: Experiment, arms: Sequence[ArmVerdict], results: Sequence[Result]
 ) -> Scaling | None:
-    """The parabola of a study; None unless FLOPs were held equal, every arm turns the same one number, and two seeds or more
-    have values at three sizes or more.
+    """Fit the parabola of a study.
 
     Args:
         experiment: the study.
         arms: their verdicts, the baseline left out.
         results: of all its runs that count.
+
+    Returns:
+        The fit; None unless FLOPs were held equal, every arm changes the same one number, and two seeds or more have values
+        at three sizes or more.
     """
     if experiment.equal != "flops" or len(arms) < 2:
         return None

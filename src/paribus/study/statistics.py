@@ -564,7 +564,7 @@ class Curve:
 def difference_curve(
     steps: Sequence[float], baseline: Floats, arm: Floats, alpha: float = 0.05
 ) -> Curve:
-    """arm - baseline, both (seeds, T) at the same seeds and steps.
+    """The curve of arm - baseline, both (seeds, T) at the same seeds and steps.
 
     Pointwise: Student's t at each step. The band: t with the 1 - alpha quantile of the largest |t| over the steps, from
     simulated sets of as many seeds, with the correlation of neighbouring steps as measured. Raises UserError for shapes that

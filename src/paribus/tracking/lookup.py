@@ -30,6 +30,7 @@ class StoredRun:
 
     @property
     def stage(self) -> str | None:
+        """The stage that the run stands for; None for a run of another kind."""
         return self.tags.get("stage")
 
 

@@ -190,10 +190,12 @@ class Redacting(io.TextIOBase):
         self._stream = stream
 
     def write(self, text: str) -> int:
+        """Write `text` without its passwords; returns the length of the original, as callers compare it."""
         self._stream.write(redacted(text))
         return len(text)
 
     def flush(self) -> None:
+        """Flush the stream behind this one."""
         self._stream.flush()
 
 

@@ -94,6 +94,10 @@ class Store:
                 return
 
     def log_params(self, run_id: str, params: dict[str, str]) -> None:
+        """Log parameters of a run, at most 100 a request, as MLflow takes no more.
+
+        run_id: the run's MLflow id. params: key -> value; a value is cut after 6,000 characters, MLflow's limit.
+        """
         from mlflow.entities import Param
 
         entries = [Param(store_key(key), value[:6000]) for key, value in params.items()]

@@ -70,15 +70,18 @@ class Callbacks(Callback):
         self.callbacks = callbacks
 
     def on_start(self) -> dict[str, float]:
+        """Metrics of all callbacks; of two with one name the later callback's counts."""
         metrics: dict[str, float] = {}
         for callback in self.callbacks:
             metrics |= callback.on_start()
         return metrics
 
     def is_due(self, step: int) -> bool:
+        """Whether any callback is due after `step` steps."""
         return any(callback.is_due(step) for callback in self.callbacks)
 
     def evaluate(self, step: int) -> dict[str, float]:
+        """Metrics of the callbacks that are due after `step` steps."""
         metrics: dict[str, float] = {}
         for callback in self.callbacks:
             if callback.is_due(step):
@@ -86,18 +89,22 @@ class Callbacks(Callback):
         return metrics
 
     def on_log(self, step: int, metrics: dict[str, float]) -> None:
+        """Pass `step` and its `metrics` on to every callback."""
         for callback in self.callbacks:
             callback.on_log(step, metrics)
 
     def on_progress(self, step: int, metrics: dict[str, float]) -> None:
+        """Pass `step` and its `metrics` on to every callback."""
         for callback in self.callbacks:
             callback.on_progress(step, metrics)
 
     def on_event(self, step: int, name: str, detail: str) -> None:
+        """Pass the event of `step`, its `name` and `detail`, on to every callback."""
         for callback in self.callbacks:
             callback.on_event(step, name, detail)
 
     def within(self, part: str, done: int, total: int) -> None:
+        """Pass `part`, `done` and `total` on to every callback; the first that raises Abandoned ends the step."""
         for callback in self.callbacks:
             callback.within(part, done, total)
 
@@ -109,5 +116,6 @@ class Callbacks(Callback):
         return log
 
     def on_rollback(self, step: int) -> None:
+        """Pass on that the run went back to its state after `step` steps."""
         for callback in self.callbacks:
             callback.on_rollback(step)

@@ -44,8 +44,10 @@ def ranks() -> int:
 
 @contextmanager
 def group(device: str) -> Iterator[None]:
-    """Join the other processes of this run, if torchrun started several: NCCL for what is on CUDA, gloo for the rest,
-    so that agreeing on a number does not make the host wait for its GPU."""
+    """Join the other processes of this run, if torchrun started several.
+
+    NCCL serves tensors on CUDA and gloo the rest, so that agreeing on a number does not make the host wait for its GPU.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return

@@ -147,5 +147,6 @@ class RandomRows:
         self.vocab_size, self.seq_len = recipe.vocab_size, recipe.architecture.seq_len
 
     def batch(self, step: int, rows: range, batch_rows: int) -> Batch:
+        """Random tokens for `rows` of the batch; `step` and `batch_rows` change nothing."""
         tokens = torch.randint(0, self.vocab_size, (len(rows), self.seq_len + 1))
         return Batch(tokens[:, :-1], tokens[:, 1:], None)

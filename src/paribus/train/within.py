@@ -32,14 +32,20 @@ class Within:
         ranks: Callable[[], int] = lambda: 1,
         patience: float | None = None,
     ) -> None:
-        """requested: whether to stop. ranks: processes that compute together at this moment. patience: seconds;
-        None: PATIENCE_SECONDS."""
+        """requested: whether to stop. ranks: processes that compute together at this moment.
+
+        patience: seconds; None: PATIENCE_SECONDS.
+        """
         self.say: Say = nothing
         self._requested, self._ranks = requested, ranks
         self._patience = PATIENCE_SECONDS if patience is None else patience
         self._since: float | None = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        """Show the progress; give the step up where a stop has waited too long.
+
+        what: the name of the units. done, total: units that are through, and all. Raises Abandoned, as the class says.
+        """
         self.say(what, done, total)
         if not self._requested():
             return

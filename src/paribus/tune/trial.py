@@ -198,9 +198,14 @@ class Curve(Callback):
         self.file.close()
 
     def is_due(self, step: int) -> bool:
+        """After each eighth of the budget but the last, which the trial's end evaluates."""
         return step in self.fractions
 
     def evaluate(self, step: int) -> dict[str, float]:
+        """Measure bits per byte after `step` steps and append a line to the curve's file.
+
+        The line also holds the share of the budget, the tokens so far and the peak of memory in bytes.
+        """
         from paribus.train.loop import peak_memory_bytes
 
         value = self.held_out.bits_per_byte(self.schedule.eval_tokens)
