@@ -5,7 +5,7 @@
 | 2 | `UserError` | the values', files' or commands' | no, not before something is changed |
 | 74 | `MachineError` | the machine's: disk full, read-only, out of memory | yes, once the machine has room |
 
-A paused run exits with 75 (`paribus.machine.interrupt.EXIT_PAUSED`), which is no error.
+A paused run exits with 75 (`paribus.machine.interrupt.EXIT_PAUSED`), which is not an error.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _host_fault(request: int) -> UserError:
 
 
 def _error_number(error: BaseException) -> int | None:
-    """The number of a refusal by the machine; None if it is none."""
+    """The errno of a refusal by the machine; None for any other error."""
     number = error.errno if isinstance(error, OSError) else None
     text = str(error)
     for pattern in (_RUST_ERRNO, _ARROW_ERRNO):

@@ -3,8 +3,8 @@
 `write_atomic`, or `replacing` for what another library writes, replaces a file so that a reader, or the next start after
 a crash, sees the old one or the whole new one.
 
-A power cut, a full disk or a stray editor damages a small file now and then. None of them is worth stopping for: what is
-damaged is named once on stderr, put aside as NAME.damaged for whoever wants to look, and read as if it were absent.
+A power cut, a full disk or a stray editor damages a small file now and then. That is no reason to stop: what is
+damaged is named once on stderr, put aside as NAME.damaged for inspection, and read as if it were absent.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ def _same_file(path: Path, before: os.stat_result) -> bool:
 
 
 def report_damage(path: Path, problem: str, move: bool = True) -> None:
-    """Name a damaged file on stderr, and put it aside. Nobody is told twice of the same file."""
+    """Name a damaged file on stderr, and put it aside. The same file is named only once."""
     if str(path) in _named:
         return
     aside = free_name(path)

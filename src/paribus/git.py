@@ -75,7 +75,7 @@ def committed_bytes(commit: str, path: str) -> bytes | None:
 
 
 def refusal() -> str | None:
-    """Why git does not read the repository that is here, with the cure; None where it does, or there is none."""
+    """Why git does not read the repository that is here, with the cure; None where it does, or without a repository."""
     here = Path.cwd().resolve()
     if not any((folder / ".git").exists() for folder in (here, *here.parents)):
         return None

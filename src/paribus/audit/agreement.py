@@ -238,7 +238,7 @@ def _hash_there(record: FinishedRun, out: str) -> str | None:
 def edited_outputs(record: FinishedRun) -> list[str]:
     """Outputs of a run that are not as DVC noted them when the run ended, sorted: of a commit, or of the working folder.
 
-    A checkpoint's folder alone, and a run in MLflow, have no dvc.lock that speaks of them.
+    A checkpoint's folder alone and a run in MLflow have no entry in a dvc.lock.
     """
     outs = graph.locked_outs(record.lock)
     stages = record.lock.get("stages", {})

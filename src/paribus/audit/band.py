@@ -117,7 +117,7 @@ def _is_number(value: Any) -> bool:
 
 
 def figure(curve: Sequence[Mapping[str, str]], steps: Sequence[str], column: str) -> float | None:
-    """The mean of a column over some steps; None where one of them is not there.
+    """The mean of a column over some steps; None where a step is missing.
 
     Args:
         curve: its rows.

@@ -505,7 +505,7 @@ def _table(title: str, values: Mapping[str, Pair]) -> RenderableType:
 
 
 def _text(value: Any) -> str:
-    """Hashes cut short; several of them counted."""
+    """Shortened hashes; several become their number."""
     if value is None:
         return "–"
     if isinstance(value, list) and all(_is_hash(part) for part in value):

@@ -120,7 +120,7 @@ def _workspace(name: str) -> FinishedRun | None:
 
 
 def find_experiment(name: str) -> FinishedRun | None:
-    """The DVC experiment of that name; None where there is none. Raises UserError where it is damaged."""
+    """The DVC experiment of that name; None without one. Raises UserError where it is damaged."""
     commit = all_experiments().get(name)
     return _at_commit(name, "experiment", commit) if commit else None
 

@@ -280,7 +280,7 @@ def rebuilt_curve(root: Path, stage: str) -> list[dict[str, str]]:
 
 
 def rebuilt_weights(root: Path, stage: str) -> str | None:
-    """sha256 of the weights in the clone; None if the stage did not come to its end.
+    """sha256 of the weights in the clone; None if the stage did not finish.
 
     Args:
         root: the project in the clone.
@@ -291,7 +291,7 @@ def rebuilt_weights(root: Path, stage: str) -> str | None:
 
 
 def rebuilt_metrics(root: Path, stage: str) -> dict[str, Any]:
-    """Dotted values of the metrics file in the clone; {} if the stage did not come to its end.
+    """Dotted values of the metrics file in the clone; {} if the stage did not finish.
 
     Args:
         root: the project in the clone.

@@ -82,7 +82,7 @@ def verify(name: str, stage: str | None, steps: int | None, out: Path | None) ->
     Args:
         name: by which it is found.
         stage: a training stage; None: the run's own, or pretraining.
-        steps: how many to run again; None: all; 0: the records alone are held against each other.
+        steps: how many to run again; None: all; 0: compare the records alone.
         out: the folder of the certificate; None: experiments/results.
 
     Returns:
@@ -364,7 +364,7 @@ def differing_metrics(
 ) -> dict[str, tuple[Any, Any]]:
     """Key -> (recorded, rebuilt) of two metrics files, times and the machine's figures left out.
 
-    whole: the record is the file itself, so that a key that only one of them has differs too; MLflow keeps numbers only.
+    whole: the record is the file itself, so a key that is missing on one side differs too; MLflow keeps numbers only.
     """
     if not recorded:
         return {}
@@ -387,7 +387,7 @@ def parted(
     Args:
         ours: the recorded curve.
         theirs: the rebuilt one.
-        whole: both are of runs that came to their end, so that a step that only one of them has differs too.
+        whole: both runs finished, so a step that is missing on one side differs too.
 
     Returns:
         {step, column, recorded, rebuilt}; None where nothing differs.
@@ -412,7 +412,7 @@ def _parting(step: str, column: str, recorded: str, rebuilt: str) -> dict[str, A
 
 
 def judge(found: list[Difference], outcome: Outcome | None) -> Verdict:
-    """A contradiction in the records is never reproduced, equal bits or not: who goes by the repository gets another run.
+    """A contradiction in the records is never reproduced, equal bits or not: anyone who follows the repository gets another run.
 
     Args:
         found: the differences.

@@ -124,7 +124,7 @@ def _try_again(study: Study) -> None:
 
 
 def changes(experiment: Experiment) -> list[str]:
-    """A warning where the file is no longer the one that results were obtained under: the question must come first."""
+    """A warning where the file has changed since results were obtained: the question must precede the answer."""
     blobs = {result.file for result in collect(experiment)} - {None}
     if not blobs:
         return []
@@ -163,7 +163,9 @@ def stop(name: str) -> None:
     (folder / "stop").touch()
     for run_id, stage in under_way(state_root(), name).items():
         print(f"{run_id}: asked to save and stop{f' ({stage})' if stage else ''}", file=sys.stderr)
-    with locked(folder / "lock"):  # whoever drives the study lets go of it when all have ended
+    with locked(
+        folder / "lock"
+    ):  # the process that drives the study releases it when all runs have ended
         (folder / "stop").unlink(missing_ok=True)
         for found in remove_leftovers(state_root()):
             print(found, file=sys.stderr)
@@ -255,7 +257,7 @@ class Evidence:
 
 
 def usable(study: Study) -> Evidence:
-    """What counts: the results of today's code and parameters; where there are none, those of the code that has most."""
+    """The results that count: those of today's code and parameters, or without any, those of the code that has most."""
     experiment = study.experiment
     results = collect(experiment)
     runs = study.wanted(results)
@@ -280,7 +282,7 @@ def usable(study: Study) -> Evidence:
 def _of_older_code(results: Sequence[Result]) -> list[Result]:
     """One result for each arm and seed: those of one code and one set of parameters, of which there are most.
 
-    The arms share every parameter that none of them changes, and all runs of an arm share every parameter but the seed.
+    The arms share every parameter that no arm changes, and all runs of an arm share every parameter but the seed.
     """
     sound = [result for result in results if not result.altered]
     of_kind = _commonest(sound, lambda result: (result.code, result.common))

@@ -12,7 +12,7 @@ from paribus.errors import shown
 
 
 class Number(click.FloatRange):
-    """A finite number in a range; `nan` and `inf` are none."""
+    """A finite number in a range; `nan` and `inf` are refused."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None

@@ -24,7 +24,7 @@ class Finished:
 
 
 def finished_runs() -> list[Finished]:
-    """Runs under `.paribus/runs` that handed their checkpoint over to DVC's cache and still keep states."""
+    """Runs under `.paribus/runs` whose checkpoint is in DVC's cache and that still keep states."""
     cache = cache_folder()
     found = []
     for folder in sorted((state_root() / "runs").glob("*")):

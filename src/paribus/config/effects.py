@@ -78,7 +78,7 @@ def effective(config: Config) -> dict[str, Any]:
 
 
 def _steps(stage: str, schedule: Any) -> dict[str, int]:
-    """Fractions of the steps as the numbers of steps that they come to."""
+    """Fractions of the steps as the numbers of steps that they amount to."""
     if schedule.steps is None:
         return {}
     return {
@@ -121,7 +121,7 @@ def merge_problems(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
 
     `dvc exp run -S 'midtrain.mixture={facts: 0.5, problems_worked: 0.5}'` keeps the other sources at their weights. What
     was written is a whole mixture where the weights that changed add up to 1 by themselves, and all of them do not. One new
-    source at weight 1 is no such case: it is mixed in with the others.
+    source at weight 1 does not count as one: it is mixed in with the others.
     """
     problems: list[str] = []
     for stage in CONVERSATION_STAGES:
@@ -166,7 +166,7 @@ def merge_notes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
 
 
 def _weights(values: Mapping[str, Any], stage: str) -> dict[str, float]:
-    """Source -> weight in the mixture of a stage; values that are no numbers are left to parse_config."""
+    """Source -> weight in the mixture of a stage; `parse_config` reports values that are not numbers."""
     prefix = f"{stage}.mixture."
     return {
         key.removeprefix(prefix): float(value)

@@ -199,7 +199,7 @@ class _Document:
         return taken
 
     def _key(self, node: Any, path: tuple[str, ...]) -> str | None:
-        """The name that a key's node holds; None, and a problem, where it is no text."""
+        """The name that a key's node holds; None, and a problem, where it is not text."""
         value = self._scalar(node) if isinstance(node.value, str) else None
         if isinstance(value, str):
             return value

@@ -21,7 +21,7 @@ MOST_PROBLEMS = (
     20  # a file with more broken lines than this is broken as a whole: nobody reads the 21st
 )
 
-DEEPEST = 100  # levels of JSON that are read: some of what reads it calls itself for each of them
+DEEPEST = 100  # levels of JSON that are read: some readers recurse once a level
 # What corrupt files raise; OverflowError: dates beyond those of Python.
 UNREADABLE = (OSError, EOFError, ValueError, NotImplementedError, OverflowError, zlib.error)
 
@@ -108,7 +108,7 @@ def not_utf8(path: Path, error: UnicodeDecodeError) -> str:
 
 
 def say(line: str) -> None:
-    """A line for whoever watches."""
+    """Print a progress message."""
     print(f"paribus: {escaped(line, limit=None)}", file=sys.stderr, flush=True)
 
 
@@ -169,7 +169,7 @@ def parse_json(line: str) -> Any:
 def load_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a .jsonl file (also .gz, .zst), one a line; blank lines are skipped.
 
-    Lone halves of surrogate pairs become U+FFFD, which is said once the file is read. Broken lines are passed over
+    Lone halves of surrogate pairs become U+FFFD, reported once the file is read. Broken lines are passed over
     and raised together at the end as a UserError that names file and line.
     """
     for _, row in numbered_rows(path):

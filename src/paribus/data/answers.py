@@ -83,7 +83,7 @@ _GOES_ON = re.compile(
 
 
 def final_answer(text: str) -> str | None:
-    """The number behind the first `####` that something readable follows; None if there is none.
+    """The number behind the first `####` that a readable number follows; None without one.
 
     Arguments:
         text: a whole answer, or a reference solution.

@@ -9,7 +9,7 @@ from paribus.errors import UserError
 
 LETTERS = "ABCDEFGHIJ"
 KNOWN = "`messages` (SmolTalk), `question` and `choices` (MMLU, ARC), or `question` and `answer` with #### (GSM8K)"
-KNOWN_COLUMNS = ("messages", "question")  # one of them is in every kind of row
+KNOWN_COLUMNS = ("messages", "question")  # every kind of row has one
 
 
 class Unfit(Exception):
@@ -55,7 +55,7 @@ def _messages(messages: Any, where: str) -> Messages:
 
 
 def _check_content(content: Any) -> None:
-    """Raises Unfit for the content of a message that is no text, or an empty one."""
+    """Raises Unfit for a message whose content is not text, or is empty."""
     problem = content_problem(content)
     if problem and content:
         raise Unfit(f"whose content {problem}")

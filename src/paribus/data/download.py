@@ -49,7 +49,7 @@ HINTS = {
 
 @dataclass(frozen=True)
 class Remote:
-    """A file to fetch. size, sha256, git_blob (git's own name of the content): None where nobody says."""
+    """A file to fetch. size, sha256, git_blob (git's own name of the content): None where unknown."""
 
     url: str
     path: Path

@@ -54,7 +54,7 @@ def find_files(
     """The files that `paths` name: files, folders or globs, relative to `root`.
 
     A file that is named by itself is taken. Of a folder or glob are left out, and given with the reason: other
-    formats, text about the data (licences and the like), hidden files and what operating systems leave behind, and
+    formats, text about the data (such as licences), hidden files and what operating systems leave behind, and
     .json files that are not one object a line with one of `columns` (any, without columns).
     Order: as listed, and by name within a folder or glob, so that it does not depend on where `root` is.
     """
@@ -84,7 +84,7 @@ def find_files(
 
 
 def say_left_out(left_out: dict[str, str], what: str) -> None:
-    """One line on files that were passed over; nothing where there are none."""
+    """One line on files that were passed over; nothing without such files."""
     if not left_out:
         return
     counts = Counter(left_out.values())
@@ -123,7 +123,7 @@ def no_data_by_name(path: PurePath, formats: Collection[str] = FORMATS) -> str |
 
 
 def _named(base: Path) -> Iterator[Path]:
-    """The files that a path, or the glob it is, may mean; links to folders too, to be told."""
+    """The files that a path or a glob may mean; links to folders too, so that they can be reported."""
     if base.is_file():
         yield base
         return

@@ -93,7 +93,7 @@ def endpoint() -> str:
 
 
 def say(line: str) -> None:
-    """A line for whoever watches."""
+    """Print a progress message."""
     print(f"paribus corpus: {escaped(line, limit=None)}", file=sys.stderr, flush=True)
 
 
@@ -147,7 +147,7 @@ def _listing(source: HubFiles, folder: Path) -> list[dict[str, Any]]:
 
 
 def _kept_listing(kept: Path) -> list[dict[str, Any]] | None:
-    """The entries of a kept list; None for a damaged one, which is said and asked for again."""
+    """The entries of a kept list; None for a damaged one, which is reported and requested again."""
     try:
         entries = read_sealed(kept, "").get("files")
     except UserError:
@@ -275,7 +275,7 @@ def documents(
 
 
 def _data_files(sources: list[HubFiles], store: Path) -> list[HubFile]:
-    """The files that sources name, without those that a pattern means and that are no data, which are said."""
+    """The files that sources name, without those that match a pattern but are not data; these are reported."""
     files: list[HubFile] = []
     left_out: dict[str, str] = {}
     for source in sources:

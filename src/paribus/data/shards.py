@@ -328,7 +328,7 @@ class TokenShards:
             self._release()
 
     def _release(self) -> None:
-        """Let go of the pages read so far: they stay in the system's cache, but are no longer this process's memory."""
+        """Release the pages read so far: they stay in the system's cache, but no longer count as this process's memory."""
         self._read = 0
         for mapped in self._maps:
             if hasattr(mapped, "madvise"):

@@ -76,7 +76,7 @@ class Tokenizer:
     """`tokenizers.Tokenizer` with the few things the rest needs.
 
     vocab_size: special tokens included. bos: id that opens every document and conversation.
-    special: name -> id. token_bytes: (vocab,) int32, bytes of text each token stands for, 0 for special ones.
+    special: name -> id. token_bytes: (vocab,) int32, bytes of each token's text, 0 for special ones.
     """
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:

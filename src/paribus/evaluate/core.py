@@ -488,7 +488,7 @@ def evaluate_task(
 
     batch_size: most rows of one forward pass. on_progress(label, done, n): called after every forward pass.
     kept: takes the scores of every forward pass, and has those of an earlier start, which are not computed again. The
-    passes are the same either way. Raises Stopped between two of them where stop() says so.
+    passes are the same either way. Raises Stopped between two passes where stop() is true.
     """
     kept = kept or Kept(None, "")
     finished = _finished_items(task, kept)

@@ -126,7 +126,7 @@ def line_ends(tokenizer: Tokenizer) -> set[int]:
 
 @dataclass(frozen=True)
 class Item:
-    """One problem and what became of it."""
+    """One problem, its answers and their scores."""
 
     index: int
     question: str

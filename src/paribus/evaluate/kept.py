@@ -59,7 +59,7 @@ def never() -> bool:
 class Kept:
     """An append-only file of JSON lines, each with a checksum over its content and over what the results depend on.
 
-    A line that a kill cut off is dropped; a damaged one is said and dropped, so that its part is computed again.
+    A line that a kill cut off is dropped; a damaged one is reported and dropped, so that its part is computed again.
     """
 
     def __init__(self, path: Path | None, key: str) -> None:

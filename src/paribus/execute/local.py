@@ -58,7 +58,7 @@ class Pool:
         root: the main checkout.
         state_root: its `.paribus`.
         slots: runs side by side.
-        cards: GPUs to deal out; one that runs may share is listed once for each of them.
+        cards: GPUs to deal out; a GPU that several runs may share is listed once for each run.
     """
 
     def __init__(self, root: Path, state_root: Path, slots: int, cards: Sequence[str] = ()) -> None:
@@ -190,7 +190,7 @@ class Pool:
             of.process.stdin.flush()
 
     def _read(self, of: _Worker) -> None:
-        """Take what a worker told; the end of it is the end of the worker."""
+        """Handle a worker's reports; the end of the stream means that the worker has ended."""
         assert of.process.stdout
         told = of.process.stdout.read()
         if told is None:

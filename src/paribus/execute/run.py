@@ -106,7 +106,7 @@ class Outcome:
             diverged: it would be again); failed (another reason); machine (no space, no access: not the run's fault);
             busy (another process computes the same at this moment).
         stage: the stage in which it ended.
-        problems: what was said, a problem a line.
+        problems: messages, one for each problem.
         diverged: whether it was refused for values that are not finite.
         experiment: the commit of its DVC experiment, where it is done.
     """
@@ -123,7 +123,7 @@ class Outcome:
 
     @staticmethod
     def read(path: Path) -> Outcome | None:
-        """The outcome in a file; None where there is none, or a power cut tore it."""
+        """The outcome in a file; None where the file is missing, or torn by a power cut."""
         try:
             raw = read_json(path)
             return None if raw is None else Outcome(**raw)

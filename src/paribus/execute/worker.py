@@ -80,7 +80,7 @@ def execute(root: Path, folder: Path, tell: Tell, stopping: threading.Event) -> 
         (folder / "stage.txt").unlink(missing_ok=True)
         shutil.rmtree(folder / "clone", ignore_errors=True)
         shutil.rmtree(folder / "site", ignore_errors=True)
-        with contextlib.suppress(OSError):  # on a full disk it is told and not written
+        with contextlib.suppress(OSError):  # on a full disk the outcome is reported and not written
             outcome.write(folder / "outcome.json")
         return outcome
 
@@ -314,7 +314,7 @@ def _working_in(folder: Path, afterwards: Path) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """A run that was asked for, and how it is told to stop."""
+    """A requested run, and the event that asks it to stop."""
 
     name: str
     folder: Path
@@ -379,7 +379,7 @@ class Worker:
             time.sleep(processes.LOOK_SECONDS)
 
     def _tell(self, event: dict[str, Any]) -> None:
-        with contextlib.suppress(BrokenPipeError):  # whoever asked is gone; the run still ends well
+        with contextlib.suppress(BrokenPipeError):  # the launcher is gone; the run still ends well
             os.write(self._output, json.dumps(event).encode() + b"\n")
 
 

@@ -24,7 +24,7 @@ def file_digest(path: str | Path) -> str:
 
 
 class DigestMemo:
-    """sha256 of large files, hashed once as long as inode, size and time of change stay (what DVC's own state goes by).
+    """sha256 of large files, hashed once as long as inode, size and time of change stay (DVC's own state relies on the same).
 
     A hundred gigabytes of shards would else be read at each start. A file changed in the seconds before it was hashed
     is not noted: its time of change would not tell a change that comes right after.
@@ -65,7 +65,7 @@ def _key(about: os.stat_result) -> str:
 
 
 def tree_digest(paths: Iterable[str | Path], memo: DigestMemo | None = None) -> str:
-    """sha256 over names and contents of files and folders; caches of Python's are no content. Raises UserError."""
+    """sha256 over names and contents of files and folders; Python's caches do not count. Raises UserError."""
     from concurrent.futures import ThreadPoolExecutor
 
     files: list[tuple[str, Path]] = []

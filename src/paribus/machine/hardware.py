@@ -307,7 +307,7 @@ def cpu_name() -> str:
 
 
 def _cpuinfo(field: str) -> str:
-    """The first value of a field of /proc/cpuinfo; empty where there is none."""
+    """The first value of a field of /proc/cpuinfo; empty without such a field."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

@@ -79,7 +79,7 @@ class Interrupt:
 
 
 def _process(pid: int) -> tuple[str, int, str] | None:
-    """(state, parent, start time in clock ticks) of a process, from /proc; None if there is none."""
+    """(state, parent, start time in clock ticks) of a process, from /proc; None without such a process."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

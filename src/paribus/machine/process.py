@@ -78,7 +78,7 @@ class MachineUse:
             "process_cpu_percentage": self._process.cpu_percent(),
             "process_memory_megabytes": self._process.memory_info().rss / 1e6,
         }
-        torch = sys.modules.get("torch")  # without it in this process the GPU is no concern
+        torch = sys.modules.get("torch")  # a process without torch uses no GPU
         if torch is not None and torch.cuda.is_initialized():
             index = (
                 torch.cuda.current_device()
@@ -115,7 +115,7 @@ def rng_state() -> dict[str, Tensor]:
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
-        index = torch.cuda.current_device()  # asking the others would take memory on each of them
+        index = torch.cuda.current_device()  # asking the other GPUs would take memory on each
         state[f"cuda.{index}"] = torch.cuda.get_rng_state(index)
     return state
 
