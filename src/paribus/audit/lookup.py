@@ -34,7 +34,7 @@ SHOWN = 20  # names in an error
 
 
 def find(name: str) -> FinishedRun:
-    """The run of that name. Raises UserError with the nearest names there are, or with what is damaged of it."""
+    """The run of that name. Raises UserError with the nearest names, or with what is damaged."""
     check_git()
     for look in (_checkpoint, _workspace, find_experiment, _revision, _mlflow):
         run = look(name)
@@ -49,7 +49,7 @@ def find(name: str) -> FinishedRun:
 
 
 def find_all(name: str) -> list[FinishedRun]:
-    """The runs that a name or a pattern (with * ? [) means. Raises UserError for none."""
+    """The runs that a name or a pattern (with * ? [) stands for. Raises UserError where there are none."""
     check_git()
     if not re.search(r"[*?[]", name):
         return [find(name)]
@@ -88,7 +88,7 @@ def check_git() -> None:
 
 
 def _names() -> set[str]:
-    """Everything that `find` would find by name."""
+    """Every name that `find` accepts."""
     branches = try_git("for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags") or ""
     checkpoints = {str(path.parent) for path in Path("checkpoints").glob("*/provenance.json")}
     return {

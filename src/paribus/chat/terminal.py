@@ -1,4 +1,4 @@
-"""Chat in the terminal, or in a pipe: a line in is a message, what comes out is the answer."""
+"""Chat in the terminal, or in a pipe: each input line is a message, and the output is the answer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Terminal:
         }
 
     def run(self) -> None:
-        """Until the input ends, or /quit."""
+        """Converse until the input ends, or /quit."""
         if self.interactive:
             self.greet()
         for line in self.read():
@@ -58,7 +58,7 @@ class Terminal:
                 self.note("\nstopped")
 
     def read(self) -> Iterator[str]:
-        """Lines that hold something."""
+        """Input lines that are not blank."""
         self.reading = True
         while self.reading:
             line = self._ask() if self.interactive else self.lines.readline()
@@ -80,7 +80,7 @@ class Terminal:
     # ------------------------------------------------------------ turns
 
     def say(self, line: str) -> None:
-        """A message, and the answer to it as it comes. One that was stopped is not part of the history."""
+        """Send a message and print the answer as it comes. An answer that was stopped is not part of the history."""
         asked: Messages = [*self.messages, {"role": "user", "content": line}]
         answer = self.speaker.answer(asked, self.options)
         self.show(answer)
@@ -110,7 +110,7 @@ class Terminal:
         self.console.print(Text(text, style), end="", soft_wrap=True)
 
     def note(self, text: str) -> None:
-        """Something about the conversation."""
+        """Print a remark about the conversation."""
         self.console.print(Text(text, "yellow"), soft_wrap=True)
 
     # ------------------------------------------------------------ commands
@@ -160,7 +160,7 @@ class Terminal:
 
 
 def _seam(before: Kind, after: Kind, empty: bool) -> str:
-    """What is shown where one kind of piece ends and another begins; `empty`: nothing came in between."""
+    """The text where one kind of piece ends and another begins; `empty`: nothing came in between."""
     if (before, after) == ("tool_call", "tool_result"):
         return " → "
     closing = (

@@ -1,7 +1,7 @@
 """`paribus ablate` and `paribus noise`: arms x seeds, each a run in a clean clone, and a verdict on every arm.
 
-What is done is read from DVC's experiments, so that every command may be killed at any instant and called again. The
-user's checkout is read and never written to, but for the report's files.
+DVC's experiments show which runs are done, so that every command may be killed at any instant and called again. The
+commands read the user's checkout and write nothing to it except the report's files.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _drive(study: Study, side_by_side: int, chosen: Sequence[str]) -> list[Resul
 
 
 def _try_again(study: Study) -> None:
-    """Note that what was given up is to be tried again."""
+    """Note in the journal that runs which were given up are to be tried again."""
     name = study.experiment.name
     runs = study.runs(study.experiment.seeds[1])
     failures = given_up(name, runs)
