@@ -125,7 +125,7 @@ def choose(
     ambiguous = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     if 0 < top_k < logits.shape[-1]:
         top = logits.topk(top_k + 1, dim=-1).values
-        # who belongs to the k is itself a close call
+        # which tokens belong to the k is itself a close call
         ambiguous = top[:, -2] - top[:, -1] < CLOSE_LOGITS
         logits = logits.masked_fill(logits < top[:, -2:-1], -torch.inf)
     if temperature != 1:
@@ -331,11 +331,11 @@ class _Decoder:
             yield from finished
 
     def busy(self) -> bool:
-        """Is any answer still to be finished?"""
+        """Whether any answer is unfinished."""
         return bool(self.pending or self.staged or any(job is not None for job in self.jobs))
 
     def step(self) -> list[tuple[int, int, Completion]]:
-        """One token for every row at work; the answers that it finished."""
+        """Add one token to every active row; returns the answers that it finished."""
         self._refill()
         self._compact()
         hidden = self.model.hidden(self.token[:, None], cache=self.cache)[:, 0]
@@ -456,7 +456,7 @@ class _Decoder:
                 tokens[row] = self._decide(row, uniforms[row])
 
     def _decide(self, row: int, point: Tensor) -> Tensor:
-        """The next token of one row by a forward that no other row has part in. point (2,): its uniform numbers."""
+        """The next token of one row, from a forward pass of that row alone. point (2,): its uniform numbers."""
         prompt, _ = self._job(row)
         sequence = [*self.prompts[prompt], *self.out[row, : self.count[row]].tolist()]
         hidden = self.model.hidden(torch.tensor([sequence], device=self.model.device))[:, -1]
@@ -496,7 +496,7 @@ class _Decoder:
             self.forced[row] = deque([opening, *self.tokenizer.encode(result or ""), closing])
 
     def _until(self, row: int) -> bool:
-        """Is a text that ends answers in this one?"""
+        """Whether this answer contains a text that ends answers."""
         text = self.tokenizer.decode(self.out[row, : self.count[row]].tolist())
         return any(ending in text for ending in self.sampling.until)
 

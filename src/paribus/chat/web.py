@@ -85,7 +85,7 @@ def application(
     )
 
 
-# ---------------------------------------------------------------- who may ask
+# ---------------------------------------------------------------- whose requests are served
 
 
 class Refused(UserError):

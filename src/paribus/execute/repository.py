@@ -1,4 +1,4 @@
-"""Git, as runs need it: DVC's experiments as references, and clones of a commit.
+"""Git for runs: DVC's experiments as references, and clones of a commit.
 
     refs/exps/ab/cdef…/NAME    an experiment that started from the commit abcdef…, as DVC keeps them
 
@@ -71,7 +71,7 @@ def reference_of(started_from: str, name: str) -> str:
 
 
 def supersede(run: RunId, root: Path | None = None) -> None:
-    """Give the experiments under a run's name another, NAME-was-COMMIT, so that its own is free."""
+    """Rename the experiments under a run's name to NAME-was-COMMIT, so that the name is free."""
     for one in experiments_of(run.study, root):
         if one.run == run and not one.superseded:
             old = reference_of(one.started_from, one.name)

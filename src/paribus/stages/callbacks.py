@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 class Record(Callback):
-    """Rank 0's: the run's log, and the line that shows where it is."""
+    """Rank 0's callback: keeps the run's log and the progress line."""
 
     def __init__(
         self, log: tracking.RunLog, bar: Progress, within: Within, expected: dict[str, float]
     ) -> None:
-        """within: tells the bar from here on. expected: what the planner predicts of the stage, logged at its start."""
+        """within: reports to the bar from now on. expected: the planner's predictions for the stage, logged at its start."""
         self.log, self.bar, self.expected = log, bar, expected
         self._within = within
         within.say = bar.within
@@ -88,11 +88,11 @@ class Validation(Callback):
 class CoreEstimate(Callback):
     """CORE on a few items of each task, every `pretrain.core_every` steps.
 
-    It draws from no generator of the training's, so that the weights are the same with it and without.
+    It draws from none of the training's generators, so that the weights are the same with it and without.
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, recipe: Recipe, within: Within) -> None:
-        """Where estimates are wanted, check the bundle now, before any training. Raises UserError for a bad one."""
+        """If estimates are configured, check the bundle before any training. Raises UserError for a bad one."""
         from paribus.data.core_bundle import read_bundle
 
         self.model, self.tokenizer, self.within_evaluation = model, tokenizer, within

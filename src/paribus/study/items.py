@@ -23,7 +23,7 @@ DRAWS = 10_000  # of a bootstrap
 
 @dataclass(frozen=True)
 class ItemEffect:
-    """What items and seeds say together: mean difference of the outcome, with both noises in low, high and p.
+    """The effect by items and seeds together: mean difference of the outcome, with both noises in low, high and p.
 
     seed_stderr: from run to run, on the same items (None of one pair: then the claim is about these two models, not about
     the recipes that made them). item_stderr: from other items of the same kind. mcnemar_p: of one pair with outcomes 0 and
