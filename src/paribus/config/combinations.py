@@ -1,4 +1,4 @@
-"""Values that are fine alone and cannot work together: each rule yields what is wrong, with the fix.
+"""Values that are valid alone and cannot work together: each rule yields the problems, with the fix.
 
 A rule reads only keys that were understood: where one of its keys is wrong itself, the rule is left out and the others
 still speak. So a rule reads the keys it needs, and not a section as a whole.
@@ -49,7 +49,7 @@ class Understood:
 
 
 def combination_problems(understood: Understood | Config) -> list[str]:
-    """What is wrong with the values together."""
+    """The problems of the values in combination."""
     config = cast(Config, understood)
     problems: list[str] = []
     for rule in RULES:

@@ -1,4 +1,4 @@
-"""What params.yaml says now beside what is committed: changes without an effect are named, lost ones refused."""
+"""Compares params.yaml with its committed version: names changes without an effect, refuses lost ones."""
 
 from __future__ import annotations
 

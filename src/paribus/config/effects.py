@@ -16,7 +16,7 @@ from paribus.curriculum import CONVERSATION_STAGES, TRAINING_STAGES
 
 
 def inert(config: Config) -> dict[str, str]:
-    """Dotted key -> what it would take for it to act, of every key without an effect under `config`."""
+    """Dotted key -> the condition for an effect, of every key without one under `config`."""
     found: dict[str, str] = {}
     _collect(config, "", config, found)
     return found

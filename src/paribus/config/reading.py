@@ -1,4 +1,4 @@
-"""The one reader of YAML: what a file says, exactly as DVC reads it, or every problem with its line and key.
+"""The one reader of YAML: a file's values, exactly as DVC reads them, or every problem with its line and key.
 
 DVC reads `params.yaml` with ruamel.yaml (YAML 1.2), and so does this module: with another reader `010`, `1:30` or `yes`
 would be one value to DVC, which decides what runs again, and another to the stage. ruamel parses the text and decides
@@ -271,7 +271,7 @@ def _misread(value: Any, where: str, path: tuple[str, ...]) -> list[str]:
 
 
 def _syntax(error: Any, text: str) -> str:
-    """What ruamel says of a text that is no YAML, with the line, so that the key can be seen."""
+    """The message of ruamel on a text that is not YAML, with the line, so that the key can be seen."""
     position = getattr(error, "position", None)
     if isinstance(position, int):
         number = text.count("\n", 0, position) + 1

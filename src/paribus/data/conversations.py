@@ -37,7 +37,7 @@ def to_conversation(row: dict[str, Any], where: str) -> Messages:
 
 
 def _messages(messages: Any, where: str) -> Messages:
-    """User and assistant in turn; what a system message says opens the first user message."""
+    """User and assistant in turn; a system message's text opens the first user message."""
     if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
         raise UserError(
             f"{where}: messages is {messages!r:.60}; expected a list of objects with `role` and `content`"

@@ -59,7 +59,7 @@ class Remote:
     git_blob: str | None = None
 
     def problem(self, path: Path) -> str | None:
-        """What is wrong with the content of `path`, or None."""
+        """The problem of the content of `path`, or None."""
         size = path.stat().st_size
         if self.size is not None and size != self.size:
             return f"{size:,} bytes, not {self.size:,}"
@@ -96,7 +96,7 @@ def present(files: Iterable[Remote], say: Callable[[str], None]) -> list[Remote]
 
 
 def missing_bytes(files: Iterable[Remote]) -> int:
-    """What is still to come of files that are not there, parts taken off."""
+    """The bytes that missing files still need, less their parts."""
     return sum(
         max((file.size or 0) - _size(_part(file)), 0) for file in files if not file.path.exists()
     )
@@ -121,7 +121,7 @@ def fetch_all(
 ) -> None:
     """Every file to its path.
 
-    Raises UserError that names every file that could not be had; what came of it stays for the next start.
+    Raises UserError that names every file that could not be fetched; their parts stay for the next start.
     """
     done = _Count(sum(file.size or 0 for file in files), progress)
     stop = threading.Event()
@@ -161,7 +161,7 @@ class _Count:
 
 
 class _Fetch:
-    """One file under way."""
+    """The download of one file."""
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ class _Fetch:
             put_in_place(_part(self.file), self.file.path)
 
     def _until_whole(self, out: IO[bytes]) -> str | None:
-        """Append until nothing is missing; then what is wrong with the content, or None."""
+        """Append until nothing is missing; returns the problem of the content, or None."""
         failures = 0
         while self.file.size is None or out.seek(0, os.SEEK_END) < self.file.size:
             before = out.seek(0, os.SEEK_END)

@@ -248,8 +248,8 @@ def documents(
 ) -> Iterator[HubFile]:
     """The files that hold the first `megabytes` of text (None: all), fetched side by side before the first is given.
 
-    What will be fetched and how much room it takes is said, and checked, before. Should they hold less text than
-    foretold, the next files are fetched one by one, as long as the caller asks. Raises UserError.
+    The fetch begins with a message about the files and the room they take, which is checked. If the files hold less text
+    than estimated, the next ones are fetched one by one while the caller iterates. Raises UserError.
     """
     files = _data_files(sources, store)
     texts = _enough(files, column, megabytes)
@@ -401,7 +401,7 @@ def archive(source: Archive, store: Path, progress: Progress | None = None) -> P
 
 
 def _unpack(packed: Path, folder: Path) -> None:
-    """All of a .zip, or nothing; members whose names lead elsewhere are left out, and said."""
+    """Unpack all of a .zip, or nothing; members whose names lead elsewhere are left out, with a message."""
     try:
         with zipfile.ZipFile(packed) as zipped, whole_folder(folder) as partial_folder:
             need_space(

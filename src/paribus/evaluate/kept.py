@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 class Stopped(BaseException):
-    """The evaluation was asked to stop; what it has is kept. Like KeyboardInterrupt no error, for nobody to swallow."""
+    """The evaluation was asked to stop; its results are kept. Like KeyboardInterrupt it is not an Exception."""
 
 
 def stop_if(requested: Callable[[], bool]) -> None:

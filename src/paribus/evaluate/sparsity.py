@@ -192,7 +192,7 @@ def recommendation(report: Mapping[str, Any]) -> str:
 
 
 def _cut_off_advice(report: Mapping[str, Any]) -> str:
-    """What comes before all other advice: answers without their end say nothing about the model."""
+    """The advice that precedes all other: answers that were cut off say nothing about the model."""
     return (
         f"{report['cut_off']:.0%} of the answers were cut off at rl.max_new_tokens ({report['max_new_tokens']}) or "
         "the end of the context (model.seq_len) before their end, and count as wrong: raise the one that is too small, "

@@ -456,7 +456,7 @@ def _canonical(node: Any) -> Any:
 
 
 def _is_docstring(statement: Any) -> bool:
-    """Whether a statement is a string that nobody reads: a docstring, or a string used as a comment."""
+    """Whether a statement is a string without a use: a docstring, or a string used as a comment."""
     if not isinstance(statement, ast.Expr) or not isinstance(statement.value, ast.Constant):
         return False
     return isinstance(statement.value.value, str)

@@ -100,7 +100,7 @@ def dvc_hash(path: str | Path) -> str:
 
 
 def computed_hash(path: Path) -> str:
-    """What DVC would call a file or folder as it is now."""
+    """The hash that DVC would give a file or folder in its present state."""
     return dvc_digest(path) if path.is_dir() else _md5(path.read_bytes())
 
 

@@ -72,7 +72,7 @@ NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 def lock_holder(folder: Path) -> dict[str, Any] | None:
-    """Who holds the state in `folder`: {pid, host, command, since}; None if nobody does."""
+    """The process that holds the state in `folder`: {pid, host, command, since}; None if it is free."""
     path = Path(folder) / "lock"
     if not path.exists():
         return None

@@ -152,7 +152,7 @@ def flex_of(mode: str, dynamic: bool | None) -> Any:
     """FlexAttention compiled for one mode; `mode` only keeps the modes apart."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    require_tools("cuda", WINDOWS)  # for whoever comes here without a stage, as a chat does
+    require_tools("cuda", WINDOWS)  # for callers without a stage, such as a chat
     return compiled(flex_attention, dynamic=dynamic)
 
 

@@ -1,6 +1,6 @@
 """The one table of cards, devices.yaml, and how a card is found in it by its name.
 
-A name is a card's own or it is nobody's. Case, spacing, the maker's words and RTX are forgiven (`rtx3090`, "NVIDIA GeForce
+A name belongs to exactly one card or to none. Case, spacing, the maker's words and RTX are forgiven (`rtx3090`, "NVIDIA GeForce
 RTX 3090", `3090`), and a memory size is taken as such. Everything else in a name says that it is another card: a 4090
 Laptop, an L40S, an A100 of 40 GB. Plans and MFU then refuse or measure; none of them takes the next best entry.
 """
@@ -68,7 +68,7 @@ class Device:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A card of the table and what it is called."""
+    """A card of the table and its name."""
 
     key: str
     memory: tuple[int, ...]  # GB and GiB, rounded

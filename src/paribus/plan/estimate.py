@@ -64,7 +64,7 @@ class Plan:
         return sum(stage.seconds for stage in self.stages.values()) / 3600
 
     def spread_of(self, stage: str) -> float:
-        """The factor by which a stage's time may be off, either way: what was measured on one card says less of several."""
+        """The factor by which a stage's time may be off, either way; a measurement on one card is less certain for several."""
         return self.device.unmeasured_spread if self.gpus > 1 else self.device.spread_of(stage)
 
     @property
@@ -206,7 +206,7 @@ def _forward(recipe: Recipe, device: Device, item: int, tokens: int) -> Work:
 
 
 def _answers(recipe: Recipe, device: Device, item: int, answers: int, rows: int, new: int) -> Work:
-    """So many answers, `rows` side by side. Rows that end are refilled, so that only the mean length counts."""
+    """Work of decoding answers, `rows` side by side. Rows that end are refilled, so that only the mean length counts."""
     rows = min(rows, max(answers, 1))
     steps = math.ceil(answers / rows) * MEAN_ANSWER * new
     one = decode(

@@ -295,7 +295,7 @@ def parse_experiment(name: str, raw: Mapping[str, Any]) -> Experiment:
     return experiment
 
 
-# What stands for a key that is missing or wrong, while the others are read.
+# Replaces a key that is missing or wrong, while the others are read.
 _PLACEHOLDERS: dict[str, Any] = {
     "question": "?",
     "hypothesis": "?",

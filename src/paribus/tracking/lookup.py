@@ -1,4 +1,4 @@
-"""Asking MLflow about runs that are there: by id, name or fingerprint; and attaching what was found out about them later."""
+"""Finding runs in MLflow by id, name or fingerprint, and attaching later findings to them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class StoredRun:
 
 
 class Runs:
-    """The runs of one experiment. A store that is not there yet holds none, and is not made."""
+    """The runs of one experiment. A store that does not exist yet has none, and is not created."""
 
     def __init__(self, experiment: str) -> None:
         uri = tracking_uri()

@@ -1,4 +1,4 @@
-"""What a training run tells and asks while it runs: the moments at which other code takes part in it."""
+"""Callbacks: the moments of a training run at which other code takes part in it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from paribus.files import Extent
 
 
 class Callback:
-    """Takes part in a training run. Every method does nothing here; override those that are wanted.
+    """Takes part in a training run. The methods do nothing here; override those you need.
 
-    The loop calls each method on every rank that was given the callback. What is to be told once (a log, a progress bar)
-    is given to rank 0 alone; what the ranks measure together is given to all of them. A callback may read the model, on
+    The loop calls each method on every rank that has the callback. A callback for one report (a log, a progress bar)
+    belongs to rank 0 alone; one that measures on all ranks together belongs to all. A callback may read the model, on
     its device; it leaves weights, gradients, and torch's generators as they are.
     """
 
@@ -23,7 +23,7 @@ class Callback:
         return {}
 
     def is_due(self, step: int) -> bool:
-        """Whether `evaluate` is wanted after `step` steps. Depends on `step` alone, so that all ranks say the same.
+        """Whether to evaluate after `step` steps. The answer depends on `step` alone, so that all ranks agree.
 
         Called once or twice after every step, possibly before the device is through with it: keep it quick.
         """
@@ -48,13 +48,13 @@ class Callback:
     def within(self, part: str, done: int, total: int) -> None:
         """Between the parts of a step: `done` of `total` passes, rows or answers are through.
 
-        Raises Abandoned to give the step up: a stop was asked for, and the step would take too long. Takes microseconds.
+        Raises Abandoned to give up the step: a stop was requested, and the step would take too long. Takes microseconds.
         """
 
     def before_save(self) -> Extent | None:
         """Before a state is saved, on rank 0: bring the log that leads to the state to the disk.
 
-        Returns what the log holds by then, which the state names; None: there is no log. Raises OSError where the disk
+        Returns the extent of the log, which the state names; None: there is no log. Raises OSError where the disk
         refuses; the state is then not saved.
         """
         return None
@@ -109,7 +109,7 @@ class Callbacks(Callback):
             callback.within(part, done, total)
 
     def before_save(self) -> Extent | None:
-        """What the log of the last callback that has one holds."""
+        """The extent of the log of the last callback that has one."""
         log = None
         for callback in self.callbacks:
             log = callback.before_save() or log

@@ -43,7 +43,7 @@ class MicroBatch:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """What the forward pass must know of how the targets were drawn; nothing where that is the model's own way."""
+        """Arguments of the forward pass about how the targets were drawn; empty for the model's own distribution."""
         if self.temperature == 1 and not self.top_k:
             return {}
         return {"temperature": self.temperature, "top_k": self.top_k}

@@ -1,4 +1,4 @@
-"""Several processes that train as one: their group, DDP or FSDP2 around the model, what they agree on.
+"""Several processes that train as one: their group, DDP or FSDP2 around the model, and agreements between them.
 
 torch.distributed does the work; torchrun or `stages/launch.py` starts the processes. A process on its own needs
 none of it, and every function here then does nothing more than its name says.
@@ -27,7 +27,7 @@ from paribus.train.checkpoint import State, StateStore
 if TYPE_CHECKING:
     from paribus.model.gpt import GPT
 
-# Ranks wait for rank 0's evaluations this long; that one of them has died is noticed by their launcher, at once.
+# Ranks wait for rank 0's evaluations this long; their launcher notices at once when a rank has died.
 TIMEOUT = timedelta(hours=24)
 PEER_LOST = ("closed by peer", "reset by peer")  # of gloo, which raises plain RuntimeError
 
@@ -101,7 +101,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-# ---------------------------------------------------------------- what they agree on
+# ---------------------------------------------------------------- agreements between ranks
 
 
 def sums(*values: float) -> list[float]:
@@ -153,7 +153,7 @@ def newest(store: StateStore) -> State | None:
 
 
 def wrap(model: GPT, sharding: str, compiled: bool, ragged: bool = False) -> Callable[..., Tensor]:
-    """What the loop calls for a training forward; FSDP shards `model` itself, so make the optimiser afterwards.
+    """The callable for a training forward pass; FSDP shards `model` itself, so create the optimiser afterwards.
 
     sharding: "ddp" or "fsdp" (`train.sharding`). compiled: whether to compile (`train.compile`).
     ragged: whether the micro-batches differ in size, as in RL; compiled, the model is then one graph of open sizes.

@@ -49,7 +49,7 @@ class Stepper(ABC):
     """Does the optimiser steps of a run, in the model's own weights."""
 
     def __init__(self, model: GPT, forward: Forward, optimizer: MuonAdamW) -> None:
-        """forward: what is called in place of the model (`parallel.wrap`)."""
+        """forward: the callable in place of the model (`parallel.wrap`)."""
         self.model, self.forward, self.optimizer = model, forward, optimizer
 
     @abstractmethod
@@ -63,7 +63,7 @@ class Stepper(ABC):
 
     @abstractmethod
     def flush(self) -> FinishedStep | None:
-        """Wait for the step under way, if there is one, and return it."""
+        """Wait for the step in progress, if there is one, and return it."""
 
     @property
     @abstractmethod
@@ -72,7 +72,7 @@ class Stepper(ABC):
 
     @abstractmethod
     def forget(self) -> None:
-        """Drop the step under way: the run has gone back to before it."""
+        """Drop the step in progress: the run has returned to an earlier state."""
 
     def gradient(self, work: Work, within: Say = nothing) -> tuple[Tensor, Tensor, int]:
         """Accumulate the gradient of the whole global batch, and clip it.
@@ -119,7 +119,7 @@ class PlainStepper(Stepper):
         return finished
 
     def flush(self) -> None:
-        """Nothing is under way after `submit`."""
+        """Nothing is in progress after `submit`."""
         return None
 
     @property
@@ -128,7 +128,7 @@ class PlainStepper(Stepper):
         return False
 
     def forget(self) -> None:
-        """Nothing is under way that could be dropped."""
+        """Nothing is in progress that could be dropped."""
         pass
 
 

@@ -62,7 +62,7 @@ class Trainer:
         self.optimizer = MuonAdamW(model, recipe.config.optimizer)  # of what FSDP has sharded
 
     def lr_factor(self, step: int, steps: int) -> float:
-        """What the learning rates are multiplied by in a step of a run of so many steps."""
+        """The factor of the learning rates in one step of a run with `steps` steps."""
         schedule = self.recipe.schedule(self.stage)
         # RL's rates fall from the end of the warm-up to the last step.
         warmdown = 1.0 if isinstance(schedule, RL) else schedule.warmdown_fraction

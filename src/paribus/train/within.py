@@ -1,22 +1,22 @@
-"""What a long step does between its parts: it says how far it is, and gives way when it is asked to stop."""
+"""The calls between the parts of a long step: they report progress and end the step for a stop."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-# A stop waits so long for the end of the step under way, whose work is saved then; a longer one is given up.
+# A stop waits this long for the end of the current step, which is then saved; a longer step is abandoned.
 PATIENCE_SECONDS = 20.0
 
 Say = Callable[[str, int, int], None]
 
 
 class Abandoned(Exception):
-    """What was under way was given up, as a stop was asked for. None of it counts, and the weights are as before it."""
+    """The current work was abandoned for a stop. None of it counts, and the weights are those before it."""
 
 
 def nothing(what: str, done: int, total: int) -> None:
-    """For who has nobody to tell."""
+    """Report nothing: for callers that show no progress."""
 
 
 class Within:

@@ -1,4 +1,4 @@
-"""A study's space as Optuna has it: distributions, drawing a point, and what may change while a study grows."""
+"""A study's space in Optuna's terms: distributions, drawing a point, and what may change while a study grows."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ TIMED_STEPS = (
 
 
 def main(folder: Path) -> None:
-    """Train, or say why not."""
+    """Train, or report why not."""
     ctypes.CDLL(None).prctl(
         1, signal.SIGKILL
     )  # PR_SET_PDEATHSIG: no orphan trains on beside the trial's next start
