@@ -199,7 +199,7 @@ class Engine:
         context by itself gets an empty answer. tools: whether calculator calls are answered. until: an answer also ends,
         finished, with the token that completes one of these texts, which stays in it.
         on_done(prompt index, answers): called as soon as all answers to a prompt are there. on_progress(prompts done,
-        prompts): called after it. on_step(answers done): called before every token of the rows at work; may raise to stop.
+        prompts): called after it. on_step(answers done): called before every token of the active rows; may raise to stop.
         Returns the answers by prompt and sample.
         """
         sampling = self._sampling(max_new_tokens, temperature, top_k, stop, tools, until)
@@ -238,7 +238,7 @@ class Engine:
         with torch.inference_mode():
             decoder = _Decoder(self, [prompt], [0], 1, sampling, seed, 1)
         while decoder.busy():
-            # entered anew each step: a generator must not hold it while suspended
+            # entered again for each step: a generator must not hold it while suspended
             with torch.inference_mode():
                 finished = decoder.step()
             yield finished[0][2].tokens[-1] if finished else int(decoder.token[0])
@@ -450,7 +450,7 @@ class _Decoder:
         return tokens
 
     def _decide_close_calls(self, tokens: Tensor, close: Tensor, uniforms: Tensor) -> None:
-        """Choose `tokens` (R,) anew where `close` (R,), unless they are forced."""
+        """Choose `tokens` (R,) again where `close` (R,), unless they are forced."""
         for row in (close & self.active.bool()).nonzero()[:, 0].tolist():
             if row not in self.forced:
                 tokens[row] = self._decide(row, uniforms[row])

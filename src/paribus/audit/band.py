@@ -28,7 +28,7 @@ class Band:
     """The difference of the two runs' figures, and the half-width of the band from `seeds` runs.
 
     within: this figure and every differing value of the metrics file are within their bands. outside: the values of the
-    metrics file that are not, or whose band nobody measured.
+    metrics file that are not, or whose band is not measured.
     """
 
     column: str

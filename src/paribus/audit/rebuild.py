@@ -244,7 +244,7 @@ def run_stage(root: Path, stage: str, steps: int | None) -> int:
         steps: after which it is paused; None: it runs to its end.
 
     Returns:
-        Its exit status, 0 for a pause that was asked for.
+        Its exit status, 0 for a requested pause.
     """
     with _process(root, stage) as process:
         asked = False

@@ -82,7 +82,7 @@ def runs_of(experiment: Experiment) -> list[str]:
 def certify_run(
     run: str, stages: Sequence[str], steps: int
 ) -> list[tuple[Row, dict[str, Any] | None]]:
-    """A row, and a certificate where one can be made, for each training stage of a run that its study asks for.
+    """A row, and a certificate where one can be made, for each training stage of a run that its study needs.
 
     Args:
         run: name of its DVC experiment.

@@ -200,7 +200,7 @@ def status(name: str, watch: bool = False) -> None:
 
 
 def report(name: str, force: bool = False) -> None:
-    """Judge what there is, print it and write the pages.
+    """Judge the finished runs, print the verdicts and write the pages.
 
     Args:
         name: of the ablation's file.
@@ -242,7 +242,7 @@ class Evidence:
     """What a report rests on.
 
     Attributes:
-        runs: what is asked for. results: those that count. failures: run -> why it has no result.
+        runs: of the study. results: those that count. failures: run -> why it has no result.
         diverged: arm -> seeds that ended without a finite value.
         left_out: reason -> finished runs that do not count.
         notes: sentences for the page.

@@ -17,7 +17,7 @@ from paribus.places import main_checkout, state_root
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run whose training states nobody needs: DVC's cache holds its checkpoint."""
+    """A finished run whose training states are no longer needed: DVC's cache holds its checkpoint."""
 
     folder: Path
     bytes: int  # of its states

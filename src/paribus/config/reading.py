@@ -61,7 +61,7 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
 
 
 def parse_leniently(text: str, where: str) -> tuple[dict[str, Any], list[str]]:
-    """(values, problems): what no key takes is a `Misread` among the values, for whoever knows what the key takes.
+    """(values, problems): a value that no key takes becomes a `Misread`, for a caller who knows what the key takes.
 
     Raises UserError where the text is not YAML or no mapping.
     """

@@ -17,9 +17,7 @@ from typing import IO, Any
 
 from paribus.errors import UserError, escaped
 
-MOST_PROBLEMS = (
-    20  # a file with more broken lines than this is broken as a whole: nobody reads the 21st
-)
+MOST_PROBLEMS = 20  # a file with more broken lines than this is broken as a whole: the 21st would help no reader
 
 DEEPEST = 100  # levels of JSON that are read: some readers recurse once a level
 # What corrupt files raise; OverflowError: dates beyond those of Python.
@@ -27,7 +25,7 @@ UNREADABLE = (OSError, EOFError, ValueError, NotImplementedError, OverflowError,
 
 Progress = Callable[
     [str, float, float], None
-]  # what is under way, done, total; both in the same unit
+]  # the current work, done, total; both in the same unit
 
 
 class _Unzstd(io.RawIOBase):

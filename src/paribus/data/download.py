@@ -1,6 +1,6 @@
 """Files from the network: side by side, resumed at the byte where they stopped, tried again, used only when whole.
 
-A file under way is PATH.part; it becomes PATH when its size and checksum are right, and never before.
+An incomplete file is PATH.part; it becomes PATH only once its size and checksum are right.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ class _Fetch:
         ) from None
 
     def _rest(self, wait: float | None, failures: int) -> None:
-        """As long as the server asks for, else ever longer; uneven, lest all threads come back at once."""
+        """Wait as long as the server requests, else ever longer; at random, so that threads do not return at once."""
         longest = min(PAUSE * 2 ** (failures - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.0)
         if self.stop.wait(longest if wait is None else min(wait, LONGEST_PAUSE)):
             raise UserError(f"{self.file.name}: stopped")
@@ -331,7 +331,7 @@ def _size(path: Path) -> int:
 
 @contextlib.contextmanager
 def _own(part: Path) -> Iterator[IO[bytes]]:
-    """`part` open to append to, by one process at a time; the kernel lets go of it however the holder dies."""
+    """`part` open to append to, by one process at a time; the kernel releases it however the holder dies."""
     part.parent.mkdir(parents=True, exist_ok=True)
     while True:
         file = part.open("ab", buffering=0)

@@ -95,7 +95,7 @@ def say_left_out(left_out: dict[str, str], what: str) -> None:
 
 
 def _say_stray_texts(files: list[Path], root: Path, key: str) -> None:
-    """One line on .txt files beside files of rows: what is about the data and has another name is one of them."""
+    """A message on .txt files beside files of rows: a text about the data under an unknown name would be one."""
     texts = [_name(path, root) for path in files if format_of(path) == ".txt"]
     if not texts or len(texts) == len(files):
         return
@@ -107,7 +107,7 @@ def _say_stray_texts(files: list[Path], root: Path, key: str) -> None:
 
 
 def format_of(path: PurePath) -> str:
-    """The suffix that tells the format, that of the packing set aside."""
+    """The suffix that names the format, without that of the packing."""
     return (path.with_suffix("") if path.suffix in PACKED else path).suffix
 
 

@@ -97,7 +97,7 @@ def say(line: str) -> None:
     print(f"paribus corpus: {escaped(line, limit=None)}", file=sys.stderr, flush=True)
 
 
-# ---------------------------------------------------------------- what there is
+# ---------------------------------------------------------------- the files of a repository
 
 
 def list_files(source: HubFiles, store: Path) -> list[HubFile]:

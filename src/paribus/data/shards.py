@@ -175,7 +175,7 @@ def _encoded(
 ) -> Iterator[tuple[list[str], list[np.ndarray]]]:
     """Chunks of texts with their token ids, opened by <|bos|>, in order.
 
-    Two chunks are under way at a time: while the library's threads encode, Python writes out what came before, and
+    Two chunks are in progress at a time: while the library's threads encode, Python writes out what came before, and
     no core waits for the longest document of a chunk.
     """
     with ThreadPoolExecutor(AHEAD) as pool:

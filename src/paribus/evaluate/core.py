@@ -529,7 +529,7 @@ class _Scorer:
         self.tokens = CPU_TOKENS if model.device.type == "cpu" else batch_size * self.limit
 
     def scores(self, batch: list[Unit]) -> tuple[Scores, bool]:
-        """Of every option in the batch; and whether they took a forward pass, nobody having kept them."""
+        """The scores of every option in the batch, and whether they took a forward pass because none were kept."""
         owners = [(unit.item, option) for unit in batch for option, _ in unit.tails]
         if all(owner in self.known for owner in owners):
             return {owner: self.known[owner] for owner in owners}, False

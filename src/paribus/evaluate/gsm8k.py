@@ -172,7 +172,7 @@ def evaluate_gsm8k(
     streams of a problem follow from (seed, its index). `cache`: a folder named after everything the result depends
     on, the checkpoint included; answers are kept there as they come, and a second call goes on from them.
     `on_progress(questions answered, of how many)`, sampled ones counted apart. `stop()` is asked before every token;
-    raises Stopped where it says yes: the answers under way are lost, those that are done are kept.
+    raises Stopped where it is true: unfinished answers are lost, finished ones are kept.
     `within(phase, answers done, of how many)` is called before every token as well, as a question may have many answers.
     """
     greedy = list(range(len(problems)))[: cfg.questions]

@@ -137,7 +137,7 @@ def save_experiment(made: Clone, name: str, message: str, paths: Sequence[str], 
 
 
 def _identity(top: Path) -> list[str]:
-    """Git's options for who commits, where the user has not said."""
+    """Git's options for the committer, where the user has configured none."""
     if try_git("var", "GIT_COMMITTER_IDENT", at=top) and try_git("var", "GIT_AUTHOR_IDENT", at=top):
         return []
     return ["-c", "user.name=paribus", "-c", "user.email=paribus@localhost"]

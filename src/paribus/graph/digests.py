@@ -27,7 +27,7 @@ class DigestMemo:
     """sha256 of large files, hashed once as long as inode, size and time of change stay (DVC's own state relies on the same).
 
     A hundred gigabytes of shards would else be read at each start. A file changed in the seconds before it was hashed
-    is not noted: its time of change would not tell a change that comes right after.
+    is not noted: its time of change would not reveal a change right after.
     """
 
     LARGE = 1_000_000  # bytes; smaller files are hashed in a moment
@@ -53,7 +53,7 @@ class DigestMemo:
         return self._known[key]
 
     def save(self) -> None:
-        """Note what was hashed anew; entries of files long gone go with the oldest."""
+        """Note the new hashes; the oldest entries go, and with them those of files that no longer exist."""
         if self._new:
             entries = dict(list(self._known.items())[-10_000:])
             write_atomic(self.path, json.dumps(entries))

@@ -62,7 +62,7 @@ def backend(
     other. read: whether only some places ask.
 
     causal: each sees all before it; SDPA without a mask, which on CUDA in 16 bits is a flash kernel.
-    flex: windows and packed documents on CUDA; FlexAttention skips blocks of keys that nobody sees, so that a window
+    flex: windows and packed documents on CUDA; FlexAttention skips blocks of keys that no query sees, so that a window
         costs its own width and not the sequence's, and makes no (T, S) mask in its kernels.
     masked: the same elsewhere, and where only some places ask; SDPA with a mask in memory.
     """

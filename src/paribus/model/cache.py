@@ -146,7 +146,7 @@ class PrefixCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """rows: answers at work side by side, R. slots: prompts that are kept, P.
+        """rows: answers decoded side by side, R. slots: prompts that are kept, P.
 
         samples: most answers to a prompt, N. prompt_capacity, own_capacity: most tokens of a prompt and of an answer. dtype: of
         keys and values.
@@ -158,7 +158,7 @@ class PrefixCache:
         self.slot = torch.zeros(rows, dtype=torch.int64, device=device)
         self.place = torch.zeros(rows, dtype=torch.int64, device=device)
         self.grid = torch.zeros(slots, samples, dtype=torch.int64, device=device)
-        self.slots_used = 1  # slots from here on have no rows at work
+        self.slots_used = 1  # slots from here on have no active rows
 
     @property
     def lengths(self) -> Tensor:

@@ -100,7 +100,7 @@ def mlp(config: Architecture, batch: Batch) -> int:
     elif config.mlp == "gelu":
         numbers = 2 * hidden  # up, its gelu
     else:
-        numbers = hidden  # relu(up); its square and the cast copy of `down` are made again
+        numbers = hidden  # relu(up); its square and the cast copy of `down` are recomputed
         weights -= math.prod(mlp_shapes(config)["down.weight"])
     kept = batch.tokens * batch.itemsize * (config.width + numbers)
     return kept + cast_copies(weights, batch)

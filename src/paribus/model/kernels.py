@@ -90,7 +90,7 @@ def compiled(function: Callable[..., Any], *, dynamic: bool | None = None) -> An
     import torch.fx.experimental._config
 
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    # Else open sizes that happen to be equal at first (as many rows as heads) are compiled as one, and anew when they differ.
+    # Else open sizes that happen to be equal at first (as many rows as heads) are compiled as one, and again when they differ.
     torch.fx.experimental._config.use_duck_shape = False
     options: dict[str, Any] = {"dynamic": dynamic, "isolate_recompiles": True}
     return torch.compile(function, **options)

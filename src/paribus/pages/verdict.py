@@ -426,7 +426,7 @@ def _mixtures(results: Sequence[Result]) -> list[str]:
 
 
 def _kind_of_hardware(written: Provenance) -> str:
-    """Equal for machines that compute the same; how many processes share the threads is no part of it."""
+    """Equal for machines that compute the same; the number of processes that share the threads does not matter."""
     ignored = ("processes", "process_threads")
     return fingerprint(
         **{key: value for key, value in written.hardware.items() if key not in ignored}

@@ -30,7 +30,7 @@ MEAN_ANSWER = 0.6  # of max_new_tokens: answers end early
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What one stage will need. Seconds are on the device asked for; work is of the whole stage."""
+    """The needs of one stage. Seconds are on the requested device; work is of the whole stage."""
 
     stage: str
     memory: Memory

@@ -1,4 +1,4 @@
-"""The machine at hand: a card of the table by its name, a CPU by a few products; then by what real steps and stages took.
+"""This machine: a card of the table by its name, a CPU by a few products; then corrected by real steps and stages.
 
 A minute's probe, and every stage that ran to its end, leave in `.paribus/timings.json` by how much the estimate was off, by
 device, type and model shape; that serves every later plan on the machine.

@@ -34,7 +34,7 @@ LAUNCHER_WATCH = LauncherWatch()  # of a process that was launched; started by t
 
 
 def on_processes(stage: Callable[[], None]) -> Callable[[], None]:
-    """A stage that runs as `train.processes` asks for."""
+    """Decorate a stage to run in `train.processes` processes."""
 
     @functools.wraps(stage)
     def start() -> None:
@@ -52,7 +52,7 @@ def launch(stage: str, train: config.Train) -> None:
     """Run `paribus <stage>` in several processes; exits as rank 0 does, or as the first that fails.
 
     SIGINT and SIGTERM are passed on, and the processes take their time to save; they notice by themselves when this
-    one, or the DVC above it, is killed. When one of them dies the others are stopped.
+    one, or the DVC above it, is killed. When one process dies the others are stopped.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch

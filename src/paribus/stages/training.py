@@ -396,7 +396,7 @@ def predicted(run: Session) -> dict[str, float]:
 
 
 def asked_again(run: Session) -> bool:
-    """Whether DVC has this run's outputs and asks for them from the start (`dvc repro -f`).
+    """Whether DVC has this run's outputs and requests them from the start (`dvc repro -f`).
 
     It does not where the process of a finished state was killed before DVC took the outputs, nor where DVC runs the
     stage because of a change in its code without effect (a comment): both reuse the existing outputs.

@@ -39,7 +39,7 @@ def diverged_seeds(
 
     Args:
         results: of the runs that ended.
-        runs: that are asked for.
+        runs: the requested ones.
         failures: why runs were given up, by the run's name.
     """
     seeds_of: dict[str, set[int]] = {}

@@ -65,7 +65,7 @@ class Driver:
         self._lost: Counter[str] = Counter()  # run -> how often its worker vanished, in this call
         self._not_before: dict[str, float] = {}
         self._pieces: dict[str, dict[str, str]] = {}  # run -> stage -> name of what it computes
-        self._computed: set[str] = set()  # pieces that DVC's cache has by now
+        self._computed: set[str] = set()  # pieces that DVC's cache already has
         self._just_done: set[str] = set()
 
     # ------------------------------------------------------------ until nothing is left

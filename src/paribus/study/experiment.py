@@ -170,7 +170,7 @@ class Experiment:
         return self.base | (self.arms[arm].overrides if arm != BASELINE else {})
 
     def run(self, arm: str, number: int, extra: Mapping[str, Any]) -> Run:
-        """A run as it is asked for.
+        """The run of an arm at a seed.
 
         Args:
             arm: its name.
@@ -189,7 +189,7 @@ def settings(overrides: Mapping[str, Any] | None = None) -> Config:
 
 
 def definitions() -> dict[str, StageDefinition]:
-    """The stages of dvc.yaml, read anew when it changed."""
+    """The stages of dvc.yaml, read again when it changed."""
     return _define(*_stamp("dvc.yaml"))
 
 
@@ -549,7 +549,7 @@ def _direction_problem(
 ) -> str | None:
     """The problem of a direction that a file gives; None stands for its absence.
 
-    better: the metric's own, where one is known; is_default: it is no more than the default.
+    better: the metric's own, where one is known; is_default: it is only the default.
     """
     if direction is None:
         if better is not None:

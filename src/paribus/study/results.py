@@ -47,8 +47,8 @@ class Result:
         name: of its DVC experiment.
         experiment: the commit of the DVC experiment; `baseline`: the commit it started from.
         file: the blob of the ablation's file that it ran under.
-        key, code: what it computed; `asked`: the key it was asked for, "" where its experiment does not say.
-        value: of the metric; None: not there, or not finite, which `diverged` tells apart.
+        key, code: what it computed; `asked`: the key of its specification, "" where its experiment does not record it.
+        value: of the metric; None: missing, or not finite, which `diverged` distinguishes.
         metrics: stage -> the values of its metrics file. curve: rows of plots/pretrain.csv.
         provenance: of the last checkpoint.
         fingerprints: training stage -> its fingerprint. weights: training stage -> a hash of its weights.
@@ -301,7 +301,7 @@ def commands_of(files: CommittedFiles, stages: Sequence[str]) -> dict[str, Any]:
 
     Args:
         files: of the commit.
-        stages: that are asked for.
+        stages: the requested ones.
     """
     try:
         document = files.mapping("dvc.yaml")
@@ -342,7 +342,7 @@ def check_not_otherwise(results: Sequence[Result], run: Run, code: str) -> None:
 
     Args:
         results: of all finished runs.
-        run: that is asked for.
+        run: the requested one.
         code: the key of today's code.
 
     Raises:

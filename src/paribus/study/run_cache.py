@@ -1,6 +1,6 @@
 """DVC's run-cache as evidence of a stage's outputs when it ran.
 
-DVC notes for each stage that ran what came out of it: `.dvc/cache/runs/<2 letters>/<key>/<name>` holds the same as the stage's
+DVC notes the outputs of each stage that ran: `.dvc/cache/runs/<2 letters>/<key>/<name>` holds the same as the stage's
 entry in dvc.lock. `key` is the sha256 of the command, the parameters, and the hashes of what was read; `name` is that of
 the whole entry. So a metric that is edited later together with its hash in dvc.lock contradicts the note, and one that
 is given to DVC by `dvc commit` stands beside the note of the run itself.

@@ -107,7 +107,7 @@ def scaling(
 
 
 def _dial(arms: Sequence[ArmVerdict], key: str) -> dict[str, float] | None:
-    """Arm, the baseline first -> its value of the key; None where one of them is no number."""
+    """Arm, the baseline first -> its value of the key; None where one is not a number."""
     of_baseline, _ = arms[0].changed[key]
     settings = {BASELINE: of_baseline} | {arm.name: arm.changed[key][1] for arm in arms}
     dial = {}

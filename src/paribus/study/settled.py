@@ -69,7 +69,7 @@ class Study:
     def wanted(self, results: Sequence[Result]) -> list[Run]:
         """The runs that the results so far call for.
 
-        A study with looks asks for the seeds of its first look, and for those of the next only of arms without a verdict;
+        A study with looks needs the seeds of its first look, and those of the next only for arms without a verdict;
         so its runs follow from its results alone, and are the same after any interruption.
         """
         experiment = self.experiment

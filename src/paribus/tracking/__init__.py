@@ -101,7 +101,7 @@ class RunLog:
         params: dotted key -> resolved value. datasets: name -> (path, digest as DVC has it).
         resume_step: the last step of the training state that was loaded; later lines of the log are dropped,
         as those steps come again. None: from the start; a run that had FINISHED is then followed by a new one.
-        execution: the name of the parent run; None: that of the DVC experiment under way, else of the workspace.
+        execution: the name of the parent run; None: that of the current DVC experiment, else of the workspace.
         """
         root = state_root()
         for path in sender.run_files(root):  # a damaged one is named here, where a person reads it

@@ -65,7 +65,7 @@ class Runs:
         return self.search(f"tags.`mlflow.parentRunId` = '{parent}'")
 
     def artifact(self, run_id: str, name: str) -> Path | None:
-        """A local copy, or the file itself, of a run's artifact; None if it has none of that name."""
+        """A local copy, or the file itself, of a run's artifact; None if it has no artifact of that name."""
         assert self._store is not None, "a run was found, so there is a store"
         folder = str(Path(name).parent) if "/" in name else None
         if name not in {item.path for item in self._store.client.list_artifacts(run_id, folder)}:

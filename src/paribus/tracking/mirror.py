@@ -256,7 +256,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _log_final(store: Store, run_id: str, metrics: dict[str, float], step: int) -> None:
-    """Log the metrics whose latest value is another, so that ending a run again repeats nothing."""
+    """Log the metrics whose latest value has changed, so that ending a run again repeats nothing."""
     from mlflow.entities import Metric
 
     there = store.client.get_run(run_id).data.metrics

@@ -102,7 +102,7 @@ class Loop:
         self.position = Position()
         self._restored = False
         self._evaluating = False
-        self._clock = time.perf_counter()  # since when the step under way counts
+        self._clock = time.perf_counter()  # the time from which the current step counts
         self._any_counted = False  # whether a step was counted since the run began or went back
         self._prefetcher: Prefetcher[Work] | None = None
         self._saved_at = time.monotonic()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from paribus.train.rollout import Rollout
 
 
-CHUNK_ROWS = 4_096  # read at once: of a step with more, it is told how far the reading is
+CHUNK_ROWS = 4_096  # read at once: a step with more reports its progress
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class MuonAdamW:
     """One step: clip, then each group by its rule. `state` maps names to tensors, ready to be saved.
 
     on_device: AdamW by torch's fused kernel, and the number of updates kept where the parameters are, so that a step can
-    be skipped there without the host's knowing. On CUDA unless said otherwise.
+    be skipped there without the host's knowledge. By default on CUDA.
     """
 
     def __init__(self, model: GPT, config: OptimizerConfig, on_device: bool | None = None) -> None:

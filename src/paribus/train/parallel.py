@@ -1,7 +1,7 @@
 """Several processes that train as one: their group, DDP or FSDP2 around the model, and agreements between them.
 
 torch.distributed does the work; torchrun or `stages/launch.py` starts the processes. A process on its own needs
-none of it, and every function here then does nothing more than its name says.
+none of it, and every function here then only does what its name says.
 
 DDP keeps the whole model on every rank. FSDP2 shards parameters and gradients over them; single numbers, which it
 does not take, stay whole on every rank. The optimiser's state is sharded either way (optim.py).
@@ -68,7 +68,7 @@ def leave() -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What ranks do in step. Raises UserError when one of them has died, or when the machine refuses something.
+    """What ranks do in step. Raises UserError when a rank has died, or when the machine refuses something.
 
     Any other error is shown at once: the launcher stops the rest half a minute after the first has ended, which may be
     before this one has closed its log.

@@ -165,7 +165,7 @@ class AheadStepper(Stepper):
 
     @property
     def under_way(self) -> bool:
-        """Whether a step is queued whose numbers nobody has read."""
+        """Whether a step is queued whose numbers have not been read."""
         return self._pending is not None
 
     def forget(self) -> None:

@@ -49,7 +49,7 @@ class Trainer:
         """Wrap the model for the training pass, and make its optimiser.
 
         stage: the training stage whose schedule holds. model: on its device, at its first values (`new_model`, or a
-        checkpoint). peak_flops: FLOP/s of all devices together, for MFU; inf where nobody reads it. forward: what to call
+        checkpoint). peak_flops: FLOP/s of all devices together, for MFU; inf where it is not used. forward: the callable
         for the training pass; by default the model, compiled and wrapped as the hardware and `train.sharding` say.
         """
         self.recipe, self.stage = recipe, stage

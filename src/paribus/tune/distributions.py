@@ -42,7 +42,7 @@ def suggest(trial: Trial, space: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """A value for every key of the space.
 
     Args:
-        trial: that asks for them.
+        trial: that requests them.
         space: key -> range or choices.
     """
     values: dict[str, Any] = {}

@@ -28,7 +28,7 @@ from paribus.tune.space import Study
 
 TOKENS, TOKENIZER = Path("data/tokens"), Path("data/tokenizer/tokenizer.json")
 POLL_SECONDS = 0.1
-SAVE_SECONDS = 20.0  # that a trial which is told to stop may take to save its state
+SAVE_SECONDS = 20.0  # that a trial may take to save its state after a request to stop
 LOCK_SECONDS = 60.0  # a worker that was wrongly taken for dead releases its trial within this time
 
 
@@ -110,7 +110,9 @@ def watch(
     ends the process. Raises TrialCrashed with its last words.
     """
     with StateLock(folder, LOCK_SECONDS):
-        if (result := finished(folder, job)) is not None:  # its study was killed before it was told
+        if (
+            result := finished(folder, job)
+        ) is not None:  # its study was killed before it recorded this
             each(curve_of(folder))
             return result
         _make_ready(folder, job)

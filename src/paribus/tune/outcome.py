@@ -123,7 +123,7 @@ def retests(again: dict[str, Any]) -> dict[str, Any]:
 
 
 def winner(tested: dict[str, Any]) -> str | None:
-    """The arm that is best against the default, seed by seed; None where no re-test came to an end.
+    """The arm that is best against the default, seed by seed; None where no re-test finished.
 
     An arm that lost a re-test (it diverged, or ran out of memory) comes after every arm that lost none.
     """

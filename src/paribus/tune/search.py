@@ -215,7 +215,7 @@ class Worker:
     def work(self) -> None:
         """Run trials until the study has all of them.
 
-        While other workers are at the last ones, this one waits: should one of them die, it takes up that trial.
+        While other workers are at the last ones, this one waits: should a worker die, this one takes over its trial.
         """
         while True:
             self.take_up_dead()
@@ -471,7 +471,7 @@ def _frozen(trial: Trial) -> FrozenTrial:
 
 @contextlib.contextmanager
 def heartbeat(optuna_study: optuna.Study, trial: Trial) -> Iterator[None]:
-    """Say every few seconds that the trial's worker lives. A storage that is away for a beat is no reason to stop.
+    """Report every few seconds that the trial's worker lives. A short absence of the storage is no reason to stop.
 
     Args:
         optuna_study: where the trial is.
@@ -507,7 +507,7 @@ def retest(study: Study, optuna_study: optuna.Study, device: Device, dtype: str)
 
     Args:
         study: the study's file, which says how many, on how many seeds.
-        optuna_study: where the trials are; what came of it is kept there.
+        optuna_study: holds the trials, and then the outcome.
         device: on which a model has to fit.
         dtype: of its products.
     """

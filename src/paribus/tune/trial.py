@@ -188,7 +188,7 @@ class Curve(Callback):
             step = round(steps * look / LOOKS)
             if 0 < step < steps:
                 self.fractions[step] = look / LOOKS
-        # keep_rows puts a new file in its place: it is through by now
+        # keep_rows replaces the file: it has finished by now
         self.file = (folder / "curve.jsonl").open("a", encoding="utf-8")
 
     def __enter__(self) -> Curve:

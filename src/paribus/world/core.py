@@ -173,7 +173,7 @@ CSV_HEADER = "Eval Task,Task Category,Task Type,#shots,#datapoints,Random baseli
 
 
 def task_rows(world: World, seed: int, task: Task, count: int) -> list[Row]:
-    """`count` different rows of a task; raises UserError where there are not so many."""
+    """`count` different rows of a task; raises UserError where there are fewer."""
     rows: list[Row] = []
     seen: set[str] = set()
     index = 0
