@@ -15,7 +15,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "200000")
 def _quiet_interrupt(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """What Python shows of an exception that nobody handled: of Ctrl-C, one word."""
+    """Python's output for an unhandled exception: for Ctrl-C, one word."""
     if issubclass(kind, KeyboardInterrupt):
         print("Aborted!", file=sys.stderr)
     else:

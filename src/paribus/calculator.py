@@ -24,7 +24,7 @@ _TOKEN = re.compile(
 
 
 class _NoResult(Exception):
-    """The expression has none: garbage, division by zero, out of bounds."""
+    """The expression has no value: garbage, division by zero, out of bounds."""
 
 
 def calculate(expression: str) -> str | None:

@@ -5,7 +5,7 @@
 | 2 | `UserError` | the values', files' or commands' | no, not before something is changed |
 | 74 | `MachineError` | the machine's: disk full, read-only, out of memory | yes, once the machine has room |
 
-A paused run exits with 75 (`paribus.machine.interrupt.EXIT_PAUSED`), which is no error.
+A paused run exits with 75 (`paribus.machine.interrupt.EXIT_PAUSED`), which is not an error.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _host_fault(request: int) -> UserError:
 
 
 def _error_number(error: BaseException) -> int | None:
-    """The number of a refusal by the machine; None if it is none."""
+    """The errno of a refusal by the machine; None for any other error."""
     number = error.errno if isinstance(error, OSError) else None
     text = str(error)
     for pattern in (_RUST_ERRNO, _ARROW_ERRNO):
@@ -181,7 +181,7 @@ def _file_of(error: BaseException) -> str:
 
 
 def escaped(text: str, keep: str = "", limit: int | None = SHOWN) -> str:
-    """A text without control characters and lone surrogates, which are written \\x1b, \\ud800; cut after `limit`."""
+    r"""A text without control characters and lone surrogates, which are written \x1b, \ud800; cut after `limit`."""
     whole = text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
     if whole.isprintable():
         return whole

@@ -3,8 +3,8 @@
 `write_atomic`, or `replacing` for what another library writes, replaces a file so that a reader, or the next start after
 a crash, sees the old one or the whole new one.
 
-A power cut, a full disk or a stray editor damages a small file now and then. None of them is worth stopping for: what is
-damaged is named once on stderr, put aside as NAME.damaged for whoever wants to look, and read as if it were absent.
+A power cut, a full disk or a stray editor damages a small file now and then. That is no reason to stop: what is
+damaged is named once on stderr, put aside as NAME.damaged for inspection, and read as if it were absent.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _sync(path: Path) -> None:
 
 
 def misfit(value: Any, shape: Shape, name: str = "") -> str | None:
-    """What of a JSON value is not as `shape` has it, for people; None where all of it is.
+    """The first part of a JSON value that deviates from `shape`, in words; None where all of it matches.
 
     Arguments:
         value: as `json.loads` gives it.
@@ -193,11 +193,11 @@ def _names_of(types: tuple[type, ...]) -> str:
 def read_json(
     path: Path, shape: Shape | None = None, *, move: bool = True
 ) -> dict[str, Any] | None:
-    """The object in a file; None where there is no file, or a damaged one, which is named on stderr and put aside.
+    """The object in a file; None where the file is missing, or damaged: then it is named on stderr and put aside.
 
     Arguments:
         path: the file.
-        shape: what the object has to hold; by default any mapping will do.
+        shape: that the object must have; any mapping by default.
         move: False leaves a damaged file where it is, as for an output that DVC owns.
 
     Raises:
@@ -260,7 +260,7 @@ def _same_file(path: Path, before: os.stat_result) -> bool:
 
 
 def report_damage(path: Path, problem: str, move: bool = True) -> None:
-    """Name a damaged file on stderr, and put it aside. Nobody is told twice of the same file."""
+    """Name a damaged file on stderr, and put it aside. The same file is named only once."""
     if str(path) in _named:
         return
     aside = free_name(path)
@@ -282,7 +282,7 @@ def report_damage(path: Path, problem: str, move: bool = True) -> None:
 
 
 def free_name(path: Path) -> Path:
-    """NAME.damaged, or NAME.damaged.2 and so on where such a file is there already."""
+    """NAME.damaged, or NAME.damaged.2 and so on where such a file exists already."""
     aside = path.with_name(f"{path.name}.damaged")
     number = 2
     while aside.exists():
@@ -323,9 +323,9 @@ def beginning(path: Path, extent: Extent) -> bytes | None:
 def read_lines(
     path: Path, shape: Shape | None = None
 ) -> tuple[list[tuple[bytes, dict[str, Any]]], list[str]]:
-    """([(line, row)] that are fine, what is wrong with the others) of a JSONL file.
+    """([(line, row)] of the sound lines, the problems of the others) of a JSONL file.
 
-    A last line without its end is one that is being written, or was torn by a kill: it is left out, and is no damage.
+    A last line without its end is being written, or was torn by a kill: it is left out, and does not count as damage.
     """
     rows: list[tuple[bytes, dict[str, Any]]] = []
     problems: list[str] = []

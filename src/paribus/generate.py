@@ -125,7 +125,7 @@ def choose(
     ambiguous = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     if 0 < top_k < logits.shape[-1]:
         top = logits.topk(top_k + 1, dim=-1).values
-        # who belongs to the k is itself a close call
+        # which tokens belong to the k is itself a close call
         ambiguous = top[:, -2] - top[:, -1] < CLOSE_LOGITS
         logits = logits.masked_fill(logits < top[:, -2:-1], -torch.inf)
     if temperature != 1:
@@ -142,8 +142,10 @@ def choose(
 
 
 def rounds_finely(dtype: torch.dtype, device_type: str) -> bool:
-    """Whether products round so finely that CLOSE_LOGITS and the others cover another batch size: in fp32, but for
-    TF32 on CUDA. dtype, device_type: of the products."""
+    """Whether products round so finely that CLOSE_LOGITS and the others cover another batch size.
+
+    They do in fp32, except for TF32 on CUDA. dtype, device_type: of the products.
+    """
     if dtype != torch.float32:
         return False
     return device_type != "cuda" or torch.get_float32_matmul_precision() == "highest"
@@ -197,7 +199,7 @@ class Engine:
         context by itself gets an empty answer. tools: whether calculator calls are answered. until: an answer also ends,
         finished, with the token that completes one of these texts, which stays in it.
         on_done(prompt index, answers): called as soon as all answers to a prompt are there. on_progress(prompts done,
-        prompts): called after it. on_step(answers done): called before every token of the rows at work; may raise to stop.
+        prompts): called after it. on_step(answers done): called before every token of the active rows; may raise to stop.
         Returns the answers by prompt and sample.
         """
         sampling = self._sampling(max_new_tokens, temperature, top_k, stop, tools, until)
@@ -236,7 +238,7 @@ class Engine:
         with torch.inference_mode():
             decoder = _Decoder(self, [prompt], [0], 1, sampling, seed, 1)
         while decoder.busy():
-            # entered anew each step: a generator must not hold it while suspended
+            # entered again for each step: a generator must not hold it while suspended
             with torch.inference_mode():
                 finished = decoder.step()
             yield finished[0][2].tokens[-1] if finished else int(decoder.token[0])
@@ -329,11 +331,11 @@ class _Decoder:
             yield from finished
 
     def busy(self) -> bool:
-        """Is any answer still to be finished?"""
+        """Whether any answer is unfinished."""
         return bool(self.pending or self.staged or any(job is not None for job in self.jobs))
 
     def step(self) -> list[tuple[int, int, Completion]]:
-        """One token for every row at work; the answers that it finished."""
+        """Add one token to every active row; returns the answers that it finished."""
         self._refill()
         self._compact()
         hidden = self.model.hidden(self.token[:, None], cache=self.cache)[:, 0]
@@ -448,13 +450,13 @@ class _Decoder:
         return tokens
 
     def _decide_close_calls(self, tokens: Tensor, close: Tensor, uniforms: Tensor) -> None:
-        """Choose `tokens` (R,) anew where `close` (R,), unless they are forced."""
+        """Choose `tokens` (R,) again where `close` (R,), unless they are forced."""
         for row in (close & self.active.bool()).nonzero()[:, 0].tolist():
             if row not in self.forced:
                 tokens[row] = self._decide(row, uniforms[row])
 
     def _decide(self, row: int, point: Tensor) -> Tensor:
-        """The next token of one row by a forward that no other row has part in. point (2,): its uniform numbers."""
+        """The next token of one row, from a forward pass of that row alone. point (2,): its uniform numbers."""
         prompt, _ = self._job(row)
         sequence = [*self.prompts[prompt], *self.out[row, : self.count[row]].tolist()]
         hidden = self.model.hidden(torch.tensor([sequence], device=self.model.device))[:, -1]
@@ -494,7 +496,7 @@ class _Decoder:
             self.forced[row] = deque([opening, *self.tokenizer.encode(result or ""), closing])
 
     def _until(self, row: int) -> bool:
-        """Is a text that ends answers in this one?"""
+        """Whether this answer contains a text that ends answers."""
         text = self.tokenizer.decode(self.out[row, : self.count[row]].tolist())
         return any(ending in text for ending in self.sampling.until)
 

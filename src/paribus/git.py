@@ -22,11 +22,12 @@ def git(*arguments: str, at: Path | None = None, text: str | None = None) -> str
     """What a git command prints, without the last line break.
 
     Args:
+        *arguments: of the command, after `git`.
         at: the folder to run it in; the working folder by default.
-        text: what it reads from standard input.
+        text: the standard input.
 
     Raises:
-        GitError: with what it said, or that there is no git.
+        GitError: with git's own message, or that there is no git.
     """
     printed = git_bytes(*arguments, at=at, text=text)
     return printed.decode(errors="surrogateescape").rstrip("\n")
@@ -74,7 +75,7 @@ def committed_bytes(commit: str, path: str) -> bytes | None:
 
 
 def refusal() -> str | None:
-    """Why git does not read the repository that is here, with the cure; None where it does, or there is none."""
+    """Why git does not read the repository that is here, with the cure; None where it does, or without a repository."""
     here = Path.cwd().resolve()
     if not any((folder / ".git").exists() for folder in (here, *here.parents)):
         return None

@@ -175,7 +175,7 @@ def plain(value: Any) -> Any:
 
 
 def as_floats(row: Row) -> dict[str, float]:
-    """A row with its "inf" and "nan" as numbers again; what is no number (damage that JSON cannot see) is left out."""
+    """A row with its "inf" and "nan" as numbers again; other values (damage that JSON cannot see) are left out."""
     numbers: dict[str, float] = {}
     for key, value in row.items():
         if isinstance(value, int | float):

@@ -28,7 +28,7 @@ class Progress:
     def __init__(
         self, name: str, total: int = 0, unit: str = "", stream: TextIO | None = None
     ) -> None:
-        """total: 0 where only `count` will tell."""
+        """total: 0 where only `count` will show it."""
         self.name, self.total, self.unit = name, total, unit
         self._stream = stream or sys.stderr
         self._bar = _live_bar(self._stream) if self._stream.isatty() else None
@@ -41,7 +41,7 @@ class Progress:
         )
         self._part, self._step, self._values = "", 0, dict[str, float]()
         self._shown: tuple[str, int] | None = None
-        # What a step under way counts, when that began, and how much of it was done then.
+        # The unit that the current step counts, when that began, and how much was done then.
         self._within: tuple[tuple[int, str, int], float, int] | None = None
 
     def __enter__(self) -> Progress:
@@ -80,7 +80,7 @@ class Progress:
         self.update(done[-2])
 
     def within(self, part: str, done: int, total: int) -> None:
-        """`done` of `total` parts of a step that is under way; shown once the step has taken longer than a line's interval."""
+        """`done` of `total` parts of the current step; shown once the step has taken longer than a line's interval."""
         now = time.monotonic()
         whole = (self._step, part, total)
         if self._within is None or self._within[0] != whole:
@@ -133,7 +133,7 @@ class Progress:
 
 
 def _live_bar(stream: TextIO) -> Bar:
-    """A bar that draws when told to: a drawing thread would take time from the steps."""
+    """A bar that draws only on request: a drawing thread would take time from the steps."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar

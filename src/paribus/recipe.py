@@ -43,7 +43,7 @@ class Recipe:
     ) -> Recipe:
         """The recipe of a configuration.
 
-        vocab_size: of the trained tokenizer; before there is one, the size that the configuration asks for.
+        vocab_size: of the trained tokenizer; before one exists, the size that the configuration requests.
         architecture: of the checkpoint that is trained on; by default the one that `config.model` describes.
         """
         if vocab_size is None:

@@ -1,1 +1,1 @@
-"""Two finished runs compared, and one run made again from its record."""
+"""Comparing two finished runs, and rebuilding one run from its record."""

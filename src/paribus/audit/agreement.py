@@ -37,22 +37,25 @@ SHOWN_FILES = 4
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that is not as the run wrote it down. contradiction: the repository itself says otherwise, so that nobody
-    who goes by it gets the same run; else it is this machine that is another one."""
+    """One deviation from what the run recorded.
+
+    contradiction: the repository itself says otherwise, so that nobody who follows it gets the same run; otherwise this
+    machine differs from the run's.
+    """
 
     cause: Cause
     what: str
     recorded: Any
     found: Any
     contradiction: bool
-    stops: bool = False  # the stage cannot be run, or not to its end
+    stops: bool = False  # the stage cannot run, or cannot finish
 
 
 # ---------------------------------------------------------------- the record against git, DVC and this machine
 
 
 def code(written: Provenance, root: Path) -> Iterator[Difference]:
-    """Source files and requirements.lock: the commit's against those of the run.
+    """Compare source files and requirements.lock of the commit with those of the run.
 
     Args:
         written: what the run wrote down of itself.
@@ -80,13 +83,13 @@ def code(written: Provenance, root: Path) -> Iterator[Difference]:
 
 
 def data(record: FinishedRun, stage: str, root: Path, absent: list[str]) -> Iterator[Difference]:
-    """Data in the clone against the run's; the file, where DVC's cache holds something else than its name says.
+    """Compare the data in the clone with the run's; name the file where DVC's cache does not hold what its name says.
 
     Args:
         record: of the run.
         stage: a training stage.
         root: the project in the clone.
-        absent: outputs that are nowhere to be found.
+        absent: outputs that neither the cache nor a remote has.
     """
     written = rebuild.written_provenance(record, stage)
     for out in absent:
@@ -107,7 +110,7 @@ def data(record: FinishedRun, stage: str, root: Path, absent: list[str]) -> Iter
 
 
 def data_in_place(record: FinishedRun, stage: str) -> Iterator[Difference]:
-    """What the stage reads as it lies in the working folder, against the run's: the clone has it from DVC's cache.
+    """Compare the stage's inputs in the working folder with the run's; the clone has its own from DVC's cache.
 
     Args:
         record: of the run.
@@ -143,7 +146,7 @@ def _changed_files(record: FinishedRun, dep: str) -> list[str]:
 
 
 def _is_stored_as(path: Path, stored: Path) -> bool:
-    """Whether a file holds what an object of DVC's cache is called by."""
+    """Whether a file's content matches the hash that names an object of DVC's cache."""
     return path.is_file() and _md5_of(path) == stored.parent.name + stored.name
 
 
@@ -153,7 +156,7 @@ def _md5_of(path: Path) -> str:
 
 
 def _damaged(place: Path) -> str:
-    """Which files are not what their objects in DVC's cache are called by: ": x, y are damaged or swapped"."""
+    """The files that do not match the names of their objects in DVC's cache: ": x, y are damaged or swapped"."""
     files = graph.files_below(place) if place.is_dir() else [(place.name, place)]
     wrong = []
     for name, path in files:
@@ -166,7 +169,7 @@ def _damaged(place: Path) -> str:
 
 
 def lock(record: FinishedRun, stage: str) -> Iterator[Difference]:
-    """dvc.lock, where one speaks of this run: against the run's record, against itself, and against the files there are.
+    """Compare a dvc.lock that covers this run with the run's record, with itself, and with the files that exist.
 
     Args:
         record: of the run.
@@ -208,7 +211,7 @@ def _is_figure(path: str) -> bool:
 def _figures_of_others(record: FinishedRun, stage: str) -> list[dict[str, Any]]:
     """Metrics and curves of the other stages in dvc.lock: small files that git holds and anyone can edit.
 
-    A checkpoint is of one stage, so that those of others are not its own.
+    A checkpoint belongs to one stage, so those of the others are not its own.
     """
     if record.scope != PIPELINE:
         return []
@@ -220,7 +223,7 @@ def _figures_of_others(record: FinishedRun, stage: str) -> list[dict[str, Any]]:
 
 
 def _hash_there(record: FinishedRun, out: str) -> str | None:
-    """DVC's name for an output as it is here; None for what is only in git or in the cache under that very name."""
+    """DVC's name for an output as it is here; None for an output that only git has, or the cache under that very name."""
     if record.kind in ("checkpoint", "workspace"):
         place = (
             Path(record.name)
@@ -233,9 +236,9 @@ def _hash_there(record: FinishedRun, out: str) -> str | None:
 
 
 def edited_outputs(record: FinishedRun) -> list[str]:
-    """Outputs of a run that are not as DVC noted them when the run ended, sorted: of a commit, or of the working folder.
+    """Outputs of a run that changed after DVC noted them at its end, sorted: of a commit, or of the working folder.
 
-    A checkpoint's folder alone, and a run in MLflow, have no dvc.lock that speaks of them.
+    A checkpoint's folder alone and a run in MLflow have no entry in a dvc.lock.
     """
     outs = graph.locked_outs(record.lock)
     stages = record.lock.get("stages", {})
@@ -253,7 +256,7 @@ def edited_outputs(record: FinishedRun) -> list[str]:
 
 
 def params(record: FinishedRun, stage: str) -> Iterator[Difference]:
-    """dvc.lock's params against the record's; and the record against its own fingerprint, which is a hash of it.
+    """Compare dvc.lock's params with the record's, and the record with its own fingerprint, which is a hash of it.
 
     Args:
         record: of the run.
@@ -287,7 +290,7 @@ def params(record: FinishedRun, stage: str) -> Iterator[Difference]:
 
 
 def asked(record: FinishedRun, stage: str, root: Path) -> Iterator[Difference]:
-    """The params.yaml that lies with the run against what the stage ran with: an edit made after it asks for another run.
+    """Compare the run's params.yaml with the values that the stage ran with: a later edit describes another run.
 
     Args:
         record: of the run.
@@ -311,7 +314,7 @@ def asked(record: FinishedRun, stage: str, root: Path) -> Iterator[Difference]:
 
 
 def _cause_of(key: str) -> Cause:
-    """What a difference of a key in params.yaml is put down to."""
+    """The cause that a difference of a key in params.yaml is attributed to."""
     if "train." not in key:
         return "params"
     return _CAUSES.get(rebuild.TRAIN.get(key.removeprefix("train."), ""), "params")
@@ -334,7 +337,7 @@ _CAUSES: dict[str, Cause] = {
 
 
 def machine(written: Provenance, asked: dict[str, Any]) -> Iterator[Difference]:
-    """What the stage will compute on against what it computed on: `train.*` as asked for, and this machine.
+    """Compare what the stage will compute on with what it computed on: `train.*` as requested, and this machine.
 
     Args:
         written: what the run wrote down of itself.

@@ -1,7 +1,7 @@
-"""The measured noise band of a run: how far its twins, which differ from it in the seed alone, lie from each other.
+"""The measured noise band of a run: how far apart its twins lie, which differ from it in the seed alone.
 
-Another machine rounds otherwise, and training blows rounding up until the two runs are as far from each other as two
-seeds would be, and no further. So the band of a rebuilt run is the 95 % prediction interval of the difference of two
+Another machine rounds differently, and training amplifies rounding until the two runs are as far apart as two
+seeds would be, and no further. Therefore the band of a rebuilt run is the 95 % prediction interval of the difference of two
 runs of the recipe: t (n - 1) times the standard deviation over n seeds, times the root of 2.
 """
 
@@ -20,7 +20,7 @@ from paribus.tune.outcome import interval
 FEWEST = 3  # seeds that make a spread
 LAST = 20  # the figure is the mean over the last twentieth of the compared steps, as train_loss is
 COLUMN = {"rl": "reward"}  # of the curve; of the other stages train_loss
-MOST = 50  # runs that are looked into
+MOST = 50  # runs that are examined
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Band:
     """The difference of the two runs' figures, and the half-width of the band from `seeds` runs.
 
     within: this figure and every differing value of the metrics file are within their bands. outside: the values of the
-    metrics file that are not, or whose band nobody measured.
+    metrics file that are not, or whose band is not measured.
     """
 
     column: str
@@ -47,7 +47,7 @@ def measured_band(
     theirs: Sequence[Mapping[str, str]],
     metrics: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> Band | None:
-    """Where the rebuilt run lies against the noise of seeds, at the last steps that both have; None where too few seeds ran.
+    """The rebuilt run's place in the noise of seeds, at the last steps that both have; None where too few seeds ran.
 
     Args:
         record: of the run.
@@ -96,7 +96,7 @@ def _last_steps(
 
 
 def _half_width(values: Sequence[float]) -> float:
-    """The 95 % prediction interval of the difference of two runs, half of it."""
+    """Half the 95 % prediction interval of the difference of two runs."""
     mean, _, high = interval(list(values))
     return (high - mean) * math.sqrt(2 * len(values))
 
@@ -117,7 +117,7 @@ def _is_number(value: Any) -> bool:
 
 
 def figure(curve: Sequence[Mapping[str, str]], steps: Sequence[str], column: str) -> float | None:
-    """The mean of a column over some steps; None where one of them is not there.
+    """The mean of a column over some steps; None where a step is missing.
 
     Args:
         curve: its rows.
@@ -148,6 +148,6 @@ def _twins(record: FinishedRun, stage: str) -> dict[Any, FinishedRun]:
 
 
 def _recipe(written: Provenance) -> tuple[Mapping[str, Any], ...]:
-    """What a run is a function of, but for the seed and the machine: params, code, inputs."""
+    """The params, code and inputs that determine a run, apart from the seed and the machine."""
     params = {key: value for key, value in written.params.items() if key != "seed"}
     return params, written.code, written.deps

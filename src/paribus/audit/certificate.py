@@ -22,7 +22,7 @@ def page(made: dict[str, Any]) -> str:
 
 
 def _facts(about: dict[str, Any]) -> Iterator[str]:
-    """What the run was. about: the certificate's record of it."""
+    """Describe the run. about: the certificate's record of it."""
     hardware = about["hardware"]
     uncommitted = ", with uncommitted changes" if about["git"]["dirty"] else ""
     yield (
@@ -39,7 +39,7 @@ def _facts(about: dict[str, Any]) -> Iterator[str]:
 
 
 def _compared(stage: str, outcome: dict[str, Any] | None) -> Iterator[str]:
-    """How much was compared; nothing where nothing was run."""
+    """How much was compared; empty where nothing ran."""
     if not outcome:
         return
     cut_short = "" if outcome["finished"] else " (not run to the end)"
@@ -71,7 +71,7 @@ def _table(differences: list[dict[str, Any]]) -> list[str]:
 
 
 def _sentences(made: dict[str, Any]) -> Iterator[str]:
-    """What was found, in words."""
+    """The findings, in words."""
     outcome, verdict = made["outcome"], made["verdict"]
     stage = made["record"]["stage"]
     if verdict == "bit-exact":
@@ -146,7 +146,7 @@ def _same_weights(outcome: dict[str, Any]) -> bool:
 
 
 def outcome_equal(outcome: dict[str, Any]) -> bool:
-    """`Outcome.equal` of one that was written down."""
+    """`Outcome.equal` of a recorded outcome."""
     return outcome["parted"] is None and _same_weights(outcome) and not outcome["metrics"]
 
 

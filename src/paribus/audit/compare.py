@@ -1,5 +1,7 @@
-"""`paribus compare A B`: everything that differs between two runs, or two sets of seeds, and how the metrics changed, with an
-interval wherever items or seeds give one."""
+"""`paribus compare A B`: everything that differs between two runs, or two sets of seeds.
+
+It also shows how the metrics changed, with an interval wherever items or seeds give one.
+"""
 
 from __future__ import annotations
 
@@ -75,8 +77,8 @@ class Comparison:
     code: dict[str, Pair]  # source file, or folder, that decides a result -> digests
     other_code: list[str]  # source files that differ between the commits and decided no result
     trees: dict[str, Pair]  # commit, uncommitted changes
-    data: dict[str, Pair]  # what differs of itself
-    outputs: dict[str, Pair]  # what differs as what it is made from does
+    data: dict[str, Pair]  # data that differ in their own right
+    outputs: dict[str, Pair]  # data that differ because their inputs do
     environment: dict[str, Pair]
     metrics: dict[str, Measured]
     # Run -> outputs that were changed after it ended.
@@ -110,7 +112,7 @@ def compare(a: str, b: str, json_out: bool) -> None:
 
 
 def comparison(a: Sequence[FinishedRun], b: Sequence[FinishedRun]) -> Comparison:
-    """B against A.
+    """Compare B with A.
 
     Args:
         a: one run, or several seeds of it.
@@ -139,7 +141,7 @@ def comparison(a: Sequence[FinishedRun], b: Sequence[FinishedRun]) -> Comparison
 
 
 def _edited(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
-    """Run -> its outputs that are not as DVC noted them when it ended; runs that have none are left out."""
+    """Run -> its outputs that changed after DVC noted them at its end; runs without any are left out."""
     edited = {run.name: edited_outputs(run) for run in runs}
     return {name: paths for name, paths in edited.items() if paths}
 
@@ -162,7 +164,7 @@ def differing(
     Args:
         a: the mapping of each run of A.
         b: of each run of B.
-        shared_only: a key that one side lacks says nothing.
+        shared_only: ignore a key that one side lacks.
     """
     of_a, of_b = _values(a), _values(b)
     keys = of_a.keys() & of_b.keys() if shared_only else of_a.keys() | of_b.keys()
@@ -191,7 +193,7 @@ def _shown(values: list[str] | None) -> Any:
 
 
 def _kind_of_code(runs: Sequence[FinishedRun], stages: Sequence[str]) -> CodeKind:
-    """Where the code of these runs is named: "deps" where an earlier paribus made one of them."""
+    """The place that names the code of these runs: "deps" where an earlier paribus made one."""
     return "code" if all(_code(run, "code", stages) for run in runs) else "deps"
 
 
@@ -208,7 +210,7 @@ def _code(run: FinishedRun, kind: CodeKind, stages: Sequence[str]) -> dict[str, 
 
 
 def _locked_code(run: FinishedRun) -> dict[str, str]:
-    """Source file -> md5, as DVC has it: nothing was trained, or nothing is kept of it."""
+    """Source file -> md5, as DVC has it: for runs that trained nothing, or that kept nothing of the training."""
     digests = {}
     for stage in run.lock.get("stages", {}).values():
         for dep in stage.get("deps", []):
@@ -250,8 +252,8 @@ def _inputs(run: FinishedRun) -> dict[str, Any]:
 def _tree(run: FinishedRun) -> dict[str, Any]:
     """Commit and uncommitted changes, by the provenance of its first stage.
 
-    DVC commits what an experiment changes when it is done, so that while it runs its own params are uncommitted changes,
-    and say nothing.
+    DVC commits an experiment's changes when it is done. While it runs, its own params are uncommitted changes
+    and mean nothing.
     """
     stages = run.stages
     written = run.provenance(stages[0]) if stages else None
@@ -295,7 +297,7 @@ def _written_environment(run: FinishedRun, stage: str) -> dict[str, Any]:
 def measured(a: Sequence[FinishedRun], b: Sequence[FinishedRun]) -> dict[str, Measured]:
     """Every metric that all runs have: name -> what it is in A and in B.
 
-    Items speak where the same ones were answered, else matched seeds.
+    Items decide where both sides answered the same ones, otherwise matched seeds.
 
     Args:
         a: one run, or several seeds of it.
@@ -313,7 +315,7 @@ def measured(a: Sequence[FinishedRun], b: Sequence[FinishedRun]) -> dict[str, Me
 
 
 def _matched(a: Sequence[FinishedRun], b: Sequence[FinishedRun]) -> list[RunPair]:
-    """Runs of the same seed; one run against one are a pair whatever their seeds."""
+    """Pairs of runs with the same seed; a single run on each side makes a pair whatever their seeds."""
     if len(a) == 1 and len(b) == 1:
         return [(a[0], b[0])]
     of_b = {run.params.get("seed"): run for run in b}
@@ -350,7 +352,7 @@ def _by_seeds(
 
 
 def _by_items(name: str, pairs: Sequence[RunPair]) -> Measured | None:
-    """Paired by item; None where items are not kept, or are not the same ones."""
+    """Compare by item; None where items are not kept, or are not the same ones."""
     if not pairs or _other_questions(pairs):
         return None
     of_a = [_outcomes(name, x) for x, _ in pairs]
@@ -391,7 +393,7 @@ def _in_order(outcomes: Mapping[Item, float], keys: Sequence[Item]) -> NDArray[n
 
 
 def _how_of_items(effect: ItemEffect, in_tasks: bool) -> str:
-    """Where an interval by items comes from, in words."""
+    """The origin of an interval by items, in words."""
     how = f"{effect.items} items"
     if effect.mcnemar_p is not None:
         how = f"McNemar, {how}"
@@ -403,7 +405,7 @@ def _how_of_items(effect: ItemEffect, in_tasks: bool) -> str:
 
 
 def _other_questions(pairs: Sequence[RunPair]) -> bool:
-    """Whether the runs read different data, in which the same names are of other questions."""
+    """Whether the runs read different data, in which the same names belong to other questions."""
     versions = set()
     for pair in pairs:
         versions |= {run.data["data/corpus"] for run in pair if "data/corpus" in run.data}
@@ -503,7 +505,7 @@ def _table(title: str, values: Mapping[str, Pair]) -> RenderableType:
 
 
 def _text(value: Any) -> str:
-    """Hashes cut short; several of them counted."""
+    """Shortened hashes; several become their number."""
     if value is None:
         return "–"
     if isinstance(value, list) and all(_is_hash(part) for part in value):

@@ -1,9 +1,10 @@
-"""A finished run, found by whatever a person calls it: a checkpoint folder, a DVC experiment, a git revision, the workspace,
-or an MLflow run. Read only.
+"""Find a finished run by whatever name a person uses for it.
 
-A name is looked for in this order: folder of a checkpoint (or its name below `checkpoints/`), `workspace`, DVC experiment,
-git revision, MLflow run by id, MLflow run by name. Experiments come before the MLflow runs of the same name: they hold
-more. In a pattern (`adamw-s*`) every experiment that fits is meant, else every MLflow run that does.
+A name may be a checkpoint folder, a DVC experiment, a git revision, the workspace or an MLflow run. Nothing is written.
+
+The order of the search: folder of a checkpoint (or its name below `checkpoints/`), `workspace`, DVC experiment, git
+revision, MLflow run by id, MLflow run by name. Experiments come before the MLflow runs of the same name because they hold
+more. A pattern (`adamw-s*`) stands for every experiment that matches, or else for every MLflow run that does.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SHOWN = 20  # names in an error
 
 
 def find(name: str) -> FinishedRun:
-    """The run of that name. Raises UserError with the nearest names there are, or with what is damaged of it."""
+    """The run of that name. Raises UserError with the nearest names, or with what is damaged."""
     check_git()
     for look in (_checkpoint, _workspace, find_experiment, _revision, _mlflow):
         run = look(name)
@@ -48,7 +49,7 @@ def find(name: str) -> FinishedRun:
 
 
 def find_all(name: str) -> list[FinishedRun]:
-    """The runs that a name or a pattern (with * ? [) means. Raises UserError for none."""
+    """The runs that a name or a pattern (with * ? [) stands for. Raises UserError where there are none."""
     check_git()
     if not re.search(r"[*?[]", name):
         return [find(name)]
@@ -87,7 +88,7 @@ def check_git() -> None:
 
 
 def _names() -> set[str]:
-    """Everything that `find` would find by name."""
+    """Every name that `find` accepts."""
     branches = try_git("for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/tags") or ""
     checkpoints = {str(path.parent) for path in Path("checkpoints").glob("*/provenance.json")}
     return {
@@ -119,7 +120,7 @@ def _workspace(name: str) -> FinishedRun | None:
 
 
 def find_experiment(name: str) -> FinishedRun | None:
-    """The DVC experiment of that name; None where there is none. Raises UserError where it is damaged."""
+    """The DVC experiment of that name; None without one. Raises UserError where it is damaged."""
     commit = all_experiments().get(name)
     return _at_commit(name, "experiment", commit) if commit else None
 

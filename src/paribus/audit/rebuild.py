@@ -1,6 +1,6 @@
-"""A run made again from its record alone: a clean clone at its commit, its data by DVC's names, its params; then the stage.
+"""Rebuild a run from its record alone: a clean clone at its commit, its data by DVC's names, its params; then the stage.
 
-Nothing of the original is written to: the clone is a temporary folder with its own `.paribus`, MLflow store and, where
+The original stays untouched: the clone is a temporary folder with its own `.paribus`, MLflow store and, where
 objects have to be pulled, its own DVC cache. Data in the original's cache is linked, not copied. The stage is started
 without DVC, so no run-cache can answer in its place.
 """
@@ -31,7 +31,7 @@ from paribus.summary import write_curve
 
 POLL_SECONDS = 0.1
 LONGEST_LINE = 50_000  # bytes, of a log
-# params.yaml's key -> the field of the recorded hardware that it came to
+# params.yaml's key -> the field of the recorded hardware that it resolved to
 TRAIN = {
     "device": "device",
     "dtype": "dtype",
@@ -44,7 +44,7 @@ TRAIN = {
 
 
 def locked_stage(record: FinishedRun, stage: str) -> dict[str, Any]:
-    """What dvc.lock says of a stage; {} if none speaks of this run.
+    """The entry of a stage in dvc.lock; {} if no dvc.lock covers this run.
 
     Args:
         record: of the run.
@@ -64,7 +64,7 @@ def locked_params(record: FinishedRun, stage: str) -> dict[str, Any]:
 
 
 def written_provenance(record: FinishedRun, stage: str) -> Provenance:
-    """What a stage wrote down of itself. Raises UserError where it is not kept.
+    """The provenance that a stage recorded. Raises UserError where it is not kept.
 
     Args:
         record: of the run.
@@ -77,9 +77,9 @@ def written_provenance(record: FinishedRun, stage: str) -> Provenance:
 
 
 def asked_params(record: FinishedRun, stage: str) -> dict[str, Any]:
-    """Dotted params to run the stage with: dvc.lock's where one speaks of the run, else the record's.
+    """Dotted params to run the stage with: dvc.lock's where one covers the run, else the record's.
 
-    What was left to the machine (`train.threads: null`) is as it was resolved then.
+    A value that was left to the machine (`train.threads: null`) is the one it resolved to then.
 
     Args:
         record: of the run.
@@ -106,7 +106,7 @@ def asked_params(record: FinishedRun, stage: str) -> dict[str, Any]:
 
 @contextmanager
 def workplace() -> Iterator[Path]:
-    """A temporary folder, gone afterwards."""
+    """A temporary folder, removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="paribus-verify-", ignore_cleanup_errors=True) as name:
         try:
             yield Path(name)
@@ -163,7 +163,7 @@ def bring_data(root: Path, versions: Mapping[str, str]) -> list[str]:
         versions: output -> DVC's name for it.
 
     Returns:
-        The outputs that are nowhere.
+        The outputs that were found nowhere.
     """
     cache, elsewhere = graph.cache_folder(Path.cwd()), {}
     for out, md5 in versions.items():
@@ -203,7 +203,10 @@ def _pull(root: Path, versions: Mapping[str, str]) -> list[str]:
 
 
 def _environment(root: Path, stage: str | None) -> dict[str, str]:
-    """A stage's in the clone as DVC would give it: so the stage ends with this process, and keeps its state in the clone."""
+    """The environment that DVC would give a stage in the clone.
+
+    With it the stage ends with this process, and keeps its state in the clone.
+    """
     foreign = ("DVC_", "MLFLOW_", "TORCHELASTIC_")
     clean = {
         key: value
@@ -241,7 +244,7 @@ def run_stage(root: Path, stage: str, steps: int | None) -> int:
         steps: after which it is paused; None: it runs to its end.
 
     Returns:
-        Its exit status, 0 for a pause that was asked for.
+        Its exit status, 0 for a requested pause.
     """
     with _process(root, stage) as process:
         asked = False
@@ -280,7 +283,7 @@ def rebuilt_curve(root: Path, stage: str) -> list[dict[str, str]]:
 
 
 def rebuilt_weights(root: Path, stage: str) -> str | None:
-    """sha256 of the weights in the clone; None if the stage did not come to its end.
+    """sha256 of the weights in the clone; None if the stage did not finish.
 
     Args:
         root: the project in the clone.
@@ -291,7 +294,7 @@ def rebuilt_weights(root: Path, stage: str) -> str | None:
 
 
 def rebuilt_metrics(root: Path, stage: str) -> dict[str, Any]:
-    """Dotted values of the metrics file in the clone; {} if the stage did not come to its end.
+    """Dotted values of the metrics file in the clone; {} if the stage did not finish.
 
     Args:
         root: the project in the clone.

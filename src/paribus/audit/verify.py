@@ -1,8 +1,8 @@
-"""`paribus verify RUN`: a certificate that a run can be made again from its record alone, or where it parts and why.
+"""`paribus verify RUN`: a certificate that a run can be rebuilt from its record alone, or where the two part and why.
 
-The repository's own records (git's tree at the commit, dvc.lock, DVC's cache) are held against what the run wrote down of
-itself (provenance.json), and the run is made again in a clean clone as the repository says. docs/verify.md says what
-each verdict means.
+It compares the repository's own records (git's tree at the commit, dvc.lock, DVC's cache) with the run's record of itself
+(provenance.json), and rebuilds the run in a clean clone as the repository describes it. docs/verify.md explains each
+verdict.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ RESULTS = Path("experiments/results")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of running it again.
+    """The outcome of running a stage again.
 
     parted: the first step whose curves differ, its column and both values. measured: how many values of
     metrics/<stage>.json were compared. metrics: those that differ, key -> (recorded, rebuilt). again: where nothing
@@ -82,14 +82,14 @@ def verify(name: str, stage: str | None, steps: int | None, out: Path | None) ->
     Args:
         name: by which it is found.
         stage: a training stage; None: the run's own, or pretraining.
-        steps: how many to run again; None: all; 0: the records alone are held against each other.
+        steps: how many to run again; None: all; 0: compare the records alone.
         out: the folder of the certificate; None: experiments/results.
 
     Returns:
         The exit status: 0 reproduced, 1 not.
 
     Raises:
-        UserError: for what cannot be looked at.
+        UserError: for a run that cannot be examined.
     """
     record = find(name)
     chosen = choose_stage(record, stage, steps)
@@ -120,7 +120,7 @@ def choose_stage(record: FinishedRun, stage: str | None, steps: int | None) -> s
 
     Args:
         record: of the run.
-        stage: that was asked for; None: the run's own, or pretraining.
+        stage: the requested one; None: the run's own, or pretraining.
         steps: that are to be compared; None or 0: no curve is needed.
 
     Raises:
@@ -210,7 +210,7 @@ def certificate(record: FinishedRun, stage: str, steps: int | None) -> dict[str,
 
 
 def prepare(record: FinishedRun, stage: str, folder: Path) -> tuple[Path, list[str]]:
-    """(a clean clone with the data and params of a run, the outputs it reads that are nowhere to be found).
+    """(a clean clone with the data and params of a run, the outputs it reads that were found nowhere).
 
     Args:
         record: of the run.
@@ -242,7 +242,7 @@ def run(
             added to it.
 
     Returns:
-        What came of it; None where the stage failed.
+        The outcome; None where the stage failed.
     """
     status = rebuild.run_stage(root, stage, steps)
     if status:
@@ -256,7 +256,7 @@ def run(
         return outcome
     same_machine = all(difference.contradiction for difference in found)
     if outcome.same_training and same_machine:
-        # The very same weights measure something else than the file says.
+        # The very same weights measure other values than the file has.
         for key, (recorded, rebuilt) in outcome.metrics.items():
             what = f"{key} in metrics/{stage}.json"
             found.append(Difference("metrics", what, recorded, rebuilt, True))
@@ -299,7 +299,7 @@ def _compared(
 
 
 def as_logged(record: FinishedRun, stage: str) -> list[Difference]:
-    """The metrics file against what the run itself sent to MLflow, where a finished run of this fingerprint is there.
+    """Compare the metrics file with what the run sent to MLflow, where it has a finished run of this fingerprint.
 
     Args:
         record: of the run.
@@ -316,7 +316,7 @@ def as_logged(record: FinishedRun, stage: str) -> list[Difference]:
         return []
     differing = [differing_metrics(metrics, measured, whole=False) for metrics in logged]
     if not measured or not differing or not all(differing):
-        return []  # made more than once, perhaps: one run that says the same is enough
+        return []  # the run may have been made more than once: one that agrees is enough
     return [
         Difference(
             "metrics", f"{key} in metrics/{stage}.json, and as the run logged it", *pair, True
@@ -328,16 +328,16 @@ def as_logged(record: FinishedRun, stage: str) -> list[Difference]:
 def run_again(
     record: FinishedRun, stage: str, folder: Path, first: Outcome, found: list[Difference]
 ) -> Outcome:
-    """Nothing recorded explains a difference: rebuild once more here, to the step where the first rebuild parted.
+    """Rebuild once more, to the step where the first rebuild parted, as nothing recorded explains the difference.
 
-    Two rebuilds that differ show that the computation is not deterministic, and nothing else does.
+    Only two rebuilds that differ show that the computation is not deterministic.
 
     Args:
         record: of the run.
         stage: a training stage.
         folder: where the clones are.
-        first: what came of the first rebuild.
-        found: the differences so far; that of the two rebuilds is added to it.
+        first: the outcome of the first rebuild.
+        found: the differences so far; the difference of the two rebuilds is added.
 
     Returns:
         `first`, and whether the second rebuild was the same.
@@ -364,7 +364,7 @@ def differing_metrics(
 ) -> dict[str, tuple[Any, Any]]:
     """Key -> (recorded, rebuilt) of two metrics files, times and the machine's figures left out.
 
-    whole: the record is the file itself, so that a key that only one of them has differs too; MLflow keeps numbers only.
+    whole: the record is the file itself, so a key that is missing on one side differs too; MLflow keeps numbers only.
     """
     if not recorded:
         return {}
@@ -372,7 +372,7 @@ def differing_metrics(
     pairs = {}
     for key in sorted(keys - MACHINE_FIGURES):
         one, other = recorded.get(key, ABSENT), rebuilt.get(key, ABSENT)
-        # As files have them 6 is not 6.0; MLflow makes every number a float.
+        # In a file 6 differs from 6.0; MLflow turns every number into a float.
         same = json.dumps(one) == json.dumps(other) if whole else one == other
         if not same:
             pairs[key] = (one, other)
@@ -387,7 +387,7 @@ def parted(
     Args:
         ours: the recorded curve.
         theirs: the rebuilt one.
-        whole: both are of runs that came to their end, so that a step that only one of them has differs too.
+        whole: both runs finished, so a step that is missing on one side differs too.
 
     Returns:
         {step, column, recorded, rebuilt}; None where nothing differs.
@@ -412,11 +412,11 @@ def _parting(step: str, column: str, recorded: str, rebuilt: str) -> dict[str, A
 
 
 def judge(found: list[Difference], outcome: Outcome | None) -> Verdict:
-    """A contradiction in the records is never reproduced, equal bits or not: who goes by the repository gets another run.
+    """A contradiction in the records is never reproduced, equal bits or not: anyone who follows the repository gets another run.
 
     Args:
         found: the differences.
-        outcome: what came of running it again; None: it was not run, or failed.
+        outcome: of running it again; None: it did not run, or failed.
     """
     contradicted = any(difference.contradiction for difference in found)
     if outcome is None:
@@ -430,7 +430,7 @@ def judge(found: list[Difference], outcome: Outcome | None) -> Verdict:
 
 
 def causes(found: list[Difference], verdict: Verdict) -> list[str]:
-    """What it may be put down to: contradictions if there are any, else what is other about this machine.
+    """The possible causes: contradictions if there are any, else what differs about this machine.
 
     Args:
         found: the differences.

@@ -21,7 +21,7 @@ from paribus.summary import write_json
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one training stage of one run; why: what is wrong, in words, "" for nothing."""
+    """The result for one training stage of one run; why: what is wrong, in words, "" for nothing."""
 
     run: str
     stage: str
@@ -42,7 +42,7 @@ def verify_study(name: str, steps: int | None, out: Path | None) -> int:
         The exit status: 0 all are reproduced, 1 not.
 
     Raises:
-        UserError: for a study that is not there or has no finished run.
+        UserError: for a study that does not exist or has no finished run.
     """
     experiment = read_experiment(name)
     runs = runs_of(experiment)
@@ -82,7 +82,7 @@ def runs_of(experiment: Experiment) -> list[str]:
 def certify_run(
     run: str, stages: Sequence[str], steps: int
 ) -> list[tuple[Row, dict[str, Any] | None]]:
-    """A row, and a certificate where one can be made, for each training stage of a run that its study asks for.
+    """A row, and a certificate where one can be made, for each training stage of a run that its study needs.
 
     Args:
         run: name of its DVC experiment.
@@ -97,7 +97,9 @@ def certify_run(
             proof = certificate(record, choose_stage(record, stage, steps), steps)
             why = "; ".join(one["what"] for one in proof["differences"])
             looked_at.append((Row(run, stage, proof["verdict"], proof["reproduced"], why), proof))
-    except UserError as error:  # nothing of it is kept here: said, and the other runs are looked at
+    except (
+        UserError
+    ) as error:  # nothing of it is kept here: report that and go on with the other runs
         looked_at.append((Row(run, "", "not looked at", False, "; ".join(error.problems)), None))
     return looked_at
 
@@ -107,7 +109,7 @@ def page(name: str, rows: list[Row]) -> str:
 
     Args:
         name: of the study.
-        rows: what came of each run.
+        rows: the result of each run.
     """
     lines = [
         f"# Runs of {name}, held against their records",

@@ -44,14 +44,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some more of an answer. A tool's call and result each open with an empty piece."""
+    """The next piece of an answer. A tool's call and result each open with an empty piece."""
 
     kind: Kind
     text: str
 
 
 class Answer:
-    """An answer on its way: iterate once for its pieces; what it was is known afterwards."""
+    """An answer in progress: iterate once for its pieces; the attributes are complete afterwards."""
 
     def __init__(self, tokens: Iterator[int], words: Tokenizer, dropped: int) -> None:
         self.dropped = (
@@ -64,7 +64,7 @@ class Answer:
 
     @property
     def message(self) -> dict[str, Any]:
-        """As the next turn's history has it."""
+        """The message, in the form that the next turn's history takes."""
         return {
             "role": "assistant",
             "content": [part for part in self.parts if part["text"] or part["type"] != "text"],
@@ -137,7 +137,7 @@ class Speaker:
 
     @property
     def about(self) -> str:
-        """A few words on it."""
+        """A short description of the checkpoint."""
         model = self.engine.model
         size = sum(parameter.numel() for parameter in model.parameters())
         manner = ", continues your text" if self.continues else ""

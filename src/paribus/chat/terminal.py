@@ -1,4 +1,4 @@
-"""Chat in the terminal, or in a pipe: a line in is a message, what comes out is the answer."""
+"""Chat in the terminal, or in a pipe: each input line is a message, and the output is the answer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Terminal:
         }
 
     def run(self) -> None:
-        """Until the input ends, or /quit."""
+        """Converse until the input ends, or /quit."""
         if self.interactive:
             self.greet()
         for line in self.read():
@@ -58,7 +58,7 @@ class Terminal:
                 self.note("\nstopped")
 
     def read(self) -> Iterator[str]:
-        """Lines that hold something."""
+        """Input lines that are not blank."""
         self.reading = True
         while self.reading:
             line = self._ask() if self.interactive else self.lines.readline()
@@ -80,7 +80,7 @@ class Terminal:
     # ------------------------------------------------------------ turns
 
     def say(self, line: str) -> None:
-        """A message, and the answer to it as it comes. One that was stopped is not part of the history."""
+        """Send a message and print the answer as it comes. An answer that was stopped is not part of the history."""
         asked: Messages = [*self.messages, {"role": "user", "content": line}]
         answer = self.speaker.answer(asked, self.options)
         self.show(answer)
@@ -106,15 +106,20 @@ class Terminal:
             self.note("(cut off at the limit)")
 
     def write(self, text: str, style: str = "") -> None:
+        """Print `text` as it is, without a line break, so that an answer can grow; `style` is one of rich's."""
         self.console.print(Text(text, style), end="", soft_wrap=True)
 
     def note(self, text: str) -> None:
-        """Something about the conversation."""
+        """Print a remark about the conversation."""
         self.console.print(Text(text, "yellow"), soft_wrap=True)
 
     # ------------------------------------------------------------ commands
 
     def command(self, line: str) -> None:
+        """Carry out a line that begins with a slash.
+
+        Raises UserError for a name that is no command; it names the nearest one.
+        """
         name, _, rest = line.partition(" ")
         if name not in self.commands:
             near = difflib.get_close_matches(name, self.commands, n=1)
@@ -125,10 +130,15 @@ class Terminal:
         self.commands[name][0](rest.strip())
 
     def reset(self, _: str = "") -> None:
+        """Start the conversation over with the same checkpoint."""
         self.messages = []
         self.note("forgotten")
 
     def choose(self, name: str) -> None:
+        """Open another checkpoint and start a new conversation with it.
+
+        name: a folder, or a name below `checkpoints/`. Raises UserError where it is empty or holds no checkpoint.
+        """
         if not name:
             raise UserError("/checkpoint NAME: a name below checkpoints/, or a folder")
         self.speaker = self.open_speaker(name)
@@ -136,18 +146,21 @@ class Terminal:
         self.greet()
 
     def help(self, _: str = "") -> None:
+        """Print each command and its meaning."""
         for name, (_run, meaning) in self.commands.items():
             self.note(f"{name:12} {meaning}")
 
     def quit(self, _: str = "") -> None:
+        """End the conversation: the loop reads no further line."""
         self.reading = False
 
     def greet(self) -> None:
+        """Print which checkpoint answers and how to list the commands."""
         self.note(f"{self.speaker.name}: {self.speaker.about}. /help lists the commands.")
 
 
 def _seam(before: Kind, after: Kind, empty: bool) -> str:
-    """What is shown where one kind of piece ends and another begins; `empty`: nothing came in between."""
+    """The text where one kind of piece ends and another begins; `empty`: nothing came in between."""
     if (before, after) == ("tool_call", "tool_result"):
         return " → "
     closing = (

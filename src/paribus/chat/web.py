@@ -1,7 +1,7 @@
 """The chat page: two or more checkpoints answer the same prompt side by side, each with its own history.
 
 The page keeps the histories and sends them with every message, so that the server has no state but the models. It
-listens on this machine only and asks nothing of any other.
+listens on this machine only and sends no requests to others.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def application(
     )
 
 
-# ---------------------------------------------------------------- who may ask
+# ---------------------------------------------------------------- whose requests are served
 
 
 class Refused(UserError):
@@ -97,7 +97,7 @@ class Refused(UserError):
 
 
 def protection(page: str) -> dict[str, str]:
-    """Headers that let the page run its own script and style alone, ask nobody else, and be framed by nobody."""
+    """Headers that restrict the page to its own script, style and server, and forbid other pages to frame it."""
     script, style = (_digest_of(page, tag) for tag in ("script", "style"))
     policy = [
         "default-src 'none'",
@@ -120,7 +120,7 @@ def protection(page: str) -> dict[str, str]:
 
 
 def _digest_of(page: str, tag: str) -> str:
-    """How a policy names an element's text."""
+    """The hash by which a policy names an element's text."""
     text = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
     digest = hashlib.sha256(text.encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
@@ -214,7 +214,7 @@ def _within(value: Any, low: float, high: float) -> bool:
 
 
 def _message_problems(messages: list[Any]) -> list[str]:
-    """What is wrong with a history."""
+    """The problems of a history."""
     problems = []
     for place, message in enumerate(messages):
         problem = misfit(message, {"role": str, "content": (str, list)}, f"messages.{place}")

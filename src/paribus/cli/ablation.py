@@ -1,7 +1,7 @@
 """`paribus ablate` and `paribus noise`: arms x seeds, each a run in a clean clone, and a verdict on every arm.
 
-What is done is read from DVC's experiments, so that every command may be killed at any instant and called again. The
-user's checkout is read and never written to, but for the report's files.
+DVC's experiments show which runs are done, so that every command may be killed at any instant and called again. The
+commands read the user's checkout and write nothing to it except the report's files.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def run(
     """Run, or go on with, the ablation NAME; then report.
 
     Args:
+        name: of the ablation's file.
         workers: runs side by side; None: as the file says, or one for each GPU of `gpus`.
         gpus: of this machine, separated by commas; None: all.
         retry: try again what was given up.
@@ -110,7 +111,7 @@ def _drive(study: Study, side_by_side: int, chosen: Sequence[str]) -> list[Resul
 
 
 def _try_again(study: Study) -> None:
-    """Note that what was given up is to be tried again."""
+    """Note in the journal that runs which were given up are to be tried again."""
     name = study.experiment.name
     runs = study.runs(study.experiment.seeds[1])
     failures = given_up(name, runs)
@@ -123,7 +124,7 @@ def _try_again(study: Study) -> None:
 
 
 def changes(experiment: Experiment) -> list[str]:
-    """A warning where the file is no longer the one that results were obtained under: the question must come first."""
+    """A warning where the file has changed since results were obtained: the question must precede the answer."""
     blobs = {result.file for result in collect(experiment)} - {None}
     if not blobs:
         return []
@@ -162,7 +163,9 @@ def stop(name: str) -> None:
     (folder / "stop").touch()
     for run_id, stage in under_way(state_root(), name).items():
         print(f"{run_id}: asked to save and stop{f' ({stage})' if stage else ''}", file=sys.stderr)
-    with locked(folder / "lock"):  # whoever drives the study lets go of it when all have ended
+    with locked(
+        folder / "lock"
+    ):  # the process that drives the study releases it when all runs have ended
         (folder / "stop").unlink(missing_ok=True)
         for found in remove_leftovers(state_root()):
             print(found, file=sys.stderr)
@@ -197,9 +200,10 @@ def status(name: str, watch: bool = False) -> None:
 
 
 def report(name: str, force: bool = False) -> None:
-    """Judge what there is, print it and write the pages.
+    """Judge the finished runs, print the verdicts and write the pages.
 
     Args:
+        name: of the ablation's file.
         force: replace a page that rests on more runs.
     """
     experiment = read_experiment(name)
@@ -238,7 +242,7 @@ class Evidence:
     """What a report rests on.
 
     Attributes:
-        runs: what is asked for. results: those that count. failures: run -> why it has no result.
+        runs: of the study. results: those that count. failures: run -> why it has no result.
         diverged: arm -> seeds that ended without a finite value.
         left_out: reason -> finished runs that do not count.
         notes: sentences for the page.
@@ -253,7 +257,7 @@ class Evidence:
 
 
 def usable(study: Study) -> Evidence:
-    """What counts: the results of today's code and parameters; where there are none, those of the code that has most."""
+    """The results that count: those of today's code and parameters, or without any, those of the code that has most."""
     experiment = study.experiment
     results = collect(experiment)
     runs = study.wanted(results)
@@ -278,7 +282,7 @@ def usable(study: Study) -> Evidence:
 def _of_older_code(results: Sequence[Result]) -> list[Result]:
     """One result for each arm and seed: those of one code and one set of parameters, of which there are most.
 
-    The arms share every parameter that none of them changes, and all runs of an arm share every parameter but the seed.
+    The arms share every parameter that no arm changes, and all runs of an arm share every parameter but the seed.
     """
     sound = [result for result in results if not result.altered]
     of_kind = _commonest(sound, lambda result: (result.code, result.common))

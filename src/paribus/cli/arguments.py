@@ -12,11 +12,15 @@ from paribus.errors import shown
 
 
 class Number(click.FloatRange):
-    """A finite number in a range; `nan` and `inf` are none."""
+    """A finite number in a range; `nan` and `inf` are refused."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
+        """Read `value` as click does for a range, and refuse what is not finite.
+
+        param, ctx: the option and the command, which click's message names. Raises click.BadParameter.
+        """
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
@@ -33,6 +37,10 @@ class Temperature(Number):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
+        """Read `value` as a `Number`, and refuse what lies between 0 and the coldest temperature.
+
+        param, ctx: the option and the command, which click's message names. Raises click.BadParameter.
+        """
         number = super().convert(value, param, ctx)
         if 0 < number < self.coldest:
             self.fail(
@@ -49,6 +57,11 @@ class Cards(click.ParamType[str]):
     name = "cards"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the cards of `value` with commas between and without spaces.
+
+        param, ctx: the option and the command, which click's message names. Raises click.BadParameter for what is not the
+        number or UUID of a card, or for a card named twice.
+        """
         names = [name.strip() for name in str(value).split(",")]
         for name in names:
             if not re.fullmatch(r"\d{1,3}|(GPU|MIG)-[0-9A-Za-z/-]{4,80}", name):

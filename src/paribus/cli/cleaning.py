@@ -17,14 +17,14 @@ from paribus.places import main_checkout, state_root
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run whose training states nobody needs: DVC's cache holds its checkpoint."""
+    """A finished run whose training states are no longer needed: DVC's cache holds its checkpoint."""
 
     folder: Path
     bytes: int  # of its states
 
 
 def finished_runs() -> list[Finished]:
-    """Runs under `.paribus/runs` that handed their checkpoint over to DVC's cache and still keep states."""
+    """Runs under `.paribus/runs` whose checkpoint is in DVC's cache and that still keep states."""
     cache = cache_folder()
     found = []
     for folder in sorted((state_root() / "runs").glob("*")):

@@ -25,6 +25,7 @@ class Commands(click.Group):
     """Prints a UserError as lines for people and exits with its status; what the machine refused is one as well."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command of `ctx`; turn a UserError, or what the machine refused, into lines and an exit status."""
         try:
             return super().invoke(ctx)
         except UserError as error:

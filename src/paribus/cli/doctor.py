@@ -1,4 +1,4 @@
-"""`paribus doctor`: is everything there that a run needs? One line a check: what is wrong, and how to mend it."""
+"""`paribus doctor` checks that everything a run needs is there: one line a check, with what is wrong and the fix."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _versions() -> Finding:
             continue
         if (
             found.partition("+")[0] != pinned
-        ):  # +cu128 and the like name a build of the same version
+        ):  # a suffix such as +cu128 names a build of the same version
             wrong.append(f"{name} is {found}, not {pinned}")
     if wrong:
         return Finding("broken", f"{_some(wrong)}; mend: rm -rf .venv && make venv")
@@ -391,7 +391,7 @@ def _below(path: Path) -> str:
 
 
 def _site_cache() -> Finding:
-    """DVC unpickles what lies in its site cache: whoever may write there runs code as this user."""
+    """DVC unpickles files of its site cache, so anyone who can write there can run code as this user."""
     from dvc.dirs import site_cache_dir
     from dvc.repo import Repo
 

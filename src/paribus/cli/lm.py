@@ -101,9 +101,7 @@ def evaluate_lm(
             log.table("lm", rows)
             log.artifact(path)
             log.summary(_metrics(rows))
-    (state / "answers.jsonl").unlink(
-        missing_ok=True
-    )  # asked for once more, it is computed once more
+    (state / "answers.jsonl").unlink(missing_ok=True)  # a second request computes it again
     click.echo(_page(rows))
     click.echo(f"kept in {path}")
 

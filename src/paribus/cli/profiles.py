@@ -33,8 +33,11 @@ def read_profile(name: str) -> dict[str, Any]:
 
 
 def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
-    """`key=value` arguments -> dotted overrides; a value is read as one in params.yaml is, and a mapping is merged, as
-    `dvc exp run -S` does. Raises UserError with every problem."""
+    """Turn `key=value` arguments into dotted overrides.
+
+    A value is read like one in params.yaml, and a mapping is merged, both as `dvc exp run -S` does. Raises UserError with every
+    problem.
+    """
     overrides: dict[str, Any] = {}
     problems: list[str] = []
     for one in assignments:

@@ -116,9 +116,7 @@ def evaluate_sparsity(checkpoint: str, questions: int, samples: int, as_json: bo
         cut_off=sum(row["cut_off"] for row in rows) / answers,
         max_new_tokens=config.rl.max_new_tokens,
     )
-    (state / "answers.jsonl").unlink(
-        missing_ok=True
-    )  # asked for once more, it is computed once more
+    (state / "answers.jsonl").unlink(missing_ok=True)  # a second request computes it again
     click.echo(json.dumps(found, indent=1) if as_json else _page(found))
 
 

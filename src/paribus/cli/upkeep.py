@@ -28,7 +28,7 @@ class Found:
 
 
 def damaged_files(root: Path) -> list[tuple[Path, str]]:
-    """(file, what is wrong with it) below `.paribus`: what was put aside, and what nobody has read yet."""
+    """(file, its problem) below `.paribus`: files that were put aside, and damaged ones that nothing has read so far."""
     found = []
     for path in _own_files(root):
         problem = "put aside" if _ASIDE.search(path.name) else _problem_of(path)
@@ -46,7 +46,7 @@ def _own_files(root: Path) -> list[Path]:
 
 
 def _problem_of(path: Path) -> str | None:
-    """What is wrong with a file of ours, without touching it."""
+    """The problem of one of our files, found without changing it."""
     if path.name.startswith("."):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Values that are fine alone and cannot work together: each rule yields what is wrong, with the fix.
+"""Values that are valid alone and cannot work together: each rule yields the problems, with the fix.
 
 A rule reads only keys that were understood: where one of its keys is wrong itself, the rule is left out and the others
 still speak. So a rule reads the keys it needs, and not a section as a whole.
@@ -49,7 +49,7 @@ class Understood:
 
 
 def combination_problems(understood: Understood | Config) -> list[str]:
-    """What is wrong with the values together."""
+    """The problems of the values in combination."""
     config = cast(Config, understood)
     problems: list[str] = []
     for rule in RULES:
@@ -64,6 +64,7 @@ def combination_problems(understood: Understood | Config) -> list[str]:
 
 
 def width_fits(config: Config) -> Iterator[str]:
+    """The width is a multiple of `head_dim`, and `n_heads`, where given, are as many heads as fit it."""
     model = config.model
     stream = width(model)
     if stream % model.head_dim:
@@ -76,6 +77,7 @@ def width_fits(config: Config) -> Iterator[str]:
 
 
 def width_is_bounded(config: Config) -> Iterator[str]:
+    """A width that follows from `depth` and `aspect_ratio` is at most 65,536."""
     model = config.model
     stream = width(model)
     if model.width is None and stream > 65_536:
@@ -86,6 +88,7 @@ def width_is_bounded(config: Config) -> Iterator[str]:
 
 
 def heads_share_keys(config: Config) -> Iterator[str]:
+    """Every key/value head serves the same number of query heads."""
     model = config.model
     n_heads = heads(model)
     if model.n_kv_heads is not None and n_heads % model.n_kv_heads:
@@ -93,12 +96,14 @@ def heads_share_keys(config: Config) -> Iterator[str]:
 
 
 def rotary_pairs(config: Config) -> Iterator[str]:
+    """Rotary positions turn pairs of numbers, so `head_dim` is even."""
     model = config.model
     if model.position == "rope" and model.head_dim % 2:
         yield f"model.head_dim: {model.head_dim} must be even for rotary positions"
 
 
 def window_letters(config: Config) -> Iterator[str]:
+    """A window pattern consists of 1 to 256 letters S (sliding window) and L (full context)."""
     pattern = config.model.window_pattern
     if not re.fullmatch("[SL]{1,256}", pattern):
         yield (
@@ -108,6 +113,7 @@ def window_letters(config: Config) -> Iterator[str]:
 
 
 def window_fits(config: Config) -> Iterator[str]:
+    """A sliding window is no longer than a sequence."""
     model = config.model
     if model.window is not None and model.window > model.seq_len:
         yield f"model.window: {model.window} is longer than model.seq_len ({model.seq_len})"
@@ -144,6 +150,7 @@ def value_embeddings_fit(config: Config) -> Iterator[str]:
 
 
 def softcap_is_felt(config: Config) -> Iterator[str]:
+    """A softcap is 0 (off) or at least 0.01: logits are divided by it in 32 bits."""
     softcap = config.model.softcap
     if 0 < softcap < 0.01:
         yield (
@@ -156,6 +163,7 @@ def softcap_is_felt(config: Config) -> Iterator[str]:
 
 
 def compiled_shards(config: Config) -> Iterator[str]:
+    """FSDP and `torch.compile` exclude each other."""
     if config.train.sharding == "fsdp" and config.train.compile:
         yield "train.compile: true does not go with train.sharding: fsdp; turn one of them off"
 
@@ -173,6 +181,8 @@ def cores_for_processes(config: Config) -> Iterator[str]:
 
 
 def schedule_adds_up(name: str) -> Rule:
+    """The rule for stage `name`: warmup and warmdown together take no more than all of its steps."""
+
     def rule(config: Config) -> Iterator[str]:
         schedule = _stage(config, name)
         if schedule.warmup_fraction + schedule.warmdown_fraction > 1:
@@ -185,6 +195,11 @@ def schedule_adds_up(name: str) -> Rule:
 
 
 def batch_is_whole_rows(name: str) -> Rule:
+    """The rule for stage `name`: a batch consists of whole sequences.
+
+    Only pretraining may leave `batch_tokens` open (null).
+    """
+
     def rule(config: Config) -> Iterator[str]:
         batch = _stage(config, name).batch_tokens
         seq_len = config.model.seq_len
@@ -236,6 +251,8 @@ def decay_leaves_weights(name: str) -> Rule:
 
 
 def mixture_is_sound(name: str) -> Rule:
+    """The rule for stage `name`: some source has a weight, and none is given both a share and a number of epochs."""
+
     def rule(config: Config) -> Iterator[str]:
         stage = _conversations(config, name)
         if sum(stage.mixture.values()) + sum(stage.epochs.values()) <= 0:
@@ -270,6 +287,7 @@ def sources_exist(name: str, key: str) -> Rule:
 
 
 def rollouts_fit(config: Config) -> Iterator[str]:
+    """One RL step samples at most 2^33 tokens."""
     rl = config.rl
     longest = min(rl.max_new_tokens, config.model.seq_len)
     numbers = rl.questions_per_step * rl.samples_per_question * longest
@@ -298,6 +316,7 @@ def world_has_no_choice(config: Config) -> Iterator[str]:
 
 
 def paths_are_sources(config: Config) -> Iterator[str]:
+    """A corpus from files names some, and each is of the kind that `corpus.source` calls for."""
     corpus = config.corpus
     if corpus.source == "world":
         return
@@ -309,14 +328,17 @@ def paths_are_sources(config: Config) -> Iterator[str]:
 
 
 def problems_are_a_source(config: Config) -> Iterator[str]:
+    """`corpus.problems` is a local path or files of a Hub repository."""
     yield from _found(source_problem("corpus.problems", config.corpus.problems, (str, HubFiles)))
 
 
 def core_is_a_source(config: Config) -> Iterator[str]:
+    """`corpus.core` is a local path or an archive."""
     yield from _found(source_problem("corpus.core", config.corpus.core, (str, Archive)))
 
 
 def conversations_are_sources(config: Config) -> Iterator[str]:
+    """Each source of conversations is a path or files of the Hub, under a plain name that is still free."""
     for name, source in config.corpus.conversations.items():
         key = f"corpus.conversations.{escaped(name)}"
         yield from _found(source_problem(key, source, (str, HubFiles)))
@@ -325,6 +347,7 @@ def conversations_are_sources(config: Config) -> Iterator[str]:
 
 
 def shots_exist(config: Config) -> Iterator[str]:
+    """The embedded world has at least as many problems as GSM8K's few-shot examples need."""
     corpus, shots = config.corpus, config.eval.gsm8k.few_shot
     if corpus.problems == "world" and corpus.world.problems < shots:
         yield (
@@ -333,6 +356,7 @@ def shots_exist(config: Config) -> Iterator[str]:
 
 
 def experiment_has_a_name(config: Config) -> Iterator[str]:
+    """MLflow needs a name of 1 to 500 characters for an experiment."""
     name = config.tracking.experiment
     if not name.strip():
         yield "tracking.experiment: empty; MLflow needs a name"

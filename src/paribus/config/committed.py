@@ -1,4 +1,4 @@
-"""What params.yaml says now beside what is committed: changes without an effect are named, lost ones refused."""
+"""Compares params.yaml with its committed version: names changes without an effect, refuses lost ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paribus.git import committed_bytes
 
 
 def committed_values(path: str = "params.yaml") -> dict[str, Any] | None:
-    """Dotted values of params.yaml in git's HEAD; None where there is no such file, or no git."""
+    """Dotted values of params.yaml in git's HEAD; None without such a file, or without git."""
     try:
         text = committed_bytes("HEAD", path)
         return None if text is None else flatten(parse_yaml(text.decode(), f"{path} in HEAD"))

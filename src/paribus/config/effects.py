@@ -16,7 +16,7 @@ from paribus.curriculum import CONVERSATION_STAGES, TRAINING_STAGES
 
 
 def inert(config: Config) -> dict[str, str]:
-    """Dotted key -> what it would take for it to act, of every key without an effect under `config`."""
+    """Dotted key -> the condition for an effect, of every key without one under `config`."""
     found: dict[str, str] = {}
     _collect(config, "", config, found)
     return found
@@ -48,10 +48,11 @@ def inert_problems(config: Config, keys: Iterable[str], *others: Config) -> list
 
 
 def effective(config: Config) -> dict[str, Any]:
-    """Dotted key -> value of what decides a result: derived values filled in, keys without an effect left out, other
-    spellings of one thing made the same: weights of a mixture, a pattern of windows, fractions that round to one number.
+    """Dotted key -> value of what decides a result.
 
-    Two configurations with the same effective values compute the same.
+    Derived values are filled in, and keys without an effect are left out. Other spellings of one thing are made the same:
+    weights of a mixture, a pattern of windows, fractions that round to one number. Two configurations with the same effective
+    values compute the same.
     """
     model = resolve_model(config.model)
     values = flatten(config) | flatten(model, "model.")
@@ -77,7 +78,7 @@ def effective(config: Config) -> dict[str, Any]:
 
 
 def _steps(stage: str, schedule: Any) -> dict[str, int]:
-    """Fractions of the steps as the numbers of steps that they come to."""
+    """Fractions of the steps as the numbers of steps that they amount to."""
     if schedule.steps is None:
         return {}
     return {
@@ -120,7 +121,7 @@ def merge_problems(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
 
     `dvc exp run -S 'midtrain.mixture={facts: 0.5, problems_worked: 0.5}'` keeps the other sources at their weights. What
     was written is a whole mixture where the weights that changed add up to 1 by themselves, and all of them do not. One new
-    source at weight 1 is no such case: it is mixed in with the others.
+    source at weight 1 does not count as one: it is mixed in with the others.
     """
     problems: list[str] = []
     for stage in CONVERSATION_STAGES:
@@ -165,7 +166,7 @@ def merge_notes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
 
 
 def _weights(values: Mapping[str, Any], stage: str) -> dict[str, float]:
-    """Source -> weight in the mixture of a stage; values that are no numbers are left to parse_config."""
+    """Source -> weight in the mixture of a stage; `parse_config` reports values that are not numbers."""
     prefix = f"{stage}.mixture."
     return {
         key.removeprefix(prefix): float(value)

@@ -231,7 +231,7 @@ def _as_mapping(kind: Any, value: Any) -> dict[str, Any] | None:
 
 
 def _as_float(value: int | float) -> float | None:
-    """A finite number; a whole one beyond the range of floats is none."""
+    """A finite number; refuses a whole number beyond the range of floats."""
     try:
         number = float(value)
     except OverflowError:

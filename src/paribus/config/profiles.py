@@ -13,12 +13,12 @@ PROFILES = Path("experiments/profiles")
 
 
 def profile_overrides(name: str) -> dict[str, Any]:
-    """A profile's dotted overrides. Raises UserError with the nearest name where there is none of that name."""
+    """A profile's dotted overrides. Raises UserError with the nearest name where no profile has that name."""
     return flatten(read_yaml(named_file(PROFILES, name, "profile")))
 
 
 def named_file(folder: Path, name: str, kind: str) -> Path:
-    """`folder`/`name`.yaml, where a file of that name lies in the folder itself; a path is no name.
+    """`folder`/`name`.yaml, where a file of that name lies in the folder itself; a path is not a name.
 
     kind: what such a file is called in the error. Raises UserError.
     """

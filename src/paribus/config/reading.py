@@ -1,4 +1,4 @@
-"""The one reader of YAML: what a file says, exactly as DVC reads it, or every problem with its line and key.
+"""The one reader of YAML: a file's values, exactly as DVC reads them, or every problem with its line and key.
 
 DVC reads `params.yaml` with ruamel.yaml (YAML 1.2), and so does this module: with another reader `010`, `1:30` or `yes`
 would be one value to DVC, which decides what runs again, and another to the stage. ruamel parses the text and decides
@@ -61,7 +61,7 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
 
 
 def parse_leniently(text: str, where: str) -> tuple[dict[str, Any], list[str]]:
-    """(values, problems): what no key takes is a `Misread` among the values, for whoever knows what the key takes.
+    """(values, problems): a value that no key takes becomes a `Misread`, for a caller who knows what the key takes.
 
     Raises UserError where the text is not YAML or no mapping.
     """
@@ -199,7 +199,7 @@ class _Document:
         return taken
 
     def _key(self, node: Any, path: tuple[str, ...]) -> str | None:
-        """The name that a key's node holds; None, and a problem, where it is no text."""
+        """The name that a key's node holds; None, and a problem, where it is not text."""
         value = self._scalar(node) if isinstance(node.value, str) else None
         if isinstance(value, str):
             return value
@@ -271,7 +271,7 @@ def _misread(value: Any, where: str, path: tuple[str, ...]) -> list[str]:
 
 
 def _syntax(error: Any, text: str) -> str:
-    """What ruamel says of a text that is no YAML, with the line, so that the key can be seen."""
+    """The message of ruamel on a text that is not YAML, with the line, so that the key can be seen."""
     position = getattr(error, "position", None)
     if isinstance(position, int):
         number = text.count("\n", 0, position) + 1

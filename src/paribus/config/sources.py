@@ -1,4 +1,4 @@
-"""What a source in `corpus.*` says: the embedded world, a path, files of a Hugging Face dataset, or an archive by URL."""
+"""The sources in `corpus.*`: the embedded world, a path, files of a Hugging Face dataset, or an archive by URL."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def parse_source(text: str) -> Source:
 
 
 def source_problem(key: str, text: str, allowed: tuple[type, ...]) -> str | None:
-    """What is wrong with the source that a key names, or None."""
+    """The problem of the source that a key names, or None."""
     source = parse_source(text)
     if isinstance(source, HubFiles) and not re.fullmatch(r"[0-9a-f]{40}", source.revision):
         return (

@@ -17,17 +17,15 @@ from typing import IO, Any
 
 from paribus.errors import UserError, escaped
 
-MOST_PROBLEMS = (
-    20  # a file with more broken lines than this is broken as a whole: nobody reads the 21st
-)
+MOST_PROBLEMS = 20  # a file with more broken lines than this is broken as a whole: the 21st would help no reader
 
-DEEPEST = 100  # levels of JSON that are read: some of what reads it calls itself for each of them
+DEEPEST = 100  # levels of JSON that are read: some readers recurse once a level
 # What corrupt files raise; OverflowError: dates beyond those of Python.
 UNREADABLE = (OSError, EOFError, ValueError, NotImplementedError, OverflowError, zlib.error)
 
 Progress = Callable[
     [str, float, float], None
-]  # what is under way, done, total; both in the same unit
+]  # the current work, done, total; both in the same unit
 
 
 class _Unzstd(io.RawIOBase):
@@ -108,7 +106,7 @@ def not_utf8(path: Path, error: UnicodeDecodeError) -> str:
 
 
 def say(line: str) -> None:
-    """A line for whoever watches."""
+    """Print a progress message."""
     print(f"paribus: {escaped(line, limit=None)}", file=sys.stderr, flush=True)
 
 
@@ -118,9 +116,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def replace_surrogates(value: Any) -> tuple[Any, int]:
-    """A JSON value with each lone half of a surrogate pair as U+FFFD, and how many there were.
+    r"""A JSON value with each lone half of a surrogate pair as U+FFFD, and how many there were.
 
-    JSON can write them (`\\ud83d` alone), UTF-8 cannot. The nesting of `value` is what `json.loads` accepts.
+    JSON can write them (`\ud83d` alone), UTF-8 cannot. The nesting of `value` is what `json.loads` accepts.
     """
     if isinstance(value, str):
         return _SURROGATE.subn("\ufffd", value)
@@ -169,7 +167,7 @@ def parse_json(line: str) -> Any:
 def load_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a .jsonl file (also .gz, .zst), one a line; blank lines are skipped.
 
-    Lone halves of surrogate pairs become U+FFFD, which is said once the file is read. Broken lines are passed over
+    Lone halves of surrogate pairs become U+FFFD, reported once the file is read. Broken lines are passed over
     and raised together at the end as a UserError that names file and line.
     """
     for _, row in numbered_rows(path):

@@ -4,7 +4,7 @@ GSM8K's own rule takes what `#### (\-?[0-9\.\,]+)` matches, commas dropped, as t
 plain number this module reads the same one, with needless zeros dropped. It also reads numbers in their usual dress
 (`**5**`, `€5`, `+5`, a Unicode minus, `1 000`) and those written as one expression (`1/2`, `3½`, `10^3`, `2e3`) by
 their value. What starts with a number but is another thing, such as a time, a range or a sum (`3:30`, `5-10`,
-`3*4`), is no number at all, rather than the number it starts with. docs/evaluation.md has the rule in full.
+`3*4`), does not count as a number, not even as the one it starts with. docs/evaluation.md has the rule in full.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ _GOES_ON = re.compile(
 
 
 def final_answer(text: str) -> str | None:
-    """The number behind the first `####` that something readable follows; None if there is none.
+    """The number behind the first `####` that a readable number follows; None without one.
 
     Arguments:
         text: a whole answer, or a reference solution.
@@ -172,8 +172,10 @@ def _composite(text: str, end: int, value: Fraction, whole: bool) -> tuple[Fract
 
 
 def _part(text: str, end: int) -> tuple[Fraction | None, int]:
-    """The part that follows a whole number that ends at `end` (`1/2`, `\\frac12`, `½`), and where it ends: `end` if none
-    is there."""
+    r"""The part that follows a whole number that ends at `end` (`1/2`, `\frac12`, `½`), and where the part ends.
+
+    The second number is `end` itself where no part follows.
+    """
     mixed = _MIXED.match(text, end)
     if mixed:
         return _divided(mixed["top"], mixed["bottom"]), mixed.end()

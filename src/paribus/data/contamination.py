@@ -58,7 +58,7 @@ def _word_hashes(letters: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> n
 
 
 class Items:
-    """The runs of words of all test items, and which of them were met. benchmarks: name -> the texts of each item."""
+    """The runs of words of all test items, and which ones occurred. benchmarks: name -> the texts of each item."""
 
     def __init__(self, benchmarks: dict[str, list[list[str]]]) -> None:
         self._sizes = {name: len(items) for name, items in benchmarks.items()}

@@ -9,7 +9,7 @@ from paribus.errors import UserError
 
 LETTERS = "ABCDEFGHIJ"
 KNOWN = "`messages` (SmolTalk), `question` and `choices` (MMLU, ARC), or `question` and `answer` with #### (GSM8K)"
-KNOWN_COLUMNS = ("messages", "question")  # one of them is in every kind of row
+KNOWN_COLUMNS = ("messages", "question")  # every kind of row has one
 
 
 class Unfit(Exception):
@@ -37,7 +37,7 @@ def to_conversation(row: dict[str, Any], where: str) -> Messages:
 
 
 def _messages(messages: Any, where: str) -> Messages:
-    """User and assistant in turn; what a system message says opens the first user message."""
+    """User and assistant in turn; a system message's text opens the first user message."""
     if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
         raise UserError(
             f"{where}: messages is {messages!r:.60}; expected a list of objects with `role` and `content`"
@@ -55,7 +55,7 @@ def _messages(messages: Any, where: str) -> Messages:
 
 
 def _check_content(content: Any) -> None:
-    """Raises Unfit for the content of a message that is no text, or an empty one."""
+    """Raises Unfit for a message whose content is not text, or is empty."""
     problem = content_problem(content)
     if problem and content:
         raise Unfit(f"whose content {problem}")

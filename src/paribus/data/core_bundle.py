@@ -177,7 +177,7 @@ def read_entries(path: Path, problems: list[str]) -> list[Row]:
 
 
 def _unknown_keys(values: dict[str, Any], known: tuple[str, ...]) -> list[str]:
-    """A line on each key that nobody reads: a slip, or something that this reader would leave out in silence."""
+    """A warning for each key that is not read: a slip, or something that this reader would ignore silently."""
     wrong = []
     for name in values:
         if name not in known:

@@ -58,7 +58,7 @@ def build_corpus(
     Raises UserError that lists everything wrong with every source (missing, corrupt, broken lines with file and
     line, no text column, nothing in it); `out` is then left as it was.
     """
-    # Documents last: they are checked against the test items. What is wrong is told in the order of the configuration.
+    # Documents last: they are checked against the test items. Problems are reported in the order of the configuration.
     builders = {
         "problems": (cfg.problems, _problems),
         "core": (cfg.core, _core_bundle),
@@ -424,7 +424,7 @@ def _problems(cfg: config.Corpus, out: Path, root: Path, progress: Progress | No
 
 
 def _read_splits(files: dict[str, list[tuple[str, Path]]]) -> dict[str, list[dict[str, Any]]]:
-    """Split -> the problems of its files. Raises UserError with what is wrong in any of them."""
+    """Split -> the problems of its files. Raises UserError with everything that is wrong in any file."""
     rows: dict[str, list[dict[str, Any]]] = {}
     wrong: list[str] = []
     for split, parts in files.items():
@@ -473,7 +473,7 @@ def _hub_problem_files(
 def read_problems(path: Path) -> list[dict[str, Any]]:
     """{question, answer} of each row of a file of problems, other columns left out.
 
-    Raises UserError with every row that is none, or whose answer cannot be scored.
+    Raises UserError with every row that is not a problem, or whose answer cannot be scored.
     """
     if not path.is_file():
         raise UserError(

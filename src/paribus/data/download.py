@@ -1,6 +1,6 @@
 """Files from the network: side by side, resumed at the byte where they stopped, tried again, used only when whole.
 
-A file under way is PATH.part; it becomes PATH when its size and checksum are right, and never before.
+An incomplete file is PATH.part; it becomes PATH only once its size and checksum are right.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ HINTS = {
 
 @dataclass(frozen=True)
 class Remote:
-    """A file to fetch. size, sha256, git_blob (git's own name of the content): None where nobody says."""
+    """A file to fetch. size, sha256, git_blob (git's own name of the content): None where unknown."""
 
     url: str
     path: Path
@@ -59,7 +59,7 @@ class Remote:
     git_blob: str | None = None
 
     def problem(self, path: Path) -> str | None:
-        """What is wrong with the content of `path`, or None."""
+        """The problem of the content of `path`, or None."""
         size = path.stat().st_size
         if self.size is not None and size != self.size:
             return f"{size:,} bytes, not {self.size:,}"
@@ -96,7 +96,7 @@ def present(files: Iterable[Remote], say: Callable[[str], None]) -> list[Remote]
 
 
 def missing_bytes(files: Iterable[Remote]) -> int:
-    """What is still to come of files that are not there, parts taken off."""
+    """The bytes that missing files still need, less their parts."""
     return sum(
         max((file.size or 0) - _size(_part(file)), 0) for file in files if not file.path.exists()
     )
@@ -121,7 +121,7 @@ def fetch_all(
 ) -> None:
     """Every file to its path.
 
-    Raises UserError that names every file that could not be had; what came of it stays for the next start.
+    Raises UserError that names every file that could not be fetched; their parts stay for the next start.
     """
     done = _Count(sum(file.size or 0 for file in files), progress)
     stop = threading.Event()
@@ -161,7 +161,7 @@ class _Count:
 
 
 class _Fetch:
-    """One file under way."""
+    """The download of one file."""
 
     def __init__(
         self,
@@ -193,7 +193,7 @@ class _Fetch:
             put_in_place(_part(self.file), self.file.path)
 
     def _until_whole(self, out: IO[bytes]) -> str | None:
-        """Append until nothing is missing; then what is wrong with the content, or None."""
+        """Append until nothing is missing; returns the problem of the content, or None."""
         failures = 0
         while self.file.size is None or out.seek(0, os.SEEK_END) < self.file.size:
             before = out.seek(0, os.SEEK_END)
@@ -226,7 +226,7 @@ class _Fetch:
         ) from None
 
     def _rest(self, wait: float | None, failures: int) -> None:
-        """As long as the server asks for, else ever longer; uneven, lest all threads come back at once."""
+        """Wait as long as the server requests, else ever longer; at random, so that threads do not return at once."""
         longest = min(PAUSE * 2 ** (failures - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.0)
         if self.stop.wait(longest if wait is None else min(wait, LONGEST_PAUSE)):
             raise UserError(f"{self.file.name}: stopped")
@@ -330,7 +330,7 @@ def _size(path: Path) -> int:
 
 @contextlib.contextmanager
 def _own(part: Path) -> Iterator[IO[bytes]]:
-    """`part` open to append to, by one process at a time; the kernel lets go of it however the holder dies."""
+    """`part` open to append to, by one process at a time; the kernel releases it however the holder dies."""
     part.parent.mkdir(parents=True, exist_ok=True)
     while True:
         file = part.open("ab", buffering=0)

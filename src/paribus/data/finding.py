@@ -54,7 +54,7 @@ def find_files(
     """The files that `paths` name: files, folders or globs, relative to `root`.
 
     A file that is named by itself is taken. Of a folder or glob are left out, and given with the reason: other
-    formats, text about the data (licences and the like), hidden files and what operating systems leave behind, and
+    formats, text about the data (such as licences), hidden files and what operating systems leave behind, and
     .json files that are not one object a line with one of `columns` (any, without columns).
     Order: as listed, and by name within a folder or glob, so that it does not depend on where `root` is.
     """
@@ -84,7 +84,7 @@ def find_files(
 
 
 def say_left_out(left_out: dict[str, str], what: str) -> None:
-    """One line on files that were passed over; nothing where there are none."""
+    """One line on files that were passed over; nothing without such files."""
     if not left_out:
         return
     counts = Counter(left_out.values())
@@ -95,7 +95,7 @@ def say_left_out(left_out: dict[str, str], what: str) -> None:
 
 
 def _say_stray_texts(files: list[Path], root: Path, key: str) -> None:
-    """One line on .txt files beside files of rows: what is about the data and has another name is one of them."""
+    """A message on .txt files beside files of rows: a text about the data under an unknown name would be one."""
     texts = [_name(path, root) for path in files if format_of(path) == ".txt"]
     if not texts or len(texts) == len(files):
         return
@@ -107,7 +107,7 @@ def _say_stray_texts(files: list[Path], root: Path, key: str) -> None:
 
 
 def format_of(path: PurePath) -> str:
-    """The suffix that tells the format, that of the packing set aside."""
+    """The suffix that names the format, without that of the packing."""
     return (path.with_suffix("") if path.suffix in PACKED else path).suffix
 
 
@@ -123,7 +123,7 @@ def no_data_by_name(path: PurePath, formats: Collection[str] = FORMATS) -> str |
 
 
 def _named(base: Path) -> Iterator[Path]:
-    """The files that a path, or the glob it is, may mean; links to folders too, to be told."""
+    """The files that a path or a glob may mean; links to folders too, so that they can be reported."""
     if base.is_file():
         yield base
         return
@@ -188,6 +188,6 @@ def _nothing(
 
 
 def _name(path: Path, root: Path) -> str:
-    """A file's name in the manifest and in messages; bytes that are no UTF-8 are written \\udce9."""
+    r"""A file's name in the manifest and in messages; a byte that is not UTF-8 is written like \udce9."""
     name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
     return escaped(name, limit=None)

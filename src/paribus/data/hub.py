@@ -73,10 +73,12 @@ class HubFile:
 
     @property
     def name(self) -> str:
+        """OWNER/NAME@COMMIT:PATH."""
         return self.remote.name
 
     @property
     def path(self) -> Path:
+        """Where the fetched file lies on this machine."""
         return self.remote.path
 
 
@@ -91,11 +93,11 @@ def endpoint() -> str:
 
 
 def say(line: str) -> None:
-    """A line for whoever watches."""
+    """Print a progress message."""
     print(f"paribus corpus: {escaped(line, limit=None)}", file=sys.stderr, flush=True)
 
 
-# ---------------------------------------------------------------- what there is
+# ---------------------------------------------------------------- the files of a repository
 
 
 def list_files(source: HubFiles, store: Path) -> list[HubFile]:
@@ -145,7 +147,7 @@ def _listing(source: HubFiles, folder: Path) -> list[dict[str, Any]]:
 
 
 def _kept_listing(kept: Path) -> list[dict[str, Any]] | None:
-    """The entries of a kept list; None for a damaged one, which is said and asked for again."""
+    """The entries of a kept list; None for a damaged one, which is reported and requested again."""
     try:
         entries = read_sealed(kept, "").get("files")
     except UserError:
@@ -246,8 +248,8 @@ def documents(
 ) -> Iterator[HubFile]:
     """The files that hold the first `megabytes` of text (None: all), fetched side by side before the first is given.
 
-    What will be fetched and how much room it takes is said, and checked, before. Should they hold less text than
-    foretold, the next files are fetched one by one, as long as the caller asks. Raises UserError.
+    The fetch begins with a message about the files and the room they take, which is checked. If the files hold less text
+    than estimated, the next ones are fetched one by one while the caller iterates. Raises UserError.
     """
     files = _data_files(sources, store)
     texts = _enough(files, column, megabytes)
@@ -273,7 +275,7 @@ def documents(
 
 
 def _data_files(sources: list[HubFiles], store: Path) -> list[HubFile]:
-    """The files that sources name, without those that a pattern means and that are no data, which are said."""
+    """The files that sources name, without those that match a pattern but are not data; these are reported."""
     files: list[HubFile] = []
     left_out: dict[str, str] = {}
     for source in sources:
@@ -399,7 +401,7 @@ def archive(source: Archive, store: Path, progress: Progress | None = None) -> P
 
 
 def _unpack(packed: Path, folder: Path) -> None:
-    """All of a .zip, or nothing; members whose names lead elsewhere are left out, and said."""
+    """Unpack all of a .zip, or nothing; members whose names lead elsewhere are left out, with a message."""
     try:
         with zipfile.ZipFile(packed) as zipped, whole_folder(folder) as partial_folder:
             need_space(

@@ -100,7 +100,7 @@ def permute(indices: np.ndarray, size: int, key: int) -> np.ndarray:
 
 
 class DocumentLoader:
-    """Rows of T tokens cut end to end from a split's token shards, in an order shuffled anew every epoch.
+    """Rows of T tokens cut end to end from a split's token shards, in an order reshuffled every epoch.
 
     Rows overlap in one token only (the last target of one is the first input of the next), so an epoch sees
     each token once as a target. The tail that fills no row is left out of training, not of validation.
@@ -386,8 +386,10 @@ class Prefetcher(Generic[T]):
         waiting: Callable[[], None] | None = None,
         call_off: Callable[[], None] | None = None,
     ) -> None:
-        """waiting: called every second while the consumer waits; may raise. call_off: called by close, for make_batch to
-        end early."""
+        """waiting: called every second while the consumer waits; may raise.
+
+        call_off: called by close, for make_batch to end early.
+        """
         self._waiting, self._call_off = waiting, call_off
         self.waited = 0.0
         self._left = max(stop - start, 0)

@@ -73,7 +73,7 @@ def _length_problem(name: str) -> str | None:
 def own_path(root: Path, text: str, key: str) -> Path:
     """The path that a user wrote as the value of `key`: relative to `root`, `~` for a home.
 
-    Raises UserError for a home that nobody has and for a name that no file can have.
+    Raises UserError for the home of an unknown user and for a name that no file can have.
     """
     try:
         path = root / Path(text).expanduser()

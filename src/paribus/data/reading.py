@@ -115,7 +115,7 @@ def _parquet_texts(path: Path, column: str) -> Iterator[str | None]:
 
 
 def _values(rows: pyarrow.RecordBatch | pyarrow.Array, path: Path, done: int) -> list[Any]:
-    """Rows as Python's values. Raises UserError naming the row that holds bytes which are no text.
+    """Rows as Python's values. Raises UserError naming the row whose bytes are not text.
 
     done: rows of the file before these.
     """

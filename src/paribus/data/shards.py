@@ -62,7 +62,7 @@ def sample_documents(folder: Path, megabytes: float) -> Iterator[str]:
 
 
 def split_of(text: str, val_fraction: float) -> str:
-    """train or val, by the document's own hash: no matter where it stands or what else there is."""
+    """The split of a document, train or val, by its own hash: its place and the other documents do not matter."""
     return "val" if _hash_fraction(text.encode()) < val_fraction else "train"
 
 
@@ -175,7 +175,7 @@ def _encoded(
 ) -> Iterator[tuple[list[str], list[np.ndarray]]]:
     """Chunks of texts with their token ids, opened by <|bos|>, in order.
 
-    Two chunks are under way at a time: while the library's threads encode, Python writes out what came before, and
+    Two chunks are in progress at a time: while the library's threads encode, Python writes out what came before, and
     no core waits for the longest document of a chunk.
     """
     with ThreadPoolExecutor(AHEAD) as pool:
@@ -328,7 +328,7 @@ class TokenShards:
             self._release()
 
     def _release(self) -> None:
-        """Let go of the pages read so far: they stay in the system's cache, but are no longer this process's memory."""
+        """Release the pages read so far: they stay in the system's cache, but no longer count as this process's memory."""
         self._read = 0
         for mapped in self._maps:
             if hasattr(mapped, "madvise"):

@@ -76,7 +76,7 @@ class Tokenizer:
     """`tokenizers.Tokenizer` with the few things the rest needs.
 
     vocab_size: special tokens included. bos: id that opens every document and conversation.
-    special: name -> id. token_bytes: (vocab,) int32, bytes of text each token stands for, 0 for special ones.
+    special: name -> id. token_bytes: (vocab,) int32, bytes of each token's text, 0 for special ones.
     """
 
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
@@ -272,7 +272,7 @@ def train_tokenizer(texts: Iterable[str], cfg: config.Tokenizer) -> Tokenizer:
 def count_words(texts: Iterable[str], split: pre_tokenizers.PreTokenizer) -> Counter[str]:
     """How often each word occurs, written in the byte-level alphabet.
 
-    Where there are more than MOST_WORDS, the rarest so far are forgotten: should one come again, it is counted anew.
+    Where there are more than MOST_WORDS, the rarest so far are forgotten: should one come again, its count restarts.
     """
     counts: Counter[str] = Counter()
     for chunk in chunks(texts, COUNTED_AT_ONCE):
@@ -280,7 +280,7 @@ def count_words(texts: Iterable[str], split: pre_tokenizers.PreTokenizer) -> Cou
         counter.pre_tokenizer = split
         trainer = trainers.WordLevelTrainer(vocab_size=0, show_progress=False)
         counter.train_from_iterator(chunk, trainer)
-        # The library counts on all cores, and tells its counts in the trainer's state alone, which is JSON.
+        # The library counts on all cores, and gives its counts only in the trainer's state, which is JSON.
         counts.update(json.loads(trainer.__getstate__())["WordLevelTrainer"]["words"])
         least = 1
         while len(counts) > MOST_WORDS:

@@ -20,7 +20,7 @@ from paribus.recipe import Recipe
 
 
 class BitsPerByte(NamedTuple):
-    """`bpb` bits per byte of text, over `tokens` scored tokens that stand for `bytes` bytes."""
+    """`bpb` bits per byte of text, over `tokens` scored tokens whose text has `bytes` bytes."""
 
     bpb: float
     tokens: int
@@ -29,11 +29,11 @@ class BitsPerByte(NamedTuple):
 
 @torch.no_grad()
 def bits_per_byte(model: GPT, batches: Iterable[Batch], token_bytes: np.ndarray) -> BitsPerByte:
-    """Sum of nats over the tokens that stand for text / (ln 2 x their bytes).
+    """Sum of nats over the tokens that have text / (ln 2 x their bytes).
 
     token_bytes (V,): UTF-8 bytes of each token. Special tokens have 0 and do not count, neither do targets of -1;
     both still serve as context. How the rows are cut into batches changes nothing but rounding (1e-6).
-    Raises UserError when no token stands for text.
+    Raises UserError when no token has text.
     """
     widths = torch.as_tensor(token_bytes, dtype=torch.int64, device=model.device)
     nats, tokens, total = 0.0, 0, 0
@@ -77,7 +77,7 @@ class HeldOut:
         return bits_per_byte(self.model, rows, self.token_bytes).bpb
 
     def _told(self, max_tokens: int | None) -> Iterator[Batch]:
-        """The batches of a validation, told as they are read."""
+        """The batches of a validation; reports progress as they are read."""
         there = len(self.documents.shards)
         total = -(-min(there, max_tokens or there) // self.seq_len)
         done = 0

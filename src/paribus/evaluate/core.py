@@ -49,8 +49,11 @@ Scores = dict[tuple[int, int], OptionScore]  # by (item, option)
 
 @dataclass(frozen=True)
 class Item:
-    """What became of one item. `index`: its place after the shuffle; `losses`: mean nats per token of each option
-    (None: nothing of it could be scored); `prediction`: the option chosen, None in language modelling."""
+    """The outcome of one item.
+
+    `index`: its place after the shuffle. `losses`: mean nats per token of each option (None: nothing of it could be scored).
+    `prediction`: the option chosen, None in language modelling.
+    """
 
     task: str
     index: int
@@ -485,7 +488,7 @@ def evaluate_task(
 
     batch_size: most rows of one forward pass. on_progress(label, done, n): called after every forward pass.
     kept: takes the scores of every forward pass, and has those of an earlier start, which are not computed again. The
-    passes are the same either way. Raises Stopped between two of them where stop() says so.
+    passes are the same either way. Raises Stopped between two passes where stop() is true.
     """
     kept = kept or Kept(None, "")
     finished = _finished_items(task, kept)
@@ -526,7 +529,7 @@ class _Scorer:
         self.tokens = CPU_TOKENS if model.device.type == "cpu" else batch_size * self.limit
 
     def scores(self, batch: list[Unit]) -> tuple[Scores, bool]:
-        """Of every option in the batch; and whether they took a forward pass, nobody having kept them."""
+        """The scores of every option in the batch, and whether they took a forward pass because none were kept."""
         owners = [(unit.item, option) for unit in batch for option, _ in unit.tails]
         if all(owner in self.known for owner in owners):
             return {owner: self.known[owner] for owner in owners}, False

@@ -126,7 +126,7 @@ def line_ends(tokenizer: Tokenizer) -> set[int]:
 
 @dataclass(frozen=True)
 class Item:
-    """One problem and what became of it."""
+    """One problem, its answers and their scores."""
 
     index: int
     question: str
@@ -172,7 +172,7 @@ def evaluate_gsm8k(
     streams of a problem follow from (seed, its index). `cache`: a folder named after everything the result depends
     on, the checkpoint included; answers are kept there as they come, and a second call goes on from them.
     `on_progress(questions answered, of how many)`, sampled ones counted apart. `stop()` is asked before every token;
-    raises Stopped where it says yes: the answers under way are lost, those that are done are kept.
+    raises Stopped where it is true: unfinished answers are lost, finished ones are kept.
     `within(phase, answers done, of how many)` is called before every token as well, as a question may have many answers.
     """
     greedy = list(range(len(problems)))[: cfg.questions]
@@ -316,7 +316,7 @@ def _item(
 
 
 def summarise(items: Sequence[Item]) -> dict[str, Any]:
-    """accuracy with its 95 % interval, pass@k with standard errors, and shares of what answers look like.
+    """Summarise answers: accuracy with its 95 % interval, pass@k with standard errors, and shares of their forms.
 
     formatted, finished, cut_off, tool_calls: shares of greedy answers (with at least one call); well_formed: share of the
     calls that had a value (None without calls); no_room: questions that fill the context by themselves.

@@ -78,8 +78,11 @@ class Responder:
         return self._score(sequences, starts, "loglikelihood")
 
     def rolling(self, texts: Sequence[str]) -> list[float]:
-        """Of each whole text. One longer than the context is cut into windows: each token is predicted once, the last
-        window's with as much before them as fits."""
+        """The log-likelihood of each whole text.
+
+        A text longer than the context is cut into windows. Each token is predicted once, those of the last window with as much
+        before them as fits.
+        """
         tokens = [[self.tokenizer.bos, *ids] for ids in self.tokenizer.encode_batch(list(texts))]
         return [total for total, _ in self._score(tokens, [1] * len(tokens), "rolling")]
 
@@ -138,8 +141,10 @@ class Responder:
         return known
 
     def generate(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-        """The text after each (context, generation_kwargs), up to a stop text; a context that is too long loses its
-        beginning. Requests with the same settings run side by side."""
+        """The text after each (context, generation_kwargs), up to a stop text.
+
+        A context that is too long loses its beginning. Requests with the same settings run side by side.
+        """
         groups: dict[_Generation, list[int]] = {}
         for index, (_, kwargs) in enumerate(requests):
             groups.setdefault(_generation(kwargs), []).append(index)
@@ -154,8 +159,10 @@ class Responder:
     def _complete(
         self, prompts: list[list[int]], ids: list[int], settings: _Generation, done: int, total: int
     ) -> list[str]:
-        """The texts after prompts with the same settings. ids: their numbers among all `total` requests, of which `done`
-        are answered."""
+        """The texts after prompts with the same settings.
+
+        ids: their numbers among all `total` requests, of which `done` are answered.
+        """
         numbered = zip(prompts, ids, strict=True)
         names = [_name((prompt, index, settings)) for prompt, index in numbered]
         tokens: dict[str, list[int]] = self._known("tokens")

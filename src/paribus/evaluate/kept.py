@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 class Stopped(BaseException):
-    """The evaluation was asked to stop; what it has is kept. Like KeyboardInterrupt no error, for nobody to swallow."""
+    """The evaluation was asked to stop; its results are kept. Like KeyboardInterrupt it is not an Exception."""
 
 
 def stop_if(requested: Callable[[], bool]) -> None:
@@ -59,7 +59,7 @@ def never() -> bool:
 class Kept:
     """An append-only file of JSON lines, each with a checksum over its content and over what the results depend on.
 
-    A line that a kill cut off is dropped; a damaged one is said and dropped, so that its part is computed again.
+    A line that a kill cut off is dropped; a damaged one is reported and dropped, so that its part is computed again.
     """
 
     def __init__(self, path: Path | None, key: str) -> None:

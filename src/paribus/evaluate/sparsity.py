@@ -17,8 +17,11 @@ MUCH_CUT_OFF = 0.1  # share of answers cut off from which on that is what to cha
 
 
 def sparsity(n_correct: Sequence[int], samples: int) -> dict[str, float]:
-    """Fractions of groups of `samples` answers, of which n_correct are right: zero_reward_groups (all wrong),
-    all_reward_groups (all right), zero_gradient_groups (either)."""
+    """Fractions of groups of `samples` answers by how many are right.
+
+    n_correct: right answers of each group. Returns zero_reward_groups (all wrong), all_reward_groups (all right) and
+    zero_gradient_groups (either).
+    """
     groups = max(len(n_correct), 1)
     zero = sum(count == 0 for count in n_correct) / groups
     full = sum(count == samples for count in n_correct) / groups
@@ -189,7 +192,7 @@ def recommendation(report: Mapping[str, Any]) -> str:
 
 
 def _cut_off_advice(report: Mapping[str, Any]) -> str:
-    """What comes before all other advice: answers without their end say nothing about the model."""
+    """The advice that precedes all other: answers that were cut off say nothing about the model."""
     return (
         f"{report['cut_off']:.0%} of the answers were cut off at rl.max_new_tokens ({report['max_new_tokens']}) or "
         "the end of the context (model.seq_len) before their end, and count as wrong: raise the one that is too small, "

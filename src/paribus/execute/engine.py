@@ -1,4 +1,4 @@
-"""What a study asks of whatever runs it: submit, poll, cancel, resources."""
+"""The interface between a study and what computes its runs: submit, poll, cancel, resources."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from paribus.execute.run import Outcome, RunId, RunSpec
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a run.
+    """An event in the life of a run.
 
     kind: started; stage (it begins `stage`); computed (it has `stage`, and others find it in DVC's cache); ended
-    (`outcome` says how); lost (its process vanished without a word).
+    (with its `outcome`); lost (its process vanished without a report).
     """
 
     run: RunId
@@ -25,26 +25,26 @@ class Event:
 
 @dataclass(frozen=True)
 class Resources:
-    """What an engine has: runs side by side, and the GPUs it deals out."""
+    """The resources of an engine: runs side by side, and the GPUs it deals out."""
 
     slots: int
     cards: tuple[str, ...]
 
 
 class Engine(Protocol):
-    """Runs what is submitted, as its resources allow, in the order it was submitted."""
+    """Computes the submitted runs in their order, as its resources allow."""
 
     def submit(self, spec: RunSpec, cards: int = 0) -> None:
-        """Take a run, which needs that many GPUs for itself."""
+        """Accept a run that needs `cards` GPUs for itself."""
 
     def poll(self, seconds: float) -> Sequence[Event]:
-        """What happened since the last call; waits up to `seconds` for something to happen."""
+        """The events since the last call; waits up to `seconds` for one."""
 
     def cancel(self, run: RunId) -> None:
-        """Take a waiting run back; have a running one save its state and end, which is its outcome."""
+        """Withdraw a waiting run; make a running one save its state and end, which is its outcome."""
 
     def resources(self) -> Resources:
-        """What there is."""
+        """The resources of this engine."""
 
     def close(self) -> None:
-        """Cancel everything, and return when all has ended."""
+        """Cancel all runs, and return when they have ended."""

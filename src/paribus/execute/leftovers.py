@@ -11,12 +11,12 @@ from paribus.execute import processes
 from paribus.execute.run import ASKED_TO_SAY, RunId, RunSpec
 from paribus.journal import locked
 
-# A note of an earlier way of queueing, which was acted upon by resetting the checkout. It means nothing any more.
+# A note of an earlier way of queueing, which led to a reset of the checkout. It no longer has a meaning.
 _OBSOLETE = ("queueing.json",)
 
 
 def remove_leftovers(state_root: Path) -> list[str]:
-    """End the stages and remove the clones of runs that no worker has; what was found, in words."""
+    """End the stages and remove the clones of runs that no worker has; returns the findings, in words."""
     found = []
     for name in _OBSOLETE:
         (state_root / name).unlink(missing_ok=True)
@@ -55,7 +55,7 @@ def under_way(state_root: Path, study: str) -> dict[RunId, str]:
             ValueError,
             TypeError,
             KeyError,
-        ):  # begun this moment, or torn by a power cut
+        ):  # just begun, or torn by a power cut
             continue
     return found
 
@@ -69,7 +69,7 @@ def stage_now(folder: Path) -> str:
 
 
 def _stages_of(folder: Path) -> list[psutil.Process]:
-    """Processes that a run in this folder started, and that are not for other runs too."""
+    """Processes that a run in this folder started and that serve no other run."""
     mark = str(folder / "said.json")
     found = []
     for process in psutil.process_iter():

@@ -20,7 +20,7 @@ from paribus.execute import processes, worker
 from paribus.execute.engine import Event, Resources
 from paribus.execute.run import Outcome, RunId, RunSpec, folder_of_run
 
-# Of an experiment or a stage that started this process: its runs are not part of that one.
+# Set by an experiment or a stage that started this process: its runs do not belong to that one.
 _NOT_INHERITED = ("DVC_STAGE", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_ROOT", "PARIBUS_SAY")
 
 
@@ -42,7 +42,7 @@ class _Worker:
 
 @dataclass
 class _Dying:
-    """A worker that ended by itself: its stages may still save their state."""
+    """A worker that ended unasked: its stages may still save their state."""
 
     session: int
     status: int
@@ -52,13 +52,13 @@ class _Dying:
 
 
 class Pool:
-    """Runs side by side on this machine. Its workers end when it does, however it ends.
+    """Computes runs side by side on this machine. Its workers end with it, however it ends.
 
     Args:
         root: the main checkout.
         state_root: its `.paribus`.
         slots: runs side by side.
-        cards: GPUs to deal out; one that runs may share is listed once for each of them.
+        cards: GPUs to deal out; a GPU that several runs may share is listed once for each run.
     """
 
     def __init__(self, root: Path, state_root: Path, slots: int, cards: Sequence[str] = ()) -> None:
@@ -75,13 +75,13 @@ class Pool:
     # ------------------------------------------------------------ the protocol
 
     def submit(self, spec: RunSpec, cards: int = 0) -> None:
-        """Take a run, which needs that many GPUs for itself."""
+        """Accept a run that needs `cards` GPUs for itself."""
         folder = folder_of_run(self.state_root, spec.id)
         folder.mkdir(parents=True, exist_ok=True)
         self._waiting.append(_Waiting(spec, min(cards, len(set(self._cards)))))
 
     def poll(self, seconds: float) -> Sequence[Event]:
-        """What happened since the last call; waits up to `seconds` for something to happen."""
+        """The events since the last call; waits up to `seconds` for one."""
         self._start_what_fits()
         deadline = time.monotonic() + seconds
         while not self._events:
@@ -97,7 +97,7 @@ class Pool:
         return events
 
     def cancel(self, run: RunId) -> None:
-        """Take a waiting run back; have a running one save its state and end."""
+        """Withdraw a waiting run; make a running one save its state and end."""
         for one in list(self._waiting):
             if one.spec.id == run:
                 self._waiting.remove(one)
@@ -107,11 +107,11 @@ class Pool:
                 self._ask(busy, {"cancel": run.experiment_name()})
 
     def resources(self) -> Resources:
-        """What there is."""
+        """The resources of this engine."""
         return Resources(self.slots, self._cards)
 
     def close(self) -> None:
-        """Have what runs save its state and end, and the workers with it. Interrupted, it kills them."""
+        """Make all runs save their state and end, then the workers. When interrupted, it kills them."""
         self._waiting.clear()
         sessions = [one.process.pid for one in self._workers]
         for one in self._workers:
@@ -190,7 +190,7 @@ class Pool:
             of.process.stdin.flush()
 
     def _read(self, of: _Worker) -> None:
-        """Take what a worker told; the end of it is the end of the worker."""
+        """Handle a worker's reports; the end of the stream means that the worker has ended."""
         assert of.process.stdout
         told = of.process.stdout.read()
         if told is None:
@@ -224,7 +224,7 @@ class Pool:
         self._forget(ended)
 
     def _bury(self) -> None:
-        """Tell of runs whose worker ended, as soon as none of their processes is left."""
+        """Report the runs whose worker ended, as soon as all their processes are gone."""
         for one in list(self._dying):
             left = processes.of_session(one.session)
             if left and time.monotonic() > one.deadline:

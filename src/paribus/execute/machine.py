@@ -18,7 +18,7 @@ _OF_SQLITE = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY")
 
 
 def is_machines_fault(error: BaseException) -> bool:
-    """Whether the error, or one that it came from, is of a kind that another run would meet too."""
+    """Whether the error, or one of its causes, is of a kind that another run would meet too."""
     return any(_is_own_fault(one) for one in _with_causes(error))
 
 

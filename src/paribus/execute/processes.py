@@ -1,6 +1,6 @@
-"""Processes of a run: asking them to save and end, and ending those that nobody waits for any more.
+"""Processes of a run: asking them to save and end, and ending those that nothing waits for any more.
 
-A worker leads a session of its own, and the stages it starts are in it. What feeds MLflow has left it, and is spared.
+A worker leads a session of its own, which holds the stages it starts. The sender that feeds MLflow has left it and is spared.
 """
 
 from __future__ import annotations

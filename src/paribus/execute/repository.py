@@ -1,4 +1,4 @@
-"""Git, as runs need it: DVC's experiments as references, and clones of a commit.
+"""Git for runs: DVC's experiments as references, and clones of a commit.
 
     refs/exps/ab/cdef…/NAME    an experiment that started from the commit abcdef…, as DVC keeps them
 
@@ -71,7 +71,7 @@ def reference_of(started_from: str, name: str) -> str:
 
 
 def supersede(run: RunId, root: Path | None = None) -> None:
-    """Give the experiments under a run's name another, NAME-was-COMMIT, so that its own is free."""
+    """Rename the experiments under a run's name to NAME-was-COMMIT, so that the name is free."""
     for one in experiments_of(run.study, root):
         if one.run == run and not one.superseded:
             old = reference_of(one.started_from, one.name)
@@ -114,11 +114,17 @@ def clone(root: Path, commit: str, top: Path) -> Clone:
 
 
 def save_experiment(made: Clone, name: str, message: str, paths: Sequence[str], commit: str) -> str:
-    """Keep what a run left as the experiment `name` of the repository that the clone is of; its commit.
+    """Keep the results of a run as an experiment of the repository that the clone comes from.
 
     Args:
-        paths: files of the project that differ from `commit`; those that git ignores are DVC's.
-        commit: what the run started from.
+        made: the clone that the run worked in.
+        name: of the experiment.
+        message: of its commit.
+        paths: files of the project that differ from `commit`; DVC keeps those that git ignores.
+        commit: that the run started from.
+
+    Returns:
+        The experiment's commit.
     """
     there = [path for path in paths if (made.project / path).exists()]
     ignored = set((try_git("check-ignore", "--", *there, at=made.project) or "").splitlines())
@@ -131,7 +137,7 @@ def save_experiment(made: Clone, name: str, message: str, paths: Sequence[str], 
 
 
 def _identity(top: Path) -> list[str]:
-    """Git's options for who commits, where the user has not said."""
+    """Git's options for the committer, where the user has configured none."""
     if try_git("var", "GIT_COMMITTER_IDENT", at=top) and try_git("var", "GIT_AUTHOR_IDENT", at=top):
         return []
     return ["-c", "user.name=paribus", "-c", "user.email=paribus@localhost"]

@@ -1,4 +1,4 @@
-"""What a run is called, what it is asked for, and how it ended."""
+"""A run's name, its specification and its outcome."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ LONGEST_NAME = 60  # letters; study, arm, seed and "-was-COMMIT" make one file n
 
 State = Literal["done", "paused", "refused", "failed", "machine", "busy"]
 
-ASKED_TO_SAY = "PARIBUS_SAY"  # names the file in which a stage says why it ended
+ASKED_TO_SAY = (
+    "PARIBUS_SAY"  # the environment variable with the file in which a stage writes why it ended
+)
 
 
-# ---------------------------------------------------------------- what it is called
+# ---------------------------------------------------------------- its name
 
 
 @dataclass(frozen=True, order=True)
@@ -51,20 +53,20 @@ def parse_experiment_name(name: str) -> tuple[RunId, bool] | None:
     return RunId(study, arm, int(seed)), superseded is not None
 
 
-# ---------------------------------------------------------------- what it is asked for
+# ---------------------------------------------------------------- its specification
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything a worker needs to know of a run.
+    """Everything that a worker needs to compute a run.
 
     Attributes:
-        id: what the run is called.
+        id: study, arm and seed of the run.
         commit: the code and params.yaml it starts from.
         overrides: dotted keys of params.yaml and their values.
         stages: the chain of dvc.yaml to reproduce, in order.
         key: names what the parameters make of the chain; kept in the experiment's message, so that a result can be
-            held against what was asked.
+            compared with what was requested.
         cards: GPUs it may use; None: leave the environment as it is.
     """
 
@@ -76,10 +78,15 @@ class RunSpec:
     cards: list[str] | None = None
 
     def write(self, path: Path) -> None:
+        """Write the specification to `path` as JSON."""
         write_json(path, dataclasses.asdict(self))
 
     @staticmethod
     def read(path: Path) -> RunSpec:
+        """Read a specification that `write` left at `path`.
+
+        Raises OSError where there is none.
+        """
         raw = json.loads(path.read_text(encoding="utf-8"))
         return RunSpec(**raw | {"id": RunId(**raw["id"])})
 
@@ -89,7 +96,7 @@ def folder_of_run(state_root: Path, run: RunId) -> Path:
     return state_root / "execute" / run.study / f"{run.arm}-s{run.seed}"
 
 
-# ---------------------------------------------------------------- how it ended
+# ---------------------------------------------------------------- its outcome
 
 
 @dataclass(frozen=True)
@@ -97,11 +104,11 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        state: done; paused (it was asked to stop and goes on from its state); refused (its values are wrong, or it
-            diverged: it would be again); failed (another reason); machine (no space, no access: not the run's fault);
+        state: done; paused (it was asked to stop and can resume from its state); refused (its values are wrong, or it
+            diverged: a retry would end the same); failed (another reason); machine (no space, no access: not the run's fault);
             busy (another process computes the same at this moment).
         stage: the stage in which it ended.
-        problems: what was said, a problem a line.
+        problems: messages, one for each problem.
         diverged: whether it was refused for values that are not finite.
         experiment: the commit of its DVC experiment, where it is done.
     """
@@ -113,11 +120,12 @@ class Outcome:
     experiment: str | None = None
 
     def write(self, path: Path) -> None:
+        """Write the outcome to `path` as JSON."""
         write_json(path, dataclasses.asdict(self))
 
     @staticmethod
     def read(path: Path) -> Outcome | None:
-        """The outcome in a file; None where there is none, or a power cut tore it."""
+        """The outcome in a file; None where the file is missing, or torn by a power cut."""
         try:
             raw = read_json(path)
             return None if raw is None else Outcome(**raw)
@@ -125,11 +133,11 @@ class Outcome:
             return None
 
 
-# ---------------------------------------------------------------- what a stage says of its end
+# ---------------------------------------------------------------- a stage's own report
 
 
 def say_why(error: Exception) -> None:
-    """Called where a command ends with an error for people: tells the run it belongs to, if it belongs to one."""
+    """Report the error that ends this command to the run it belongs to, if any."""
     place = os.environ.get(ASKED_TO_SAY)
     if place:
         problems = getattr(error, "problems", [str(error)])
@@ -137,7 +145,7 @@ def say_why(error: Exception) -> None:
 
 
 def said(place: Path) -> tuple[str, list[str]]:
-    """(kind of error, problems) that a stage left; ("", []) where it said nothing."""
+    """(kind of error, problems) that a stage reported; ("", []) without a report."""
     try:
         raw = read_json(place)
         if raw is None:

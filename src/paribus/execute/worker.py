@@ -1,11 +1,11 @@
 """A process that computes runs, one after another: `python -m paribus.execute.worker ROOT`.
 
-It loads DVC once (2 to 4 s of processor time), so that a run pays for its own stages only. A line of JSON on standard
-input asks for something, a line on standard output tells what happened:
+It loads DVC once (2 to 4 s of processor time), so that each run costs its own stages only. A line of JSON on standard
+input is a request, a line on standard output reports an event:
 
     {"run": FOLDER}            compute the run whose specification is FOLDER/run.json
-    {"cancel": NAME}           have that run save its state and end
-    (end of the input)         whoever asked is gone: the same, then end
+    {"cancel": NAME}           make that run save its state and end
+    (end of the input)         the launcher is gone: the same for every run, then end
 
     {"event": "started" | "stage" | "computed" | "ended", "run": NAME, "stage": STAGE, "outcome": {…}}
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 Tell = Callable[..., None]  # tell(event, stage=…)
 
 LOCK_SECONDS = 1.0
-LAST_LINES = 4  # of a stage's output, where it said nothing for people
+LAST_LINES = 4  # of a stage's output, where the stage left no report
 
 
 class Stopped(Exception):
@@ -55,7 +55,7 @@ class Stopped(Exception):
 
 
 class StageFailed(Exception):
-    """A stage ended with another status than 0; a negative one is the signal that killed it."""
+    """A stage ended with a status other than 0; a negative one is the signal that killed it."""
 
     def __init__(self, stage: str, status: int | None, words: str) -> None:
         super().__init__(words)
@@ -68,7 +68,7 @@ class StageFailed(Exception):
 def execute(root: Path, folder: Path, tell: Tell, stopping: threading.Event) -> Outcome:
     """Compute the run in `folder`, and keep it as a DVC experiment of the checkout `root`.
 
-    Whatever happens is an outcome; it is in FOLDER/outcome.json too. The clone is removed in any case.
+    Every way to end is an outcome, which FOLDER/outcome.json holds too. The clone is removed in any case.
     """
     with _taken(folder) as mine:
         if not mine:
@@ -80,7 +80,7 @@ def execute(root: Path, folder: Path, tell: Tell, stopping: threading.Event) -> 
         (folder / "stage.txt").unlink(missing_ok=True)
         shutil.rmtree(folder / "clone", ignore_errors=True)
         shutil.rmtree(folder / "site", ignore_errors=True)
-        with contextlib.suppress(OSError):  # on a full disk it is told and not written
+        with contextlib.suppress(OSError):  # on a full disk the outcome is reported and not written
             outcome.write(folder / "outcome.json")
         return outcome
 
@@ -174,7 +174,7 @@ def _reproduce(repo: Repo, stage: str) -> None:
         cause = error.__cause__
         if not isinstance(cause, StageCmdFailedError):
             raise
-        # DVC keeps the status nowhere but at the end of this sentence.
+        # DVC gives the status only at the end of this sentence.
         status = str(cause).rpartition("exited with ")[2]
         number = int(status) if status.lstrip("-").isdigit() else None
         raise StageFailed(stage, number, str(cause)) from error
@@ -191,7 +191,7 @@ def _dvc_settings(root: Path, site: Path) -> dict[str, Any]:
     """Settings that let a clone's DVC work on the cache of `root`, and keep its own notes in `site`.
 
     Data are linked rather than copied where the file system allows it: a run reads its inputs and replaces its outputs.
-    They are handed over and not written into the clone, as DVC writes such files in ASCII only.
+    They are passed as values, not written into the clone, because DVC writes such files in ASCII only.
     """
     from dvc.config import Config
 
@@ -224,13 +224,13 @@ def write_overrides(path: Path, overrides: dict[str, Any]) -> None:
 
 
 def _python_path(project: Path) -> str:
-    """Stages run the code of the clone."""
+    """Make stages run the code of the clone."""
     rest = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return os.pathsep.join([str(project / "src"), *filter(None, rest)])
 
 
 def _words(error: Exception) -> str:
-    """An error in one line, with its kind where it has no words."""
+    """An error in one line, with its kind where it has no message."""
     parts = [str(error), str(error.__cause__ or "")]
     text = ": ".join(" ".join(part.split()) for part in parts if part.strip())
     return text or type(error).__name__
@@ -252,7 +252,7 @@ def _last_lines(log: Path) -> list[str]:
 
 @contextlib.contextmanager
 def _taken(folder: Path) -> Iterator[bool]:
-    """Hold the run in a folder; yields False where another worker does. Whoever only looks lets go in a moment."""
+    """Hold the run in a folder; yields False where another worker does. A process that only checks releases it at once."""
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         with locked(folder / "lock", wait=False) as mine:
@@ -264,7 +264,7 @@ def _taken(folder: Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def _printed_to(log: Path) -> Iterator[None]:
-    """What this process and the stages print goes to a file."""
+    """Redirect the output of this process and its stages to a file."""
     before = os.dup(1), os.dup(2)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
     try:
@@ -283,7 +283,7 @@ def _printed_to(log: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(root: Path, folder: Path, spec: RunSpec) -> Iterator[None]:
-    """What stages read of a run's surroundings, as DVC's own experiments set it."""
+    """The environment that stages read, as DVC's own experiments set it."""
     before = dict(os.environ)
     os.environ |= {
         "DVC_ROOT": str(root),
@@ -314,7 +314,7 @@ def _working_in(folder: Path, afterwards: Path) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """A run that was asked for, and how it is told to stop."""
+    """A requested run, and the event that asks it to stop."""
 
     name: str
     folder: Path
@@ -323,7 +323,7 @@ class _Asked:
 
 
 class Worker:
-    """Reads what is asked, computes it, tells what happened."""
+    """Reads requests, computes the runs, reports events."""
 
     def __init__(self, root: Path, asked: int, told: int, guardian: int) -> None:
         self.root, self.guardian = root, guardian
@@ -333,6 +333,7 @@ class Worker:
         self._asked: list[_Asked] = []
 
     def work(self) -> None:
+        """Compute one run after the other and report each start and end, until there are no more requests."""
         threading.Thread(target=self._listen, daemon=True).start()
         import dvc.repo  # noqa: F401  # while the first run is on its way
 
@@ -360,7 +361,7 @@ class Worker:
         self._stop(self._asked)
 
     def _stop(self, runs: Sequence[_Asked]) -> None:
-        """Have runs save and end, and begin no other stage; what takes too long is killed."""
+        """Make runs save and end without beginning another stage; kill what takes too long."""
         for one in runs:
             if not one.ended.is_set() and not one.stopping.is_set():
                 one.stopping.set()
@@ -378,7 +379,7 @@ class Worker:
             time.sleep(processes.LOOK_SECONDS)
 
     def _tell(self, event: dict[str, Any]) -> None:
-        with contextlib.suppress(BrokenPipeError):  # whoever asked is gone; the run still ends well
+        with contextlib.suppress(BrokenPipeError):  # the launcher is gone; the run still ends well
             os.write(self._output, json.dumps(event).encode() + b"\n")
 
 
@@ -401,6 +402,11 @@ def start_guardian() -> int:
 
 
 def main() -> None:
+    """Run a worker for the repository in the first command-line argument.
+
+    Requests come by standard input and reports go out by standard output. Whatever else prints goes to standard error, so
+    that it cannot mix with the reports. An interrupt from the keyboard is left to the launcher.
+    """
     guardian = start_guardian()
     asked, told = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)

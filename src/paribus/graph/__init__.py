@@ -1,4 +1,4 @@
-"""What is made of what: dvc.yaml, the code of each stage, and names for data."""
+"""The graph of outputs and their inputs: dvc.yaml, the code of each stage, and names for data."""
 
 from paribus.graph.closure import (
     ENTRY_POINTS,

@@ -60,7 +60,7 @@ ENTRY_POINTS = {
 # Stages that read and write text: no other version of a library may make them read a hundred gigabytes again.
 DATA_STAGES = ("corpus", "tokenizer", "tokens")
 
-# Modules and packages that only watch a run. None of them may return a value that an output depends on.
+# Modules and packages that only watch a run. They may not return a value that an output depends on.
 OBSERVERS = (
     "paribus.graph",
     "paribus.machine.interrupt",
@@ -94,7 +94,7 @@ class Sources:
     files: Mapping[str, bytes]
 
     def path_of(self, module: str) -> str | None:
-        """The file of a module or package; None where there is none."""
+        """The file of a module or package; None without one."""
         stem = "src/" + module.replace(".", "/")
         for path in (f"{stem}/__init__.py", f"{stem}.py"):
             if path in self.files:
@@ -142,7 +142,7 @@ def _source_names(commit: str, root: Path) -> list[str]:
 
 
 def _contents(commit: str, names: list[str], root: Path) -> dict[str, bytes]:
-    """File -> what a commit holds in it, links followed; a link that leads out of the commit stands for itself."""
+    """File -> what a commit holds in it, links followed; a link that leads out of the commit counts as its own text."""
     prefix = git("rev-parse", "--show-prefix", at=root)
     asked = "".join(f"{commit}:{prefix}{name}\n" for name in names)
     answer = git_bytes("cat-file", "--batch", "--follow-symlinks", at=root, text=asked)
@@ -195,7 +195,7 @@ def generated_deps(sources: Sources) -> dict[str, list[str]]:
 
 
 def _closure(stage: str, sources: Sources) -> dict[str, set[str]]:
-    """Module -> the names of its definitions that the stage reaches; an empty set stands for the whole module."""
+    """Module -> the names of its definitions that the stage reaches; an empty set means the whole module."""
     name = stage.partition("@")[0]
     if name not in ENTRY_POINTS:
         raise UserError(f"{stage}: no entry point; stages are: {', '.join(ENTRY_POINTS)}")
@@ -442,7 +442,7 @@ def _code_digest(source: bytes, path: str, definitions: frozenset[str] | None) -
 def _canonical(node: Any) -> Any:
     """A syntax tree as JSON without places, contexts and docstrings; the same under every version of Python.
 
-    Fields that are empty are left out, as a newer Python may have more of them.
+    Empty fields are left out, as a newer Python may add some.
     """
     if isinstance(node, list):
         return [_canonical(item) for item in _running(node)]
@@ -456,7 +456,7 @@ def _canonical(node: Any) -> Any:
 
 
 def _is_docstring(statement: Any) -> bool:
-    """Whether a statement is a string that nobody reads: a docstring, or a string used as a comment."""
+    """Whether a statement is a string without a use: a docstring, or a string used as a comment."""
     if not isinstance(statement, ast.Expr) or not isinstance(statement.value, ast.Constant):
         return False
     return isinstance(statement.value.value, str)

@@ -24,10 +24,10 @@ def file_digest(path: str | Path) -> str:
 
 
 class DigestMemo:
-    """sha256 of large files, hashed once as long as inode, size and time of change stay (what DVC's own state goes by).
+    """sha256 of large files, hashed once as long as inode, size and time of change stay (DVC's own state relies on the same).
 
     A hundred gigabytes of shards would else be read at each start. A file changed in the seconds before it was hashed
-    is not noted: its time of change would not tell a change that comes right after.
+    is not noted: its time of change would not reveal a change right after.
     """
 
     LARGE = 1_000_000  # bytes; smaller files are hashed in a moment
@@ -53,7 +53,7 @@ class DigestMemo:
         return self._known[key]
 
     def save(self) -> None:
-        """Note what was hashed anew; entries of files long gone go with the oldest."""
+        """Note the new hashes; the oldest entries go, and with them those of files that no longer exist."""
         if self._new:
             entries = dict(list(self._known.items())[-10_000:])
             write_atomic(self.path, json.dumps(entries))
@@ -65,7 +65,7 @@ def _key(about: os.stat_result) -> str:
 
 
 def tree_digest(paths: Iterable[str | Path], memo: DigestMemo | None = None) -> str:
-    """sha256 over names and contents of files and folders; caches of Python's are no content. Raises UserError."""
+    """sha256 over names and contents of files and folders; Python's caches do not count. Raises UserError."""
     from concurrent.futures import ThreadPoolExecutor
 
     files: list[tuple[str, Path]] = []
@@ -100,13 +100,15 @@ def dvc_hash(path: str | Path) -> str:
 
 
 def computed_hash(path: Path) -> str:
-    """What DVC would call a file or folder as it is now."""
+    """The hash that DVC would give a file or folder in its present state."""
     return dvc_digest(path) if path.is_dir() else _md5(path.read_bytes())
 
 
 def data_versions(definition: StageDefinition) -> dict[str, str]:
-    """Output -> DVC's name for it, of every output that a stage reads from, as dvc.lock has it; a dep that no stage makes
-    stands for itself. With it the data can be had again from DVC's cache or a remote."""
+    """Output -> DVC's name for it, of every output that a stage reads from, as in dvc.lock.
+
+    A dep that no stage makes stands for itself. With these names the data can be fetched again from DVC's cache or a remote.
+    """
     outs = locked_outs(config.read_yaml("dvc.lock")) if Path("dvc.lock").exists() else {}
     found: dict[str, str] = {}
     for dep in definition.deps:

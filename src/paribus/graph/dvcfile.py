@@ -1,4 +1,4 @@
-"""What dvc.yaml says of the stages: what each declares, and what comes from what."""
+"""The stages of dvc.yaml: the declarations of each, and their dependencies."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def is_code(dep: str) -> bool:
 
 @dataclass(frozen=True)
 class StageDefinition:
-    """What dvc.yaml says of one stage; `outs` with metrics and plots."""
+    """One stage's entry in dvc.yaml; `outs` with metrics and plots."""
 
     params: list[str]  # dotted keys or sections of params.yaml
     deps: list[str]

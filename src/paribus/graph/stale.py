@@ -22,7 +22,7 @@ def stale_note(stage: str, definition: StageDefinition, code: Iterable[str]) -> 
         definition: what dvc.yaml says of it.
         code: the source files of the stage's closure.
     """
-    if not Path(SOURCE_FOLDER).is_dir():  # an installed paribus: its files are no deps
+    if not Path(SOURCE_FOLDER).is_dir():  # an installed paribus: its files are not deps
         return None
     runs = {path for path in code if path.startswith("src/")}
     named = {dep for dep in definition.deps if dep.startswith("src/")}

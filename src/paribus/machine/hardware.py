@@ -137,7 +137,7 @@ def kernel_libraries(device: str) -> dict[str, str]:
 
 
 def detect_hardware(train: config.Train) -> Hardware:
-    """The hardware that `train.*` asks for. Raises UserError where this machine does not have it."""
+    """The hardware that `train.*` requests. Raises UserError where this machine does not have it."""
     import torch
 
     available = {
@@ -287,7 +287,7 @@ def available_cores() -> int:
 
 
 def instruction_set() -> str:
-    """amx_bf16, avx512_bf16, avx512, avx2, or the machine's name where none of them is."""
+    """amx_bf16, avx512_bf16, avx512, avx2, or the machine's name where the CPU has none of these."""
     flags = set(_cpuinfo("flags").split())
     best_first = {
         "amx_bf16": "amx_bf16",
@@ -307,7 +307,7 @@ def cpu_name() -> str:
 
 
 def _cpuinfo(field: str) -> str:
-    """The first value of a field of /proc/cpuinfo; empty where there is none."""
+    """The first value of a field of /proc/cpuinfo; empty without such a field."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

@@ -1,6 +1,6 @@
 """Being asked to stop: by signals, time, `paribus pause`, or the death of DVC.
 
-A stop may be asked for at any moment of a stage's life:
+A stop may be requested at any moment of a stage's life:
 
 | moment | who answers | how |
 | --- | --- | --- |
@@ -32,7 +32,7 @@ EXIT_PAUSED = 75
 class Interrupt:
     """`with Interrupt(folder, session_minutes) as interrupt:` and, between steps, `if interrupt.requested(): save`.
 
-    A stop is asked for by SIGINT or SIGTERM, by the end of the session, by the death of the DVC or torchrun
+    A stop is requested by SIGINT or SIGTERM, by the end of the session, by the death of the DVC or torchrun
     that started this stage, or by a file `pause` in the state folder. `reason` says which. Only the main thread may enter.
     """
 
@@ -79,7 +79,7 @@ class Interrupt:
 
 
 def _process(pid: int) -> tuple[str, int, str] | None:
-    """(state, parent, start time in clock ticks) of a process, from /proc; None if there is none."""
+    """(state, parent, start time in clock ticks) of a process, from /proc; None without such a process."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -152,7 +152,7 @@ def stopping_at_once(stage: str) -> Iterator[None]:
     """Within the block SIGINT and SIGTERM end the process with `EXIT_PAUSED`, whatever it is at.
 
     For stages whose outputs are whole or not there, and whose libraries compute for minutes without coming back to Python,
-    where none of its handlers would run: a thread hears of the signals by a socket.
+    where none of its handlers would run: a thread receives the signals through a socket.
     """
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
@@ -198,6 +198,7 @@ class LauncherWatch(threading.Thread):
         self._joined.set()
 
     def run(self) -> None:
+        """Poll the launcher; once it has died, wait out the grace period of a stage that runs, then exit."""
         while not launcher_gone():
             time.sleep(WATCH_SECONDS)
         if self._joined.is_set():

@@ -17,7 +17,7 @@ from paribus.errors import MachineError, StateInUse
 
 
 class StateLock:
-    """`with StateLock(folder):` one process at a time. The kernel lets go of it however the holder dies."""
+    """`with StateLock(folder):` one process at a time. The kernel releases it however the holder dies."""
 
     def __init__(self, folder: Path, patience: float = 2.0) -> None:
         """`patience`, seconds: a killed holder with much memory takes a moment to be gone."""
@@ -72,7 +72,7 @@ NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 def lock_holder(folder: Path) -> dict[str, Any] | None:
-    """Who holds the state in `folder`: {pid, host, command, since}; None if nobody does."""
+    """The process that holds the state in `folder`: {pid, host, command, since}; None if it is free."""
     path = Path(folder) / "lock"
     if not path.exists():
         return None

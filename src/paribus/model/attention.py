@@ -49,7 +49,7 @@ class Places:
     masks: dict[str, Any]  # window letter -> what these positions see
 
     def of(self, x: Tensor) -> Tensor:
-        """x (B, T, ...) -> (B, R, ...)."""
+        """Select the places of each row: x (B, T, ...) -> (B, R, ...)."""
         return at(x, self.index)
 
 
@@ -62,7 +62,7 @@ def backend(
     other. read: whether only some places ask.
 
     causal: each sees all before it; SDPA without a mask, which on CUDA in 16 bits is a flash kernel.
-    flex: windows and packed documents on CUDA; FlexAttention skips blocks of keys that nobody sees, so that a window
+    flex: windows and packed documents on CUDA; FlexAttention skips blocks of keys that no query sees, so that a window
         costs its own width and not the sequence's, and makes no (T, S) mask in its kernels.
     masked: the same elsewhere, and where only some places ask; SDPA with a mask in memory.
     """
@@ -72,7 +72,7 @@ def backend(
 
 
 def at(x: Tensor, places: Tensor | None) -> Tensor:
-    """x (B or 1, T, ...) at places (B, R) of each row -> (B, R, ...); None: all of x."""
+    """Select places (B, R) of each row: x (B or 1, T, ...) -> (B, R, ...); None selects all of x."""
     if places is None:
         return x
     return x.expand(len(places), *x.shape[1:])[
@@ -104,8 +104,11 @@ def dense_mask(
 def block_mask(
     length: int, window: int | None, documents: Tensor | None, device: torch.device
 ) -> Any:
-    """The same as FlexAttention takes it: blocks of 128 x 128 that are seen in part, in whole, or not at all.
-    documents (B, T)."""
+    """FlexAttention's form of the mask: blocks of 128 x 128 that are seen in part, in whole, or not at all.
+
+    length: T, of queries and keys. window: keys that a token sees; None: all. documents: (B, T), the document of each token;
+    None: one a row. device: where the mask lies.
+    """
     from torch.nn.attention.flex_attention import create_block_mask
 
     def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -119,9 +122,10 @@ def block_mask(
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
-    """q (B, H, T, E), k, v (B, K, S, E) -> (B, H, T, E); mask: None (plain causal), a dense or a block mask.
+    """Attend: q (B, H, T, E), k, v (B, K, S, E) -> (B, H, T, E).
 
-    On CUDA in 16 bits plain causal attention is one of the fused kernels, or raises; fp32 has no flash kernel.
+    mask: None (plain causal), a dense or a block mask. On CUDA in 16 bits plain causal attention uses one of the fused
+    kernels, or raises; fp32 has no flash kernel.
     """
     if mask is not None and not isinstance(mask, Tensor):
         return kernels.flex(q, k, v, mask)

@@ -71,10 +71,12 @@ class KVCache:
 
     @property
     def rows(self) -> int:
+        """Sequences side by side, B."""
         return self.keys.shape[1]
 
     @property
     def capacity(self) -> int:
+        """Most tokens of a sequence."""
         return self.keys.shape[3]
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,8 +146,11 @@ class PrefixCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """rows: answers at work side by side, R. slots: prompts that are kept, P. samples: most answers to a prompt, N.
-        prompt_capacity, own_capacity: most tokens of a prompt and of an answer. dtype: of keys and values."""
+        """rows: answers decoded side by side, R. slots: prompts that are kept, P.
+
+        samples: most answers to a prompt, N. prompt_capacity, own_capacity: most tokens of a prompt and of an answer. dtype: of
+        keys and values.
+        """
         self.capacity = config.seq_len
         self.prompts = KVCache(config, slots, prompt_capacity, device, dtype)
         self.own = KVCache(config, rows, own_capacity, device, dtype)
@@ -153,7 +158,7 @@ class PrefixCache:
         self.slot = torch.zeros(rows, dtype=torch.int64, device=device)
         self.place = torch.zeros(rows, dtype=torch.int64, device=device)
         self.grid = torch.zeros(slots, samples, dtype=torch.int64, device=device)
-        self.slots_used = 1  # slots from here on have no rows at work
+        self.slots_used = 1  # slots from here on have no active rows
 
     @property
     def lengths(self) -> Tensor:
@@ -201,8 +206,11 @@ class PrefixCache:
     # ------------------------------------------------------------ attention
 
     def mask(self, positions: Tensor, read: Tensor | None, window: int | None) -> Masks:
-        """Keys that the next token of each row, at `positions` (R, 1), sees: (P, 1, N or 1, Sp) of its prompt and
-        (R, 1, 1, So) of its own. `read` has nothing to choose among one token; window: as in KVCache.mask."""
+        """The keys that the next token of each row sees, of its prompt and of its own.
+
+        positions: (R, 1), those of the tokens. read: of no effect, as one token leaves nothing to choose. window: as in
+        KVCache.mask. Returns (P, 1, N or 1, Sp) for the prompts and (R, 1, 1, So) for the rows' own tokens.
+        """
         device, used = positions.device, self.slots_used
         prompt_keys = torch.arange(max(self.prompts.extent, 1), device=device)
         prompt = (prompt_keys < self.prompts.lengths[:used, None])[:, None, None]
@@ -223,7 +231,10 @@ class PrefixCache:
         return _merge(own, prompt).to(v.dtype).view(rows, heads, 1, width)
 
     def _attend_to_prompts(self, layer: int, q: Tensor, bias: Tensor) -> Partial:
-        """q (R, K, G, E), bias (P, 1, N or 1, Sp): the part of each row's softmax over its prompt, (R, K, G, ...)."""
+        """The part of each row's softmax over its prompt, (R, K, G, ...).
+
+        q: (R, K, G, E). bias: (P, 1, N or 1, Sp).
+        """
         used, end = self.slots_used, bias.shape[-1]
         by_prompt = q[self.grid[:used]].transpose(1, 2)  # (P, K, N, G, E)
         slots, kv_heads, answers, group, _ = by_prompt.shape
@@ -260,7 +271,7 @@ def _bias(seen: Tensor) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Partial:
-    """q (B, K, M, E), k, v (B, K, S, E), bias (B, 1, M or 1, S)."""
+    """The part of a softmax over these keys: q (B, K, M, E), k, v (B, K, S, E), bias (B, 1, M or 1, S)."""
     scores = (q @ k.transpose(-1, -2)).float().add_(bias)
     largest = scores.amax(dim=-1, keepdim=True)
     weights = scores.sub_(largest).exp_()

@@ -116,6 +116,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+        """Scale the gradients that the forward pass stored by `grad` (), the gradient of the loss."""
         grad_hidden, grad_weight = ctx.saved_tensors
         plain = (None,) * 7  # targets, weights and settings have no gradient
         return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, *plain

@@ -78,8 +78,10 @@ def attention(config: Architecture, layer: int, batch: Batch) -> int:
 
 
 def mask(config: Architecture, layer: int, batch: Batch) -> int:
-    """The additive mask that a block's attention keeps where it is not plainly causal, (B or 1, 1, T, T); FlexAttention,
-    on CUDA, keeps none."""
+    """The additive mask that a block's attention keeps where it is not plainly causal, (B or 1, 1, T, T).
+
+    FlexAttention, on CUDA, keeps none.
+    """
     if batch.cuda:
         return 0
     sliding = window_of(config, layer) == "S" and config.window < config.seq_len
@@ -98,7 +100,7 @@ def mlp(config: Architecture, batch: Batch) -> int:
     elif config.mlp == "gelu":
         numbers = 2 * hidden  # up, its gelu
     else:
-        numbers = hidden  # relu(up); its square and the cast copy of `down` are made again
+        numbers = hidden  # relu(up); its square and the cast copy of `down` are recomputed
         weights -= math.prod(mlp_shapes(config)["down.weight"])
     kept = batch.tokens * batch.itemsize * (config.width + numbers)
     return kept + cast_copies(weights, batch)
@@ -143,8 +145,11 @@ def cast_copies(weights: int, batch: Batch) -> int:
 
 
 def block_backward(config: Architecture, batch: Batch) -> int:
-    """The most that a block's backward pass adds to what is kept: the gradient of its output, those of the MLP's inside
-    less what is let go before the last of them is made, and that of a weight."""
+    """The most that a block's backward pass adds to the kept tensors.
+
+    It holds the gradient of the block's output, those inside the MLP less what is freed before the last of them is made, and
+    that of a weight.
+    """
     hidden = mlp_hidden(config)
     inside = {"relu2": 2, "gelu": 1, "swiglu": 2}[config.mlp] * hidden
     weight = config.width * hidden
@@ -153,8 +158,10 @@ def block_backward(config: Architecture, batch: Batch) -> int:
 
 
 def block_again(config: Architecture, batch: Batch) -> int:
-    """What a block's second forward pass, with checkpointing, holds at its end besides what it keeps: the stream before
-    and after the MLP, the gradient that waits, and relu²'s inside."""
+    """What a block's second forward pass, with checkpointing, holds at its end besides the kept tensors.
+
+    These are the stream before and after the MLP, the gradient that waits, and the tensor inside relu².
+    """
     inside = 2 * mlp_hidden(config) if config.mlp == "relu2" else 0
     return batch.tokens * batch.itemsize * (3 * config.width + inside)
 
@@ -202,8 +209,10 @@ def optimizer_state(config: Architecture, vocab_size: int, optimizer: Optimizer)
 def optimizer_update(
     config: Architecture, vocab_size: int, optimizer: Optimizer, cuda: bool = False
 ) -> int:
-    """The optimiser's temporaries: Muon works on all matrices of one shape at once, AdamW on one kind of parameter; its
-    fused kernel, on CUDA, makes none."""
+    """The optimiser's temporaries.
+
+    Muon works on all matrices of one shape at once, AdamW on one kind of parameter; AdamW's fused kernel, on CUDA, makes none.
+    """
     counts = parameters(config, vocab_size)
     largest = max(counts["embedding"] + counts["value_embeddings"], counts["head"])
     denominator = 0 if cuda else FP32

@@ -144,7 +144,7 @@ class GPT(nn.Module):
         """Residual stream after the final norm, (B, T, D), or (B, R, D) at the places `read`.
 
         tokens (B, T) int64. documents (B, T): tokens see only their own document. cache: tokens continue each row
-        (call `cache.advance` afterwards). read (B, R) int64: the only places in `tokens` that are wanted, which
+        (call `cache.advance` afterwards). read (B, R) int64: the only places in `tokens` to compute, which
         saves the last block all but keys and values elsewhere.
         Raises UserError past the context length, ValueError for documents with a cache.
         """
@@ -262,7 +262,7 @@ class GPT(nn.Module):
     def compiled(self, *, dynamic: bool | None = None) -> Any:
         """What to call in place of the model in training: the blocks as one graph, the loss outside of it.
 
-        Within the graph the loss's loop over chunks would be unrolled, and the whole model compiled anew for every
+        Within the graph the loss's loop over chunks would be unrolled, and the whole model recompiled for every
         number of tokens, of which RL has one a micro-batch; a chunk is compiled by itself instead. dynamic: whether
         the sizes of the inputs are left open; None: after the second one was seen. Raises UserError without a compiler.
         """

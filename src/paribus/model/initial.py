@@ -56,7 +56,7 @@ def initial_std(config: Architecture, name: str, shape: Shape) -> float:
 
 @dataclass(frozen=True)
 class Count:
-    """So many tensors with so many numbers in all."""
+    """The number of tensors, and of the numbers in them."""
 
     tensors: int
     numbers: int

@@ -90,7 +90,7 @@ def compiled(function: Callable[..., Any], *, dynamic: bool | None = None) -> An
     import torch.fx.experimental._config
 
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    # Else open sizes that happen to be equal at first (as many rows as heads) are compiled as one, and anew when they differ.
+    # Else open sizes that happen to be equal at first (as many rows as heads) are compiled as one, and again when they differ.
     torch.fx.experimental._config.use_duck_shape = False
     options: dict[str, Any] = {"dynamic": dynamic, "isolate_recompiles": True}
     return torch.compile(function, **options)
@@ -152,7 +152,7 @@ def flex_of(mode: str, dynamic: bool | None) -> Any:
     """FlexAttention compiled for one mode; `mode` only keeps the modes apart."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    require_tools("cuda", WINDOWS)  # for whoever comes here without a stage, as a chat does
+    require_tools("cuda", WINDOWS)  # for callers without a stage, such as a chat
     return compiled(flex_attention, dynamic=dynamic)
 
 
@@ -163,10 +163,18 @@ def shared_memory(device: torch.device) -> int:
 
 
 def flex_options(head_dim: int, item: int, shared: int) -> dict[str, int]:
-    """FlexAttention's block sizes for heads of `head_dim` numbers of `item` bytes on a card with `shared` bytes of
-    shared memory a block of threads; {} leaves them to torch, whose choice for wide heads does not fit every card.
+    """FlexAttention's block sizes for a head dimension on a card.
 
-    Raises UserError where no blocks fit.
+    Args:
+        head_dim: numbers in a head.
+        item: bytes of a number.
+        shared: bytes of shared memory that the card gives a block of threads.
+
+    Returns:
+        The options to pass; {} leaves the sizes to torch, whose choice for wide heads does not fit every card.
+
+    Raises:
+        UserError: where no blocks fit.
     """
     head_bytes = max(1 << (head_dim - 1).bit_length(), 16) * item
     if head_bytes <= DEFAULT_HEAD_BYTES:
@@ -204,13 +212,15 @@ def equal_heads(x: Tensor, heads: int) -> Tensor:
 
 
 class RootMeanSquare(torch.autograd.Function):
-    """x / rms(x) over the last axis, keeping its result for the backward pass: on a CPU a third of the time of
-    F.rms_norm, which is five operations there (measured: forward and backward of 4,096 x 192, 1.4 against 4.2 ms).
+    """x / rms(x) over the last axis, keeping its result for the backward pass.
 
-    Bytes: `footprint.norm`."""
+    On a CPU it takes a third of the time of F.rms_norm, which is five operations there (measured: forward and backward of
+    4,096 x 192, 1.4 against 4.2 ms). Bytes: `footprint.norm`.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        """Normalise x (..., D) over its last axis; the scale is computed in fp32 at least."""
         norm = torch.linalg.vector_norm(
             x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)
         )
@@ -221,13 +231,17 @@ class RootMeanSquare(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        """The gradient with respect to x, from `grad` (..., D), that of the result.
+
+        With y = x * scale it is scale * (grad - y * mean(grad * y)).
+        """
         y, scale = ctx.saved_tensors
         along = torch.linalg.vecdot(grad, y)[..., None].div_(y.shape[-1])
         return torch.addcmul(grad, y, along, value=-1).mul_(scale)
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """x / rms(x) over the last axis."""
+    """Divide x (..., D) by its root mean square over the last axis."""
     if x.device.type == "cpu":
         y: Tensor = RootMeanSquare.apply(x)  # type: ignore[no-untyped-call]
         return y
@@ -235,21 +249,23 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 class ReluSquaredProduct(torch.autograd.Function):
-    """relu(up)^2 W' that keeps relu(up) alone for its backward pass: as separate operations `up`, its square and the
-    weight's cast copy are kept too (4 + 4 of a block's 18 residual-stream sizes), and writing them takes a tenth of a
-    CPU training step (measured: depth 4, width 192). The same products in the same order, so the same bits.
+    """The product relu(up)^2 W', which keeps relu(up) alone for its backward pass.
 
-    Bytes: `footprint.mlp`."""
+    Separate operations also keep `up`, its square and the weight's cast copy (4 + 4 of a block's 18 residual-stream sizes);
+    writing them takes a tenth of a CPU training step (measured: depth 4, width 192). The products are the same in the same
+    order, so the bits are the same. Bytes: `footprint.mlp`.
+    """
 
     @staticmethod
     def forward(ctx, up: Tensor, weight: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        """up (..., F), weight (D, F) -> (..., D)."""
+        """Multiply: up (..., F), weight (D, F) -> (..., D)."""
         positive = up.relu()
         ctx.save_for_backward(positive, weight)
         return F.linear(positive.square(), weight.to(up.dtype))
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+        """The gradients of `up` (..., F) and the weight (D, F), from `grad` (..., D)."""
         positive, weight = ctx.saved_tensors
         rows = grad.flatten(0, -2)
         grad_weight = (rows.T @ positive.square().flatten(0, -2)).to(weight.dtype)
@@ -266,7 +282,7 @@ def relu_squared_product(up: Tensor, weight: Tensor) -> Tensor:
 
 
 def softcap(logits: Tensor, cap: float) -> Tensor:
-    """cap x tanh(logits / cap) (Gemma 2, arXiv:2408.00118); without gradients in place."""
+    """Cap the logits softly: cap x tanh(logits / cap) (Gemma 2, arXiv:2408.00118); without gradients in place."""
     if torch.is_grad_enabled():
         return cap * torch.tanh(logits / cap)
     # The same by the vectorised sigmoid, which takes a quarter of tanh's time on a CPU.

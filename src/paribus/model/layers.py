@@ -79,7 +79,7 @@ class Attention(nn.Module):
             self.gate = Linear(min(GATE_CHANNELS, width), config.n_kv_heads)
 
     def forward(self, x: Tensor, tokens: Tensor, context: Context) -> Tensor:
-        """x (B, T, D), tokens (B, T) -> (B, T, D)."""
+        """Attend within the sequence: x (B, T, D), tokens (B, T) -> (B, T, D)."""
         q = self.queries(x, context.rotary)
         k, v = self.keys_and_values(x, tokens, context.rotary)
         return self.answer(q, k, v, context.masks, context)
@@ -91,14 +91,14 @@ class Attention(nn.Module):
         return self.answer(q, k, v, places.masks, context)
 
     def queries(self, x: Tensor, rotary: Rotary | None) -> Tensor:
-        """x (B, T, D) -> (B, H, T, E)."""
+        """Project to queries: x (B, T, D) -> (B, H, T, E)."""
         q = self.q(x).unflatten(-1, (self.config.n_heads, self.config.head_dim))  # (B, T, H, E)
         return self.positioned(q, rotary).transpose(1, 2)
 
     def keys_and_values(
         self, x: Tensor, tokens: Tensor, rotary: Rotary | None
     ) -> tuple[Tensor, Tensor]:
-        """x (B, T, D), tokens (B, T) -> two of (B, K, T, E)."""
+        """Project to keys and values: x (B, T, D), tokens (B, T) -> two of (B, K, T, E)."""
         heads = (self.config.n_kv_heads, self.config.head_dim)
         k = self.k(x).unflatten(-1, heads)  # (B, T, K, E)
         v = self.v(x).unflatten(-1, heads)
@@ -117,7 +117,10 @@ class Attention(nn.Module):
     def answer(
         self, q: Tensor, k: Tensor, v: Tensor, masks: dict[str, Any], context: Context
     ) -> Tensor:
-        """q (B, H, T or R, E), k, v (B, K, T, E) -> (B, T or R, D). masks: by window, of the places that ask."""
+        """Attend and project back: q (B, H, T or R, E), k, v (B, K, T, E) -> (B, T or R, D).
+
+        masks: by window, of the places that ask.
+        """
         mask, cache = masks[self.window], context.cache
         y = attend(q, k, v, mask) if cache is None else cache.attend(self.layer, q, k, v, mask)
         result: Tensor = self.out(y.transpose(1, 2).flatten(2))

@@ -1,4 +1,4 @@
-"""What a checkpoint folder says of itself, checked before a model is built of it.
+"""The description of a checkpoint in its folder, checked before a model is built from it.
 
 `config.json` is held to the bounds of params.yaml, the tensors of `model.safetensors` to the shapes that `config.json` makes,
 `tokenizer.json` to its vocabulary, and all three to the checksums in `provenance.json`.

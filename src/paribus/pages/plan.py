@@ -107,7 +107,7 @@ def _config(profile: str | None, overrides: dict[str, Any]) -> Config:
     merged = merge_problems(flatten(load_config(overrides=of_profile)), flatten(config))
     if merged:
         raise UserError(merged)
-    asked = list(overrides) if profile else None  # a profile's own values are for whoever wrote it
+    asked = list(overrides) if profile else None  # a profile's own values are its author's decision
     for note in change_notes(config, asked):
         click.echo(f"paribus plan: {note}", err=True)
     return config
@@ -239,7 +239,7 @@ def _memory_table(planned: Plan) -> Table:
 
 
 def _notes(planned: Plan) -> str:
-    """What the tables do not say: shares of the time, disk, energy, cost, and stages that do not fit."""
+    """Facts beside the tables: shares of the time, disk, energy, cost, and stages that do not fit."""
     bill = planned.bill
     lines = [
         f"Pretraining's time by kind of work: {_shares(planned.stages['pretrain'])}.",

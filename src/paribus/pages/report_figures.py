@@ -166,7 +166,7 @@ def _draw_gsm8k(results: Results) -> Figure:
 
 
 def _draw_sparsity(results: Results) -> Figure:
-    """Above, what became of each step's groups; below, the reward."""
+    """Above, the outcome of each step's groups; below, the reward."""
     figure, (groups, reward) = canvas(rows=2, height=5.4, sharex=True, height_ratios=[1.5, 1])
     names = ("step", "zero_reward_groups", "all_reward_groups", "reward", "watch_accuracy")
     steps, wrong, right, rewards, watched = _binned(results.curve("rl"), *names)

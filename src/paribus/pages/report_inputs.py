@@ -1,4 +1,4 @@
-"""What the report reads: which stage writes each file, and what it has to hold."""
+"""The inputs of the report: the stage that writes each file, and its required content."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def sentence(experiment: Experiment, arm: str, effect: Effect | None) -> str:
 
 
 def next_step(experiment: Experiment, effect: Effect) -> str:
-    """What may be done about an undecided arm so that verdicts stay as rare in error as they say.
+    """The options for an undecided arm that keep verdicts as rarely wrong as they claim.
 
     Args:
         experiment: the study.
@@ -229,7 +229,7 @@ def page_values(
 def _cost_rows(
     experiment: Experiment, results: Sequence[Result], found: Sequence[ArmVerdict]
 ) -> list[list[str]]:
-    """Name of a cost, and what it is for the baseline and each arm; costs that nobody has are left out."""
+    """Name of a cost, and its value for the baseline and each arm; a cost without values is left out."""
     columns = [costs(experiment, results, BASELINE), *(arm.cost for arm in found)]
     rows = []
     for key, (name, write) in COST_ROWS.items():
@@ -426,7 +426,7 @@ def _mixtures(results: Sequence[Result]) -> list[str]:
 
 
 def _kind_of_hardware(written: Provenance) -> str:
-    """Equal for machines that compute the same; how many processes share the threads is no part of it."""
+    """Equal for machines that compute the same; the number of processes that share the threads does not matter."""
     ignored = ("processes", "process_threads")
     return fingerprint(
         **{key: value for key, value in written.hardware.items() if key not in ignored}

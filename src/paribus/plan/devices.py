@@ -1,8 +1,8 @@
 """The one table of cards, devices.yaml, and how a card is found in it by its name.
 
-A name is a card's own or it is nobody's. Case, spacing, the maker's words and RTX are forgiven (`rtx3090`, "NVIDIA GeForce
+A name belongs to exactly one card or to none. Case, spacing, the maker's words and RTX are forgiven (`rtx3090`, "NVIDIA GeForce
 RTX 3090", `3090`), and a memory size is taken as such. Everything else in a name says that it is another card: a 4090
-Laptop, an L40S, an A100 of 40 GB. Plans and MFU then refuse or measure; none of them takes the next best entry.
+Laptop, an L40S, an A100 of 40 GB. Plans and MFU then refuse or measure; neither uses the next best entry.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Device:
     """A card: rates per second, sizes in bytes, price in USD an hour."""
 
     name: str
-    flops: float  # of matrix products in the type asked for
+    flops: float  # of matrix products in the requested type
     bandwidth: float
     memory: int
     attainable: float
@@ -68,7 +68,7 @@ class Device:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A card of the table and what it is called."""
+    """A card of the table and its name."""
 
     key: str
     memory: tuple[int, ...]  # GB and GiB, rounded

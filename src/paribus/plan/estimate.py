@@ -30,7 +30,7 @@ MEAN_ANSWER = 0.6  # of max_new_tokens: answers end early
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What one stage will need. Seconds are on the device asked for; work is of the whole stage."""
+    """The needs of one stage. Seconds are on the requested device; work is of the whole stage."""
 
     stage: str
     memory: Memory
@@ -60,19 +60,22 @@ class Plan:
 
     @property
     def hours(self) -> float:
+        """Hours of all stages together."""
         return sum(stage.seconds for stage in self.stages.values()) / 3600
 
     def spread_of(self, stage: str) -> float:
-        """The factor by which a stage's time may be off, either way: what was measured on one card says less of several."""
+        """The factor by which a stage's time may be off, either way; a measurement on one card is less certain for several."""
         return self.device.unmeasured_spread if self.gpus > 1 else self.device.spread_of(stage)
 
     @property
     def hours_low(self) -> float:
+        """Hours if every stage is as fast as its spread allows."""
         stages = self.stages.items()
         return sum(stage.seconds / self.spread_of(name) for name, stage in stages) / 3600
 
     @property
     def hours_high(self) -> float:
+        """Hours if every stage is as slow as its spread allows."""
         stages = self.stages.items()
         return sum(stage.seconds * self.spread_of(name) for name, stage in stages) / 3600
 
@@ -203,7 +206,7 @@ def _forward(recipe: Recipe, device: Device, item: int, tokens: int) -> Work:
 
 
 def _answers(recipe: Recipe, device: Device, item: int, answers: int, rows: int, new: int) -> Work:
-    """So many answers, `rows` side by side. Rows that end are refilled, so that only the mean length counts."""
+    """Work of decoding answers, `rows` side by side. Rows that end are refilled, so that only the mean length counts."""
     rows = min(rows, max(answers, 1))
     steps = math.ceil(answers / rows) * MEAN_ANSWER * new
     one = decode(

@@ -47,6 +47,7 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """Bytes of all kinds together."""
         return sum(dataclasses.astuple(self))
 
     @property
@@ -295,7 +296,7 @@ _UNITS = {
 
 
 def parse_bytes(text: str, name: str) -> int:
-    """ "24GiB" -> bytes. Raises UserError that names the option."""
+    """Turn a size such as 24GiB into bytes; raises UserError that names the option `name` where `text` is no size."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if not match or match[2].upper() not in _UNITS or float(match[1]) <= 0:
         raise UserError(

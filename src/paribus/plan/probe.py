@@ -1,4 +1,4 @@
-"""The machine at hand: a card of the table by its name, a CPU by a few products; then by what real steps and stages took.
+"""This machine: a card of the table by its name, a CPU by a few products; then corrected by real steps and stages.
 
 A minute's probe, and every stage that ran to its end, leave in `.paribus/timings.json` by how much the estimate was off, by
 device, type and model shape; that serves every later plan on the machine.
@@ -286,8 +286,10 @@ def _median(times: list[float]) -> float:
 
 
 def prediction(recipe: Recipe, stage: str) -> dict[str, float]:
-    """What a training stage logs when it starts, to stand beside what it measures. Raises UserError where the
-    machine's card is not in the table."""
+    """The numbers that a training stage logs at its start, to stand beside what it measures.
+
+    recipe: the run's. stage: a training stage. Raises UserError where the machine's card is not in the table.
+    """
     device, dtype = here(recipe)
     device = calibrated(recipe, device, dtype)
     found = stage_plan(recipe, stage, device, dtype, gpus=_cards(device))

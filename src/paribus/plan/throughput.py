@@ -62,9 +62,11 @@ class Work:
         return max(busy, self.launches) + self.optimizer + self.communication
 
     def times(self, factor: float) -> Work:
+        """The work with every time multiplied by `factor`."""
         return Work(*(value * factor for value in dataclasses.astuple(self)))
 
     def plus(self, other: Work) -> Work:
+        """The sum of both, kind by kind."""
         return Work(
             *(
                 a + b
@@ -74,6 +76,10 @@ class Work:
 
     @property
     def bound_by(self) -> str:
+        """The kind of work that takes most of the time, in words.
+
+        Kernel launches count only where they take longer than the computation that they overlap with.
+        """
         names = {
             "products": "matrix products",
             "attention": "attention",

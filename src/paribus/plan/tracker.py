@@ -1,4 +1,4 @@
-"""What torch's own tracker says a training step takes, on fake tensors: nothing is allocated and no GPU is needed.
+"""The memory of a training step by torch's own tracker, on fake tensors: nothing is allocated and no GPU is needed.
 
 The planner is checked against it (tests/plan/test_plan.py, benchmarks/plan_memory.py). A tracker on fake tensors sees
 every tensor that the eager code makes; it does not see a kernel's own scratch space, the allocator's rounding or the
@@ -31,6 +31,7 @@ class Tracked:
 
     @property
     def peak(self) -> int:
+        """The larger of both."""
         return max(self.gradient, self.update)
 
 

@@ -25,35 +25,42 @@ if TYPE_CHECKING:
 
 
 class Record(Callback):
-    """Rank 0's: the run's log, and the line that shows where it is."""
+    """Rank 0's callback: keeps the run's log and the progress line."""
 
     def __init__(
         self, log: tracking.RunLog, bar: Progress, within: Within, expected: dict[str, float]
     ) -> None:
-        """within: tells the bar from here on. expected: what the planner predicts of the stage, logged at its start."""
+        """within: reports to the bar from now on. expected: the planner's predictions for the stage, logged at its start."""
         self.log, self.bar, self.expected = log, bar, expected
         self._within = within
         within.say = bar.within
 
     def on_start(self) -> dict[str, float]:
+        """Return what the plan expects of the run, to be logged at step 0."""
         return self.expected
 
     def on_log(self, step: int, metrics: dict[str, float]) -> None:
+        """Add the metrics after `step` steps to the run's log."""
         self.log.log(step, metrics)
 
     def on_progress(self, step: int, metrics: dict[str, float]) -> None:
+        """Show the step and its metrics on the progress line."""
         self.bar.update(step, **metrics)
 
     def on_event(self, step: int, name: str, detail: str) -> None:
+        """Add the event of `step` to the run's log: its `name`, and `detail` in words."""
         self.log.event(step, name, detail)
 
     def within(self, part: str, done: int, total: int) -> None:
+        """Pass on that `done` of `total` units of `part` are through."""
         self._within(part, done, total)
 
     def before_save(self) -> Extent:
+        """Write the log to the disk and return how far it reaches."""
         return self.log.sync()
 
     def on_rollback(self, step: int) -> None:
+        """Cut the log back to what it held after `step` steps."""
         self.log.rewind(step)
 
 
@@ -65,10 +72,13 @@ class Validation(Callback):
         self.steps = recipe.steps("pretrain")
 
     def is_due(self, step: int) -> bool:
+        """After every `pretrain.eval_every` steps but the last, as the stage's end evaluates the final weights."""
         every = self.schedule.eval_every
         return every > 0 and step % every == 0 and step < self.steps
 
     def evaluate(self, step: int) -> dict[str, float]:
+        """Bits per byte of the held-out documents, measured on rank 0 while the others wait."""
+
         def measure() -> dict[str, float]:
             return {"val/bpb": self.held_out.bits_per_byte(self.schedule.eval_tokens)}
 
@@ -78,11 +88,11 @@ class Validation(Callback):
 class CoreEstimate(Callback):
     """CORE on a few items of each task, every `pretrain.core_every` steps.
 
-    It draws from no generator of the training's, so that the weights are the same with it and without.
+    It draws from none of the training's generators, so that the weights are the same with it and without.
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, recipe: Recipe, within: Within) -> None:
-        """Where estimates are wanted, check the bundle now, before any training. Raises UserError for a bad one."""
+        """If estimates are configured, check the bundle before any training. Raises UserError for a bad one."""
         from paribus.data.core_bundle import read_bundle
 
         self.model, self.tokenizer, self.within_evaluation = model, tokenizer, within
@@ -93,10 +103,12 @@ class CoreEstimate(Callback):
             read_bundle(CORPUS / "core", most, complete=core_is_synthetic())
 
     def is_due(self, step: int) -> bool:
+        """After every `pretrain.core_every` steps; 0 turns the estimate off."""
         every = self.schedule.core_every
         return every > 0 and step % every == 0
 
     def evaluate(self, step: int) -> dict[str, float]:
+        """The estimate of CORE, measured on rank 0 while the others wait."""
         return parallel.leads(self.model, self._estimate)
 
     def _estimate(self) -> dict[str, float]:
@@ -128,13 +140,16 @@ class Watch(Callback):
         self.within_evaluation = within
 
     def on_start(self) -> dict[str, float]:
+        """Accuracy before the first step, with sampled answers too."""
         return self._on_rank_0(lambda: self._accuracy(sample=True))
 
     def is_due(self, step: int) -> bool:
+        """After every `rl.watch_every` steps, and after the last."""
         every = self.config.rl.watch_every
         return self._is_last(step) or (every > 0 and step % every == 0)
 
     def evaluate(self, step: int) -> dict[str, float]:
+        """Accuracy of greedy answers, after the last step of sampled ones too."""
         return self._on_rank_0(lambda: self._accuracy(sample=self._is_last(step)))
 
     def _is_last(self, step: int) -> bool:

@@ -1,4 +1,4 @@
-"""A computing stage under way: its paths, its hardware, its fingerprint and state, its models.
+"""A stage that is computing: its paths, its hardware, its fingerprint and state, its models.
 
 Paths are relative to the working directory, which in a queued experiment is a clone of its own; resumable state
 is kept in the main checkout, in a folder named by the stage's fingerprint.
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Session:
-    """A computing stage under way: where it runs, where its state is, what it logs to."""
+    """A stage that is computing: its hardware, the place of its state, its log."""
 
     stage: str
     config: Config
@@ -58,7 +58,7 @@ class Session:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What the outputs are a function of: no times, no host, so that the same run gives the same bytes."""
+        """What determines the outputs: no times and no host, so that the same run gives the same bytes."""
         definition = graph.stage_definition(self.stage)
         machine = collect_provenance(self.hardware)
         return {
@@ -95,7 +95,7 @@ class Session:
 
 
 def name_changes(stage: str, config: Config) -> None:
-    """Say which keys were changed since the last commit and have no effect in a stage. Raises UserError."""
+    """Report keys that were changed since the last commit and have no effect in a stage. Raises UserError."""
     sections = [*graph.stage_definition(stage).params, "train"]
     for note in change_notes(config, sections):
         print(f"paribus {stage}: {note}", file=sys.stderr)
@@ -115,9 +115,9 @@ def say_if_stale(stage: str, code: Iterable[str] | None = None) -> None:
 
 @contextmanager
 def session(stage: str) -> Iterator[Session]:
-    """Check the config and the hardware, name the run, and take its state for ourselves.
+    """Check the config and the hardware, name the run, and lock its state.
 
-    Of several processes rank 0 holds the lock and hears `paribus pause`. They join before signals are caught, so that
+    Of several processes rank 0 holds the lock and receives `paribus pause`. They join before signals are caught, so that
     one which waits for another that was refused can be ended.
     """
     from paribus.train import parallel
@@ -158,7 +158,7 @@ def session(stage: str) -> Iterator[Session]:
 
 
 def say_crowded(stage: str, threads: int | None) -> None:
-    """A line where more threads are asked for than cores are there: the result is that of so many, and takes longer."""
+    """Warn about more threads than cores: the result is that of the requested number, but takes longer."""
     cores = available_cores()
     if threads is not None and threads > cores:
         print(

@@ -32,7 +32,7 @@ def tokenizer() -> None:
 
 
 def make_tokenizer() -> None:
-    """As `tokenizer`, without an ear for signals."""
+    """The stage `tokenizer` without its handling of signals."""
     from paribus.data.shards import documents, sample_documents
     from paribus.data.tokenizer import (
         GPT2_BYTES_PER_TOKEN,

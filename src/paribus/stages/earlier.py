@@ -1,4 +1,4 @@
-"""Why a stage begins at its first step although there are states of it: what it is made of differs from theirs."""
+"""Why a stage begins at its first step although states of it exist: its parts differ from theirs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Earlier:
 
 
 def remember_parts(folder: Path, parts: dict[str, Any]) -> None:
-    """Write down, beside a run's states, what the run is made of.
+    """Record the parts of a run's fingerprint beside its states.
 
     folder: of the run; parts: `runtime.fingerprint_parts`.
     """
@@ -66,7 +66,7 @@ def why_anew(folder: Path, stage: str, parts: dict[str, Any]) -> str | None:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    """What differs, most telling first: keys, inputs, machine, code."""
+    """The differences, the most informative first: keys, inputs, machine, code."""
     yield from _changed_values(before.get("params"), now.get("params"))
     for path in _changed_keys(before.get("deps"), now.get("deps")):
         yield f"{path} has other contents"
@@ -95,7 +95,7 @@ def _shown(values: dict[str, Any], key: str) -> str:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None where there is none, or it is damaged: nothing hangs on it but a sentence."""
+    """A JSON object; None where it is missing or damaged, as only a message depends on it."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

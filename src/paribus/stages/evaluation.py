@@ -124,7 +124,7 @@ def say_shots_without_room(
     context: int,
     max_new_tokens: int,
 ) -> None:
-    """A line where the context does not hold all worked examples beside the question and its answer."""
+    """Warn where the context does not hold all worked examples beside the question and its answer."""
     from paribus.evaluate.gsm8k import n_without_room
 
     short = n_without_room(words, shots, problems, context - max_new_tokens)

@@ -1,7 +1,7 @@
 """Starting a training stage's processes: `train.processes` of them, through torch.distributed's own launcher.
 
 What started the stage (DVC, a shell) sees one process and one exit status. `torchrun --nproc_per_node=N -m paribus
-pretrain` does the same from outside, on several machines too; then `train.processes` is not looked at.
+pretrain` does the same from outside, on several machines too, and ignores `train.processes`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LAUNCHER_WATCH = LauncherWatch()  # of a process that was launched; started by t
 
 
 def on_processes(stage: Callable[[], None]) -> Callable[[], None]:
-    """A stage that runs as `train.processes` asks for."""
+    """Decorate a stage to run in `train.processes` processes."""
 
     @functools.wraps(stage)
     def start() -> None:
@@ -52,7 +52,7 @@ def launch(stage: str, train: config.Train) -> None:
     """Run `paribus <stage>` in several processes; exits as rank 0 does, or as the first that fails.
 
     SIGINT and SIGTERM are passed on, and the processes take their time to save; they notice by themselves when this
-    one, or the DVC above it, is killed. When one of them dies the others are stopped.
+    one, or the DVC above it, is killed. When one process dies the others are stopped.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
@@ -79,7 +79,7 @@ def launch(stage: str, train: config.Train) -> None:
 
 
 def launch_config(processes: int) -> LaunchConfig:
-    """This machine only, no restarts; of signals the launcher keeps for itself the one that nobody sends."""
+    """The launcher's settings: this machine only, no restarts, and the launcher handles only a signal that is never sent."""
     from torch.distributed.launcher.api import LaunchConfig
 
     return LaunchConfig(
@@ -96,7 +96,7 @@ def launch_config(processes: int) -> LaunchConfig:
 
 
 def check(train: config.Train) -> None:
-    """Raises UserError, once and before anything starts, for what every process would or what this machine cannot do."""
+    """Raises UserError before any process starts, for what every process would refuse or this machine cannot do."""
     import torch
 
     hardware = detect_hardware(train)

@@ -1,4 +1,4 @@
-"""What a training stage leaves behind: checkpoint, curve, metrics; and what it says at its end."""
+"""The outputs of a training stage: checkpoint, curve, metrics; and its messages at the end."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from paribus.summary import refuse_divergence, write_curve, write_json
 if TYPE_CHECKING:
     from paribus.model.gpt import GPT
 
-CUT_OFF_SAID = 0.1  # share of answers cut off from which on it is said
+CUT_OFF_SAID = 0.1  # share of answers cut off from which on a warning appears
 
 
 def write_outputs(
     run: Session, log: tracking.RunLog, model: GPT, target: str, summary: dict[str, Any]
 ) -> None:
-    """Checkpoint, curve, metrics: in that order, so that metrics stand for a stage that is done.
+    """Write checkpoint, curve and metrics in that order, so that metrics prove that the stage is done.
 
     target: the checkpoint's name. Raises UserError, before anything is written, for a run that diverged.
     """
@@ -63,7 +63,7 @@ def source_tokenizer(target: str) -> Path:
 
 
 def say_cut_off(name: str, share: float, key: str, max_new_tokens: int, context: int) -> None:
-    """A line where many answers were cut off: what they would have ended in is unknown.
+    """Warn where many answers were cut off, as their endings are unknown.
 
     key: the one that gives `max_new_tokens`; context: tokens that the model sees, the question included.
     """

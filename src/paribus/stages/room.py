@@ -1,7 +1,7 @@
-"""Whether a training stage fits into this machine's memory, asked before it computes anything.
+"""Whether a training stage fits into this machine's memory, checked before it computes anything.
 
-On a CPU nobody refuses what is too much: the kernel ends a process, this one or another, without a word. A GPU's driver
-refuses it, and `errors.memory_fault` explains that.
+On a CPU no allocation is refused: the kernel kills a process, this one or another, without a message. A GPU's driver
+refuses the allocation, and `errors.memory_fault` explains that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def machine_memory() -> int:
-    """Bytes that there are for this process: the machine's, or fewer where its container has a limit."""
+    """Bytes available to this process: the machine's, or fewer where its container has a limit."""
     import psutil
 
     total = int(psutil.virtual_memory().total)

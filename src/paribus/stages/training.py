@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from paribus.train.trainer import Trainer
     from paribus.train.within import Within
 
-LONG_SECONDS = 120.0  # from which on the planned time is said at the start
+LONG_SECONDS = 120.0  # from which on the planned time is reported at the start
 
 
 @on_processes
@@ -95,7 +95,7 @@ def size_metrics(recipe: Recipe) -> dict[str, float]:
 
 
 def print_epochs(rows: DocumentLoader | PackedLoader, recipe: Recipe) -> None:
-    """Say that pretraining reads its documents more than once."""
+    """Warn that pretraining reads its documents more than once."""
     from paribus.train import parallel
 
     epochs = recipe.steps("pretrain") * recipe.rows("pretrain") / rows.rows_per_epoch
@@ -223,7 +223,7 @@ def sampled_answers(
 
 
 def giving_way_to(run: Session) -> Within:
-    """What is called between the parts of a long step: it shows them, and gives the step up for a stop."""
+    """The callable for the parts of a long step: it shows them, and abandons the step for a stop."""
     from paribus.train import parallel
     from paribus.train.within import Within
 
@@ -242,7 +242,7 @@ def trainer_of(run: Session, recipe: Recipe, model: GPT, objective: Objective) -
 
 @dataclass(frozen=True)
 class Started:
-    """A training whose log is open. state: from which it goes on, if it does; record: rank 0's callback."""
+    """A training whose log is open. state: the one that it resumes from, if any; record: rank 0's callback."""
 
     run: Session
     trainer: Trainer
@@ -285,7 +285,7 @@ class Started:
 
 @contextmanager
 def training(run: Session, trainer: Trainer, within: Within) -> Iterator[Started]:
-    """Find the state to go on from, say what is expected, and open the log; nothing is trained yet.
+    """Find the state to resume from, report the planned time, and open the log; training has not begun.
 
     within: called between the parts of steps and evaluations.
     """
@@ -320,7 +320,7 @@ def training(run: Session, trainer: Trainer, within: Within) -> Iterator[Started
 
 @contextmanager
 def pausing_outside_of_steps(run: Session) -> Iterator[None]:
-    """Exits with EXIT_PAUSED where an evaluation before the first step or after the last was given up."""
+    """Exits with EXIT_PAUSED where an evaluation before the first step or after the last was abandoned."""
     from paribus.train.within import Abandoned
 
     try:
@@ -348,7 +348,7 @@ def run_or_pause(stage: str, loop: Loop) -> None:
 
 
 def print_where_it_begins(run: Session, state: State | None, steps: int) -> None:
-    """Say that training goes on, or why it does not although there are states of this stage."""
+    """Report that training resumes, or why it does not although states of this stage exist."""
     if state and state.step:
         print(f"paribus {run.stage}: going on from step {state.step} of {steps}", file=sys.stderr)
     elif why := why_anew(run.folder, run.stage, run.parts):
@@ -357,7 +357,7 @@ def print_where_it_begins(run: Session, state: State | None, steps: int) -> None
 
 
 def print_long_plan(stage: str, expected: dict[str, float]) -> None:
-    """Say what a long training is expected to take: its first step alone, without which nothing is shown, may be hours."""
+    """Report the planned time of a long training: until its first step ends, perhaps hours later, nothing else appears."""
     seconds = expected.get("predicted/seconds", 0.0)
     if seconds < LONG_SECONDS:
         return
@@ -385,7 +385,7 @@ def refuse_spoilt_weights(stage: str, loop: Loop) -> None:
 
 
 def predicted(run: Session) -> dict[str, float]:
-    """What the planner expects of this stage, to be logged beside what it takes."""
+    """The planner's predictions for this stage, to be logged beside the measurements."""
     from paribus.plan.probe import prediction
 
     try:
@@ -396,10 +396,10 @@ def predicted(run: Session) -> dict[str, float]:
 
 
 def asked_again(run: Session) -> bool:
-    """Whether DVC has this run's outputs and asks for them from the start (`dvc repro -f`).
+    """Whether DVC has this run's outputs and requests them from the start (`dvc repro -f`).
 
     It does not where the process of a finished state was killed before DVC took the outputs, nor where DVC runs the
-    stage because its code reads otherwise and does the same (a comment): both hand over what there is.
+    stage because of a change in its code without effect (a comment): both reuse the existing outputs.
     """
     digest = read_value(run.folder / "delivered.json", str)
     if digest is None or not Path("dvc.lock").exists():
@@ -410,7 +410,7 @@ def asked_again(run: Session) -> bool:
 
 
 def code_reads_otherwise(stage: str, entry: dict[str, Any]) -> bool:
-    """Whether the files of a stage's code are others, or have other texts, than dvc.lock's entry of the stage says."""
+    """Whether the files of a stage's code, or their texts, differ from dvc.lock's entry of the stage."""
     then = {
         dep["path"]: dep.get("md5") for dep in entry.get("deps", []) if graph.is_code(dep["path"])
     }

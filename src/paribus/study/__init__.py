@@ -1,1 +1,1 @@
-"""Ablations: arms and seeds, the runs they ask for, and what those say."""
+"""Ablations: arms and seeds, the runs they need, and the verdicts on their results."""

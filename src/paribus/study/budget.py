@@ -1,7 +1,7 @@
 """What "all else equal" holds equal: tokens, FLOPs or seconds of training, by the number of pretraining steps of each arm.
 
 Tokens and FLOPs are counted (`step_flops` in model/accounting.py) over every training stage that runs; seconds are
-measured on the machine at hand, once an arm, before the first run.
+measured on this machine, once an arm, before the first run.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from paribus.recipe import Recipe
 if TYPE_CHECKING:
     from paribus.study.experiment import Experiment
 
-TOLERANCE = 0.02  # of the budget: what rounding to whole steps may miss it by
+TOLERANCE = 0.02  # of the budget: by how much rounding to whole steps may miss it
 
 
 def stage_tokens(config: Config, stage: str) -> int:
-    """Tokens that a supervised stage trains on; answers sampled in `rl`, whose lengths are not known beforehand."""
+    """Tokens that a supervised stage trains on; for `rl` sampled answers, as their lengths are unknown beforehand."""
     if stage == "rl":
         return config.rl.steps * config.rl.questions_per_step * config.rl.samples_per_question
     return Recipe.of(config).tokens(stage)
@@ -32,12 +32,12 @@ def pretrain_steps(config: Config) -> tuple[int, int]:
 
 
 def training_flops(config: Config, steps: float, batch_tokens: float) -> float:
-    """FLOPs of so many optimiser steps: forward and backward of their tokens, and Muon's products of each step."""
+    """FLOPs of `steps` optimiser steps: forward and backward of their tokens, and Muon's products of each step."""
     return steps * Recipe.of(config).step_flops(round(batch_tokens))
 
 
 def stage_cost(experiment: Experiment, config: Config, stage: str) -> float:
-    """What is held equal, of one supervised stage: its tokens or its FLOPs."""
+    """The amount that is held equal, for one supervised stage: its tokens or its FLOPs."""
     recipe = Recipe.of(config)
     if experiment.equal != "flops":
         return recipe.tokens(stage)
@@ -45,7 +45,7 @@ def stage_cost(experiment: Experiment, config: Config, stage: str) -> float:
 
 
 def cost(experiment: Experiment, config: Config) -> float:
-    """What is held equal, of one arm: tokens or FLOPs of all supervised stages that run."""
+    """The amount that is held equal, for one arm: tokens or FLOPs of all supervised stages that run."""
     stages = [stage for stage in SUPERVISED_STAGES if stage in experiment.stages]
     return sum(stage_cost(experiment, config, stage) for stage in stages)
 
@@ -124,7 +124,7 @@ def _problem_of_rl(experiment: Experiment, base: Config, own: Config) -> str | N
 
 
 def _set_by_hand(experiment: Experiment, arm: str) -> list[str]:
-    """The length of pretraining is what holds the budget, so that an arm cannot set it too."""
+    """The length of pretraining keeps the budget, so an arm cannot set it too."""
     keys = sorted(
         {"pretrain.steps", "pretrain.tokens_per_parameter"} & set(experiment.arms[arm].overrides)
     )

@@ -70,7 +70,7 @@ class CommittedFiles:
             return {}
 
     def mapping(self, path: str) -> dict[str, Any]:
-        """The values in a YAML file that git has; {} where the commit has none. Raises UserError where it is damaged."""
+        """The values in a YAML file that git has; {} where the commit lacks it. Raises UserError where it is damaged."""
         if path not in self._mappings:
             self._mappings[path] = parse_yaml(
                 self.text(path) or "", f"{path} at {self.commit[:10]}"
@@ -93,7 +93,7 @@ class CommittedFiles:
         return _listing(mark).get(path.removeprefix(f"{out}/"))
 
     def data(self, path: str) -> bytes | None:
-        """A file below an output; None where it has none, or DVC lost it. What differs from its hash is lost."""
+        """A file below an output; None where it is missing, or DVC lost it. A file that differs from its hash counts as lost."""
         mark = self.hash(path)
         if mark is None:
             return None
@@ -101,7 +101,7 @@ class CommittedFiles:
         return data if data is not None else _from_remote(self.commit, path, mark)
 
     def place(self, path: str) -> Path | None:
-        """Where a file below an output lies in DVC's cache, be it as its hash says or not; None where it does not."""
+        """The path of a file below an output in DVC's cache, whether or not it matches its hash; None where it is missing."""
         mark = self.hash(path)
         if mark is None:
             return None
@@ -113,7 +113,7 @@ class CommittedFiles:
     def content(self, path: str) -> bytes | None:
         """A file that git or DVC has; None where neither has.
 
-        What lies below an output that DVC keeps is DVC's, whatever else somebody committed in its place.
+        A file below an output that DVC keeps is DVC's, even if git holds another in its place.
         """
         kept_by_dvc = path not in self.outs and self.hash(path) is not None
         own = None if kept_by_dvc else self._blob_bytes(path)
@@ -140,7 +140,7 @@ class CommittedFiles:
 
 
 class FilesAsTheyLie(CommittedFiles):
-    """The files of a commit for whoever looks for damage: what the cache here has, whether or not it is as its hash says."""
+    """The files of a commit for a check for damage: the cache's contents here, whether or not they match their hashes."""
 
     def data(self, path: str) -> bytes | None:
         """A file below an output; None where the cache here has none."""
@@ -152,7 +152,7 @@ class FilesAsTheyLie(CommittedFiles):
 
 
 def altered(files: CommittedFiles, stages: Collection[str]) -> list[str]:
-    """Files of a run's commit that are not as DVC noted them when the run ended, sorted.
+    """Files of a run's commit that changed after DVC noted them at the run's end, sorted.
 
     dvc.lock holds the parameters and a hash of every file that a stage read and wrote. A commit that a run made agrees
     with its own dvc.lock; one that somebody edited afterwards does not. Where somebody edited dvc.lock with it, DVC's
@@ -184,7 +184,7 @@ def altered(files: CommittedFiles, stages: Collection[str]) -> list[str]:
 
 
 def edited_in_lock(entry: dict[str, Any]) -> list[str]:
-    """Outputs in a stage's entry of dvc.lock that are not as DVC's run-cache has them (`run_cache.edited`)."""
+    """Outputs in a stage's entry of dvc.lock that differ from DVC's run-cache (`run_cache.edited`)."""
     return run_cache.edited(entry, _runs(), _object)
 
 
@@ -235,7 +235,7 @@ def _prefix() -> str:
 
 
 def _object(mark: str) -> bytes | None:
-    """What the cache has under a hash, if it has just that."""
+    """The content that the cache has under a hash, if it matches the hash."""
     try:
         data = _place(mark).read_bytes()
     except OSError:

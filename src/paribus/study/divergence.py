@@ -1,4 +1,4 @@
-"""Divergence is an outcome: runs that end without a finite value are counted, and no verdict rests on those that survived."""
+"""Divergence is an outcome: runs without a finite value are counted, and no verdict rests on the survivors alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Diverged = Mapping[str, Sequence[int]]  # arm -> the seeds at which it diverged
 
 @dataclass(frozen=True)
 class Survivors:
-    """Of an arm's comparison: how many of its runs, and of the baseline's, diverged, of how many that ended."""
+    """Counts for an arm's comparison: runs of the arm and of the baseline that diverged, and that ended."""
 
     arm: int
     arm_of: int
@@ -39,7 +39,7 @@ def diverged_seeds(
 
     Args:
         results: of the runs that ended.
-        runs: that are asked for.
+        runs: the requested ones.
         failures: why runs were given up, by the run's name.
     """
     seeds_of: dict[str, set[int]] = {}
@@ -70,10 +70,10 @@ def survivors(results: Sequence[Result], diverged: Diverged, arm: str) -> Surviv
 
 
 def withheld(effect: Effect, counts: Survivors) -> Effect:
-    """The effect, undecided where its verdict would rest on the seeds that survived.
+    """Return the effect, undecided where its verdict would rest on the surviving seeds.
 
-    An arm that lost seeds is not better, and one beside a baseline that lost seeds is not worse, by those that are left;
-    neither is equivalent. What points the other way stands: the lost seeds could only add to it.
+    The remaining seeds do not make an arm that lost seeds better, nor an arm beside a baseline that lost seeds worse;
+    neither arm is equivalent. A verdict in the other direction holds: the lost seeds could only strengthen it.
 
     Args:
         effect: over the seeds that survived.

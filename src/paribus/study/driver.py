@@ -29,12 +29,12 @@ from paribus.study.settled import Study
 from paribus.study.status import Display, Standing, table
 
 POLL_SECONDS = 1.0
-BUSY_SECONDS = 5.0  # until a run is tried again that another process computes at this moment
+BUSY_SECONDS = 5.0  # until the next try of a run that another process computes at this moment
 
 
 @dataclass(frozen=True)
 class _Look:
-    """What there is at a moment."""
+    """The state of a study at a moment."""
 
     runs: Sequence[Run]
     have: dict[str, Result]
@@ -46,8 +46,8 @@ class Driver:
     """The runs of one study, on one engine.
 
     Args:
-        study: what is asked.
-        engine: what runs it.
+        study: its runs.
+        engine: computes the runs.
         commit: the code and params.yaml that its runs start from.
     """
 
@@ -65,15 +65,15 @@ class Driver:
         self._lost: Counter[str] = Counter()  # run -> how often its worker vanished, in this call
         self._not_before: dict[str, float] = {}
         self._pieces: dict[str, dict[str, str]] = {}  # run -> stage -> name of what it computes
-        self._computed: set[str] = set()  # pieces that DVC's cache has by now
+        self._computed: set[str] = set()  # pieces that DVC's cache already has
         self._just_done: set[str] = set()
 
     # ------------------------------------------------------------ until nothing is left
 
     def drive(self) -> list[Result]:
-        """Until nothing is left to run; the results. Exits where it is stopped, or the machine is at fault.
+        """Run until nothing is left, and return the results. Exits where it is stopped, or the machine is at fault.
 
-        A run may be among the results before its worker has told so: its end is waited for, and noted.
+        A run may be among the results before its worker reports it: the driver waits for the end, and notes it.
         """
         with self.display:
             while True:
@@ -90,7 +90,7 @@ class Driver:
                 self._wait_for_an_end(_Look(runs, have, failures, diverged))
 
     def _wait_for_an_end(self, look: _Look) -> None:
-        """Take what happens until a run has ended, or one that had to wait may go on."""
+        """Handle events until a run has ended, or one that had to wait may go on."""
         while True:
             if (self.folder / "stop").exists():
                 name = self.experiment.name
@@ -118,7 +118,7 @@ class Driver:
     def _check_that_done_is_done(
         self, have: dict[str, Result], runs: Sequence[Run], results: Sequence[Result]
     ) -> None:
-        """Raises UserError where a run that has just ended well is not among the results: it would be run for ever."""
+        """Raises UserError where a run that has just ended well is not among the results: it would be repeated for ever."""
         for run in runs:
             if run.name in self._just_done and run.name not in have:
                 check_not_otherwise(results, run, self.study.code)
@@ -133,7 +133,7 @@ class Driver:
     def _release(self, left: Sequence[Run], results: Sequence[Result]) -> None:
         """Submit what may run now.
 
-        Of runs that share a stage nobody has computed yet, one goes first: the others find it in DVC's run-cache.
+        Of runs that share a stage which is not computed yet, one goes first: the others find it in DVC's run-cache.
         """
         busy: set[str] = set()
         for run, _ in self._under_way.values():
@@ -159,7 +159,7 @@ class Driver:
         self.engine.submit(spec, cards_of(settings(run.overrides).train))
 
     def _to_compute(self, run: Run) -> set[str]:
-        """A name for each stage of a run that nobody has computed yet, with all that it comes from."""
+        """A name for each stage of a run that is not computed yet, which covers everything that determines its outputs."""
         if run.name not in self._pieces:
             config = settings(run.overrides)
             pieces = {}

@@ -1,4 +1,4 @@
-"""The journal of an ablation: what happened to its runs, as far as DVC's experiments do not tell.
+"""The journal of an ablation: the events of its runs that DVC's experiments do not record.
 
     .paribus/ablations/NAME/journal.jsonl    {time, run, event, key, …}, a line an event:
         started, done, paused, interrupted, failed, refused, machine, retry
@@ -24,19 +24,19 @@ MAX_FAILURES = 3  # of a run for reasons outside it, before it is given up
 
 
 def folder_of(name: str) -> Path:
-    """Where an ablation keeps what can be made again: .paribus/ablations/NAME."""
+    """The folder of an ablation for files that can be rebuilt: .paribus/ablations/NAME."""
     return state_root() / "ablations" / name
 
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a run.
+    """An event of a run.
 
     Attributes:
         time: seconds since 1970.
         run: its name.
-        event: what, in a word.
-        key: what the run was asked for.
+        event: its kind, in a word.
+        key: of the run's specification.
         stage: in which it happened.
         words: the reasons.
         diverged: whether it is a failure that is an outcome.
@@ -70,7 +70,7 @@ def _event(row: dict[str, Any]) -> Event:
 
 
 def repair_journal(name: str) -> str | None:
-    """Put a damaged journal aside and keep its sound rows; what was done, in words, or None where it is sound."""
+    """Put a damaged journal aside and keep its sound rows; returns a message, or None where the journal is sound."""
     path = folder_of(name) / "journal.jsonl"
     _, damaged = _read(path)
     if not damaged:
@@ -126,7 +126,7 @@ def _is_event(row: Any) -> bool:
 
 @dataclass(frozen=True)
 class GivenUp:
-    """Why a run is not tried again: in words; and whether it is since it diverged, which is an outcome."""
+    """Why a run is not tried again, in words, and whether the reason is divergence, which is an outcome."""
 
     words: str
     diverged: bool
@@ -163,7 +163,7 @@ def _last_straw(events: Sequence[Event]) -> Event | None:
 
 
 def _since_retry(events: list[Event]) -> list[Event]:
-    """The events after the last time that the run was asked to be tried again."""
+    """The events after the last request to try the run again."""
     since: list[Event] = []
     for event in events:
         if event.event == "retry":

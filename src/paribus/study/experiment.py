@@ -79,7 +79,7 @@ MEASURES = {  # metric -> (file, key, the better direction, unit)
 
 @dataclass(frozen=True)
 class Arm:
-    """What is changed, dotted; `as_one`: the one thing that several changes are."""
+    """The changes of an arm, dotted; `as_one`: the one thing that several changes amount to."""
 
     overrides: dict[str, Any]
     as_one: str | None = None
@@ -110,16 +110,18 @@ class Run:
 
     @property
     def arm(self) -> str:
+        """The arm's name."""
         return self.id.arm
 
     @property
     def seed(self) -> int:
+        """The seed of the run's random streams."""
         return self.id.seed
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """An ablation as its file says it, checked. Without arms it is a noise floor."""
+    """An ablation, read from its file and checked. Without arms it is a noise floor."""
 
     name: str
     question: str
@@ -141,7 +143,7 @@ class Experiment:
 
     @property
     def file(self) -> Path:
-        """Where the ablation is written down."""
+        """The ablation's file."""
         return FOLDER / f"{self.name}.yaml"
 
     @property
@@ -168,7 +170,7 @@ class Experiment:
         return self.base | (self.arms[arm].overrides if arm != BASELINE else {})
 
     def run(self, arm: str, number: int, extra: Mapping[str, Any]) -> Run:
-        """A run as it is asked for.
+        """The run of an arm at a seed.
 
         Args:
             arm: its name.
@@ -182,12 +184,12 @@ class Experiment:
 
 
 def settings(overrides: Mapping[str, Any] | None = None) -> Config:
-    """params.yaml with overrides. The file is read anew when it changed: a study asks hundreds of times."""
+    """params.yaml with overrides. The file is read again only when it changed, as a study calls this hundreds of times."""
     return parse_config(merge(_read(*_stamp("params.yaml")), dict(overrides or {})))
 
 
 def definitions() -> dict[str, StageDefinition]:
-    """The stages of dvc.yaml, read anew when it changed."""
+    """The stages of dvc.yaml, read again when it changed."""
     return _define(*_stamp("dvc.yaml"))
 
 
@@ -198,7 +200,7 @@ _HELD: dict[str, Stamp] | None = None  # while a study runs: the files as they w
 
 @contextlib.contextmanager
 def unchanged_sources() -> Iterator[None]:
-    """Within it `settings` and `definitions` speak of the files as they are now, whatever the user edits meanwhile."""
+    """Within it `settings` and `definitions` use the files as they are now, whatever the user edits meanwhile."""
     global _HELD
     _HELD = {name: _stamp_now(name) for name in ("params.yaml", "dvc.yaml")}
     settings(), definitions()
@@ -293,7 +295,7 @@ def parse_experiment(name: str, raw: Mapping[str, Any]) -> Experiment:
     return experiment
 
 
-# What stands for a key that is missing or wrong, while the others are read.
+# Replaces a key that is missing or wrong, while the others are read.
 _PLACEHOLDERS: dict[str, Any] = {
     "question": "?",
     "hypothesis": "?",
@@ -307,7 +309,7 @@ _PLACEHOLDERS: dict[str, Any] = {
 
 
 def _parse(name: str, raw: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
-    """The experiment, and what is wrong with it; it is of use only where nothing is."""
+    """The experiment and its problems; the experiment is usable only without problems."""
     problems = [f"{shown(key)}: unknown key; {hint(key, KEYS)}" for key in raw if key not in KEYS]
     problems += [f"{key}: missing" for key in REQUIRED if key not in raw]
     wrong_name = fields.name_problem(name)
@@ -545,9 +547,9 @@ def _metrics_files() -> list[str]:
 def _direction_problem(
     name: Any, direction: Any, better: str | None, is_default: bool
 ) -> str | None:
-    """What is wrong with a direction that a file gives, None: with its absence.
+    """The problem of a direction that a file gives; None stands for its absence.
 
-    better: the metric's own, where one is known; is_default: it is no more than the default.
+    better: the metric's own, where one is known; is_default: it is only the default.
     """
     if direction is None:
         if better is not None:
@@ -583,7 +585,7 @@ def changed_keys(experiment: Experiment, arm: str) -> list[str]:
 
 
 def _arm_problems(experiment: Experiment) -> list[str]:
-    """Arms that params.yaml refuses, that change nothing that is run, or whose equal budget cannot be held."""
+    """Arms that params.yaml refuses, that change nothing that runs, or that cannot keep the equal budget."""
     problems = []
     for name in experiment.arms:
         try:
@@ -595,7 +597,7 @@ def _arm_problems(experiment: Experiment) -> list[str]:
 
 
 def _problems_of(experiment: Experiment, name: str, config: Config) -> list[str]:
-    """What is wrong with an arm. config: the arm's."""
+    """The problems of an arm. config: the arm's."""
     from paribus.study.budget import budget_problems
 
     arm, base = experiment.arms[name], experiment.config()

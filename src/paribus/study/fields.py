@@ -47,7 +47,7 @@ def text(raw: Mapping[str, Any], key: str, problems: list[str]) -> str:
     Args:
         raw: the values of the file.
         key: of the sentence.
-        problems: what is wrong is added to it.
+        problems: the list that receives the messages.
     """
     value = raw[key]
     if not isinstance(value, str) or not value.strip():
@@ -66,7 +66,7 @@ def number(
         key: of the number.
         above: the lower bound.
         below: the upper bound; None: there is none.
-        problems: what is wrong is added to it.
+        problems: the list that receives the messages.
     """
     value = raw[key]
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -88,7 +88,7 @@ def whole(raw: Mapping[str, Any], key: str, least: int, most: int, problems: lis
         key: of the number.
         least: that is allowed.
         most: that is allowed.
-        problems: what is wrong is added to it.
+        problems: the list that receives the messages.
     """
     value = raw[key]
     if not _is_whole(value, least, most):
@@ -115,7 +115,7 @@ def seeds(value: Any, problems: list[str]) -> tuple[int, int]:
 
     Args:
         value: of the key `seeds`.
-        problems: what is wrong is added to it.
+        problems: the list that receives the messages.
     """
     if value == "auto":
         return AUTO
@@ -140,7 +140,7 @@ def equal(value: Any, problems: list[str]) -> tuple[str, float | None]:
 
     Args:
         value: of the key `equal`.
-        problems: what is wrong is added to it.
+        problems: the list that receives the messages.
     """
     kind: Any = value
     amount: Any = None
@@ -164,7 +164,7 @@ def overrides(value: Any, where: str, problems: list[str]) -> dict[str, Any]:
     Args:
         value: the mapping.
         where: the key that it is under.
-        problems: what is wrong is added to it.
+        problems: the list that receives the messages.
     """
     if not isinstance(value, dict):
         problems.append(f"{where}: {shown(value)}; expected {{dotted.key: value}}")

@@ -84,11 +84,11 @@ class Provenance:
 
     @property
     def lacking(self) -> list[str]:
-        """Names of what it takes to make the run again and is not there."""
+        """Names of the fields that a rebuild needs and that are missing."""
         return [name for name in NEEDED if not getattr(self, name)]
 
 
-# To make a run again.
+# What a rebuild needs.
 NEEDED = (
     "stage",
     "fingerprint",
@@ -104,7 +104,7 @@ NEEDED = (
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What is kept of a run, as it was written down then.
+    """A run as it was recorded at the time.
 
     Attributes:
         name: by which it was found.
@@ -115,7 +115,7 @@ class FinishedRun:
         metrics: stage -> the values of metrics/<stage>.json; of a run in MLflow the numbers that it was sent.
         data: output -> DVC's name for it.
         files: where its files are read.
-        lock: the dvc.lock that speaks of it; {} if none does.
+        lock: the dvc.lock that covers it; {} if none does.
         logged: what MLflow has of it, where it was found there.
         problems: files that were damaged, each in a sentence. Their values are left out.
     """
@@ -153,7 +153,7 @@ class FinishedRun:
         return numbers
 
     def provenance(self, stage: str) -> Provenance | None:
-        """What a training stage wrote down; None where nothing is kept of it. Raises UserError where it is damaged."""
+        """The provenance of a training stage; None where none is kept. Raises UserError where it is damaged."""
         path = of_checkpoint(stage, "provenance.json")
         content = self.files.content(path)
         return Provenance.of(json_object(content, f"{path} of {self.name}")) if content else None
@@ -163,13 +163,13 @@ class FinishedRun:
         return flatten(dict(self.metrics.get(stage, {})))
 
     def asked(self, stage: str) -> Mapping[str, Any]:
-        """Dotted values of the params.yaml that lies with it, of all stages; {} where none does."""
+        """Dotted values of the params.yaml kept with it, of all stages; {} without one."""
         if self.kind == "checkpoint":
             return flatten(read_yaml("params.yaml")) if self.in_place else {}
         return {} if self.kind == "MLflow run" else self.params
 
     def weights(self, stage: str) -> str | None:
-        """sha256 of the weights that a training stage came to; None where nothing is kept of them."""
+        """sha256 of a training stage's final weights; None where no record is kept."""
         place = self.files.place(of_checkpoint(stage, "model.safetensors"))
         if place:
             return graph.file_digest(place)
@@ -243,7 +243,7 @@ def at_commit(
     """A run that a commit holds.
 
     Args:
-        name: what it is called.
+        name: of the run.
         kind: "experiment" or "revision".
         files: of the commit.
         stages: those whose metrics are read.

@@ -23,7 +23,7 @@ DRAWS = 10_000  # of a bootstrap
 
 @dataclass(frozen=True)
 class ItemEffect:
-    """What items and seeds say together: mean difference of the outcome, with both noises in low, high and p.
+    """The effect by items and seeds together: mean difference of the outcome, with both noises in low, high and p.
 
     seed_stderr: from run to run, on the same items (None of one pair: then the claim is about these two models, not about
     the recipes that made them). item_stderr: from other items of the same kind. mcnemar_p: of one pair with outcomes 0 and
@@ -61,7 +61,7 @@ def item_effect(
     bootstrap that draws whole clusters, since items of a task move together. The interval and p are of the sum of both,
     drawn from a fixed seed. The verdict follows `effects`, for one arm.
 
-    Where no outcome differs there is no noise to measure, and that is no proof of equality (both may be at a floor): the
+    Where no outcome differs there is no noise to measure, which does not prove equality (both may be at a floor): the
     interval is then what a share of items is bounded by of which none was seen, 1 - alpha^(1 / units), or about
     3 / units at alpha .05 (the rule of three; Hanley & Lippman-Hand, 1983).
 

@@ -1,4 +1,4 @@
-"""What of a metrics file or a curve belongs to the run, and what to the hour and the machine."""
+"""Separates what a run determines in its metrics and curves from times and the machine's figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 FIGURES = ("metrics/", "plots/")  # folders of metrics files and curves
 TIMES = {"seconds"}  # columns of a curve that no two runs share
-# Keys of metrics/<stage>.json that are the machine's and the hour's.
+# Keys of metrics/<stage>.json that depend on the machine and the moment.
 MACHINE_FIGURES = {
     "seconds",
     "tokens_per_second",
@@ -19,11 +19,11 @@ MACHINE_FIGURES = {
 
 
 def lasting(path: str, content: bytes) -> Any:
-    """What two runs of the same code on the same machine share of a metrics file or a curve, to be compared.
+    """The part of a metrics file or a curve that two runs of the same code on the same machine share, to compare them.
 
     Arguments:
         path: of the file; its ending says what it is.
-        content: of the file. What is neither JSON nor a curve is taken as it is.
+        content: of the file. Content that is neither JSON nor a curve counts in full.
     """
     try:
         if path.endswith(".json"):

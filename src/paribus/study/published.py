@@ -1,4 +1,4 @@
-"""What a published report rests on: experiments/results/NAME.json, beside the pages, for programs and for the next report."""
+"""The data behind a published report: experiments/results/NAME.json, for programs and for the next report."""
 
 from __future__ import annotations
 

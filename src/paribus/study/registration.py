@@ -1,4 +1,4 @@
-"""What is asked is committed before it runs: the ablation's file, the parameters, and the code that decides the results."""
+"""A study is committed before it runs: the ablation's file, the parameters, and the code that decides the results."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def committed_code(stages: Sequence[str], commit: str) -> Code:
 
 
 def sources(stages: Sequence[str]) -> list[str]:
-    """What stages declare that git has: their deps that no stage writes, paribus's code aside, of which they declare all."""
+    """The deps of stages that git has: those that no stage writes, without paribus's code, of which they declare all."""
     outs: set[str] = set()
     for definition in definitions().values():
         outs.update(definition.outs)
@@ -93,7 +93,7 @@ def check_sources(stages: Sequence[str]) -> None:
 
 
 def _changed_code(stages: Sequence[str]) -> set[str]:
-    """Source files that are not as the last commit has them."""
+    """Source files that differ from the last commit."""
     committed = committed_code(stages, "HEAD")
     changed = set()
     for stage, here in code_of(stages, working_sources()).items():
@@ -105,7 +105,7 @@ def _changed_code(stages: Sequence[str]) -> set[str]:
 
 
 def undeclared_code(stages: Sequence[str]) -> list[str]:
-    """Code that a stage reaches and dvc.yaml does not name, in sentences: DVC would hand over what older code made."""
+    """Code that a stage reaches and dvc.yaml does not name, in sentences: DVC would reuse outputs of older code."""
     if not Path(SOURCE_FOLDER).is_dir():
         return []
     known = definitions()

@@ -1,8 +1,8 @@
-"""What the runs of an ablation came to: read from DVC's experiments, the one record.
+"""The results of an ablation's runs, read from DVC's experiments, the one record.
 
 An experiment `NAME.ARM.sSEED` counts as the run it is named after only if it computed that: the parameters of its chain of
 stages, as its own params.yaml has them, and the code, as its own tree has it, are what the study asks for. Files are read
-by their hashes, git's and DVC's, and what is not as its hash says is not believed.
+by their hashes, git's and DVC's, and a file that does not match its hash is not used.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from paribus.study.experiment import (
 from paribus.study.finished import FinishedRun, Provenance, at_commit, of_checkpoint
 from paribus.study.registration import committed_code, sources, tracking_notes
 
-LOST = "unreadable"  # the key of an experiment whose params.yaml today's code does not take
+LOST = "unreadable"  # the key of an experiment whose params.yaml today's code refuses
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Result:
         name: of its DVC experiment.
         experiment: the commit of the DVC experiment; `baseline`: the commit it started from.
         file: the blob of the ablation's file that it ran under.
-        key, code: what it computed; `asked`: the key it was asked for, "" where its experiment does not say.
-        value: of the metric; None: not there, or not finite, which `diverged` tells apart.
+        key, code: what it computed; `asked`: the key of its specification, "" where its experiment does not record it.
+        value: of the metric; None: missing, or not finite, which `diverged` distinguishes.
         metrics: stage -> the values of its metrics file. curve: rows of plots/pretrain.csv.
         provenance: of the last checkpoint.
         fingerprints: training stage -> its fingerprint. weights: training stage -> a hash of its weights.
@@ -81,7 +81,7 @@ class Result:
     altered: tuple[str, ...] = ()
 
     def number(self, stage: str, key: str) -> float | None:
-        """A number of metrics/STAGE.json; None where there is none.
+        """A number of metrics/STAGE.json; None where it is missing.
 
         Args:
             stage: whose file it is.
@@ -167,7 +167,7 @@ def _measured_stages(experiment: Experiment) -> list[str]:
 
 
 def _provenances(run: FinishedRun, stages: Sequence[str]) -> dict[str, Provenance]:
-    """Stage -> what it wrote down; a damaged one counts as none."""
+    """Stage -> its provenance; a damaged one is left out."""
     provenances = {}
     for stage in stages:
         try:
@@ -232,7 +232,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def asked_key(experiment: Experiment, files: CommittedFiles) -> str:
-    """What a commit's own params.yaml makes of the chain of stages; LOST where it cannot be read.
+    """The key of the chain of stages with a commit's own params.yaml; LOST where it cannot be read.
 
     Args:
         experiment: the study.
@@ -276,7 +276,9 @@ def code_key(experiment: Experiment, commit: str = "HEAD") -> str:
 def _code_of_tree(_: str, commit: str, stages: tuple[str, ...]) -> str:
     try:
         code = committed_code(stages, commit)
-    except UserError as error:  # of another age, or not Python: it is nobody else's code
+    except (
+        UserError
+    ) as error:  # of an older layout, or not Python: no other commit has the same code
         return fingerprint(unreadable=commit, why=error.problems)
     files = CommittedFiles(commit)
     others = {path: version_of(files, path) for path in sources(stages)}
@@ -299,7 +301,7 @@ def commands_of(files: CommittedFiles, stages: Sequence[str]) -> dict[str, Any]:
 
     Args:
         files: of the commit.
-        stages: that are asked for.
+        stages: the requested ones.
     """
     try:
         document = files.mapping("dvc.yaml")
@@ -318,7 +320,7 @@ def commands_of(files: CommittedFiles, stages: Sequence[str]) -> dict[str, Any]:
 
 
 def done(results: Sequence[Result], runs: Sequence[Run], code: str) -> dict[str, Result]:
-    """Name of each run that is done, as it is asked for today -> its result.
+    """Name of each run that is done with today's specification -> its result.
 
     Args:
         results: of all finished runs.
@@ -336,11 +338,11 @@ def done(results: Sequence[Result], runs: Sequence[Run], code: str) -> dict[str,
 
 
 def check_not_otherwise(results: Sequence[Result], run: Run, code: str) -> None:
-    """Refuse a run that was computed before, by the same code, and came out as another: it would end the same way for ever.
+    """Refuse a run that the same code computed before as a different run: a repetition would end the same way.
 
     Args:
         results: of all finished runs.
-        run: that is asked for.
+        run: the requested one.
         code: the key of today's code.
 
     Raises:

@@ -1,6 +1,6 @@
-"""DVC's run-cache as a witness of what a stage left behind when it ran.
+"""DVC's run-cache as evidence of a stage's outputs when it ran.
 
-DVC notes for each stage that ran what came out of it: `.dvc/cache/runs/<2 letters>/<key>/<name>` holds the same as the stage's
+DVC notes the outputs of each stage that ran: `.dvc/cache/runs/<2 letters>/<key>/<name>` holds the same as the stage's
 entry in dvc.lock. `key` is the sha256 of the command, the parameters, and the hashes of what was read; `name` is that of
 the whole entry. So a metric that is edited later together with its hash in dvc.lock contradicts the note, and one that
 is given to DVC by `dvc commit` stands beside the note of the run itself.
@@ -25,14 +25,14 @@ Read = Callable[[str], bytes | None]  # what the cache has under a hash
 
 @dataclass(frozen=True)
 class Note:
-    """What a run left: output -> hash, and when DVC noted it, seconds since the epoch."""
+    """The outputs of a run: output -> hash, and when DVC noted them, in seconds since the epoch."""
 
     outs: dict[str, str]
     noted: float
 
 
 def edited(entry: dict[str, Any], runs: Path, read: Read) -> list[str]:
-    """Outputs in a stage's entry of dvc.lock that are not as a run of the stage left them.
+    """Outputs in a stage's entry of dvc.lock that differ from those that a run of the stage left.
 
     Arguments:
         entry: of dvc.lock.
@@ -56,7 +56,7 @@ def edited(entry: dict[str, Any], runs: Path, read: Read) -> list[str]:
 
 
 def _unlike_all(outs: dict[str, str], notes: list[Note], read: Read) -> list[str]:
-    """Outputs that differ from those of the run that is most like this entry; none where there is no note."""
+    """Outputs that differ from those of the run that is most like this entry; none without a note."""
     differences = [_differing(outs, note.outs, read) for note in notes]
     return min(differences, key=len, default=[])
 
@@ -118,7 +118,7 @@ def _hashed(value: Any) -> Any:
 
 
 def _notes(folder: Path) -> Iterator[Note]:
-    """The notes in a folder; one whose name is not that of its content is not DVC's, and is left out."""
+    """The notes in a folder; a note whose name does not match its content is not DVC's, and is left out."""
     for path in folder.iterdir():
         try:
             entry = parse_yaml(path.read_text(encoding="utf-8"), str(path))

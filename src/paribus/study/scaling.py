@@ -68,13 +68,16 @@ class Scaling:
 def scaling(
     experiment: Experiment, arms: Sequence[ArmVerdict], results: Sequence[Result]
 ) -> Scaling | None:
-    """The parabola of a study; None unless FLOPs were held equal, every arm turns the same one number, and two seeds or more
-    have values at three sizes or more.
+    """Fit the parabola of a study.
 
     Args:
         experiment: the study.
         arms: their verdicts, the baseline left out.
         results: of all its runs that count.
+
+    Returns:
+        The fit; None unless FLOPs were held equal, every arm changes the same one number, and two seeds or more have values
+        at three sizes or more.
     """
     if experiment.equal != "flops" or len(arms) < 2:
         return None
@@ -104,7 +107,7 @@ def scaling(
 
 
 def _dial(arms: Sequence[ArmVerdict], key: str) -> dict[str, float] | None:
-    """Arm, the baseline first -> its value of the key; None where one of them is no number."""
+    """Arm, the baseline first -> its value of the key; None where one is not a number."""
     of_baseline, _ = arms[0].changed[key]
     settings = {BASELINE: of_baseline} | {arm.name: arm.changed[key][1] for arm in arms}
     dial = {}

@@ -1,4 +1,4 @@
-"""A study under way: what is decided once for all of its runs, and which runs it asks for next."""
+"""A running study: the values that are decided once for all of its runs, and the runs it needs next."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from paribus.study.verdict import judge, plan_of
 
 @dataclass
 class Study:
-    """An ablation under way: its settled values, what it has, what is asked next."""
+    """A running ablation: its settled values, its results, and its next runs."""
 
     experiment: Experiment
     settled: dict[str, Any]  # threads, steps of each arm: decided once
     known: dict[tuple[str, int], Run] = field(default_factory=dict)
 
     def run(self, arm: str, number: int) -> Run:
-        """A run, complete with what is settled for all.
+        """A run, complete with the settled values.
 
         Args:
             arm: its name.
@@ -67,10 +67,10 @@ class Study:
         return code_key(self.experiment)
 
     def wanted(self, results: Sequence[Result]) -> list[Run]:
-        """The runs asked for by what is known so far.
+        """The runs that the results so far call for.
 
-        A study with looks asks for the seeds of its first look, and for those of the next only of arms without a verdict;
-        so what it asks for follows from its results alone, and is the same after any interruption.
+        A study with looks needs the seeds of its first look, and those of the next only for arms without a verdict;
+        so its runs follow from its results alone, and are the same after any interruption.
         """
         experiment = self.experiment
         if not experiment.sequential:
@@ -97,7 +97,7 @@ class Study:
         return list(asked.values())
 
 
-# study.json: what is made again where the file is lost or damaged.
+# study.json: its values are computed again where the file is lost or damaged.
 _SETTLED = {
     "threads": Optional((int, type(None))),
     "steps": Optional(Values(int)),
@@ -110,7 +110,7 @@ def _read_settled(experiment: Experiment) -> dict[str, Any]:
 
 
 def settle(experiment: Experiment, workers: int) -> dict[str, Any]:
-    """What is decided once for all runs: threads of each, and steps of an equal budget.
+    """The values that are decided once for all runs: threads of each, and steps of an equal budget.
 
     Args:
         experiment: the study.
@@ -144,7 +144,7 @@ def _threads(experiment: Experiment, workers: int) -> int | None:
 
 
 def _measured(experiment: Experiment, known: dict[str, Any]) -> dict[str, Any]:
-    """Arm -> {key, seconds of a step}; measured anew where its pretraining is another by now."""
+    """Arm -> {key, seconds of a step}; measured again where its pretraining has changed."""
     seconds: dict[str, Any] = dict(known.get("step_seconds") or {})
     for arm in experiment.names:
         key = chain_key(["pretrain"], experiment.config(arm))
@@ -156,7 +156,7 @@ def _measured(experiment: Experiment, known: dict[str, Any]) -> dict[str, Any]:
 
 
 def derived_steps(experiment: Experiment, known: dict[str, Any]) -> dict[str, int]:
-    """Arm -> steps of pretraining, where its budget asks for others than its own.
+    """Arm -> steps of pretraining, where its budget needs a number other than its own.
 
     Args:
         experiment: the study.
@@ -173,7 +173,7 @@ def derived_steps(experiment: Experiment, known: dict[str, Any]) -> dict[str, in
 
 
 def study_of(experiment: Experiment) -> Study:
-    """The study as it was settled, or as far as it can be told before its first run."""
+    """The study with its settled values, or those that are known before its first run."""
     known = _read_settled(experiment)
     known.setdefault("threads", None)
     if "steps" not in known:

@@ -46,7 +46,7 @@ class Effect:
     study the repeated interval, which holds at all looks together. One seed has no interval: -inf to inf.
     p: two-sided, of this arm and look alone; p_adjusted: over all looks and, by Holm, all arms. stdev: of the differences
     (None of one seed). more_seeds: for the undecided, how many more to plan (None: decided, more than MOST_SEEDS, or no
-    difference was seen at all, so that no number of seeds can be told from it).
+    difference was seen at all, so that no number of seeds follows from it).
     """
 
     n: int
@@ -355,7 +355,7 @@ def _over_looks(p: float, n: int, plan: Sequence[int] | None) -> float:
 def seeds_needed(
     effect: float, stdev: float, *, alpha: float = 0.05, power: float = POWER, paired: bool = True
 ) -> int | None:
-    """Seeds an arm for `power` to tell `effect` from 0, two-sided at alpha, by the t test; None beyond MOST_SEEDS.
+    """Seeds an arm for `power` to distinguish `effect` from 0, two-sided at alpha, by the t test; None beyond MOST_SEEDS.
 
     stdev: paired, of the differences; unpaired, of one arm over its seeds. The baseline needs as many.
     """
@@ -461,7 +461,7 @@ class NoiseRow:
     """How many seeds an arm a metric needs for an effect, at alpha .05 and POWER.
 
     stdev: over seeds, with its 95 % interval (from few seeds it is wide). correlation: of matched seeds of two recipes,
-    where both are known; without it `paired` is None, as nobody measured what pairing gains.
+    where both are known; without it `paired` is None, as the gain of pairing is not measured.
     """
 
     metric: str
@@ -564,7 +564,7 @@ class Curve:
 def difference_curve(
     steps: Sequence[float], baseline: Floats, arm: Floats, alpha: float = 0.05
 ) -> Curve:
-    """arm - baseline, both (seeds, T) at the same seeds and steps.
+    """The curve of arm - baseline, both (seeds, T) at the same seeds and steps.
 
     Pointwise: Student's t at each step. The band: t with the 1 - alpha quantile of the largest |t| over the steps, from
     simulated sets of as many seeds, with the correlation of neighbouring steps as measured. Raises UserError for shapes that

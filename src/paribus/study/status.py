@@ -150,7 +150,7 @@ def table(
         study: whose runs they are.
         runs: that are asked for.
         have: the results there are, by the run's name.
-        stages: of each run under way, the one it is in.
+        stages: of each active run, the one it is in.
         failures: why runs were given up, by the run's name.
         diverged: arm -> seeds that diverged.
         workers: runs side by side.

@@ -15,7 +15,7 @@ Pairs = Sequence[tuple[Result, Result]]  # (baseline, arm) at one seed
 def changed_nothing(experiment: Experiment, arm: str, pairs: Pairs) -> bool:
     """Whether an arm that changes how a model is made ends in the baseline's weights and value at every matched seed.
 
-    An arm that changes an evaluation alone has the baseline's weights by intention, and is none of these.
+    An arm that changes only an evaluation has the baseline's weights by intention, and does not count here.
 
     Args:
         experiment: the study.

@@ -1,5 +1,6 @@
-"""From the results of an ablation to its verdicts: matched differences, verdicts, costs, curves, items. No files
-but results.
+"""From the results of an ablation to its verdicts: matched differences, verdicts, costs, curves, items.
+
+It reads no files other than results.
 """
 
 from __future__ import annotations
@@ -210,8 +211,10 @@ def _at(curve: Points, places: Sequence[float]) -> NDArray[np.float64]:
 def _curve(
     experiment: Experiment, pairs: Sequence[tuple[Result, Result]], axis: str
 ) -> Curve | None:
-    """The difference of bits per byte over training, both arms brought to the same tokens or seconds; None of arms that share
-    their pretraining."""
+    """The difference of bits per byte over training, at the same tokens or seconds of both arms.
+
+    None for arms that share their pretraining.
+    """
     of_base = [points(base, axis) for base, _ in pairs]
     of_arm = [points(own, axis) for _, own in pairs]
     curves = [*of_base, *of_arm]

@@ -6,7 +6,7 @@ that whatever MLflow missed can be sent later, after any later start of paribus:
     metrics.jsonl  a line a logged step {"step", "time", "loss", ...} or event {"step", "time", "event", "detail"};
                    what is not finite is written "inf", "-inf" or "nan" (MLflow stores inf as 1.8e308)
     system.jsonl   the machine, every 10 s; its step is seconds since the run began
-    run.json       what the run is; written by the stage
+    run.json       the run's description; written by the stage
     mlflow.json    what MLflow has of it; written by the sender
     artifacts/     copies of the files logged
     writer.lock    held by the process that logs
@@ -101,7 +101,7 @@ class RunLog:
         params: dotted key -> resolved value. datasets: name -> (path, digest as DVC has it).
         resume_step: the last step of the training state that was loaded; later lines of the log are dropped,
         as those steps come again. None: from the start; a run that had FINISHED is then followed by a new one.
-        execution: the name of the parent run; None: that of the DVC experiment under way, else of the workspace.
+        execution: the name of the parent run; None: that of the current DVC experiment, else of the workspace.
         """
         root = state_root()
         for path in sender.run_files(root):  # a damaged one is named here, where a person reads it
@@ -158,7 +158,7 @@ class RunLog:
     def sync(self) -> Extent:
         """Bring the log to the disk: call it before a training state counts as saved, or a power cut leaves a gap.
 
-        Returns what the log holds by then, for the state to name.
+        Returns the extent of the log, for the state to name.
         """
         return self._journal.sync()
 
@@ -208,7 +208,7 @@ class RunLog:
     def finish(self, status: Status = "FINISHED") -> None:
         """End the run and wait until MLflow has all of it; not for a server that does not answer.
 
-        A run that was stopped waits for a few seconds only: whoever stopped it wants the machine.
+        A run that was stopped waits for a few seconds only: the machine is wanted for something else.
         """
         with naming(self._journal.path):
             self._journal.sync()
@@ -281,7 +281,7 @@ def _git_tags(git: dict[str, Any], execution: str | None) -> dict[str, str]:
 def _execution(
     root: Path, settings: config.Config, git: dict[str, Any], name: str | None
 ) -> dict[str, Any]:
-    """The open execution of this experiment, params and commit; begun, in `.paribus/executions`, if there is none."""
+    """The open execution of this experiment, params and commit; begins one in `.paribus/executions` if necessary."""
     with locked(root / "executions" / "lock"):
         key, latest = _latest_execution(root, settings, git, name)
         if latest and not latest["closed"]:
@@ -372,7 +372,7 @@ class _Background(threading.Thread):
                 journal.append({"step": int(now - began), "time": round(now, 3), **sample})
 
     def _trouble_since(self, moment: float) -> bool:
-        """Whether a try after this moment failed, at the store or at this run alone; then says so."""
+        """Whether a try after this moment failed, at the store or at this run alone; reports a failure."""
         error = sender.error_of(self.root, self._uri)
         if error is not None and error["time"] >= moment:
             self.warn(

@@ -1,4 +1,4 @@
-"""Addresses of MLflow stores: with their password for whoever connects, without it for everyone else.
+"""Addresses of MLflow stores: with their password for connections, without it for display.
 
 A password is in MLFLOW_TRACKING_URI (http://user:password@host:5000) or in MLflow's own MLFLOW_TRACKING_USERNAME and
 MLFLOW_TRACKING_PASSWORD. It stays in the environment: files, messages and MLflow itself get `public_uri`.
@@ -100,7 +100,7 @@ def redacted(text: str) -> str:
 
 
 def _secrets(uri: str) -> list[str]:
-    """What is secret in the environment: as it is written and as it is meant, the longest first."""
+    """Secrets in the environment: as written and as decoded, the longest first."""
     found = {os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("PASSWORD", "TOKEN")}
     user, password = _user_info(uri)
     written = [password or user]  # a token may stand in place of the user

@@ -1,4 +1,4 @@
-"""Whether the MLflow store takes runs: what `paribus doctor` says of it."""
+"""Whether the MLflow store accepts runs, for `paribus doctor`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asking MLflow about runs that are there: by id, name or fingerprint; and attaching what was found out about them later."""
+"""Finding runs in MLflow by id, name or fingerprint, and attaching later findings to them."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ class StoredRun:
 
     @property
     def stage(self) -> str | None:
+        """The stage that the run stands for; None for a run of another kind."""
         return self.tags.get("stage")
 
 
 class Runs:
-    """The runs of one experiment. A store that is not there yet holds none, and is not made."""
+    """The runs of one experiment. A store that does not exist yet has none, and is not created."""
 
     def __init__(self, experiment: str) -> None:
         uri = tracking_uri()
@@ -64,7 +65,7 @@ class Runs:
         return self.search(f"tags.`mlflow.parentRunId` = '{parent}'")
 
     def artifact(self, run_id: str, name: str) -> Path | None:
-        """A local copy, or the file itself, of a run's artifact; None if it has none of that name."""
+        """A local copy, or the file itself, of a run's artifact; None if it has no artifact of that name."""
         assert self._store is not None, "a run was found, so there is a store"
         folder = str(Path(name).parent) if "/" in name else None
         if name not in {item.path for item in self._store.client.list_artifacts(run_id, folder)}:

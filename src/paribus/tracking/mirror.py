@@ -26,7 +26,7 @@ _BATCH = 1000  # MLflow's own limit of metrics per call
 
 
 class Mirror:
-    """What MLflow has of one run; each `sync` sends what it lacks."""
+    """MLflow's copy of one run; each `sync` sends what it lacks."""
 
     def __init__(
         self, folder: Path, root: Path, progress: Callable[[], None] = lambda: None
@@ -40,7 +40,7 @@ class Mirror:
         self._known: dict[str, Any] = {}
 
     def sync(self, died: bool = False) -> None:
-        """Send all there is. died: nobody writes the run any more, and one that still says RUNNING was killed."""
+        """Send everything. died: the run's process is gone, so a run that is still RUNNING was killed."""
         run = read_run(self.folder, move=False)
         if run is None:  # moved away this instant
             return
@@ -82,7 +82,7 @@ class Mirror:
         return store
 
     def _go_on(self, store: Store) -> None:
-        """A run that had ended is under way again."""
+        """Mark a run that had ended as running again."""
         for run_id in (self._known["run_id"], self._known["parent"]):
             store.client.update_run(run_id, status="RUNNING")
         self._note(status="RUNNING")
@@ -93,7 +93,7 @@ class Mirror:
         write_json(self.folder / "mlflow.json", self._known)
 
     def _parent(self, store: Store, run: dict[str, Any]) -> str:
-        """The id of the execution's run, made if MLflow has none."""
+        """The id of the execution's run, which is created if MLflow lacks it."""
         execution = read_execution(self.root / "executions" / f"{run['execution']}.json")
         if execution is None:
             execution = _bare_execution(run)
@@ -204,7 +204,7 @@ class _Follower:
         self._file = None
 
     def read(self) -> list[bytes]:
-        """The next whole lines, about a hundred kilobytes; none if there is no such file."""
+        """The next whole lines, about a hundred kilobytes; none if the file is missing."""
         with contextlib.suppress(FileNotFoundError):
             if self._file and os.fstat(self._file.fileno()).st_ino != self.path.stat().st_ino:
                 self.rewind()
@@ -218,13 +218,13 @@ class _Follower:
 
 
 def known_of(folder: Path, run: dict[str, Any]) -> dict[str, Any] | None:
-    """What was noted of MLflow's having this run; None if that was another run, or in another store."""
+    """The note that MLflow has this run; None if the note is about another run or another store."""
     known = read_known(folder)
     return known if known and (known["uri"], known["run"]) == (run["uri"], run["id"]) else None
 
 
 def all_sent(folder: Path) -> bool:
-    """Whether MLflow was told how the run that nobody writes any more ended, which is told last."""
+    """Whether MLflow has the final status of a run whose process is gone; the status is sent last."""
     run = read_run(folder, move=False)
     known = run and known_of(folder, run)
     return bool(
@@ -240,7 +240,7 @@ def _has_end(known: dict[str, Any], run: dict[str, Any], status: str) -> bool:
 
 
 def _bare_execution(run: dict[str, Any]) -> dict[str, Any]:
-    """What is known of a run's execution whose own file is lost: MLflow has the rest if it was sent before."""
+    """The known facts about an execution whose own file is lost: MLflow has the rest if it was sent before."""
     name = run["execution"] or f"of {run['id']}"
     return {
         "id": name,
@@ -256,7 +256,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _log_final(store: Store, run_id: str, metrics: dict[str, float], step: int) -> None:
-    """Log the metrics whose latest value is another, so that ending a run again repeats nothing."""
+    """Log the metrics whose latest value has changed, so that ending a run again repeats nothing."""
     from mlflow.entities import Metric
 
     there = store.client.get_run(run_id).data.metrics

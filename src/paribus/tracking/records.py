@@ -1,4 +1,4 @@
-"""What tracking keeps in files, with the shape that each of them has to have."""
+"""The files that tracking keeps, each with the shape it must have."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ _started: subprocess.Popen[bytes] | None = (
 
 
 def ensure(root: Path) -> None:
-    """Start a sender if there is none. root: `places.state_root()`."""
+    """Start a sender if none runs. root: `places.state_root()`."""
     global _started
     if _started is not None and _started.poll() is None:
         return
@@ -105,7 +105,7 @@ class Sender:
         write_json(root / "sender.json", {})
 
     def serve(self) -> None:
-        """Until there was nothing to send for IDLE_SECONDS, or it is asked to leave."""
+        """Send until there was nothing to send for IDLE_SECONDS, or a request to leave arrives."""
         last = time.monotonic()
         while time.monotonic() - last < IDLE_SECONDS and self.root.is_dir():
             if self._leave.exists():
@@ -115,7 +115,7 @@ class Sender:
             time.sleep(POLL_SECONDS)
 
     def round(self) -> int:
-        """Send what there is -> runs under way, or of which something remained to be sent."""
+        """Send what is pending; returns the runs that are in progress or not sent completely."""
         active = 0
         for path in run_files(self.root):
             try:
@@ -128,7 +128,7 @@ class Sender:
 
     def _look(self, path: Path) -> bool:
         folder, written = path.parent, path.stat().st_mtime_ns
-        # The lock first: once it is free, run.json has its last word.
+        # The lock first: once it is free, run.json is final.
         with locked(folder / "writer.lock", wait=False) as died:
             pass
         if died and (self._done.get(folder) == written or all_sent(folder)):
@@ -184,16 +184,18 @@ def _brief(error: Exception) -> str:
 
 
 class Redacting(io.TextIOBase):
-    """A stream that passwords do not get through, whoever writes: MLflow and its libraries name full addresses."""
+    """A stream that removes passwords from all output, as MLflow and its libraries print full addresses."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
+        """Write `text` without its passwords; returns the length of the original, as callers compare it."""
         self._stream.write(redacted(text))
         return len(text)
 
     def flush(self) -> None:
+        """Flush the stream behind this one."""
         self._stream.flush()
 
 

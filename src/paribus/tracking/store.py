@@ -40,7 +40,7 @@ class Store:
     experiment: str  # its id
 
     def existing(self, run_id: str | None) -> Run | None:
-        """The run, brought back if someone deleted it; None if the store has no such run."""
+        """The run, restored if someone deleted it; None if the store has no such run."""
         from mlflow.exceptions import MlflowException
 
         if run_id is None:
@@ -94,6 +94,10 @@ class Store:
                 return
 
     def log_params(self, run_id: str, params: dict[str, str]) -> None:
+        """Log parameters of a run, at most 100 a request, as MLflow takes no more.
+
+        run_id: the run's MLflow id. params: key -> value; a value is cut after 6,000 characters, MLflow's limit.
+        """
         from mlflow.entities import Param
 
         entries = [Param(store_key(key), value[:6000]) for key, value in params.items()]
@@ -102,7 +106,7 @@ class Store:
 
 
 def _settle() -> None:
-    """MLflow's settings for a client that works unseen."""
+    """MLflow's settings for a client in the background."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # with its password
@@ -127,13 +131,13 @@ def connect(uri: str, experiment: str, root: Path) -> Store:
         client = MlflowClient(tracking_uri=uri)
         if found := client.get_experiment_by_name(experiment):
             return Store(client, found.experiment_id)
-        # A server knows where its artifacts go; a plain database would take a path relative to whoever asks.
+        # A server knows where its artifacts go; a plain database would take a path relative to the client.
         location = None if is_server(uri) else (root.parent / "mlartifacts").as_uri()
         return Store(client, client.create_experiment(experiment, artifact_location=location))
 
 
 def opened(uri: str, experiment: str, root: Path) -> Store:
-    """As `connect`, for a command that cannot do without the store. Raises UserError with what is wrong and the cure."""
+    """As `connect`, for a command that needs the store. Raises UserError with the problem and the cure."""
     try:
         store = connect(uri, experiment, root)
         store.client.search_runs([store.experiment], max_results=1)
@@ -150,7 +154,7 @@ def opened(uri: str, experiment: str, root: Path) -> Store:
 
 
 def answers(uri: str) -> bool:
-    """Whether a store can be asked anything. uri: as stored, without a password."""
+    """Whether a store answers requests. uri: as stored, without a password."""
     _settle()
     from mlflow import MlflowClient
 

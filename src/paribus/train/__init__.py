@@ -1,0 +1,1 @@
+"""Training: objectives, optimisers, steps, the loop around them, and saved states."""

@@ -1,4 +1,4 @@
-"""What a training run tells and asks while it runs: the moments at which other code takes part in it."""
+"""Callbacks: the moments of a training run at which other code takes part in it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from paribus.files import Extent
 
 
 class Callback:
-    """Takes part in a training run. Every method does nothing here; override those that are wanted.
+    """Takes part in a training run. The methods do nothing here; override those you need.
 
-    The loop calls each method on every rank that was given the callback. What is to be told once (a log, a progress bar)
-    is given to rank 0 alone; what the ranks measure together is given to all of them. A callback may read the model, on
+    The loop calls each method on every rank that has the callback. A callback for one report (a log, a progress bar)
+    belongs to rank 0 alone; one that measures on all ranks together belongs to all. A callback may read the model, on
     its device; it leaves weights, gradients, and torch's generators as they are.
     """
 
@@ -23,7 +23,7 @@ class Callback:
         return {}
 
     def is_due(self, step: int) -> bool:
-        """Whether `evaluate` is wanted after `step` steps. Depends on `step` alone, so that all ranks say the same.
+        """Whether to evaluate after `step` steps. The answer depends on `step` alone, so that all ranks agree.
 
         Called once or twice after every step, possibly before the device is through with it: keep it quick.
         """
@@ -48,13 +48,13 @@ class Callback:
     def within(self, part: str, done: int, total: int) -> None:
         """Between the parts of a step: `done` of `total` passes, rows or answers are through.
 
-        Raises Abandoned to give the step up: a stop was asked for, and the step would take too long. Takes microseconds.
+        Raises Abandoned to give up the step: a stop was requested, and the step would take too long. Takes microseconds.
         """
 
     def before_save(self) -> Extent | None:
         """Before a state is saved, on rank 0: bring the log that leads to the state to the disk.
 
-        Returns what the log holds by then, which the state names; None: there is no log. Raises OSError where the disk
+        Returns the extent of the log, which the state names; None: there is no log. Raises OSError where the disk
         refuses; the state is then not saved.
         """
         return None
@@ -70,15 +70,18 @@ class Callbacks(Callback):
         self.callbacks = callbacks
 
     def on_start(self) -> dict[str, float]:
+        """Metrics of all callbacks; of two with one name the later callback's counts."""
         metrics: dict[str, float] = {}
         for callback in self.callbacks:
             metrics |= callback.on_start()
         return metrics
 
     def is_due(self, step: int) -> bool:
+        """Whether any callback is due after `step` steps."""
         return any(callback.is_due(step) for callback in self.callbacks)
 
     def evaluate(self, step: int) -> dict[str, float]:
+        """Metrics of the callbacks that are due after `step` steps."""
         metrics: dict[str, float] = {}
         for callback in self.callbacks:
             if callback.is_due(step):
@@ -86,28 +89,33 @@ class Callbacks(Callback):
         return metrics
 
     def on_log(self, step: int, metrics: dict[str, float]) -> None:
+        """Pass `step` and its `metrics` on to every callback."""
         for callback in self.callbacks:
             callback.on_log(step, metrics)
 
     def on_progress(self, step: int, metrics: dict[str, float]) -> None:
+        """Pass `step` and its `metrics` on to every callback."""
         for callback in self.callbacks:
             callback.on_progress(step, metrics)
 
     def on_event(self, step: int, name: str, detail: str) -> None:
+        """Pass the event of `step`, its `name` and `detail`, on to every callback."""
         for callback in self.callbacks:
             callback.on_event(step, name, detail)
 
     def within(self, part: str, done: int, total: int) -> None:
+        """Pass `part`, `done` and `total` on to every callback; the first that raises Abandoned ends the step."""
         for callback in self.callbacks:
             callback.within(part, done, total)
 
     def before_save(self) -> Extent | None:
-        """What the log of the last callback that has one holds."""
+        """The extent of the log of the last callback that has one."""
         log = None
         for callback in self.callbacks:
             log = callback.before_save() or log
         return log
 
     def on_rollback(self, step: int) -> None:
+        """Pass on that the run went back to its state after `step` steps."""
         for callback in self.callbacks:
             callback.on_rollback(step)

@@ -210,7 +210,7 @@ class StateStore:
                 )  # straight from the copies, without the interpreter's lock
                 aside.chmod(
                     0o644
-                )  # as a file of Python's own: whoever shares the checkout may go on
+                )  # with the permissions of a file that Python creates: others who share the checkout may resume
                 header = {
                     "sha256": _sha256(aside),
                     "size": aside.stat().st_size,
@@ -250,7 +250,7 @@ class StateStore:
         )
 
     def _remove_leftovers(self) -> None:
-        """What a killed or failed save left behind: files written aside, and those of a state whose JSON never came."""
+        """Leftovers of a killed or failed save: files written aside, and those of a state whose JSON is missing."""
         for path in self.folder.glob(".step-*"):
             path.unlink(missing_ok=True)
         for path in self.folder.glob("step-*"):
@@ -270,7 +270,7 @@ class StateStore:
 
 
 def _whole_log(log: Path, logged: Extent) -> bytes:
-    """What the run logged so far. Raises MachineError where the file no longer holds it."""
+    """The content that the run logged so far. Raises MachineError where the file no longer holds it."""
     content = beginning(log, logged)
     if content is None:
         raise MachineError(

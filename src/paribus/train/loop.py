@@ -102,7 +102,7 @@ class Loop:
         self.position = Position()
         self._restored = False
         self._evaluating = False
-        self._clock = time.perf_counter()  # since when the step under way counts
+        self._clock = time.perf_counter()  # the time from which the current step counts
         self._any_counted = False  # whether a step was counted since the run began or went back
         self._prefetcher: Prefetcher[Work] | None = None
         self._saved_at = time.monotonic()
@@ -161,7 +161,7 @@ class Loop:
         raise Paused(f"{self.interrupt.reason}, within a step: {self._what_is_saved()}")
 
     def _count_what_is_under_way(self) -> bool:
-        """Count and report the step under way, if there is one. False if the run was rolled back."""
+        """Count and report the step in progress, if there is one. False if the run was rolled back."""
         finished = self.stepper.flush()
         if finished is None:
             return True
@@ -172,7 +172,7 @@ class Loop:
         return True
 
     def _begin(self) -> None:
-        """Log what is known before the first step, and save the state to go back to however soon the loss diverges."""
+        """Log what is known before the first step, and save the state that an early divergence returns to."""
         metrics = self.callback.on_start()
         if metrics:
             self.callback.on_log(0, metrics)
@@ -214,7 +214,7 @@ class Loop:
         return pinned(self.objective.work(step))
 
     def _step(self, step: int, work: Work) -> None:
-        """Take one step, and do what is to be done after those whose numbers are known by then. Raises RolledBack."""
+        """Take one step, and do the work that follows every step whose numbers are known by then. Raises RolledBack."""
         if step in self.position.skipped:
             self._finish(self.stepper.flush())
             self.position.step = step + 1
@@ -225,13 +225,13 @@ class Loop:
             self._finish(self.stepper.flush())
 
     def _is_wanted_at_once(self, step: int) -> bool:
-        """Whether a step's numbers are wanted before the next one starts; the first step's too, to be timed by itself."""
+        """Whether a step's numbers are needed before the next one starts, as for the first step, which is timed by itself."""
         if not self._any_counted or step + 1 == self.plan.steps:
             return True
         return self.callback.is_due(step + 1) or any(parallel.any_rank(*self._wishes()))
 
     def _finish(self, finished: FinishedStep | None) -> None:
-        """Count and report a step; with no other one under way, evaluate, save and pause after it. Raises RolledBack."""
+        """Count and report a step; with no other step in progress, evaluate, save and pause after it. Raises RolledBack."""
         if finished is None:
             return
         seconds = self._count(finished)
@@ -297,7 +297,7 @@ class Loop:
         raise RolledBack
 
     def _refuse_a_lost_end(self) -> None:
-        """Raises UserError if no step was finite at the end, so that nothing says what the weights are worth."""
+        """Raises UserError if no step was finite at the end, so that nothing shows how good the weights are."""
         first = self.plan.steps - self.position.nonfinite_in_a_row
         while first > 0 and first - 1 in self.position.skipped:
             first -= 1
@@ -320,7 +320,7 @@ class Loop:
         self.callback.on_progress(steps, {"loss": finished.loss, "tokens_per_second": speed} | own)
 
     def _training_metrics(self, finished: FinishedStep, speed: float) -> dict[str, float]:
-        """What is logged of a step. speed: its tokens per second."""
+        """The logged metrics of a step. speed: its tokens per second."""
         return {
             "train/loss": finished.loss,
             "train/grad_norm": finished.grad_norm,
@@ -335,7 +335,7 @@ class Loop:
         }
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        """What callbacks measure after `step` steps; the time it takes is none of the next step's."""
+        """The callbacks' metrics after `step` steps; their time does not count for the next step."""
         if not self.callback.is_due(step):
             return {}
         began = time.perf_counter()

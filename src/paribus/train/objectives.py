@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from paribus.train.rollout import Rollout
 
 
-CHUNK_ROWS = 4_096  # read at once: of a step with more, it is told how far the reading is
+CHUNK_ROWS = 4_096  # read at once: a step with more reports its progress
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class MicroBatch:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """What the forward pass must know of how the targets were drawn; nothing where that is the model's own way."""
+        """Arguments of the forward pass about how the targets were drawn; empty for the model's own distribution."""
         if self.temperature == 1 and not self.top_k:
             return {}
         return {"temperature": self.temperature, "top_k": self.top_k}
@@ -101,6 +101,10 @@ class NextToken:
         self.making = Making()
 
     def work(self, step: int) -> Work:
+        """This rank's rows of the batch of `step`, cut into micro-batches.
+
+        The normaliser is the number of learned tokens. A rank without rows (more ranks than rows) has nothing to do.
+        """
         if not self.rows:  # more ranks than rows
             return Work([], 0.0, 0)
         batch = self._batch(step)
@@ -149,8 +153,9 @@ class PolicyGradient:
         top_k: int = 0,
         length_step: int = 1,
     ) -> None:
-        """sample: the whole step's rollout, on every rank. device_batch_size: most rows of a forward pass. temperature,
-        top_k: what it samples with. length_step: rows are cut to a multiple of so many tokens.
+        """sample: the whole step's rollout, on every rank. device_batch_size: most rows of a forward pass.
+
+        temperature, top_k: what it samples with. length_step: rows are cut to a multiple of so many tokens.
         """
         self.sample, self.device_batch_size = sample, device_batch_size
         self.temperature, self.top_k = temperature, top_k
@@ -159,6 +164,11 @@ class PolicyGradient:
         self.making = Making()  # nothing is prepared: answers follow from the weights of the step
 
     def work(self, step: int) -> Work:
+        """This rank's answers of the rollout of `step`, cut into micro-batches, and the rollout's metrics.
+
+        The normaliser is the number of sampled tokens, which rank 0 alone reports, as the ranks add theirs up. There are no
+        micro-batches where no group of answers has two different rewards.
+        """
         rollout = self.sample(step)
         metrics = {f"rl/{key}": float(value) for key, value in flatten(rollout.statistics).items()}
         # ranks add theirs up

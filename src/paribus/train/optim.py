@@ -71,7 +71,7 @@ class MuonAdamW:
     """One step: clip, then each group by its rule. `state` maps names to tensors, ready to be saved.
 
     on_device: AdamW by torch's fused kernel, and the number of updates kept where the parameters are, so that a step can
-    be skipped there without the host's knowing. On CUDA unless said otherwise.
+    be skipped there without the host's knowledge. By default on CUDA.
     """
 
     def __init__(self, model: GPT, config: OptimizerConfig, on_device: bool | None = None) -> None:
@@ -147,7 +147,7 @@ class MuonAdamW:
             parameter.grad = None
 
     def full_state(self) -> dict[str, Tensor]:
-        """The state of all parameters, on rank 0: what is saved. The other ranks get their own part."""
+        """The state of all parameters, on rank 0, to be saved. The other ranks get their own part."""
         if parallel.ranks() == 1:
             return self.state
         full = {}
@@ -171,7 +171,7 @@ class MuonAdamW:
         return tensor
 
     def load_state(self, state: dict[str, Tensor], updates: int) -> None:
-        """Take back what `full_state` gave; each rank keeps what it owns.
+        """Restore a state from `full_state`; each rank keeps its own part.
 
         state: kind.parameter -> tensor. updates: made so far.
         """

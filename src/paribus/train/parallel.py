@@ -1,7 +1,7 @@
-"""Several processes that train as one: their group, DDP or FSDP2 around the model, what they agree on.
+"""Several processes that train as one: their group, DDP or FSDP2 around the model, and agreements between them.
 
 torch.distributed does the work; torchrun or `stages/launch.py` starts the processes. A process on its own needs
-none of it, and every function here then does nothing more than its name says.
+none of it, and every function here then only does what its name says.
 
 DDP keeps the whole model on every rank. FSDP2 shards parameters and gradients over them; single numbers, which it
 does not take, stay whole on every rank. The optimiser's state is sharded either way (optim.py).
@@ -27,7 +27,7 @@ from paribus.train.checkpoint import State, StateStore
 if TYPE_CHECKING:
     from paribus.model.gpt import GPT
 
-# Ranks wait for rank 0's evaluations this long; that one of them has died is noticed by their launcher, at once.
+# Ranks wait for rank 0's evaluations this long; their launcher notices at once when a rank has died.
 TIMEOUT = timedelta(hours=24)
 PEER_LOST = ("closed by peer", "reset by peer")  # of gloo, which raises plain RuntimeError
 
@@ -44,8 +44,10 @@ def ranks() -> int:
 
 @contextmanager
 def group(device: str) -> Iterator[None]:
-    """Join the other processes of this run, if torchrun started several: NCCL for what is on CUDA, gloo for the rest,
-    so that agreeing on a number does not make the host wait for its GPU."""
+    """Join the other processes of this run, if torchrun started several.
+
+    NCCL serves tensors on CUDA and gloo the rest, so that agreeing on a number does not make the host wait for its GPU.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
@@ -66,7 +68,7 @@ def leave() -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What ranks do in step. Raises UserError when one of them has died, or when the machine refuses something.
+    """What ranks do in step. Raises UserError when a rank has died, or when the machine refuses something.
 
     Any other error is shown at once: the launcher stops the rest half a minute after the first has ended, which may be
     before this one has closed its log.
@@ -99,7 +101,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-# ---------------------------------------------------------------- what they agree on
+# ---------------------------------------------------------------- agreements between ranks
 
 
 def sums(*values: float) -> list[float]:
@@ -151,7 +153,7 @@ def newest(store: StateStore) -> State | None:
 
 
 def wrap(model: GPT, sharding: str, compiled: bool, ragged: bool = False) -> Callable[..., Tensor]:
-    """What the loop calls for a training forward; FSDP shards `model` itself, so make the optimiser afterwards.
+    """The callable for a training forward pass; FSDP shards `model` itself, so create the optimiser afterwards.
 
     sharding: "ddp" or "fsdp" (`train.sharding`). compiled: whether to compile (`train.compile`).
     ragged: whether the micro-batches differ in size, as in RL; compiled, the model is then one graph of open sizes.

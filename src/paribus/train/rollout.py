@@ -140,7 +140,7 @@ def _redraw(
     count: int,
     used: set[int],
 ) -> list[int]:
-    """New questions, none of them asked in this step before; fewer if there are not so many left."""
+    """New questions that this step has not asked before; fewer if not enough are left."""
     fresh = [index for index in _pool(problems, cfg, seed, step) if index not in used]
     return _shuffled(fresh, stream_seed(seed, step, turn))[:count]
 

@@ -49,7 +49,7 @@ class Stepper(ABC):
     """Does the optimiser steps of a run, in the model's own weights."""
 
     def __init__(self, model: GPT, forward: Forward, optimizer: MuonAdamW) -> None:
-        """forward: what is called in place of the model (`parallel.wrap`)."""
+        """forward: the callable in place of the model (`parallel.wrap`)."""
         self.model, self.forward, self.optimizer = model, forward, optimizer
 
     @abstractmethod
@@ -63,7 +63,7 @@ class Stepper(ABC):
 
     @abstractmethod
     def flush(self) -> FinishedStep | None:
-        """Wait for the step under way, if there is one, and return it."""
+        """Wait for the step in progress, if there is one, and return it."""
 
     @property
     @abstractmethod
@@ -72,7 +72,7 @@ class Stepper(ABC):
 
     @abstractmethod
     def forget(self) -> None:
-        """Drop the step under way: the run has gone back to before it."""
+        """Drop the step in progress: the run has returned to an earlier state."""
 
     def gradient(self, work: Work, within: Say = nothing) -> tuple[Tensor, Tensor, int]:
         """Accumulate the gradient of the whole global batch, and clip it.
@@ -109,6 +109,7 @@ class PlainStepper(Stepper):
     def submit(
         self, step: int, work: Work, lr_factor: float, within: Say = nothing
     ) -> FinishedStep:
+        """Do the step, and leave out its update where loss or gradient is not finite; returns this step itself."""
         own_loss, norm, tokens = self.gradient(work, within)
         loss = parallel.sums(float(own_loss))[0]
         finished = FinishedStep(step, work, lr_factor, tokens, loss, float(norm))
@@ -118,13 +119,16 @@ class PlainStepper(Stepper):
         return finished
 
     def flush(self) -> None:
+        """Nothing is in progress after `submit`."""
         return None
 
     @property
     def under_way(self) -> bool:
+        """False: `submit` returns with the numbers."""
         return False
 
     def forget(self) -> None:
+        """Nothing is in progress that could be dropped."""
         pass
 
 
@@ -142,6 +146,7 @@ class AheadStepper(Stepper):
     def submit(
         self, step: int, work: Work, lr_factor: float, within: Say = nothing
     ) -> FinishedStep | None:
+        """Queue the step on the device, then wait for the step before it and return that one."""
         loss, norm, tokens = self.gradient(work, within)
         parallel.add_up(loss)
         if tokens:
@@ -154,14 +159,17 @@ class AheadStepper(Stepper):
         return before
 
     def flush(self) -> FinishedStep | None:
+        """Wait for the step that was queued last and return it; None where nothing is queued."""
         pending, self._pending = self._pending, None
         return None if pending is None else pending.read()
 
     @property
     def under_way(self) -> bool:
+        """Whether a step is queued whose numbers have not been read."""
         return self._pending is not None
 
     def forget(self) -> None:
+        """Drop the numbers of the step that was queued last."""
         self._pending = None
 
 
@@ -181,13 +189,14 @@ class Readback:
     """Numbers on their way from a device: reading them waits for them, and not for what was queued behind them."""
 
     def __init__(self, numbers: Tensor) -> None:
-        """numbers (n,). From CUDA into pinned memory, without waiting."""
+        """Start the copy of numbers (n,); from CUDA into pinned memory, without waiting."""
         self._host = numbers.to("cpu", non_blocking=True)
         self._arrived = torch.cuda.Event() if numbers.is_cuda else None
         if self._arrived is not None:
             self._arrived.record()
 
     def read(self) -> list[float]:
+        """Wait until the numbers are on the host and return them (n)."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._host.tolist()

@@ -49,7 +49,7 @@ class Trainer:
         """Wrap the model for the training pass, and make its optimiser.
 
         stage: the training stage whose schedule holds. model: on its device, at its first values (`new_model`, or a
-        checkpoint). peak_flops: FLOP/s of all devices together, for MFU; inf where nobody reads it. forward: what to call
+        checkpoint). peak_flops: FLOP/s of all devices together, for MFU; inf where it is not used. forward: the callable
         for the training pass; by default the model, compiled and wrapped as the hardware and `train.sharding` say.
         """
         self.recipe, self.stage = recipe, stage
@@ -62,7 +62,7 @@ class Trainer:
         self.optimizer = MuonAdamW(model, recipe.config.optimizer)  # of what FSDP has sharded
 
     def lr_factor(self, step: int, steps: int) -> float:
-        """What the learning rates are multiplied by in a step of a run of so many steps."""
+        """The factor of the learning rates in one step of a run with `steps` steps."""
         schedule = self.recipe.schedule(self.stage)
         # RL's rates fall from the end of the warm-up to the last step.
         warmdown = 1.0 if isinstance(schedule, RL) else schedule.warmdown_fraction
@@ -147,5 +147,6 @@ class RandomRows:
         self.vocab_size, self.seq_len = recipe.vocab_size, recipe.architecture.seq_len
 
     def batch(self, step: int, rows: range, batch_rows: int) -> Batch:
+        """Random tokens for `rows` of the batch; `step` and `batch_rows` change nothing."""
         tokens = torch.randint(0, self.vocab_size, (len(rows), self.seq_len + 1))
         return Batch(tokens[:, :-1], tokens[:, 1:], None)

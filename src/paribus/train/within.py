@@ -1,22 +1,22 @@
-"""What a long step does between its parts: it says how far it is, and gives way when it is asked to stop."""
+"""The calls between the parts of a long step: they report progress and end the step for a stop."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-# A stop waits so long for the end of the step under way, whose work is saved then; a longer one is given up.
+# A stop waits this long for the end of the current step, which is then saved; a longer step is abandoned.
 PATIENCE_SECONDS = 20.0
 
 Say = Callable[[str, int, int], None]
 
 
 class Abandoned(Exception):
-    """What was under way was given up, as a stop was asked for. None of it counts, and the weights are as before it."""
+    """The current work was abandoned for a stop. None of it counts, and the weights are those before it."""
 
 
 def nothing(what: str, done: int, total: int) -> None:
-    """For who has nobody to tell."""
+    """Report nothing: for callers that show no progress."""
 
 
 class Within:
@@ -32,14 +32,20 @@ class Within:
         ranks: Callable[[], int] = lambda: 1,
         patience: float | None = None,
     ) -> None:
-        """requested: whether to stop. ranks: processes that compute together at this moment. patience: seconds;
-        None: PATIENCE_SECONDS."""
+        """requested: whether to stop. ranks: processes that compute together at this moment.
+
+        patience: seconds; None: PATIENCE_SECONDS.
+        """
         self.say: Say = nothing
         self._requested, self._ranks = requested, ranks
         self._patience = PATIENCE_SECONDS if patience is None else patience
         self._since: float | None = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        """Show the progress; give the step up where a stop has waited too long.
+
+        what: the name of the units. done, total: units that are through, and all. Raises Abandoned, as the class says.
+        """
         self.say(what, done, total)
         if not self._requested():
             return

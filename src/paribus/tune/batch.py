@@ -74,10 +74,10 @@ def candidates(step_rows: int, largest: int) -> list[int]:
 def measure(
     config: Config, rows: list[int], budget: int, turns: int = TURNS
 ) -> dict[int, dict[str, Any]]:
-    """rows -> {tokens_per_second, peak_memory_bytes}, or {out_of_memory, ...} for the first that does not fit, the last tried.
+    """Measure each number of rows: rows -> {tokens_per_second, peak_memory_bytes}.
 
-    Memory: a process each, capped at the budget. Speed: those that fit take turns in one process, and each is compared with
-    the others of the same turn.
+    The first that does not fit is the last tried and has {out_of_memory, ...}. Memory: a process each, capped at the budget.
+    Speed: those that fit take turns in one process, and each is compared with the others of the same turn.
     """
     tried: dict[int, dict[str, Any]] = {}
     for count in sorted(rows):
@@ -106,7 +106,7 @@ def measure(
 
 
 def step_seconds(times: dict[int, list[float]]) -> dict[int, float]:
-    """rows -> seconds of a step, from one time a turn: the median of its share of each turn, of the median turn."""
+    """Seconds of a step by rows, from one time a turn: the median share of each turn times the median turn."""
     turn = [statistics.fmean(together) for together in zip(*times.values(), strict=True)]
     return {
         rows: statistics.median(mine / mean for mine, mean in zip(own, turn, strict=True))

@@ -1,4 +1,4 @@
-"""A study's space as Optuna has it: distributions, drawing a point, and what may change while a study grows."""
+"""A study's space in Optuna's terms: distributions, drawing a point, and what may change while a study grows."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def suggest(trial: Trial, space: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """A value for every key of the space.
 
     Args:
-        trial: that asks for them.
+        trial: that requests them.
         space: key -> range or choices.
     """
     values: dict[str, Any] = {}

@@ -28,8 +28,8 @@ from paribus.tune.space import Study
 
 TOKENS, TOKENIZER = Path("data/tokens"), Path("data/tokenizer/tokenizer.json")
 POLL_SECONDS = 0.1
-SAVE_SECONDS = 20.0  # that a trial which is told to stop may take to save its state
-LOCK_SECONDS = 60.0  # a worker that was taken for dead and is not lets go of its trial within this
+SAVE_SECONDS = 20.0  # that a trial may take to save its state after a request to stop
+LOCK_SECONDS = 60.0  # a worker that was wrongly taken for dead releases its trial within this time
 
 
 class TrialCrashed(UserError):
@@ -37,12 +37,12 @@ class TrialCrashed(UserError):
 
 
 def folder_of(study: str, name: str) -> Path:
-    """Where a trial of a study, or another run for it, keeps what it knows."""
+    """The folder of a trial, or of another run for a study."""
     return state_root() / "tune" / study / name
 
 
 def need_data() -> None:
-    """Raises UserError where there is nothing to train on."""
+    """Raises UserError without data to train on."""
     missing = [str(path) for path in (TOKENS, TOKENIZER) if not path.exists()]
     if missing:
         raise UserError(
@@ -53,7 +53,7 @@ def need_data() -> None:
 def job_of(
     config: Config, memory: int, budget: dict[str, float], kind: str = "train"
 ) -> dict[str, Any]:
-    """What a trial's process gets. budget: one of tokens, flops, seconds; none to measure the speed."""
+    """The input of a trial's process. budget: one of tokens, flops, seconds; none to measure the speed."""
     from paribus.data.tokenizer import Tokenizer
 
     recipe = Recipe.of(config, Tokenizer.load_trained(TOKENIZER.parent).vocab_size)
@@ -110,7 +110,9 @@ def watch(
     ends the process. Raises TrialCrashed with its last words.
     """
     with StateLock(folder, LOCK_SECONDS):
-        if (result := finished(folder, job)) is not None:  # its study was killed before it was told
+        if (
+            result := finished(folder, job)
+        ) is not None:  # its study was killed before it recorded this
             each(curve_of(folder))
             return result
         _make_ready(folder, job)
@@ -132,7 +134,7 @@ def watch(
 
 
 def _is_for(folder: Path, job: dict[str, Any]) -> bool:
-    """Whether what is in the folder is this job's, and not of a study that had its name."""
+    """Whether the folder's content belongs to this job, and not to an earlier study of the same name."""
     before = read_json(folder / "trial.json")
     return before is not None and before | {"parent": None} == json.loads(json.dumps(job)) | {
         "parent": None
@@ -166,7 +168,7 @@ def curve_of(folder: Path) -> list[Row]:
 
 
 def _start(folder: Path) -> subprocess.Popen[bytes]:
-    """The trial's process; what it says goes to FOLDER/output.txt."""
+    """The trial's process; its output goes to FOLDER/output.txt."""
     environment = os.environ | {
         "MALLOC_ARENA_MAX": "2"
     }  # else each thread reserves memory that the cap would count

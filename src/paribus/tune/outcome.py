@@ -1,4 +1,4 @@
-"""What a study came to, in words and as a profile: the winner's claim beside its re-test, with intervals."""
+"""The outcome of a study, in words and as a profile: the winner's claim beside its re-test, with intervals."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def summary(spec: Study, study: Any) -> dict[str, Any]:
 
 
 def _kind(trial: Any) -> str:
-    """What became of a trial: repeated, refused, out of memory, pruned; "" for all else."""
+    """The outcome of a trial: repeated, refused, out of memory, pruned; "" for any other."""
     notes = trial.user_attrs
     if "repeats" in notes:
         return "repeated"
@@ -123,7 +123,7 @@ def retests(again: dict[str, Any]) -> dict[str, Any]:
 
 
 def winner(tested: dict[str, Any]) -> str | None:
-    """The arm that is best against the default, seed by seed; None where no re-test came to an end.
+    """The arm that is best against the default, seed by seed; None where no re-test finished.
 
     An arm that lost a re-test (it diverged, or ran out of memory) comes after every arm that lost none.
     """
@@ -139,7 +139,7 @@ def winner(tested: dict[str, Any]) -> str | None:
 
 
 def _spread(values: list[float]) -> dict[str, float | None]:
-    """Mean and interval as JSON has them: no bounds of one value, nothing of none."""
+    """Mean and interval for JSON: one value has no bounds, and no values give nothing."""
     if not values:
         return {"mean": None, "low": None, "high": None}
     mean, low, high = interval(values)

@@ -153,7 +153,7 @@ def _smallest_fits(study: Study, device: Device, dtype: str) -> None:
 
 
 def _begin(study: Study, optuna_study: optuna.Study, url: str | None, new: bool) -> None:
-    """Starting points and what the study asks, put in by whoever made it; later, the same question or another name."""
+    """Store starting points and the question when the study is created; later the question must stay, or the name change."""
     until = time.monotonic() + BEGIN_SECONDS
     while not new and "question" not in optuna_study.user_attrs and time.monotonic() < until:
         time.sleep(0.2)
@@ -215,7 +215,7 @@ class Worker:
     def work(self) -> None:
         """Run trials until the study has all of them.
 
-        While other workers are at the last ones, this one waits: should one of them die, it takes up that trial.
+        While other workers are at the last ones, this one waits: should a worker die, this one takes over its trial.
         """
         while True:
             self.take_up_dead()
@@ -263,7 +263,7 @@ class Worker:
                 _beat(self.optuna, trial)
 
     def _one(self, trial: Trial) -> None:
-        """Run a trial and tell the storage what became of it. After an exception a worker takes it up again."""
+        """Run a trial and store its outcome. After an exception a worker takes it up again."""
         try:
             trial.set_user_attr("alive", trial.number)
             value = self._objective(trial)
@@ -406,7 +406,7 @@ class Worker:
             return self._result(trial, log, result | (read_json(folder / "start.json") or {}))
 
     def _result(self, trial: Trial, log: tracking.RunLog, result: dict[str, Any]) -> float:
-        """Keep what came of it with the trial and its run."""
+        """Keep the outcome with the trial and its run."""
         log.summary(result)
         peak = result["peak_memory_bytes"]
         over = bool(result.get("out_of_memory")) or peak > self.study.memory
@@ -471,7 +471,7 @@ def _frozen(trial: Trial) -> FrozenTrial:
 
 @contextlib.contextmanager
 def heartbeat(optuna_study: optuna.Study, trial: Trial) -> Iterator[None]:
-    """Say every few seconds that the trial's worker lives. A storage that is away for a beat is no reason to stop.
+    """Report every few seconds that the trial's worker lives. A short absence of the storage is no reason to stop.
 
     Args:
         optuna_study: where the trial is.
@@ -507,7 +507,7 @@ def retest(study: Study, optuna_study: optuna.Study, device: Device, dtype: str)
 
     Args:
         study: the study's file, which says how many, on how many seeds.
-        optuna_study: where the trials are; what came of it is kept there.
+        optuna_study: holds the trials, and then the outcome.
         device: on which a model has to fit.
         dtype: of its products.
     """
@@ -540,7 +540,7 @@ def retest(study: Study, optuna_study: optuna.Study, device: Device, dtype: str)
 def _retest_run(
     study: Study, arm: str, values: dict[str, Any], seed: int, device: Device, dtype: str
 ) -> float | str:
-    """Bits per byte of one arm and seed, or why there are none; kept, so that a killed re-test goes on."""
+    """Bits per byte of one arm and seed, or the reason for their absence; stored, so that a killed re-test resumes."""
     config = study.config(values | {"seed": seed})
     planned = stage_plan(Recipe.of(config), "pretrain", device, dtype).memory.total
     if planned > study.memory:

@@ -69,7 +69,7 @@ ALSO_READ = ("train.activation_checkpointing", "train.save_seconds")
 
 @dataclass(frozen=True)
 class Study:
-    """A study as its file says it, checked."""
+    """A study, read from its file and checked."""
 
     name: str
     trials: int
@@ -92,13 +92,13 @@ class Study:
 
 @dataclass(frozen=True)
 class _Rules:
-    """What a file is held against: the values of params.yaml, and what dvc.yaml says that pretraining reads."""
+    """The reference for checking a file: the values of params.yaml, and the keys that pretraining reads by dvc.yaml."""
 
     params: dict[str, Any]
     declared: Sequence[str]
 
     def refusals(self, overrides: dict[str, Any]) -> list[str]:
-        """What params.yaml says against values."""
+        """The problems that params.yaml's checks find in values."""
         try:
             parse_config(merge(self.params, overrides))
         except UserError as error:
@@ -381,7 +381,7 @@ def _key_problems(key: Any, known: Sequence[str], overrides: Mapping[str, Any]) 
 
 
 def _spread_problems(key: str, spread: Any) -> list[str]:
-    """What is wrong with the form of a range, or with its choices."""
+    """The problem of a range's form, or of its choices."""
     wanted = "expected {low, high} with low < high (log or step at will), or {choices: [...]}"
     if not isinstance(spread, dict):
         return [f"{key}: {_short(spread)}; {wanted}"]

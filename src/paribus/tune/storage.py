@@ -22,7 +22,7 @@ RETRY = RetryHeartbeatStaleTrialCallback
 
 
 def storage_url(url: str | None) -> str:
-    """The storage asked for; by default a sqlite file in the main checkout."""
+    """The requested storage; by default a sqlite file in the main checkout."""
     return url or f"sqlite:///{state_root() / 'tune.db'}"
 
 

@@ -40,7 +40,7 @@ TIMED_STEPS = (
 
 
 def main(folder: Path) -> None:
-    """Train, or say why not."""
+    """Train, or report why not."""
     ctypes.CDLL(None).prctl(
         1, signal.SIGKILL
     )  # PR_SET_PDEATHSIG: no orphan trains on beside the trial's next start
@@ -188,7 +188,7 @@ class Curve(Callback):
             step = round(steps * look / LOOKS)
             if 0 < step < steps:
                 self.fractions[step] = look / LOOKS
-        # keep_rows puts a new file in its place: it is through by now
+        # keep_rows replaces the file: it has finished by now
         self.file = (folder / "curve.jsonl").open("a", encoding="utf-8")
 
     def __enter__(self) -> Curve:
@@ -198,9 +198,14 @@ class Curve(Callback):
         self.file.close()
 
     def is_due(self, step: int) -> bool:
+        """After each eighth of the budget but the last, which the trial's end evaluates."""
         return step in self.fractions
 
     def evaluate(self, step: int) -> dict[str, float]:
+        """Measure bits per byte after `step` steps and append a line to the curve's file.
+
+        The line also holds the share of the budget, the tokens so far and the peak of memory in bytes.
+        """
         from paribus.train.loop import peak_memory_bytes
 
         value = self.held_out.bits_per_byte(self.schedule.eval_tokens)

@@ -70,7 +70,7 @@ def _write_rows(path: Path, rows: Iterable[object]) -> None:
 def _counted(
     rows: Iterable[T], part: str, total: int, progress: Callable[[str, int, int], None]
 ) -> Iterator[T]:
-    """The rows; every so many of them `progress` hears of it."""
+    """The rows; reports to `progress` at regular intervals."""
     for done, row in enumerate(rows):
         if done and done % ROWS_BETWEEN == 0:
             progress(part, done, total)

@@ -207,7 +207,7 @@ SAY_OTHER = ("{K} has {e} {o}.", "Then {K} has {e} {o}.")
 
 
 class _Chain:
-    """A problem under construction: `value` is what the person has no"""
+    """A problem under construction: `value` is what the person has now."""
 
     def __init__(self, rng: Rng) -> None:
         domain = rng.pick(DOMAINS)

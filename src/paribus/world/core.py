@@ -21,6 +21,13 @@ Row = dict[str, Any]
 
 
 class Task(NamedTuple):
+    """A CORE task about the world.
+
+    label, category: its names in the bundle. kind: multiple_choice, schema or language_modeling. shots: examples before each
+    item. make: the row of an item, from the world, a generator and the item's index. delimiter: between question and answer;
+    None: the default.
+    """
+
     label: str
     category: str
     kind: str
@@ -166,7 +173,7 @@ CSV_HEADER = "Eval Task,Task Category,Task Type,#shots,#datapoints,Random baseli
 
 
 def task_rows(world: World, seed: int, task: Task, count: int) -> list[Row]:
-    """`count` different rows of a task; raises UserError where there are not so many."""
+    """`count` different rows of a task; raises UserError where there are fewer."""
     rows: list[Row] = []
     seen: set[str] = set()
     index = 0

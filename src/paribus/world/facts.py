@@ -20,7 +20,8 @@ class Relation(NamedTuple):
     """How one kind of fact is worded.
 
     {X}, {Xs}: the subject or a pronoun, at the start of a sentence; {F}, {f}: its full name; {V}: the value.
-    `prefixes` end right before the value; a prefix, a space, the value and a full stop are a statement."""
+    `prefixes` end right before the value; a prefix, a space, the value and a full stop are a statement.
+    """
 
     kind: str
     name: str
@@ -159,11 +160,14 @@ class Entity:
 
 
 class Fact(NamedTuple):
+    """The value of one relation for one entity, and its wordings."""
+
     entity: Entity
     relation: Relation
 
     @property
     def value(self) -> str:
+        """The value, as it appears in texts."""
         return self.entity.facts[self.relation.name]
 
     def state(self, rng: Rng, pronoun: bool = False) -> str:
@@ -177,11 +181,17 @@ class Fact(NamedTuple):
         return rng.pick(self.relation.prefixes).format_map(self.entity.fields(""))
 
     def question(self, rng: Rng) -> str:
+        """A question that the value answers."""
         return rng.pick(self.relation.questions).format_map(self.entity.fields(""))
 
 
 @dataclass(frozen=True)
 class World:
+    """Everything that documents, conversations and tests state.
+
+    by_name: entities by their names. by_relation: facts by kind and relation. thing_of: things by their owners' names.
+    """
+
     people: tuple[Entity, ...]
     towns: tuple[Entity, ...]
     things: tuple[Entity, ...]
@@ -194,6 +204,7 @@ class World:
 
 
 def facts_of(entity: Entity) -> list[Fact]:
+    """All facts of an entity, in the order of its relations."""
     return [Fact(entity, BY_NAME[entity.kind, name]) for name in entity.facts]
 
 

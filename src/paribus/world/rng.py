@@ -32,9 +32,11 @@ class Rng:
         return low + int(self.random() * (high - low + 1))
 
     def chance(self, probability: float) -> bool:
+        """True with this probability."""
         return self.random() < probability
 
     def pick(self, items: Sequence[T]) -> T:
+        """One of the items, each equally likely."""
         return items[int(self.random() * len(items))]
 
     def shuffled(self, items: Sequence[T]) -> list[T]:

@@ -21,12 +21,14 @@ class Unfit(Exception):
 
 
 class Problem(NamedTuple):
+    """A word problem and its worked answer, which ends in `#### NUMBER` as in GSM8K."""
+
     question: str
     answer: str
 
 
 def calculate(a: int, op: str, b: int) -> int:
-    """a op b for + - * /; raises Unfit unless the result is a whole number in 1..MAX_RESULT."""
+    """Compute a op b for + - * /; raises Unfit unless the result is a whole number in 1..MAX_RESULT."""
     if op == "/" and (b == 0 or a % b):
         raise Unfit
     result: int = _OPERATION[op](a, b)
@@ -41,6 +43,7 @@ def annotated(expression: str, result: int) -> str:
 
 
 def finish(text: str, lines: list[str], result: int) -> Problem:
+    """The problem that `text` poses, whose worked answer consists of `lines` and ends with `result`."""
     return Problem(text, "\n".join(lines) + f"\n#### {result}")
 
 
@@ -61,9 +64,10 @@ def common_fields(rng: Rng) -> dict[str, str]:
 
 
 class Script(NamedTuple):
-    """`ranges`: (letter, low, high); `steps`: ((left, operation, right), answer line).
+    """A problem's wording, its numbers and its steps.
 
-    Results are named x, y, z, w in order."""
+    `ranges`: (letter, low, high); `steps`: ((left, operation, right), answer line). Results are named x, y, z, w in order.
+    """
 
     ranges: tuple[tuple[str, int, int], ...]
     texts: tuple[str, ...]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 
 def words(text: str) -> tuple[str, ...]:
+    """The words between the spaces of `text`: a compact way to write a table."""
     return tuple(text.split())
 
 
@@ -136,7 +137,8 @@ REGIONS = ("north", "south", "east", "west")
 class Domain(NamedTuple):
     """Things that are counted in word problems, with the verbs and containers that go with them.
 
-    Verbs are "present|past"; nouns are singular (see `plural`)."""
+    Verbs are "present|past"; nouns are singular (see `plural`).
+    """
 
     things: tuple[str, ...]
     gain: tuple[str, ...]
