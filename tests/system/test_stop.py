@@ -234,7 +234,9 @@ def test_pause_stops_an_evaluation_and_the_result_is_the_undisturbed_one(made: P
 
 
 @pytest.mark.timeout(120)
-def test_answers_without_the_summary_that_vouches_for_them_are_refused_in_words(made: Project) -> None:
+def test_answers_without_the_summary_that_vouches_for_them_are_refused_in_words(
+    made: Project,
+) -> None:
     (made.root / "evals/gsm8k/base").mkdir(parents=True, exist_ok=True)
     (made.root / "evals/gsm8k/base/items.parquet").write_bytes(b"PAR1 garbage PAR1")
     done = made.run("paribus", "eval", "compare-stages", check=False)

@@ -120,7 +120,7 @@ class PlainStepper(Stepper):
 
     def flush(self) -> None:
         """Nothing is in progress after `submit`."""
-        return None
+        return
 
     @property
     def under_way(self) -> bool:
@@ -129,7 +129,6 @@ class PlainStepper(Stepper):
 
     def forget(self) -> None:
         """Nothing is in progress that could be dropped."""
-        pass
 
 
 class AheadStepper(Stepper):
