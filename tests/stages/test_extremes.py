@@ -53,6 +53,7 @@ def test_stages_end_properly_with_the_largest_accepted_work(made: Path, tmp_path
 
 
 @pytest.mark.long
+@pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_key_of_a_stage_may_have_its_highest_value(

@@ -18,7 +18,8 @@ from support.project import Project
 
 from paribus.journal import read_rows
 
-pytestmark = pytest.mark.long
+# Beyond the suite: tests/study/test_studies.py kills the same parts of a study whose stages take a moment.
+pytestmark = [pytest.mark.long, pytest.mark.soak]
 
 FILE: dict[str, Any] = {
     "question": "Is AdamW better?",

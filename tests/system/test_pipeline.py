@@ -172,6 +172,7 @@ def test_wrong_value_explains_itself_before_any_compute(project: Project) -> Non
 
 
 @pytest.mark.long
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_queued_experiment_runs_rl_and_what_follows_only_into_the_same_store(
     project: Project,

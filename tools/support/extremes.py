@@ -348,7 +348,7 @@ def _become(case: Case, root: Path, said: Path) -> typing.NoReturn:
     os.setsid()
     os.chdir(root)
     sender.ensure = lambda root: (root / "sender.lock").touch()
-    tracking.FINISH_SECONDS = 0.0
+    tracking.FINISH_SECONDS = tracking.STOPPED_SECONDS = 0.0
     room.machine_memory = lambda: MACHINE_MEMORY
     progress.LINE_SECONDS = within.PATIENCE_SECONDS = 2.0  # less waiting, and the same answers
     status = 1
