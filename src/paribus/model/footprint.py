@@ -1,8 +1,9 @@
 """Bytes of a model's layers from the config alone: nothing is allocated, and torch is not needed.
 
 Each function stands for the layer of its name, in the order of layers.py: it counts, tensor by tensor, what the eager code
-keeps for its backward pass. tests/model/test_footprint.py compares each with what torch keeps of that layer; tests/plan/test_plan.py
-compares their sum over a training step with torch's memory tracker. torch.compile keeps less: for it these are upper bounds.
+keeps for its backward pass. tests/model/test_footprint.py compares each with what torch keeps of that layer;
+tests/plan/test_plan.py compares their sum over a training step with torch's memory tracker. torch.compile keeps less: for it
+these are upper bounds.
 
 They are beside the layers and not inside of layers.py for two reasons. Code that decides weights is part of every stage's
 fingerprint: there, a better estimate would retrain every model. And the planner answers without loading torch.
