@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from support.project import Project
+from support.studied import STUDY
 
 from paribus import graph
 from paribus.audit import band, lookup, verify
@@ -417,17 +418,7 @@ def as_experiment(project: Project, name: str, commit: str = "HEAD") -> None:
 def test_a_whole_study_is_certified_run_by_run(project: Project) -> None:
     """Of three runs one has another metric than it measured; one is superseded, and is nobody's result."""
     (project.root / "experiments").mkdir(exist_ok=True)
-    file = {
-        "question": "Is AdamW better?",
-        "hypothesis": "It is not.",
-        "baseline": {},
-        "arms": {"adamw": {"optimizer.kind": "adamw"}},
-        "seeds": 2,
-        "metric": "val_bpb",
-        "smallest_effect": 0.01,
-        "equal": "tokens",
-        "stages": ["pretrain"],
-    }
+    file = STUDY | {"equal": "tokens"}
     (project.root / "experiments/tiny.yaml").write_text(yaml.safe_dump(file))
     for name in ("tiny.baseline.s7", "tiny.baseline.s8-was-1234567", "tinier.baseline.s7"):
         as_experiment(project, name)

@@ -16,6 +16,17 @@ def paribus(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return warm().run(["-m", "paribus", *arguments], cwd)
 
 
+def run_checked(
+    command: tuple[str, ...], cwd: Path, environment: dict[str, str], check: bool
+) -> subprocess.CompletedProcess[str]:
+    """A command from its start to its end; with `check` it has to succeed, and what it said is shown where it does not."""
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 or not check, (
+        f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    )
+    return done
+
+
 def make_checkout(folder: Path, project_root: Path) -> Path:
     """A folder with params.yaml, dvc.yaml and the profiles."""
     for name in ("params.yaml", "dvc.yaml"):

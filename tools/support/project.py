@@ -16,6 +16,7 @@ import yaml
 
 from paribus.config import merge, read_yaml
 from paribus.tracking import sender
+from support.checkout import run_checked
 from support.tiny import TINY
 from support.warm import feed_mlflow, warm
 
@@ -86,17 +87,7 @@ class Project:
     def run(
         self, *command: str, check: bool = True, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            command,
-            cwd=self.root,
-            env=self.environment() | environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0 or not check, (
-            f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        )
-        return done
+        return run_checked(command, self.root, self.environment() | environment, check)
 
     def metrics(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.root / f"metrics/{name}.json").read_text())

@@ -24,6 +24,7 @@ import yaml
 
 from paribus.config import merge, read_yaml
 from paribus.execute.repository import Reference, experiments_of
+from support.checkout import run_checked
 from support.tiny import TINY
 from support.warm import WarmProcess, feed_mlflow, warm
 
@@ -187,17 +188,7 @@ class LightProject:
     def run(
         self, *command: str, check: bool = True, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            command,
-            cwd=self.root,
-            env=self.environment() | environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0 or not check, (
-            f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        )
-        return done
+        return run_checked(command, self.root, self.environment() | environment, check)
 
     def ablate(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         if arguments[0] in ("run", "report"):

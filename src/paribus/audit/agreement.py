@@ -232,7 +232,7 @@ def _hash_there(record: FinishedRun, out: str) -> str | None:
         )
         return graph.computed_hash(place) if place.exists() else None
     text = record.files.content(out)
-    return hashlib.md5(text, usedforsecurity=False).hexdigest() if text is not None else None
+    return graph.md5_of(text) if text is not None else None
 
 
 def edited_outputs(record: FinishedRun) -> list[str]:

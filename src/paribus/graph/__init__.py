@@ -22,6 +22,7 @@ from paribus.graph.digests import (
     files_below,
     has_remote,
     locked_outs,
+    md5_of,
     package_digest,
     tree_digest,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "has_remote",
     "is_code",
     "locked_outs",
+    "md5_of",
     "package_digest",
     "remembered_files",
     "stage_code",

@@ -101,7 +101,7 @@ def dvc_hash(path: str | Path) -> str:
 
 def computed_hash(path: Path) -> str:
     """The hash that DVC would give a file or folder in its present state."""
-    return dvc_digest(path) if path.is_dir() else _md5(path.read_bytes())
+    return dvc_digest(path) if path.is_dir() else md5_of(path.read_bytes())
 
 
 def data_versions(definition: StageDefinition) -> dict[str, str]:
@@ -164,17 +164,18 @@ def cached_files(md5: str, cache: Path) -> dict[str, Path] | None:
 def dvc_digest(folder: Path) -> str:
     """DVC's name for a folder: the md5 of the list of its files' md5s."""
     entries = [
-        {"md5": _md5(path.read_bytes()), "relpath": name} for name, path in files_below(folder)
+        {"md5": md5_of(path.read_bytes()), "relpath": name} for name, path in files_below(folder)
     ]
     return (
-        _md5(
+        md5_of(
             json.dumps(sorted(entries, key=lambda entry: entry["relpath"]), sort_keys=True).encode()
         )
         + ".dir"
     )
 
 
-def _md5(data: bytes) -> str:
+def md5_of(data: bytes) -> str:
+    """The MD5 of bytes, by which DVC names them."""
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 

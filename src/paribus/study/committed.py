@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import json
 from collections.abc import Collection
@@ -208,23 +207,18 @@ def _md5_of_blobs(blobs: frozenset[str]) -> dict[str, str]:
         if words[-1].isdigit():
             content = lines.read(int(words[-1]))
             lines.readline()
-            sums[words[0].decode()] = _md5(content)
+            sums[words[0].decode()] = graph.md5_of(content)
     return sums
 
 
 def _md5_in_checkout(commit: str, path: str) -> str | None:
     """md5 of a file as a checkout has it, where git changes line ends or keeps it elsewhere."""
     try:
-        return _md5(git_bytes("cat-file", "--filters", f"{commit}:{_prefix()}{path}"))
+        return graph.md5_of(git_bytes("cat-file", "--filters", f"{commit}:{_prefix()}{path}"))
     except GitError:
         return None
 
 
-def _md5(data: bytes) -> str:
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()
-
-
-@functools.lru_cache(maxsize=1)
 def _prefix_at(_: Path) -> str:
     return try_git("rev-parse", "--show-prefix") or ""
 
@@ -240,7 +234,7 @@ def _object(mark: str) -> bytes | None:
         data = _place(mark).read_bytes()
     except OSError:
         return None
-    return data if _md5(data) == mark.removesuffix(".dir") else None
+    return data if graph.md5_of(data) == mark.removesuffix(".dir") else None
 
 
 def _runs() -> Path:
@@ -280,4 +274,4 @@ def _from_remote(commit: str, path: str, mark: str) -> bytes | None:
             data = bytes(file.read())
     except (OSError, DvcException):
         return None
-    return data if _md5(data) == mark else None
+    return data if graph.md5_of(data) == mark else None
