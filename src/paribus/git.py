@@ -18,18 +18,21 @@ class GitError(UserError):
     """A git command failed; its words."""
 
 
-def git(*arguments: str, at: Path | None = None, text: str | None = None) -> str:
+def git(
+    *arguments: str, at: Path | None = None, text: str | None = None, index: Path | None = None
+) -> str:
     """What a git command prints, without the last line break.
 
     Args:
         *arguments: of the command, after `git`.
         at: the folder to run it in; the working folder by default.
         text: the standard input.
+        index: a file to use in place of the user's index.
 
     Raises:
         GitError: with git's own message, or that there is no git.
     """
-    printed = git_bytes(*arguments, at=at, text=text)
+    printed = git_bytes(*arguments, at=at, text=text, index=index)
     return printed.decode(errors="surrogateescape").rstrip("\n")
 
 
@@ -41,10 +44,14 @@ def try_git(*arguments: str, at: Path | None = None) -> str | None:
         return None
 
 
-def git_bytes(*arguments: str, at: Path | None = None, text: str | None = None) -> bytes:
+def git_bytes(
+    *arguments: str, at: Path | None = None, text: str | None = None, index: Path | None = None
+) -> bytes:
     """As `git`, the bytes as they are: contents of a file, an archive."""
     environment = {key: value for key, value in os.environ.items() if key not in _LOCAL}
     environment |= {"LC_ALL": "C.UTF-8", "GIT_TERMINAL_PROMPT": "0"}
+    if index is not None:
+        environment["GIT_INDEX_FILE"] = str(index)
     try:
         done = subprocess.run(
             ["git", *arguments],

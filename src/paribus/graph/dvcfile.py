@@ -39,7 +39,12 @@ _NOT_IN_FINGERPRINT = ("train", "tracking")
 
 def stage_definitions(path: str | Path = "dvc.yaml") -> dict[str, StageDefinition]:
     """Every stage by the name DVC gives it; `matrix` and `foreach` stages as `name@key`. Raises UserError."""
-    return dict(_definitions(config.read_text(path), str(path)))
+    return definitions_in(config.read_text(path), str(path))
+
+
+def definitions_in(text: str, path: str) -> dict[str, StageDefinition]:
+    """Every stage in the text of a dvc.yaml. path: named in errors."""
+    return dict(_definitions(text, path))
 
 
 @functools.lru_cache(maxsize=8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from paribus.errors import UserError
@@ -11,6 +11,7 @@ from paribus.graph import (
     ENTRY_POINTS,
     SOURCE_FOLDER,
     Sources,
+    StageDefinition,
     committed_sources,
     is_code,
     stage_code,
@@ -54,15 +55,21 @@ def committed_code(stages: Sequence[str], commit: str) -> Code:
     return code_of(stages, committed_sources(full))
 
 
-def sources(stages: Sequence[str]) -> list[str]:
-    """The deps of stages that git has: those that no stage writes, without paribus's code, of which they declare all."""
+def sources(stages: Sequence[str], known: Mapping[str, StageDefinition] | None = None) -> list[str]:
+    """The deps of stages that git has: those that no stage writes, without paribus's code, of which they declare all.
+
+    Args:
+        stages: of the chain.
+        known: the stages of dvc.yaml; those of the working folder by default.
+    """
+    known = definitions() if known is None else known
     outs: set[str] = set()
-    for definition in definitions().values():
+    for definition in known.values():
         outs.update(definition.outs)
     declared = set()
     for name in stages:
         own = name.partition("@")[0] in ENTRY_POINTS
-        for dep in definitions()[name].deps:
+        for dep in known[name].deps:
             written = any(dep == out or dep.startswith(f"{out}/") for out in outs)
             if not written and not (own and is_code(dep)):
                 declared.add(dep)
