@@ -155,6 +155,22 @@ def test_a_changed_operator_or_constant_changes_exactly_the_stages_that_reach_it
     assert tried >= 100
 
 
+def test_a_changed_word_of_a_template_changes_the_corpus_alone(
+    sources: graph.Sources, code: dict[str, dict[str, str]]
+) -> None:
+    templates = [path for path in sources.files if path.startswith(f"{PACKAGE}/world/")]
+    templates = [path for path in templates if path.endswith(".yaml")]
+    assert len(templates) >= 7
+    for path in templates:
+        contents = sources.files[path].replace(b"one", b"two").replace(b"the", b"a")
+        assert contents != sources.files[path]
+        mutant = graph.Sources({**sources.files, path: contents})
+        changed = [
+            stage for stage in graph.ENTRY_POINTS if graph.stage_code(stage, mutant) != code[stage]
+        ]
+        assert changed == ["corpus"], path
+
+
 def test_a_change_in_a_stage_function_changes_that_stage_alone(sources: graph.Sources) -> None:
     path = f"{PACKAGE}/stages/training.py"
     text = sources.files[path].decode()

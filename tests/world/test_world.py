@@ -26,7 +26,7 @@ from paribus.world.documents import MIXTURE, document
 from paribus.world.facts import build_world
 from paribus.world.problems import SPLITS, any_problem, canonical, problems, split_of
 from paribus.world.rng import stream
-from paribus.world.text import DOMAINS, GOODS, PEOPLE, TOWNS, plural
+from paribus.world.vocabulary import DOMAINS, GOODS, PEOPLE, TOWNS, plural
 
 SMALL: dict[str, Any] = {
     "megabytes": 0.3,

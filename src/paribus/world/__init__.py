@@ -1,7 +1,8 @@
 """The embedded synthetic world: everything the default curriculum learns from and is tested on, without a network.
 
-Pure standard library; byte-identical for a seed on every machine, Python version and hash seed. A larger world
-continues a smaller one: document, problem, conversation and item number i are the same whatever the totals are.
+Byte-identical for a seed on every machine, Python version and hash seed. The words and sentences lie in YAML files
+beside the modules. A larger world continues a smaller one: document, problem, conversation and item number i are the
+same whatever the totals are.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def _write_documents(
 def _write_problems(
     out: Path, seed: int, sizes: dict[str, int], progress: Callable[[str, int, int], None]
 ) -> None:
-    """The splits; documents draw from the training split alone (`world_documents`)."""
+    """The splits; documents draw from the training split alone."""
     owner: dict[str, str] = {}
     for split, size in sizes.items():
         rows = list(_counted(problems(seed, split, size), f"{split} problems", size, progress))

@@ -1,8 +1,6 @@
 """Chains: word problems of the embedded world that are composed freely of an opening, changes and a question.
 
-Fields of the templates: {N} the person, {S} She/He, {s} she/he, {p} her/his, {h} her/him; {M}, {L}, {K} other people;
-{o} things, {o1} one of them; {c}, {c1} containers; {q}, {q2}, {q3} kinds of things; {day}, {town}; {a}, {b}, {k}, {f}
-numbers; {has}, {gain}, ... verbs in the tense of the problem; {e} is the step with its annotation, as 3*4=<<3*4=12>>12.
+chains.yaml has their sentences, and says what the fields mean.
 """
 
 from __future__ import annotations
@@ -12,198 +10,24 @@ from typing import NamedTuple
 
 from paribus.world.rng import Rng
 from paribus.world.scripts import Problem, Unfit, annotated, calculate, common_fields, finish
-from paribus.world.text import DOMAINS, number_word, plural
+from paribus.world.templates import Choices, choices, choices_by_name, read_templates
+from paribus.world.vocabulary import DOMAINS, number_word, plural
 
 WORD_SHARE = 0.05
-INTRO_SHARE = 0.15
+INTRODUCTION_SHARE = 0.15
 PAST_SHARE = 0.25
-_VERBS = {
-    "has": "has|had", "gives": "gives|gave", "gets": "gets|got", "keeps": "keeps|kept",
-    "starts": "starts|started",
-    "fills": "fills|filled", "puts": "puts|put", "holds": "holds|held", "are": "are|were", "takes": "takes|took",
-    "takes2": "take|took", "doubles": "doubles|doubled",
-}  # fmt: skip
-_TENSES = tuple({key: verb.split("|")[i] for key, verb in _VERBS.items()} for i in (0, 1))
-_INTROS = (
-    "It is a sunny day in {town}.", "It is {day}.", "{N} and {M} walk to {town}.",
-    "{N} is at the market in {town}.",
-    "{N} and {M} are friends.", "{N} visits {town}.", "It is cold and windy.", "{N} helps at home.",
-)  # fmt: skip
 
-OPEN_PLAIN = (
-    "{N} {has} {a} {o}.",
-    "{N} {gain} {a} {o}.",
-    "There {are} {a} {o} in {N}'s {c1}.",
-    "{N} {keeps} {a} {o} in a {c1}.",
-    "{N} {starts} the day with {a} {o}.",
-    "On {day} {N} {has} {a} {o}.",
-    "In {town}, {N} {gain} {a} {o}.",
-    "{N} {gets} {a} {o} from {p} uncle.",
-)
-OPEN_GROUPS = (
-    "{N} {has} {a} {c} with {b} {o} in each.",
-    "{N} {has} {a} {c}. Each {c1} {holds} {b} {o}.",
-    "{N} {fills} {a} {c} and {puts} {b} {o} in each {c1}.",
-    "There {are} {a} {c} in {N}'s house and {b} {o} in each {c1}.",
-    "{N} {gets} {a} {c} of {b} {o} each.",
-    "Each of {N}'s {a} {c} {has} {b} {o} in it.",
-)
-OPEN_SUM = (
-    "{N} {has} {a} {q} {o} and {b} {q2} {o}.",
-    "{N} {has} {a} {o} in one {c1} and {b} {o} in another {c1}.",
-    "On {day} {N} {gain} {a} {o}. On {day2} {s} {gain} {b} {o}.",
-    "{N} {gain} {a} {o} in the morning and {b} {o} in the afternoon.",
-    "{N} {gets} {a} {o} from {M} and {b} {o} from {L}.",
-)
-OPEN_SUM3 = (
-    "{N} {has} {a} {q} {o}, {b} {q2} {o} and {k} {q3} {o}.",
-    "{N} {gain} {a} {o} on {day}, {b} on {day2} and {k} on {day3}.",
-)
-OPEN_MORE = (
-    "{M} {has} {a} {o}. {N} {has} {b} more {o} than {M}.",
-    "{M} {gain} {a} {o}. {N} {gain} {b} more than {M}.",
-    "{N} {has} {b} more {o} than {M}, who {has} {a} {o}.",
-)
-OPEN_FEWER = (
-    "{M} {has} {a} {o}. {N} {has} {b} fewer {o} than {M}.",
-    "{M} {gain} {a} {o}. {N} {gain} {b} fewer than {M}.",
-)
-OPEN_TIMES = (
-    "{M} {has} {a} {o}. {N} {has} {b} times as many {o} as {M}.",
-    "{M} {gain} {a} {o}. {N} {gain} {b} times as many.",
-)
-OPEN_TWICE = (
-    "{M} {has} {a} {o}. {N} {has} twice as many {o} as {M}.",
-    "{M} {gain} {a} {o}. {N} {gain} double that number.",
-)
-OPEN_HALF = (
-    "{M} {has} {a} {o}. {N} {has} half as many {o} as {M}.",
-    "{M} {gain} {a} {o}. {N} {gain} half that number.",
-)
-CHANGE_GAIN = (
-    "{s} {gain} {b} more {o}.",
-    "{s} {gain} {b} more.",
-    "{L} {gives} {h} {b} more {o}.",
-    "{s} {gets} {b} {o} from {L}.",
-    "{p} brother {gives} {h} {b} more.",
-)
-CHANGE_LOSE = (
-    "{s} {lose} {b} of them.",
-    "{s} {lose} {b} {o}.",
-    "{s} {gives} {b} {o} to {L}.",
-    "{L} {takes} {b} of them.",
-    "{b} of the {o} {are} lost.",
-)
-CHANGE_DOUBLE = ("{s} {doubles} the number of {o}.", "{L} {doubles} {p} number of {o}.")
-CHANGE_HALF = ("{s} {gives} half of them to {L}.", "{s} {lose} half of the {o}.")
-CHANGE_GAIN_GROUPS = (
-    "{s} {gain} {b} more {c} of {k} {o} each.",
-    "{L} {gives} {h} {b} {c} with {k} {o} in each.",
-)
-CHANGE_LOSE_GROUPS = (
-    "{s} {gives} {k} {o} to each of {p} {b} friends.",
-    "{b} friends {takes2} {k} {o} each.",
-)
-JOINS = (
-    "Then ",
-    "Later ",
-    "After that, ",
-    "In the evening, ",
-    "Next, ",
-    "After lunch, ",
-    "",
-    "",
-    "",
-)
-
-IF_LOSE = (
-    "If {s} {lose} {b} of them, how many {o} does {s} have left?",
-    "If {s} {gives} {b} {o} to {L}, how many does {s} have left?",
-    "How many {o} are left if {s} {lose} {b}?",
-)
-IF_GAIN = (
-    "If {s} {gain} {b} more, how many {o} does {s} have?",
-    "How many {o} will {s} have if {L} {gives} {h} {b} more?",
-)
-
-ASK_START = (
-    "How many {o} does {N} have?",
-    "How many {o} is that?",
-    "What is the number of {N}'s {o}?",
-)
-ASK_TOTAL = (
-    "How many {o} does {N} have in total?",
-    "How many {o} does {N} have altogether?",
-    "How many {o} are there in all?",
-)
-ASK_NOW = (
-    "How many {o} does {N} have now?",
-    "How many {o} does {s} have now?",
-    "How many {o} does {N} have at the end?",
-)
-ASK_LEFT = (
-    "How many {o} are left?",
-    "How many {o} does {N} have left?",
-    "How many {o} does {s} still have?",
-    "How many {o} remain?",
-)
-ASK_SHARE = (
-    "{S} shares the {o} equally among {f} friends. How many {o} does each friend get?",
-    "{S} puts the {o} into {f} {c}, the same number in each. How many {o} go in each {c1}?",
-    "If {f} children share the {o} equally, how many does each child get?",
-    "{S} splits the {o} into {f} equal groups. How many {o} are in each group?",
-)
-ASK_PACK = (
-    "{S} packs the {o} in {c} of {f}. How many {c} does {s} need?",
-    "{S} makes groups of {f} {o}. How many groups does {s} make?",
-    "How many {c} does {s} fill if {f} {o} go in each {c1}?",
-)
-ASK_PRICE = (
-    "{S} sells each {o1} for {f} coins. How many coins does {s} get?",
-    "If each {o1} is worth {f} coins, how many coins are the {o} worth?",
-    "{S} sells the {o} for {f} coins each. How much money does {s} make?",
-)
-ASK_NEED = (
-    "{S} wants to have {f} {o}. How many more does {s} need?",
-    "{S} needs {f} {o} for a party. How many {o} are missing?",
-)
-ASK_COMPARE = (
-    "{K} has {f} {o}. How many more {o} does {N} have than {K}?",
-    "{K} has only {f} {o}. What is the difference?",
-)
-ASK_TOGETHER = (
-    "{K} has {f} {o}. How many {o} do {N} and {K} have together?",
-    "{K} brings {f} {o}. How many {o} do they have together?",
-)
-ASK_OTHER_TIMES = ("{K} has {f} times as many {o}. How many {o} does {K} have?",)
-ASK_OTHER_MORE = ("{K} has {f} more {o} than {N}. How many {o} does {K} have?",)
-ASK_OTHER_FEWER = ("{K} has {f} fewer {o} than {N}. How many {o} does {K} have?",)
-ASK_BOTH = ("How many {o} do {N} and {M} have together?", "How many {o} do they have in total?")
-
-SAY_HAS = ("{N} has {e} {o}.", "{S} has {e} {o}.", "There are {e} {o}.")
-SAY_NOW = (
-    "Then {s} has {e} {o}.",
-    "Now {s} has {e} {o}.",
-    "{S} has {e} {o}.",
-    "{N} has {e} {o}.",
-    "That makes {e} {o}.",
-)
-SAY_LEFT = (
-    "Then {s} has {e} {o}.",
-    "Now {s} has {e} {o}.",
-    "{S} has {e} {o} left.",
-    "{N} has {e} {o} left.",
-)
-SAY_NAME = ("{N} has {e} {o}.",)
-SAY_PART = ("That is {e} {o}.", "That makes {e} {o}.")
-
-SAY_SHARE = ("Each gets {e} {o}.", "That is {e} {o} each.", "There are {e} {o} in each.")
-SAY_PACK = ("That makes {e}.", "{S} gets {e} of them.")
-SAY_PRICE = ("{S} gets {e} coins.", "That is {e} coins.")
-SAY_NEED = ("{S} needs {e} more {o}.", "{e} {o} are missing.")
-SAY_COMPARE = ("{N} has {e} more {o}.", "The difference is {e} {o}.")
-SAY_TOGETHER = ("Together they have {e} {o}.", "In total they have {e} {o}.")
-SAY_OTHER = ("{K} has {e} {o}.", "Then {K} has {e} {o}.")
+_TEXTS = read_templates("chains")
+_INTRODUCTIONS = choices(_TEXTS["introductions"])
+_JOINS = tuple(_TEXTS["joins"])
+_OPEN = choices_by_name(_TEXTS["open"])
+_CHANGE = choices_by_name(_TEXTS["change"])
+_SUPPOSE = choices_by_name(_TEXTS["suppose"])
+_ASK = choices_by_name(_TEXTS["ask"])
+_ASK_STEP = choices_by_name(_TEXTS["ask_step"])
+_SAY = choices_by_name(_TEXTS["say"])
+_PRESENT = {name: present for name, (present, _) in _TEXTS["verbs"].items()}
+_PAST = {name: past for name, (_, past) in _TEXTS["verbs"].items()}
 
 
 class _Chain:
@@ -211,36 +35,49 @@ class _Chain:
 
     def __init__(self, rng: Rng) -> None:
         domain = rng.pick(DOMAINS)
-        tense = 1 if rng.chance(0.25) else 0
+        self.past = rng.chance(PAST_SHARE)
         thing, container = rng.pick(domain.things), rng.pick(domain.containers)
-        kinds = rng.sample(domain.kinds, 3)
+        q, q2, q3 = rng.sample(domain.kinds, 3)
         self.rng, self.fields = rng, common_fields(rng)
-        self.fields.update(_TENSES[tense])
-        self.fields.update(
-            o=plural(thing), o1=thing, c=plural(container), c1=container, q=kinds[0], q2=kinds[1], q3=kinds[2],
-            gain=rng.pick(domain.gain).split("|")[tense], lose=rng.pick(domain.lose).split("|")[tense],
-        )  # fmt: skip
-        self.past, self.words = bool(tense), rng.chance(WORD_SHARE)
+        self.fields.update(_PAST if self.past else _PRESENT)
+        self.fields.update(gain=self._verb(domain.gain), lose=self._verb(domain.lose))
+        self.fields.update(o=plural(thing), o1=thing, c=plural(container), c1=container)
+        self.fields.update(q=q, q2=q2, q3=q3)
+        self.words = rng.chance(WORD_SHARE)
         self.text: list[str] = []
         self.lines: list[str] = []
         self.value = self.other = 0
         self.kind = "start"
 
-    def say(self, templates: tuple[str, ...], lead: str = "", **numbers: int) -> None:
+    def _verb(self, verbs: Choices) -> str:
+        """One of the verbs, in the tense of the problem."""
+        present, past = self.rng.pick(verbs).split("|")
+        return past if self.past else present
+
+    def say(self, templates: Choices, lead: str = "", **numbers: int) -> None:
         """A sentence of the question."""
         for letter, number in numbers.items():
-            self.fields[letter] = (
-                number_word(number) if self.words and number <= 12 else str(number)
-            )
+            spelt = self.words and number <= 12
+            self.fields[letter] = number_word(number) if spelt else str(number)
         sentence = lead + self.rng.pick(templates).format_map(self.fields)
         self.text.append(sentence[0].upper() + sentence[1:])
 
-    def step(self, a: int, op: str, b: int, templates: tuple[str, ...]) -> int:
+    def step(self, a: int, op: str, b: int, templates: Choices) -> int:
         """A line of the answer; returns its result."""
         result = calculate(a, op, b)
         self.fields["e"] = annotated(f"{a}{op}{b}", result)
         self.lines.append(self.rng.pick(templates).format_map(self.fields))
         return result
+
+    def now(self, op: str, number: int) -> None:
+        """A step after which the person has another number."""
+        self.value = self.step(self.value, op, number, _SAY["now"])
+        self.kind = "now"
+
+    def left(self, op: str, number: int) -> None:
+        """A step after which the person has fewer."""
+        self.value = self.step(self.value, op, number, _SAY["left"])
+        self.kind = "left"
 
     def compared(self) -> None:
         """After a sentence about two people a pronoun would be unclear: the name takes its place."""
@@ -251,15 +88,15 @@ class _Chain:
 def make_chain(rng: Rng, steps: int) -> Problem:
     """An opening, changes and a question that take `steps` steps together."""
     chain = _Chain(rng)
-    if rng.chance(INTRO_SHARE):
-        chain.say(_INTROS)
+    if rng.chance(INTRODUCTION_SHARE):
+        chain.say(_INTRODUCTIONS)
     left = steps
     if rng.chance(0.5):
         rng.pick(_OPENINGS)(chain)
         left -= 1
     else:
         chain.value = rng.small(4, 99)
-        chain.say(OPEN_PLAIN, a=chain.value)
+        chain.say(_OPEN["plain"], a=chain.value)
     ask_costs = left > 0 and rng.chance(0.45)
     left -= ask_costs
     while left:
@@ -273,109 +110,137 @@ def make_chain(rng: Rng, steps: int) -> Problem:
 
 def _open_groups(chain: _Chain) -> None:
     a, b = chain.rng.between(2, 12), chain.rng.between(2, 12)
-    chain.say(OPEN_GROUPS, a=a, b=b)
-    chain.value = chain.step(a, "*", b, SAY_HAS)
+    chain.say(_OPEN["groups"], a=a, b=b)
+    chain.value = chain.step(a, "*", b, _SAY["has"])
 
 
 def _open_sum(chain: _Chain) -> None:
     a, b = chain.rng.small(2, 60), chain.rng.small(2, 60)
-    chain.say(OPEN_SUM, a=a, b=b)
-    chain.value = chain.step(a, "+", b, SAY_HAS)
+    chain.say(_OPEN["sum"], a=a, b=b)
+    chain.value = chain.step(a, "+", b, _SAY["has"])
     chain.kind = "total"
 
 
 def _open_sum3(chain: _Chain) -> None:
     a, b, k = (chain.rng.small(2, 40) for _ in range(3))
-    chain.say(OPEN_SUM3, a=a, b=b, k=k)
+    chain.say(_OPEN["sum3"], a=a, b=b, k=k)
     chain.fields["e"] = annotated(f"{a}+{b}+{k}", a + b + k)
-    chain.lines.append(chain.rng.pick(SAY_HAS).format_map(chain.fields))
+    chain.lines.append(chain.rng.pick(_SAY["has"]).format_map(chain.fields))
     chain.value, chain.kind = a + b + k, "total"
 
 
 def _open_more(chain: _Chain) -> None:
     a, b = chain.rng.small(2, 60), chain.rng.small(2, 40)
-    chain.say(OPEN_MORE, a=a, b=b)
-    chain.value, chain.other = chain.step(a, "+", b, SAY_NAME), a
+    chain.say(_OPEN["more"], a=a, b=b)
+    chain.value, chain.other = chain.step(a, "+", b, _SAY["name"]), a
     chain.compared()
 
 
 def _open_fewer(chain: _Chain) -> None:
     a = chain.rng.small(6, 90)
     b = chain.rng.between(2, a - 2)
-    chain.say(OPEN_FEWER, a=a, b=b)
-    chain.value, chain.other = chain.step(a, "-", b, SAY_NAME), a
+    chain.say(_OPEN["fewer"], a=a, b=b)
+    chain.value, chain.other = chain.step(a, "-", b, _SAY["name"]), a
     chain.compared()
 
 
 def _open_times(chain: _Chain) -> None:
     a, b = chain.rng.small(2, 25), chain.rng.between(2, 6)
-    chain.say(OPEN_TWICE if b == 2 else OPEN_TIMES, a=a, b=b)
-    chain.value, chain.other = chain.step(a, "*", b, SAY_NAME), a
+    chain.say(_OPEN["twice"] if b == 2 else _OPEN["times"], a=a, b=b)
+    chain.value, chain.other = chain.step(a, "*", b, _SAY["name"]), a
     chain.compared()
 
 
 def _open_half(chain: _Chain) -> None:
     a = 2 * chain.rng.small(2, 45)
-    chain.say(OPEN_HALF, a=a)
-    chain.value, chain.other = chain.step(a, "/", 2, SAY_NAME), a
+    chain.say(_OPEN["half"], a=a)
+    chain.value, chain.other = chain.step(a, "/", 2, _SAY["name"]), a
     chain.compared()
 
 
 _OPENINGS = (
-    _open_groups, _open_groups, _open_sum, _open_sum, _open_sum3, _open_more, _open_fewer, _open_times, _open_half,
-)  # fmt: skip
+    _open_groups,
+    _open_groups,
+    _open_sum,
+    _open_sum,
+    _open_sum3,
+    _open_more,
+    _open_fewer,
+    _open_times,
+    _open_half,
+)
 
 
 def _change(chain: _Chain, left: int, last: bool) -> int:
     """One change of what the person has; returns the steps it took. The last one may be part of the question."""
     rng, u = chain.rng, chain.rng.random()
     if left >= 2 and u < 0.25:
-        return _change_groups(chain)
-    lead = rng.pick(JOINS)
-    merge = last and left == 1 and not chain.past and rng.chance(0.25)
+        _change_groups(chain)
+        return 2
+    lead = rng.pick(_JOINS)
+    suppose = last and left == 1 and not chain.past and rng.chance(0.25)
     if u < 0.6 and chain.value >= 4:
-        b = rng.small(2, min(chain.value - 2, 60))
-        chain.say(IF_LOSE if merge else CHANGE_LOSE, "" if merge else lead, b=b)
-        chain.value, chain.kind = chain.step(chain.value, "-", b, SAY_LEFT), "left"
+        _lose(chain, lead, suppose)
     elif u < 0.92:
-        b = rng.small(2, 50)
-        chain.say(IF_GAIN if merge else CHANGE_GAIN, "" if merge else lead, b=b)
-        chain.value, chain.kind = chain.step(chain.value, "+", b, SAY_NOW), "now"
+        _gain(chain, lead, suppose)
     elif u < 0.96:
-        merge = False
-        chain.say(CHANGE_DOUBLE, lead)
-        chain.value, chain.kind = chain.step(chain.value, "*", 2, SAY_NOW), "now"
+        chain.say(_CHANGE["double"], lead)
+        chain.now("*", 2)
     else:
-        merge = False
-        chain.say(CHANGE_HALF, lead)
-        chain.value, chain.kind = chain.step(chain.value, "/", 2, SAY_LEFT), "left"
-    if merge:
-        chain.kind = "asked"
+        chain.say(_CHANGE["half"], lead)
+        chain.left("/", 2)
     return 1
 
 
-def _change_groups(chain: _Chain) -> int:
+def _lose(chain: _Chain, lead: str, suppose: bool) -> None:
+    """A loss; supposed, it is one sentence with its question."""
+    b = chain.rng.small(2, min(chain.value - 2, 60))
+    if suppose:
+        chain.say(_SUPPOSE["lose"], b=b)
+    else:
+        chain.say(_CHANGE["lose"], lead, b=b)
+    chain.left("-", b)
+    if suppose:
+        chain.kind = "asked"
+
+
+def _gain(chain: _Chain, lead: str, suppose: bool) -> None:
+    """A gain; supposed, it is one sentence with its question."""
+    b = chain.rng.small(2, 50)
+    if suppose:
+        chain.say(_SUPPOSE["gain"], b=b)
+    else:
+        chain.say(_CHANGE["gain"], lead, b=b)
+    chain.now("+", b)
+    if suppose:
+        chain.kind = "asked"
+
+
+def _change_groups(chain: _Chain) -> None:
     """A change by some groups of some things: two steps."""
     rng = chain.rng
     b, k = rng.between(2, 9), rng.between(2, 9)
     gain = rng.chance(0.5)
-    chain.say(CHANGE_GAIN_GROUPS if gain else CHANGE_LOSE_GROUPS, rng.pick(JOINS), b=b, k=k)
-    part = chain.step(b, "*", k, SAY_PART)
-    chain.value = chain.step(chain.value, "+" if gain else "-", part, SAY_NOW if gain else SAY_LEFT)
-    chain.kind = "now" if gain else "left"
-    return 2
+    wording = _CHANGE["gain_groups"] if gain else _CHANGE["lose_groups"]
+    chain.say(wording, rng.pick(_JOINS), b=b, k=k)
+    part = chain.step(b, "*", k, _SAY["part"])
+    if gain:
+        chain.now("+", part)
+    else:
+        chain.left("-", part)
 
 
 def _ask(chain: _Chain) -> None:
     """A question for what the person has now, without a further step."""
-    if chain.kind == "left":
-        chain.say(ASK_LEFT + ASK_NOW)
-    elif chain.kind == "now":
-        chain.say(ASK_NOW + ASK_TOTAL)
-    elif chain.kind == "total":
-        chain.say(ASK_TOTAL + ASK_START[:1])
-    else:
-        chain.say(ASK_START[:1] if chain.kind == "compared" else ASK_START + ASK_TOTAL)
+    plain = _ASK["start"][:1]
+    wordings = {
+        "left": _ASK["left"] + _ASK["now"],
+        "now": _ASK["now"] + _ASK["total"],
+        "total": _ASK["total"] + plain,
+        "compared": plain,
+        "start": _ASK["start"] + _ASK["total"],
+    }
+    chain.say(wordings[chain.kind])
 
 
 def _divisor(rng: Rng, value: int) -> int:
@@ -403,25 +268,25 @@ class _Ask(NamedTuple):
     """A question with one step: value `op` f, where f is drawn; `goal` means (value + f) - value instead."""
 
     weight: int
-    texts: tuple[str, ...]
+    texts: Choices
     op: str
     draw: Callable[[Rng, int], int]
-    answers: tuple[str, ...]
+    answers: Choices
     goal: bool = False
 
 
 _ASKS = tuple(
     ask
     for ask in (
-        _Ask(8, ASK_SHARE, "/", _divisor, SAY_SHARE),
-        _Ask(6, ASK_PACK, "/", _divisor, SAY_PACK),
-        _Ask(3, ASK_PRICE, "*", _factor, SAY_PRICE),
-        _Ask(3, ASK_NEED, "-", _more, SAY_NEED, goal=True),
-        _Ask(3, ASK_COMPARE, "-", _less, SAY_COMPARE),
-        _Ask(3, ASK_TOGETHER, "+", _more, SAY_TOGETHER),
-        _Ask(2, ASK_OTHER_TIMES, "*", _factor, SAY_OTHER),
-        _Ask(2, ASK_OTHER_MORE, "+", _more, SAY_OTHER),
-        _Ask(2, ASK_OTHER_FEWER, "-", _less, SAY_OTHER),
+        _Ask(8, _ASK_STEP["share"], "/", _divisor, _SAY["share"]),
+        _Ask(6, _ASK_STEP["pack"], "/", _divisor, _SAY["pack"]),
+        _Ask(3, _ASK_STEP["price"], "*", _factor, _SAY["price"]),
+        _Ask(3, _ASK_STEP["need"], "-", _more, _SAY["need"], goal=True),
+        _Ask(3, _ASK_STEP["compare"], "-", _less, _SAY["compare"]),
+        _Ask(3, _ASK_STEP["together"], "+", _more, _SAY["together"]),
+        _Ask(2, _ASK_STEP["other_times"], "*", _factor, _SAY["other"]),
+        _Ask(2, _ASK_STEP["other_more"], "+", _more, _SAY["other"]),
+        _Ask(2, _ASK_STEP["other_fewer"], "-", _less, _SAY["other"]),
     )
     for _ in range(ask.weight)
 )
@@ -431,8 +296,8 @@ def _ask_step(chain: _Chain) -> None:
     """A question that takes one more step."""
     value = chain.value
     if chain.kind == "compared" and chain.rng.chance(0.4):
-        chain.say(ASK_BOTH)
-        chain.value = chain.step(chain.other, "+", value, SAY_TOGETHER)
+        chain.say(_ASK_STEP["both"])
+        chain.value = chain.step(chain.other, "+", value, _SAY["together"])
         return
     ask = chain.rng.pick(_ASKS)
     number = ask.draw(chain.rng, value)

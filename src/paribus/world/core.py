@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from paribus.errors import UserError
-from paribus.world import text as t
+from paribus.world import vocabulary as words
 from paribus.world.facts import Fact, World
 from paribus.world.rng import Rng, stream
-from paribus.world.stories import LOAN, LOST, RETURN, fields, tell
+from paribus.world.stories import PLOTS, fields, tell
 
 Row = dict[str, Any]
 
@@ -37,6 +37,11 @@ class Task(NamedTuple):
     make: Callable[[World, Rng, int], Row]
     description: str
     delimiter: str | None = None
+
+    @property
+    def uri(self) -> str:
+        """The file of its items below eval_data."""
+        return f"{self.category.replace(' ', '_')}/{self.label}.jsonl"
 
 
 def _nth_fact(world: World, kind: str, index: int) -> Fact:
@@ -71,9 +76,8 @@ def _thing_choice(world: World, rng: Rng, index: int) -> Row:
 def _arithmetic_choice(world: World, rng: Rng, index: int) -> Row:
     """Small sums; the wrong choices lie near the right one."""
     a, b = rng.between(2, 12), rng.between(2, 12)
-    text, result = rng.pick(
-        ((f"{a + b} minus {b} is", a), (f"{a} plus {b} is", a + b), (f"{a} times {b} is", a * b))
-    )
+    sums = ((f"{a + b} minus {b} is", a), (f"{a} plus {b} is", a + b), (f"{a} times {b} is", a * b))
+    text, result = rng.pick(sums)
     near = tuple(str(n) for n in range(max(0, result - 4), result + 5))
     return {"query": text, **_choices(rng, str(result), near)}
 
@@ -96,22 +100,21 @@ def _schema_facts(world: World, rng: Rng, index: int) -> Row:
 
 
 def _schema_more(world: World, rng: Rng, index: int) -> Row:
-    (m, _), (n, _) = rng.sample(t.PEOPLE, 2)
+    (m, _), (n, _) = rng.sample(words.PEOPLE, 2)
     a, b = rng.sample(range(2, 60), 2)
-    thing = t.plural(rng.pick(rng.pick(t.DOMAINS).things))
+    thing = words.plural(rng.pick(rng.pick(words.DOMAINS).things))
     context = f"{m} has {a} {thing} and {n} has {b} {thing}."
     gold = 0 if a > b else 1
-    return {
-        "context_options": [f"{context} {m}", f"{context} {n}"], "continuation": f"has more {thing}.",
-        "gold": gold,
-    }  # fmt: skip
+    options = [f"{context} {m}", f"{context} {n}"]
+    return {"context_options": options, "continuation": f"has more {thing}.", "gold": gold}
 
 
 def _schema_loan(world: World, rng: Rng, index: int) -> Row:
     """Lent, or lent and given back: who has it now?"""
     names = fields(world, rng)
     returned = rng.chance(0.5)
-    beats = (LOAN[0], LOAN[4], RETURN[-2]) if returned else (LOAN[0], LOAN[2], LOAN[4])
+    loan = PLOTS["loan"]
+    beats = [loan[0], loan[4], PLOTS["return"][-2]] if returned else [loan[0], loan[2], loan[4]]
     told = " ".join(rng.pick(beat) for beat in beats).format_map(names)
     people = [names["F"], names["P"]]
     if rng.chance(0.5):
@@ -129,7 +132,7 @@ def _lm_facts(world: World, rng: Rng, index: int) -> Row:
 def _lm_story(world: World, rng: Rng, index: int) -> Row:
     """The last word of a story, which names a thing from its beginning."""
     names = fields(world, rng)
-    told = tell(rng, names, LOST, ending=False)
+    told = tell(rng, names, "lost", ending=False)
     context, word = told.rstrip(".").rsplit(" ", 1)
     return {"context": context, "continuation": word}
 
@@ -193,27 +196,29 @@ def task_rows(world: World, seed: int, task: Task, count: int) -> list[Row]:
 
 def write_core(out: Path, world: World, seed: int, items: int) -> None:
     """Writes out/core.yaml, out/eval_meta_data.csv and out/eval_data/<category>/<label>.jsonl."""
-    yaml, csv = ["icl_tasks:"], [CSV_HEADER]
+    yaml, csv = "icl_tasks:\n", CSV_HEADER + "\n"
     for task in TASKS:
-        uri = f"{task.category.replace(' ', '_')}/{task.label}.jsonl"
         rows = task_rows(world, seed, task, items)
-        path = out / "eval_data" / uri
+        path = out / "eval_data" / task.uri
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode())
-        yaml += [
-            f"- label: {task.label}",
-            f"  dataset_uri: {uri}",
-            "  num_fewshot:",
-            f"  - {task.shots}",
-        ]
-        yaml.append(f"  icl_task_type: {task.kind}")
-        if task.delimiter:
-            yaml.append(
-                f'  continuation_delimiter: "{task.delimiter.replace(chr(10), chr(92) + "n")}"'
-            )
+        yaml += _yaml_entry(task)
         kind = task.kind.replace("_", " ")
-        csv.append(
-            f'{task.label},{task.category},{kind},{task.shots},{len(rows)},{task.baseline},,"{task.description}"'
-        )
-    (out / "core.yaml").write_bytes(("\n".join(yaml) + "\n").encode())
-    (out / "eval_meta_data.csv").write_bytes(("\n".join(csv) + "\n").encode())
+        csv += f"{task.label},{task.category},{kind},{task.shots},{len(rows)},{task.baseline},,"
+        csv += f'"{task.description}"\n'
+    (out / "core.yaml").write_bytes(yaml.encode())
+    (out / "eval_meta_data.csv").write_bytes(csv.encode())
+
+
+def _yaml_entry(task: Task) -> str:
+    """A task in core.yaml, as the bundle writes it."""
+    lines = [
+        f"- label: {task.label}",
+        f"  dataset_uri: {task.uri}",
+        "  num_fewshot:",
+        f"  - {task.shots}",
+        f"  icl_task_type: {task.kind}",
+    ]
+    if task.delimiter:
+        lines.append(f"  continuation_delimiter: {json.dumps(task.delimiter)}")
+    return "\n".join(lines) + "\n"

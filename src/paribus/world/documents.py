@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from paribus.world import text as t
+from collections.abc import Callable
+
+from paribus.world import vocabulary as words
 from paribus.world.facts import World, facts_of
 from paribus.world.problems import draw, prose
 from paribus.world.rng import Rng, stream
 from paribus.world.stories import story
+from paribus.world.templates import choices_by_name, listed, read_templates
+from paribus.world.vocabulary import number_word, plural
 
 MIXTURE = (("problems", 0.40), ("stories", 0.70), ("facts", 0.90), ("arithmetic", 1.00))
 """Cumulative shares. Every kind of document has the same mean length, so these are shares of the text too."""
@@ -22,23 +26,23 @@ def document(world: World, seed: int, index: int) -> str:
     return _KINDS[kind](world, rng, target)
 
 
-def _problems(world: World, rng: Rng, target: int) -> str:
-    """Word problems with their working, all of them from the training split."""
+def _paragraphs(paragraph: Callable[[], str], target: int) -> str:
+    """Paragraphs of at least `target` characters in all."""
     parts: list[str] = []
     length = 0
     while length < target:
-        parts.append(prose(*draw(rng, "train")))
+        parts.append(paragraph())
         length += len(parts[-1])
     return "\n\n".join(parts)
+
+
+def _problems(world: World, rng: Rng, target: int) -> str:
+    """Word problems with their working, all of them from the training split."""
+    return _paragraphs(lambda: prose(*draw(rng, "train")), target)
 
 
 def _stories(world: World, rng: Rng, target: int) -> str:
-    parts: list[str] = []
-    length = 0
-    while length < target:
-        parts.append(story(world, rng))
-        length += len(parts[-1])
-    return "\n\n".join(parts)
+    return _paragraphs(lambda: story(world, rng), target)
 
 
 # --- facts ------------------------------------------------------------------------------------------------------------
@@ -76,74 +80,65 @@ _FACT_KINDS = (_portrait, _portrait, _portrait, _mixed_facts, _questions, _contr
 
 
 def _facts(world: World, rng: Rng, target: int) -> str:
-    parts: list[str] = []
-    length = 0
-    while length < target:
-        parts.append(rng.pick(_FACT_KINDS)(world, rng))
-        length += len(parts[-1])
-    return "\n\n".join(parts)
+    return _paragraphs(lambda: rng.pick(_FACT_KINDS)(world, rng), target)
 
 
 # --- arithmetic -------------------------------------------------------------------------------------------------------
 
+_SAYINGS = choices_by_name(read_templates("documents"))
+
+
+def _said(rng: Rng, what: str, **values: object) -> str:
+    return rng.pick(_SAYINGS[what]).format_map(values)
+
 
 def _sum(rng: Rng) -> str:
     a, b = rng.small(1, 99), rng.small(1, 60)
-    return rng.pick(("{a} plus {b} is {c}.", "{a}+{b}={c}.", "{b} more than {a} is {c}.")).format(
-        a=a, b=b, c=a + b
-    )
+    return _said(rng, "sum", a=a, b=b, c=a + b)
 
 
 def _difference(rng: Rng) -> str:
     b, c = rng.small(1, 60), rng.small(1, 60)
-    return rng.pick(("{a} minus {b} is {c}.", "{a}-{b}={c}.", "{b} less than {a} is {c}.")).format(
-        a=b + c, b=b, c=c
-    )
+    return _said(rng, "difference", a=b + c, b=b, c=c)
 
 
 def _product(rng: Rng) -> str:
     a, b = rng.between(2, 12), rng.between(2, 12)
-    return rng.pick(("{a} times {b} is {c}.", "{a}*{b}={c}.")).format(a=a, b=b, c=a * b)
+    return _said(rng, "product", a=a, b=b, c=a * b)
 
 
 def _quotient(rng: Rng) -> str:
     b, c = rng.between(2, 12), rng.between(2, 12)
-    return rng.pick(("{a} divided by {b} is {c}.", "{a}/{b}={c}.")).format(a=b * c, b=b, c=c)
+    return _said(rng, "quotient", a=b * c, b=b, c=c)
 
 
 def _half(rng: Rng) -> str:
     c = rng.small(1, 50)
-    return rng.pick(
-        ("Half of {a} is {c}.", "Twice {c} is {a}.", "The double of {c} is {a}.")
-    ).format(a=2 * c, c=c)
+    return _said(rng, "half", a=2 * c, c=c)
 
 
 def _word(rng: Rng) -> str:
     n = rng.small(0, 100)
-    return rng.pick(("The number {n} is called {w}.", "We write {w} as {n}.")).format(
-        n=n, w=t.number_word(n)
-    )
+    return _said(rng, "word", n=n, w=number_word(n))
 
 
 def _word_sum(rng: Rng) -> str:
     a, b = rng.between(1, 12), rng.between(1, 12)
-    return f"{t.number_word(a).capitalize()} and {t.number_word(b)} make {t.number_word(a + b)}."
+    return f"{number_word(a).capitalize()} and {number_word(b)} make {number_word(a + b)}."
 
 
 def _sequence(rng: Rng) -> str:
     step, start = rng.between(1, 12), rng.between(0, 60)
     if rng.chance(0.5):
         start = step
-    numbers = ", ".join(str(start + i * step) for i in range(rng.between(5, 8)))
-    lead = rng.pick(("Count by {n}: ", "Count in steps of {n}: ", "Always {n} more: ")).format(
-        n=step
-    )
-    return f"{lead}{numbers}."
+    numbers = listed(start + i * step for i in range(rng.between(5, 8)))
+    return f"{_said(rng, 'sequence', n=step)}: {numbers}."
 
 
 def _countdown(rng: Rng) -> str:
     n = rng.between(5, 20)
-    return "Count down: " + ", ".join(str(n - i) for i in range(6 if n > 5 else 5)) + "."
+    last = n - 5 if n > 5 else 1
+    return f"Count down: {listed(range(n, last - 1, -1))}."
 
 
 def _neighbours(rng: Rng) -> str:
@@ -153,44 +148,55 @@ def _neighbours(rng: Rng) -> str:
 
 def _compare(rng: Rng) -> str:
     """Who has more: also a CORE task."""
-    (m, n), (a, b) = rng.sample(t.PEOPLE, 2), rng.sample(range(2, 60), 2)
-    thing = t.plural(rng.pick(rng.pick(t.DOMAINS).things))
+    first, second = rng.sample(words.PEOPLE, 2)
+    a, b = rng.sample(range(2, 60), 2)
+    thing = plural(rng.pick(rng.pick(words.DOMAINS).things))
+    m, n = first[0], second[0]
     more, fewer = (m, n) if a > b else (n, m)
-    return f"{m[0]} has {a} {thing} and {n[0]} has {b} {thing}. {more[0]} has more {thing}. {fewer[0]} has fewer {thing}."
+    owned = f"{m} has {a} {thing} and {n} has {b} {thing}."
+    return f"{owned} {more} has more {thing}. {fewer} has fewer {thing}."
 
 
 def _order(rng: Rng) -> str:
     numbers = rng.sample(range(1, 100), 4)
-    listed, ordered = (", ".join(map(str, n)) for n in (numbers, sorted(numbers)))
-    return f"Put in order: {listed}. From small to large: {ordered}."
+    return f"Put in order: {listed(numbers)}. From small to large: {listed(sorted(numbers))}."
 
 
 def _repeat(rng: Rng) -> str:
-    word, n = rng.pick(t.THINGS), rng.between(2, 5)
-    return f"Say {word} {t.number_word(n)} times: " + ", ".join([word] * n) + "."
+    word, n = rng.pick(words.THINGS), rng.between(2, 5)
+    return f"Say {word} {number_word(n)} times: {listed([word] * n)}."
 
 
 def _calendar(rng: Rng) -> str:
-    days = rng.pick((t.DAYS, t.MONTHS))
+    days = rng.pick((words.DAYS, words.MONTHS))
     i = rng.below(len(days))
     return f"After {days[i]} comes {days[(i + 1) % len(days)]}."
 
 
 _SUMS = (_sum, _difference, _product, _quotient, _half)
 _NUMBERS = (
-    _word, _word_sum, _sequence, _sequence, _countdown, _neighbours, _compare, _compare, _order, _repeat, _calendar,
-)  # fmt: skip
+    _word,
+    _word_sum,
+    _sequence,
+    _sequence,
+    _countdown,
+    _neighbours,
+    _compare,
+    _compare,
+    _order,
+    _repeat,
+    _calendar,
+)
+
+
+def _sentences(rng: Rng) -> str:
+    """A paragraph of one or two kinds of sentences."""
+    kinds = rng.sample(_SUMS if rng.chance(0.6) else _NUMBERS, 2)
+    return " ".join(rng.pick(kinds)(rng) for _ in range(6))
 
 
 def _arithmetic(world: World, rng: Rng, target: int) -> str:
-    """Paragraphs, each of one or two kinds of sentences."""
-    parts: list[str] = []
-    length = 0
-    while length < target:
-        kinds = rng.sample(_SUMS if rng.chance(0.6) else _NUMBERS, 2)
-        parts.append(" ".join(rng.pick(kinds)(rng) for _ in range(6)))
-        length += len(parts[-1])
-    return "\n\n".join(parts)
+    return _paragraphs(lambda: _sentences(rng), target)
 
 
 _KINDS = {"problems": _problems, "stories": _stories, "facts": _facts, "arithmetic": _arithmetic}
