@@ -515,14 +515,14 @@ def test_a_core_bundle_comes_by_url_with_its_checksum(
             "is not allowed; expected OWNER/NAME@COMMIT:PATTERN",
         ),
         ({"corpus.core": "https://example.org/x.zip"}, "lacks its checksum"),
-        ({"corpus.megabytes": 5.0}, "corpus.megabytes: 5 is for corpus.source local or hub"),
+        ({"corpus.megabytes": 5.0}, "corpus.megabytes: 5 is for corpus.source text, local or hub"),
         (
             {"corpus.drop_contaminated": True},
-            "corpus.drop_contaminated: is for corpus.source local or hub",
+            "corpus.drop_contaminated: is for corpus.source text, local or hub",
         ),
         (
             {"corpus.drop_near_duplicates": True},
-            "corpus.drop_near_duplicates: is for corpus.source local or hub",
+            "corpus.drop_near_duplicates: is for corpus.source text, local or hub",
         ),
         ({"corpus.conversations.facts": "x.jsonl"}, "this name is taken"),
     ],

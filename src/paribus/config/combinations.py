@@ -306,7 +306,7 @@ def world_has_no_choice(config: Config) -> Iterator[str]:
     corpus = config.corpus
     if corpus.source != "world":
         return
-    only = "is for corpus.source local or hub"
+    only = "is for corpus.source text, local or hub"
     if corpus.megabytes:
         yield f"corpus.megabytes: {corpus.megabytes:g} {only}; the world has corpus.world.megabytes"
     if corpus.drop_contaminated:
@@ -318,7 +318,7 @@ def world_has_no_choice(config: Config) -> Iterator[str]:
 def paths_are_sources(config: Config) -> Iterator[str]:
     """A corpus from files names some, and each is of the kind that `corpus.source` calls for."""
     corpus = config.corpus
-    if corpus.source == "world":
+    if corpus.source not in ("local", "hub"):
         return
     if not corpus.paths:
         yield f"corpus.paths: empty, but corpus.source is {corpus.source}; name files"

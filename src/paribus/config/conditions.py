@@ -29,7 +29,10 @@ class Condition:
 WORLD_TEXT = Condition(
     "corpus.source: world", lambda corpus, config: config.corpus.source == "world"
 )
-OWN_TEXT = Condition("corpus.source: local or hub", lambda corpus, _: corpus.source != "world")
+TEXT = Condition("corpus.source: text, local or hub", lambda corpus, _: corpus.source != "world")
+OWN_TEXT = Condition(
+    "corpus.source: local or hub", lambda corpus, _: corpus.source in ("local", "hub")
+)
 WORLD_PROBLEMS = Condition(
     "corpus.problems: world", lambda _, config: config.corpus.problems == "world"
 )

@@ -73,8 +73,9 @@ class World:
 class Corpus:
     """Where text, problems and tasks come from. Relative paths start at the main checkout."""
 
-    source: Literal["world", "local", "hub"] = key(
-        "documents: the embedded world, files of your own, or Hugging Face"
+    source: Literal["world", "text", "local", "hub"] = key(
+        "documents: the embedded world, the English that comes with the package (9 MB, public domain), "
+        "files of your own, or Hugging Face"
     )
     paths: list[str] = key(
         "local: files, folders or globs of .txt, .jsonl, .parquet (also .gz, .zst); "
@@ -85,19 +86,19 @@ class Corpus:
         "column that holds the text in .jsonl and .parquet", acts_when=when.OWN_TEXT
     )
     megabytes: float | None = key(
-        "text to take from local or hub, MB (4.8: about a million tokens of English); null: all",
+        "text to take, MB (4.8: about a million tokens of English); null: all",
         gt=0,
         le=Limit(10**8, "100 TB, several times all published text"),
-        acts_when=when.OWN_TEXT,
+        acts_when=when.TEXT,
     )
     drop_contaminated: bool = key(
         "leave out documents that share 13 words in a row with a test problem or a CORE item",
-        acts_when=when.OWN_TEXT,
+        acts_when=when.TEXT,
     )
     drop_near_duplicates: bool = key(
         "leave out documents that share most of their runs of 5 words with an earlier one (MinHash, "
         "arXiv:2406.17557)",
-        acts_when=when.OWN_TEXT,
+        acts_when=when.TEXT,
     )
     conversations: dict[str, str] = key(
         "more sources for the mixtures: name -> a path, or OWNER/NAME@COMMIT:PATTERN; "

@@ -22,6 +22,7 @@ from paribus import config, world
 from paribus.data import (
     MOST_PROBLEMS,
     Progress,
+    english,
     hub,
     load_jsonl,
     say,
@@ -210,12 +211,16 @@ class _DocumentWriter:
 
 
 def _documents(cfg: config.Corpus, out: Path, root: Path, progress: Progress | None) -> Entry:
-    """The first `corpus.megabytes` of the documents of the files that `corpus.paths` names, in their order."""
+    """The first `corpus.megabytes` of the package's own English, or of the files that `corpus.paths` names."""
     left_out: dict[str, str] = {}
     problems: list[str] = []
     total = None  # bytes of all files; not known of those that are fetched one by one
+    column = cfg.text_column
     if cfg.source == "hub":
         files = _hub_files(cfg, root, progress)
+    elif cfg.source == "text":
+        files = iter(english.files())
+        column = english.COLUMN
     else:
         found = find_files(cfg.paths, root, columns=(cfg.text_column,))
         files, problems, left_out = iter(found.files), found.problems, found.left_out
@@ -226,7 +231,7 @@ def _documents(cfg: config.Corpus, out: Path, root: Path, progress: Progress | N
     entries: list[Entry] = []
     done = 0
     for name, path in files:
-        entries.append(_take(writer, name, path, cfg.text_column, limit, problems))
+        entries.append(_take(writer, name, path, column, limit, problems))
         done += path.stat().st_size
         if progress is not None and total is not None:
             progress("documents", done, total)

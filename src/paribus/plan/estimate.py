@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from paribus.config import Corpus
+from paribus.data import english
 from paribus.model import footprint
 from paribus.plan.memory import PROMPT_TOKENS, STAGES, Memory, max_device_batch, stage_memory
 from paribus.plan.throughput import (
@@ -260,6 +262,18 @@ def _evaluation(recipe: Recipe, device: Device, item: int) -> tuple[Work, int, N
     return problems.plus(_forward(recipe, device, item, tokens)), tokens, None
 
 
+def _text_bytes(corpus: Corpus, trained: float) -> float:
+    """Bytes of the corpus's documents.
+
+    trained: bytes that pretraining reads, which stand for text of the user's own, as its size is unknown before it is read.
+    """
+    if corpus.source == "world":
+        return corpus.world.megabytes * 1e6
+    if corpus.source == "text":
+        return min(corpus.megabytes or math.inf, english.MEGABYTES) * 1e6
+    return trained
+
+
 def _bill(
     recipe: Recipe,
     stages: dict[str, StagePlan],
@@ -275,18 +289,15 @@ def _bill(
     bytes_per_token = max(
         0.4 * math.log2(vocab) - 1.6, 1.0
     )  # English, byte-level BPE: 2.4 at 1,024 words, 4.8 at 65,536
+    text_bytes = _text_bytes(config.corpus, tokens * bytes_per_token)
     weights = 4 * recipe.parameters["total"]
     state = weights + footprint.optimizer_state(recipe.architecture, vocab, config.optimizer)
     bill = {
         "train_tokens": float(
             sum(stage.tokens for name, stage in stages.items() if name != "evaluation")
         ),
-        "text_gb": config.corpus.world.megabytes / 1000
-        if config.corpus.source == "world"
-        else tokens * bytes_per_token / 1e9,
-        "shards_gb": (2 if vocab <= 65536 else 4) * tokens / 1e9
-        if config.corpus.source != "world"
-        else config.corpus.world.megabytes / bytes_per_token * 2 / 1000,
+        "text_gb": text_bytes / 1e9,
+        "shards_gb": (2 if vocab <= 65536 else 4) * text_bytes / bytes_per_token / 1e9,
         "checkpoints_gb": 4 * weights / 1e9,
         "states_gb": (config.train.keep_states + 1) * state / 1e9,
         "energy_kwh": hours * gpus * device.watts / 1000,
