@@ -29,9 +29,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from paribus import config, generate
+from paribus import config
 from paribus.config import resolve_model
-from paribus.generate import Engine
+from paribus.generate import Engine, decoder
 from paribus.model.gpt import GPT
 
 DEPTH, WIDTH, HEAD_DIM, VOCAB, CONTEXT, SAMPLES = 4, 256, 64, 4096, 256, 16
@@ -92,7 +92,7 @@ def own_engine() -> Run:
         VOCAB,
     )
     randomise(model)
-    engine = Engine(model, Codec())
+    engine = Engine(model, Codec())  # type: ignore[arg-type]
 
     def run(prompts: list[list[int]], lengths: Lengths, rows: int) -> int:
         ends_at(lengths)
@@ -116,10 +116,10 @@ def ends_at(lengths: Lengths) -> None:
         ADMIT(self, rows, staged)
         self.limit[rows] = torch.tensor([lengths[prompt][sample] for prompt, sample, _ in staged])
 
-    generate._Decoder._admit = admit
+    decoder.Decoder._admit = admit
 
 
-ADMIT = generate._Decoder._admit
+ADMIT = decoder.Decoder._admit
 
 
 def peer_engine(folder: Path) -> Run:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from support.talker import PROBLEMS, codec, model_config, random_model, talker
 
-from paribus import generate
 from paribus.config import resolve_model
 from paribus.data.chat import problem_conversation, render
 from paribus.errors import UserError
 from paribus.evaluate.gsm8k import chat_prompt
-from paribus.generate import Completion, Engine, choose, stream_seed, uniform
+from paribus.generate import Completion, Engine, decoder, sampling, stream_seed
+from paribus.generate.sampling import choose, uniform
 from paribus.model.gpt import GPT
 
 SHAPES = [
@@ -320,16 +320,16 @@ def test_deciding_a_token_alone_gives_the_same_token(
     }
     usual = talker().generate(prompts, **options)
     decided = 0
-    decide = generate._Decoder._decide
+    decide = decoder.Decoder._decide
 
-    def counted(self: generate._Decoder, row: int, point: torch.Tensor) -> torch.Tensor:
+    def counted(self: decoder.Decoder, row: int, point: torch.Tensor) -> torch.Tensor:
         nonlocal decided
         decided += 1
         return decide(self, row, point)
 
-    monkeypatch.setattr(generate._Decoder, "_decide", counted)
+    monkeypatch.setattr(decoder.Decoder, "_decide", counted)
     for name in ("CLOSE_LOGITS", "CLOSE_BLOCK"):
-        monkeypatch.setattr(generate, name, 1e9)
+        monkeypatch.setattr(sampling, name, 1e9)
     assert talker().generate(prompts, **options) == usual
     assert decided == sum(sum(answer.sampled) for group in usual for answer in group)
 
@@ -352,8 +352,8 @@ def test_answers_are_kept_apart_from_the_batch_size_in_fp32_alone() -> None:
     try:
         for precision, exact in (("highest", True), ("high", False)):  # fp32, TF32
             torch.set_float32_matmul_precision(precision)
-            assert generate.rounds_finely(torch.float32, "cuda") is exact
-            assert generate.rounds_finely(torch.float32, "cpu")
-            assert not generate.rounds_finely(torch.bfloat16, "cuda")
+            assert sampling.rounds_finely(torch.float32, "cuda") is exact
+            assert sampling.rounds_finely(torch.float32, "cpu")
+            assert not sampling.rounds_finely(torch.bfloat16, "cuda")
     finally:
         torch.set_float32_matmul_precision(before)

@@ -30,7 +30,7 @@ SHORT = Options(max_new_tokens=40)
 
 @pytest.fixture
 def speaker() -> Speaker:
-    return Speaker("sft", talker(), codec(), "sft")
+    return Speaker("sft", talker(), "sft")
 
 
 def user(text: str) -> dict[str, str]:
@@ -110,7 +110,7 @@ def test_history_that_no_longer_fits_loses_its_oldest_turns(speaker: Speaker) ->
 
 
 def test_a_base_model_continues_the_text() -> None:
-    base = Speaker("base", talker(), codec(), "pretrain")
+    base = Speaker("base", talker(), "pretrain")
     answered = {"role": "assistant", "content": [{"type": "text", "text": " 7"}]}
     prompt, _ = base.fit([user("Mia has"), answered, user("more")], 40)
     assert codec().decode(prompt) == "<|bos|>Mia has\n 7\nmore"
@@ -137,7 +137,7 @@ def session(speaker: Speaker, text: str) -> tuple[str, terminal.Terminal]:
     def open_speaker(name: str) -> Speaker:
         if name != "rl":
             raise UserError(f"no checkpoint {name!r}")
-        return Speaker("rl", talker(), codec(), "rl")
+        return Speaker("rl", talker(), "rl")
 
     held = terminal.Terminal(speaker, SHORT, open_speaker, console, io.StringIO(text))
     held.run()
@@ -258,7 +258,7 @@ def address(speaker: Speaker) -> Iterator[str]:
     """The page of two checkpoints, served for as long as the test runs."""
     import uvicorn
 
-    speakers = {"base": Speaker("base", talker(), codec(), "pretrain"), "sft": speaker}
+    speakers = {"base": Speaker("base", talker(), "pretrain"), "sft": speaker}
     listener = web.listen(0)
     server = uvicorn.Server(
         uvicorn.Config(

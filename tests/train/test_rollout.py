@@ -10,7 +10,8 @@ from support.talker import PROBLEMS, codec, problem, random_model, talker
 
 from paribus.config import RL, Config, resolve_model
 from paribus.evaluate.gsm8k import chat_prompt, score, solution_steps
-from paribus.generate import Engine, choose
+from paribus.generate import Engine
+from paribus.generate.sampling import choose
 from paribus.model.gpt import GPT
 from paribus.train.objectives import PolicyGradient
 from paribus.train.rollout import Rollout, advantages_of, questions_of_step, rollout

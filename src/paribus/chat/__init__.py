@@ -53,14 +53,14 @@ class Piece:
 class Answer:
     """An answer in progress: iterate once for its pieces; the attributes are complete afterwards."""
 
-    def __init__(self, tokens: Iterator[int], words: Tokenizer, dropped: int) -> None:
+    def __init__(self, tokens: Iterator[int], tokenizer: Tokenizer, dropped: int) -> None:
         self.dropped = (
             dropped  # messages at the beginning of the history that did not fit the context
         )
         self.n_tokens = 0  # forced ones included
         self.finished = False  # ended by itself, not by a limit
         self.parts: list[dict[str, str]] = []
-        self._tokens, self._words = tokens, words
+        self._tokens, self._tokenizer = tokens, tokenizer
 
     @property
     def message(self) -> dict[str, Any]:
@@ -78,14 +78,14 @@ class Answer:
             yield piece
 
     def _pieces(self) -> Iterator[Piece]:
-        names = {token: name for name, token in self._words.special.items()}
+        names = {token: name for name, token in self._tokenizer.special.items()}
         kind: Kind = "text"
         pending: list[int] = []  # tokens whose last character may lack bytes yet
         for token in self._tokens:
             self.n_tokens += 1
             name = names.get(token)
             pending += [token] if name is None else []
-            text = self._words.decode(pending)
+            text = self._tokenizer.decode(pending)
             if pending and (
                 name is not None or len(pending) == LONGEST_CHARACTER or not text.endswith("\ufffd")
             ):
@@ -98,42 +98,34 @@ class Answer:
                 kind = "text"
             self.finished = name in ENDING
         if pending:
-            yield Piece(kind, self._words.decode(pending))
+            yield Piece(kind, self._tokenizer.decode(pending))
 
 
 class Speaker:
     """A checkpoint to talk to. One that was only pretrained knows no turns: it continues the text so far."""
 
-    def __init__(
-        self, name: str, engine: Engine, words: Tokenizer, stage: str | None = None
-    ) -> None:
-        self.name, self.engine, self.words, self.stage = name, engine, words, stage
+    def __init__(self, name: str, engine: Engine, stage: str | None = None) -> None:
+        self.name, self.engine, self.stage = name, engine, stage
         self.continues = stage == "pretrain"
 
     @classmethod
     def open(cls, name: str, settings: config.Config) -> Speaker:
         """The checkpoint of that name or folder, on the hardware of `train.*`. Raises UserError."""
-        import torch
-
-        from paribus.data.tokenizer import Tokenizer
-        from paribus.generate import Engine
+        from paribus.generate import open_checkpoint
         from paribus.model import saved
-        from paribus.model.gpt import load_checkpoint
 
         folder = find_checkpoint(name)
         hardware = detect_hardware(settings.train)
         set_up_process(hardware, settings.seed)
-        words = Tokenizer.load(folder / "tokenizer.json")
         if not saved.has_record(folder):
             print(
                 f"paribus chat: {folder} has no provenance.json: how it was made is unknown",
                 file=sys.stderr,
             )
-        dtype = getattr(torch, hardware.dtype)
-        model = load_checkpoint(folder, hardware.device, dtype, recorded=False).eval()
+        engine = open_checkpoint(folder, hardware.device, hardware.dtype, recorded=False)
         provenance = read_json(folder / "provenance.json", move=False) or {}  # DVC owns the folder
         stage = provenance.get("stage")
-        return cls(folder.name, Engine(model, words), words, stage)
+        return cls(folder.name, engine, stage)
 
     @property
     def about(self) -> str:
@@ -152,19 +144,20 @@ class Speaker:
         tokens = self.engine.stream(
             prompt, stop=set() if self.continues else None, tools=not self.continues, **drawing
         )
-        return Answer(tokens, self.words, dropped)
+        return Answer(tokens, self.engine.tokenizer, dropped)
 
     def fit(self, messages: Messages, new_tokens: int) -> tuple[list[int], int]:
         """(prompt, messages left out at the beginning): at most half of the context is kept free for the answer."""
         from paribus.data.chat import render_prompt
 
+        tokenizer = self.engine.tokenizer
         limit = self.engine.model.config.seq_len
         room = limit - min(new_tokens, limit // 2)
         if self.continues:
             text = "\n".join(plain(message["content"]) for message in messages)
-            return [self.words.bos, *self.words.encode(text)[1 - room :]], 0
+            return [tokenizer.bos, *tokenizer.encode(text)[1 - room :]], 0
         for dropped in range(0, len(messages), 2):
-            prompt = render_prompt(messages[dropped:], self.words)
+            prompt = render_prompt(messages[dropped:], tokenizer)
             if len(prompt) <= room:
                 return prompt, dropped
         raise UserError(

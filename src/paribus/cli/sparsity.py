@@ -26,15 +26,11 @@ from paribus.progress import Progress
 
 def evaluate_sparsity(checkpoint: str, questions: int, samples: int, as_json: bool) -> None:
     """Print what RL with the settings of params.yaml would find: pass@k, groups without gradient, a recommendation."""
-    import torch
-
     from paribus.data import contents
-    from paribus.data.tokenizer import Tokenizer
     from paribus.evaluate.gsm8k import chat_prompt, is_cut_off, score, solution_steps
     from paribus.evaluate.kept import Kept, signals_stop, stop_if
     from paribus.evaluate.sparsity import sparsity_report
-    from paribus.generate import Completion, Engine
-    from paribus.model.gpt import load_checkpoint
+    from paribus.generate import Completion, open_checkpoint
     from paribus.stages.evaluation import stoppable
 
     if questions < 1 or samples < 2:
@@ -45,7 +41,6 @@ def evaluate_sparsity(checkpoint: str, questions: int, samples: int, as_json: bo
     hardware = detect_hardware(config.train)
     set_up_process(hardware, config.seed)
     folder = find_checkpoint(checkpoint)
-    words = Tokenizer.load(folder / "tokenizer.json")
     problems = list(contents.rows(Path("data/corpus"), "problems/validation.jsonl"))[:questions]
     name = fingerprint(
         stage="sparsity",
@@ -66,9 +61,8 @@ def evaluate_sparsity(checkpoint: str, questions: int, samples: int, as_json: bo
         Kept(state / "answers.jsonl", name) as kept,
         signals_stop(interrupt),
     ):
-        engine = Engine(
-            load_checkpoint(folder, hardware.device, getattr(torch, hardware.dtype)).eval(), words
-        )
+        engine = open_checkpoint(folder, hardware.device, hardware.dtype)
+        tokenizer = engine.tokenizer
         answered = {row["question"]: row for row in kept.rows}
         todo = [number for number in range(len(problems)) if number not in answered]
         before = len(problems) - len(todo)
@@ -80,8 +74,10 @@ def evaluate_sparsity(checkpoint: str, questions: int, samples: int, as_json: bo
             reference = problems[number]["answer"]
             row = {
                 "question": number,
-                "correct": sum(score(words.decode(one.tokens), reference).correct for one in group),
-                "cut_off": sum(is_cut_off(one, words.bos) for one in group),
+                "correct": sum(
+                    score(tokenizer.decode(one.tokens), reference).correct for one in group
+                ),
+                "cut_off": sum(is_cut_off(one, tokenizer.bos) for one in group),
                 "seconds": now - began,
             }
             began = now
@@ -93,7 +89,7 @@ def evaluate_sparsity(checkpoint: str, questions: int, samples: int, as_json: bo
             bar.within("answers", done, len(todo) * samples)
 
         engine.generate(
-            [chat_prompt(words, problems[number]["question"]) for number in todo],
+            [chat_prompt(tokenizer, problems[number]["question"]) for number in todo],
             samples=samples,
             max_new_tokens=config.rl.max_new_tokens,
             temperature=config.rl.temperature,

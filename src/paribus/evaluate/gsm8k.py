@@ -225,8 +225,7 @@ class _Asker:
         self.records = {(row["phase"], row["index"]): row for row in kept.rows}
         self.base = stage == "base"
         self.shots = shots
-        tokenizer: Any = engine.tokenizer
-        self.tokenizer: Tokenizer = tokenizer
+        self.tokenizer = engine.tokenizer
         self.stop = line_ends(self.tokenizer) if self.base else None
 
     def __call__(

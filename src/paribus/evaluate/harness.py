@@ -27,8 +27,8 @@ from paribus.data.tokenizer import Tokenizer
 from paribus.errors import UserError
 from paribus.evaluate.core import CPU_TOKENS, Scores, Unit, batches, score_units, units_of
 from paribus.evaluate.kept import Kept, never, stop_if
-from paribus.generate import Completion, Engine
-from paribus.model.gpt import GPT, load_checkpoint
+from paribus.generate import Completion, Engine, open_checkpoint
+from paribus.model.gpt import GPT
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -282,10 +282,15 @@ def register() -> type:
             max_batch_size: int | None = None,
         ) -> None:
             super().__init__()
-            model = load_checkpoint(checkpoint, device, getattr(torch, dtype)).eval()
-            tokenizer = Tokenizer.load(Path(checkpoint) / "tokenizer.json")
+            engine = open_checkpoint(Path(checkpoint), device, dtype)
             self.responder = Responder(
-                model, tokenizer, int(batch_size), seed, on_progress, kept or Kept(None, ""), stop
+                engine.model,
+                engine.tokenizer,
+                int(batch_size),
+                seed,
+                on_progress,
+                kept or Kept(None, ""),
+                stop,
             )
 
         def loglikelihood(self, requests: list[Any]) -> list[Score]:

@@ -41,6 +41,7 @@ from paribus.stages.launch import LAUNCHER_WATCH
 
 if TYPE_CHECKING:
     from paribus.data.tokenizer import Tokenizer
+    from paribus.generate import Engine
     from paribus.model.gpt import GPT
 
 
@@ -203,12 +204,25 @@ def load_model(run: Session, stage: str) -> GPT:
 
     from paribus.model.gpt import load_checkpoint
 
-    model = load_checkpoint(
-        CHECKPOINTS / stage, run.hardware.device, getattr(torch, run.hardware.dtype)
-    )
+    dtype = getattr(torch, run.hardware.dtype)
+    model = load_checkpoint(CHECKPOINTS / stage, run.hardware.device, dtype).eval()
+    set_up(run, model)
+    return model
+
+
+def open_engine(run: Session, stage: str) -> Engine:
+    """The engine of a stage's checkpoint on the session's device."""
+    from paribus.generate import open_checkpoint
+
+    engine = open_checkpoint(CHECKPOINTS / stage, run.hardware.device, run.hardware.dtype)
+    set_up(run, engine.model)
+    return engine
+
+
+def set_up(run: Session, model: GPT) -> None:
+    """Prepare a loaded model for the session. Raises UserError where this machine lacks what its kernels need."""
     check_kernels(run, model.config)
     model.activation_checkpointing = run.config.train.activation_checkpointing
-    return model.eval()
 
 
 def check_kernels(run: Session, model: Architecture) -> None:

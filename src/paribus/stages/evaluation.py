@@ -17,6 +17,7 @@ from paribus.stages.context import (
     core_is_synthetic,
     load_model,
     load_tokenizer,
+    open_engine,
     say_if_stale,
     session,
 )
@@ -75,19 +76,17 @@ def gsm8k(stage: str) -> None:
     """Word problems, and the fixed prompts, answered by one checkpoint -> evals/gsm8k/<stage>."""
     from paribus.data import contents
     from paribus.evaluate.gsm8k import evaluate_gsm8k, write_items
-    from paribus.generate import Engine
 
     folder = EVALS / "gsm8k" / stage
     with session(f"gsm8k_stage@{stage}") as run, writing(folder):
         cfg = run.config.eval.gsm8k
         problems = list(contents.rows(CORPUS, f"problems/{cfg.split}.jsonl"))
         shots = list(contents.rows(CORPUS, "problems/train.jsonl"))[: cfg.few_shot]
-        words = load_tokenizer(CHECKPOINTS / stage)
-        engine = Engine(load_model(run, stage), words)
+        engine = open_engine(run, stage)
         context = engine.model.config.seq_len
         if stage == "base":
             asked = problems[: cfg.questions]
-            say_shots_without_room(words, shots, asked, context, cfg.max_new_tokens)
+            say_shots_without_room(engine.tokenizer, shots, asked, context, cfg.max_new_tokens)
         stopping = stoppable(f"gsm8k {stage}", run.interrupt)
         with Progress(f"gsm8k {stage}") as bar, run.open_log({}) as log, stopping:
             result = evaluate_gsm8k(
@@ -118,7 +117,7 @@ def gsm8k(stage: str) -> None:
 
 
 def say_shots_without_room(
-    words: Tokenizer,
+    tokenizer: Tokenizer,
     shots: list[dict[str, str]],
     problems: list[dict[str, str]],
     context: int,
@@ -127,7 +126,7 @@ def say_shots_without_room(
     """Warn where the context does not hold all worked examples beside the question and its answer."""
     from paribus.evaluate.gsm8k import n_without_room
 
-    short = n_without_room(words, shots, problems, context - max_new_tokens)
+    short = n_without_room(tokenizer, shots, problems, context - max_new_tokens)
     if short:
         print(
             f"paribus gsm8k base: {short} of {len(problems)} questions are asked with fewer than {len(shots)} worked "
@@ -149,13 +148,13 @@ def answer_prompts(
     from paribus.data.prompts import LONGEST, PROMPTS
     from paribus.evaluate.kept import never, stop_if
 
-    words: Any = engine.tokenizer
-    ids = [
-        [words.bos, *words.encode(prompt)]
-        if continues
-        else render_prompt([{"role": "user", "content": prompt}], words)
-        for prompt in PROMPTS
-    ]
+    tokenizer = engine.tokenizer
+    ids = []
+    for prompt in PROMPTS:
+        if continues:
+            ids.append([tokenizer.bos, *tokenizer.encode(prompt)])
+        else:
+            ids.append(render_prompt([{"role": "user", "content": prompt}], tokenizer))
     answers = engine.generate(
         ids,
         max_new_tokens=LONGEST,
@@ -163,7 +162,7 @@ def answer_prompts(
         on_step=lambda _: stop_if(stop or never),
     )
     return [
-        {"prompt": prompt, "answer": words.decode(answer.tokens)}
+        {"prompt": prompt, "answer": tokenizer.decode(answer.tokens)}
         for prompt, (answer,) in zip(PROMPTS, answers, strict=True)
     ]
 

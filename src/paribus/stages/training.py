@@ -27,6 +27,7 @@ from paribus.stages.context import (
     load_tokenizer,
     load_trained_tokenizer,
     new_model,
+    open_engine,
     session,
 )
 from paribus.stages.earlier import remember_parts, why_anew
@@ -166,17 +167,15 @@ def conversation_rows(stage: str, tokenizer: Tokenizer, recipe: Recipe) -> Conve
 def rl() -> None:
     """checkpoints/sft -> checkpoints/rl, metrics/rl.json with the sparsity of the reward, plots/rl.csv."""
     from paribus.data import contents
-    from paribus.generate import Engine
     from paribus.stages.callbacks import Watch
 
     with session("rl") as run:
         schedule = run.config.rl
         within = giving_way_to(run)
-        tokenizer = load_tokenizer(CHECKPOINTS / "sft")
-        model = load_model(run, "sft")
+        engine = open_engine(run, "sft")
+        model = engine.model
         recipe = Recipe.of(run.config, model.vocab_size, model.config)
 
-        engine = Engine(model, tokenizer)
         problems = list(contents.rows(CORPUS, "problems/train.jsonl"))
         held_out = list(contents.rows(CORPUS, "problems/validation.jsonl"))
         watched = held_out[: schedule.watch_questions]

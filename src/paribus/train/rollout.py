@@ -181,7 +181,7 @@ def _ask(
     within: Say,
 ) -> list[_Group]:
     """The groups of `questions` (indices of problems), answered and scored; on every rank all of them."""
-    tokenizer: Any = engine.tokenizer
+    tokenizer = engine.tokenizer
     prompts = [chat_prompt(tokenizer, problems[index]["question"]) for index in questions]
     mine = list(range(parallel.rank(), len(prompts), parallel.ranks()))
     wanted = len(mine) * cfg.samples_per_question

@@ -1,14 +1,4 @@
-"""The engine: many answers side by side, each a function of (seed, question, sample) alone.
-
-Prompts are prefilled once, in batches of similar length; all answers to a prompt share its keys and values. A row
-leaves when its answer is done and the next pending answer takes its place. When an answer closes a calculator call,
-the result is computed and forced into the stream.
-
-Answers do not depend on how many are decoded together. Each draws its uniform numbers from its own counter-based
-stream; and in fp32, where the batch size moves logits in their last bits, a token that hangs on those bits is decided
-by one uncached forward of that answer alone. On CUDA that is true of fp32 as `set_up_process` sets it, not of TF32, which
-moves logits a hundred times further. In bf16 rounding is too coarse for that: two nearly equal tokens may
-come out differently at another batch size.
+"""Rows of answers in progress: prefilled prompts go in, tokens are added side by side, finished answers come out.
 
 Shapes: R rows, P prompts, T tokens, V vocabulary.
 """
@@ -18,38 +8,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from paribus.calculator import calculate
+from paribus.data.tokenizer import Tokenizer
 from paribus.errors import UserError
+from paribus.generate.sampling import choose, rounds_finely, signed, stream_seed, uniform
 from paribus.model.cache import KVCache, PrefixCache
 from paribus.model.gpt import GPT
 
-# What rounding at another batch size can move in fp32, with room to spare. Measured at depth 4, width 256, logits of
-# standard deviation 4.5: at most 2e-5 in a logit, 8e-7 in the edge of a block, 3e-6 in the edge of a token within it.
-CLOSE_LOGITS, CLOSE_BLOCK, CLOSE_TOKEN = 1e-4, 2e-6, 6e-6
 PREFILL_TOKENS = 4096  # of one prefill batch, padding included
 PREFILL_ANSWERS = (
     16  # prompts for so many answers are prefilled at once, where rows are free or soon will be
 )
-_MASK = (1 << 64) - 1
-
-
-class TextCodec(Protocol):
-    """What the engine needs of a tokenizer."""
-
-    bos: int
-    special: dict[str, int]  # name -> id
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text."""
-
-    def decode(self, ids: Any) -> str:
-        """The text of ids, special tokens by name."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +37,7 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Drawing:
     """How tokens are chosen and when an answer ends."""
 
     max_new_tokens: int
@@ -75,206 +48,26 @@ class Sampling:
     until: tuple[str, ...] = ()
 
 
-# ---------------------------------------------------------------- random numbers
-
-
-def stream_seed(*parts: int) -> int:
-    """A 64-bit seed named by whole numbers: the splitmix64 finaliser over each in turn (Steele et al., 2014)."""
-    state = 0
-    for part in parts:
-        state = (state + 0x9E3779B97F4A7C15 + (part & _MASK)) & _MASK
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
-        state ^= state >> 31
-    return state
-
-
-def uniform(seeds: Tensor, counters: Tensor) -> Tensor:
-    """Number `counters` (R,) of the splitmix64 streams `seeds` (R,), both int64 -> (R,) fp32 in [0, 1), 24 bits."""
-    x = seeds + (counters + 1) * _signed(0x9E3779B97F4A7C15)  # int64 wraps around as uint64 does
-    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
-    return _shift(x ^ _shift(x, 31), 40).float() / 2**24
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
-
-
-# ---------------------------------------------------------------- choosing a token
-
-
-def choose(
-    logits: Tensor, uniforms: Tensor, temperature: float, top_k: int
-) -> tuple[Tensor, Tensor]:
-    """Next tokens (R,) for logits (R, V), and (R,) True where rounding could have decided.
-
-    Greedy at temperature 0. Else drawn with `uniforms` (R, 2), in [0, 1): first a block of about sqrt(V) tokens, then a
-    token of the block. Either draw has few edges that a number could lie close to. top_k: only the so many likeliest
-    tokens are candidates; 0: all are.
-    """
-    if temperature == 0:
-        best, tokens = logits.max(dim=-1)
-        runner_up = logits.scatter(-1, tokens[:, None], -torch.inf).max(dim=-1).values
-        return tokens, best - runner_up < CLOSE_LOGITS
-    ambiguous = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-    if 0 < top_k < logits.shape[-1]:
-        top = logits.topk(top_k + 1, dim=-1).values
-        # which tokens belong to the k is itself a close call
-        ambiguous = top[:, -2] - top[:, -1] < CLOSE_LOGITS
-        logits = logits.masked_fill(logits < top[:, -2:-1], -torch.inf)
-    if temperature != 1:
-        logits = logits / temperature
-    size = 1 << (logits.shape[-1] - 1).bit_length() // 2
-    probabilities = torch.softmax(logits, dim=-1)
-    whole_blocks = pad(probabilities, (0, -logits.shape[-1] % size))
-    weights = whole_blocks.unflatten(-1, (-1, size))  # (R, blocks, size)
-    wider = max(1 / temperature, 1.0)
-    block, close_block = _draw(weights.sum(dim=-1), uniforms[:, :1], CLOSE_BLOCK * wider)
-    within = weights.gather(1, block[:, None, None].expand(-1, 1, size))[:, 0]
-    token, close_token = _draw(within, uniforms[:, 1:], CLOSE_TOKEN * wider)
-    return block * size + token, ambiguous | close_block | close_token
-
-
-def rounds_finely(dtype: torch.dtype, device_type: str) -> bool:
-    """Whether products round so finely that CLOSE_LOGITS and the others cover another batch size.
-
-    They do in fp32, except for TF32 on CUDA. dtype, device_type: of the products.
-    """
-    if dtype != torch.float32:
-        return False
-    return device_type != "cuda" or torch.get_float32_matmul_precision() == "highest"
-
-
-def _draw(weights: Tensor, uniforms: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """Indices (R,) into weights (R, n), by inverting their running sum at (R, 1); and True if a close call."""
-    edges = weights.cumsum(dim=-1)
-    edges = edges / edges[:, -1:]  # the last is exactly 1, and uniforms are below it
-    chosen = torch.searchsorted(edges, uniforms.contiguous(), right=True)
-    above = edges.gather(-1, chosen) - uniforms
-    below = torch.where(chosen > 0, uniforms - edges.gather(-1, (chosen - 1).clamp(min=0)), 1.0)
-    return chosen[:, 0], torch.minimum(above, below)[:, 0] < margin
-
-
-# ---------------------------------------------------------------- the engine
-
-
-class Engine:
-    """Generates with a model and its tokenizer."""
-
-    def __init__(self, model: GPT, tokenizer: TextCodec) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-
-    @torch.inference_mode()
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        samples: int = 1,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        seed: int = 0,
-        rows: int = 128,
-        stop: set[int] | None = None,
-        tools: bool = True,
-        until: Sequence[str] = (),
-        ids: Sequence[int] | None = None,
-        on_done: Callable[[int, list[Completion]], None] | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
-        on_step: Callable[[int], None] | None = None,
-    ) -> list[list[Completion]]:
-        """Answers to each of several prompts, decoded side by side.
-
-        prompts: token ids. samples: answers to each. rows: answers decoded at once.
-        max_new_tokens: of an answer; forced tokens count. temperature: 0 is greedy. top_k: candidates; 0: all.
-        seed, ids: an answer's random stream is (seed, ids[prompt], sample); `ids` defaults to the prompts' indices.
-        stop: tokens that end an answer, by default <|end|>; <|bos|> and a full context always do. A prompt that fills the
-        context by itself gets an empty answer. tools: whether calculator calls are answered. until: an answer also ends,
-        finished, with the token that completes one of these texts, which stays in it.
-        on_done(prompt index, answers): called as soon as all answers to a prompt are there. on_progress(prompts done,
-        prompts): called after it. on_step(answers done): called before every token of the active rows; may raise to stop.
-        Returns the answers by prompt and sample.
-        """
-        sampling = self._sampling(max_new_tokens, temperature, top_k, stop, tools, until)
-        answers: list[dict[int, Completion]] = [{} for _ in prompts]
-        done = 0
-        streams = list(range(len(prompts))) if ids is None else list(ids)
-        rows = min(rows, max(samples * len(prompts), 1))
-        decoder = _Decoder(self, prompts, streams, samples, sampling, seed, rows)
-        for prompt, sample, completion in decoder.run(on_step):
-            answers[prompt][sample] = completion
-            if len(answers[prompt]) < samples:
-                continue
-            done += 1
-            if on_done is not None:
-                on_done(prompt, _in_order(answers[prompt]))
-            if on_progress is not None:
-                on_progress(done, len(prompts))
-        return [_in_order(group) for group in answers]
-
-    def stream(
-        self,
-        prompt: Sequence[int],
-        *,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        seed: int = 0,
-        stop: set[int] | None = None,
-        tools: bool = True,
-    ) -> Iterator[int]:
-        """The tokens of one answer as they come, forced ones included: the same as `generate` gives with `rows=1`.
-
-        prompt: token ids; the others as in `generate`.
-        """
-        sampling = self._sampling(max_new_tokens, temperature, top_k, stop, tools)
-        with torch.inference_mode():
-            decoder = _Decoder(self, [prompt], [0], 1, sampling, seed, 1)
-        while decoder.busy():
-            # entered again for each step: a generator must not hold it while suspended
-            with torch.inference_mode():
-                finished = decoder.step()
-            yield finished[0][2].tokens[-1] if finished else int(decoder.token[0])
-
-    def _sampling(
-        self,
-        max_new_tokens: int,
-        temperature: float,
-        top_k: int,
-        stop: set[int] | None,
-        tools: bool,
-        until: Sequence[str] = (),
-    ) -> Sampling:
-        chosen = frozenset(stop if stop is not None else {self.tokenizer.special["<|end|>"]})
-        return Sampling(max_new_tokens, temperature, top_k, chosen, tools, tuple(until))
-
-
-class _Decoder:
+class Decoder:
     """Rows of answers in progress, and the queue of those to come."""
 
     def __init__(
         self,
-        engine: Engine,
+        model: GPT,
+        tokenizer: Tokenizer,
         prompts: Sequence[Sequence[int]],
         streams: Sequence[int],
         samples: int,
-        sampling: Sampling,
+        drawing: Drawing,
         seed: int,
         rows: int,
     ) -> None:
-        self.model, self.tokenizer, self.sampling = engine.model, engine.tokenizer, sampling
+        self.model, self.tokenizer, self.drawing = model, tokenizer, drawing
         self.prompts, self.streams, self.samples, self.seed = prompts, streams, samples, seed
         self.exact = rounds_finely(self.model.compute_dtype, self.model.device.type)
         device, context = self.model.device, self.model.config.seq_len
         self.room = [
-            max(min(sampling.max_new_tokens, context - len(prompt)), 0) for prompt in prompts
+            max(min(drawing.max_new_tokens, context - len(prompt)), 0) for prompt in prompts
         ]
         # likely the longest answers first
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
@@ -308,9 +101,9 @@ class _Decoder:
         self.free = torch.ones(rows, width, dtype=torch.bool, device=device)  # False: forced
         special = self.tokenizer.special
         self.tool, self.tool_end = special["<|tool|>"], special["<|tool_end|>"]
-        self.ends = sampling.stop | {self.tokenizer.bos}
-        tools = (self.tool, self.tool_end) if sampling.tools else ()
-        completing = _completing(self.tokenizer, self.model.vocab_size, sampling.until)
+        self.ends = drawing.stop | {self.tokenizer.bos}
+        tools = (self.tool, self.tool_end) if drawing.tools else ()
+        completing = _completing(self.tokenizer, self.model.vocab_size, drawing.until)
         # tokens after which the host has to look at the row
         self.eventful = torch.zeros(self.model.vocab_size, dtype=torch.bool, device=device)
         self.eventful[[*self.ends, *tools, *completing]] = True
@@ -400,7 +193,7 @@ class _Decoder:
         self.cache.slots_used = 1 + max(self.slot_answers)
         seeds = []
         for prompt, sample in zip(prompts, samples, strict=True):
-            seeds.append(_signed(stream_seed(self.seed, self.streams[prompt], sample)))
+            seeds.append(signed(stream_seed(self.seed, self.streams[prompt], sample)))
         first_inputs = [self.prompts[prompt][-1] for prompt in prompts]
         limits = [self.room[prompt] for prompt in prompts]
         self.stream[index] = torch.tensor(seeds, device=device)
@@ -439,7 +232,7 @@ class _Decoder:
             uniform(self.stream, 2 * self.count + 1),
         )
         uniforms = torch.stack([first, second], dim=1)
-        tokens, close = choose(logits, uniforms, self.sampling.temperature, self.sampling.top_k)
+        tokens, close = choose(logits, uniforms, self.drawing.temperature, self.drawing.top_k)
         if self.exact:
             self._decide_close_calls(tokens, close, uniforms)
         for row, forced in list(self.forced.items()):
@@ -461,7 +254,7 @@ class _Decoder:
         sequence = [*self.prompts[prompt], *self.out[row, : self.count[row]].tolist()]
         hidden = self.model.hidden(torch.tensor([sequence], device=self.model.device))[:, -1]
         logits = self.model.logits(hidden)
-        tokens, _ = choose(logits, point[None], self.sampling.temperature, self.sampling.top_k)
+        tokens, _ = choose(logits, point[None], self.drawing.temperature, self.drawing.top_k)
         return tokens[0]
 
     def _record(self, tokens: Tensor) -> None:
@@ -473,10 +266,10 @@ class _Decoder:
     def _event(self, row: int) -> tuple[int, int, Completion] | None:
         """React to a special token or the limit; the answer, if the row's is done."""
         token, count = int(self.token[row]), int(self.count[row])
-        complete = bool(self.sampling.until) and self._until(row)
+        complete = bool(self.drawing.until) and self._until(row)
         if complete or token in self.ends or count >= int(self.limit[row]):
-            return self._finish(row, complete or token in self.sampling.stop)
-        if self.sampling.tools:
+            return self._finish(row, complete or token in self.drawing.stop)
+        if self.drawing.tools:
             self._follow_call(row, token, count)
         return None
 
@@ -498,7 +291,7 @@ class _Decoder:
     def _until(self, row: int) -> bool:
         """Whether this answer contains a text that ends answers."""
         text = self.tokenizer.decode(self.out[row, : self.count[row]].tolist())
-        return any(ending in text for ending in self.sampling.until)
+        return any(ending in text for ending in self.drawing.until)
 
     def _finish(self, row: int, finished: bool) -> tuple[int, int, Completion]:
         prompt, sample = self._job(row)
@@ -542,17 +335,12 @@ class _Calls:
     start: int | None = None  # where the open call's expression begins
 
 
-def _completing(tokenizer: TextCodec, vocab_size: int, until: Sequence[str]) -> list[int]:
+def _completing(tokenizer: Tokenizer, vocab_size: int, until: Sequence[str]) -> list[int]:
     """Tokens that may complete one of the texts: they hold the last character of it, or a part of some character."""
     if not until:
         return []
     last = {text[-1] for text in until} | {"\ufffd"}
     return [token for token in range(vocab_size) if last & set(tokenizer.decode([token]))]
-
-
-def _in_order(answers: dict[int, Completion]) -> list[Completion]:
-    """Answers by the number of their sample."""
-    return [answers[sample] for sample in sorted(answers)]
 
 
 def _pad(tokens: Sequence[int], length: int) -> list[int]:
