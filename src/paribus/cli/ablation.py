@@ -12,14 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from paribus.cli.engines import LOCAL, Prepared, prepare
 from paribus.errors import EXIT_MACHINE, MachineError, UserError
 from paribus.execute.leftovers import remove_leftovers, under_way
-from paribus.execute.local import Pool
 from paribus.execute.machine import is_machines_fault
 from paribus.git import GitError, git
 from paribus.journal import Journal, locked
-from paribus.places import main_checkout, state_root
-from paribus.study import gpus as cards
+from paribus.places import state_root
 from paribus.study.divergence import diverged_seeds
 from paribus.study.driver import Driver
 from paribus.study.events import GivenUp, folder_of, given_up
@@ -42,7 +41,11 @@ WATCH_SECONDS = 3.0
 
 
 def run(
-    name: str, workers: int | None = None, gpus: str | None = None, retry: bool = False
+    name: str,
+    workers: int | None = None,
+    gpus: str | None = None,
+    retry: bool = False,
+    engine: str = LOCAL,
 ) -> None:
     """Run, or go on with, the ablation NAME; then report.
 
@@ -51,6 +54,7 @@ def run(
         workers: runs side by side; None: as the file says, or one for each GPU of `gpus`.
         gpus: of this machine, separated by commas; None: all.
         retry: try again what was given up.
+        engine: `local`, `ray` or `ray:HOST:PORT`.
 
     Raises:
         UserError: before any compute, where something is wrong.
@@ -60,16 +64,20 @@ def run(
         print(f"warning: {warning}", file=sys.stderr)
     registered(experiment.file)
     with unchanged_sources():
-        study, _ = execute(experiment, workers, gpus, retry)
+        study, _ = execute(experiment, workers, gpus, retry, engine)
         _report(study, changes(experiment), force=False)
 
 
 def execute(
-    experiment: Experiment, workers: int | None, gpus: str | None, retry: bool = False
+    experiment: Experiment,
+    workers: int | None,
+    gpus: str | None,
+    retry: bool = False,
+    engine: str = LOCAL,
 ) -> tuple[Study, list[Result]]:
     """Run what is missing. Exits with EXIT_PAUSED when `paribus ablate stop` asks for it."""
     check_sources(experiment.stages)
-    side_by_side, chosen = cards.deal(experiment, gpus, workers)
+    prepared = prepare(engine, experiment, workers, gpus)
     folder = folder_of(experiment.name)
     with locked(folder / "lock", wait=False) as mine:
         if not mine:
@@ -81,10 +89,10 @@ def execute(
         for found in remove_leftovers(state_root()):
             print(found, file=sys.stderr)
         try:
-            study = Study(experiment, settle(experiment, side_by_side))
+            study = Study(experiment, settle(experiment, prepared.side_by_side))
             if retry:
                 _try_again(study)
-            return study, _drive(study, side_by_side, chosen)
+            return study, _drive(study, prepared)
         except (OSError, GitError, MachineError) as error:
             if not is_machines_fault(error):
                 raise
@@ -95,11 +103,12 @@ def execute(
             raise SystemExit(EXIT_MACHINE) from None
 
 
-def _drive(study: Study, side_by_side: int, chosen: Sequence[str]) -> list[Result]:
+def _drive(study: Study, prepared: Prepared) -> list[Result]:
     name = study.experiment.name
-    engine = Pool(main_checkout(), state_root(), side_by_side, chosen)
+    commit = git("rev-parse", "HEAD")
+    engine = prepared.open(study, [commit])
     try:
-        return Driver(study, engine, git("rev-parse", "HEAD")).drive()
+        return Driver(study, engine, commit).drive()
     except KeyboardInterrupt:
         print(
             f"\n{name}: its runs save their states; `paribus ablate run {name}` goes on",
@@ -336,7 +345,12 @@ def _left_out(study: Study, results: Sequence[Result], chosen: Sequence[Result])
 
 
 def noise(
-    profile: str, seeds: int, metrics: Sequence[str], workers: int | None, gpus: str | None
+    profile: str,
+    seeds: int,
+    metrics: Sequence[str],
+    workers: int | None,
+    gpus: str | None,
+    engine: str = LOCAL,
 ) -> None:
     """The noise floor of a profile over seeds: run what is missing, then the table of seeds for effects."""
     from paribus.pages.noise import write_noise
@@ -345,5 +359,5 @@ def noise(
         raise UserError(f"--seeds {seeds}: a spread needs at least 3")
     experiment, wanted = noise_experiment(profile, seeds, metrics or ["val_bpb"])
     with unchanged_sources():
-        _, results = execute(experiment, workers, gpus)
+        _, results = execute(experiment, workers, gpus, engine=engine)
         write_noise(experiment, wanted, results)

@@ -1,4 +1,4 @@
-"""Types of command-line arguments: numbers that are numbers, lists of cards."""
+"""Types of command-line arguments: numbers that are numbers, lists of cards, engines."""
 
 from __future__ import annotations
 
@@ -73,3 +73,24 @@ class Cards(click.ParamType[str]):
         if len(set(names)) < len(names):
             self.fail(f"{shown(value)} names a card twice.", param, ctx)
         return ",".join(names)
+
+
+class EngineName(click.ParamType[str]):
+    """What computes runs: `local`, `ray`, or `ray:HOST:PORT` with the head of a Ray cluster."""
+
+    name = "engine"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the engine of `value`.
+
+        param, ctx: the option and the command, which click's message names. Raises click.BadParameter for another engine, or
+        an address without a port.
+        """
+        text = str(value).strip()
+        if not re.fullmatch(r"local|ray(:\[[0-9A-Fa-f:]+\]:\d{1,5}|:[\w.-]+:\d{1,5})?", text):
+            self.fail(
+                f"{shown(text)} is no engine; expected local, ray, or ray:HOST:PORT as ray:192.168.1.10:6379.",
+                param,
+                ctx,
+            )
+        return text

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import click
 
 import paribus
-from paribus.cli.arguments import Cards, Number, Temperature
+from paribus.cli.arguments import Cards, EngineName, Number, Temperature
 from paribus.curriculum import CHECKPOINT_NAMES, TRAINING_STAGES
 from paribus.errors import UserError, explained
 
@@ -488,6 +488,15 @@ def ablate() -> None:
     """Arms x seeds with a verdict; ablations are experiments/NAME.yaml."""
 
 
+_engine = click.option(
+    "--engine",
+    type=EngineName(),
+    default="local",
+    show_default=True,
+    help="What computes: local, or the machines of a Ray cluster: ray, ray:HOST:PORT.",
+)
+
+
 @ablate.command("run")
 @click.argument("name")
 @click.option(
@@ -497,6 +506,7 @@ def ablate() -> None:
 )
 @click.option("--gpus", type=Cards(), help="Cards for the runs, as 0,1; default: all.")
 @click.option("--retry", is_flag=True, help="Try again what was given up.")
+@_engine
 def ablate_run(name: str, **options: Any) -> None:
     """Run, or go on with, the ablation NAME; then report. Kill it, and call it again."""
     from paribus.cli import ablation
@@ -546,6 +556,7 @@ def ablate_report(name: str, force: bool) -> None:
 )
 @click.option("--workers", type=click.IntRange(1, MOST_WORKERS), help="Runs side by side.")
 @click.option("--gpus", type=Cards(), help="Cards for the workers in turn, as 0,1; default: all.")
+@_engine
 def noise(profile: str, **options: Any) -> None:
     """The noise floor of PROFILE over seeds, and how many seeds an effect needs -> experiments/results."""
     from paribus.cli import ablation

@@ -15,27 +15,33 @@ class Event:
 
     kind: started; stage (it begins `stage`); computed (it has `stage`, and others find it in DVC's cache); ended
     (with its `outcome`); lost (its process vanished without a report).
+    machine: where it happened, as a person calls that machine; "" for this one.
     """
 
     run: RunId
     kind: Literal["started", "stage", "computed", "ended", "lost"]
     stage: str = ""
     outcome: Outcome | None = None
+    machine: str = ""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """The resources of an engine: runs side by side, and the GPUs it deals out."""
+    """The resources of an engine: runs side by side, and the GPUs it deals out.
+
+    device: what its runs train on, where that is not this machine's to say: cpu, cuda or mps; "" for this machine.
+    """
 
     slots: int
     cards: tuple[str, ...]
+    device: str = ""
 
 
 class Engine(Protocol):
     """Computes the submitted runs in their order, as its resources allow."""
 
-    def submit(self, spec: RunSpec, cards: int = 0) -> None:
-        """Accept a run that needs `cards` GPUs for itself."""
+    def submit(self, spec: RunSpec, cards: int = 0, memory: int = 0) -> None:
+        """Accept a run that needs `cards` GPUs for itself, and `memory` bytes of its machine (0: not known)."""
 
     def poll(self, seconds: float) -> Sequence[Event]:
         """The events since the last call; waits up to `seconds` for one."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 
 from paribus.execute import processes
+from paribus.execute.live import is_elsewhere
 from paribus.execute.run import ASKED_TO_SAY, RunId, RunSpec
 from paribus.journal import locked
 
@@ -42,14 +43,15 @@ def remove_leftovers(state_root: Path) -> list[str]:
 
 
 def under_way(state_root: Path, study: str) -> dict[RunId, str]:
-    """Runs of a study that a worker has at this moment, of any process -> the stage they are in ("" before the first)."""
+    """Runs of a study that a worker has at this moment, of any process or machine -> their stage ("" before the first)."""
     found = {}
     for folder in sorted((state_root / "execute" / study).glob("*/")):
         try:
             spec = RunSpec.read(folder / "run.json")
             with locked(folder / "lock", wait=False) as free:
-                if not free:
-                    found[spec.id] = stage_now(folder)
+                here = not free
+            if here or is_elsewhere(folder):
+                found[spec.id] = stage_now(folder)
         except (
             OSError,
             ValueError,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import selectors
@@ -74,8 +75,8 @@ class Pool:
 
     # ------------------------------------------------------------ the protocol
 
-    def submit(self, spec: RunSpec, cards: int = 0) -> None:
-        """Accept a run that needs `cards` GPUs for itself."""
+    def submit(self, spec: RunSpec, cards: int = 0, memory: int = 0) -> None:
+        """Accept a run that needs `cards` GPUs for itself; `--workers` says how many fit this machine's memory."""
         folder = folder_of_run(self.state_root, spec.id)
         folder.mkdir(parents=True, exist_ok=True)
         self._waiting.append(_Waiting(spec, min(cards, len(set(self._cards)))))
@@ -248,4 +249,4 @@ class Pool:
 
 
 def _with_cards(spec: RunSpec, cards: list[str]) -> RunSpec:
-    return RunSpec(spec.id, spec.commit, spec.overrides, spec.stages, spec.key, cards)
+    return dataclasses.replace(spec, cards=cards)

@@ -113,7 +113,9 @@ def clone(root: Path, commit: str, top: Path) -> Clone:
     return Clone(top, top / prefix if prefix else top)
 
 
-def save_experiment(made: Clone, name: str, message: str, paths: Sequence[str], commit: str) -> str:
+def save_experiment(
+    made: Clone, name: str, message: str, paths: Sequence[str], commit: str, origin: str = ""
+) -> str:
     """Keep the results of a run as an experiment of the repository that the clone comes from.
 
     Args:
@@ -122,6 +124,8 @@ def save_experiment(made: Clone, name: str, message: str, paths: Sequence[str], 
         message: of its commit.
         paths: files of the project that differ from `commit`; DVC keeps those that git ignores.
         commit: that the run started from.
+        origin: the repository that receives the experiment; "": the one that the clone comes from. Another machine's
+            experiment takes the place of one that has its name there.
 
     Returns:
         The experiment's commit.
@@ -132,7 +136,11 @@ def save_experiment(made: Clone, name: str, message: str, paths: Sequence[str], 
     git("add", "--all", "--", *kept, at=made.project)
     tree = git("write-tree", at=made.top)
     saved = git(*_identity(made.top), "commit-tree", tree, "-p", commit, "-m", message, at=made.top)
-    git("push", "--quiet", "origin", f"{saved}:{reference_of(commit, name)}", at=made.top)
+    what = f"{saved}:{reference_of(commit, name)}"
+    if origin:
+        git("push", "--quiet", "--force", "--", origin, what, at=made.top)
+    else:
+        git("push", "--quiet", "origin", what, at=made.top)
     return saved
 
 

@@ -68,6 +68,9 @@ class RunSpec:
         key: names what the parameters make of the chain; kept in the experiment's message, so that a result can be
             compared with what was requested.
         cards: GPUs it may use; None: leave the environment as it is.
+        origin: the git repository that several machines share, by its address. Inputs then come from the DVC remote, and
+            outputs and training states go there; "": everything is on this machine.
+        state_minutes: between two copies of the training state in the DVC remote.
     """
 
     id: RunId
@@ -76,6 +79,8 @@ class RunSpec:
     stages: list[str]
     key: str
     cards: list[str] | None = None
+    origin: str = ""
+    state_minutes: float = 10.0
 
     def write(self, path: Path) -> None:
         """Write the specification to `path` as JSON."""

@@ -21,6 +21,7 @@ import os
 import queue
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -35,6 +36,7 @@ from paribus.execute import processes
 from paribus.execute.machine import is_full, is_machines_fault
 from paribus.execute.repository import clone, save_experiment
 from paribus.execute.run import ASKED_TO_SAY, Outcome, RunSpec, said
+from paribus.execute.states import RemoteStates, copied
 from paribus.files import write_atomic
 from paribus.git import GitError
 from paribus.graph import stage_definitions
@@ -151,25 +153,44 @@ def _compute(
     os.environ["PYTHONPATH"] = _python_path(made.project)
     write_overrides(made.project / "params.yaml", spec.overrides)
     definitions = stage_definitions(made.project / "dvc.yaml")
-    with _working_in(made.project, root), Repo(str(made.project), config=settings) as repo:
-        _check_out_data(repo)
+    shared = bool(spec.origin)
+    with (
+        _working_in(made.project, root),
+        Repo(str(made.project), config=settings) as repo,
+        _states_elsewhere(repo, root, spec),
+    ):
+        _check_out_data(repo, pull=shared)
         for stage in spec.stages:
             begin(stage)
-            _reproduce(repo, stage)
+            _reproduce(repo, stage, pull=shared)
+            if shared:
+                repo.push(targets=[stage], run_cache=True)
             computed()
     left = [out for stage in spec.stages for out in definitions[stage].outs]
-    message = f"{spec.id}: {', '.join(spec.stages)}\n\nAsked-For: {spec.key}"
+    facts = f"Asked-For: {spec.key}\nRan-On: {socket.gethostname()}"
+    message = f"{spec.id}: {', '.join(spec.stages)}\n\n{facts}"
     paths = ["params.yaml", "dvc.lock", *left]
-    return save_experiment(made, spec.id.experiment_name(), message, paths, spec.commit)
+    name = spec.id.experiment_name()
+    return save_experiment(made, name, message, paths, spec.commit, spec.origin)
 
 
-def _reproduce(repo: Repo, stage: str) -> None:
-    """Reproduce one stage, from DVC's run-cache where it has it. Raises StageFailed."""
+def _states_elsewhere(
+    repo: Repo, root: Path, spec: RunSpec
+) -> contextlib.AbstractContextManager[None]:
+    """Keep the training state in the DVC remote too, where several machines share it."""
+    if not spec.origin:
+        return contextlib.nullcontext()
+    states = RemoteStates.of(repo, root / ".paribus", spec.id)
+    return copied(states, spec.state_minutes)
+
+
+def _reproduce(repo: Repo, stage: str, pull: bool) -> None:
+    """Reproduce one stage, from DVC's run-cache where it has it, or the remote's (pull). Raises StageFailed."""
     from dvc.exceptions import ReproductionError
     from dvc.stage.exceptions import StageCmdFailedError
 
     try:
-        repo.reproduce(stage, single_item=True)
+        repo.reproduce(stage, single_item=True, pull=pull)
     except ReproductionError as error:
         cause = error.__cause__
         if not isinstance(cause, StageCmdFailedError):
@@ -180,9 +201,11 @@ def _reproduce(repo: Repo, stage: str) -> None:
         raise StageFailed(stage, number, str(cause)) from error
 
 
-def _check_out_data(repo: Repo) -> None:
-    """Bring what `dvc add` tracks into the clone."""
+def _check_out_data(repo: Repo, pull: bool) -> None:
+    """Bring what `dvc add` tracks into the clone, from the remote where the cache lacks it (pull)."""
     tracked = [stage.addressing for stage in repo.index.stages if stage.is_data_source]
+    if tracked and pull:
+        repo.fetch(tracked)
     if tracked:
         repo.checkout(tracked, force=True)
 
@@ -195,11 +218,16 @@ def _dvc_settings(root: Path, site: Path) -> dict[str, Any]:
     """
     from dvc.config import Config
 
-    cache = dict(Config(str(root / ".dvc")).get("cache", {}))
+    known = Config(str(root / ".dvc"))
+    cache = dict(known.get("cache", {}))
     cache["dir"] = str(cache.get("dir") or root / ".dvc" / "cache")
     cache["type"] = cache.get("type") or ["reflink", "hardlink", "copy"]
     core = {"site_cache_dir": str(site), "autostage": False, "analytics": False}
-    return {"cache": cache, "core": core}
+    own = known.load_one("local")  # of this checkout alone: keys of a remote, a folder's place here
+    remote = own.get("remote", {})
+    if "remote" in own.get("core", {}):
+        core["remote"] = own["core"]["remote"]
+    return {"cache": cache, "core": core, "remote": remote}
 
 
 def write_overrides(path: Path, overrides: dict[str, Any]) -> None:

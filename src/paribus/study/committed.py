@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import io
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from paribus import graph
 from paribus.config import flatten, parse_yaml
 from paribus.errors import UserError
+from paribus.files import write_atomic
 from paribus.git import GitError, git, git_bytes, try_git
 from paribus.places import main_checkout
 from paribus.study import run_cache
@@ -96,8 +97,7 @@ class CommittedFiles:
         mark = self.hash(path)
         if mark is None:
             return None
-        data = _object(mark)
-        return data if data is not None else _from_remote(self.commit, path, mark)
+        return _kept(mark)
 
     def place(self, path: str) -> Path | None:
         """The path of a file below an output in DVC's cache, whether or not it matches its hash; None where it is missing."""
@@ -255,23 +255,48 @@ def _cache(root: Path) -> Path:
 @functools.lru_cache(maxsize=256)
 def _listing(mark: str) -> dict[str, str]:
     """File -> its hash, of an output that is a folder; {} where the cache has no listing."""
-    data = _object(mark)
+    data = _kept(mark)
     if data is None:
         return {}
     return {entry["relpath"]: str(entry["md5"]) for entry in json.loads(data)}
 
 
-def _from_remote(commit: str, path: str, mark: str) -> bytes | None:
-    """A file that only a DVC remote has."""
-    root = main_checkout()
+def _kept(mark: str) -> bytes | None:
+    """The content that the cache, or else the default remote, has under a hash."""
+    data = _object(mark)
+    return data if data is not None else _from_remote(mark)
+
+
+def _from_remote(mark: str) -> bytes | None:
+    """The content that only the default remote has under a hash, as of a run on another machine; the cache keeps it."""
+    fetch = _remote(main_checkout())
+    data = fetch(mark) if fetch else None
+    if data is None or graph.md5_of(data) != mark.removesuffix(".dir"):
+        return None
+    place = _place(mark)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(place, data)
+    place.chmod(0o444)  # as DVC keeps them
+    return data
+
+
+@functools.lru_cache(maxsize=4)
+def _remote(root: Path) -> Callable[[str], bytes | None] | None:
+    """What reads an object of the default remote by its hash; None without a remote."""
     if not graph.has_remote(root):
         return None
-    from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
+    from dvc.repo import Repo
 
     try:
-        with DVCFileSystem(str(root), rev=commit).open(path, "rb") as file:
-            data = bytes(file.read())
-    except (OSError, DvcException):
+        store = Repo(str(root)).cloud.get_remote_odb()
+    except DvcException:
         return None
-    return data if graph.md5_of(data) == mark else None
+
+    def read(mark: str) -> bytes | None:
+        try:
+            return bytes(store.fs.cat_file(store.oid_to_path(mark)))
+        except Exception:  # whatever the remote's library raises: it has none, or cannot be reached
+            return None
+
+    return read

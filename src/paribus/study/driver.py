@@ -23,7 +23,7 @@ from paribus.machine.interrupt import EXIT_PAUSED
 from paribus.study.divergence import diverged_seeds
 from paribus.study.events import MAX_FAILURES, GivenUp, folder_of, given_up, repair_journal
 from paribus.study.experiment import Run, chain_key, definitions, settings
-from paribus.study.gpus import cards_of
+from paribus.study.gpus import cards_of, memory_of
 from paribus.study.results import Result, check_not_otherwise, collect, done
 from paribus.study.settled import Study
 from paribus.study.status import Display, Standing, table
@@ -156,7 +156,13 @@ class Driver:
         changed = changes_of(run)
         spec = RunSpec(run.id, self.commit, changed, self.experiment.stages, run.key)
         self._under_way[run.name] = (run, "")
-        self.engine.submit(spec, cards_of(settings(run.overrides).train))
+        self._hand_over(run, spec)
+
+    def _hand_over(self, run: Run, spec: RunSpec) -> None:
+        device = self.engine.resources().device
+        config = settings(run.overrides)
+        memory = memory_of(config, self.experiment.stages) if device == "cpu" else 0
+        self.engine.submit(spec, cards_of(config.train, device), memory)
 
     def _to_compute(self, run: Run) -> set[str]:
         """A name for each stage of a run that is not computed yet, which covers everything that determines its outputs."""
@@ -176,7 +182,7 @@ class Driver:
             return
         run, _ = self._under_way[name]
         if event.kind == "started":
-            self._event(run, "started")
+            self._event(run, "started", machine=event.machine)
         elif event.kind == "stage":
             self._under_way[name] = (run, event.stage)
         elif event.kind == "computed":

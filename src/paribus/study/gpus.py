@@ -1,21 +1,46 @@
-"""Which GPUs the runs of a study get: those of `--gpus`, or all; as many a run as it trains on."""
+"""What the runs of a study take of a machine: which GPUs, those of `--gpus` or all; as many a run as it trains on; memory."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 
-from paribus.config import Train
+from paribus.config import Config, Train
+from paribus.curriculum import TRAINING_STAGES
 from paribus.errors import UserError
 from paribus.machine.hardware import detect_hardware
+from paribus.recipe import Recipe
+from paribus.stages import room
 from paribus.study.experiment import Experiment
 
 
-def cards_of(train: Train) -> int:
-    """GPUs that a run takes: one for each of its processes; none on a CPU."""
+def cards_of(train: Train, device: str = "") -> int:
+    """GPUs that a run takes: one for each of its processes; none on a CPU.
+
+    Args:
+        train: settings of the run.
+        device: that its machine trains on; "": what this one does.
+    """
     if train.device in ("cpu", "mps"):
         return 0
-    return train.processes if detect_hardware(train).device == "cuda" else 0
+    found = device or detect_hardware(train).device
+    return train.processes if found == "cuda" else 0
+
+
+def memory_of(config: Config, stages: Sequence[str]) -> int:
+    """Bytes that a run holds on a CPU at its peak, by the plan of its largest stage; 0 where it trains nothing.
+
+    Args:
+        config: of the run.
+        stages: that it consists of.
+    """
+    recipe = Recipe.of(config)
+    largest = 0
+    for stage in stages:
+        if stage in TRAINING_STAGES:
+            parts = room.needed(recipe, stage, "float32", config.train.processes)
+            largest = max(largest, sum(parts.values()))
+    return largest
 
 
 def deal(experiment: Experiment, asked: str | None, workers: int | None) -> tuple[int, list[str]]:

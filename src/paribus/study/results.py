@@ -56,6 +56,7 @@ class Result:
         common: a hash of the parameters that no arm changes, the seed aside; recipe: of all but the seed.
         altered: files of its experiment that were changed after it ran; such a run counts for nothing.
         outputs: dvc.lock's own hash.
+        machine: that computed it, "" where its experiment does not say.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Result:
     common: str = ""
     recipe: str = ""
     altered: tuple[str, ...] = ()
+    machine: str = ""
 
     def number(self, stage: str, key: str) -> float | None:
         """A number of metrics/STAGE.json; None where it is missing.
@@ -147,6 +149,7 @@ def _read(experiment: Experiment, reference: Reference) -> Result:
         fingerprints={stage: written.fingerprint for stage, written in provenances.items()},
         outputs={"dvc.lock": files.blob("dvc.lock") or ""},
         asked=files.trailer("Asked-For"),
+        machine=files.trailer("Ran-On"),
         diverged=diverged,
         weights=_hashes_of_weights(files, trained),
         model=_hash_of_model(files, trained),

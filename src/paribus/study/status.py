@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paribus.execute.live import live
 from paribus.places import state_root
 from paribus.study.events import GivenUp, events_of
 from paribus.study.experiment import Run
@@ -21,68 +19,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 LINE_SECONDS = 10.0
-TAIL = 65_536  # bytes of a log that its rate is taken from
-
-
-@dataclass(frozen=True)
-class Live:
-    """What a running stage says of itself."""
-
-    stage: str
-    step: int
-    steps: int | None
-    seconds_left: float | None
-
-
-def live(name: str) -> Live | None:
-    """The stage that the experiment NAME is in, from its log; None before the first."""
-    newest = _newest_run(name)
-    if newest is None:
-        return None
-    folder, run = newest
-    steps = run["params"].get(f"{run['stage']}.steps")
-    total = int(steps) if steps and steps.isdigit() else None
-    rows = _last_rows(folder / "metrics.jsonl")
-    if not rows:
-        return Live(run["stage"], 0, total, None)
-    first, last = rows[0], rows[-1]
-    steps_seen = last["step"] - first["step"]
-    seconds_left = None
-    if steps_seen > 0 and total:
-        seconds_per_step = (last["time"] - first["time"]) / steps_seen
-        seconds_left = seconds_per_step * (total - last["step"])
-    return Live(run["stage"], last["step"], total, seconds_left)
-
-
-def _newest_run(name: str) -> tuple[Path, dict[str, Any]] | None:
-    """(folder, run.json) of the stage of an experiment that was written to last and still runs."""
-    newest: tuple[Path, dict[str, Any]] | None = None
-    newest_time = -1.0
-    for path in (state_root() / "runs").glob("*/run.json"):
-        try:
-            changed = path.stat().st_mtime
-            if changed <= newest_time:
-                continue
-            run = json.loads(path.read_text(encoding="utf-8"))
-            if run["tags"].get("dvc.experiment") == name and run["status"] == "RUNNING":
-                newest, newest_time = (path.parent, run), changed
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # damaged, or of another version: it is not this one
-    return newest
-
-
-def _last_rows(path: Path) -> list[dict[str, Any]]:
-    """The steps at the end of a log."""
-    if not path.exists():
-        return []
-    with path.open("rb") as file:
-        file.seek(max(path.stat().st_size - TAIL, 0))
-        lines = file.read().split(b"\n")[1 if path.stat().st_size > TAIL else 0 : -1]
-    rows = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return [row for row in rows if "event" not in row and row.get("step", 0) > 0][-20:]
 
 
 # ---------------------------------------------------------------- the table
@@ -191,11 +127,12 @@ def _row(
         return Row(run.arm, run.seed, "failed", stage=failures[run.name].words)
     if run.name not in stages:
         return Row(run.arm, run.seed, "waiting")
-    stage, now = stages[run.name], live(run.name)
+    stage, now = stages[run.name], live(run.id, state_root())
+    machine = f" on {now.machine}" if now and now.machine else ""
     if now is None or (stage and now.stage != stage):
-        return Row(run.arm, run.seed, "running", stage=stage or "set-up")
+        return Row(run.arm, run.seed, "running", stage=(stage or "set-up") + machine)
     steps = f"{now.step:,}/{now.steps:,}" if now.steps else ""
-    return Row(run.arm, run.seed, "running", now.stage, steps, now.seconds_left)
+    return Row(run.arm, run.seed, "running", now.stage + machine, steps, now.seconds_left)
 
 
 def durations(name: str) -> dict[str, float]:

@@ -1,0 +1,83 @@
+"""`--engine`: what computes the runs of a study, this machine or the machines of a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paribus.errors import UserError
+from paribus.execute.engine import Engine
+from paribus.execute.local import Pool
+from paribus.execute.settings import read_settings
+from paribus.places import main_checkout, state_root
+from paribus.study import gpus as cards
+from paribus.study.experiment import Experiment
+from paribus.study.settled import Study
+
+LOCAL = "local"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An engine that is checked and not yet started.
+
+    Attributes:
+        side_by_side: runs that share a machine.
+        open: starts it, for a study and the commits of its runs.
+    """
+
+    side_by_side: int
+    open: Callable[[Study, Sequence[str]], Engine]
+
+
+def prepare(engine: str, experiment: Experiment, workers: int | None, gpus: str | None) -> Prepared:
+    """Check what `--engine`, `--workers` and `--gpus` ask for.
+
+    Args:
+        engine: `local`, `ray` or `ray:HOST:PORT`.
+        experiment: whose runs they are.
+        workers: runs side by side; None: as the file says, as many as GPUs or as fit the cluster.
+        gpus: of this machine, separated by commas; None: all.
+
+    Raises:
+        UserError: before any compute, where something is missing.
+    """
+    if engine == LOCAL:
+        return _local(experiment, workers, gpus)
+    if gpus is not None:
+        raise UserError(f"--gpus {gpus}: Ray deals out the GPUs of its machines; leave it out")
+    return _ray(address_of(engine), workers)
+
+
+def address_of(engine: str) -> str:
+    """HOST:PORT of `ray:HOST:PORT`; "" of `ray`."""
+    return engine.partition(":")[2]
+
+
+def _local(experiment: Experiment, workers: int | None, gpus: str | None) -> Prepared:
+    side_by_side, chosen = cards.deal(experiment, gpus, workers)
+
+    def start(study: Study, commits: Sequence[str]) -> Engine:
+        return Pool(main_checkout(), state_root(), side_by_side, chosen)
+
+    return Prepared(side_by_side, start)
+
+
+def _ray(address: str, workers: int | None) -> Prepared:
+    from paribus.execute import ray_engine
+
+    settings = read_settings(main_checkout())
+    ray: Any = ray_engine.connect(address)
+    machines = ray_engine.machines_in(ray)
+    side_by_side = 1 if workers is None else -(-workers // machines)
+
+    def start(study: Study, commits: Sequence[str]) -> Engine:
+        threads = study.settled["threads"]
+        extra = {"train.threads": threads} if threads else {}
+        train = study.experiment.config(extra=extra).train
+        return ray_engine.RayEngine(
+            ray, main_checkout(), state_root(), settings, train, commits, workers
+        )
+
+    return Prepared(side_by_side, start)
