@@ -21,7 +21,9 @@ import psutil
 
 SHARED_MEMORY = "400m"  # of a machine, for Ray's object store
 OBJECT_STORE = 100_000_000  # bytes; runs exchange messages only
-START_TRIES = 4  # of `ray start`: on a busy machine Ray's own agents take longer to start than it waits
+START_TRIES = (
+    4  # of `ray start`: on a busy machine Ray's own agents take longer to start than it waits
+)
 GATEWAY = "10.77.{net}.1"
 
 
@@ -137,7 +139,9 @@ class Machine:
     def start_ray(self, head: str | None = None, cpus: int = 1, **environment: str) -> str:
         """Begin a Ray cluster, or join that of `head`; its address."""
         address = head or f"{self.address}:6379"
-        role = ["--address", head] if head else ["--head", "--port=6379", "--include-dashboard=false"]
+        role = (
+            ["--address", head] if head else ["--head", "--port=6379", "--include-dashboard=false"]
+        )
         options = [
             f"--node-ip-address={self.address}",
             f"--num-cpus={cpus}",
