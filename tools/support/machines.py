@@ -83,7 +83,7 @@ class Machine:
             for child in psutil.Process(self._holder.pid).children():
                 with contextlib.suppress(psutil.Error):
                     if child.name() == "sleep":
-                        return child.pid
+                        return int(child.pid)
             assert self._holder.poll() is None, f"{self.name} did not start"
             time.sleep(0.05)
         raise AssertionError(f"{self.name} did not start")
@@ -110,7 +110,7 @@ class Machine:
         return [*self._within(), "env", "-C", str(cwd or self.folder), *arguments]
 
     def run(
-        self, *arguments: str, cwd: Path | None = None, check: bool = True, **environment: str
+        self, *arguments: str, cwd: Path | None = None, check: bool = True, **environment: Any
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             self.command(arguments, cwd),

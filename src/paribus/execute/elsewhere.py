@@ -240,15 +240,15 @@ def compute(
     except UserError as error:
         outcome = Outcome("refused", "", [f"{name}: {problem}" for problem in error.problems])
         return Event(spec.id, "ended", outcome=outcome, machine=name)
+    return _followed(root, spec, name, tell)
+
+
+def _followed(root: Path, spec: RunSpec, name: str, tell: Callable[[Event | Live], None]) -> Event:
+    """Hand the run to this process's pool, and pass on what that says of it, to its end."""
     if root not in _pools:
         _pools[root] = Pool(root, root / ".paribus", 1)
-    _pools[root].submit(spec)
-    return _followed(_pools[root], root, spec, tell)
-
-
-def _followed(pool: Pool, root: Path, spec: RunSpec, tell: Callable[[Event | Live], None]) -> Event:
-    """Pass on what the pool says of the run, to its end."""
-    name = socket.gethostname()
+    pool = _pools[root]
+    pool.submit(spec)
     while True:
         try:
             for event in pool.poll(LIVE_SECONDS):
