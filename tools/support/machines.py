@@ -136,7 +136,7 @@ class Machine:
                 stderr=output,
             )
 
-    def start_ray(self, head: str | None = None, cpus: int = 1, **environment: str) -> str:
+    def start_ray(self, head: str | None = None, cpus: int = 1, **environment: Any) -> str:
         """Begin a Ray cluster, or join that of `head`; its address."""
         address = head or f"{self.address}:6379"
         role = (
