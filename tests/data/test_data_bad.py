@@ -20,7 +20,8 @@ from paribus import config
 from paribus.data import load_jsonl
 from paribus.data.chat import load_sources
 from paribus.data.conversations import Unfit, to_conversation
-from paribus.data.corpus import build_corpus, read_problems
+from paribus.data.corpus import build_corpus
+from paribus.data.corpus.problems import read_problems
 from paribus.data.reading import read_documents
 from paribus.data.shards import documents
 from paribus.errors import UserError

@@ -17,7 +17,8 @@ from support.core_bundle import TASKS, tiny_model
 from paribus.config import Config
 from paribus.data.core_bundle import Task, read_bundle
 from paribus.data.tokenizer import Tokenizer, train_tokenizer
-from paribus.evaluate.core import Item, Prompts, evaluate_core, evaluate_task
+from paribus.evaluate.core import Item, evaluate_core, evaluate_task
+from paribus.evaluate.core_prompts import Prompts
 from paribus.model.gpt import GPT
 
 TIE = 1e-4  # nats: nearer options may swap

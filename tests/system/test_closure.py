@@ -250,10 +250,10 @@ def test_the_fingerprint_of_a_stage_holds_its_code(
     (tmp_path / "requirements.lock").write_text("")
     monkeypatch.chdir(tmp_path)
     first = stage_fingerprint("corpus", tiny_config)
-    with (tmp_path / PACKAGE / "data/corpus.py").open("a") as file:
+    with (tmp_path / PACKAGE / "data/corpus/__init__.py").open("a") as file:
         file.write("# a comment\n")
     assert stage_fingerprint("corpus", tiny_config) == first
-    with (tmp_path / PACKAGE / "data/corpus.py").open("a") as file:
+    with (tmp_path / PACKAGE / "data/corpus/__init__.py").open("a") as file:
         file.write("SHARD_BYTES = 1\n")
     assert stage_fingerprint("corpus", tiny_config) != first
 

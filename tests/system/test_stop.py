@@ -18,7 +18,7 @@ from support.talker import PROBLEMS, codec, talker
 
 from paribus.config import Config
 from paribus.data.tokenizer import Tokenizer
-from paribus.evaluate import core
+from paribus.evaluate import core, core_scores
 from paribus.evaluate.core import evaluate_core
 from paribus.evaluate.gsm8k import evaluate_gsm8k
 from paribus.evaluate.harness import Responder
@@ -48,7 +48,7 @@ def test_core_goes_on_with_the_next_forward_pass(
 ) -> None:
     model = tiny_model(tiny_config, word_tokenizer.vocab_size, 512)
     passes = 0
-    score_units = core.score_units
+    score_units = core_scores.score_units
 
     def counted(*arguments: Any) -> Any:
         nonlocal passes

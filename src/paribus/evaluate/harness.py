@@ -25,7 +25,14 @@ import torch
 
 from paribus.data.tokenizer import Tokenizer
 from paribus.errors import UserError
-from paribus.evaluate.core import CPU_TOKENS, Scores, Unit, batches, score_units, units_of
+from paribus.evaluate.core_scores import (
+    CPU_TOKENS,
+    Scores,
+    Unit,
+    batches,
+    score_units,
+    units_of,
+)
 from paribus.evaluate.kept import Kept, never, stop_if
 from paribus.generate import Completion, Engine, open_checkpoint
 from paribus.model.gpt import GPT
