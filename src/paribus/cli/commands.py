@@ -11,6 +11,7 @@ import click
 
 import paribus
 from paribus.cli.arguments import Cards, EngineName, Number, Temperature
+from paribus.cli.judge import judge_command
 from paribus.curriculum import CHECKPOINT_NAMES, TRAINING_STAGES
 from paribus.errors import UserError, explained
 
@@ -565,6 +566,9 @@ def noise(profile: str, **options: Any) -> None:
 
 
 # ---- the rest
+
+
+commands.add_command(judge_command)
 
 
 @commands.command()
