@@ -19,7 +19,7 @@ from paribus.errors import shown
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 COMMA = re.compile(r"[+-]?\d+(\.\d{3})*,\d+([eE][+-]?\d+)?")
 THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
-UNIT = re.compile(r"([+-]?[\d.]+)\s*([^\d\s].*)")
+UNIT = re.compile(r"([+-]?[\d.]+)\s*([^\W\d_].*|%)")
 WHOLE = re.compile(r"([+-]?\d+)\.0+")
 MISSING = {"", "na", "n/a", "nan", "-nan", "null", "none", "<na>", "-", "–", "—", "?"}
 INFINITE = {"inf", "+inf", "-inf", "infinity", "+infinity", "-infinity", "∞", "-∞"}

@@ -7,6 +7,7 @@ runs that appear twice, names that are missing.
 from __future__ import annotations
 
 import fnmatch
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -64,14 +65,22 @@ class Runs:
     diverged: Mapping[str, int]
     notes: list[str]
 
+    @functools.cached_property
+    def by_arm(self) -> dict[str, list[Run]]:
+        """Arm -> its runs; arms in order of appearance."""
+        groups: dict[str, list[Run]] = {}
+        for run in self.runs:
+            groups.setdefault(run.arm, []).append(run)
+        return groups
+
     @property
     def arms(self) -> list[str]:
         """Names of the arms, in order of appearance."""
-        return list(dict.fromkeys(run.arm for run in self.runs))
+        return list(self.by_arm)
 
     def of(self, arm: str) -> list[Run]:
         """The runs of an arm."""
-        return [run for run in self.runs if run.arm == arm]
+        return self.by_arm[arm]
 
 
 @dataclass

@@ -7,6 +7,7 @@ with a file (encoding, ragged rows, no rows) is a UserError that names the line.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import unicodedata
 from collections import Counter
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 from paribus.errors import UserError, did_you_mean, escaped, shown
 
 MOST_ROWS = 1_000_000  # of runs and points of curves that a verdict rests on
-LONGEST_LINE = 1 << 20  # characters
+LONGEST_LINE = 1 << 20  # bytes
 NAMED = 5  # rows that a message names
 DELIMITERS = (",", ";", "\t", "|")
 OTHER_FORMATS = {
@@ -115,24 +116,24 @@ def _lines(path: Path) -> Iterator[str]:
         start = file.read(2)
     if start in (b"\xff\xfe", b"\xfe\xff"):
         raise UserError(f"{path}: UTF-16; save it as UTF-8 (`iconv -f UTF-16 -t UTF-8`)")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        number = 0
-        while True:
-            number += 1
-            try:
-                line = file.readline(LONGEST_LINE)
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path}: not UTF-8 near line {number} (byte {error.object[error.start]:#04x}); save it as UTF-8, "
-                    "for example `iconv -f LATIN1 -t UTF-8`"
-                ) from None
+    with path.open("rb") as file:
+        for number in itertools.count(1):
+            line = file.readline(LONGEST_LINE)
             if not line:
                 return
             if len(line) == LONGEST_LINE:
                 raise UserError(
-                    f"{path}: line {number} is longer than {LONGEST_LINE:,} characters, which is no row of a table"
+                    f"{path}: line {number} is longer than {LONGEST_LINE:,} bytes, which is no row of a table"
                 )
-            yield line
+            if b"\0" in line:
+                raise UserError(f"{path}: line {number} holds a NUL byte; is it a text file?")
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path}: line {number} is not UTF-8 (byte {line[error.start]:#04x}); save it as UTF-8, for example "
+                    "`iconv -f LATIN1 -t UTF-8`"
+                ) from None
 
 
 class Delimited:
