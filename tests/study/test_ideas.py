@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from support.ideas import append, git, own_code
 
 from paribus.errors import UserError
 from paribus.study.changes import change_between
@@ -16,35 +16,17 @@ STAGES = ["corpus", "tokenizer", "tokens", "pretrain"]
 LAYERS = Path("src/paribus/model/layers.py")
 
 
-def git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
 def state() -> tuple[str, ...]:
     """What a user sees of a checkout: files, index, branches."""
     status = git("status", "--porcelain", "--branch")
     return status, git("diff"), git("diff", "--cached"), git("for-each-ref", "refs/heads")
 
 
-def append(path: Path, text: str) -> None:
-    path.write_text(path.read_text(encoding="utf-8") + text, encoding="utf-8")
-
-
 @pytest.fixture
 def checkout(tmp_path: Path, project_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository of paribus's own code, which is the working folder."""
-    root = tmp_path / "project"
-    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    shutil.copytree(project_root / "src", root / "src", ignore=ignored)
-    for name in ("dvc.yaml", "params.yaml", "requirements.lock", ".gitignore"):
-        shutil.copy(project_root / name, root / name)
+    root = own_code(tmp_path / "project", project_root)
     monkeypatch.chdir(root)
-    git("init", "-q", "-b", "main")
-    git("config", "user.email", "a@example.org")
-    git("config", "user.name", "A")
-    git("add", "-A")
-    git("commit", "-qm", "start")
     return root
 
 

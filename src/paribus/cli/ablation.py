@@ -19,6 +19,13 @@ from paribus.execute.machine import is_machines_fault
 from paribus.git import GitError, git
 from paribus.journal import Journal, locked
 from paribus.places import state_root
+from paribus.study.code_checks import (
+    check_code,
+    code_lines,
+    code_notes,
+    commits_of,
+    settle_arms,
+)
 from paribus.study.divergence import diverged_seeds
 from paribus.study.driver import Driver
 from paribus.study.events import GivenUp, folder_of, given_up
@@ -33,6 +40,7 @@ from paribus.study.registration import check_sources, registered
 from paribus.study.results import Result, collect, different_models, done, of_other_arms
 from paribus.study.settled import Study, settle, study_of
 from paribus.study.status import Display, table
+from paribus.study.trial_start import start_arms
 
 WATCH_SECONDS = 3.0
 
@@ -59,8 +67,9 @@ def run(
     Raises:
         UserError: before any compute, where something is wrong.
     """
-    experiment = read_experiment(name)
-    for warning in experiment.warnings + changes(experiment) + altered_runs(experiment):
+    experiment = read_experiment(name, to_run=True)
+    notes = experiment.warnings + changes(experiment) + altered_runs(experiment)
+    for warning in notes + code_notes(experiment):
         print(f"warning: {warning}", file=sys.stderr)
     registered(experiment.file)
     with unchanged_sources():
@@ -77,6 +86,9 @@ def execute(
 ) -> tuple[Study, list[Result]]:
     """Run what is missing. Exits with EXIT_PAUSED when `paribus ablate stop` asks for it."""
     check_sources(experiment.stages)
+    check_code(experiment)
+    for line in code_lines(experiment):
+        print(line, file=sys.stderr)
     prepared = prepare(engine, experiment, workers, gpus)
     folder = folder_of(experiment.name)
     with locked(folder / "lock", wait=False) as mine:
@@ -106,8 +118,10 @@ def execute(
 def _drive(study: Study, prepared: Prepared) -> list[Result]:
     name = study.experiment.name
     commit = git("rev-parse", "HEAD")
-    engine = prepared.open(study, [commit])
+    engine = prepared.open(study, commits_of(study.experiment))
     try:
+        start_arms(study.experiment, engine, commit)
+        settle_arms(study.experiment)
         return Driver(study, engine, commit).drive()
     except KeyboardInterrupt:
         print(

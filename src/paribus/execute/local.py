@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import selectors
@@ -12,7 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +152,7 @@ class Pool:
         for card in to.cards:
             self._free_cards.remove(card)
         folder = folder_of_run(self.state_root, spec.id)
-        known = spec if not to.cards else _with_cards(spec, to.cards)
+        known = replace(spec, cards=to.cards) if to.cards else spec
         known.write(folder / "run.json")
         self._ask(to, {"run": str(folder)})
 
@@ -246,7 +245,3 @@ class Pool:
             one.process.stdin.close()
         if one in self._workers:
             self._workers.remove(one)
-
-
-def _with_cards(spec: RunSpec, cards: list[str]) -> RunSpec:
-    return dataclasses.replace(spec, cards=cards)

@@ -17,6 +17,12 @@ LONGEST_NAME = 60  # letters; study, arm, seed and "-was-COMMIT" make one file n
 
 State = Literal["done", "paused", "refused", "failed", "machine", "busy"]
 
+# Lines `Name: value` at the end of an experiment's message.
+ASKED_FOR = "Asked-For"  # the key of the specification
+RAN_ON = "Ran-On"  # the machine's name
+COMPARED_WITH = "Compared-With"  # the baseline's commit, where the run's arm has code of its own
+STUDY_FILE = "Study-File"  # git's hash of the study's file, where the run's commit may lack it
+
 ASKED_TO_SAY = (
     "PARIBUS_SAY"  # the environment variable with the file in which a stage writes why it ended
 )
@@ -71,6 +77,8 @@ class RunSpec:
         origin: the git repository that several machines share, by its address. Inputs then come from the DVC remote, and
             outputs and training states go there; "": everything is on this machine.
         state_minutes: between two copies of the training state in the DVC remote.
+        notes: further lines of the experiment's message, name -> value.
+        kept: whether the results become an experiment; a trial start leaves none.
     """
 
     id: RunId
@@ -81,6 +89,8 @@ class RunSpec:
     cards: list[str] | None = None
     origin: str = ""
     state_minutes: float = 10.0
+    notes: dict[str, str] = field(default_factory=dict)
+    kept: bool = True
 
     def write(self, path: Path) -> None:
         """Write the specification to `path` as JSON."""

@@ -35,7 +35,7 @@ from paribus.errors import EXIT_MACHINE, MachineError, UserError
 from paribus.execute import processes
 from paribus.execute.machine import is_full, is_machines_fault
 from paribus.execute.repository import clone, save_experiment
-from paribus.execute.run import ASKED_TO_SAY, Outcome, RunSpec, said
+from paribus.execute.run import ASKED_FOR, ASKED_TO_SAY, RAN_ON, Outcome, RunSpec, said
 from paribus.execute.states import RemoteStates, copied
 from paribus.files import write_atomic
 from paribus.git import GitError
@@ -144,7 +144,7 @@ def _compute(
     spec: RunSpec,
     begin: Callable[[str], None],
     computed: Callable[[], None],
-) -> str:
+) -> str | None:
     """Clone, write the overrides, reproduce stage by stage, keep the result; its commit."""
     from dvc.repo import Repo
 
@@ -166,9 +166,12 @@ def _compute(
             if shared:
                 repo.push(targets=[stage], run_cache=True)
             computed()
+    if not spec.kept:
+        return None
     left = [out for stage in spec.stages for out in definitions[stage].outs]
-    facts = f"Asked-For: {spec.key}\nRan-On: {socket.gethostname()}"
-    message = f"{spec.id}: {', '.join(spec.stages)}\n\n{facts}"
+    notes = {ASKED_FOR: spec.key, RAN_ON: socket.gethostname()} | spec.notes
+    lines = [f"{name}: {value}" for name, value in notes.items()]
+    message = "\n".join([f"{spec.id}: {', '.join(spec.stages)}", "", *lines])
     paths = ["params.yaml", "dvc.lock", *left]
     name = spec.id.experiment_name()
     return save_experiment(made, name, message, paths, spec.commit, spec.origin)

@@ -177,6 +177,36 @@ def stage_code(stage: str, sources: Sources) -> dict[str, str]:
     return digests
 
 
+def entry_module(stage: str) -> str:
+    """The module with the function that runs a stage of paribus's own. stage: its name, without `@item`."""
+    return ENTRY_POINTS[stage].partition(":")[0]
+
+
+def definitions_that_import(package: str, path: str, sources: Sources) -> list[str]:
+    """The top-level definitions of a module that import from a package, sorted."""
+    outline = _outline(sources.files[path], path)
+    found = []
+    for name in outline.definitions:
+        for module, _ in outline.imports(name):
+            if module == package or module.startswith(f"{package}."):
+                found.append(name)
+                break
+    return sorted(found)
+
+
+def definition_digest(path: str, name: str, sources: Sources) -> str | None:
+    """A digest of a definition of a module, `function` or `Class.method`; None where it is absent."""
+    nodes: list[ast.stmt] = _parsed(sources.files[path], path).body
+    found: ast.stmt | None = None
+    for part in name.split("."):
+        found = next((node for node in nodes if getattr(node, "name", None) == part), None)
+        nodes = getattr(found, "body", [])
+    if found is None:
+        return None
+    text = json.dumps(_canonical(found), separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def stage_files(stage: str, sources: Sources) -> list[str]:
     """The source files of a stage's closure, sorted: its `src/` deps in dvc.yaml."""
     return sorted(stage_code(stage, sources))

@@ -13,6 +13,7 @@ from paribus.config import fingerprint, flatten
 from paribus.files import write_atomic
 from paribus.git import try_git
 from paribus.journal import read_json
+from paribus.pages.code_arms import code_sections, code_tags, write_diffs
 from paribus.pages.drawing import svg, templates
 from paribus.pages.markdown import cell, fenced, line, paragraph
 from paribus.pages.verdict_figures import draw
@@ -222,6 +223,7 @@ def page_values(
         "missing": len(runs) - len(results) - len(failures),
         "provenance": _provenance(experiment, results),
         "trouble": _trouble(experiment),
+        "code": code_sections(experiment, results),
         "signed": signed,
     }
 
@@ -243,6 +245,9 @@ def _verdict_row(experiment: Experiment, arm: ArmVerdict) -> dict[str, Any]:
     changed = "; ".join(
         f"{key}: {before} → {after}" for key, (before, after) in arm.changed.items()
     )
+    definition = experiment.arms[arm.name]
+    if definition.code is not None:
+        changed = "; ".join(filter(None, [f"the code of {definition.asked}", changed]))
     return {
         "name": arm.name,
         "sentence": caveat(arm) or sentence(experiment, arm.name, arm.effect),
@@ -503,7 +508,8 @@ def to_mlflow(experiment: Experiment, results: Sequence[Result], values: dict[st
         config=config,
         params=flatten(config) | flatten(overrides),
         fingerprint=mark,
-        tags={"ablation": experiment.name, "mlflow.note.content": note, **links},
+        tags={"ablation": experiment.name, "mlflow.note.content": note, **links}
+        | code_tags(values["code"]),
         execution=f"ablation {experiment.name}",
     ) as log:
         for suffix in (".html", ".md", ".png", "-curve.png", "-scaling.png"):
@@ -512,6 +518,8 @@ def to_mlflow(experiment: Experiment, results: Sequence[Result], values: dict[st
                 log.artifact(path, "report")
         if experiment.file.is_file():
             log.artifact(experiment.file)
+        for path in write_diffs(values["code"], folder / "code"):
+            log.artifact(path, "code")
         log.summary(_effects(values["verdicts"]))
 
 

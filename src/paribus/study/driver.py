@@ -16,16 +16,16 @@ from typing import Any
 from paribus.errors import EXIT_MACHINE, UserError
 from paribus.execute.engine import Engine, Event
 from paribus.execute.repository import supersede
-from paribus.execute.run import Outcome, RunSpec
-from paribus.graph import chain
+from paribus.execute.run import Outcome
 from paribus.journal import Journal
 from paribus.machine.interrupt import EXIT_PAUSED
 from paribus.study.divergence import diverged_seeds
 from paribus.study.events import MAX_FAILURES, GivenUp, folder_of, given_up, repair_journal
-from paribus.study.experiment import Run, chain_key, definitions, settings
+from paribus.study.experiment import Run
 from paribus.study.gpus import cards_of, memory_of
 from paribus.study.results import Result, check_not_otherwise, collect, done
 from paribus.study.settled import Study
+from paribus.study.specs import pieces_of, spec_of
 from paribus.study.status import Display, Standing, table
 
 POLL_SECONDS = 1.0
@@ -153,25 +153,17 @@ class Driver:
     def _submit(self, run: Run) -> None:
         supersede(run.id)
         self._not_before.pop(run.name, None)
-        changed = changes_of(run)
-        spec = RunSpec(run.id, self.commit, changed, self.experiment.stages, run.key)
         self._under_way[run.name] = (run, "")
-        self._hand_over(run, spec)
-
-    def _hand_over(self, run: Run, spec: RunSpec) -> None:
         device = self.engine.resources().device
-        config = settings(run.overrides)
+        config = self.experiment.config_of(run)
         memory = memory_of(config, self.experiment.stages) if device == "cpu" else 0
+        spec = spec_of(self.experiment, run, self.commit)
         self.engine.submit(spec, cards_of(config.train, device), memory)
 
     def _to_compute(self, run: Run) -> set[str]:
         """A name for each stage of a run that is not computed yet, which covers everything that determines its outputs."""
         if run.name not in self._pieces:
-            config = settings(run.overrides)
-            pieces = {}
-            for stage in self.experiment.stages:
-                pieces[stage] = chain_key(chain([stage], definitions()), config)
-            self._pieces[run.name] = pieces
+            self._pieces[run.name] = pieces_of(self.experiment, run)
         return set(self._pieces[run.name].values()) - self._computed
 
     # ------------------------------------------------------------ what happened
@@ -235,15 +227,3 @@ class Driver:
     def _event(self, run: Run, event: str, **facts: Any) -> None:
         row = {"time": time.time(), "run": run.name, "event": event, "key": run.key, **facts}
         self.journal.append(row)
-
-
-def changes_of(run: Run) -> dict[str, Any]:
-    """The overrides of a run that differ from params.yaml, and its seed."""
-    from paribus.config import flatten
-
-    known = flatten(settings())
-    found = {}
-    for key, value in run.overrides.items():
-        if key == "seed" or key not in known or known[key] != value:
-            found[key] = value
-    return found

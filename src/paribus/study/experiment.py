@@ -6,6 +6,7 @@
     arms:
       adamw: {optimizer.kind: adamw}
       slower: {set: {optimizer.matrix_lr: 0.01, optimizer.head_lr: 0.003}, as_one: half of both rates}
+      normuon: {code: ideas/normuon}                # a branch, tag, commit or patch file; with set, if it needs one
     seeds: 5                    # or {from: 3, to: 12}, or auto for just that: looks after 3, 5, 8, 12 seeds
     metric: val_bpb             # core, gsm8k.STAGE, or any key of a metrics file, as pretrain:train_loss
     direction: lower            # needed for keys of files only
@@ -25,7 +26,7 @@ import difflib
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ from paribus.graph import (
     stage_definitions,
 )
 from paribus.study import fields
+from paribus.study.arm_code import ArmCode, settled_code
 from paribus.study.fields import hint, shown
 
 FOLDER = Path("experiments")
@@ -67,6 +69,7 @@ REQUIRED = (
 )
 KEYS = (*REQUIRED, "direction", "alpha", "workers")
 BASELINE = "baseline"
+SEED_OF_ARM = "seed is not for an arm: every arm runs at the same seeds"
 MEASURES = {  # metric -> (file, key, the better direction, unit)
     "val_bpb": ("metrics/pretrain.json", "val_bpb", "lower", "bits per byte"),
     "core": ("metrics/core.json", "core", "higher", "CORE"),
@@ -79,10 +82,19 @@ MEASURES = {  # metric -> (file, key, the better direction, unit)
 
 @dataclass(frozen=True)
 class Arm:
-    """The changes of an arm, dotted; `as_one`: the one thing that several changes amount to."""
+    """What an arm changes.
+
+    Attributes:
+        overrides: dotted key -> value.
+        as_one: the one thing that several changes amount to.
+        asked: the code that the file names: a branch, tag, commit or patch file; None: the baseline's.
+        code: what that is settled as.
+    """
 
     overrides: dict[str, Any]
     as_one: str | None = None
+    asked: str | None = None
+    code: ArmCode | None = None
 
 
 @dataclass(frozen=True)
@@ -156,14 +168,28 @@ class Experiment:
         """Whether there is more than one look."""
         return self.seeds[0] < self.seeds[1]
 
+    def code(self, arm: str) -> ArmCode | None:
+        """The code of an arm; None where it is the baseline's."""
+        return self.arms[arm].code if arm in self.arms else None
+
     def config(self, arm: str = BASELINE, extra: Mapping[str, Any] | None = None) -> Config:
-        """params.yaml with the baseline's and an arm's overrides.
+        """params.yaml with the baseline's and an arm's overrides, of the keys that the baseline's code has.
 
         Args:
             arm: its name; the baseline by default.
             extra: overrides that follow, dotted key -> value.
         """
-        return settings(self.overrides(arm) | dict(extra or {}))
+        return settings(self._known(arm, self.overrides(arm) | dict(extra or {})))
+
+    def _known(self, arm: str, overrides: dict[str, Any]) -> dict[str, Any]:
+        code = self.code(arm)
+        return overrides if code is None else code.known(overrides)
+
+    def values(self, arm: str = BASELINE) -> dict[str, Any]:
+        """Dotted key -> value of an arm, also of the keys that only its code has."""
+        code = self.code(arm)
+        added = {} if code is None else code.added(self.overrides(arm))
+        return flatten(self.config(arm)) | added
 
     def overrides(self, arm: str = BASELINE) -> dict[str, Any]:
         """Dotted key -> value, of the baseline and then of an arm."""
@@ -179,13 +205,25 @@ class Experiment:
         """
         seed = self.config().seed + number
         overrides = self.overrides(arm) | dict(extra) | {"seed": seed}
-        key = chain_key(self.stages, settings(overrides))
+        code = self.code(arm)
+        key = chain_key(self.stages, settings(self._known(arm, overrides)))
+        if code is not None:
+            key = key_with_code(key, code.added(overrides))
         return Run(RunId(self.name, arm, seed), overrides, key)
+
+    def config_of(self, run: Run) -> Config:
+        """The parameters of a run, of the keys that the baseline's code has."""
+        return settings(self._known(run.arm, run.overrides))
 
 
 def settings(overrides: Mapping[str, Any] | None = None) -> Config:
     """params.yaml with overrides. The file is read again only when it changed, as a study calls this hundreds of times."""
-    return parse_config(merge(_read(*_stamp("params.yaml")), dict(overrides or {})))
+    return parse_config(params_with(overrides or {}))
+
+
+def params_with(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of params.yaml as they were written, with overrides."""
+    return merge(_read(*_stamp("params.yaml")), dict(overrides))
 
 
 def definitions() -> dict[str, StageDefinition]:
@@ -240,6 +278,28 @@ def chain_key(stages: Sequence[str], config: Config) -> str:
     return fingerprint(**{name: all_params(definitions()[name], config) for name in stages})
 
 
+def key_with_code(key: str, added: Mapping[str, Any]) -> str:
+    """A key for what a chain computes with an arm's code.
+
+    Args:
+        key: of the parameters that the baseline's code has too.
+        added: values of the keys that only the arm's code has.
+    """
+    return fingerprint(chain=key, added=dict(added))
+
+
+def split_params(flat: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(values of keys that params.yaml has, values of keys that it lacks).
+
+    Args:
+        flat: dotted key -> value, of the params.yaml of another commit.
+    """
+    base = flatten(_read(*_stamp("params.yaml")))
+    known = {key: value for key, value in flat.items() if key in base}
+    added = {key: value for key, value in flat.items() if key not in base}
+    return known, added
+
+
 def all_params(definition: StageDefinition, config: Config) -> dict[str, Any]:
     """What a stage declares, `train.*` too: a number of threads changes results.
 
@@ -265,8 +325,16 @@ def is_declared(key: str, names: Sequence[str]) -> bool:
 # ---------------------------------------------------------------- reading
 
 
-def read_experiment(name: str) -> Experiment:
-    """The ablation NAME. Raises UserError with every problem at once."""
+def read_experiment(name: str, to_run: bool = False) -> Experiment:
+    """The ablation NAME.
+
+    Args:
+        name: of its file.
+        to_run: whether its arms that are code have to be fit to run; a report of finished runs asks less.
+
+    Raises:
+        UserError: with every problem at once.
+    """
     there = sorted(file.stem for file in FOLDER.glob("*.yaml"))
     if name not in there:
         near = difflib.get_close_matches(name[:100], there, n=1)
@@ -275,20 +343,25 @@ def read_experiment(name: str) -> Experiment:
             + (f"did you mean {near[0]}? " if near else "")
             + f"there are: {', '.join(there) or 'none'}"
         )
-    return parse_experiment(name, read_yaml(FOLDER / f"{name}.yaml"))
+    return parse_experiment(name, read_yaml(FOLDER / f"{name}.yaml"), to_run)
 
 
-def parse_experiment(name: str, raw: Mapping[str, Any]) -> Experiment:
+def parse_experiment(name: str, raw: Mapping[str, Any], to_run: bool = False) -> Experiment:
     """An ablation's file as an Experiment.
 
     Args:
         name: of the ablation.
         raw: the values in its file.
+        to_run: whether its arms that are code have to be fit to run.
 
     Raises:
         UserError: with every problem at once, each with the file's name.
     """
     experiment, problems = _parse(name, raw)
+    if to_run and not problems:
+        from paribus.study.code_checks import code_problems
+
+        problems = code_problems(experiment)
     if problems:
         raise UserError(f"{FOLDER / name}.yaml: {problem}" for problem in problems)
     experiment.warnings.extend(_warnings(experiment))
@@ -344,6 +417,7 @@ def _parse(name: str, raw: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
         fields.whole(values, "workers", 1, fields.MOST_WORKERS, problems),
     )
     if stages and not of_baseline:
+        experiment = _with_code(experiment, problems)
         problems += _arm_problems(experiment)
     return experiment, [*problems, *of_baseline, *of_stages]
 
@@ -461,14 +535,15 @@ def _arm(where: str, change: Any, problems: list[str]) -> Arm | None:
     """One arm, or None and its problems."""
     if not isinstance(change, dict) or not change:
         problems.append(
-            f"{where}: {shown(change)}; expected {{dotted.key: value}}, or {{set: {{…}}, as_one: WHAT}}"
+            f"{where}: {shown(change)}; expected {{dotted.key: value}}, {{set: {{…}}, as_one: WHAT}}, or {{code: BRANCH}}"
         )
         return None
+    if "code" in change:
+        return _arm_of_code(where, change, problems)
     as_one = None
     if "set" in change or "as_one" in change:
         as_one = change.get("as_one")
-        is_said = isinstance(as_one, str) and as_one.strip()
-        if set(change) != {"set", "as_one"} or not is_said or not change["set"]:
+        if set(change) != {"set", "as_one"} or not _is_said(as_one) or not change["set"]:
             problems.append(
                 f"{where}: expected both set: {{dotted.key: value}} and as_one: WHAT, and nothing else"
             )
@@ -477,6 +552,50 @@ def _arm(where: str, change: Any, problems: list[str]) -> Arm | None:
     before = len(problems)
     overrides = fields.overrides(change, where, problems)
     return Arm(overrides, as_one) if len(problems) == before else None
+
+
+def _arm_of_code(where: str, change: dict[str, Any], problems: list[str]) -> Arm | None:
+    """An arm with code of its own, or None and its problems."""
+    before = len(problems)
+    for key in change:
+        if key not in ("code", "set", "as_one"):
+            problems.append(
+                f"{where}: {shown(key)}: beside code there may be set: {{dotted.key: value}} and as_one: WHAT"
+            )
+    asked, as_one = change["code"], change.get("as_one")
+    if not _is_said(asked):
+        problems.append(
+            f"{where}.code: {shown(asked)}; expected a branch, tag, commit or patch file, as text"
+        )
+    if "as_one" in change and not _is_said(as_one):
+        problems.append(f"{where}.as_one: {shown(as_one)}; expected what one thing the changes are")
+    overrides = fields.overrides(change.get("set", {}), f"{where}.set", problems)
+    return Arm(overrides, as_one, asked) if len(problems) == before else None
+
+
+def _is_said(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _with_code(experiment: Experiment, problems: list[str]) -> Experiment:
+    """The experiment with the code of its arms settled; an arm whose code cannot be is left out, and named."""
+    if all(arm.asked is None for arm in experiment.arms.values()):
+        return experiment
+    from paribus.study.results import code_of_chain
+
+    code_of_baseline = code_of_chain(experiment.stages)
+    arms = {}
+    for name, arm in experiment.arms.items():
+        if arm.asked is None:
+            arms[name] = arm
+            continue
+        try:
+            code = settled_code(experiment.name, name, arm.asked, code_of_baseline)
+        except UserError as error:
+            problems += [f"arms.{name}.code: {problem}" for problem in error.problems]
+        else:
+            arms[name] = replace(arm, code=code)
+    return replace(experiment, arms=arms)
 
 
 def _stages(value: Any, problems: list[str]) -> tuple[list[str], list[str]]:
@@ -580,7 +699,7 @@ def changed_keys(experiment: Experiment, arm: str) -> list[str]:
         experiment: that it is an arm of.
         arm: its name.
     """
-    base, own = flatten(experiment.config()), flatten(experiment.config(arm))
+    base, own = experiment.values(), experiment.values(arm)
     return [key for key in base.keys() | own.keys() if base.get(key) != own.get(key)]
 
 
@@ -601,13 +720,15 @@ def _problems_of(experiment: Experiment, name: str, config: Config) -> list[str]
     from paribus.study.budget import budget_problems
 
     arm, base = experiment.arms[name], experiment.config()
+    if arm.code is not None:
+        return _problems_beside_code(experiment, name, arm.code)
     changed = sorted(changed_keys(experiment, name))
     without_effect = inert_problems(config, arm.overrides)
     without_effect += merge_problems(flatten(base), flatten(config))
     if without_effect:
         return without_effect
     if "seed" in arm.overrides:
-        return ["seed is not for an arm: every arm runs at the same seeds"]
+        return [SEED_OF_ARM]
     if not changed:
         return ["changes nothing: every value is the baseline's"]
     if not changes(base, config):
@@ -623,10 +744,31 @@ def _problems_of(experiment: Experiment, name: str, config: Config) -> list[str]
     return budget_problems(experiment, name)
 
 
+def _problems_beside_code(experiment: Experiment, name: str, code: ArmCode) -> list[str]:
+    """The problems of what an arm with code of its own sets; a key without effect in the baseline may have one there."""
+    from paribus.study.budget import budget_problems
+
+    overrides = experiment.arms[name].overrides
+    if "seed" in overrides:
+        return [SEED_OF_ARM]
+    problems = merge_problems(flatten(experiment.config()), flatten(experiment.config(name)))
+    for key in experiment.overrides(name):
+        if key in code.absent:
+            where = "set" if key in overrides else "the baseline's"
+            problems.append(
+                f"{where} {key}: params.yaml at {code.asked} ({code.commit[:10]}) has no such key"
+            )
+    return problems or budget_problems(experiment, name)
+
+
 def _warnings(experiment: Experiment) -> list[str]:
     warnings = []
     for name, arm in experiment.arms.items():
         changed = sorted(changed_keys(experiment, name))
+        if arm.code is not None:
+            changed = [f"the code of {arm.asked}", *sorted(arm.overrides)]
+            if arm.code.note:
+                warnings.append(f"{experiment.file}: arms.{name}.code: {arm.code.note}")
         if len(changed) > 1 and arm.as_one is None:
             warnings.append(
                 f"{experiment.file}: arms.{name} changes {len(changed)} things ({', '.join(changed)}), so that its "

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paribus.config import fingerprint, flatten, parse_config
+from paribus.config import Config, fingerprint, flatten, parse_config
 from paribus.curriculum import TRAINING_STAGES
 from paribus.errors import UserError
 from paribus.execute.repository import Reference, experiments_of
+from paribus.execute.run import ASKED_FOR, COMPARED_WITH, RAN_ON, STUDY_FILE
 from paribus.git import try_git
 from paribus.study.committed import CommittedFiles, altered
 from paribus.study.experiment import (
@@ -32,6 +33,9 @@ from paribus.study.experiment import (
     all_params,
     chain_key,
     definitions,
+    key_with_code,
+    settings,
+    split_params,
 )
 from paribus.study.finished import FinishedRun, Provenance, at_commit, of_checkpoint
 from paribus.study.registration import committed_code, sources, tracking_notes
@@ -48,6 +52,7 @@ class Result:
         experiment: the commit of the DVC experiment; `baseline`: the commit it started from.
         file: the blob of the ablation's file that it ran under.
         key, code: what it computed; `asked`: the key of its specification, "" where its experiment does not record it.
+        against: the commit of the baseline that it is compared with; that it started from, unless its arm is code.
         value: of the metric; None: missing, or not finite, which `diverged` distinguishes.
         metrics: stage -> the values of its metrics file. curve: rows of plots/pretrain.csv.
         provenance: of the last checkpoint.
@@ -74,6 +79,7 @@ class Result:
     fingerprints: dict[str, str]
     outputs: dict[str, str]
     asked: str = ""
+    against: str = ""
     diverged: bool = False
     weights: dict[str, str] = field(default_factory=dict)
     model: str = ""
@@ -132,15 +138,15 @@ def _read(experiment: Experiment, reference: Reference) -> Result:
     trained = [stage for stage in TRAINING_STAGES if stage in experiment.stages]
     provenances = _provenances(run, trained)
     value, diverged = value_in(experiment.metric, files, run.metrics)
-    common, recipe = _recipes(experiment, files)
+    common, recipe = _recipes(experiment, reference.run.arm, files)
     return Result(
         name=reference.name,
         arm=reference.run.arm,
         seed=reference.run.seed,
         experiment=reference.commit,
         baseline=reference.started_from,
-        file=files.blob(str(experiment.file)),
-        key=asked_key(experiment, files),
+        file=files.trailer(STUDY_FILE) or files.blob(str(experiment.file)),
+        key=asked_key(experiment, reference.run.arm, files),
         code=code_key(experiment, reference.commit),
         value=value,
         metrics=run.metrics,
@@ -148,8 +154,9 @@ def _read(experiment: Experiment, reference: Reference) -> Result:
         provenance=provenances.get(trained[-1], Provenance()) if trained else Provenance(),
         fingerprints={stage: written.fingerprint for stage, written in provenances.items()},
         outputs={"dvc.lock": files.blob("dvc.lock") or ""},
-        asked=files.trailer("Asked-For"),
-        machine=files.trailer("Ran-On"),
+        asked=files.trailer(ASKED_FOR),
+        machine=files.trailer(RAN_ON),
+        against=files.trailer(COMPARED_WITH) or reference.started_from,
         diverged=diverged,
         weights=_hashes_of_weights(files, trained),
         model=_hash_of_model(files, trained),
@@ -234,23 +241,37 @@ def _is_finite(value: Any) -> bool:
     return is_number and math.isfinite(value)
 
 
-def asked_key(experiment: Experiment, files: CommittedFiles) -> str:
+def asked_key(experiment: Experiment, arm: str, files: CommittedFiles) -> str:
     """The key of the chain of stages with a commit's own params.yaml; LOST where it cannot be read.
 
     Args:
         experiment: the study.
+        arm: whose run the commit is.
         files: of the commit.
     """
     try:
-        return chain_key(experiment.stages, parse_config(files.mapping("params.yaml")))
+        config, added = _params_of(experiment, arm, files)
     except UserError:
         return LOST
+    key = chain_key(experiment.stages, config)
+    return key if added is None else key_with_code(key, added)
 
 
-def _recipes(experiment: Experiment, files: CommittedFiles) -> tuple[str, str]:
+def _params_of(
+    experiment: Experiment, arm: str, files: CommittedFiles
+) -> tuple[Config, dict[str, Any] | None]:
+    """(a commit's parameters, the values of the keys that only the code of an arm has; None for the baseline's code)."""
+    values = files.mapping("params.yaml")
+    if experiment.code(arm) is None:
+        return parse_config(values), None
+    known, added = split_params(flatten(values))
+    return settings(known), added
+
+
+def _recipes(experiment: Experiment, arm: str, files: CommittedFiles) -> tuple[str, str]:
     """(a hash of the parameters of a commit's stages that no arm changes, a hash of them all); the seed is in neither."""
     try:
-        config = parse_config(files.mapping("params.yaml"))
+        config, added = _params_of(experiment, arm, files)
     except UserError:
         return LOST, LOST
     everything: dict[str, Any] = {}
@@ -258,10 +279,10 @@ def _recipes(experiment: Experiment, files: CommittedFiles) -> tuple[str, str]:
         everything |= all_params(definitions()[stage], config)
     everything.pop("seed", None)
     changed_by_arms = {"pretrain.steps"}  # follows from an equal budget
-    for arm in experiment.arms.values():
-        changed_by_arms |= arm.overrides.keys()
+    for one in experiment.arms.values():
+        changed_by_arms |= one.overrides.keys()
     common = {key: value for key, value in everything.items() if key not in changed_by_arms}
-    return fingerprint(params=common), fingerprint(params=everything)
+    return fingerprint(params=common), fingerprint(params=everything | (added or {}))
 
 
 def code_key(experiment: Experiment, commit: str = "HEAD") -> str:
@@ -271,8 +292,31 @@ def code_key(experiment: Experiment, commit: str = "HEAD") -> str:
         experiment: whose chain it is.
         commit: by any of its names.
     """
+    return code_of_chain(experiment.stages, commit)
+
+
+def code_of_chain(stages: Sequence[str], commit: str = "HEAD") -> str:
+    """As `code_key`, of any chain of stages.
+
+    Args:
+        stages: of the chain, or a part of it.
+        commit: by any of its names.
+    """
     tree = try_git("rev-parse", "--verify", "--quiet", f"{commit}^{{tree}}")
-    return _code_of_tree(tree or commit, commit, tuple(experiment.stages))
+    return _code_of_tree(tree or commit, commit, tuple(stages))
+
+
+Codes = Mapping[str, str]  # arm -> the key of its code
+
+
+def codes_of(experiment: Experiment) -> Codes:
+    """The key of today's code of every arm."""
+    today = code_key(experiment)
+    codes = {}
+    for arm in experiment.names:
+        code = experiment.code(arm)
+        codes[arm] = today if code is None else code_key(experiment, code.commit)
+    return codes
 
 
 @functools.lru_cache(maxsize=256)
@@ -322,37 +366,41 @@ def commands_of(files: CommittedFiles, stages: Sequence[str]) -> dict[str, Any]:
 # ---------------------------------------------------------------- which of them count
 
 
-def done(results: Sequence[Result], runs: Sequence[Run], code: str) -> dict[str, Result]:
+def done(results: Sequence[Result], runs: Sequence[Run], codes: Codes) -> dict[str, Result]:
     """Name of each run that is done with today's specification -> its result.
 
     Args:
         results: of all finished runs.
         runs: that are asked for.
-        code: the key of today's code.
+        codes: the key of today's code of every arm.
     """
-    sound = [result for result in results if result.code == code and not result.altered]
+    sound = []
+    for result in results:
+        if result.code == codes.get(result.arm) and not result.altered:
+            sound.append(result)
     by_what_it_computed = {(result.arm, result.seed, result.key): result for result in sound}
     finished = {}
     for run in runs:
-        result = by_what_it_computed.get((run.arm, run.seed, run.key))
-        if result is not None:
-            finished[run.name] = result
+        found = by_what_it_computed.get((run.arm, run.seed, run.key))
+        if found is not None:
+            finished[run.name] = found
     return finished
 
 
-def check_not_otherwise(results: Sequence[Result], run: Run, code: str) -> None:
+def check_not_otherwise(results: Sequence[Result], run: Run, codes: Codes) -> None:
     """Refuse a run that the same code computed before as a different run: a repetition would end the same way.
 
     Args:
         results: of all finished runs.
         run: the requested one.
-        code: the key of today's code.
+        codes: the key of today's code of every arm.
 
     Raises:
         UserError: with what is wrong with the finished run, and how to forget it.
     """
     for result in results:
-        if result.name != run.name or result.code != code or result.key == run.key:
+        same_code = result.code == codes.get(run.arm)
+        if result.name != run.name or not same_code or result.key == run.key:
             continue
         same_was_asked = result.asked == run.key or result.key == LOST
         if not same_was_asked:

@@ -16,7 +16,7 @@ from paribus.study.budget import measure_step, pretrain_steps, steps_for
 from paribus.study.divergence import diverged_seeds
 from paribus.study.events import folder_of, given_up
 from paribus.study.experiment import BASELINE, Experiment, Run, chain_key
-from paribus.study.results import Result, code_key, collect, done
+from paribus.study.results import Codes, Result, codes_of, collect, done
 from paribus.study.verdict import judge, plan_of
 
 
@@ -62,9 +62,9 @@ class Study:
         return runs
 
     @cached_property
-    def code(self) -> str:
-        """The key of today's code."""
-        return code_key(self.experiment)
+    def code(self) -> Codes:
+        """The key of today's code of every arm."""
+        return codes_of(self.experiment)
 
     def wanted(self, results: Sequence[Result]) -> list[Run]:
         """The runs that the results so far call for.

@@ -122,13 +122,12 @@ def verdicts(
         results: of all runs that count.
         diverged: arm -> seeds that diverged.
     """
-    from paribus.config import flatten
     from paribus.study.experiment import changed_keys
 
-    effects_of, base = judge(experiment, results, diverged), flatten(experiment.config())
+    effects_of, base = judge(experiment, results, diverged), experiment.values()
     verdicts = []
     for arm, definition in experiment.arms.items():
-        pairs, own = matched(results, arm), flatten(experiment.config(arm))
+        pairs, own = matched(results, arm), experiment.values(arm)
         keys = sorted(changed_keys(experiment, arm))
         verdicts.append(
             ArmVerdict(
