@@ -344,7 +344,7 @@ def test_a_study_with_looks_asks_for_more_seeds_only_of_the_undecided(
     )
     study = Study(experiment, {"threads": 1, "steps": {}})
     monkeypatch.setattr("paribus.study.settled.given_up", lambda *_: {})
-    study.__dict__["code"] = "c"
+    study.__dict__["code"] = dict.fromkeys(experiment.names, "c")
     noise = {
         "baseline": [0.0] * 5,
         "clear": [0.5, 0.501, 0.499, 0.5, 0.5],
