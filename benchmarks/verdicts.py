@@ -40,10 +40,14 @@ import numpy as np
 from scipy import optimize, stats
 
 from paribus.evaluate.intervals import wilson
-from paribus.study import items, statistics
+from paribus.study import items, noise_floor, statistics
+from paribus.study.difference_curve import difference_curve
+from paribus.study.looks import Schedule, level
+from paribus.study.power import power_of, seeds_needed
 
 ALPHA, POWER = 0.05, 0.8
-PLAN = statistics.looks(3, 12)
+SCHEDULE = Schedule(3, 12)
+PLAN = SCHEDULE.upto(12)
 STDEV = 0.0012  # of val_bpb over seeds 7, 8, 9 of the default: .5246, .5237, .5222 (docs/default-world.md)
 CORRELATIONS = tuple(round(0.05 * i, 2) for i in range(20))
 SIZES = (0.5, 0.75, 1.0, 1.5, 2.0)  # of planted effects, in sd
@@ -89,7 +93,9 @@ def z_p(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 @lru_cache
 def critical(n: int, plan: tuple[int, ...], alpha: float = ALPHA) -> float:
-    return float(stats.t.isf(statistics.alpha_at(n, plan, alpha) / 2, n - 1))
+    made = [look for look in plan if look <= n]
+    looks = Schedule(plan[0], plan[-1]).taken(made)
+    return float(stats.t.isf(level(looks, alpha) / 2, n - 1))
 
 
 def stops(
@@ -165,7 +171,7 @@ def _claims(differences: np.ndarray, plan: tuple[int, ...] | None, stdev: float)
             direction="lower",
             smallest_effect=0.1 * stdev,
             alpha=ALPHA,
-            plan=plan,
+            plan=Schedule(plan[0], plan[-1]) if plan else None,
         )
         if said["same"].verdict in ("better", "worse"):
             return True
@@ -180,7 +186,7 @@ def _peeked(differences: np.ndarray, plan: tuple[int, ...]) -> np.ndarray:
 
 def _known_variance_looks(rng: np.random.Generator) -> np.ndarray:
     """What the nominal levels of normal looks, the textbook's advice for t statistics, do at 3 and 5 seeds."""
-    first = statistics.spent(3 / 5, ALPHA)
+    first = ALPHA * 3 / 5
     bound, normal = (
         stats.norm.isf(first / 2),
         stats.multivariate_normal(cov=[[1, math.sqrt(3 / 5)], [math.sqrt(3 / 5), 1]]),
@@ -212,9 +218,7 @@ def topped_up(rng: np.random.Generator) -> dict[str, Any]:
 
 @lru_cache
 def _largest_stdev(n: int, effect: float) -> float:
-    return effect / float(
-        optimize.brentq(lambda size: statistics.power_of(size, n) - POWER, 0.01, 5)
-    )
+    return effect / float(optimize.brentq(lambda size: power_of(size, n) - POWER, 0.01, 5))
 
 
 # ---- Coverage and power
@@ -288,7 +292,7 @@ def by_curve(rng: np.random.Generator) -> dict[str, Any]:
                 else:
                     for i in range(1, 25):
                         noise[:, i] = keep * noise[:, i - 1] + math.sqrt(1 - keep**2) * noise[:, i]
-                curve = statistics.difference_curve(range(25), np.zeros_like(noise), noise)
+                curve = difference_curve(range(25), np.zeros_like(noise), noise)
                 held.append(bool(((curve.band_low <= 0) & (curve.band_high >= 0)).all()))
             found[f"{name}, {seeds} seeds"] = rate(held)
     return found
@@ -298,7 +302,7 @@ def planned_power(rng: np.random.Generator) -> dict[str, Any]:
     """Power that studies of seeds_needed have on the effect they were planned for; sizes in sd of the differences."""
     found = {}
     for size in (0.5, 0.75, 1.0, 1.5, 2.0, 3.0):
-        n, last = statistics.seeds_needed(size, 1.0), sequential_last(size)
+        n, last = seeds_needed(size, 1.0), sequential_last(size)
         assert n is not None
         fixed, looked = (
             rng.standard_normal((40_000, n)) + size,
@@ -318,7 +322,7 @@ def planned_power(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def plan_to(last: int) -> tuple[int, ...]:
-    return statistics.looks(min(3, last), last)
+    return Schedule(min(3, last), last).upto(last)
 
 
 @lru_cache
@@ -335,7 +339,7 @@ def _sequential(last: int, size: float, true: float) -> tuple[float, float]:
 @lru_cache
 def sequential_last(size: float) -> int:
     """The shortest plan with the power wanted."""
-    last = statistics.seeds_needed(size, 1.0) or 0
+    last = seeds_needed(size, 1.0) or 0
     while _sequential(last, size, size)[0] < POWER:
         last += 1
     return last
@@ -345,11 +349,11 @@ def compute_to_verdict() -> dict[str, Any]:
     """Training runs (both arms) at equal error rates, over sizes of effects and correlations; and the share of the usual."""
     rows = []
     for size in SIZES:
-        usual = statistics.seeds_needed(size, 1.0, paired=False)
+        usual = seeds_needed(size, 1.0, paired=False)
         assert usual is not None
         for correlation in CORRELATIONS:
             within = size / math.sqrt(2 * (1 - correlation))  # in sd of the differences
-            matched, last = statistics.seeds_needed(within, 1.0), sequential_last(within)
+            matched, last = seeds_needed(within, 1.0), sequential_last(within)
             assert matched is not None
             row = {
                 "effect_sd": size,
@@ -390,11 +394,11 @@ def quarter(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def curves() -> dict[str, list[tuple[float, float]]]:
     """(mean runs, power) of each design as it grows, on an effect of 1 sd."""
-    found = {"unpaired": [(2 * n, statistics.power_of(1.0, n, paired=False)) for n in range(2, 31)]}
+    found = {"unpaired": [(2 * n, power_of(1.0, n, paired=False)) for n in range(2, 31)]}
     for correlation in (0.5, 0.75, 0.9):
         within = 1 / math.sqrt(2 * (1 - correlation))
         found[f"matched, correlation {correlation}"] = [
-            (2 * n, statistics.power_of(within, n)) for n in range(2, 31)
+            (2 * n, power_of(within, n)) for n in range(2, 31)
         ]
         points = (_sequential(last, within, within) for last in range(3, 31))
         found[f"sequential, correlation {correlation}"] = [
@@ -494,7 +498,7 @@ def same_recipe(base: np.ndarray, again: np.ndarray, seeds: int = 3) -> dict[str
         "verdicts": dict(Counter(one.verdict for one in said)),
         "false better or worse": rate([one.verdict in ("better", "worse") for one in said]),
         "p at most .05": rate([one.p <= ALPHA for one in said]),
-        "unpaired z at most .05": rate([statistics.unpaired_z(a, b) <= ALPHA for a, b in split]),
+        "unpaired z at most .05": rate([noise_floor.unpaired_z(a, b) <= ALPHA for a, b in split]),
         "interval holds 0": rate([one.low <= 0 <= one.high for one in said]),
     }
 
@@ -507,8 +511,8 @@ def one_effect(
     mean, spread = abs(float(differences.mean())), float(differences.std(ddof=1))
     stdev = math.sqrt((base.var(ddof=1) + arm.var(ddof=1)) / 2)
     usual, matched = (
-        statistics.seeds_needed(mean, stdev, paired=False),
-        statistics.seeds_needed(mean, spread),
+        seeds_needed(mean, stdev, paired=False),
+        seeds_needed(mean, spread),
     )
     assert usual is not None and matched is not None
     last = sequential_last(mean / spread)

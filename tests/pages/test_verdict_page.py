@@ -10,18 +10,28 @@ import numpy as np
 import pytest
 from support.ablation_file import parse
 
+from paribus.pages import held_equal
 from paribus.pages import verdict as verdict_page
 from paribus.pages.markdown import cell, fenced, line, paragraph
 from paribus.pages.noise import markdown as noise_markdown
+from paribus.pages.verdict_sentences import sentence
+from paribus.study.advice import NextLook
 from paribus.study.items import ItemEffect, item_effect
-from paribus.study.statistics import Effect, effects, noise_table
+from paribus.study.looks import Schedule
+from paribus.study.noise_floor import noise_table
+from paribus.study.outcomes import Outcomes
+from paribus.study.sequence import Judged
+from paribus.study.statistics import Effect, effects, estimate
 from paribus.study.verdict import ArmVerdict, verdicts
 
 pytestmark = pytest.mark.usefixtures("in_checkout")
 
 
+NOTHING, NO_LOOK = Outcomes([]), Judged({}, ())
+
+
 def arms_of(experiment: Any) -> list[ArmVerdict]:
-    return verdicts(experiment, [])
+    return verdicts(experiment, NOTHING, {})
 
 
 # ---------------------------------------------------------------- matched seeds
@@ -36,7 +46,7 @@ def test_what_arms_share_at_the_start_is_said_by_the_arm() -> None:
         "tied": {"model.tied_head": True},
     }
     experiment = parse(arms=arms, equal="none")
-    text = verdict_page.shared_values(experiment, arms_of(experiment))
+    text = held_equal.shared_values(experiment, arms_of(experiment))
     shares = dict(
         one.rsplit(" ", 1)
         for one in text.partition("there: ")[2].split("; ")[0].replace(" %", "%").split(", ")
@@ -45,7 +55,7 @@ def test_what_arms_share_at_the_start_is_said_by_the_arm() -> None:
     assert 0 < int(shares["relu2"].rstrip("%")) < 100 and 0 < int(shares["tied"].rstrip("%")) < 100
     assert shares["wide"] in ("none", *(f"{i}%" for i in range(1, 10)))
     alike = parse()
-    assert verdict_page.shared_values(alike, arms_of(alike)).startswith(
+    assert held_equal.shared_values(alike, arms_of(alike)).startswith(
         "Every tensor of every arm begins with"
     )
 
@@ -54,35 +64,43 @@ def test_arms_of_other_rows_are_named() -> None:
     experiment = parse(
         arms={"packed": {"pretrain.packing": "best_fit"}, "adamw": {"optimizer.kind": "adamw"}}
     )
-    text = verdict_page.shared_rows(arms_of(experiment))
+    text = held_equal.shared_rows(arms_of(experiment))
     assert "but for packed, whose rows are others" in text and "adamw" not in text
 
 
 # ---------------------------------------------------------------- the sentence
 
 
-def effect_of(differences: list[float], plan: tuple[int, ...] | None = None) -> Effect:
+def effect_of(differences: list[float], plan: Schedule | None = None) -> Effect:
     return effects(
         {"adamw": differences}, direction="lower", smallest_effect=0.01, alpha=0.05, plan=plan
     )["adamw"]
 
 
 def test_a_fixed_study_is_not_told_to_grow() -> None:
-    text = verdict_page.sentence(parse(seeds=3), "adamw", effect_of([0.05, -0.04, 0.02]))
+    text = sentence(parse(seeds=3), "adamw", effect_of([0.05, -0.04, 0.02]))
     assert "in a new study with fresh seeds" in text
     assert "raise its chance of a false verdict" in text and "run " not in text
 
 
-def test_a_study_with_looks_is_told_its_next_look() -> None:
-    experiment = parse(seeds={"from": 3, "to": 8})
-    between = verdict_page.sentence(experiment, "adamw", effect_of([0.05, -0.04, 0.02], (3, 5, 8)))
-    assert "run 2 more seeds, to the study's next look" in between
-    ended = [0.05, -0.04, 0.02, 0.03, -0.01, 0.02, -0.03, 0.01]
-    assert "fresh seeds" in verdict_page.sentence(experiment, "adamw", effect_of(ended, (3, 5, 8)))
+def test_advice_names_the_next_look_its_command_and_its_cost() -> None:
+    coming = NextLook(5, "paribus ablate run tiny", 4, 7200.0, 1.5)
+    undecided = effect_of([0.05, -0.04, 0.02], Schedule(3))
+    text = sentence(parse(seeds="open"), "adamw", undecided, coming)
+    assert "undecided" in text and "next look is after 5 seeds: `paribus ablate run tiny`" in text
+    assert "4 more runs" in text and "2\u202fh 00\u202fmin" in text and "1.50 USD" in text
+
+
+def test_seeds_between_looks_are_an_estimate_and_no_verdict() -> None:
+    early = estimate([-0.05, -0.051, -0.052, -0.05, -0.051, -0.0505], 0.05)
+    coming = NextLook(8, "paribus ablate run tiny", 4, None, None)
+    text = sentence(parse(seeds=8), "adamw", early, coming)
+    assert text.startswith("adamw: not yet: −0.0507") and "at any number of seeds" in text
+    assert "better" not in text and "after 8 seeds" in text
 
 
 def test_differences_that_are_all_nothing_are_no_equality_and_no_number_of_seeds() -> None:
-    text = verdict_page.sentence(parse(seeds=3), "adamw", effect_of([0.0, 0.0, 0.0]))
+    text = sentence(parse(seeds=3), "adamw", effect_of([0.0, 0.0, 0.0]))
     assert "undecided" in text and "does not show that they are equal" in text
     assert "more seeds" not in text
 
@@ -101,7 +119,9 @@ def test_what_items_say_is_held_over_the_arms_and_is_no_verdict() -> None:
     found = [
         replace(arm, items=item(p)) for arm, p in zip(arms_of(experiment), (0.03, 0.9), strict=True)
     ]
-    values = verdict_page.page_values(experiment, [], [], {}, [], found) | {"scaling": None}
+    values = verdict_page.page_values(experiment, [], NOTHING, NO_LOOK, {}, [], found) | {
+        "scaling": None
+    }
     assert [row["p"] for row in values["items"]] == pytest.approx([0.06, 0.9])
     for text in (verdict_page.markdown(values, []), verdict_page.html(values, {})):
         table = text[text.index("By item") : text.index("Cost beside quality")]
@@ -125,7 +145,7 @@ def test_one_study_in_twenty_of_equal_arms_shows_a_small_p_of_items() -> None:
             own = list((rng.random((3, 60)) < 0.4).astype(float))
             effect = item_effect(base, own, smallest_effect=0.1, draws=1000)
             judged.append(replace(arm, items=effect))
-        page = verdict_page.page_values(experiment, [], [], {}, [], judged)
+        page = verdict_page.page_values(experiment, [], NOTHING, NO_LOOK, {}, [], judged)
         any_false.append(min(row["p"] for row in page["items"]) <= 0.05)
     assert np.mean(any_false) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 150)
 
@@ -179,7 +199,7 @@ def test_a_whole_page_of_markdown_holds_no_markup_of_the_file() -> None:
     bad = "<script>alert(1)</script> | `x` [y](z)"
     experiment = parse(question=bad, hypothesis=bad)
     found = arms_of(experiment)
-    values = verdict_page.page_values(experiment, [], [], {bad: bad}, [bad], found)
+    values = verdict_page.page_values(experiment, [], NOTHING, NO_LOOK, {bad: bad}, [bad], found)
     text = verdict_page.markdown(values | {"scaling": None, "diff": f"```\n{bad}"}, [])
     outside = text[: text.index("````diff")] + text[text.rindex("````") :]
     assert "<script" not in outside and "[y](z)" not in outside

@@ -10,19 +10,22 @@ from typing import Any
 import pytest
 import torch
 from support.ablation_file import FILE, parse
+from support.results import result
 from support.tiny import TINY
 
 from paribus.config import load_config, resolve_model
 from paribus.errors import UserError
 from paribus.study import budget
-from paribus.study.divergence import Survivors
-from paribus.study.experiment import noise_experiment, parse_experiment
-from paribus.study.finished import Provenance
+from paribus.study.divergence import Diverged, Survivors
+from paribus.study.experiment import Experiment, noise_experiment, parse_experiment
+from paribus.study.outcomes import Outcomes
 from paribus.study.registration import registered
 from paribus.study.results import Result
+from paribus.study.sequence import judge
 from paribus.study.settled import Study
+from paribus.study.statistics import Effect
 from paribus.study.status import Row, Standing
-from paribus.study.verdict import judge, verdicts
+from paribus.study.verdict import ArmVerdict, verdicts
 
 pytestmark = pytest.mark.usefixtures("in_checkout")
 
@@ -80,7 +83,7 @@ def test_all_problems_are_told_at_once() -> None:
     assert len(caught.value.problems) == 5
     with pytest.raises(UserError) as caught:
         parse_experiment("tiny", {"arms": {}})
-    assert len(caught.value.problems) == 9
+    assert len(caught.value.problems) == 8
 
 
 def test_more_than_one_change_is_warned_about_unless_it_is_said_to_be_one() -> None:
@@ -226,66 +229,42 @@ def test_tensors_that_two_arms_share_begin_with_the_same_values(change: dict[str
 # ---------------------------------------------------------------- verdicts
 
 
-def result(arm: str, seed: int, value: float | None, speed: float = 100.0) -> Result:
-    curve: list[dict[str, float | None]] = [
-        {
-            "step": float(i),
-            "tokens": 100.0 * i,
-            "seconds": 100 * i / speed,
-            "val_bpb": (value or 0) + 1 / i,
-        }
-        for i in range(1, 6)
-    ]
-    return Result(
-        f"tiny.{arm}.s{seed}",
-        arm,
-        seed,
-        "e" * 40,
-        "b" * 40,
-        "f" * 40,
-        "k",
-        "c",
-        value,
-        {
-            "pretrain": {
-                "val_bpb": value,
-                "tokens_per_second": speed,
-                "train_tokens": 500,
-                "flops_per_token": 6.0,
-                "parameters": 10,
-                "seconds": 500 / speed,
-                "steps": 5,
-                "peak_memory_bytes": 1,
-            }
-        },
-        curve,
-        Provenance(),
-        {},
-        {},
-    )
+def effects_in(
+    experiment: Experiment, results: list[Result], diverged: Diverged | None = None
+) -> dict[str, Effect]:
+    return judge(experiment, Outcomes(results, diverged or {})).effects
 
 
+def verdicts_in(
+    experiment: Experiment, results: list[Result], diverged: Diverged | None = None
+) -> list[ArmVerdict]:
+    outcomes = Outcomes(results, diverged or {})
+    return verdicts(experiment, outcomes, judge(experiment, outcomes).effects)
+
+
+FROM_ZERO = {"set": TINY | {"seed": 0}}
 BASE = [result("baseline", seed, 1.0 + 0.1 * seed) for seed in range(5)]
 
 
 def test_verdicts_are_on_differences_within_a_seed() -> None:
     arm = [result("adamw", seed, 1.05 + 0.1 * seed + 0.001 * (seed % 2)) for seed in range(5)]
-    found = judge(parse(seeds=5), BASE + arm)["adamw"]
+    found = effects_in(parse(seeds=5, baseline=FROM_ZERO), BASE + arm)["adamw"]
     assert found.verdict == "worse" and found.mean == pytest.approx(0.0504) and found.n == 5
-    assert judge(parse(seeds=5), BASE + arm[:2] + [replace(arm[2], value=None)])["adamw"].n == 2, (
-        "a seed without a value"
-    )
-    assert judge(parse(seeds=5), BASE) == {}
+    lost = BASE + arm[:2] + [replace(one, value=None) for one in arm[2:]]
+    assert effects_in(parse(seeds=5, baseline=FROM_ZERO), lost)["adamw"].n == 2, "without a value"
+    assert effects_in(parse(seeds=5, baseline=FROM_ZERO), BASE) == {}
 
 
 def test_no_verdict_rests_on_the_seeds_that_survived() -> None:
     better = [result("adamw", seed, 0.9 + 0.1 * seed + 0.001 * (seed % 2)) for seed in range(5)]
     worse = [result("adamw", seed, 1.2 + 0.1 * seed + 0.001 * (seed % 2)) for seed in range(5)]
     same = [result("adamw", seed, 1.0 + 0.1 * seed + 1e-5 * (seed % 2)) for seed in range(5)]
-    study = parse(seeds=6)
+    study = parse(seeds=6, baseline=FROM_ZERO)
 
     def verdict(arm: list[Result], **diverged: list[int]) -> str:
-        return judge(study, BASE + arm, diverged)["adamw"].verdict
+        ended = {"adamw": [5], "baseline": [5]}  # given up, where it did not diverge
+        outcomes = Outcomes(BASE + arm, diverged, ended)
+        return judge(study, outcomes).effects["adamw"].verdict
 
     assert [verdict(one) for one in (better, worse, same)] == ["better", "worse", "equivalent"]
     assert [verdict(one, adamw=[5]) for one in (better, worse, same)] == [
@@ -298,7 +277,8 @@ def test_no_verdict_rests_on_the_seeds_that_survived() -> None:
         "undecided",
         "undecided",
     ]
-    [found] = verdicts(study, BASE + better, {"adamw": [5]})
+    [found] = verdicts_in(study, BASE + better, {"adamw": [5]})
+    assert found.effect is not None and found.effect.verdict == "not yet", "one run has not ended"
     assert found.survivors == Survivors(1, 6, 0, 5)
     assert found.survivors.sentence("adamw") == "adamw diverged 1 of 6"
 
@@ -308,17 +288,19 @@ def test_an_arm_with_the_baselines_weights_is_named_unless_it_is_of_the_evaluati
         return [replace(one, weights={"pretrain": f"{mark}{one.seed}"}) for one in results]
 
     same = weights([replace(one, arm="adamw") for one in BASE], "w")
-    [found] = verdicts(parse(seeds=5), weights(BASE, "w") + same)
+    [found] = verdicts_in(parse(seeds=5, baseline=FROM_ZERO), weights(BASE, "w") + same)
     assert found.changed_nothing
-    [found] = verdicts(parse(seeds=5), weights(BASE, "w") + weights(same, "v"))
+    [found] = verdicts_in(
+        parse(seeds=5, baseline=FROM_ZERO), weights(BASE, "w") + weights(same, "v")
+    )
     assert not found.changed_nothing
     other_value = [replace(one, value=(one.value or 0) + 0.1) for one in same]
-    [found] = verdicts(parse(seeds=5), weights(BASE, "w") + other_value)
+    [found] = verdicts_in(parse(seeds=5, baseline=FROM_ZERO), weights(BASE, "w") + other_value)
     assert not found.changed_nothing, "what is measured differs, although the weights do not"
     file = FILE | {"arms": {"few": {"eval.core.max_per_task": 2}}, "stages": ["core"], "seeds": 5}
     evaluation = parse_experiment("tiny", file | {"metric": "core"})
     same = [replace(one, arm="few") for one in weights(BASE, "w")]
-    [found] = verdicts(evaluation, weights(BASE, "w") + same)
+    [found] = verdicts_in(evaluation, weights(BASE, "w") + same)
     assert not found.changed_nothing
 
 
@@ -326,7 +308,7 @@ def test_the_difference_over_training_is_taken_at_equal_tokens_and_at_equal_time
     arm = [
         result("adamw", seed, 1.05 + 0.1 * seed + 0.001 * seed, speed=200.0) for seed in range(5)
     ]
-    [found] = verdicts(parse(seeds=5), BASE + arm)
+    [found] = verdicts_in(parse(seeds=5, baseline=FROM_ZERO), BASE + arm)
     assert found.over_tokens is not None and found.over_tokens.mean == pytest.approx([0.052] * 5)
     assert found.over_seconds is not None and found.over_seconds.steps[-1] == 2.5
     assert found.at_equal_time is not None and found.at_equal_time.mean == pytest.approx(
@@ -370,6 +352,32 @@ def test_a_study_with_looks_asks_for_more_seeds_only_of_the_undecided(
     assert {run.name for run in study.wanted(last)} == {one.name for one in last}, (
         "the same is asked for once all is there"
     )
+
+
+def test_an_open_study_goes_to_its_next_look_each_time_it_is_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    experiment = parse(seeds="open", arms={"open": {"model.mlp": "gelu"}})
+    monkeypatch.setattr("paribus.study.settled.given_up", lambda *_: {})
+    unclear = [0.05, -0.04, 0.0, 0.06, -0.05, 0.02, -0.03, 0.01]
+
+    def called(done: int, looks: int = 1, values: list[float] = unclear) -> tuple[int, int]:
+        """(seeds of the goal, runs wanted) where so many seeds are done."""
+        study = Study(experiment, {"threads": 1, "steps": {}})
+        study.__dict__["code"] = "c"
+        results = []
+        for number in range(done):
+            base, own = study.run("baseline", number), study.run("open", number)
+            results.append(replace(result("baseline", base.seed, 1.0), key=base.key))
+            results.append(replace(result("open", own.seed, 1 + values[number]), key=own.key))
+        return study.aim(results, looks), len(study.wanted(results))
+
+    assert called(0) == (3, 6)
+    assert called(2) == (3, 6), "a look that was interrupted is the one to go on with"
+    assert called(3) == (5, 10)
+    assert called(3, looks=2) == (8, 10), "the second once the first has shown that it is needed"
+    assert called(5) == (8, 16)
+    assert called(3, values=[0.5, 0.501, 0.499])[1] == 6, "with a verdict nothing is run"
 
 
 # ---------------------------------------------------------------- how it stands

@@ -55,6 +55,7 @@ ANYTHING: list[Any] = [
 ]
 # Values that are right for a key, although they are in the list.
 RIGHT_PAIRS = [
+    ("seeds", {"from": 3}),
     *(("question", value) for value in ("nothing", LONG, "a\x00b", "a\nb", "\ud800")),
     ("baseline", {}),
     ("smallest_effect", 1.5),

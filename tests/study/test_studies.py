@@ -402,13 +402,13 @@ def test_parameters_and_code_of_two_times_are_never_in_one_verdict(
     work.write_text(text)
     project.commit("as before")
     project.behave()
-    assert sorted((one.arm, one.seed) for one in found.results) == [
+    assert sorted((one.arm, one.seed) for one in found.outcomes.results) == [
         ("adamw", 7),
         ("adamw", 8),
         ("baseline", 7),
         ("baseline", 8),
     ]
-    values = [one.value for one in found.results if one.value is not None]
+    values = [one.value for one in found.outcomes.results if one.value is not None]
     assert len(values) == 4 and len({value > 50 for value in values}) == 1
 
 

@@ -36,9 +36,12 @@ from paribus.study.experiment import (
     read_experiment,
     unchanged_sources,
 )
+from paribus.study.outcomes import Outcomes
+from paribus.study.record import note
 from paribus.study.registration import check_sources, registered
 from paribus.study.results import Result, collect, different_models, done, of_other_arms
-from paribus.study.settled import Study, settle, study_of
+from paribus.study.sequence import judge
+from paribus.study.settled import Study, keep_goal, settle, study_of
 from paribus.study.status import Display, table
 from paribus.study.trial_start import start_arms
 
@@ -54,8 +57,9 @@ def run(
     gpus: str | None = None,
     retry: bool = False,
     engine: str = LOCAL,
+    looks: int = 1,
 ) -> None:
-    """Run, or go on with, the ablation NAME; then report.
+    """Run, or go on with, the ablation NAME, an open one to its next look; then report.
 
     Args:
         name: of the ablation's file.
@@ -63,6 +67,7 @@ def run(
         gpus: of this machine, separated by commas; None: all.
         retry: try again what was given up.
         engine: `local`, `ray` or `ray:HOST:PORT`.
+        looks: of an open study, how many to take.
 
     Raises:
         UserError: before any compute, where something is wrong.
@@ -73,7 +78,7 @@ def run(
         print(f"warning: {warning}", file=sys.stderr)
     registered(experiment.file)
     with unchanged_sources():
-        study, _ = execute(experiment, workers, gpus, retry, engine)
+        study, _ = execute(experiment, workers, gpus, retry, engine, looks)
         _report(study, changes(experiment), force=False)
 
 
@@ -83,6 +88,7 @@ def execute(
     gpus: str | None,
     retry: bool = False,
     engine: str = LOCAL,
+    looks: int = 1,
 ) -> tuple[Study, list[Result]]:
     """Run what is missing. Exits with EXIT_PAUSED when `paribus ablate stop` asks for it."""
     check_sources(experiment.stages)
@@ -104,6 +110,9 @@ def execute(
             study = Study(experiment, settle(experiment, prepared.side_by_side))
             if retry:
                 _try_again(study)
+            if experiment.seeds.open:
+                study.aim(collect(experiment), looks)
+                keep_goal(study)
             return study, _drive(study, prepared)
         except (OSError, GitError, MachineError) as error:
             if not is_machines_fault(error):
@@ -136,7 +145,7 @@ def _drive(study: Study, prepared: Prepared) -> list[Result]:
 def _try_again(study: Study) -> None:
     """Note in the journal that runs which were given up are to be tried again."""
     name = study.experiment.name
-    runs = study.runs(study.experiment.seeds[1])
+    runs = study.possible(collect(study.experiment))
     failures = given_up(name, runs)
     journal = Journal(folder_of(name) / "journal.jsonl", lambda text: print(text, file=sys.stderr))
     for one in runs:
@@ -242,22 +251,23 @@ def _report(study: Study, changed: Sequence[str], force: bool) -> None:
 
     name = study.experiment.name
     evidence = usable(study)
-    if not evidence.results:
+    results = evidence.outcomes.results
+    if not results:
         raise UserError(
             f"{name}: nothing is done yet; `paribus ablate run {name}` begins it, `paribus ablate status {name}` "
             "shows how it stands"
         )
-    mixed = different_models(evidence.results)
+    mixed = different_models(results)
     if mixed:
         raise UserError(f"{problem}; their mean would be of neither" for problem in mixed)
     if not force:
-        check_not_fewer(name, evidence.results)
+        check_not_fewer(name, results)
     failures = {run: one.words for run, one in evidence.failures.items()}
     notes = [*evidence.notes, *changed]
-    write_pages(
-        study.experiment, evidence.runs, evidence.results, failures, notes, evidence.diverged
-    )
-    publish(study.experiment, evidence.results, evidence.diverged, evidence.left_out)
+    judged = judge(study.experiment, evidence.outcomes, study.record)
+    write_pages(study.experiment, evidence.runs, evidence.outcomes, judged, failures, notes)
+    publish(study.experiment, evidence.outcomes, judged, evidence.left_out)
+    note(name, judged.taken)
 
 
 @dataclass(frozen=True)
@@ -265,16 +275,14 @@ class Evidence:
     """What a report rests on.
 
     Attributes:
-        runs: of the study. results: those that count. failures: run -> why it has no result.
-        diverged: arm -> seeds that ended without a finite value.
+        runs: of the study. outcomes: how those that count ended. failures: run -> why it has no result.
         left_out: reason -> finished runs that do not count.
         notes: sentences for the page.
     """
 
     runs: list[Run]
-    results: list[Result]
+    outcomes: Outcomes
     failures: Mapping[str, GivenUp]
-    diverged: Mapping[str, Sequence[int]]
     left_out: Mapping[str, int]
     notes: list[str]
 
@@ -298,8 +306,7 @@ def usable(study: Study) -> Evidence:
     left_out = _left_out(study, results, chosen)
     for reason, count in left_out.items():
         notes.append(f"{count} finished run{'s' if count > 1 else ''} left out: {reason}")
-    diverged = diverged_seeds(chosen, runs, failures)
-    return Evidence(runs, chosen, failures, diverged, left_out, notes)
+    return Evidence(runs, Outcomes.of(chosen, runs, failures), failures, left_out, notes)
 
 
 def _of_older_code(results: Sequence[Result]) -> list[Result]:
@@ -336,7 +343,7 @@ def _left_out(study: Study, results: Sequence[Result], chosen: Sequence[Result])
     """Why -> finished runs that a report does not rest on."""
     counted = {result.experiment for result in chosen}
     codes = {result.code for result in chosen}
-    asked = {(run.arm, run.seed) for run in study.runs(study.experiment.seeds[1])}
+    asked = {(run.arm, run.seed) for run in study.possible(results)}
     found: dict[str, int] = {}
     for result in results:
         if result.experiment in counted:

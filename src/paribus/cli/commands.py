@@ -508,8 +508,15 @@ _engine = click.option(
 @click.option("--gpus", type=Cards(), help="Cards for the runs, as 0,1; default: all.")
 @click.option("--retry", is_flag=True, help="Try again what was given up.")
 @_engine
+@click.option(
+    "--looks",
+    type=click.IntRange(1, 100),
+    default=1,
+    show_default=True,
+    help="Of a study with `seeds: open`: how many looks to take, unless every arm has its verdict before.",
+)
 def ablate_run(name: str, **options: Any) -> None:
-    """Run, or go on with, the ablation NAME; then report. Kill it, and call it again."""
+    """Run, or go on with, the ablation NAME, an open one to its next look; then report. Kill it, and call it again."""
     from paribus.cli import ablation
 
     ablation.run(name, **options)

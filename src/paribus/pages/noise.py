@@ -11,8 +11,8 @@ from typing import Any
 from paribus.errors import UserError
 from paribus.files import write_atomic
 from paribus.study.experiment import Experiment, Metric
+from paribus.study.noise_floor import NoiseRow, farthest_twins, noise_table
 from paribus.study.results import Result, value_of
-from paribus.study.statistics import NoiseRow, farthest_twins, noise_table
 from paribus.summary import write_json
 
 RESULTS = Path("experiments/results")

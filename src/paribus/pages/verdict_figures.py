@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {"better": GREEN, "worse": RED, "equivalent": BLUE, "undecided": FAINT}
+COLOURS = {"better": GREEN, "worse": RED, "equivalent": BLUE, "undecided": FAINT, "not yet": FAINT}
 LINES = (BLUE, RED, GOLD, GREEN, "#7d5ba6", "#5c7080")
 
 

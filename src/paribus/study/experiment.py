@@ -7,7 +7,8 @@
       adamw: {optimizer.kind: adamw}
       slower: {set: {optimizer.matrix_lr: 0.01, optimizer.head_lr: 0.003}, as_one: half of both rates}
       normuon: {code: ideas/normuon}                # a branch, tag, commit or patch file; with set, if it needs one
-    seeds: 5                    # or {from: 3, to: 12}, or auto for just that: looks after 3, 5, 8, 12 seeds
+    seeds: open                 # the default: looks after 3, 5, 8, 12, 18, … seeds, without a last one; or 5, for one look;
+                                # or {from: 3, to: 12}
     metric: val_bpb             # core, gsm8k.STAGE, or any key of a metrics file, as pretrain:train_loss
     direction: lower            # needed for keys of files only
     smallest_effect: 0.01
@@ -54,6 +55,7 @@ from paribus.graph import (
 from paribus.study import fields
 from paribus.study.arm_code import ArmCode, settled_code
 from paribus.study.fields import hint, shown
+from paribus.study.looks import Schedule
 
 FOLDER = Path("experiments")
 REQUIRED = (
@@ -61,13 +63,12 @@ REQUIRED = (
     "hypothesis",
     "baseline",
     "arms",
-    "seeds",
     "metric",
     "smallest_effect",
     "equal",
     "stages",
 )
-KEYS = (*REQUIRED, "direction", "alpha", "workers")
+KEYS = (*REQUIRED, "seeds", "direction", "alpha", "workers")
 BASELINE = "baseline"
 SEED_OF_ARM = "seed is not for an arm: every arm runs at the same seeds"
 MEASURES = {  # metric -> (file, key, the better direction, unit)
@@ -141,7 +142,7 @@ class Experiment:
     profile: str | None
     base: dict[str, Any]  # the baseline's overrides, profile included
     arms: dict[str, Arm]
-    seeds: tuple[int, int]  # the first look and the last
+    seeds: Schedule  # when it looks at its verdicts
     metric: Metric
     direction: str
     smallest_effect: float
@@ -164,9 +165,9 @@ class Experiment:
         return [BASELINE, *self.arms]
 
     @property
-    def sequential(self) -> bool:
-        """Whether there is more than one look."""
-        return self.seeds[0] < self.seeds[1]
+    def first_seed(self) -> int:
+        """The seed of the first run of every arm; those of the others follow it."""
+        return self.config().seed
 
     def code(self, arm: str) -> ArmCode | None:
         """The code of an arm; None where it is the baseline's."""
@@ -203,7 +204,7 @@ class Experiment:
             number: of the seed, from 0.
             extra: overrides that follow (steps of an equal budget, threads).
         """
-        seed = self.config().seed + number
+        seed = self.first_seed + number
         overrides = self.overrides(arm) | dict(extra) | {"seed": seed}
         code = self.code(arm)
         key = chain_key(self.stages, settings(self._known(arm, overrides)))
@@ -373,7 +374,7 @@ _PLACEHOLDERS: dict[str, Any] = {
     "question": "?",
     "hypothesis": "?",
     "baseline": {},
-    "seeds": 2,
+    "seeds": "open",
     "smallest_effect": 0.01,
     "equal": "none",
     "alpha": 0.05,
@@ -453,7 +454,7 @@ def noise_experiment(
         profile,
         base,
         {},
-        (seeds, seeds),
+        Schedule(max(seeds, 2), max(seeds, 2)),
         measured[0][0],
         measured[0][1],
         1.0,

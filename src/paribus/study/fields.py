@@ -10,9 +10,10 @@ from typing import Any
 
 from paribus.config import flatten
 from paribus.execute.run import LONGEST_NAME, NAME
+from paribus.study.looks import OPEN, Schedule
 
 EQUAL = ("tokens", "flops", "seconds", "none")
-AUTO = (3, 12)  # seeds: auto
+AUTO = Schedule(3, 12)  # seeds: auto
 MOST_SEEDS = 1000  # of a study; beyond it is a slip of the pen
 MOST_WORKERS = 256
 MOST_HELD = {"tokens": 1e16, "flops": 1e30, "seconds": 1e9}  # of a run; beyond any that was made
@@ -110,29 +111,31 @@ def _is_finite(value: int | float) -> bool:
         return False
 
 
-def seeds(value: Any, problems: list[str]) -> tuple[int, int]:
-    """(seeds of the first look, of the last).
+def seeds(value: Any, problems: list[str]) -> Schedule:
+    """When a study looks at its verdicts.
 
     Args:
-        value: of the key `seeds`.
+        value: of the key `seeds`: open, a number, {from: 3} (open from there), {from: 3, to: 12}, or auto for just that.
         problems: the list that receives the messages.
     """
-    if value == "auto":
-        return AUTO
+    if value == "open":
+        return OPEN
     if isinstance(value, dict) and set(value) == {"auto"}:
         value = value["auto"]
+    if value == "auto":
+        return AUTO
     if _is_whole(value, 2, MOST_SEEDS):
-        return value, value
-    if isinstance(value, dict) and set(value) == {"from", "to"}:
-        first, last = value["from"], value["to"]
+        return Schedule(value, value)
+    if isinstance(value, dict) and set(value) in ({"from"}, {"from", "to"}):
+        first, last = value["from"], value.get("to", MOST_SEEDS)
         both = _is_whole(first, 2, MOST_SEEDS) and _is_whole(last, 2, MOST_SEEDS)
         if both and first <= last:
-            return first, last
+            return Schedule(first, value.get("to"))
     problems.append(
-        f"seeds: {shown(value)} is not allowed; expected a whole number >= 2 (at most {MOST_SEEDS}), auto, or "
-        "{from: 3, to: 12}, from >= 2"
+        f"seeds: {shown(value)} is not allowed; expected open, a whole number >= 2 (at most {MOST_SEEDS}), auto, or "
+        "{from: 3, to: 12}, from >= 2; without to there is no last look"
     )
-    return 2, 2
+    return OPEN
 
 
 def equal(value: Any, problems: list[str]) -> tuple[str, float | None]:

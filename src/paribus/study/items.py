@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from paribus.errors import UserError
 from paribus.evaluate.intervals import mcnemar_exact
-from paribus.study.statistics import Floats, Verdict, settings_problems, verdict_of
+from paribus.study.power import Floats
+from paribus.study.statistics import Verdict, settings_problems, verdict_of
 
 DRAWS = 10_000  # of a bootstrap
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,40 +13,43 @@ from paribus.errors import UserError
 from paribus.files import write_atomic
 from paribus.study.divergence import survivors
 from paribus.study.experiment import Experiment
+from paribus.study.outcomes import Outcomes
+from paribus.study.record import PUBLISHED, rows_of
 from paribus.study.results import Result
+from paribus.study.sequence import Judged, matched
 from paribus.study.unchanged import changed_nothing
-from paribus.study.verdict import judge, matched
 
-RESULTS = Path("experiments/results")
+RESULTS = PUBLISHED
 # A row of the page's last table, where a page has no file of data beside it: | experiment | commit | …
 _ROW = re.compile(r"^\| [^|]+ \| [0-9a-f]{10} \|", re.MULTILINE)
 
 
 def publish(
     experiment: Experiment,
-    results: Sequence[Result],
-    diverged: Mapping[str, Sequence[int]],
+    outcomes: Outcomes,
+    judged: Judged,
     left_out: Mapping[str, int],
 ) -> Path:
     """Write the data of a report.
 
     Args:
         experiment: the study.
-        results: of the runs that its verdicts rest on.
-        diverged: arm -> seeds that diverged.
+        outcomes: how the runs ended that its verdicts rest on.
+        judged: its verdicts.
         left_out: why other finished runs do not count -> how many they are.
 
     Returns:
         Their path.
     """
-    effects = judge(experiment, results, diverged)
+    results, diverged = outcomes.results, outcomes.diverged
     arms: dict[str, Any] = {}
     for arm in experiment.arms:
         counts = survivors(results, diverged, arm)
-        effect = effects.get(arm)
+        effect = judged.effects.get(arm)
         arms[arm] = {
             "verdict": effect.verdict if effect else None,
             "mean_difference": effect.mean if effect else None,
+            "interval": _finite([effect.low, effect.high]) if effect else None,
             "matched_seeds": effect.n if effect else 0,
             "diverged": counts.arm,
             "of": counts.arm_of,
@@ -65,6 +69,7 @@ def publish(
     values = {
         "study": experiment.name,
         "metric": experiment.metric.name,
+        "looks": rows_of(judged.taken),
         "runs": runs,
         "diverged": {arm: list(seeds) for arm, seeds in diverged.items()},
         "arms": arms,
@@ -74,6 +79,11 @@ def publish(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
     return path
+
+
+def _finite(numbers: Sequence[float]) -> list[float] | None:
+    """Numbers as JSON can hold them; None where one is not finite."""
+    return list(numbers) if all(math.isfinite(number) for number in numbers) else None
 
 
 def check_not_fewer(name: str, results: Sequence[Result]) -> None:

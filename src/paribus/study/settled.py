@@ -13,11 +13,12 @@ from paribus.files import Optional, Values, read_json
 from paribus.journal import write_json
 from paribus.machine.hardware import available_cores, detect_hardware
 from paribus.study.budget import measure_step, pretrain_steps, steps_for
-from paribus.study.divergence import diverged_seeds
 from paribus.study.events import folder_of, given_up
 from paribus.study.experiment import BASELINE, Experiment, Run, chain_key
+from paribus.study.outcomes import Outcomes
+from paribus.study.record import recorded
 from paribus.study.results import Codes, Result, codes_of, collect, done
-from paribus.study.verdict import judge, plan_of
+from paribus.study.sequence import Step, judge, steps
 
 
 @dataclass
@@ -25,7 +26,7 @@ class Study:
     """A running ablation: its settled values, its results, and its next runs."""
 
     experiment: Experiment
-    settled: dict[str, Any]  # threads, steps of each arm: decided once
+    settled: dict[str, Any]  # threads, steps of each arm, an open study's goal: decided once
     known: dict[tuple[str, int], Run] = field(default_factory=dict)
 
     def run(self, arm: str, number: int) -> Run:
@@ -66,40 +67,82 @@ class Study:
         """The key of today's code of every arm."""
         return codes_of(self.experiment)
 
+    @cached_property
+    def record(self) -> tuple[Step, ...]:
+        """The looks that were taken before."""
+        return recorded(self.experiment.name)
+
     def wanted(self, results: Sequence[Result]) -> list[Run]:
         """The runs that the results so far call for.
 
         A study with looks needs the seeds of its first look, and those of the next only for arms without a verdict;
-        so its runs follow from its results alone, and are the same after any interruption.
+        so its runs follow from its results alone, and are the same after any interruption. An open study needs those up to
+        its goal.
         """
+        return self._runs_to(results, self._goal(results))
+
+    def possible(self, results: Sequence[Result]) -> list[Run]:
+        """Every run that the study may call for up to its last look, or an open one up to its goal."""
+        return self.runs(self._goal(results))
+
+    def aim(self, results: Sequence[Result], looks: int) -> int:
+        """Set the goal of an open study, so many looks from the first that is not complete, and return its seeds.
+
+        Args:
+            results: so far.
+            looks: how many.
+        """
+        goal = self.experiment.seeds.first
+        for step in steps(self.experiment, self.record):
+            goal = step.seeds
+            runs = self._runs_to(results, goal)
+            all_decided = max(run.seed for run in runs) < self.experiment.first_seed + goal - 1
+            if self._missing(results, runs):
+                looks -= 1
+            if looks == 0 or all_decided:
+                break
+        self.settled["goal"] = goal
+        return goal
+
+    def _runs_to(self, results: Sequence[Result], goal: int) -> list[Run]:
+        """The runs up to the look after `goal` seeds, or up to the first that is not complete."""
         experiment = self.experiment
-        if not experiment.sequential:
-            return self.runs(experiment.seeds[1])
         asked: dict[str, Run] = {}
         open_arms = list(experiment.arms)
-        for look in plan_of(experiment) or ():
-            asked |= {run.name: run for run in self.runs(look, [BASELINE, *open_arms])}
+        for step in steps(experiment, self.record):
+            if step.seeds > goal or not open_arms:
+                break
+            asked |= {run.name: run for run in self.runs(step.seeds, [BASELINE, *open_arms])}
             runs = list(asked.values())
+            if self._missing(results, runs):
+                break
             have = done(results, runs, self.code)
-            failures = given_up(experiment.name, runs)
-            if set(asked) - have.keys() - failures.keys():
-                break
-            found = judge(
-                experiment,
-                list(have.values()),
-                diverged_seeds(list(have.values()), runs, failures),
-            )
-            open_arms = [
-                arm for arm in open_arms if arm in found and found[arm].verdict == "undecided"
-            ]
-            if not open_arms:
-                break
+            outcomes = Outcomes.of(list(have.values()), runs, given_up(experiment.name, runs))
+            found = judge(experiment, outcomes, self.record, upto=step.seeds).effects
+            open_arms = [arm for arm in open_arms if arm in found and not found[arm].decided]
         return list(asked.values())
+
+    def _missing(self, results: Sequence[Result], runs: Sequence[Run]) -> set[str]:
+        """Names of runs that have neither ended nor been given up."""
+        have = done(results, runs, self.code)
+        return (
+            {run.name for run in runs} - have.keys() - given_up(self.experiment.name, runs).keys()
+        )
+
+    def _goal(self, results: Sequence[Result]) -> int:
+        """Seeds beyond which no run is wanted unless it is asked for."""
+        schedule = self.experiment.seeds
+        if schedule.last is not None:
+            return schedule.last
+        seeds = [result.seed for result in results if not result.superseded]
+        begun = max(seeds, default=0) - self.experiment.first_seed + 1
+        return max(self.settled.get("goal") or 0, schedule.after(begun - 1) or 0)
 
 
 # study.json: its values are computed again where the file is lost or damaged.
 _SETTLED = {
     "threads": Optional((int, type(None))),
+    "goal": Optional((int, type(None))),
     "steps": Optional(Values(int)),
     "step_seconds": Optional(Values({"key": str, "seconds": (int, float)})),
 }
@@ -170,6 +213,12 @@ def derived_steps(experiment: Experiment, known: dict[str, Any]) -> dict[str, in
         if steps and steps != pretrain_steps(experiment.config(arm))[0]:
             steps_of[arm] = steps
     return steps_of
+
+
+def keep_goal(study: Study) -> None:
+    """Keep an open study's goal, for `paribus ablate status` and the next call after a kill."""
+    path = folder_of(study.experiment.name) / "study.json"
+    write_json(path, _read_settled(study.experiment) | {"goal": study.settled["goal"]})
 
 
 def study_of(experiment: Experiment) -> Study:

@@ -6,21 +6,24 @@ It reads no files other than results.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from paribus.config import Config
+from paribus.config import Config, flatten
 from paribus.curriculum import TRAINING_STAGES
 from paribus.study.budget import training_flops
-from paribus.study.divergence import Diverged, Survivors, survivors, withheld
-from paribus.study.experiment import BASELINE, Experiment
+from paribus.study.difference_curve import Curve, difference_curve
+from paribus.study.divergence import Survivors, survivors
+from paribus.study.experiment import Experiment, changed_keys
 from paribus.study.items import ItemEffect, item_effect
+from paribus.study.outcomes import Outcomes
 from paribus.study.results import Result, items_of
-from paribus.study.statistics import Curve, Effect, difference_curve, effects, looks
+from paribus.study.sequence import matched
+from paribus.study.statistics import Effect, effects
 from paribus.study.unchanged import changed_nothing
 
 Points = list[tuple[float, float]]
@@ -61,70 +64,17 @@ class ArmVerdict:
     changed_nothing: bool
 
 
-def plan_of(experiment: Experiment) -> tuple[int, ...] | None:
-    """The numbers of seeds at which a study with `seeds: {from, to}` looks."""
-    return looks(*experiment.seeds) if experiment.sequential else None
-
-
-def matched(results: Sequence[Result], arm: str) -> list[tuple[Result, Result]]:
-    """(baseline, arm) at every seed that both have a value for, in order.
-
-    Args:
-        results: of all runs that count.
-        arm: its name.
-    """
-    measured = [result for result in results if result.value is not None]
-    of_baseline = {result.seed: result for result in measured if result.arm == BASELINE}
-    of_arm = {result.seed: result for result in measured if result.arm == arm}
-    shared = sorted(of_baseline.keys() & of_arm.keys())
-    return [(of_baseline[seed], of_arm[seed]) for seed in shared]
-
-
-def judge(
-    experiment: Experiment, results: Sequence[Result], diverged: Diverged | None = None
-) -> dict[str, Effect]:
-    """The verdict of every arm with a matched pair; undecided where it would rest on seeds that survived.
-
-    Args:
-        experiment: the study.
-        results: of all runs that count.
-        diverged: arm -> seeds that diverged.
-    """
-    differences = {}
-    for arm in experiment.arms:
-        pairs = matched(results, arm)
-        if pairs:
-            differences[arm] = [(own.value or 0.0) - (base.value or 0.0) for base, own in pairs]
-    if not differences:
-        return {}
-    effects_of = effects(
-        differences,
-        direction=experiment.direction,
-        smallest_effect=experiment.smallest_effect,
-        alpha=experiment.alpha,
-        plan=plan_of(experiment),
-    )
-    if not diverged:
-        return effects_of
-    return {
-        arm: withheld(effect, survivors(results, diverged, arm))
-        for arm, effect in effects_of.items()
-    }
-
-
 def verdicts(
-    experiment: Experiment, results: Sequence[Result], diverged: Diverged | None = None
+    experiment: Experiment, outcomes: Outcomes, effects_of: Mapping[str, Effect]
 ) -> list[ArmVerdict]:
     """What is known of each arm, in the order of the file.
 
     Args:
         experiment: the study.
-        results: of all runs that count.
-        diverged: arm -> seeds that diverged.
+        outcomes: how its runs ended.
+        effects_of: arm -> its effect, as `judge` has it.
     """
-    from paribus.study.experiment import changed_keys
-
-    effects_of, base = judge(experiment, results, diverged), experiment.values()
+    results, base = outcomes.results, experiment.values()
     verdicts = []
     for arm, definition in experiment.arms.items():
         pairs, own = matched(results, arm), experiment.values(arm)
@@ -143,7 +93,7 @@ def verdicts(
                 over_seconds=_curve(experiment, pairs, "seconds"),
                 at_equal_time=_at_equal_time(experiment, pairs),
                 cost=costs(experiment, results, arm),
-                survivors=survivors(results, diverged or {}, arm),
+                survivors=survivors(results, outcomes.diverged, arm),
                 changed_nothing=changed_nothing(experiment, arm, pairs),
             )
         )

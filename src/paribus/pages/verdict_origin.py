@@ -1,0 +1,107 @@
+"""Where a report comes from: commits, machines, what differed between runs, what changed since."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from paribus.config import fingerprint
+from paribus.git import try_git
+from paribus.study.events import events_of
+from paribus.study.experiment import Experiment
+from paribus.study.finished import Provenance
+from paribus.study.results import Result
+
+UNEVEN = 0.1  # the quickest over the slowest run of one arm, from which its times say more of the machine than of the arm
+
+
+def provenance(experiment: Experiment, results: Sequence[Result]) -> dict[str, str]:
+    """Commit, locks, file and machine of the runs; several where they differ."""
+    provenances = [result.provenance for result in results]
+    return {
+        "commit": _each(result.baseline for result in results),
+        "file": _each(result.file for result in results),
+        "requirements.lock": _each(written.requirements_lock for written in provenances),
+        "machine": _each(_machine(written) for written in provenances),
+        "versions": _each(_versions(written) for written in provenances),
+        "stages": ", ".join(experiment.stages),
+    }
+
+
+def _each(values: Iterable[str | None]) -> str:
+    """Every value once; a dash where there is none."""
+    return ", ".join(sorted({value for value in values if value})) or "–"
+
+
+def _machine(written: Provenance) -> str:
+    hardware = written.hardware
+    if not hardware:
+        return ""
+    return f"{hardware['device_name']}, {hardware['dtype']}, {hardware['threads']} threads"
+
+
+def _versions(written: Provenance) -> str:
+    """Of Python and of the libraries that compute."""
+    shown = [name for name in written.versions if name in ("python", "torch", "numpy")]
+    return ", ".join(f"{name} {written.versions[name]}" for name in shown)
+
+
+def mixtures(results: Sequence[Result]) -> list[str]:
+    """What differs between runs, arm and seed aside."""
+    provenances = [result.provenance for result in results]
+    kinds: dict[str, set[str | None]] = {
+        "hardware": {_kind_of_hardware(written) for written in provenances},
+        "requirements.lock": {written.requirements_lock for written in provenances},
+        "versions": {fingerprint(**written.versions) for written in provenances},
+    }
+    return [
+        f"the runs differ in more than arm and seed: {name} is of {len(values)} kinds"
+        for name, values in kinds.items()
+        if len(values) > 1
+    ]
+
+
+def _kind_of_hardware(written: Provenance) -> str:
+    """Equal for machines that compute the same; the number of processes that share the threads does not matter."""
+    ignored = ("processes", "process_threads")
+    return fingerprint(
+        **{key: value for key, value in written.hardware.items() if key not in ignored}
+    )
+
+
+def uneven(results: Sequence[Result]) -> list[str]:
+    """A word of caution where runs of the same arm went at different speeds."""
+    speeds: dict[str, list[float]] = {}
+    for result in results:
+        if speed := result.number("pretrain", "tokens_per_second"):
+            speeds.setdefault(result.arm, []).append(speed)
+    worst = max((max(of) / min(of) - 1 for of in speeds.values()), default=0.0)
+    if worst <= UNEVEN:
+        return []
+    return [
+        f"runs of the same arm differ by up to {worst:.0%} in tokens/s: other work ran on this machine, and the figures of "
+        "time (tokens/s, wall-clock, equal time) show that as well"
+    ]
+
+
+def trouble(experiment: Experiment) -> str:
+    """What had to be started again, in words."""
+    events = [event.event for event in events_of(experiment.name)]
+    counts = {
+        word: events.count(word) for word in ("interrupted", "paused", "failed") if word in events
+    }
+    return ", ".join(f"{count} {word}" for word, count in counts.items())
+
+
+def file_diff(experiment: Experiment, results: Sequence[Result]) -> str:
+    """What changed in the experiment's file since its results were obtained."""
+    now = (
+        experiment.file.read_text(encoding="utf-8").splitlines()
+        if experiment.file.is_file()
+        else []
+    )
+    lines: list[str] = []
+    for blob in sorted({result.file for result in results if result.file}):
+        then = (try_git("cat-file", "blob", blob) or "").splitlines()
+        lines += difflib.unified_diff(then, now, f"as run, {blob[:10]}", "now", lineterm="")
+    return "\n".join(lines)

@@ -1,0 +1,98 @@
+"""The verdict on each arm in a sentence, and what may be done next about the undecided."""
+
+from __future__ import annotations
+
+from paribus.study.advice import NextLook
+from paribus.study.experiment import Experiment
+from paribus.study.statistics import Effect
+from paribus.study.verdict import ArmVerdict
+from paribus.text import p_value, signed
+
+
+def sentence(
+    experiment: Experiment, arm: str, effect: Effect | None, coming: NextLook | None = None
+) -> str:
+    """The verdict on an arm, for people.
+
+    Args:
+        experiment: the study.
+        arm: its name.
+        effect: over the matched seeds; None: there are none.
+        coming: the study's next look; None: there is none.
+    """
+    if effect is None:
+        return f"{arm}: no verdict, as no seed of it and of the baseline is done."
+    size = f"{signed(effect.mean)} {experiment.metric.unit}"
+    if effect.verdict == "not yet":
+        return f"{arm}: not yet: {size} so far ({_running_interval(experiment, effect)}); {_why_not_yet(coming)}."
+    interval = (
+        f"{1 - experiment.alpha:.0%} interval {signed(effect.low)} to {signed(effect.high)}, {effect.n} matched seeds, "
+        f"{p_value(effect.p_adjusted)}"
+    )
+    if effect.verdict == "equivalent":
+        return (
+            f"{arm} is equivalent to the baseline: {size} ({interval}), within "
+            f"±{experiment.smallest_effect:g}, the smallest effect that this study considers relevant."
+        )
+    if effect.verdict == "undecided":
+        if effect.stdev == 0 and effect.mean == 0:
+            return (
+                f"{arm}: undecided: {experiment.metric.name} is the same in both arms at each of {effect.n} matched seeds, "
+                "which does not show that they are equal: it may be at its floor, too coarse (more items, or a finer "
+                "metric), or not touched by the change."
+            )
+        return f"{arm}: undecided: {size} ({interval}); {next_step(effect, coming)}."
+    return f"{arm} is {effect.verdict} than the baseline: {size} ({interval}; {experiment.direction} is better)."
+
+
+def _running_interval(experiment: Experiment, effect: Effect) -> str:
+    seeds = f"{effect.n} matched seed{'s' if effect.n != 1 else ''}"
+    if abs(effect.low) == float("inf"):
+        return f"{seeds}, too few for an interval"
+    return (
+        f"{1 - experiment.alpha:.0%} interval {signed(effect.low)} to {signed(effect.high)}, which holds at any number of seeds; "
+        f"{seeds}"
+    )
+
+
+def _why_not_yet(coming: NextLook | None) -> str:
+    if coming is None:
+        return "an estimate without a verdict, as the looks before left no error rate to spend"
+    return coming.words()
+
+
+def next_step(effect: Effect, coming: NextLook | None) -> str:
+    """What keeps verdicts as rarely wrong as they claim: the next look, else a new study.
+
+    Args:
+        effect: of an undecided arm.
+        coming: the study's next look; None: there is none.
+    """
+    if coming is not None:
+        return coming.words()
+    if effect.more_seeds is None:
+        return "more than 100,000 seeds would be needed"
+    needed = effect.n + effect.more_seeds
+    return (
+        f"by an upper limit of this spread {needed} seeds decide, in a new study with fresh seeds (`seeds: open`, "
+        "`fresh_seeds: true`); more seeds in this one would raise its chance of a false verdict"
+    )
+
+
+def caveat(arm: ArmVerdict) -> str:
+    """The sentence in place of a verdict where an arm changed nothing, or seeds of it or the baseline diverged."""
+    if arm.changed_nothing:
+        return (
+            f"{arm.name} changed nothing: at {len(arm.seeds)} matched seeds its weights are the baseline's, bit for bit; "
+            "what it sets is not used in this configuration."
+        )
+    lost = arm.survivors.sentence(arm.name)
+    if not lost:
+        return ""
+    effect = arm.effect
+    if effect is None:
+        return f"{arm.name}: no verdict: {lost}."
+    size = f"{signed(effect.mean)} over the {effect.n} matched seeds that survived"
+    if effect.verdict == "undecided":
+        return f"{arm.name}: undecided: {lost}, and no verdict rests on the others alone ({size})."
+    return f"{arm.name} is {effect.verdict} than the baseline, although {lost} ({size})."

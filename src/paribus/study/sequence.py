@@ -1,0 +1,264 @@
+"""The looks of a study, one after another: which are due, which arms they decide, and what each may have spent.
+
+All of it follows from the results, the study's file, and the record of looks that an earlier version of that file took.
+So a verdict once given stands, a look is never taken twice on other seeds, and what was spent is never given back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from paribus.study.divergence import survivors, withheld
+from paribus.study.experiment import BASELINE, Experiment
+from paribus.study.looks import Look
+from paribus.study.outcomes import Outcomes
+from paribus.study.results import Result
+from paribus.study.statistics import Effect, Family, Verdict, effects, estimate
+
+
+@dataclass(frozen=True)
+class Step:
+    """A look of a study at all of its arms.
+
+    Attributes:
+        seeds: after which it is.
+        share: of alpha, that the study may have spent up to and with it.
+        arms: that it looked at.
+    """
+
+    seeds: int
+    share: float
+    arms: tuple[str, ...]
+
+
+def matched(results: Sequence[Result], arm: str) -> list[tuple[Result, Result]]:
+    """(baseline, arm) at every seed that both have a value for, in order.
+
+    Args:
+        results: of all runs that count.
+        arm: its name.
+    """
+    measured = [result for result in results if result.value is not None]
+    of_baseline = {result.seed: result for result in measured if result.arm == BASELINE}
+    of_arm = {result.seed: result for result in measured if result.arm == arm}
+    shared = sorted(of_baseline.keys() & of_arm.keys())
+    return [(of_baseline[seed], of_arm[seed]) for seed in shared]
+
+
+def differences_of(results: Sequence[Result], arm: str) -> list[float]:
+    """Differences of the metric, arm - baseline, at every matched seed, in order.
+
+    Args:
+        results: of all runs that count.
+        arm: its name.
+    """
+    pairs = matched(results, arm)
+    return [(own.value or 0.0) - (base.value or 0.0) for base, own in pairs]
+
+
+# ---------------------------------------------------------------- the looks
+
+
+def steps(experiment: Experiment, record: Sequence[Step] = ()) -> Iterator[Step]:
+    """The looks of a study, in order; an open one has no last.
+
+    Args:
+        experiment: the study.
+        record: looks that were taken before. Where the file would take them as they were, they are its own; else they stand as
+            recorded, and the looks of the file follow and may spend what is left.
+    """
+    schedule, arms = experiment.seeds, tuple(experiment.arms)
+    begun = None
+    if not _same(experiment, record):
+        yield from record
+        begun = Look(record[-1].seeds, record[-1].share)
+    planned: list[int] = []
+    due = schedule.after(begun.seeds if begun else 0)
+    while due is not None:
+        planned.append(due)
+        look = schedule.taken(planned, begun=begun)[-1]
+        yield Step(due, look.share, arms)
+        due = schedule.after(due)
+
+
+def _same(experiment: Experiment, record: Sequence[Step]) -> bool:
+    """Whether the study's file would have taken the recorded looks as they were."""
+    schedule, arms = experiment.seeds, set(experiment.arms)
+    planned = schedule.upto(record[-1].seeds) if record else ()
+    if [step.seeds for step in record] != list(planned):
+        return False
+    shares = [look.share for look in schedule.taken(planned)]
+    for step, share in zip(record, shares, strict=True):
+        if set(step.arms) != arms or abs(step.share - share) > 1e-9:
+            return False
+    return True
+
+
+def next_step(experiment: Experiment, seeds: int, record: Sequence[Step] = ()) -> Step | None:
+    """The first look after more than `seeds` seeds at which something is left to spend; None where there is none.
+
+    Args:
+        experiment: the study.
+        seeds: that there are.
+        record: looks that were taken before.
+    """
+    spent = 0.0
+    for step in steps(experiment, record):
+        if step.seeds > seeds:
+            return step if step.share - spent > 1e-12 else None
+        spent = step.share
+    return None
+
+
+def added_arms(experiment: Experiment, record: Sequence[Step]) -> dict[str, float]:
+    """Arm -> share of alpha that was spent before it came, of arms that were added after looks were taken.
+
+    Args:
+        experiment: the study.
+        record: looks that were taken before.
+    """
+    added = {}
+    for arm in experiment.arms:
+        without = [step.share for step in record if arm not in step.arms]
+        if without:
+            added[arm] = without[-1]
+    return added
+
+
+# ---------------------------------------------------------------- the verdicts
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the looks so far gave.
+
+    Attributes:
+        effects: arm -> what is known of it; arms without a matched pair are left out.
+        taken: the looks that were taken.
+    """
+
+    effects: dict[str, Effect]
+    taken: tuple[Step, ...]
+
+
+def judge(
+    experiment: Experiment,
+    outcomes: Outcomes,
+    record: Sequence[Step] = (),
+    upto: int | None = None,
+) -> Judged:
+    """Take every look that is due, in order, and say what is known of each arm.
+
+    An arm is looked at when each of its runs and of the baseline's up to the look has ended. The verdict of the first look that
+    gives one stands. Seeds after an arm's last look make an estimate, and no verdict: *not yet*. A verdict that would rest on
+    seeds that survived is *undecided* (divergence.py).
+
+    Args:
+        experiment: the study.
+        outcomes: how its runs ended.
+        record: looks that were taken before.
+        upto: seeds beyond which there is no look; None: there may be.
+    """
+    looks = _Looks(experiment, outcomes)
+    spent = 0.0
+    for step in steps(experiment, record):
+        beyond = upto is not None and step.seeds > upto
+        nothing_left = step.share - spent <= 1e-12
+        if beyond or nothing_left:
+            break
+        spent = step.share
+        if not looks.take(step) and step not in record:
+            break
+    known = dict(looks.effects)
+    latest = outcomes
+    if upto is not None:
+        latest = outcomes.upto(experiment.first_seed + upto - 1)
+    for arm in experiment.arms:
+        differences = differences_of(latest.results, arm)
+        effect = known.get(arm)
+        if effect is None:
+            if differences:
+                known[arm] = estimate(differences, experiment.alpha)
+        elif not effect.decided and len(differences) > effect.n:
+            more_to_come = next_step(experiment, looks.taken[-1].seeds, record)
+            if more_to_come:
+                known[arm] = estimate(differences, experiment.alpha, effect.looks)
+    in_order = {arm: known[arm] for arm in experiment.arms if arm in known}
+    return Judged(in_order, tuple(looks.taken))
+
+
+class _Looks:
+    """The looks taken so far, and what they gave.
+
+    Args:
+        experiment: the study.
+        outcomes: how its runs ended.
+    """
+
+    def __init__(self, experiment: Experiment, outcomes: Outcomes) -> None:
+        self.experiment, self.outcomes = experiment, outcomes
+        self.effects: dict[str, Effect] = {}
+        self.taken: list[Step] = []
+        self._differences: dict[str, list[float]] = {}  # of an arm at its last look
+        self._looks: dict[str, tuple[Look, ...]] = {}  # taken on an arm
+        self._before: dict[str, float] = {}  # arm -> share that was spent before it came
+
+    def take(self, step: Step) -> bool:
+        """Take a look; whether an arm was due."""
+        first = self.experiment.first_seed
+        so_far = self.outcomes.upto(first + step.seeds - 1)
+        wanted = set(range(first, first + step.seeds))
+        due = []
+        for arm in self.experiment.arms:
+            if arm not in step.arms:
+                self._before[arm] = step.share
+            elif not self._decided(arm) and _complete(so_far, arm, wanted):
+                due.append(arm)
+        if not due:
+            return False
+        for arm in due:
+            self._add(arm, step, differences_of(so_far.results, arm))
+        found = self._effects(step)
+        for arm in due:
+            if arm in found:
+                counts = survivors(so_far.results, so_far.diverged, arm)
+                self.effects[arm] = withheld(found[arm], counts)
+        self.taken.append(step)
+        return True
+
+    def _decided(self, arm: str) -> bool:
+        return arm in self.effects and self.effects[arm].decided
+
+    def _add(self, arm: str, step: Step, differences: list[float]) -> None:
+        """Note what an arm has at a look. One without a new seed, or with a single one, is not tested again."""
+        looks = self._looks.get(arm, ())
+        seeds_before = looks[-1].seeds if looks else 1
+        if len(differences) > seeds_before:
+            share = step.share - self._before.get(arm, 0.0)
+            self._looks[arm] = (*looks, Look(len(differences), share))
+        if differences:
+            self._differences[arm] = differences
+
+    def _effects(self, step: Step) -> dict[str, Effect]:
+        if not self._differences:
+            return {}
+        stands: dict[str, Verdict] = {}
+        for arm, effect in self.effects.items():
+            if effect.decided:
+                stands[arm] = effect.verdict
+        looks = {arm: self._looks.get(arm, ()) for arm in self._differences}
+        absent = len(set(step.arms) - self._differences.keys())
+        experiment = self.experiment
+        return effects(
+            self._differences,
+            direction=experiment.direction,
+            smallest_effect=experiment.smallest_effect,
+            alpha=experiment.alpha,
+            plan=experiment.seeds,
+            family=Family(looks, stands, absent),
+        )
+
+
+def _complete(outcomes: Outcomes, arm: str, seeds: set[int]) -> bool:
+    return seeds <= outcomes.ended(arm) and seeds <= outcomes.ended(BASELINE)
