@@ -197,7 +197,7 @@ def agreement(rng: np.random.Generator) -> dict[str, Any]:
     same = total = 0
     for _ in range(60):
         values = differences(rng, "normal", 3, 12, 1) + rng.normal(0, 1, (1, 3, 1))
-        said, used = follow(values, last=12, margin=0.5)
+        said, _ = follow(values, last=12, margin=0.5)
         stands: dict[str, Any] = {}
         kept: dict[str, Any] = {}
         looks_of: dict[str, Any] = {}
@@ -270,7 +270,9 @@ def _old_advice(rng: np.random.Generator, margin: float) -> dict[str, Any]:
                 false += 1
                 break
             spread = float(row[:n].std(ddof=1))
-            needed = max(seeds_needed(margin, spread) or 60, seeds_for_equivalence(margin, spread) or 60)
+            needed = max(
+                seeds_needed(margin, spread) or 60, seeds_for_equivalence(margin, spread) or 60
+            )
             if n >= 60:
                 break
             n = min(max(needed, n + 1), 60)
@@ -290,7 +292,9 @@ def advised(rng: np.random.Generator) -> dict[str, Any]:
     found["false equivalent, the truth at the margin of 1 sd"] = rate(at_margin[:, 0] == 2)
     fixed, _ = follow(values, Schedule(5, 5), 5)
     later, _ = follow(values, OPEN, LAST, begun=Look(5, 1.0))
-    found["seeds: 5, made open when it is undecided"] = rate((fixed[:, 0] == 1) | (later[:, 0] == 1))
+    found["seeds: 5, made open when it is undecided"] = rate(
+        (fixed[:, 0] == 1) | (later[:, 0] == 1)
+    )
     first, _ = follow(values, Schedule(3, 12), 5)
     share = Schedule(3, 12).taken([3, 5])[-1]
     then, _ = follow(values, Schedule(3, 24), 24, begun=share)

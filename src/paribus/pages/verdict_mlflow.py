@@ -83,6 +83,9 @@ def _effects(verdicts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """`ARM.FIELD` -> value, of every effect that there is."""
     effects = {}
     for verdict in verdicts:
-        if verdict["effect"]:
-            effects[verdict["name"]] = dataclasses.asdict(verdict["effect"])
+        effect = verdict["effect"]
+        if effect:
+            fields = dataclasses.asdict(effect) | {"spent": effect.spent}
+            del fields["looks"]
+            effects[verdict["name"]] = fields
     return {key: value for key, value in flatten(effects).items() if value is not None}
