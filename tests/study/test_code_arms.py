@@ -10,6 +10,7 @@ from support.studied import LightProject
 from paribus.cli.ablation import usable
 from paribus.pages.verdict import html, markdown, page_values
 from paribus.study.experiment import read_experiment
+from paribus.study.sequence import judge
 from paribus.study.settled import study_of
 from paribus.study.verdict import verdicts
 
@@ -54,11 +55,12 @@ def test_runs_of_an_arm_start_from_its_commit(
     monkeypatch.chdir(project.root)
     experiment = read_experiment("code")
     evidence = usable(study_of(experiment))
-    assert len(evidence.results) == 4
-    found = verdicts(experiment, evidence.results)
-    shown = page_values(experiment, evidence.runs, evidence.results, {}, [], found) | {
-        "scaling": None
-    }
+    outcomes = evidence.outcomes
+    assert len(outcomes.results) == 4
+    judged = judge(experiment, outcomes)
+    found = verdicts(experiment, outcomes, judged.effects)
+    values = page_values(experiment, evidence.runs, outcomes, judged, {}, [], found)
+    shown = values | {"scaling": None}
     for page in (html(shown, {}), markdown(shown, [])):
         assert "work.py" in page
         assert "bias -= 0.5" in page

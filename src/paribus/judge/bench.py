@@ -21,7 +21,7 @@ from paribus.judge.estimates import (
 from paribus.judge.options import Options
 from paribus.judge.runs import Run, Runs
 from paribus.study.censored import CensoredDifference, Times, logrank_p, paired_times
-from paribus.study.statistics import Floats
+from paribus.study.power import Floats
 
 MIN_PAIRS = 3  # beside single runs: two pairs say nothing of their correlation, and Welch's test holds where it is not negative
 SAME_HORIZON = 1.05  # ratio up to which measured amounts of compute count as the same

@@ -20,7 +20,7 @@ import numpy as np
 from scipy import stats
 
 from paribus.study.censored import CensoredDifference
-from paribus.study.statistics import Floats
+from paribus.study.power import Floats
 
 LARGEST_CORRELATION = 0.9999  # of matched runs, for the weights of a partly matched comparison
 TINY = 1e-9  # of the values: a spread below it is rounding

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from scipy import special, stats
 
 from paribus.judge.options import Options
-from paribus.study.statistics import Floats
+from paribus.study.power import Floats
 
 LEVEL = 0.001  # one-sided, of a rule that states no bound
 

@@ -17,13 +17,8 @@ from paribus.judge.estimates import Estimate
 from paribus.judge.options import Options
 from paribus.judge.rules import Rule, TargetRule, rule_of, target_rule
 from paribus.judge.runs import Run, Runs, arm_order
-from paribus.study.statistics import (
-    Verdict,
-    holm,
-    seeds_for_equivalence,
-    seeds_needed,
-    verdict_of,
-)
+from paribus.study.power import seeds_for_equivalence, seeds_needed
+from paribus.study.statistics import Verdict, holm, verdict_of
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from scipy import optimize, special, stats
 
-from paribus.study.statistics import Floats
+from paribus.study.power import Floats
 
 Known = Literal["reached", "not reached", "before the first point"]
 WIDEST = 20.0  # ranges of the times: beyond it a likelihood changes no more

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paribus.config import Config, flatten
+from paribus.config import Config
 from paribus.curriculum import TRAINING_STAGES
 from paribus.study.budget import training_flops
 from paribus.study.difference_curve import Curve, difference_curve
