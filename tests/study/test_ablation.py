@@ -364,7 +364,7 @@ def test_an_open_study_goes_to_its_next_look_each_time_it_is_called(
     def called(done: int, looks: int = 1, values: list[float] = unclear) -> tuple[int, int]:
         """(seeds of the goal, runs wanted) where so many seeds are done."""
         study = Study(experiment, {"threads": 1, "steps": {}})
-        study.__dict__["code"] = "c"
+        study.__dict__["code"] = dict.fromkeys(experiment.names, "c")
         results = []
         for number in range(done):
             base, own = study.run("baseline", number), study.run("open", number)
