@@ -103,7 +103,7 @@ def _sync(path: Path) -> None:
 # ---------------------------------------------------------------- shapes
 
 
-def misfit(value: Any, shape: Shape, name: str = "") -> str | None:
+def misfit(value: object, shape: Shape, name: str = "") -> str | None:
     """The first part of a JSON value that deviates from `shape`, in words; None where all of it matches.
 
     Arguments:
@@ -130,7 +130,7 @@ def misfit(value: Any, shape: Shape, name: str = "") -> str | None:
     return _expected(_names_of(types), value, name)
 
 
-def _misfit_of_keys(value: Any, shape: Mapping[str, Shape], name: str) -> str | None:
+def _misfit_of_keys(value: object, shape: Mapping[str, Shape], name: str) -> str | None:
     if not isinstance(value, dict):
         return _expected("a mapping", value, name)
     for key, expected in shape.items():
@@ -146,7 +146,7 @@ def _misfit_of_keys(value: Any, shape: Mapping[str, Shape], name: str) -> str | 
     return None
 
 
-def _misfit_of_values(value: Any, shape: Values, name: str) -> str | None:
+def _misfit_of_values(value: object, shape: Values, name: str) -> str | None:
     if not isinstance(value, dict):
         return _expected("a mapping", value, name)
     for key, each in value.items():
@@ -156,7 +156,7 @@ def _misfit_of_values(value: Any, shape: Values, name: str) -> str | None:
     return None
 
 
-def _misfit_of_items(value: Any, shape: Items, name: str) -> str | None:
+def _misfit_of_items(value: object, shape: Items, name: str) -> str | None:
     if not isinstance(value, list):
         return _expected("a list", value, name)
     for place, each in enumerate(value):
@@ -166,7 +166,7 @@ def _misfit_of_items(value: Any, shape: Items, name: str) -> str | None:
     return None
 
 
-def _expected(wanted: str, value: Any, name: str) -> str:
+def _expected(wanted: str, value: object, name: str) -> str:
     whole = name or "the file"
     return f"{whole} holds {_NAMES.get(type(value), type(value).__name__)} where {wanted} belongs"
 
@@ -322,12 +322,12 @@ def beginning(path: Path, extent: Extent) -> bytes | None:
 
 def read_lines(
     path: Path, shape: Shape | None = None
-) -> tuple[list[tuple[bytes, dict[str, Any]]], list[str]]:
+) -> tuple[list[tuple[bytes, dict[str, object]]], list[str]]:
     """([(line, row)] of the sound lines, the problems of the others) of a JSONL file.
 
     A last line without its end is being written, or was torn by a kill: it is left out, and does not count as damage.
     """
-    rows: list[tuple[bytes, dict[str, Any]]] = []
+    rows: list[tuple[bytes, dict[str, object]]] = []
     problems: list[str] = []
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from paribus.pages.markdown import cell, line
@@ -54,7 +54,7 @@ def _compared(stage: str, outcome: dict[str, Any] | None) -> Iterator[str]:
             yield f"- weights {when}: {digest}"
 
 
-def _table(differences: list[dict[str, Any]]) -> list[str]:
+def _table(differences: Sequence[Mapping[str, object]]) -> list[str]:
     """The first of the differences as rows of a table."""
     if not differences:
         return []
@@ -110,7 +110,7 @@ def _why(made: dict[str, Any], again: str | None) -> Iterator[str]:
         yield "The same rebuild, made twice here, differs from itself: the computation is not deterministic."
 
 
-def _what_is_the_same(stage: str, outcome: dict[str, Any]) -> str:
+def _what_is_the_same(stage: str, outcome: Mapping[str, object]) -> str:
     if not outcome["finished"]:
         return f"Rebuilt from its record alone, its first {outcome['steps']} steps are the same, bit for bit."
     told = "Rebuilt from its record alone, it comes to the same weights, bit for bit"
@@ -150,6 +150,6 @@ def outcome_equal(outcome: dict[str, Any]) -> bool:
     return outcome["parted"] is None and _same_weights(outcome) and not outcome["metrics"]
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return cell(f"{text[:10]}…" if len(text) >= 32 and " " not in text else text)

@@ -57,7 +57,7 @@ class Measured:
     p: float | None
     how: str
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Its fields; infinite bounds as JSON has them."""
         return {key: plain(value) for key, value in vars(self).items()}
 
@@ -84,7 +84,7 @@ class Comparison:
     # Run -> outputs that were changed after it ended.
     edited: dict[str, list[str]] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """The comparison as `paribus compare --json` prints it."""
         values = dict(vars(self))
         metrics = values.pop("metrics")
@@ -149,7 +149,7 @@ def _edited(runs: Sequence[FinishedRun]) -> dict[str, list[str]]:
 def _differing_in(
     a: Sequence[FinishedRun],
     b: Sequence[FinishedRun],
-    part: Callable[[FinishedRun], Mapping[str, Any]],
+    part: Callable[[FinishedRun], Mapping[str, object]],
     shared_only: bool = False,
 ) -> dict[str, Pair]:
     """As `differing`, of one part of every run."""
@@ -157,7 +157,7 @@ def _differing_in(
 
 
 def differing(
-    a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], shared_only: bool = False
+    a: Sequence[Mapping[str, object]], b: Sequence[Mapping[str, object]], shared_only: bool = False
 ) -> dict[str, Pair]:
     """Key -> its values in A and B, where they differ.
 
@@ -175,7 +175,7 @@ def differing(
     return pairs
 
 
-def _values(mappings: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+def _values(mappings: Sequence[Mapping[str, object]]) -> dict[str, list[str]]:
     """Key -> every value it has, as JSON, in order and each once."""
     values: dict[str, list[str]] = {}
     for key in set().union(*mappings):
@@ -184,7 +184,7 @@ def _values(mappings: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     return values
 
 
-def _shown(values: list[str] | None) -> Any:
+def _shown(values: list[str] | None) -> object:
     loaded = [json.loads(value) for value in values or []]
     return loaded[0] if len(loaded) == 1 else loaded or None
 
@@ -243,13 +243,13 @@ def _made_otherwise(a: Sequence[FinishedRun], b: Sequence[FinishedRun]) -> set[s
     return outputs
 
 
-def _inputs(run: FinishedRun) -> dict[str, Any]:
+def _inputs(run: FinishedRun) -> dict[str, object]:
     """Stage -> the params and files that it read, by dvc.lock."""
     stages = run.lock.get("stages", {})
     return {name: [stage.get("params"), stage.get("deps")] for name, stage in stages.items()}
 
 
-def _tree(run: FinishedRun) -> dict[str, Any]:
+def _tree(run: FinishedRun) -> dict[str, object]:
     """Commit and uncommitted changes, by the provenance of its first stage.
 
     DVC commits an experiment's changes when it is done. While it runs, its own params are uncommitted changes
@@ -264,9 +264,9 @@ def _tree(run: FinishedRun) -> dict[str, Any]:
     }
 
 
-def _environment(run: FinishedRun, stages: Sequence[str]) -> dict[str, Any]:
+def _environment(run: FinishedRun, stages: Sequence[str]) -> dict[str, object]:
     """`requirements_lock`, `versions.*`, `hardware.*`; a value that a stage has apart from the first under its own name."""
-    environment: dict[str, Any] = {}
+    environment: dict[str, object] = {}
     for stage in stages:
         for key, value in _written_environment(run, stage).items():
             if environment.get(key) != value:
@@ -277,7 +277,7 @@ def _environment(run: FinishedRun, stages: Sequence[str]) -> dict[str, Any]:
     return {key: tags[key] for key in LOGGED_ENVIRONMENT if key in tags}
 
 
-def _written_environment(run: FinishedRun, stage: str) -> dict[str, Any]:
+def _written_environment(run: FinishedRun, stage: str) -> dict[str, object]:
     written = run.provenance(stage)
     if written is None:
         return {}
@@ -504,7 +504,7 @@ def _table(title: str, values: Mapping[str, Pair]) -> RenderableType:
     return table
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """Shortened hashes; several become their number."""
     if value is None:
         return "–"
@@ -515,7 +515,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _is_hash(value: Any) -> bool:
+def _is_hash(value: object) -> bool:
     return isinstance(value, str) and HASH.fullmatch(value) is not None
 
 

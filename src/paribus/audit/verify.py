@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -59,7 +60,7 @@ class Outcome:
     weights: tuple[str | None, str | None]  # recorded, rebuilt
     band: Band | None
     measured: int = 0
-    metrics: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    metrics: dict[str, tuple[object, object]] = field(default_factory=dict)
     again: Literal["same", "different"] | None = None
 
     @property
@@ -360,8 +361,8 @@ def run_again(
 
 
 def differing_metrics(
-    recorded: dict[str, Any], rebuilt: dict[str, Any], whole: bool
-) -> dict[str, tuple[Any, Any]]:
+    recorded: Mapping[str, object], rebuilt: Mapping[str, object], whole: bool
+) -> dict[str, tuple[object, object]]:
     """Key -> (recorded, rebuilt) of two metrics files, times and the machine's figures left out.
 
     whole: the record is the file itself, so a key that is missing on one side differs too; MLflow keeps numbers only.
@@ -381,7 +382,7 @@ def differing_metrics(
 
 def parted(
     ours: list[dict[str, str]], theirs: list[dict[str, str]], whole: bool = False
-) -> dict[str, Any] | None:
+) -> dict[str, object] | None:
     """The first step at which two curves differ in anything but time, to the bit.
 
     Args:
@@ -407,7 +408,7 @@ def parted(
     return None
 
 
-def _parting(step: str, column: str, recorded: str, rebuilt: str) -> dict[str, Any]:
+def _parting(step: str, column: str, recorded: str, rebuilt: str) -> dict[str, object]:
     return {"step": int(step), "column": column, "recorded": recorded, "rebuilt": rebuilt}
 
 

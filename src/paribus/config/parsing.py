@@ -10,7 +10,7 @@ import math
 import types
 import typing
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,14 +25,14 @@ _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # the direc
 
 
 def load_config(
-    path: str | Path = "params.yaml", overrides: dict[str, Any] | None = None
+    path: str | Path = "params.yaml", overrides: Mapping[str, object] | None = None
 ) -> Config:
     """Read and check a params file; `overrides` are dotted keys. Raises UserError with every problem at once."""
     values, problems = parse_leniently(read_text(path), str(path))
     return parse_config(merge(values, overrides or {}), problems)
 
 
-def merge(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+def merge(values: Mapping[str, object], overrides: Mapping[str, object]) -> dict[str, object]:
     """A copy of nested `values` with dotted `overrides` written over it; names are checked by parse_config."""
     merged = _copy(values)
     for dotted, value in overrides.items():
@@ -47,14 +47,14 @@ def merge(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _copy(values: dict[str, Any]) -> dict[str, Any]:
+def _copy(values: Mapping[str, object]) -> dict[str, object]:
     """Mappings copied all the way down; what they hold is shared."""
     return {
         name: _copy(value) if isinstance(value, dict) else value for name, value in values.items()
     }
 
 
-def parse_config(values: dict[str, Any], problems: Sequence[str] = ()) -> Config:
+def parse_config(values: Mapping[str, object], problems: Sequence[str] = ()) -> Config:
     """Nested plain values -> Config.
 
     problems: what is known to be wrong with them already.
@@ -69,7 +69,7 @@ def parse_config(values: dict[str, Any], problems: Sequence[str] = ()) -> Config
 
 
 def parse_architecture(
-    values: dict[str, Any],
+    values: Mapping[str, object],
 ) -> tuple[Architecture | None, int | None, list[str]]:
     """(architecture, vocabulary size, what is wrong) of a checkpoint's {"model": …, "vocab_size": …}.
 
@@ -94,7 +94,7 @@ def parse_architecture(
     return architecture, vocab_size, problems
 
 
-def _parse_section(cls: type, values: Any, prefix: str, problems: list[str]) -> Any:
+def _parse_section(cls: type, values: object, prefix: str, problems: list[str]) -> Any:
     """An instance of `cls`; where something is wrong, the problem, and what could be understood."""
     if not isinstance(values, dict):
         problems.append(f"{prefix.rstrip('.')}: expected a section with keys, not {shown(values)}")
@@ -104,7 +104,7 @@ def _parse_section(cls: type, values: Any, prefix: str, problems: list[str]) -> 
     for name in values:
         if name not in fields:
             problems.append(_unknown_key(prefix, name))
-    parsed: dict[str, Any] = {}
+    parsed: dict[str, object] = {}
     whole = True
     for name, field in fields.items():
         path = prefix + name
@@ -127,12 +127,12 @@ def _parse_section(cls: type, values: Any, prefix: str, problems: list[str]) -> 
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: type) -> dict[str, object]:
     """The types of a section's keys; working them out from their text takes most of the time of parsing."""
     return typing.get_type_hints(cls)
 
 
-def _unknown_key(prefix: str, name: Any) -> str:
+def _unknown_key(prefix: str, name: object) -> str:
     dotted = prefix + str(name)
     known = [path for path, *_ in describe()]
     hint = did_you_mean(dotted, known) if isinstance(name, str) else ""
@@ -154,7 +154,7 @@ def _nested(dotted: str) -> str:
     return "".join(f"{name}: {{" for name in parents) + f"{last}: …" + "}" * len(parents)
 
 
-def _parse_value(hint: Any, value: Any, path: str, meta: Any, problems: list[str]) -> Any:
+def _parse_value(hint: object, value: object, path: str, meta: Any, problems: list[str]) -> Any:
     """The value as its type, or None and a problem."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     nullable = type(None) in options
@@ -177,7 +177,7 @@ def _parse_value(hint: Any, value: Any, path: str, meta: Any, problems: list[str
     return parsed
 
 
-def _wrong_item(hint: Any, value: Any, path: str) -> tuple[str, str]:
+def _wrong_item(hint: object, value: object, path: str) -> tuple[str, str]:
     """(place, value) of what is wrong: an item of a mapping or list where the rest is right, else the value."""
     origin = typing.get_origin(hint)
     if origin is dict and isinstance(value, dict):
@@ -194,7 +194,7 @@ def _wrong_item(hint: Any, value: Any, path: str) -> tuple[str, str]:
     return path, shown(value)
 
 
-def _as_type(hint: Any, value: Any) -> Any:
+def _as_type(hint: Any, value: object) -> Any:
     """`value` if it is of the type (an int serves as a float), else None."""
     origin = typing.get_origin(hint)
     if origin is Literal:
@@ -212,17 +212,17 @@ def _as_type(hint: Any, value: Any) -> Any:
     return value if isinstance(value, hint) else None
 
 
-def _as_texts(value: Any) -> list[str] | None:
+def _as_texts(value: object) -> list[str] | None:
     if not isinstance(value, list):
         return None
     texts = [item for item in value if isinstance(item, str) and _is_text(item)]
     return texts if len(texts) == len(value) else None
 
 
-def _as_mapping(kind: Any, value: Any) -> dict[str, Any] | None:
+def _as_mapping(kind: object, value: object) -> dict[str, object] | None:
     if not isinstance(value, dict):
         return None
-    parsed: dict[str, Any] = {}
+    parsed: dict[str, object] = {}
     for name, item in value.items():
         parsed[name] = _as_type(kind, item)
         if not isinstance(name, str) or not _is_text(name) or parsed[name] is None:
@@ -263,7 +263,7 @@ _KINDS = {
 }
 
 
-def allowed(hint: Any, meta: Any, nullable: bool) -> str:
+def allowed(hint: Any, meta: object, nullable: bool) -> str:
     """What a key takes, in words."""
     origin = typing.get_origin(hint)
     if origin is Literal:
@@ -292,7 +292,7 @@ def _figure(bound: float) -> str:
     return f"{bound:,.0f}" if bound >= 1_000 and bound < 1e7 else f"{bound:g}"
 
 
-def fingerprint(**parts: Any) -> str:
+def fingerprint(**parts: object) -> str:
     """Names a run: a hash of everything it is a function of. Values must be JSON."""
     canonical = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:20]

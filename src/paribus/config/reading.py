@@ -60,7 +60,7 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     return values
 
 
-def parse_leniently(text: str, where: str) -> tuple[dict[str, Any], list[str]]:
+def parse_leniently(text: str, where: str) -> tuple[dict[str, object], list[str]]:
     """(values, problems): a value that no key takes becomes a `Misread`, for a caller who knows what the key takes.
 
     Raises UserError where the text is not YAML or no mapping.
@@ -72,7 +72,7 @@ def parse_leniently(text: str, where: str) -> tuple[dict[str, Any], list[str]]:
     return values, document.problems
 
 
-def parse_value(text: str, where: str) -> Any:
+def parse_value(text: str, where: str) -> object:
     """One value, as in `-S KEY=VALUE`, read as a value in params.yaml is. Raises UserError."""
     document = _Document(text, where)
     problems = document.problems + _misread(document.value, where, ())
@@ -81,7 +81,7 @@ def parse_value(text: str, where: str) -> Any:
     return document.value
 
 
-def dump_yaml(values: Any) -> str:
+def dump_yaml(values: object) -> str:
     """Plain values as YAML that `parse_yaml` and DVC read back as they are: a text such as 08 or 1e3 stays text."""
     from ruamel.yaml import YAML
 
@@ -127,7 +127,7 @@ class _Document:
         node = self._compose(text)
         self.value = None if node is None else self._plain(node, (), [])
 
-    def _compose(self, text: str) -> Any:
+    def _compose(self, text: str) -> object:
         """The root of ruamel's nodes."""
         from ruamel.yaml.error import YAMLError
 
@@ -162,10 +162,10 @@ class _Document:
             ]
         return self._scalar(node)
 
-    def _mapping(self, node: Any, path: tuple[str, ...], parents: list[int]) -> dict[str, Any]:
+    def _mapping(self, node: Any, path: tuple[str, ...], parents: list[int]) -> dict[str, object]:
         """The values of a mapping; `<<` takes in those of others, which its own keys override."""
-        own: dict[str, Any] = {}
-        taken: dict[str, Any] = {}
+        own: dict[str, object] = {}
+        taken: dict[str, object] = {}
         lines: dict[str, int] = {}
         for key_node, value_node in node.value:
             if key_node.tag == f"{_TAG}merge":
@@ -186,11 +186,11 @@ class _Document:
             own[name] = self._plain(value_node, (*path, escaped(name)), parents)
         return taken | own
 
-    def _merged(self, node: Any, path: tuple[str, ...], parents: list[int]) -> dict[str, Any]:
+    def _merged(self, node: object, path: tuple[str, ...], parents: list[int]) -> dict[str, object]:
         """The values that `<<` takes in: a mapping's, or those of a list of mappings, the first of which wins."""
         value = self._plain(node, (*path, "<<"), parents)
         parts = value if isinstance(value, list) else [value]
-        taken: dict[str, Any] = {}
+        taken: dict[str, object] = {}
         for part in reversed(parts):
             if not isinstance(part, dict):
                 self._problem(node, (*path, "<<"), "takes a mapping, or a list of mappings")
@@ -211,7 +211,7 @@ class _Document:
         )
         return None
 
-    def _scalar(self, node: Any) -> Any:
+    def _scalar(self, node: Any) -> object:
         """A number, a truth value, a text or null, as ruamel makes it; else a Misread."""
         tag, line = str(node.tag), _line(node)
         text = shown_text(node.value) if isinstance(node.value, str) else "[…]"
@@ -230,7 +230,7 @@ class _Document:
             return Misread(text, "half a letter (a lone surrogate), which is no text", line)
         return value
 
-    def _problem(self, node: Any, path: tuple[str, ...], what: str) -> None:
+    def _problem(self, node: object, path: tuple[str, ...], what: str) -> None:
         place = f"{_dotted(path)}: " if path else ""
         self.problems.append(f"{self.where}: line {_line(node)}: {place}{what}")
 
@@ -254,12 +254,12 @@ def shown_text(text: str) -> str:
     return shown(text)[1:-1] if text else "an empty value"
 
 
-def _misread(value: Any, where: str, path: tuple[str, ...]) -> list[str]:
+def _misread(value: object, where: str, path: tuple[str, ...]) -> list[str]:
     """A problem for every Misread below a value."""
     if isinstance(value, Misread):
         place = f"{_dotted(path)}: " if path else ""
         return [f"{where}: line {value.line}: {place}{value.text} is {value.why}"]
-    items: list[tuple[str, Any]] = []
+    items: list[tuple[str, object]] = []
     if isinstance(value, dict):
         items = [(escaped(name), item) for name, item in value.items()]
     if isinstance(value, list):
@@ -270,7 +270,7 @@ def _misread(value: Any, where: str, path: tuple[str, ...]) -> list[str]:
     return problems
 
 
-def _syntax(error: Any, text: str) -> str:
+def _syntax(error: object, text: str) -> str:
     """The message of ruamel on a text that is not YAML, with the line, so that the key can be seen."""
     position = getattr(error, "position", None)
     if isinstance(position, int):

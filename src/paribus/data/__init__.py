@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -115,7 +115,7 @@ _ESCAPED = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8, read with 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def replace_surrogates(value: Any) -> tuple[Any, int]:
+def replace_surrogates(value: object) -> tuple[object, int]:
     r"""A JSON value with each lone half of a surrogate pair as U+FFFD, and how many there were.
 
     JSON can write them (`\ud83d` alone), UTF-8 cannot. The nesting of `value` is what `json.loads` accepts.
@@ -135,11 +135,11 @@ def replace_surrogates(value: Any) -> tuple[Any, int]:
     return value, 0
 
 
-def _is_deeper(value: Any, depth: int) -> bool:
+def _is_deeper(value: object, depth: int) -> bool:
     """Whether lists and objects are nested in each other more than `depth` times."""
     level = [value]
     for _ in range(depth + 1):
-        below: list[Any] = []
+        below: list[object] = []
         for one in level:
             if isinstance(one, dict):
                 below += one.values()
@@ -174,7 +174,7 @@ def load_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     """`load_jsonl` with the number of each row's line, from 1."""
     problems: list[str] = []
     replaced = first = 0
@@ -203,7 +203,7 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise UserError(problems)
 
 
-def _row(line: str) -> tuple[dict[str, Any] | None, str, int]:
+def _row(line: str) -> tuple[dict[str, object] | None, str, int]:
     """The object in a line, else why there is none; and how many lone surrogates were replaced."""
     halves = 0
     try:
@@ -224,7 +224,7 @@ def error_text(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> int:
     """Write one object a line; returns how many."""
     count = 0
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from paribus.data.chat import Messages, content_problem, problem_conversation
@@ -36,7 +37,7 @@ def to_conversation(row: dict[str, Any], where: str) -> Messages:
     )
 
 
-def _messages(messages: Any, where: str) -> Messages:
+def _messages(messages: object, where: str) -> Messages:
     """User and assistant in turn; a system message's text opens the first user message."""
     if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
         raise UserError(
@@ -63,7 +64,7 @@ def _check_content(content: Any) -> None:
         raise Unfit("with a message that says nothing")
 
 
-def _check_roles(roles: list[Any]) -> None:
+def _check_roles(roles: Sequence[object]) -> None:
     """Raises Unfit unless user and assistant take turns."""
     unknown = sorted({str(role) for role in roles} - {"system", "user", "assistant"})
     if unknown:
@@ -78,7 +79,7 @@ def _says_something(content: str | list[Any]) -> bool:
     return bool("".join(texts).strip())
 
 
-def _joined(system: str | list[Any], user: str | list[Any]) -> str | list[Any]:
+def _joined(system: str | list[Any], user: str | list[Any]) -> str | list[object]:
     """What the system says, a blank line, what the user says."""
     if isinstance(system, str) and isinstance(user, str):
         return f"{system}\n\n{user}"
@@ -117,11 +118,11 @@ def _choices(row: dict[str, Any], where: str) -> Messages:
     ]
 
 
-def _place(key: Any, labels: list[Any]) -> int | None:
+def _place(key: object, labels: Sequence[object]) -> int | None:
     """Where a label stands; None: nowhere."""
     return labels.index(key) if key in labels else None
 
 
-def _has_twice(items: list[Any]) -> bool:
+def _has_twice(items: Sequence[object]) -> bool:
     """Whether two of the items are equal."""
     return any(item in items[:place] for place, item in enumerate(items))

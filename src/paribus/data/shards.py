@@ -98,7 +98,7 @@ class _Writer:
             if len(tokens):
                 self._end_shard()
 
-    def close(self) -> dict[str, Any]:
+    def close(self) -> dict[str, object]:
         """The split's part of the manifest."""
         self._end_shard()
         return self.entry | {"index": self._index.close()}
@@ -125,7 +125,7 @@ class _Hashed:
         self._digest.update(data)
         self.size += len(data)
 
-    def close(self) -> dict[str, Any]:
+    def close(self) -> dict[str, object]:
         self._file.close()
         return {"file": self.path.name, "sha256": self._digest.hexdigest()}
 
@@ -136,7 +136,7 @@ def write_shards(
     cfg: config.Tokens,
     out: Path,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Encode the documents of `folder` into token shards in `out`; returns the manifest.
 
     The manifest has dtype, vocab_size and for each split documents, tokens, bytes (of text), shards, index.
@@ -160,7 +160,7 @@ def write_shards(
             done += sum(sizes.values())
             if progress is not None:
                 progress("tokens", min(done, total), total)
-        manifest: dict[str, Any] = {"dtype": dtype.str, "vocab_size": tokenizer.vocab_size}
+        manifest: dict[str, object] = {"dtype": dtype.str, "vocab_size": tokenizer.vocab_size}
         manifest |= {split: writer.close() for split, writer in writers.items()}
         _check_splits(manifest, folder, cfg.val_fraction)
         manifest = seal(manifest)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -285,7 +285,7 @@ def is_cut_off(completion: Completion, bos: int) -> bool:
     return not completion.tokens or completion.tokens[-1] != bos
 
 
-def _answer(tokenizer: Tokenizer, completion: Completion, reference: str) -> dict[str, Any]:
+def _answer(tokenizer: Tokenizer, completion: Completion, reference: str) -> dict[str, object]:
     text = tokenizer.decode(completion.tokens)
     return score(text, reference)._asdict() | {
         "text": text,
@@ -314,7 +314,7 @@ def _item(
     )
 
 
-def summarise(items: Sequence[Item]) -> dict[str, Any]:
+def summarise(items: Sequence[Item]) -> dict[str, object]:
     """Summarise answers: accuracy with its 95 % interval, pass@k with standard errors, and shares of their forms.
 
     formatted, finished, cut_off, tool_calls: shares of greedy answers (with at least one call); well_formed: share of the
@@ -343,7 +343,7 @@ def summarise(items: Sequence[Item]) -> dict[str, Any]:
     }
 
 
-def _pass_curve(items: Sequence[Item]) -> dict[str, Any]:
+def _pass_curve(items: Sequence[Item]) -> dict[str, object]:
     drawn = [item for item in items if item.n_samples]
     curve: dict[str, Any] = {"n_sampled": len(drawn), "samples": drawn[0].n_samples if drawn else 0}
     k = 1
@@ -373,7 +373,7 @@ def _share(values: Sequence[bool]) -> float:
 # ---------------------------------------------------------------- what is kept
 
 
-def _line(record: dict[str, Any]) -> bytes:
+def _line(record: Mapping[str, object]) -> bytes:
     return json.dumps(record).encode() + b"\n"
 
 
@@ -425,7 +425,7 @@ def _read_items(path: Path, advice: str) -> list[Item]:
         raise UserError(f"{path}: damaged or missing: {error_text(error)}; {advice}") from None
 
 
-def _readable(item: Item) -> dict[str, Any]:
+def _readable(item: Item) -> dict[str, object]:
     return {
         "index": item.index,
         "question": item.question,
@@ -436,7 +436,7 @@ def _readable(item: Item) -> dict[str, Any]:
     }
 
 
-def _schema(pyarrow: Any) -> Any:
+def _schema(pyarrow: Any) -> object:
     kinds = {
         "int": pyarrow.int64(),
         "str": pyarrow.string(),

@@ -142,7 +142,7 @@ class Responder:
 
     def _known(self, kind: str) -> dict[str, Any]:
         """What an earlier start kept of a kind, by the name of what was asked."""
-        known: dict[str, Any] = {}
+        known: dict[str, object] = {}
         for row in self.kept.rows:
             known |= row.get(kind, {})
         return known
@@ -326,7 +326,7 @@ def evaluate_tasks(
     on_progress: OnProgress | None = None,
     kept: Kept | None = None,
     stop: Callable[[], bool] = never,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Run tasks, groups or tags through lm_eval's `simple_evaluate`: its results, plain JSON values, without samples.
 
     include_path: a folder of task files (YAML), whose names go before lm_eval's own. limit: items of each task.
@@ -380,7 +380,7 @@ def evaluate_tasks(
             f"{type(error).__name__}: {cause}"
         ) from None
     wanted = ("results", "groups", "n-samples", "n-shot", "versions", "higher_is_better")
-    figures: dict[str, Any] = json.loads(
+    figures: dict[str, object] = json.loads(
         json.dumps({name: found[name] for name in wanted if name in found}, default=str)
     )
     return figures
@@ -438,7 +438,7 @@ def unknown_tasks(tasks: Sequence[str], known: Sequence[str]) -> list[str]:
     return problems
 
 
-def rows_of(found: dict[str, Any]) -> list[dict[str, Any]]:
+def rows_of(found: dict[str, Any]) -> list[dict[str, object]]:
     """Results of `evaluate_tasks` as rows {task, filter, metric, value, stderr (None: unknown), n, shots}, groups last."""
     rows = []
     for task, values in {**found["results"], **found.get("groups", {})}.items():

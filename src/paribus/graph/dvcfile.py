@@ -6,7 +6,7 @@ import functools
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def _overlap(a: Parts, b: Parts) -> bool:
     return a[:shared] == b[:shared]
 
 
-def assignments(overrides: dict[str, Any]) -> list[str]:
+def assignments(overrides: Mapping[str, object]) -> list[str]:
     """Dotted overrides as `dvc exp run -S` takes them: `key=value`, `+key=value` where params.yaml has no such key."""
     known = config.flatten(config.load_config())
     return [
@@ -132,7 +132,7 @@ def assignments(overrides: dict[str, Any]) -> list[str]:
     ]
 
 
-def _hydra(value: Any) -> str:
+def _hydra(value: object) -> str:
     """A value as DVC's -S reads it: YAML, but for null and quotes."""
     if isinstance(value, str) and not re.fullmatch(r"[\w./-]+", value):
         return f"'{value}'"
@@ -148,7 +148,7 @@ def _hydra(value: Any) -> str:
 def _instances(raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(suffix of the name, values of its `${...}`) of each stage that one entry of dvc.yaml stands for."""
     if "matrix" in raw:
-        rows: list[tuple[list[str], dict[str, Any]]] = [([], {})]
+        rows: list[tuple[list[str], dict[str, object]]] = [([], {})]
         for key, values in raw["matrix"].items():
             short = [
                 f"{key}{i}" if isinstance(value, dict | list) else str(value)
@@ -178,11 +178,11 @@ def _names(entries: Any) -> Iterator[str]:
                 yield from options if isinstance(options, list) else [name]
 
 
-def _fill(text: str, values: dict[str, Any], where: str) -> str:
+def _fill(text: str, values: Mapping[str, object], where: str) -> str:
     """`text` with `${item}` and `${item.name}` replaced."""
 
     def look_up(match: re.Match[str]) -> str:
-        value: Any = values
+        value: object = values
         for part in match[1].strip().split("."):
             if not isinstance(value, dict) or part not in value:
                 raise UserError(f"{where}: ${{{match[1]}}} is not a value of its matrix or foreach")
@@ -192,10 +192,10 @@ def _fill(text: str, values: dict[str, Any], where: str) -> str:
     return re.sub(r"\$\{([^}]*)\}", look_up, text)
 
 
-def declared_params(definition: StageDefinition, settings: config.Config) -> dict[str, Any]:
+def declared_params(definition: StageDefinition, settings: config.Config) -> dict[str, object]:
     """Dotted key -> value of what a stage declares, sections spelt out; how it runs (`train`, `tracking`) left out."""
     flat = config.flatten(settings)
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for declared in definition.params:
         matches = {
             key: value

@@ -58,7 +58,7 @@ def render(results: Results, drawn: Mapping[str, str]) -> str:
     )
 
 
-def page_values(results: Results) -> dict[str, Any]:
+def page_values(results: Results) -> dict[str, object]:
     """What the template shows, by name."""
     provenance = results.files["checkpoints/rl/provenance.json"]
     return {
@@ -79,7 +79,7 @@ def page_values(results: Results) -> dict[str, Any]:
     }
 
 
-def timeline(results: Results) -> dict[str, Any]:
+def timeline(results: Results) -> dict[str, object]:
     """Time, steps and tokens (RL: sampled answers) of each training stage."""
     rows = []
     for stage in TRAINING_STAGES:
@@ -107,7 +107,7 @@ def timeline(results: Results) -> dict[str, Any]:
     }
 
 
-def core_table(results: Results) -> dict[str, Any]:
+def core_table(results: Results) -> dict[str, object]:
     """metrics/core.json with its kind (`synthetic`, `partial` or `full`), its mean and the tasks that had no data."""
     metrics = results.metrics("core")
     partial = metrics["core"] is None
@@ -121,7 +121,7 @@ def core_table(results: Results) -> dict[str, Any]:
     }
 
 
-def gsm8k_table(results: Results) -> dict[str, Any]:
+def gsm8k_table(results: Results) -> dict[str, object]:
     """The stages' summaries in order, and each one's paired comparison with the stage before."""
     metrics = results.metrics("gsm8k")
     names = list(CHECKPOINT_NAMES)
@@ -142,7 +142,7 @@ def gsm8k_table(results: Results) -> dict[str, Any]:
     }
 
 
-def sparsity(results: Results) -> dict[str, Any]:
+def sparsity(results: Results) -> dict[str, object]:
     """How the shares of groups moved: means over the first and the last quarter of the steps."""
     rows = results.curve("rl")
     quarter = max(len(rows) // 4, 1)
@@ -158,7 +158,7 @@ def sparsity(results: Results) -> dict[str, Any]:
     }
 
 
-def prompts(results: Results) -> list[dict[str, Any]]:
+def prompts(results: Results) -> list[dict[str, object]]:
     """Each fixed prompt with every stage's answer, as `_sample` has it."""
     answers = {
         stage: results.files[f"evals/gsm8k/{stage}/prompts.json"] for stage in CHECKPOINT_NAMES
@@ -170,7 +170,7 @@ def prompts(results: Results) -> list[dict[str, Any]]:
     return shown
 
 
-def _sample(sample: dict[str, Any]) -> dict[str, Any]:
+def _sample(sample: dict[str, Any]) -> dict[str, object]:
     """A sample with its answer in parts: text, tool_call, tool_result."""
     parts = re.split(
         r"<\|tool\|>(.*?)<\|tool_end\|>|<\|result\|>(.*?)<\|result_end\|>",
@@ -186,7 +186,7 @@ def _sample(sample: dict[str, Any]) -> dict[str, Any]:
     return sample | {"parts": typed}
 
 
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def _flat(value: object, prefix: str = "") -> list[tuple[str, object]]:
     """Nested mappings as dotted keys, in order, without params, which have a table of their own."""
     if not isinstance(value, dict):
         return [(prefix.rstrip("."), value)]

@@ -92,23 +92,23 @@ class Results:
 
     def metrics(self, stage: str) -> dict[str, Any]:
         """metrics/<stage>.json."""
-        found: dict[str, Any] = self.files[f"metrics/{stage}.json"]
+        found: dict[str, object] = self.files[f"metrics/{stage}.json"]
         return found
 
     def curve(self, stage: str) -> list[Any]:
         """The rows of plots/<stage>.csv; a number that was not measured is nan."""
-        rows: list[Any] = self.files[f"plots/{stage}.csv"]
+        rows: list[object] = self.files[f"plots/{stage}.csv"]
         return rows
 
     def answers(self, stage: str) -> dict[str, Any]:
         """evals/gsm8k/<stage>/summary.json."""
-        found: dict[str, Any] = self.files[f"evals/gsm8k/{stage}/summary.json"]
+        found: dict[str, object] = self.files[f"evals/gsm8k/{stage}/summary.json"]
         return found
 
 
 def read_results(root: Path) -> Results:
     """Read every input below a project folder. Raises UserError naming each missing or damaged one and its stage."""
-    files: dict[str, Any] = {}
+    files: dict[str, object] = {}
     problems = []
     for name, stage in INPUTS.items():
         try:
@@ -150,7 +150,7 @@ def _unequal_prompts(files: dict[str, Any]) -> list[str]:
     ]
 
 
-def _read(path: Path, name: str) -> Any:
+def _read(path: Path, name: str) -> object:
     """The value of a JSON file, or the rows of a curve. Raises ValueError where it is not as its stage writes it."""
     content = path.read_bytes()
     if path.suffix == ".csv":
@@ -176,7 +176,7 @@ def _rows(text: str, columns: set[str]) -> list[Any]:
     return rows
 
 
-def _cells(row: dict[str | Any, Any]) -> dict[str, Any]:
+def _cells(row: dict[str | Any, Any]) -> dict[str, object]:
     if None in row or None in row.values():
         raise ValueError("a row of more or fewer cells than there are columns")
     return {key: value if key == "stage" else float(value or "nan") for key, value in row.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ class Earlier:
     """A run of the same stage that another configuration, input or machine made."""
 
     step: int  # of its newest state
-    parts: dict[str, Any]
+    parts: dict[str, object]
 
 
-def remember_parts(folder: Path, parts: dict[str, Any]) -> None:
+def remember_parts(folder: Path, parts: Mapping[str, object]) -> None:
     """Record the parts of a run's fingerprint beside its states.
 
     folder: of the run; parts: `runtime.fingerprint_parts`.
@@ -77,24 +77,28 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
         yield f"other code in {len(files)} files ({names}{', …' if len(files) > SHOWN else ''})"
 
 
-def _changed_values(before: dict[str, Any] | None, now: dict[str, Any] | None) -> Iterator[str]:
+def _changed_values(
+    before: Mapping[str, object] | None, now: Mapping[str, object] | None
+) -> Iterator[str]:
     ours, theirs = flatten(now or {}), flatten(before or {})
     for key in _changed_keys(theirs, ours):
         yield f"{key}: {_shown(ours, key)}, was {_shown(theirs, key)}"
 
 
-def _changed_keys(before: dict[str, Any] | None, now: dict[str, Any] | None) -> list[str]:
+def _changed_keys(
+    before: Mapping[str, object] | None, now: Mapping[str, object] | None
+) -> list[str]:
     theirs, ours = before or {}, now or {}
     absent = object()
     keys = sorted(theirs.keys() | ours.keys())
     return [key for key in keys if theirs.get(key, absent) != ours.get(key, absent)]
 
 
-def _shown(values: dict[str, Any], key: str) -> str:
+def _shown(values: Mapping[str, object], key: str) -> str:
     return json.dumps(values[key]) if key in values else "not there"
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path) -> dict[str, object] | None:
     """A JSON object; None where it is missing or damaged, as only a message depends on it."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -20,19 +20,19 @@ MOST_HELD = {"tokens": 1e16, "flops": 1e30, "seconds": 1e9}  # of a run; beyond 
 LONGEST_SHOWN = 60  # letters of a wrong value
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A wrong value, cut where it is long."""
     text = repr(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…"
 
 
-def hint(name: Any, known: Sequence[str]) -> str:
+def hint(name: object, known: Sequence[str]) -> str:
     """The nearest known name, or all of them."""
     close = difflib.get_close_matches(str(name)[:100], known, n=1)
     return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(known)}"
 
 
-def name_problem(name: Any) -> str | None:
+def name_problem(name: object) -> str | None:
     """Why this cannot be the name of a study or an arm; None where it can."""
     expected = f"expected small letters, digits, - and _, at most {LONGEST_NAME} of them"
     if not isinstance(name, str):
@@ -42,7 +42,7 @@ def name_problem(name: Any) -> str | None:
     return None
 
 
-def text(raw: Mapping[str, Any], key: str, problems: list[str]) -> str:
+def text(raw: Mapping[str, object], key: str, problems: list[str]) -> str:
     """A sentence; "" where it is wrong.
 
     Args:
@@ -100,7 +100,7 @@ def whole(raw: Mapping[str, Any], key: str, least: int, most: int, problems: lis
     return int(value)
 
 
-def _is_whole(value: Any, least: int, most: int) -> bool:
+def _is_whole(value: object, least: int, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
@@ -138,14 +138,14 @@ def seeds(value: Any, problems: list[str]) -> Schedule:
     return OPEN
 
 
-def equal(value: Any, problems: list[str]) -> tuple[str, float | None]:
+def equal(value: object, problems: list[str]) -> tuple[str, float | None]:
     """(what is held equal, its amount or None).
 
     Args:
         value: of the key `equal`.
         problems: the list that receives the messages.
     """
-    kind: Any = value
+    kind: object = value
     amount: Any = None
     if isinstance(value, dict) and len(value) == 1:
         [(kind, amount)] = value.items()
@@ -161,7 +161,7 @@ def equal(value: Any, problems: list[str]) -> tuple[str, float | None]:
     return "none", None
 
 
-def overrides(value: Any, where: str, problems: list[str]) -> dict[str, Any]:
+def overrides(value: object, where: str, problems: list[str]) -> dict[str, object]:
     """Dotted key -> value, of a mapping that may be nested; {} where something is wrong with its form.
 
     Args:
@@ -177,7 +177,7 @@ def overrides(value: Any, where: str, problems: list[str]) -> dict[str, Any]:
     return {} if wrong else flatten(value)
 
 
-def _keys_that_are_no_text(value: dict[Any, Any], where: str) -> list[str]:
+def _keys_that_are_no_text(value: dict[object, object], where: str) -> list[str]:
     problems = []
     for key, below in value.items():
         if not isinstance(key, str):

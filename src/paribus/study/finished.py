@@ -66,7 +66,7 @@ class Provenance:
 
     stage: str = ""
     fingerprint: str = ""
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, object] = field(default_factory=dict)
     deps: Mapping[str, str] = field(default_factory=dict)
     code: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
@@ -124,8 +124,8 @@ class FinishedRun:
     kind: Kind
     scope: str
     commit: str | None
-    params: Mapping[str, Any]
-    metrics: Mapping[str, Mapping[str, Any]]
+    params: Mapping[str, object]
+    metrics: Mapping[str, Mapping[str, object]]
     data: Mapping[str, str]
     files: Files
     lock: dict[str, Any] = field(default_factory=dict)
@@ -158,11 +158,11 @@ class FinishedRun:
         content = self.files.content(path)
         return Provenance.of(json_object(content, f"{path} of {self.name}")) if content else None
 
-    def measured(self, stage: str) -> dict[str, Any]:
+    def measured(self, stage: str) -> dict[str, object]:
         """Dotted key -> value, of metrics/<stage>.json; {} where none are kept."""
         return flatten(dict(self.metrics.get(stage, {})))
 
-    def asked(self, stage: str) -> Mapping[str, Any]:
+    def asked(self, stage: str) -> Mapping[str, object]:
         """Dotted values of the params.yaml kept with it, of all stages; {} without one."""
         if self.kind == "checkpoint":
             return flatten(read_yaml("params.yaml")) if self.in_place else {}
@@ -199,7 +199,7 @@ def read_curve(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def json_object(content: bytes, where: str) -> dict[str, Any]:
+def json_object(content: bytes, where: str) -> dict[str, object]:
     """The JSON object in a file.
 
     Args:
@@ -218,7 +218,7 @@ def json_object(content: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def _metrics(files: Files, stages: Iterable[str]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def _metrics(files: Files, stages: Iterable[str]) -> tuple[dict[str, dict[str, object]], list[str]]:
     """(stage -> the values of its metrics file, what is wrong with such a file)."""
     metrics = {}
     problems = []
@@ -249,7 +249,7 @@ def at_commit(
         stages: those whose metrics are read.
     """
     metrics, problems = _metrics(files, stages)
-    texts: dict[str, dict[str, Any]] = {}
+    texts: dict[str, dict[str, object]] = {}
     for path in ("params.yaml", "dvc.lock"):
         try:
             texts[path] = files.mapping(path)
@@ -364,11 +364,11 @@ def _why_no_stage(written: Provenance) -> str:
     return f"stage {written.stage!r} is none of {', '.join(CHECKPOINTS)}"
 
 
-def _working_lock() -> dict[str, Any]:
+def _working_lock() -> dict[str, object]:
     return read_yaml("dvc.lock") if Path("dvc.lock").exists() else {}
 
 
-def _readable_object(place: Path | None) -> dict[str, Any]:
+def _readable_object(place: Path | None) -> dict[str, object]:
     """The object in a file; {} if it is absent or damaged."""
     if place is None:
         return {}
@@ -472,7 +472,7 @@ def _data_in_mlflow(family: list[StoredRun]) -> dict[str, str]:
     return data
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     """A parameter of MLflow's as params.yaml has it."""
     try:
         return json.loads(text)

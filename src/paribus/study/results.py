@@ -202,7 +202,9 @@ def _hash_of_model(files: CommittedFiles, stages: Sequence[str]) -> str:
     return files.hash(of_checkpoint(stages[-1], "config.json")) or ""
 
 
-def value_of(metric: Metric, commit: str, metrics: Mapping[str, Mapping[str, Any]]) -> float | None:
+def value_of(
+    metric: Metric, commit: str, metrics: Mapping[str, Mapping[str, object]]
+) -> float | None:
     """A metric of an experiment; None where it is not there, or not finite.
 
     Args:
@@ -214,7 +216,7 @@ def value_of(metric: Metric, commit: str, metrics: Mapping[str, Mapping[str, Any
 
 
 def value_in(
-    metric: Metric, files: CommittedFiles, metrics: Mapping[str, Mapping[str, Any]]
+    metric: Metric, files: CommittedFiles, metrics: Mapping[str, Mapping[str, object]]
 ) -> tuple[float | None, bool]:
     """(the metric, whether it is there and not finite); CORE's partial mean where its bundle is partial.
 
@@ -274,7 +276,7 @@ def _recipes(experiment: Experiment, arm: str, files: CommittedFiles) -> tuple[s
         config, added = _params_of(experiment, arm, files)
     except UserError:
         return LOST, LOST
-    everything: dict[str, Any] = {}
+    everything: dict[str, object] = {}
     for stage in experiment.stages:
         everything |= all_params(definitions()[stage], config)
     everything.pop("seed", None)
@@ -343,7 +345,7 @@ def version_of(files: CommittedFiles, path: str) -> str | None:
     return next(filter(None, notes), None) or files.blob(path)
 
 
-def commands_of(files: CommittedFiles, stages: Sequence[str]) -> dict[str, Any]:
+def commands_of(files: CommittedFiles, stages: Sequence[str]) -> dict[str, object]:
     """Stage -> what a commit's dvc.yaml runs, and in which folder.
 
     Args:
@@ -355,7 +357,7 @@ def commands_of(files: CommittedFiles, stages: Sequence[str]) -> dict[str, Any]:
     except UserError as error:
         return {"unreadable": error.problems}
     entries = document.get("stages") or {}
-    commands: dict[str, Any] = {"vars": document.get("vars")}
+    commands: dict[str, object] = {"vars": document.get("vars")}
     for stage in stages:
         entry = entries.get(stage) or entries.get(stage.partition("@")[0]) or {}
         body = entry.get("do", entry)
@@ -468,7 +470,7 @@ def items_of(
 
 
 @functools.lru_cache(maxsize=1024)
-def _item_columns(commit: str, path: str, core: bool) -> dict[str, Any] | None:
+def _item_columns(commit: str, path: str, core: bool) -> dict[str, object] | None:
     import pyarrow.parquet
 
     data = CommittedFiles(commit).data(path)

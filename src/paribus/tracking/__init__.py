@@ -21,7 +21,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -89,7 +89,7 @@ class RunLog:
         *,
         folder: Path,
         config: config.Config,
-        params: dict[str, Any],
+        params: Mapping[str, object],
         fingerprint: str,
         tags: dict[str, str] | None = None,
         datasets: dict[str, tuple[str, str]] | None = None,
@@ -174,7 +174,7 @@ class RunLog:
         """Every logged step of the whole run, restarts included: {"step", "time", metric: value}."""
         return logged_steps(self.folder)
 
-    def events(self) -> list[dict[str, Any]]:
+    def events(self) -> list[dict[str, object]]:
         """Every event: {"step", "time", "event", "detail"}."""
         return [row for row in read_rows(self._journal.path, ROW) if "event" in row]
 
@@ -187,7 +187,7 @@ class RunLog:
         self._run["artifacts"][name] = file_digest(copy)
         self._save()
 
-    def table(self, name: str, rows: list[dict[str, Any]]) -> None:
+    def table(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Log rows, all with the same keys, as the MLflow table tables/<name>.json, which its page shows for several runs."""
         path = self.folder / "tables" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +198,7 @@ class RunLog:
         )
         self.artifact(path, "tables")
 
-    def summary(self, metrics: dict[str, Any]) -> None:
+    def summary(self, metrics: Mapping[str, object]) -> None:
         """Final metrics, nested or dotted, for the run and, as `<stage>.<key>`, for its parent; text becomes tags."""
         self._run["summary"] |= {
             key: plain(value) for key, value in config.flatten(metrics).items()
@@ -239,7 +239,7 @@ class RunLog:
             )
 
 
-def _new_run(folder: Path, goes_on: bool) -> dict[str, Any]:
+def _new_run(folder: Path, goes_on: bool) -> dict[str, object]:
     """A run that has no run.json; one that goes on although its own was damaged keeps the name MLflow knows it by."""
     known = read_known(folder) if goes_on else None
     return {
@@ -261,12 +261,12 @@ def _put_away(folder: Path, root: Path, run: dict[str, Any]) -> None:
         shutil.rmtree(aside)
 
 
-def _as_text(value: Any) -> str:
+def _as_text(value: object) -> str:
     """A parameter as params.yaml would have it: true, null, 0.5."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _git_tags(git: dict[str, Any], execution: str | None) -> dict[str, str]:
+def _git_tags(git: Mapping[str, object], execution: str | None) -> dict[str, str]:
     tags = {f"git.{name}": value for name, value in git.items()}
     tags |= {
         "mlflow.source.git.commit": git["commit"],
@@ -280,7 +280,7 @@ def _git_tags(git: dict[str, Any], execution: str | None) -> dict[str, str]:
 
 def _execution(
     root: Path, settings: config.Config, git: dict[str, Any], name: str | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The open execution of this experiment, params and commit; begins one in `.paribus/executions` if necessary."""
     with locked(root / "executions" / "lock"):
         key, latest = _latest_execution(root, settings, git, name)
@@ -301,8 +301,8 @@ def _execution(
 
 
 def _latest_execution(
-    root: Path, settings: config.Config, git: dict[str, Any], name: str | None
-) -> tuple[str, dict[str, Any] | None]:
+    root: Path, settings: config.Config, git: Mapping[str, object], name: str | None
+) -> tuple[str, dict[str, object] | None]:
     """(key, its latest execution)."""
     key = config.fingerprint(
         experiment=name or "workspace", commit=git["commit"], params=config.flatten(settings)

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -87,7 +87,7 @@ class Mirror:
             store.client.update_run(run_id, status="RUNNING")
         self._note(status="RUNNING")
 
-    def _note(self, **facts: Any) -> None:
+    def _note(self, **facts: object) -> None:
         self._known |= facts
         self._progress()
         write_json(self.folder / "mlflow.json", self._known)
@@ -217,7 +217,7 @@ class _Follower:
         return []
 
 
-def known_of(folder: Path, run: dict[str, Any]) -> dict[str, Any] | None:
+def known_of(folder: Path, run: Mapping[str, object]) -> dict[str, Any] | None:
     """The note that MLflow has this run; None if the note is about another run or another store."""
     known = read_known(folder)
     return known if known and (known["uri"], known["run"]) == (run["uri"], run["id"]) else None
@@ -234,12 +234,12 @@ def all_sent(folder: Path) -> bool:
     )
 
 
-def _has_end(known: dict[str, Any], run: dict[str, Any], status: str) -> bool:
+def _has_end(known: Mapping[str, object], run: Mapping[str, object], status: str) -> bool:
     """Whether MLflow has this end of the run, which may have ended so once before and then gone on."""
     return (known["status"], known.get("session")) == (status, run["session"])
 
 
-def _bare_execution(run: dict[str, Any]) -> dict[str, Any]:
+def _bare_execution(run: Mapping[str, object]) -> dict[str, Any]:
     """The known facts about an execution whose own file is lost: MLflow has the rest if it was sent before."""
     name = run["execution"] or f"of {run['id']}"
     return {
@@ -251,7 +251,7 @@ def _bare_execution(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, bool | int | float) or value in ("inf", "-inf", "nan")
 
 

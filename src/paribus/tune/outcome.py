@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def ranked(study: Any) -> list[Any]:
     return sorted(feasible, key=lambda trial: trial.value)
 
 
-def summary(spec: Study, study: Any) -> dict[str, Any]:
+def summary(spec: Study, study: Any) -> dict[str, object]:
     """Counts, the best, claimed against re-tested, and the difference to the default seed by seed.
 
     Args:
@@ -62,7 +63,7 @@ def summary(spec: Study, study: Any) -> dict[str, Any]:
     kinds = Counter(_kind(trial) for trial in trials)
     refused = [trial for trial in trials if _kind(trial) == "refused"]
     seconds_saved = sum(trial.user_attrs.get("seconds_saved", 0) for trial in refused)
-    summary: dict[str, Any] = {
+    summary: dict[str, object] = {
         "study": spec.name,
         "trials": counted(study),
         "complete": len(best),
@@ -99,15 +100,15 @@ def _was_retried(trial: Any) -> bool:
     return trial.state.name == "FAIL" and "dropped" not in trial.user_attrs
 
 
-def retests(again: dict[str, Any]) -> dict[str, Any]:
+def retests(again: dict[str, Any]) -> dict[str, object]:
     """Each arm's re-tests, and its difference to the default over the seeds that both have.
 
     again: claimed (arm -> value), values (arm -> seed -> value), lost (arm -> seed -> why there is none), params.
     """
-    outcomes: dict[str, Any] = {}
+    outcomes: dict[str, object] = {}
     default: dict[str, float] = again["values"].get("default", {})
     for arm, by_seed in again["values"].items():
-        entry: dict[str, Any] = {
+        entry: dict[str, object] = {
             "claimed": again["claimed"].get(arm),
             **_spread(list(by_seed.values())),
             "seeds": len(by_seed),
@@ -150,7 +151,7 @@ def _spread(values: list[float]) -> dict[str, float | None]:
     }
 
 
-def _said(entry: dict[str, Any], form: str = ".4f") -> str:
+def _said(entry: Mapping[str, object], form: str = ".4f") -> str:
     if entry["mean"] is None:
         return "without a result"
     mean = f"{entry['mean']:{form}}"

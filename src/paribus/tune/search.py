@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -178,7 +178,7 @@ def _begin(study: Study, optuna_study: optuna.Study, url: str | None, new: bool)
     check_space(study, optuna_study)
 
 
-def _starts(study: Study, url: str | None) -> list[dict[str, Any]]:
+def _starts(study: Study, url: str | None) -> list[dict[str, object]]:
     """The default, then the best of each earlier study; a value that is outside the space is left to the sampler."""
     flat = flatten(study.config())
     starts = [{key: flat[key] for key in study.space}]
@@ -188,7 +188,7 @@ def _starts(study: Study, url: str | None) -> list[dict[str, Any]]:
     return [_inside_space(start, study) for start in starts]
 
 
-def _inside_space(values: dict[str, Any], study: Study) -> dict[str, Any]:
+def _inside_space(values: Mapping[str, object], study: Study) -> dict[str, object]:
     """The values that the study's space holds."""
     kept = {}
     for key, value in values.items():
@@ -352,7 +352,7 @@ class Worker:
         elif len(before) >= self.study.trials:
             raise Dropped("the study has its trials")
 
-    def _refuse_repeat(self, trial: Trial, origin: int, values: dict[str, Any]) -> None:
+    def _refuse_repeat(self, trial: Trial, origin: int, values: Mapping[str, object]) -> None:
         """A point that another trial was trained at, or is, would come to the same result. Raises TrialPruned."""
         for earlier in self.optuna.get_trials(deepcopy=False)[: trial.number]:
             same = earlier.params == values and earlier.state != TrialState.FAIL
@@ -421,7 +421,7 @@ class Worker:
             raise optuna.TrialPruned("over the memory budget")
         raise optuna.TrialPruned(result.get("diverged", "not finite"))
 
-    def _note(self, trial: Trial, found: dict[str, Any]) -> None:
+    def _note(self, trial: Trial, found: Mapping[str, object]) -> None:
         for key in (
             "steps",
             "tokens",
@@ -516,7 +516,7 @@ def retest(study: Study, optuna_study: optuna.Study, device: Device, dtype: str)
         print(f"study {study.name}: no trial was feasible; nothing to re-test", file=sys.stderr)
         return
     flat = flatten(study.config())
-    arms: dict[str, dict[str, Any]] = {
+    arms: dict[str, dict[str, object]] = {
         f"trial {trial.number}": trial.params for trial in best[: study.top]
     }
     arms["default"] = {key: flat[key] for key in study.space}

@@ -76,8 +76,8 @@ class Study:
     budget: str  # tokens, flops or seconds
     amount: float
     memory: int
-    overrides: dict[str, Any]
-    space: dict[str, dict[str, Any]]
+    overrides: dict[str, object]
+    space: dict[str, dict[str, object]]
     top: int
     seeds: int
     warm_start: list[str]
@@ -94,7 +94,7 @@ class Study:
 class _Rules:
     """The reference for checking a file: the values of params.yaml, and the keys that pretraining reads by dvc.yaml."""
 
-    params: dict[str, Any]
+    params: dict[str, object]
     declared: Sequence[str]
 
     def refusals(self, overrides: dict[str, Any]) -> list[str]:
@@ -124,7 +124,7 @@ def read_study(name: str) -> Study:
     return parse_study(name, read_yaml(path))
 
 
-def parse_study(name: str, raw: Mapping[str, Any]) -> Study:
+def parse_study(name: str, raw: Mapping[str, object]) -> Study:
     """A study's file as a Study.
 
     Args:
@@ -190,7 +190,7 @@ def _whole(key: str, value: Any, most: int, problems: list[str]) -> int:
     return int(value)
 
 
-def _budget(value: Any, problems: list[str]) -> tuple[str, float]:
+def _budget(value: object, problems: list[str]) -> tuple[str, float]:
     """(tokens, flops or seconds; how many) of each trial."""
     wanted = f"expected one of {', '.join(BUDGETS)} and a number above 0, as {{tokens: 200000}}"
     if not isinstance(value, dict) or len(value) != 1:
@@ -207,7 +207,7 @@ def _budget(value: Any, problems: list[str]) -> tuple[str, float]:
     return kind, float(amount)
 
 
-def _memory(value: Any, problems: list[str]) -> int:
+def _memory(value: object, problems: list[str]) -> int:
     try:
         return memory_budget(value if isinstance(value, str) else _short(value), "memory")
     except UserError as error:
@@ -215,7 +215,7 @@ def _memory(value: Any, problems: list[str]) -> int:
         return LEAST_MEMORY
 
 
-def _retest(value: Any, problems: list[str]) -> dict[str, int]:
+def _retest(value: object, problems: list[str]) -> dict[str, int]:
     """How many of the best are trained again, on how many fresh seeds."""
     if value is None:
         return RETEST
@@ -225,7 +225,7 @@ def _retest(value: Any, problems: list[str]) -> dict[str, int]:
     return {key: _whole(f"retest.{key}", value[key], MOST_RETESTS, problems) for key in RETEST}
 
 
-def _warm_start(own: str, value: Any, problems: list[str]) -> list[str]:
+def _warm_start(own: str, value: object, problems: list[str]) -> list[str]:
     """Names of earlier studies."""
     if value is None:
         return []
@@ -245,7 +245,7 @@ def _warm_start(own: str, value: Any, problems: list[str]) -> list[str]:
     return names
 
 
-def _overrides(value: Any, rules: _Rules, problems: list[str]) -> dict[str, Any]:
+def _overrides(value: object, rules: _Rules, problems: list[str]) -> dict[str, object]:
     """Dotted values that every trial has; those that would have no effect are problems."""
     if value is None:
         return {}
@@ -304,12 +304,12 @@ def is_whole(key: str) -> bool:
 
 
 @functools.cache
-def _kinds() -> dict[str, Any]:
+def _kinds() -> dict[str, object]:
     """Key -> its type."""
     return {path: kind for path, kind, _ in describe()}
 
 
-def inside(value: Any, spread: dict[str, Any]) -> bool:
+def inside(value: object, spread: dict[str, Any]) -> bool:
     """Whether a range or its choices hold a value.
 
     Args:
@@ -343,8 +343,8 @@ def least_memory(study: Study, memory: Callable[[Config], int]) -> float:
 
 
 def _space(
-    value: Any, overrides: dict[str, Any], rules: _Rules, problems: list[str]
-) -> dict[str, dict[str, Any]]:
+    value: object, overrides: dict[str, Any], rules: _Rules, problems: list[str]
+) -> dict[str, dict[str, object]]:
     """Key -> range or choices; unknown and unread keys, malformed ranges, and values that params.yaml refuses."""
     if not isinstance(value, dict) or not value:
         problems.append(
@@ -362,12 +362,12 @@ def _space(
     return value
 
 
-def ends_of(spread: dict[str, Any]) -> list[Any]:
+def ends_of(spread: dict[str, Any]) -> list[object]:
     """The choices of a key, or both ends of its range."""
     return list(spread.get("choices") or [spread["low"], spread["high"]])
 
 
-def _key_problems(key: Any, known: Sequence[str], overrides: Mapping[str, Any]) -> list[str]:
+def _key_problems(key: object, known: Sequence[str], overrides: Mapping[str, object]) -> list[str]:
     """Why a key cannot be in a space. known: the keys of params.yaml."""
     if key in OWN:
         return [f"{key}: not of a study's choosing; {OWN[key]}"]
@@ -380,7 +380,7 @@ def _key_problems(key: Any, known: Sequence[str], overrides: Mapping[str, Any]) 
     return []
 
 
-def _spread_problems(key: str, spread: Any) -> list[str]:
+def _spread_problems(key: str, spread: object) -> list[str]:
     """The problem of a range's form, or of its choices."""
     wanted = "expected {low, high} with low < high (log or step at will), or {choices: [...]}"
     if not isinstance(spread, dict):
@@ -395,7 +395,7 @@ def _spread_problems(key: str, spread: Any) -> list[str]:
     return [f"{key}: {_short(spread)}; {wanted}"]
 
 
-def _choice_problems(key: str, spread: dict[str, Any]) -> list[str]:
+def _choice_problems(key: str, spread: Mapping[str, object]) -> list[str]:
     choices = spread["choices"]
     if len(spread) > 1:
         others = ", ".join(name for name in spread if name != "choices")
@@ -411,7 +411,7 @@ def _choice_problems(key: str, spread: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _is_among(value: Any, others: list[Any]) -> bool:
+def _is_among(value: object, others: Sequence[object]) -> bool:
     """1 and 1.0 are the same choice, 1 and true are not."""
     return any(
         value == other and isinstance(value, bool) == isinstance(other, bool) for other in others
@@ -450,7 +450,7 @@ def _kind_problems(key: str, spread: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _fits(key: str, value: Any) -> bool:
+def _fits(key: str, value: object) -> bool:
     """Whether a number is of a key's kind."""
     if not _is_number(value):
         return False
@@ -468,7 +468,7 @@ def _step_problems(key: str, step: float, width: float) -> list[str]:
 # ---------------------------------------------------------------- small things
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
@@ -481,7 +481,7 @@ def _is_exact(value: int) -> bool:
     return abs(value) <= LARGEST_WHOLE
 
 
-def _all_text(values: Mapping[Any, Any]) -> bool:
+def _all_text(values: Mapping[object, object]) -> bool:
     """Whether every key is text, those of sections too."""
     return all(
         isinstance(key, str) and (not isinstance(value, dict) or _all_text(value))
@@ -494,7 +494,7 @@ def _hint(name: str, known: Sequence[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(known)}"
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     """A value as an error shows it: not a page of it."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
