@@ -30,6 +30,7 @@ class Sampled:
     """A policy gradient's work: not pure, and with figures of each step's samples."""
 
     pure = False
+    dropout = True
     ragged = False
 
     def __init__(self) -> None:

@@ -40,7 +40,7 @@ def build(config: Model, seed: int = 1, vocab: int = VOCAB, **changes: Any) -> G
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            if not parameter.any() or parameter.dim() == 0:
+            if not parameter.any() or parameter.dim() < 2:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     return model
 
@@ -75,6 +75,28 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "residual": {"residual_scalars": False},
     "tied": {"tied_head": True},
     "softcap": {"softcap": 0.0},
+    "recurrence": {"recurrence": 2},
+    "relu": {"mlp": "relu"},
+    "leaky_relu2": {"mlp": "leaky_relu2"},
+    "geglu": {"mlp": "geglu"},
+    "mlp_bias": {"mlp_bias": True},
+    "qkv_bias": {"qkv_bias": True},
+    "out_bias": {"out_bias": True},
+    "parallel": {"parallel_blocks": True},
+    "post": {"norm_position": "post"},
+    "sandwich": {"norm_position": "sandwich"},
+    "qk_norm_before": {"qk_norm_position": "before_rotary", "norm": "layer"},
+    "attention_softcap": {"attention_softcap": 0.5},
+    "attention_gate": {"attention_gate": "head"},
+    "value_residual": {"value_residual": True},
+    "rotary_fraction": {"rotary_fraction": 0.5},
+    "embedding_as_it_is": {"embedding_norm": False, "embedding_scale": 2.0},
+    "norm_gain": {"norm_gain": True},
+    "qk_gain": {"qk_gain": True},
+    "head_gain": {"head_gain": True},
+    "gpt2": {"initialisation": "gpt2"},
+    "depth_scaled": {"initialisation": "depth_scaled"},
+    "orthogonal": {"initialisation": "orthogonal"},
 }
 
 
@@ -224,6 +246,16 @@ def test_flops_grow_with_window_and_width(config: Model) -> None:
 
 
 @pytest.mark.parametrize("window_pattern", ["L", "SSL"])
+def test_every_pass_over_the_blocks_counts_its_products(config: Model) -> None:
+    once, twice, thrice = (
+        flops_per_token(resolve_model(dataclasses.replace(config, recurrence=passes)), VOCAB)
+        for passes in (1, 2, 3)
+    )
+    head = 6 * VOCAB * resolve_model(config).width
+    assert twice - once == once - head
+    assert thrice - twice == once - head
+
+
 def test_a_query_is_counted_with_the_keys_that_its_mask_shows(
     config: Model, window_pattern: str
 ) -> None:

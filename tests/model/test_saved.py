@@ -106,6 +106,18 @@ def test_keys_of_a_shape_are_those_of_a_model(
     assert words in str(refused.value)
 
 
+def test_a_checkpoint_from_before_a_key_existed_means_what_it_meant(checkpoint: Path) -> None:
+    whole = load_checkpoint(checkpoint).config
+    later = {"recurrence", "norm_position", "mlp_bias", "attention_dropout", "embedding_std"}
+
+    def forget(shape: dict[str, Any]) -> None:
+        for key in later:
+            del shape["model"][key]
+
+    rewrite(checkpoint / "config.json", forget)
+    assert load_checkpoint(checkpoint).config == whole
+
+
 @pytest.mark.parametrize("change", [{"depth": 200}, {"seq_len": 48, "position": "learned"}])
 def test_a_model_of_another_size_than_the_weights_is_not_built(
     checkpoint: Path, change: dict[str, object], monkeypatch: pytest.MonkeyPatch

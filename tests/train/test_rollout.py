@@ -289,9 +289,9 @@ def test_a_drawn_token_that_rounding_put_outside_the_top_k_has_a_finite_loss(sma
 def test_the_objective_hands_the_policy_to_the_loss(step: Rollout) -> None:
     objective = PolicyGradient(lambda _: step, 4, temperature=0.5, top_k=7)
     micro_batches = objective.work(0).micro_batches
-    assert all(one.sampling == {"temperature": 0.5, "top_k": 7} for one in micro_batches)
+    assert all(one.terms == {"temperature": 0.5, "top_k": 7} for one in micro_batches)
     plain = PolicyGradient(lambda _: step, 4).work(0).micro_batches
-    assert micro_batches and all(one.sampling == {} for one in plain)
+    assert micro_batches and all(one.terms == {} for one in plain)
 
 
 def test_rows_are_cut_to_a_multiple_of_the_length_step_and_lose_nothing(step: Rollout) -> None:

@@ -5,7 +5,14 @@ Only the standard library is needed (ruamel.yaml to read a file), so that the tr
 
 from paribus.config.combinations import RESERVED_SOURCES
 from paribus.config.committed import change_notes
-from paribus.config.derived import mlp_hidden, resolve_model, resolve_pretrain
+from paribus.config.derived import (
+    GATED_MLPS,
+    SMALL_STD,
+    embedding_std,
+    mlp_hidden,
+    resolve_model,
+    resolve_pretrain,
+)
 from paribus.config.effects import changes, effective, inert, inert_problems, merge_problems
 from paribus.config.parsing import (
     allowed,
@@ -42,9 +49,11 @@ from paribus.config.schema import (
 from paribus.config.sources import Archive, HubFiles, parse_source
 
 __all__ = [
+    "GATED_MLPS",
     "PROFILES",
     "RESERVED_SOURCES",
     "RL",
+    "SMALL_STD",
     "Architecture",
     "Archive",
     "Config",
@@ -69,6 +78,7 @@ __all__ = [
     "describe",
     "dump_yaml",
     "effective",
+    "embedding_std",
     "fingerprint",
     "flatten",
     "inert",

@@ -26,6 +26,7 @@ RESERVED_SOURCES = (
     "documents",
 )
 MAX_WEIGHTS = 10**12  # weights of a model; the largest published ones have as many
+MAX_APPLIED_BLOCKS = 1_024  # four times the deepest model that model.depth allows
 MAX_NAME = 500  # characters of an experiment's name in MLflow
 
 Rule = Callable[[Config], Iterator[str]]
@@ -151,11 +152,23 @@ def value_embeddings_fit(config: Config) -> Iterator[str]:
 
 def softcap_is_felt(config: Config) -> Iterator[str]:
     """A softcap is 0 (off) or at least 0.01: logits are divided by it in 32 bits."""
-    softcap = config.model.softcap
-    if 0 < softcap < 0.01:
+    for name in ("softcap", "attention_softcap"):
+        softcap = getattr(config.model, name)
+        if 0 < softcap < 0.01:
+            yield (
+                f"model.{name}: {softcap:g} is out of range; expected 0 (off) or a number >= 0.01, as logits are "
+                "divided by it in 32 bits"
+            )
+
+
+def passes_are_bounded(config: Config) -> Iterator[str]:
+    """Passes over the blocks cost as much as blocks of their own."""
+    model = config.model
+    applied = model.depth * model.recurrence
+    if applied > MAX_APPLIED_BLOCKS:
         yield (
-            f"model.softcap: {softcap:g} is out of range; expected 0 (off) or a number >= 0.01, as logits are divided by "
-            "it in 32 bits"
+            f"model.recurrence: {model.recurrence} passes over {model.depth} blocks apply {applied:,}; at most "
+            f"{MAX_APPLIED_BLOCKS:,} are allowed"
         )
 
 
@@ -388,6 +401,7 @@ RULES: tuple[Rule, ...] = (
     weights_fit,
     value_embeddings_fit,
     softcap_is_felt,
+    passes_are_bounded,
     compiled_shards,
     cores_for_processes,
     world_has_no_choice,

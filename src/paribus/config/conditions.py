@@ -51,6 +51,15 @@ PATTERNED = Condition(
     "model.depth above 1 and model.window below model.seq_len",
     lambda model, _: model.depth > 1 and (model.window is None or model.window < model.seq_len),
 )
+QK_NORM = Condition("model.qk_norm: true", lambda model, _: model.qk_norm)
+NORMALISED_ROTARY = Condition(
+    "model.position: rope and model.qk_norm: true",
+    lambda model, _: model.position == "rope" and model.qk_norm,
+)
+SEVERAL_BLOCKS = Condition("model.depth above 1", lambda model, _: model.depth > 1)
+EMBEDDED_AS_IT_IS = Condition(
+    "model.embedding_norm: false", lambda model, _: not model.embedding_norm
+)
 MUON = Condition("optimizer.kind: muon", lambda optimizer, _: optimizer.kind == "muon")
 ADAMW = Condition("optimizer.kind: adamw", lambda optimizer, _: optimizer.kind == "adamw")
 EMBEDDINGS = Condition(
@@ -62,12 +71,8 @@ EMBEDDINGS = Condition(
     ),
 )
 SCALARS = Condition(
-    "model.x0_scalars, model.residual_scalars or model.value_embeddings",
-    lambda _, config: (
-        config.model.x0_scalars
-        or config.model.residual_scalars
-        or config.model.value_embeddings != "none"
-    ),
+    "a bias, gain, gate or factor of the model",
+    lambda _, config: has_scalars(config.model),
 )
 WIDTH_SCALED = Condition(
     "optimizer.lr_width_exponent other than 0",
@@ -108,6 +113,24 @@ def conversation_amounts(stage: Conversations) -> list[float]:
     """Weights and passes of every source of a stage but the plain documents."""
     amounts = [*stage.mixture.items(), *stage.epochs.items()]
     return [amount for name, amount in amounts if name != "documents"]
+
+
+def has_scalars(model: Model) -> bool:
+    """Whether a model has parameters that the optimiser counts as scalars: biases, gains, gates and factors."""
+    switches = (
+        model.x0_scalars,
+        model.residual_scalars,
+        model.value_embeddings != "none",
+        model.mlp_bias,
+        model.qkv_bias,
+        model.out_bias,
+        model.norm_gain,
+        model.qk_norm and model.qk_gain,
+        model.attention_gate != "none",
+        model.head_gain,
+        model.value_residual and model.depth > 1,
+    )
+    return any(switches)
 
 
 def width(model: Model) -> int:

@@ -25,10 +25,21 @@ def resolve_model(model: Model) -> Architecture:
     )
 
 
+GATED_MLPS = ("geglu", "swiglu")
+SMALL_STD = 0.02  # GPT-2's; logits of a tied head begin near zero with it
+
+
 def mlp_hidden(config: Architecture) -> int:
     """Hidden width; a gated MLP has three matrices instead of two, so two thirds of it (arXiv:2002.05202)."""
-    ratio = config.mlp_ratio * (2 / 3 if config.mlp == "swiglu" else 1)
+    ratio = config.mlp_ratio * (2 / 3 if config.mlp in GATED_MLPS else 1)
     return max(int(ratio * config.width / 8 + 0.5) * 8, 8)
+
+
+def embedding_std(model: Model) -> float:
+    """Standard deviation of the token embedding's first values."""
+    if model.embedding_std is not None:
+        return model.embedding_std
+    return SMALL_STD if model.tied_head or model.initialisation == "gpt2" else 1.0
 
 
 def resolve_pretrain(pretrain: Pretrain, parameters: int, seq_len: int) -> Pretrain:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from paribus.config.derived import mlp_hidden, resolve_model
+from paribus.config.derived import embedding_std, mlp_hidden, resolve_model
 from paribus.config.schema import Config, flatten
 from paribus.curriculum import CONVERSATION_STAGES, TRAINING_STAGES
 
@@ -67,6 +67,7 @@ def effective(config: Config) -> dict[str, Any]:
     if "S" not in values["model.window_pattern"]:
         values.pop("model.window", None)
     values["model.mlp_ratio"] = mlp_hidden(model)
+    values["model.embedding_std"] = embedding_std(model)
     if model.depth == 1 and model.value_embeddings == "alternate":
         values["model.value_embeddings"] = "all"
     for stage in TRAINING_STAGES:

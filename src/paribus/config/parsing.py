@@ -81,7 +81,10 @@ def parse_architecture(
     for name in sorted(expected ^ values.keys()):
         word = "missing" if name in expected else "unknown key"
         problems.append(f"{escaped(str(name))}: {word}; expected are model and vocab_size")
-    model = _parse_section(Architecture, values.get("model", {}), "model.", problems)
+    written = values.get("model", {})
+    if isinstance(written, dict):
+        written = _former_values() | written
+    model = _parse_section(Architecture, written, "model.", problems)
     field = {one.name: one for one in dataclasses.fields(Tokenizer)}["vocab_size"]
     size = values.get("vocab_size")
     vocab_size = None
@@ -92,6 +95,15 @@ def parse_architecture(
         problems += combination_problems(Understood({"model": model, "tokenizer": tokenizer}))
     architecture = model if isinstance(model, Architecture) else None
     return architecture, vocab_size, problems
+
+
+def _former_values() -> dict[str, object]:
+    """What a checkpoint says of keys that did not exist when it was written; `embedding_std` was derived then as now."""
+    former: dict[str, object] = {"embedding_std": None}
+    for field in dataclasses.fields(Architecture):
+        if field.metadata["formerly"] is not None:
+            former[field.name] = field.metadata["formerly"]
+    return former
 
 
 def _parse_section(cls: type, values: object, prefix: str, problems: list[str]) -> Any:

@@ -11,9 +11,11 @@ from paribus.config import Architecture, Optimizer
 from paribus.model.initial import parameter_shapes
 from paribus.model.shapes import Shape, block_shapes, window_of
 
+OTHER_SUFFIXES = ("attention.gate.weight", "output_gate.weight", "_scale", "gain", ".bias")
+
 
 def parameter_kind(name: str) -> str:
-    """embedding, head, matrices (of the blocks), value_embeddings, or other: gates and scalars.
+    """embedding, head, matrices (of the blocks), value_embeddings, or other: gates, gains, biases and factors.
 
     name: as in `GPT.named_parameters`.
     """
@@ -23,7 +25,7 @@ def parameter_kind(name: str) -> str:
         return "embedding"
     if name.startswith("head"):
         return "head"
-    if name.endswith(("attention.gate.weight", "_scale")):
+    if name.endswith(OTHER_SUFFIXES):
         return "other"
     return "matrices"
 
@@ -45,17 +47,17 @@ def flops_per_token(config: Architecture, vocab_size: int) -> float:
     In attention a query counts `min(window, seq_len)` keys; the causal half is not taken off, as is usual, so that the
     figure compares with published MFU.
     """
-    keys = sum(window_keys(config, layer) for layer in range(config.depth))
+    keys = config.recurrence * sum(window_keys(config, layer) for layer in range(config.depth))
     return product_flops(config, vocab_size) + attention_flops(config, keys)
 
 
 def product_flops(config: Architecture, vocab_size: int) -> int:
-    """FLOPs of matrix products, forward and backward, for one token: 6 for each parameter of them.
+    """FLOPs of matrix products, forward and backward, for one token: 6 for each use of a parameter of them.
 
-    A tied head multiplies all the same.
+    A tied head multiplies all the same, and each pass over the blocks counts.
     """
     head = vocab_size * config.width
-    return 6 * (parameters(config, vocab_size)["matrices"] + head)
+    return 6 * (config.recurrence * parameters(config, vocab_size)["matrices"] + head)
 
 
 def attention_flops(config: Architecture, keys: float) -> float:
@@ -110,6 +112,6 @@ def step_flops(config: Architecture, vocab_size: int, optimizer: Optimizer, toke
     outside a window counts; and Muon's products, once a step. Element-wise work (norms, activations, AdamW's update) is
     left out, as it is in every such count.
     """
-    keys = sum(keys_per_query(config, layer) for layer in range(config.depth))
+    keys = config.recurrence * sum(keys_per_query(config, layer) for layer in range(config.depth))
     per_token = product_flops(config, vocab_size) + attention_flops(config, keys)
     return tokens * per_token + optimizer_flops_per_step(config, optimizer)

@@ -5,7 +5,7 @@ Shapes: B rows, T tokens, R places that are read, H query heads, K key/value hea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -18,7 +18,9 @@ from paribus.model import kernels
 if TYPE_CHECKING:
     from paribus.model.cache import Cache
 
-Rotary = tuple[Tensor, Tensor]  # cosines and sines, each (B or 1, T, 1, E / 2)
+Rotary = tuple[
+    Tensor, Tensor
+]  # cosines and sines, each (B or 1, T, 1, C / 2), of C channels that turn
 Backend = Literal["causal", "flex", "masked"]
 # All but plain products.
 FUSED = [
@@ -35,6 +37,10 @@ class Context:
     rotary: Rotary | None  # of the positions; None: no rotary positions
     masks: dict[str, Any]  # window letter -> what `attend` takes, or the cache's own
     cache: Cache | None
+    first_layer: int = 0  # blocks applied in earlier passes over them
+    first_values: list[Tensor] = field(
+        default_factory=list
+    )  # of the first block, (B, T, K, E), once it is through
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class Places:
     """
 
     index: Tensor  # (B, R) int64
-    rotary: Rotary | None  # of these positions, each (B, R, 1, E / 2)
+    rotary: Rotary | None  # of these positions, each (B, R, 1, C / 2)
     masks: dict[str, Any]  # window letter -> what these positions see
 
     def of(self, x: Tensor) -> Tensor:
@@ -54,12 +60,17 @@ class Places:
 
 
 def backend(
-    device_type: str, length: int, window: int | None, documents: bool, read: bool
+    device_type: str,
+    length: int,
+    window: int | None,
+    documents: bool,
+    read: bool,
+    softcap: bool = False,
 ) -> Backend:
     """What computes the attention of `length` tokens to themselves.
 
     window: keys that a token sees; None: all. documents: whether rows hold several documents that must not see each
-    other. read: whether only some places ask.
+    other. read: whether only some places ask. softcap: whether logits are soft-capped, which SDPA does not do.
 
     causal: each sees all before it; SDPA without a mask, which on CUDA in 16 bits is a flash kernel.
     flex: windows and packed documents on CUDA; FlexAttention skips blocks of keys that no query sees, so that a window
@@ -67,7 +78,8 @@ def backend(
     masked: the same elsewhere, and where only some places ask; SDPA with a mask in memory.
     """
     if device_type == "cuda" and not read:
-        return "causal" if not documents and (window is None or window >= length) else "flex"
+        plain = not documents and not softcap and (window is None or window >= length)
+        return "causal" if plain else "flex"
     return "masked" if documents or read or window is not None else "causal"
 
 
@@ -121,20 +133,39 @@ def block_mask(
     return create_block_mask(seen, rows, None, length, length, device=device)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Any, softcap: float = 0.0, dropout: float = 0.0
+) -> Tensor:
     """Attend: q (B, H, T, E), k, v (B, K, S, E) -> (B, H, T, E).
 
-    mask: None (plain causal), a dense or a block mask. On CUDA in 16 bits plain causal attention uses one of the fused
-    kernels, or raises; fp32 has no flash kernel.
+    mask: None (plain causal), a dense or a block mask. softcap: of the logits; 0: none. dropout: share of the weights.
+    On CUDA in 16 bits plain causal attention uses one of the fused kernels, or raises; fp32 has no flash kernel.
     """
     if mask is not None and not isinstance(mask, Tensor):
-        return kernels.flex(q, k, v, mask)
+        return kernels.flex(q, k, v, mask, softcap)
+    if softcap:
+        return capped(q, k, v, mask, softcap, dropout)
     if q.shape[1] != k.shape[1] and kernels.needs_equal_heads(q, mask):
         k, v = kernels.equal_heads(k, q.shape[1]), kernels.equal_heads(v, q.shape[1])
     grouped = q.shape[1] != k.shape[1]
     if q.is_cuda and mask is None and q.dtype != torch.float32:
         with sdpa_kernel(FUSED):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+            return F.scaled_dot_product_attention(
+                q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=grouped
+            )
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=grouped
     )
+
+
+def capped(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, softcap: float, dropout: float
+) -> Tensor:
+    """`attend` with soft-capped logits by plain products, which form all of them: (B, H, T, S)."""
+    k, v = kernels.equal_heads(k, q.shape[1]), kernels.equal_heads(v, q.shape[1])
+    if mask is None:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    logits = (q @ k.mT) * q.shape[-1] ** -0.5
+    logits = softcap * torch.tanh(logits / softcap)
+    weights = logits.masked_fill(~mask, -torch.inf).softmax(dim=-1)
+    return F.dropout(weights, dropout) @ v if dropout else weights @ v

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from paribus.config import Architecture
 from paribus.model.attention import at, attend, visible
+from paribus.model.shapes import applied_blocks
 
 # Of one part of a row's keys: unnormalised output (..., E), largest score (..., 1), sum of exponentials (..., 1).
 Partial = tuple[Tensor, Tensor, Tensor]
@@ -63,7 +64,8 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """rows: sequences side by side. capacity: tokens that each can hold. dtype: of keys and values."""
-        shape = (config.depth, rows, config.n_kv_heads, capacity, config.head_dim)
+        shape = (applied_blocks(config), rows, config.n_kv_heads, capacity, config.head_dim)
+        self.softcap = config.attention_softcap
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -108,7 +110,7 @@ class KVCache:
         mask: from `mask`. Returns (B, H, T or R, E).
         """
         keys, values = self.write(layer, k, v)
-        return attend(q, keys.to(q.dtype), values.to(q.dtype), mask)
+        return attend(q, keys.to(q.dtype), values.to(q.dtype), mask, self.softcap)
 
     def advance(self, counts: Tensor) -> None:
         """Keep the first `counts` (B,) of the tokens just written in each row."""
@@ -118,6 +120,7 @@ class KVCache:
     def select(self, index: Tensor) -> KVCache:
         """A copy holding the rows `index`, in that order, repeated where repeated."""
         chosen = object.__new__(KVCache)
+        chosen.softcap = self.softcap
         chosen.keys, chosen.values = self.keys[:, index], self.values[:, index]
         chosen.lengths = self.lengths[index]
         chosen.extent = int(chosen.lengths.max()) if len(index) else 0
@@ -151,7 +154,7 @@ class PrefixCache:
         samples: most answers to a prompt, N. prompt_capacity, own_capacity: most tokens of a prompt and of an answer. dtype: of
         keys and values.
         """
-        self.capacity = config.seq_len
+        self.capacity, self.softcap = config.seq_len, config.attention_softcap
         self.prompts = KVCache(config, slots, prompt_capacity, device, dtype)
         self.own = KVCache(config, rows, own_capacity, device, dtype)
         # each row's prompt, its place among the answers to it, and back: (slot, place) -> row
@@ -226,7 +229,7 @@ class PrefixCache:
         kv_heads = k.shape[1]
         prompt_bias, own_bias = mask
         q = (q * width**-0.5).view(rows, kv_heads, heads // kv_heads, width)
-        own = _attend(q, *self._write(layer, k, v), own_bias)
+        own = _attend(q, *self._write(layer, k, v), own_bias, self.softcap)
         prompt = self._attend_to_prompts(layer, q, prompt_bias)
         return _merge(own, prompt).to(v.dtype).view(rows, heads, 1, width)
 
@@ -245,6 +248,7 @@ class PrefixCache:
             self.prompts.keys[layer, :used, :, :end],
             self.prompts.values[layer, :used, :, :end],
             bias,
+            self.softcap,
         )
 
         def of_rows(part: Tensor) -> Tensor:
@@ -270,9 +274,12 @@ def _bias(seen: Tensor) -> Tensor:
     return torch.where(seen, 0.0, -1e30)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Partial:
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, softcap: float) -> Partial:
     """The part of a softmax over these keys: q (B, K, M, E), k, v (B, K, S, E), bias (B, 1, M or 1, S)."""
-    scores = (q @ k.transpose(-1, -2)).float().add_(bias)
+    scores = (q @ k.transpose(-1, -2)).float()
+    if softcap:
+        scores = scores.div_(softcap).tanh_().mul_(softcap)
+    scores.add_(bias)
     largest = scores.amax(dim=-1, keepdim=True)
     weights = scores.sub_(largest).exp_()
     return (weights.to(v.dtype) @ v).float(), largest, weights.sum(dim=-1, keepdim=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,15 @@ from torch import Tensor
 from paribus.model import kernels
 
 Chunk = tuple[Tensor, Tensor]  # losses (n,), and logits or their gradient (n, V)
+
+
+class Terms(NamedTuple):
+    """What the loss of a token is besides the plain cross-entropy; see `cross_entropy`."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
 
 
 def cross_entropy(
@@ -27,6 +36,8 @@ def cross_entropy(
     chunk: int,
     temperature: float = 1.0,
     top_k: int = 0,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
     *,
     compiled: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -35,7 +46,9 @@ def cross_entropy(
     hidden (N, D): the residual stream after its final norm. weight (V, D): the head. targets (N,): the tokens to
     predict; -1 is not learned and has loss 0. token_weights (N,): factors in the sum; None: 1 each.
     softcap: logits become softcap x tanh(logits / softcap); 0: they stay. chunk: tokens whose logits exist at once.
-    temperature, top_k: how the targets were drawn (`as_drawn`).
+    temperature, top_k: how the targets were drawn (`as_drawn`). z_loss: weight of the squared logarithm of the softmax's
+    sum. label_smoothing: share of each target that is spread over the vocabulary; not together with top_k. Both are part of
+    the losses as well.
     compiled: whether a chunk is compiled by itself; one graph then serves all whole chunks, a second one, of open size,
     the last of each batch.
     """
@@ -48,8 +61,7 @@ def cross_entropy(
         token_weights,
         softcap,
         chunk,
-        temperature,
-        top_k,
+        Terms(temperature, top_k, z_loss, label_smoothing),
         _compiled_chunk() if compiled else _chunk,
     )
     return result
@@ -69,7 +81,7 @@ def as_drawn(logits: Tensor, drawn: Tensor, temperature: float, top_k: int) -> T
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """sum_i w_i x cross-entropy(as_drawn(softcap(hidden_i W')), target_i), never holding more logits than a chunk.
+    """sum_i w_i x loss(as_drawn(softcap(hidden_i W')), target_i), never holding more logits than a chunk.
 
     Gradients are formed chunk by chunk in the forward pass, while the chunk's logits exist: the fp32 logits of
     2,048 tokens x 65,536 words x 16 rows would take 8.6 GB, and their temporaries as much again.
@@ -84,8 +96,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         token_weights: Tensor,
         softcap: float,
         chunk: int,
-        temperature: float,
-        top_k: int,
+        terms: Terms,
         part_of: Callable[..., Chunk],
     ) -> tuple[Tensor, Tensor]:
         """Sum () and losses (N,). part_of: `_chunk`, or the same compiled; the others as in `cross_entropy`."""
@@ -103,8 +114,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 token_weights[part],
                 softcap,
                 want_grad,
-                temperature,
-                top_k,
+                terms,
             )
             losses[part] = loss
             if grad_hidden is not None and grad_weight is not None:
@@ -118,7 +128,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
         """Scale the gradients that the forward pass stored by `grad` (), the gradient of the loss."""
         grad_hidden, grad_weight = ctx.saved_tensors
-        plain = (None,) * 7  # targets, weights and settings have no gradient
+        plain = (None,) * 6  # targets, weights and settings have no gradient
         return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, *plain
 
 
@@ -135,10 +145,10 @@ def _chunk(
     token_weights: Tensor,
     softcap: float,
     want_grad: bool,
-    temperature: float,
-    top_k: int,
+    terms: Terms,
 ) -> Chunk:
     """Losses (n,) fp32 and, if wanted, the gradient by the raw logits (n, V) in hidden's dtype, for one chunk."""
+    temperature, top_k, z_loss, smoothing = terms
     logits = (hidden @ weight.T).float()
     if softcap:
         capped = logits.div_(softcap).tanh_()
@@ -147,11 +157,21 @@ def _chunk(
     index = targets.clamp(min=0)[:, None]
     logits = as_drawn(logits, index, temperature, top_k)
     log_normaliser = logits.logsumexp(dim=-1)
-    losses = torch.where(learned, log_normaliser - logits.gather(1, index)[:, 0], 0.0)
+    losses = log_normaliser - logits.gather(1, index)[:, 0]
+    if smoothing:
+        spread = log_normaliser - logits.mean(dim=-1)
+        losses = (1 - smoothing) * losses + smoothing * spread
+    if z_loss:
+        losses = losses + z_loss * log_normaliser.square()
+    losses = torch.where(learned, losses, 0.0)
     if not want_grad:
         return losses, logits
     grad = logits.sub_(log_normaliser[:, None]).exp_()
-    grad.scatter_add_(1, index, torch.full_like(index, -1, dtype=grad.dtype))
+    if z_loss:
+        grad.mul_((1 + 2 * z_loss * log_normaliser)[:, None])
+    if smoothing:
+        grad.sub_(smoothing / grad.shape[-1])
+    grad.scatter_add_(1, index, torch.full_like(index, smoothing - 1, dtype=grad.dtype))
     if temperature != 1:
         grad.div_(temperature)
     if softcap:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from paribus.config import Architecture, Optimizer
 from paribus.model.accounting import block_matrices, parameters
 from paribus.model.shapes import (
+    applied_blocks,
     attention_shapes,
     has_value_embedding,
     mlp_hidden,
@@ -25,6 +26,7 @@ from paribus.model.shapes import (
 )
 
 FP32 = 4  # bytes of a number
+BOOL = 1
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,13 @@ class Batch:
 
 
 def norm(config: Architecture, batch: Batch) -> int:
-    """`layers.normalise` of the residual stream. What it returns is counted where it goes."""
-    statistics = FP32 * batch.tokens
-    return statistics if norm_keeps_output(config, batch) else statistics + stream(config, batch)
+    """`layers.Norm` of the residual stream. What it returns is counted where it goes."""
+    kept = FP32 * batch.tokens  # statistics
+    if not norm_keeps_output(config, batch):
+        kept += stream(config, batch)
+    if config.norm_gain:
+        kept += stream(config, batch)  # before the gain
+    return kept
 
 
 def norm_keeps_output(config: Architecture, batch: Batch) -> bool:
@@ -64,18 +70,61 @@ def attention(config: Architecture, layer: int, batch: Batch) -> int:
     numbers = config.width  # the input
     numbers += query_width + 2 * kv_width  # q, k, v
     numbers += query_width  # what the heads found, before `out`
+    numbers += _before_attending(config, batch) * (query_width + kv_width)
     statistics = config.n_heads  # the logarithms of the softmax's sums
     if config.qk_norm:
         statistics += config.n_heads + config.n_kv_heads
-        if not norm_keeps_output(config, batch):
-            numbers += query_width + kv_width  # q and k before their norm
     if has_value_embedding(config, layer):
         numbers += kv_width + 3 * config.n_kv_heads  # rows of the embedding; the gate's steps
+    if config.head_gain:
+        numbers += query_width  # before the gain
+    if config.attention_gate == "head":
+        numbers += query_width + 3 * config.n_heads  # before the gate; the gate's steps
     matrices = ("q.weight", "k.weight", "v.weight", "out.weight")
     shapes = attention_shapes(config, layer, vocab_size=0)
     weights = sum(math.prod(shapes[name]) for name in matrices)
     kept = batch.tokens * (batch.itemsize * numbers + FP32 * statistics)
-    return kept + cast_copies(weights, batch) + mask(config, layer, batch)
+    kept += cast_copies(weights, batch) + attention_scores(config, batch)
+    forms_scores = config.attention_softcap or config.attention_dropout
+    return kept if forms_scores else kept + mask(config, layer, batch)
+
+
+def _before_attending(config: Architecture, batch: Batch) -> int:
+    """How many forms of queries and keys are kept besides the one that attends: before a norm, a gain or a rotation."""
+    if not config.qk_norm:
+        return 0
+    if not norm_keeps_output(config, batch):
+        return 1 + config.qk_gain
+    rotated_after = config.position == "rope" and config.qk_norm_position == "before_rotary"
+    return int(config.qk_gain or rotated_after)
+
+
+def attention_scores(config: Architecture, batch: Batch) -> int:
+    """What an attention that forms all scores, (B, H, T, T), keeps besides what a fused kernel would.
+
+    Those are soft-capped logits, and dropout on a CPU, for which torch computes in fp32.
+    """
+    if batch.cuda or not (config.attention_softcap or config.attention_dropout):
+        return 0
+    item = batch.itemsize if config.attention_softcap else FP32
+    kinds = 2 * bool(config.attention_softcap)  # the capped logits, the weights
+    if config.attention_dropout:
+        kinds += 2 if config.attention_softcap else 3  # what is dropped, the weights that are left
+    scores = kinds * batch.rows * config.n_heads * batch.length**2
+    copies = (
+        3 * batch.tokens * config.n_heads * config.head_dim
+    )  # of q, k and v, for all query heads
+    kept_before = config.n_heads + 2 * config.n_kv_heads
+    if config.qk_norm and not _before_attending(config, batch):  # by the norm, in another layout
+        kept_before = config.n_kv_heads
+    replaced = batch.tokens * kept_before * config.head_dim * batch.itemsize
+    hidden = batch.length**2 * BOOL * (batch.rows if batch.packed else 1)
+    return item * (scores + copies) - replaced + hidden
+
+
+def dropped(numbers: int, batch: Batch) -> int:
+    """What dropout of so many numbers keeps: bytes on CUDA, factors elsewhere."""
+    return numbers * (BOOL if batch.cuda else batch.itemsize)
 
 
 def mask(config: Architecture, layer: int, batch: Batch) -> int:
@@ -92,31 +141,54 @@ def mask(config: Architecture, layer: int, batch: Batch) -> int:
     return rows * batch.length**2 * batch.itemsize
 
 
+# Hidden values that an activation keeps, as multiples of the hidden width; `down` keeps the last of them.
+KEPT_BY_ACTIVATION = {
+    "relu": 1,
+    "relu2": 2,  # relu(up), its square
+    "leaky_relu2": 3,  # up, its leaky ReLU, the square
+    "gelu": 2,  # up, its gelu
+    "geglu": 4,  # gate, its gelu, up, their product
+    "swiglu": 4,  # gate, its silu, up, their product
+}
+
+
 def mlp(config: Architecture, batch: Batch) -> int:
     """`layers.MLP`, its normalised input included."""
     hidden = mlp_hidden(config)
-    weights = sum(math.prod(shape) for shape in mlp_shapes(config).values())
-    if config.mlp == "swiglu":
-        numbers = 4 * hidden  # gate, its silu, up, their product
-    elif config.mlp == "gelu":
-        numbers = 2 * hidden  # up, its gelu
-    else:
-        numbers = hidden  # relu(up); its square and the cast copy of `down` are recomputed
-        weights -= math.prod(mlp_shapes(config)["down.weight"])
+    shapes = mlp_shapes(config)
+    weights = sum(math.prod(shape) for shape in shapes.values())
+    numbers = KEPT_BY_ACTIVATION[config.mlp] * hidden
+    fused = config.mlp == "relu2" and not config.mlp_bias and not config.mlp_dropout
+    if fused:  # the square and the cast copy of `down` are recomputed
+        numbers -= hidden
+        weights -= math.prod(shapes["down.weight"])
     kept = batch.tokens * batch.itemsize * (config.width + numbers)
+    if config.mlp_dropout:
+        kept += dropped(batch.tokens * hidden, batch)
+        if config.mlp == "relu":
+            kept += batch.tokens * hidden * batch.itemsize  # relu's own result, before the dropout
     return kept + cast_copies(weights, batch)
+
+
+def join(config: Architecture, batch: Batch) -> int:
+    """`layers.Join`, and the norm's result where nothing else keeps it."""
+    kept = norm(config, batch)
+    if config.norm_position == "sandwich":
+        kept += norm(config, batch)
+        if norm_keeps_output(config, batch) and not config.norm_gain:
+            kept += stream(config, batch)
+    if config.residual_dropout:
+        kept += dropped(batch.tokens * config.width, batch)
+    return kept
 
 
 def block(config: Architecture, layer: int, batch: Batch) -> int:
     """`layers.Block` number `layer`."""
-    unscaled = config.residual_scalars * stream(config, batch)  # the input before its factor
-    return (
-        unscaled
-        + norm(config, batch)
-        + attention(config, layer, batch)
-        + norm(config, batch)
-        + mlp(config, batch)
-    )
+    kept = config.residual_scalars * stream(config, batch)  # the input before its factor
+    kept += join(config, batch) + attention(config, layer, batch) + mlp(config, batch)
+    if config.parallel_blocks:
+        return kept - stream(config, batch)  # attention and MLP have one input
+    return kept + join(config, batch)
 
 
 def outside_blocks(config: Architecture, batch: Batch) -> int:
@@ -124,9 +196,14 @@ def outside_blocks(config: Architecture, batch: Batch) -> int:
     if norm_keeps_output(config, batch):
         streams = int(not config.residual_scalars)  # x0, which else is the first block's
     else:
-        streams = 2  # the embedding and the last block's output, before their norms
+        streams = (
+            1 + config.embedding_norm
+        )  # the last block's output, and the embedding, before their norms
         streams += config.x0_scalars and not config.residual_scalars
+    streams += config.norm_gain * (1 + config.embedding_norm)  # before their gains
     numbers = 8 * batch.tokens + 24 * batch.tokens
+    if config.embedding_dropout:
+        numbers += dropped(batch.tokens * config.width, batch)
     kinds = {mask(config, layer, batch) for layer in range(config.depth)}
     booleans = sum(kinds) // batch.itemsize  # one of each kind of window
     return streams * stream(config, batch) + numbers + booleans
@@ -152,7 +229,7 @@ def block_backward(config: Architecture, batch: Batch) -> int:
     that of a weight.
     """
     hidden = mlp_hidden(config)
-    inside = {"relu2": 2, "gelu": 1, "swiglu": 2}[config.mlp] * hidden
+    inside = (1 if config.mlp in ("relu", "gelu") else 2) * hidden
     weight = config.width * hidden
     gradients = batch.tokens * batch.itemsize * (config.width + inside)
     return gradients + FP32 * weight + cast_copies(weight, batch)
@@ -192,7 +269,8 @@ def cross_entropy(
 
 def cache(config: Architecture, rows: int, capacity: int, itemsize: int) -> int:
     """`cache.KVCache` of `rows` sequences of at most `capacity` tokens, numbers of `itemsize` bytes."""
-    return 2 * config.depth * rows * capacity * config.n_kv_heads * config.head_dim * itemsize
+    numbers = applied_blocks(config) * rows * capacity * config.n_kv_heads * config.head_dim
+    return 2 * numbers * itemsize
 
 
 # ---------------------------------------------------------------- the optimiser: train/optim.py

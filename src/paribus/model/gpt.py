@@ -33,9 +33,9 @@ from paribus.model.attention import Context, Places, Rotary, at
 from paribus.model.cache import Cache
 from paribus.model.compiler import require_tools
 from paribus.model.cross_entropy import cross_entropy
-from paribus.model.initial import initial_std
-from paribus.model.layers import Block, Linear, normalise, rotary_table
-from paribus.model.shapes import logit_rows, window_of
+from paribus.model.initial import Draw, initial_draw
+from paribus.model.layers import Block, Linear, Norm, rotary_table
+from paribus.model.shapes import applied_blocks, logit_rows, rotary_channels, window_of
 
 __all__ = ["GPT", "load_checkpoint", "save_checkpoint"]
 
@@ -58,12 +58,15 @@ class GPT(nn.Module):
         self.embedding = nn.Embedding(vocab_size, config.width)
         if config.position == "learned":
             self.positions = nn.Embedding(config.seq_len, config.width)
+        if config.embedding_norm:
+            self.embedding_norm = Norm(config)
         self.blocks = nn.ModuleList(
             Block(config, vocab_size, layer) for layer in range(config.depth)
         )
+        self.final_norm = Norm(config)
         if not config.tied_head:
             self.head = Linear(config.width, vocab_size)
-        cos, sin = rotary_table(config.seq_len, config.head_dim, config.rope_base)
+        cos, sin = rotary_table(config.seq_len, rotary_channels(config), config.rope_base)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self._loss: Callable[..., tuple[Tensor, Tensor]] = cross_entropy
@@ -71,19 +74,20 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Draw every tensor from a generator named by (seed, tensor name), at the scale that `initial_std` gives it.
+        """Give every tensor its first values: those of matrices from a generator named by (seed, tensor name).
 
-        Arms of an ablation start from the same values of a tensor where its shape and scale agree
-        (`initial.shared_initial_tensors`). Matrices that write to the residual stream start at zero, so that every
-        block starts as the identity; so does the head.
+        Arms of an ablation start from the same values of a tensor where its shape and its draw agree
+        (`initial.shared_initial_tensors`). By default matrices that write to the residual stream start at zero, so that
+        every block starts as the identity; so does the head.
         """
         for name, tensor in self.named_parameters():
-            if tensor.dim() < 2:
-                continue  # scalars keep their neutral start
+            draw = initial_draw(self.config, name, tuple(tensor.shape))
+            if draw.kind == "constant":
+                tensor.fill_(draw.scale)
+                continue
             digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            values = torch.randn(tensor.shape, generator=generator)
-            tensor.copy_(values * initial_std(self.config, name, tuple(tensor.shape)))
+            tensor.copy_(drawn(draw, tensor.shape, generator))
 
     # ------------------------------------------------------------ training
 
@@ -93,18 +97,17 @@ class GPT(nn.Module):
         targets: Tensor,
         documents: Tensor | None = None,
         weights: Tensor | None = None,
-        temperature: float = 1.0,
-        top_k: int = 0,
+        **terms: float,
     ) -> Tensor:
-        """Sum over tokens of weight x cross-entropy, nats, fp32 ().
+        """Sum over tokens of weight x loss, nats, fp32 ().
 
         tokens, targets (B, T) int64: inputs, and what to predict at each; targets of -1 are not learned. documents (B, T):
-        as in `hidden`. weights (B, T): factors in the sum; None: 1 each. temperature, top_k: how the targets were drawn,
-        if not from the model's own distribution; the cross-entropy is that of the distribution they came from.
+        as in `hidden`. weights (B, T): factors in the sum; None: 1 each. terms: temperature and top_k, how the targets were
+        drawn if not from the model's own distribution, and the other arguments of `cross_entropy` that name its terms.
         """
         hidden = self.hidden(tokens, documents).flatten(0, 1)  # (N, D)
         flat_weights = None if weights is None else weights.flatten()
-        return self._cross_entropy(hidden, targets.flatten(), flat_weights, temperature, top_k)[0]
+        return self._cross_entropy(hidden, targets.flatten(), flat_weights, **terms)[0]
 
     def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of each token in nats, without gradient: hidden (N, D), targets (N,) -> (N,) fp32; 0 where -1."""
@@ -116,8 +119,7 @@ class GPT(nn.Module):
         hidden: Tensor,
         targets: Tensor,
         weights: Tensor | None,
-        temperature: float = 1.0,
-        top_k: int = 0,
+        **terms: Any,
     ) -> tuple[Tensor, Tensor]:
         rows = logit_rows(self.vocab_size, hidden.device.type)
         return self._loss(
@@ -127,8 +129,7 @@ class GPT(nn.Module):
             weights,
             self.config.softcap,
             rows,
-            temperature,
-            top_k,
+            **terms,
             compiled=torch.compiler.is_compiling(),
         )
 
@@ -151,19 +152,36 @@ class GPT(nn.Module):
         positions = self._positions(tokens, documents, cache)  # (B or 1, T)
         context = self._context(positions, documents, cache)
         places = None if read is None else self._places(read, positions, documents, cache)
-        x = self.embedding(tokens)  # (B, T, D)
-        if self.config.position == "learned":
-            x = x + self.positions(positions)
-        x = x0 = normalise(x.to(self.compute_dtype), self.config.norm)
-        block: Any  # a Block, which the type of a ModuleList does not say
-        for layer, block in enumerate(self.blocks, 1):
-            if places is not None and layer == self.config.depth:
+        x = x0 = self._embed(tokens, positions)  # (B, T, D)
+        last = applied_blocks(self.config) - 1
+        for applied in range(last + 1):
+            number = applied % self.config.depth
+            block: Any = self.blocks[number]  # a Block, which the type of a ModuleList does not say
+            if number == 0 and applied > 0:
+                context = dataclasses.replace(context, first_layer=applied)
+            if places is not None and applied == last:
                 x = block.at_places(x, x0, tokens, context, places)  # (B, R, D)
-            elif self.activation_checkpointing and self.training and torch.is_grad_enabled():
+            elif self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, x0, tokens, context, use_reentrant=False)
             else:
                 x = block(x, x0, tokens, context)
-        return normalise(x, self.config.norm)
+        result: Tensor = self.final_norm(x)
+        return result
+
+    def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """The residual stream before the first block: tokens (B, T), positions (B or 1, T) -> (B, T, D)."""
+        x = self.embedding(tokens)
+        if self.config.position == "learned":
+            x = x + self.positions(positions)
+        x = x.to(self.compute_dtype)
+        if self.config.embedding_norm:
+            x = self.embedding_norm(x)
+        elif self.config.embedding_scale != 1:
+            x = x * self.config.embedding_scale
+        if self.config.embedding_dropout:
+            x = nn.functional.dropout(x, self.config.embedding_dropout, self.training)
+        result: Tensor = x
+        return result
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V) fp32, soft-capped."""
@@ -174,6 +192,18 @@ class GPT(nn.Module):
     def head_weight(self) -> Tensor:
         """(V, D)."""
         return self.embedding.weight if self.config.tied_head else self.head.weight
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether a forward pass in training mode drops anything."""
+        config = self.config
+        shares = (
+            config.attention_dropout,
+            config.mlp_dropout,
+            config.residual_dropout,
+            config.embedding_dropout,
+        )
+        return any(shares)
 
     @property
     def device(self) -> torch.device:
@@ -214,7 +244,7 @@ class GPT(nn.Module):
         )
 
     def _rotary(self, positions: Tensor) -> Rotary | None:
-        """Cosines and sines of positions (B or 1, T), each (B or 1, T, 1, E / 2); None without rotary positions."""
+        """Cosines and sines of positions (B or 1, T), each (B or 1, T, 1, C / 2); None without rotary positions."""
         if self.config.position != "rope":
             return None
         cos = self.get_buffer("cos")[positions][:, :, None]
@@ -249,7 +279,12 @@ class GPT(nn.Module):
             return cache.mask(positions, read, window)
         length = positions.shape[1]
         chosen = attention.backend(
-            self.device.type, length, window, documents is not None, read is not None
+            self.device.type,
+            length,
+            window,
+            documents is not None,
+            read is not None,
+            self.config.attention_softcap > 0,
         )
         if chosen == "causal":
             return None
@@ -271,6 +306,21 @@ class GPT(nn.Module):
         if dynamic:  # torch 2.13 cannot compile the making of a block mask of open size
             self._block_mask = torch.compiler.disable(attention.block_mask)
         return kernels.compiled(self, dynamic=dynamic)
+
+
+def drawn(draw: Draw, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """A matrix's first values, fp32; orthogonal: of the standard deviation that a normal one would have."""
+    values = torch.randn(shape, generator=generator)
+    if draw.kind == "orthogonal":
+        values = nearest_orthogonal(values) * max(shape) ** 0.5
+    return values * draw.scale
+
+
+def nearest_orthogonal(matrix: Tensor) -> Tensor:
+    """The (semi-)orthogonal factor of a matrix (rows, columns), the nearest one to it: its rows or columns have norm 1."""
+    left, _, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    orthogonal: Tensor = left @ right
+    return orthogonal.float()
 
 
 # ---------------------------------------------------------------- checkpoints

@@ -1,28 +1,41 @@
-"""Initial values as a function of (seed, tensor name, shape, scale), and what two models share of them.
+"""Initial values as a function of (seed, tensor name, shape, draw), and what two models share of them.
 
-`GPT.initialise` draws each tensor from a generator named by (seed, tensor name) and multiplies it by `initial_std`. Two
-arms with one seed therefore begin with the same values of a tensor exactly where its name, shape and scale agree.
-Needs no torch, so that pages can ask.
+`GPT.initialise` draws each matrix from a generator named by (seed, tensor name), as `initial_draw` says. Two arms with one
+seed therefore begin with the same values of a tensor exactly where its name, shape and draw agree. Needs no torch, so
+that pages can ask.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
-from paribus.config import Architecture
+from paribus.config import SMALL_STD, Architecture, embedding_std
 from paribus.model.shapes import Shape, block_shapes
 
-# Matrices that write to the residual stream, the gates and the head start at zero: every block is the identity.
-ZERO_SUFFIXES = (
-    "attention.out.weight",
-    "mlp.down.weight",
-    "attention.gate.weight",
-    "head.weight",
-)
-EMBEDDING_STD = 1.0
-# Position embeddings, and a token embedding that is the output head as well: its logits should start near zero.
-SMALL_STD = 0.02
+OUTPUT_SUFFIXES = ("attention.out.weight", "mlp.down.weight")  # write to the residual stream
+GATE_SUFFIXES = ("attention.gate.weight", "output_gate.weight")  # at 0 a gate multiplies by 1
+ONE_SUFFIXES = (
+    "_gain",
+    ".gain",
+    "residual_scale",
+)  # factors that leave what they multiply as it is
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How a tensor gets its first values.
+
+    kind: normal; orthogonal, the nearest to normal ones; constant. scale: the standard deviation, or the constant.
+    """
+
+    kind: Literal["normal", "orthogonal", "constant"]
+    scale: float
+
+
+ZERO = Draw("constant", 0.0)
+ONE = Draw("constant", 1.0)
 
 
 def parameter_shapes(config: Architecture, vocab_size: int) -> dict[str, Shape]:
@@ -30,28 +43,50 @@ def parameter_shapes(config: Architecture, vocab_size: int) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {"embedding.weight": (vocab_size, config.width)}
     if config.position == "learned":
         shapes["positions.weight"] = (config.seq_len, config.width)
+    if config.norm_gain and config.embedding_norm:
+        shapes["embedding_norm.gain"] = (config.width,)
     for layer in range(config.depth):
         for name, shape in block_shapes(config, layer, vocab_size).items():
             shapes[f"blocks.{layer}.{name}"] = shape
+    if config.norm_gain:
+        shapes["final_norm.gain"] = (config.width,)
     if not config.tied_head:
         shapes["head.weight"] = (vocab_size, config.width)
     return shapes
 
 
-def initial_std(config: Architecture, name: str, shape: Shape) -> float:
-    """Standard deviation of a matrix's first values; 0: it starts at zero.
+def initial_draw(config: Architecture, name: str, shape: Shape) -> Draw:
+    """How a tensor gets its first values.
 
-    name: as in `GPT.named_parameters`; shape: its own, with at least two axes.
+    name: as in `GPT.named_parameters`; shape: its own.
     """
-    if name.endswith(ZERO_SUFFIXES):
-        return 0.0
-    if name.startswith("positions"):
-        return SMALL_STD
+    if len(shape) < 2:
+        return ONE if name.endswith(ONE_SUFFIXES) else ZERO
+    if name.endswith(GATE_SUFFIXES):
+        return ZERO
     if name.startswith("embedding"):
-        return SMALL_STD if config.tied_head else EMBEDDING_STD
+        return Draw("normal", embedding_std(config))
+    if name.startswith("positions"):
+        return Draw("normal", SMALL_STD)
+    if name.startswith("head"):
+        return Draw("normal", SMALL_STD) if config.initialisation == "gpt2" else ZERO
+    return _matrix_draw(config, name, shape)
+
+
+def _matrix_draw(config: Architecture, name: str, shape: Shape) -> Draw:
+    """Of a block's matrix, or of a table of value embeddings."""
+    scheme = config.initialisation
+    writes = name.endswith(OUTPUT_SUFFIXES)
+    if writes and scheme == "zero_outputs":
+        return ZERO
+    table = name.endswith("value_embedding.weight")
     # A value embedding joins what `v` makes of the residual stream, and has its scale whatever the number of heads.
-    inputs = config.width if name.endswith("value_embedding.weight") else shape[-1]
-    return 1 / math.sqrt(inputs)
+    inputs = config.width if table else shape[-1]
+    std = SMALL_STD if scheme == "gpt2" else 1 / math.sqrt(inputs)
+    if writes:
+        std /= math.sqrt(2 * config.depth * config.recurrence)
+    orthogonal = scheme == "orthogonal" and not table
+    return Draw("orthogonal" if orthogonal else "normal", std)
 
 
 @dataclass(frozen=True)
@@ -72,7 +107,7 @@ class SharedInitial:
     same: Count  # drawn at random, and the same numbers in both
     constant: Count  # the same shape, and all zeros (or ones) in both
     rescaled: Count  # the same random numbers, times another scale
-    name_only: Count  # in both, with other shapes: other numbers, even where both are drawn
+    name_only: Count  # in both, with other shapes or another kind of draw: other numbers
     absent_from_b: Count
     absent_from_a: Count
     rescaled_names: tuple[str, ...]
@@ -119,15 +154,12 @@ def _relation(
 ) -> str:
     if other is None:
         return "absent_from_b"
-    if shape != other:
+    draw_a, draw_b = initial_draw(config_a, name, shape), initial_draw(config_b, name, other)
+    if shape != other or draw_a.kind != draw_b.kind:
         return "name_only"
-    if len(shape) < 2:
-        return "constant"
-    std_a = initial_std(config_a, name, shape)
-    std_b = initial_std(config_b, name, other)
-    if std_a != std_b:
+    if draw_a.scale != draw_b.scale:
         return "rescaled"
-    return "same" if std_a else "constant"
+    return "constant" if draw_a.kind == "constant" else "same"
 
 
 def _count(names: list[str], shapes: dict[str, Shape]) -> Count:

@@ -50,13 +50,18 @@ def check_device(
     device: "cuda", "cpu" or "mps"; dtype: "float32" or "bfloat16", of its products; compiled: whether `train.compile`
     is on; documents: whether rows hold several documents that must not see each other.
     """
-    flex = device == "cuda" and (documents or has_windows(model))
+    flex = device == "cuda" and (documents or has_windows(model) or model.attention_softcap > 0)
     if compiled:
         require_tools(device, "train.compile")
     elif flex:
         require_tools(device, WINDOWS)
     if device == "cuda":
         check_head_dim(model.head_dim, device)
+    if flex and model.attention_dropout:
+        raise UserError(
+            f"model.attention_dropout: {model.attention_dropout:g} does not go with sliding windows, packed conversations or "
+            "model.attention_softcap on CUDA: FlexAttention has no dropout; set it to 0, or set model.window_pattern: L"
+        )
     if flex:
         item = getattr(torch, dtype).itemsize
         flex_options(model.head_dim, item, shared_memory(torch.device("cuda")))
@@ -112,8 +117,11 @@ def too_many_variants(error: BaseException) -> bool:
 # ---------------------------------------------------------------- FlexAttention
 
 
-def flex(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
-    """FlexAttention: q (B, H, T, E), k, v (B, K, S, E), a block mask -> (B, H, T, E)."""
+def flex(q: Tensor, k: Tensor, v: Tensor, mask: Any, softcap: float = 0.0) -> Tensor:
+    """FlexAttention: q (B, H, T, E), k, v (B, K, S, E), a block mask -> (B, H, T, E).
+
+    softcap: of the logits; 0: none.
+    """
     from torch.nn.attention.flex_attention import flex_attention
 
     options: dict[str, Any] | None = None
@@ -125,8 +133,26 @@ def flex(q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
     if must_compile(q):
         function = compiled_flex()
     grouped = q.shape[1] != k.shape[1]
-    result: Tensor = function(q, k, v, block_mask=mask, enable_gqa=grouped, kernel_options=options)
+    result: Tensor = function(
+        q,
+        k,
+        v,
+        score_mod=capping(softcap) if softcap else None,
+        block_mask=mask,
+        enable_gqa=grouped,
+        kernel_options=options,
+    )
     return result
+
+
+@functools.cache
+def capping(softcap: float) -> Callable[..., Tensor]:
+    """FlexAttention's form of a soft cap on logits; one function for each value, so that it is compiled once."""
+
+    def cap(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return cap
 
 
 def must_compile(q: Tensor) -> bool:

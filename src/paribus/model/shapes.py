@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paribus.config import Architecture, mlp_hidden
+from paribus.config import GATED_MLPS, Architecture, mlp_hidden
 
 __all__ = [
     "CPU_LOGIT_BYTES",
@@ -10,18 +10,22 @@ __all__ = [
     "LOGIT_BYTES",
     "MIN_LOGIT_ROWS",
     "Shape",
+    "applied_blocks",
     "attention_shapes",
     "block_shapes",
     "has_value_embedding",
+    "is_gated",
+    "join_shapes",
     "logit_rows",
     "mlp_hidden",
     "mlp_shapes",
+    "rotary_channels",
     "window_of",
 ]
 
 Shape = tuple[int, ...]
 
-GATE_CHANNELS = 32  # channels of the residual stream that a value-embedding gate reads
+GATE_CHANNELS = 32  # channels of the residual stream that a gate reads
 # fp32 logits held at once in training and scoring. On a CPU they should stay in its caches: 8 MiB took four fifths of the
 # time of 64 MiB (measured: 4,096 tokens, vocabulary 4,096, width 256).
 # Elsewhere a chunk must be long enough for its products to outweigh reading the head once more.
@@ -37,25 +41,43 @@ def attention_shapes(config: Architecture, layer: int, vocab_size: int) -> dict[
     """The parameters of `layers.Attention` in block `layer`, in the module's order."""
     query_width = config.n_heads * config.head_dim
     kv_width = config.n_kv_heads * config.head_dim
-    shapes: dict[str, Shape] = {
-        "q.weight": (query_width, config.width),
-        "k.weight": (kv_width, config.width),
-        "v.weight": (kv_width, config.width),
-        "out.weight": (config.width, query_width),
-    }
+    gate_channels = min(GATE_CHANNELS, config.width)
+    shapes: dict[str, Shape] = {}
+    if config.qk_norm and config.qk_gain:
+        shapes["q_gain"] = (config.head_dim,)
+        shapes["k_gain"] = (config.head_dim,)
+    if config.head_gain:
+        shapes["head_gain"] = (config.n_heads,)
+    if config.value_residual and layer > 0:
+        shapes["value_scale"] = ()
+    shapes |= _linear("q", query_width, config.width, config.qkv_bias)
+    shapes |= _linear("k", kv_width, config.width, config.qkv_bias)
+    shapes |= _linear("v", kv_width, config.width, config.qkv_bias)
+    shapes |= _linear("out", config.width, query_width, config.out_bias)
     if has_value_embedding(config, layer):
         shapes["value_embedding.weight"] = (vocab_size, kv_width)
-        shapes["gate.weight"] = (config.n_kv_heads, min(GATE_CHANNELS, config.width))
+        shapes["gate.weight"] = (config.n_kv_heads, gate_channels)
+    if config.attention_gate == "head":
+        shapes["output_gate.weight"] = (config.n_heads, gate_channels)
     return shapes
 
 
 def mlp_shapes(config: Architecture) -> dict[str, Shape]:
     """The parameters of `layers.MLP`, in the module's order."""
     hidden = mlp_hidden(config)
-    shapes: dict[str, Shape] = {"up.weight": (hidden, config.width)}
-    if config.mlp == "swiglu":
-        shapes["gate.weight"] = (hidden, config.width)
-    shapes["down.weight"] = (config.width, hidden)
+    shapes = _linear("up", hidden, config.width, config.mlp_bias)
+    if is_gated(config):
+        shapes |= _linear("gate", hidden, config.width, config.mlp_bias)
+    return shapes | _linear("down", config.width, hidden, config.mlp_bias)
+
+
+def join_shapes(config: Architecture) -> dict[str, Shape]:
+    """The parameters of `layers.Join`, in the module's order."""
+    if not config.norm_gain:
+        return {}
+    shapes: dict[str, Shape] = {"norm.gain": (config.width,)}
+    if config.norm_position == "sandwich":
+        shapes["out_norm.gain"] = (config.width,)
     return shapes
 
 
@@ -66,10 +88,23 @@ def block_shapes(config: Architecture, layer: int, vocab_size: int) -> dict[str,
         shapes["residual_scale"] = ()
     if config.x0_scalars:
         shapes["x0_scale"] = ()
-    for name, shape in attention_shapes(config, layer, vocab_size).items():
-        shapes[f"attention.{name}"] = shape
-    for name, shape in mlp_shapes(config).items():
-        shapes[f"mlp.{name}"] = shape
+    parts = {
+        "attention": attention_shapes(config, layer, vocab_size),
+        "attention_join": join_shapes(config),
+        "mlp": mlp_shapes(config),
+    }
+    if not config.parallel_blocks:
+        parts["mlp_join"] = join_shapes(config)
+    for part, tensors in parts.items():
+        for name, shape in tensors.items():
+            shapes[f"{part}.{name}"] = shape
+    return shapes
+
+
+def _linear(name: str, outputs: int, inputs: int, bias: bool) -> dict[str, Shape]:
+    shapes: dict[str, Shape] = {f"{name}.weight": (outputs, inputs)}
+    if bias:
+        shapes[f"{name}.bias"] = (outputs,)
     return shapes
 
 
@@ -81,6 +116,22 @@ def has_value_embedding(config: Architecture, layer: int) -> bool:
     if config.value_embeddings == "alternate":
         return (config.depth - 1 - layer) % 2 == 0
     return config.value_embeddings == "all"
+
+
+def is_gated(config: Architecture) -> bool:
+    """Whether the MLP has a gate beside `up`."""
+    return config.mlp in GATED_MLPS
+
+
+def applied_blocks(config: Architecture) -> int:
+    """Blocks that a token passes through: each pass over the blocks counts all of them."""
+    return config.depth * config.recurrence
+
+
+def rotary_channels(config: Architecture) -> int:
+    """Channels of a head that turn with the position: whole pairs, at least one."""
+    pairs = round(config.rotary_fraction * config.head_dim / 2)
+    return 2 * max(pairs, 1)
 
 
 def window_of(config: Architecture, layer: int) -> str:

@@ -84,7 +84,7 @@ def training_step(
         Memory(weights, present, state, kept, loss, 0, 0, 0),
         Memory(weights, present, state, kept, loss_backward, 0, 0, 0),
         *(
-            Memory(weights, present or made, state, left, 0, 0, 0, 0)
+            Memory(weights, _gradients(config, counts, present, made), state, left, 0, 0, 0, 0)
             for made, left in _backward(config, counts, batch, checkpointing)
         ),
         Memory(weights, gradients, state, embedding, 0, 0, 0, 0),
@@ -102,12 +102,24 @@ def training_step(
     return max(moments, key=lambda moment: moment.total)
 
 
+def _gradients(config: Architecture, counts: dict[str, int], present: int, made: int) -> int:
+    """Gradients within a backward pass: those of earlier passes, or those made so far.
+
+    Where blocks are applied several times their gradients wait for the first application, beside those of earlier passes.
+    """
+    if not present:
+        return made
+    waiting = made - 4 * counts["head"] if config.recurrence > 1 else 0
+    return present + waiting
+
+
 def _kept(config: Architecture, batch: Batch, checkpointing: bool) -> int:
     """At the end of the forward pass: with checkpointing of each block its input alone."""
     if checkpointing:
         blocks = config.depth * footprint.stream(config, batch)
     else:
         blocks = sum(footprint.block(config, layer, batch) for layer in range(config.depth))
+    blocks *= config.recurrence
     return footprint.outside_blocks(config, batch) + blocks
 
 
@@ -121,20 +133,25 @@ def _backward(
     """
     stream = footprint.stream(config, batch)
     blocks = [footprint.block(config, layer, batch) for layer in range(config.depth)]
+    blocks *= config.recurrence
     valued = [has_value_embedding(config, layer) for layer in range(config.depth)]
     transient, made = footprint.block_backward(config, batch), 4 * counts["head"]
     if checkpointing:
         transient = max(transient, footprint.block_again(config, batch))
-    for layer in reversed(range(config.depth)):
+    for applied in reversed(range(len(blocks))):
         if checkpointing:
-            left = _kept(config, batch, True) - stream * config.residual_scalars + blocks[layer]
+            left = _kept(config, batch, True) - stream * config.residual_scalars + blocks[applied]
         else:
-            left = footprint.outside_blocks(config, batch) + sum(blocks[: layer + 1])
+            left = footprint.outside_blocks(config, batch) + sum(blocks[: applied + 1])
         yield made, left + transient
-        made += 4 * (
-            counts["matrices"] // config.depth
-            + valued[layer] * counts["value_embeddings"] // max(sum(valued), 1)
-        )
+        if (
+            applied >= len(blocks) - config.depth
+        ):  # earlier passes add to the gradients of the last one
+            layer = applied % config.depth
+            made += 4 * (
+                counts["matrices"] // config.depth
+                + valued[layer] * counts["value_embeddings"] // max(sum(valued), 1)
+            )
 
 
 def inference(

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from paribus.config import Architecture, Optimizer
 from paribus.model import footprint
 from paribus.model.accounting import optimizer_flops_per_step, parameters
-from paribus.model.shapes import window_of
+from paribus.model.shapes import applied_blocks, window_of
 from paribus.plan.devices import Device, device_named, device_table
 
 __all__ = ["Device", "Work", "device_named", "device_table", "step_seconds"]
@@ -121,9 +121,10 @@ def forward_backward(
     """One forward pass over `tokens` tokens, in rows of `length`, and its backward pass."""
     counts = parameters(model, vocab_size)
     passes = (3 + checkpointing) if backward else 1
-    flops = 2 * passes * (counts["matrices"] + vocab_size * model.width) * tokens
+    products = model.recurrence * counts["matrices"] + vocab_size * model.width
+    flops = 2 * passes * products * tokens
     length = length or model.seq_len
-    keys = sum(
+    keys = model.recurrence * sum(
         length if window_of(model, layer) == "L" else min(model.window, length)
         for layer in range(model.depth)
     )
@@ -132,11 +133,10 @@ def forward_backward(
         (7 + 2 * checkpointing if backward else 2) * model.n_heads * model.head_dim * keys * tokens
     )
     streams = STREAMS * (1 if compiled else 2) * (1 if backward else 0.3)
-    moved = (
-        tokens * itemsize * streams * model.width * model.depth
-        + tokens * LOGIT_BYTES * vocab_size * (1 if backward else 0.5)
-    )
-    kernels = model.depth * KERNELS[compiled] * (1 if backward else 0.3)
+    moved = tokens * itemsize * streams * model.width * applied_blocks(
+        model
+    ) + tokens * LOGIT_BYTES * vocab_size * (1 if backward else 0.5)
+    kernels = applied_blocks(model) * KERNELS[compiled] * (1 if backward else 0.3)
     return Work(
         flops / (device.rate * efficiency(device, model.width)),
         attention / (device.rate * ATTENTION),
@@ -169,13 +169,13 @@ def decode(
 ) -> Work:
     """One token for each of `rows` answers: reads all weights and every key and value once."""
     counts = parameters(model, vocab_size)
-    weights = counts["matrices"] + vocab_size * model.width
+    weights = model.recurrence * counts["matrices"] + vocab_size * model.width
     moved = (
         weights * (4 if itemsize == 4 else 8)
         + footprint.cache(model, rows, context, itemsize)
         + 24 * rows * vocab_size
     )
-    kernels = model.depth * 60 + 60
+    kernels = applied_blocks(model) * 60 + 60
     return Work(
         2 * weights * rows / (device.rate * efficiency(device, model.width)),
         0.0,

@@ -136,7 +136,7 @@ class Loop:
         """Train to the last step. `restore` first to continue. Raises UserError for a run that diverged."""
         if not self._restored:
             self._begin()
-        self.model.train()
+        self.model.train(self.objective.dropout)
         try:
             while self.position.step < self.plan.steps:
                 with suppress(RolledBack):
@@ -342,7 +342,7 @@ class Loop:
         self._evaluating = True
         self.model.eval()
         metrics = self.callback.evaluate(step)
-        self.model.train()
+        self.model.train(self.objective.dropout)
         self._evaluating = False
         taken = time.perf_counter() - began
         self.position.seconds += taken

@@ -7,9 +7,9 @@ what the assistant says (conversations), and the advantage on sampled tokens (po
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -33,20 +33,14 @@ class MicroBatch:
     targets: Tensor
     documents: Tensor | None = None
     weights: Tensor | None = None
-    temperature: float = 1.0  # that the targets were drawn with
-    top_k: int = 0  # among so many; 0: all
+    terms: Mapping[str, float] = field(
+        default_factory=dict
+    )  # of the loss, besides the plain cross-entropy
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         """In the order of the model's forward pass."""
         return self.tokens, self.targets, self.documents, self.weights
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """Arguments of the forward pass about how the targets were drawn; empty for the model's own distribution."""
-        if self.temperature == 1 and not self.top_k:
-            return {}
-        return {"temperature": self.temperature, "top_k": self.top_k}
 
 
 @dataclass(frozen=True)
@@ -73,6 +67,7 @@ class Objective(Protocol):
 
     pure: bool  # may be prepared ahead of time, in another thread
     ragged: bool  # micro-batches differ in size
+    dropout: bool  # whether it learns with the model's dropout
     making: Making
 
     def work(self, step: int) -> Work:
@@ -91,12 +86,23 @@ class NextToken:
 
     pure = True
     ragged = False
+    dropout = True
 
     def __init__(
-        self, loader: Loader, batch_rows: int, device_batch_size: int, rank: int = 0, ranks: int = 1
+        self,
+        loader: Loader,
+        batch_rows: int,
+        device_batch_size: int,
+        rank: int = 0,
+        ranks: int = 1,
+        terms: Mapping[str, float] | None = None,
     ) -> None:
-        """batch_rows: of a step, all ranks together. device_batch_size: most rows of a forward pass."""
+        """batch_rows: of a step, all ranks together. device_batch_size: most rows of a forward pass.
+
+        terms: of the loss, besides the plain cross-entropy: arguments of `model.cross_entropy`.
+        """
         self.loader, self.batch_rows, self.device_batch_size = loader, batch_rows, device_batch_size
+        self.terms = terms or {}
         self.rows = range(rank, batch_rows, ranks)
         self.making = Making()
 
@@ -111,7 +117,9 @@ class NextToken:
         micro_batches = []
         for part in _parts(len(batch.inputs), self.device_batch_size):
             documents = None if batch.documents is None else batch.documents[part]
-            micro_batches.append(MicroBatch(batch.inputs[part], batch.targets[part], documents))
+            micro_batches.append(
+                MicroBatch(batch.inputs[part], batch.targets[part], documents, terms=self.terms)
+            )
         learned = float((batch.targets >= 0).sum())
         return Work(micro_batches, learned, batch.inputs.numel())
 
@@ -142,6 +150,7 @@ class PolicyGradient:
 
     pure = False
     ragged = True
+    dropout = False  # the loss is that of the distribution which answers were drawn from
 
     def __init__(
         self,
@@ -158,7 +167,8 @@ class PolicyGradient:
         temperature, top_k: what it samples with. length_step: rows are cut to a multiple of so many tokens.
         """
         self.sample, self.device_batch_size = sample, device_batch_size
-        self.temperature, self.top_k = temperature, top_k
+        as_it_is = temperature == 1 and not top_k
+        self.terms = {} if as_it_is else {"temperature": temperature, "top_k": top_k}
         self.length_step = length_step
         self.rank, self.ranks = rank, ranks
         self.making = Making()  # nothing is prepared: answers follow from the weights of the step
@@ -190,8 +200,7 @@ class PolicyGradient:
                     rollout.tokens[rows, :length],
                     rollout.targets[rows, :length],
                     weights=rollout.weights[rows, :length],
-                    temperature=self.temperature,
-                    top_k=self.top_k,
+                    terms=self.terms,
                 )
             )
         tokens = sum(micro.tokens.numel() for micro in micro_batches)

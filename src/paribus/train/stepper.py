@@ -7,6 +7,7 @@ that a GPU never waits for its host. Both give the same weights and the same num
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -48,9 +49,9 @@ class FinishedStep:
 class Stepper(ABC):
     """Does the optimiser steps of a run, in the model's own weights."""
 
-    def __init__(self, model: GPT, forward: Forward, optimizer: MuonAdamW) -> None:
-        """forward: the callable in place of the model (`parallel.wrap`)."""
-        self.model, self.forward, self.optimizer = model, forward, optimizer
+    def __init__(self, model: GPT, forward: Forward, optimizer: MuonAdamW, seed: int = 0) -> None:
+        """forward: the callable in place of the model (`parallel.wrap`). seed: of the masks of dropout."""
+        self.model, self.forward, self.optimizer, self.seed = model, forward, optimizer, seed
 
     @abstractmethod
     def submit(
@@ -74,8 +75,8 @@ class Stepper(ABC):
     def forget(self) -> None:
         """Drop the step in progress: the run has returned to an earlier state."""
 
-    def gradient(self, work: Work, within: Say = nothing) -> tuple[Tensor, Tensor, int]:
-        """Accumulate the gradient of the whole global batch, and clip it.
+    def gradient(self, step: int, work: Work, within: Say = nothing) -> tuple[Tensor, Tensor, int]:
+        """Accumulate the gradient of the whole global batch of a step, and clip it.
 
         Returns this rank's share of the loss (), the norm of the gradient before clipping (), and the tokens of all ranks.
         """
@@ -85,8 +86,10 @@ class Stepper(ABC):
         idle = [IDLE] * (passes - len(work.micro_batches))
         loss = torch.zeros((), device=device)
         for number, micro in enumerate(work.micro_batches + idle, 1):
+            if self.model.has_dropout:
+                seed_dropout(self.seed, step, parallel.rank(), number)
             with self._sync_gradients(last=number == passes):
-                share = self.forward(*to_device(device, micro), **micro.sampling)
+                share = self.forward(*to_device(device, micro), **micro.terms)
                 share = share / max(normaliser, 1)
                 # DDP and FSDP average over ranks; a sum over the global batch is meant
                 (share * parallel.ranks()).backward()
@@ -110,7 +113,7 @@ class PlainStepper(Stepper):
         self, step: int, work: Work, lr_factor: float, within: Say = nothing
     ) -> FinishedStep:
         """Do the step, and leave out its update where loss or gradient is not finite; returns this step itself."""
-        own_loss, norm, tokens = self.gradient(work, within)
+        own_loss, norm, tokens = self.gradient(step, work, within)
         loss = parallel.sums(float(own_loss))[0]
         finished = FinishedStep(step, work, lr_factor, tokens, loss, float(norm))
         if finished.finite and tokens:
@@ -137,16 +140,16 @@ class AheadStepper(Stepper):
     Gradient and update are queued on the device, which itself leaves out an update that is not finite.
     """
 
-    def __init__(self, model: GPT, forward: Forward, optimizer: MuonAdamW) -> None:
+    def __init__(self, model: GPT, forward: Forward, optimizer: MuonAdamW, seed: int = 0) -> None:
         """optimizer: one that is `on_device`."""
-        super().__init__(model, forward, optimizer)
+        super().__init__(model, forward, optimizer, seed)
         self._pending: _PendingStep | None = None
 
     def submit(
         self, step: int, work: Work, lr_factor: float, within: Say = nothing
     ) -> FinishedStep | None:
         """Queue the step on the device, then wait for the step before it and return that one."""
-        loss, norm, tokens = self.gradient(work, within)
+        loss, norm, tokens = self.gradient(step, work, within)
         parallel.add_up(loss)
         if tokens:
             self.optimizer.step(lr_factor, torch.isfinite(loss) & torch.isfinite(norm))
@@ -173,15 +176,24 @@ class AheadStepper(Stepper):
 
 
 def make_stepper(
-    model: GPT, forward: Forward, optimizer: MuonAdamW, objective: Objective
+    model: GPT, forward: Forward, optimizer: MuonAdamW, objective: Objective, seed: int
 ) -> Stepper:
-    """The stepper that suits the device and the objective.
+    """The stepper that suits the device and the objective. seed: of the run.
 
     An objective that samples from the weights of the step before has to wait for them anyway; a CPU does the steps itself.
     """
     if model.device.type == "cuda" and objective.pure:
-        return AheadStepper(model, forward, optimizer)
-    return PlainStepper(model, forward, optimizer)
+        return AheadStepper(model, forward, optimizer, seed)
+    return PlainStepper(model, forward, optimizer, seed)
+
+
+def seed_dropout(seed: int, step: int, rank: int, number: int) -> None:
+    """Make the masks of a forward pass a function of where it stands, so that they survive a restart.
+
+    number: of the pass within the step. The masks depend on how a step is cut into passes and ranks.
+    """
+    digest = hashlib.sha256(f"{seed}:dropout:{step}:{rank}:{number}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 class Readback:
@@ -230,6 +242,9 @@ def pinned(work: Work) -> Work:
     """The work in memory that a GPU copies from while the host goes on."""
     micro_batches = []
     for micro in work.micro_batches:
-        tensors = [None if tensor is None else tensor.pin_memory() for tensor in micro.tensors]
-        micro_batches.append(MicroBatch(*tensors))  # type: ignore[arg-type]
+        tokens, targets, documents, weights = (
+            None if tensor is None else tensor.pin_memory() for tensor in micro.tensors
+        )
+        assert tokens is not None and targets is not None
+        micro_batches.append(MicroBatch(tokens, targets, documents, weights, micro.terms))
     return dataclasses.replace(work, micro_batches=micro_batches)

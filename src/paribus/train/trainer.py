@@ -93,7 +93,9 @@ class Trainer:
     ) -> Loop:
         """The run, at its beginning; `Loop.restore` goes to a state. plan: in place of the schedule's."""
         return Loop(
-            make_stepper(self.model, self.forward, self.optimizer, self.objective),
+            make_stepper(
+                self.model, self.forward, self.optimizer, self.objective, self.recipe.config.seed
+            ),
             self.objective,
             plan or self.plan(),
             store,
@@ -136,8 +138,16 @@ def new_model(recipe: Recipe, hardware: Hardware) -> GPT:
 
 def next_token(rows: Loader, recipe: Recipe, stage: str) -> NextToken:
     """The objective of a supervised stage: this rank's share of its rows."""
-    device_rows = recipe.schedule(stage).device_batch_size
-    return NextToken(rows, recipe.rows(stage), device_rows, parallel.rank(), parallel.ranks())
+    schedule = recipe.supervised_schedule(stage)
+    terms = {"z_loss": schedule.z_loss, "label_smoothing": schedule.label_smoothing}
+    return NextToken(
+        rows,
+        recipe.rows(stage),
+        schedule.device_batch_size,
+        parallel.rank(),
+        parallel.ranks(),
+        terms={name: value for name, value in terms.items() if value},
+    )
 
 
 class RandomRows:
