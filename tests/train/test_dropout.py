@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ SHARES = {
 }
 
 
-def model_with(config: Config, **changes: float) -> GPT:
+def model_with(config: Config, **changes: Any) -> GPT:
     """A tiny model whose every block acts from the start."""
     shape = dataclasses.replace(config.model, initialisation="gpt2", **changes)
     model = GPT(resolve_model(shape), VOCAB)
