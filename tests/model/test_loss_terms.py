@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def both(logits: Tensor, targets: Tensor) -> Tensor:
     ],
 )
 def test_value_and_gradients_are_those_of_the_formula(
-    softcap: float, terms: dict[str, float], formula: Callable[[Tensor, Tensor], Tensor]
+    softcap: float, terms: dict[str, Any], formula: Callable[[Tensor, Tensor], Tensor]
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(TOKENS, WIDTH, generator=generator, requires_grad=True)
