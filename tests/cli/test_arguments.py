@@ -15,6 +15,10 @@ from paribus.config import load_config
 
 WRONG = [
     "plan --price nan",
+    "ablate run x --engine slurm",
+    "ablate run x --engine ray:desk1",
+    "noise default --engine ray:",
+    "tune run x --engine ray:desk1:port",
     "plan --price inf",
     "plan --price -1",
     "plan --gpus 0",

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 import shutil
 import signal
-import socket
-import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,76 +11,18 @@ from typing import Any
 
 import psutil
 import pytest
+from support import postgres
 from support.tuned import Curve, Tuning, prepare, write
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 
 
-class Server:
-    """A PostgreSQL in a folder of its own, run by an account that it accepts: it refuses root."""
-
-    def __init__(self, programs: Path, account: str | None) -> None:
-        self.programs, self.account = programs, account
-        self.folder = Path(tempfile.mkdtemp(prefix="paribus-postgres-"))
-        if account:
-            shutil.chown(self.folder, account)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"postgresql://paribus@127.0.0.1:{self.port}/postgres"
-        self._run(
-            "initdb", "-D", str(self.folder / "data"), "-U", "paribus", "-A", "trust", "--no-sync"
-        )
-
-    def _run(self, program: str, *arguments: str) -> None:
-        subprocess.run(
-            [self.programs / program, *arguments],
-            user=self.account,
-            cwd=self.folder,
-            check=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
-    def start(self) -> None:
-        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        self._run(
-            "pg_ctl",
-            "-D",
-            str(self.folder / "data"),
-            "-w",
-            "-l",
-            str(self.folder / "log"),
-            "-o",
-            options,
-            "start",
-        )
-
-    def stop(self) -> None:
-        self._run("pg_ctl", "-D", str(self.folder / "data"), "-w", "-m", "immediate", "stop")
-
-
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    found = shutil.which("initdb") or next(
-        iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)), None
-    )
-    if found is None:
-        pytest.skip("no PostgreSQL here: apt-get install postgresql")
-    account = None
-    if os.geteuid() == 0:
-        account = next(
-            (
-                user.pw_name
-                for name in ("postgres", "nobody")
-                for user in pwd.getpwall()
-                if user.pw_name == name
-            ),
-            None,
-        )
-        if account is None:
-            pytest.skip("PostgreSQL refuses root, and there is no account postgres or nobody")
-    made = Server(Path(found).parent, account)
+def server() -> Iterator[postgres.Server]:
+    there = postgres.found()
+    if isinstance(there, str):
+        pytest.skip(there)
+    made = postgres.Server(*there)
     made.start()
     yield made
     made.stop()
@@ -148,7 +85,7 @@ LONG = {
 
 
 def test_four_workers_one_killed_and_no_trial_is_lost_or_doubled(
-    prepared: Path, server: Server
+    prepared: Path, server: postgres.Server
 ) -> None:
     """They begin at the same moment, on a database without tables."""
     write(prepared, "crowd", **LONG)
@@ -176,7 +113,7 @@ def test_four_workers_one_killed_and_no_trial_is_lost_or_doubled(
     assert len(defaults) == 1
 
 
-def test_a_storage_lost_midway_loses_nothing(prepared: Path, server: Server) -> None:
+def test_a_storage_lost_midway_loses_nothing(prepared: Path, server: postgres.Server) -> None:
     write(prepared, "lost", **LONG | {"trials": 2})
     worker = started(prepared, "lost", server.url)
     trial = under_way(prepared, "lost")

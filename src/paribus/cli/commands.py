@@ -98,6 +98,15 @@ def commands() -> None:
     """
 
 
+_engine = click.option(
+    "--engine",
+    type=EngineName(),
+    default="local",
+    show_default=True,
+    help="What computes: local, or the machines of a Ray cluster: ray, ray:HOST:PORT.",
+)
+
+
 def run_stage(stage: str, *arguments: str) -> None:
     """Run a stage of dvc.yaml in this process."""
     from importlib import import_module
@@ -414,6 +423,12 @@ def tune() -> None:
 @click.option(
     "--worker", is_flag=True, help="One of several on the same storage: no re-test, no report."
 )
+@_engine
+@click.option(
+    "--workers",
+    type=click.IntRange(1, MOST_WORKERS),
+    help="With --engine ray; default: one a machine.",
+)
 def tune_run(name: str, **options: Any) -> None:
     """Run, or go on with, the study NAME; then re-test its best and report."""
     from paribus.tune import search as tune
@@ -487,15 +502,6 @@ def verify(run: str | None, study: str | None, **options: Any) -> None:
 @commands.group(cls=Commands)
 def ablate() -> None:
     """Arms x seeds with a verdict; ablations are experiments/NAME.yaml."""
-
-
-_engine = click.option(
-    "--engine",
-    type=EngineName(),
-    default="local",
-    show_default=True,
-    help="What computes: local, or the machines of a Ray cluster: ray, ray:HOST:PORT.",
-)
 
 
 @ablate.command("run")

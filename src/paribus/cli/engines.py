@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from paribus.errors import UserError
 from paribus.execute.engine import Engine
@@ -65,19 +64,19 @@ def _local(experiment: Experiment, workers: int | None, gpus: str | None) -> Pre
 
 
 def _ray(address: str, workers: int | None) -> Prepared:
-    from paribus.execute import ray_engine
+    from paribus.execute.cluster import Cluster, computing, connect
+    from paribus.execute.ray_engine import RayEngine
 
     settings = read_settings(main_checkout())
-    ray: Any = ray_engine.connect(address)
-    machines = ray_engine.machines_in(ray)
+    ray = connect(address)
+    machines = max(len(computing(ray)), 1)
     side_by_side = 1 if workers is None else -(-workers // machines)
 
     def start(study: Study, commits: Sequence[str]) -> Engine:
         threads = study.settled["threads"]
         extra = {"train.threads": threads} if threads else {}
         train = study.experiment.config(extra=extra).train
-        return ray_engine.RayEngine(
-            ray, main_checkout(), state_root(), settings, train, commits, workers
-        )
+        cluster = Cluster(ray, main_checkout(), settings, train, commits)
+        return RayEngine(cluster, main_checkout(), state_root(), settings, workers)
 
     return Prepared(side_by_side, start)

@@ -21,9 +21,11 @@ from pathlib import Path
 from paribus.config import Train, fingerprint
 from paribus.errors import UserError
 from paribus.execute.engine import Event
+from paribus.execute.leftovers import remove_leftovers
 from paribus.execute.live import Live, live_here
 from paribus.execute.local import Pool
 from paribus.execute.machine import is_full
+from paribus.execute.repository import reference_of
 from paribus.execute.run import Outcome, RunSpec
 from paribus.execute.states import PLACE
 from paribus.files import write_atomic
@@ -154,8 +156,9 @@ def examine(home: Home, train: Train, commits: Sequence[str], at_home: bool, sha
         if is_full(root):
             raise UserError(f"{root}: no space left on its disk; free some")
         (root / ".paribus").mkdir(exist_ok=True)
-        for commit in [] if at_home else commits:
-            bring_commit(root, home.origin, commit)
+        if not at_home:
+            remove_leftovers(root / ".paribus")
+            _try_git(root, home.origin, commits)
         if shared:
             _try_remote(root, name)
     if not at_home and not home.mlflow:
@@ -177,6 +180,20 @@ def _told(problems: list[str], name: str) -> Iterator[None]:
         problems.append(f"{name}: {error.filename or ''}: {error.strerror or error}")
 
 
+def _try_git(root: Path, origin: str, commits: Sequence[str]) -> None:
+    """Fetch commits, and see that a result could be pushed. Raises UserError where either fails."""
+    for commit in commits:
+        bring_commit(root, origin, commit)
+    try:
+        what = f"{commits[0]}:{reference_of(commits[0], 'try')}"
+        git("push", "--dry-run", "--quiet", "--", origin, what, at=root)
+    except GitError as error:
+        raise UserError(
+            f"results could not be pushed to {origin}: {error}; give this machine the right to write there "
+            "(docs/machines.md)"
+        ) from None
+
+
 def _try_remote(root: Path, name: str) -> None:
     """Write to the DVC remote and remove that again. Raises UserError with the reason where it fails."""
     from dvc.repo import Repo
@@ -190,6 +207,7 @@ def _try_remote(root: Path, name: str) -> None:
             remote.fs.makedirs(remote.fs.parent(place), exist_ok=True)
             remote.fs.put_file(str(note), place)
             remote.fs.remove(place)
+            note.unlink()
     except Exception as error:  # whatever DVC and the remote's library raise
         words = " ".join(str(error).split()) or type(error).__name__
         raise UserError(

@@ -149,7 +149,7 @@ def _compute(
     from dvc.repo import Repo
 
     made = clone(root, spec.commit, folder / "clone")
-    settings = _dvc_settings(root, folder / "site")
+    settings = dvc_settings(root, folder / "site")
     os.environ["PYTHONPATH"] = _python_path(made.project)
     write_overrides(made.project / "params.yaml", spec.overrides)
     definitions = stage_definitions(made.project / "dvc.yaml")
@@ -213,7 +213,7 @@ def _check_out_data(repo: Repo, pull: bool) -> None:
         repo.checkout(tracked, force=True)
 
 
-def _dvc_settings(root: Path, site: Path) -> dict[str, Any]:
+def dvc_settings(root: Path, site: Path) -> dict[str, Any]:
     """Settings that let a clone's DVC work on the cache of `root`, and keep its own notes in `site`.
 
     Data are linked rather than copied where the file system allows it: a run reads its inputs and replaces its outputs.

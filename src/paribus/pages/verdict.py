@@ -19,6 +19,7 @@ from paribus.pages.verdict_sentences import caveat, sentence
 from paribus.places import state_root
 from paribus.study.advice import NextLook, next_look
 from paribus.study.experiment import BASELINE, Experiment, Run
+from paribus.study.machines import notes as spread_notes
 from paribus.study.outcomes import Outcomes
 from paribus.study.record import PUBLISHED as RESULTS
 from paribus.study.record import recorded
@@ -143,6 +144,8 @@ def page_values(
     results = outcomes.results
     coming = next_look(experiment, outcomes, judged, recorded(experiment.name))
     in_order = sorted(results, key=lambda result: (result.seed, names.index(result.arm)))
+    of_machines = spread_notes(results, experiment.smallest_effect)
+    about_runs = [*mixtures(results), *uneven(results), *of_machines]
     return {
         "experiment": experiment,
         "verdicts": [_verdict_row(experiment, arm, coming) for arm in found],
@@ -154,7 +157,7 @@ def page_values(
         "items": _item_rows(found),
         "times": [(arm.name, arm.at_equal_time) for arm in found if arm.at_equal_time],
         "failures": [f"{name}: {why}" for name, why in failures.items()],
-        "notes": [*experiment.warnings, *notes, *mixtures(results), *uneven(results)],
+        "notes": [*experiment.warnings, *notes, *about_runs],
         "diff": file_diff(experiment, results),
         "runs": [_run_row(result) for result in in_order],
         "missing": len(runs) - len(results) - len(failures),

@@ -10,6 +10,7 @@ from paribus.git import try_git
 from paribus.study.events import events_of
 from paribus.study.experiment import Experiment
 from paribus.study.finished import Provenance
+from paribus.study.machines import ran_on
 from paribus.study.results import Result
 
 UNEVEN = 0.1  # the quickest over the slowest run of one arm, from which its times say more of the machine than of the arm
@@ -24,6 +25,7 @@ def provenance(experiment: Experiment, results: Sequence[Result]) -> dict[str, s
         "requirements.lock": _each(written.requirements_lock for written in provenances),
         "machine": _each(_machine(written) for written in provenances),
         "versions": _each(_versions(written) for written in provenances),
+        "ran on": ran_on(results) or "–",
         "stages": ", ".join(experiment.stages),
     }
 

@@ -102,7 +102,13 @@ def open_study(
 
 
 def run(
-    name: str, *, url: str | None = None, trials: int | None = None, worker: bool = False
+    name: str,
+    *,
+    url: str | None = None,
+    trials: int | None = None,
+    worker: bool = False,
+    engine: str = "local",
+    workers: int | None = None,
 ) -> None:
     """Run trials until the study has as many as its file says.
 
@@ -111,9 +117,16 @@ def run(
         url: of the storage; None: the sqlite file of this checkout.
         trials: how many; None: as its file says.
         worker: this is one of several: no re-test, no report.
+        engine: `local`, this process; `ray` or `ray:HOST:PORT`, workers on the machines of a Ray cluster, then the re-test
+            here.
+        workers: on the machines of the cluster; None: one for each machine, or each GPU.
     """
     study = read_study(name)
     study = replace(study, trials=trials or study.trials)
+    if workers is not None and engine == "local":
+        raise UserError(
+            f"--workers {workers}: is for --engine ray; on one machine start `paribus tune run {name} --worker` as often"
+        )
     need_data()
     device, dtype = here(Recipe.of(study.config()))
     _smallest_fits(study, device, dtype)
@@ -126,6 +139,11 @@ def run(
         with lost_is_told(url):
             optuna_study, new = open_study(study, url, seed=None if worker else study.config().seed)
             _begin(study, optuna_study, url, new)
+            if engine != "local":
+                from paribus.tune.machines import work_on_machines
+
+                address = engine.partition(":")[2]
+                work_on_machines(address, name, url, trials, workers, study.config())
             Worker(study, optuna_study, device, dtype).work()
             if not worker:
                 retest(study, optuna_study, device, dtype)
