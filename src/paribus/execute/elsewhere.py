@@ -99,7 +99,8 @@ def bring_commit(root: Path, origin: str, commit: str) -> None:
         fetched = try_git("fetch", "--quiet", "--", origin, commit, at=root)
         if fetched is None or not _has(root, commit):
             raise UserError(
-                f"the commit {commit[:10]} is not in {origin}; push it (`git push`), as other machines get code from there"
+                f"the commit {commit[:10]} is not in {origin}, where other machines get code from; `git push`, or for one "
+                f"that no branch has `git push {origin} {commit[:10]}:refs/heads/NAME`"
             )
 
 
