@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,9 +23,9 @@ from paribus.judge.options import Options
 from paribus.judge.runs import Run, Runs
 from paribus.study.censored import CensoredDifference, Times, logrank_p, paired_times
 from paribus.study.power import Floats
+from paribus.study.saved import SAME_HORIZON, Saved, Trained, compute_saved, saved_by_slope
 
 MIN_PAIRS = 3  # beside single runs: two pairs say nothing of their correlation, and Welch's test holds where it is not negative
-SAME_HORIZON = 1.05  # ratio up to which measured amounts of compute count as the same
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,49 @@ class Bench:
         pairs = "one pair" if len(shared) == 1 else f"{len(shared)} pairs"
         return f"compared unmatched, as {pairs} beside single runs say too little of what matching gains"
 
+    def at_equal_compute(self, compared: Compared, estimate: Estimate) -> Estimate:
+        """The estimate with the error of the stated slope, by which different amounts of compute were made equal.
+
+        Args:
+            compared: runs of both arms.
+            estimate: of their difference.
+        """
+        error = self.options.slope_error
+        of_arm, of_reference = _mean_horizon(compared.arm), _mean_horizon(compared.reference)
+        if error is None or estimate.error is None or of_arm is None or of_reference is None:
+            return estimate
+        return replace(estimate, error=math.hypot(estimate.error, (of_reference - of_arm) * error))
+
+    def saved(self, compared: Compared, estimate: Estimate) -> Saved | None:
+        """The effect in compute; None where nothing is known of what compute gains.
+
+        Args:
+            compared: runs of both arms.
+            estimate: of their difference, without the error of a stated slope.
+        """
+        options = self.options
+        of_arm, of_reference = _mean_horizon(compared.arm), _mean_horizon(compared.reference)
+        if options.reach or of_arm is None or of_reference is None:
+            return None
+        if options.slope is not None:
+            if estimate.error is None:
+                return None
+            at_equal = options.sign * estimate.difference
+            gain = at_equal - options.slope * (of_reference - of_arm)
+            slope = (options.slope, options.slope_error or 0.0)
+            return saved_by_slope(
+                (gain, estimate.error), estimate.df, (of_arm, of_reference), slope, options.alpha
+            )
+        if not options.horizon:
+            return None
+        arm, reference = compared.arm[0].arm, compared.reference[0].arm
+        return compute_saved(
+            _trained(self._of[reference], bool(options.pair_by)),
+            _trained(self._of[arm], bool(options.pair_by)),
+            options.direction,
+            options.alpha,
+        )
+
     def logrank(self, compared: Compared) -> float | None:
         """The p of the log-rank test, for target times; None for other results."""
         if self.options.reach is None:
@@ -213,6 +257,10 @@ def _near(horizon: float, groups: dict[float, list[Run]]) -> float | None:
         if max(known, horizon) <= SAME_HORIZON * min(known, horizon):
             return known
     return None
+
+
+def _trained(runs: Sequence[Run], is_matched: bool) -> list[Trained]:
+    return [Trained(run.horizon or 0.0, run.value, run.pair if is_matched else "") for run in runs]
 
 
 def _is_censored(compared: Compared) -> bool:

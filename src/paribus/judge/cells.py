@@ -27,11 +27,15 @@ INFINITE = {"inf", "+inf", "-inf", "infinity", "+infinity", "-infinity", "∞", 
 
 @dataclass(frozen=True)
 class Value:
-    """A cell that should hold a number: a finite one, nothing (None), or a problem in words."""
+    """A cell that should hold a number: a finite one, none (None), or a problem in words.
+
+    blank: nothing stands there, where `nan` or `inf` say that something went wrong.
+    """
 
     number: float | None
     problem: str = ""
     infinite: bool = False
+    blank: bool = False
 
 
 def value_of(cell: Any) -> Value:
@@ -41,19 +45,20 @@ def value_of(cell: Any) -> Value:
         cell: text of a file, or a value of a data frame.
     """
     if cell is None or type(cell).__name__ in ("NAType", "NaTType"):
-        return Value(None)
+        return Value(None, blank=True)
     if isinstance(cell, str):
         return _of_text(cell)
     is_number = isinstance(cell, (numbers.Real, Decimal)) and not isinstance(cell, bool)
     if not is_number:
         return Value(None, f"{shown(cell)} is no number")
-    return _finite(float(cell))
+    number = float(cell)
+    return Value(None, blank=True) if math.isnan(number) else _finite(number)
 
 
 def _of_text(cell: str) -> Value:
     text = cell.strip().replace("\u2212", "-")
     if text.lower() in MISSING:
-        return Value(None)
+        return Value(None, blank=text.lower() not in ("nan", "-nan"))
     if text.lower() in INFINITE:
         return Value(None, infinite=True)
     if NUMBER.fullmatch(text):
@@ -62,11 +67,7 @@ def _of_text(cell: str) -> Value:
 
 
 def _finite(number: float) -> Value:
-    if math.isnan(number):
-        return Value(None)
-    if math.isinf(number):
-        return Value(None, infinite=True)
-    return Value(number)
+    return Value(None, infinite=True) if math.isinf(number) else Value(number)
 
 
 def _misread(text: str) -> str:

@@ -6,7 +6,6 @@ runs that appear twice, names that are missing.
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,15 +14,23 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from paribus.errors import UserError, did_you_mean, shown
-from paribus.judge.cells import Value, name_of, value_of
+from paribus.errors import UserError, shown
+from paribus.judge.cells import name_of, value_of
 from paribus.judge.options import Options
-from paribus.judge.table import MOST_ROWS, Source, column_problems, listed_rows
+from paribus.judge.rows import (
+    Faults,
+    Row,
+    asked_columns,
+    matching,
+    more_of,
+    notes_on,
+    of_where,
+    rows_of,
+)
+from paribus.judge.table import Source, column_problems, listed_rows
 from paribus.study.censored import Reach, crossing
 
-HIGHER = {"acc", "accuracy", "bleu", "rouge", "f1", "reward", "score", "auc", "recall", "precision"}
 FINE = 0.8  # share of distinct results from which two equal ones of an arm look like one run listed twice
-CURVE_COLUMNS = {"step", "steps", "iter", "iteration", "epoch", "global_step", "tokens_seen"}
 
 
 @dataclass(frozen=True)
@@ -83,42 +90,6 @@ class Runs:
         return self.by_arm[arm]
 
 
-@dataclass
-class _Row:
-    """A row as it was read: names, and cells that should be numbers."""
-
-    number: int
-    arm: str
-    pair: str
-    block: str
-    run: str
-    metric: Value
-    step: Value | None
-    horizon: Value | None
-    order: Any
-    blank: bool = False
-
-
-@dataclass
-class _Faults:
-    """Problems by kind, with the rows that have them."""
-
-    unit: str
-    rows: dict[str, list[int]] = field(default_factory=dict)
-    others: list[str] = field(default_factory=list)
-
-    def note(self, problem: str, row: int) -> None:
-        self.rows.setdefault(problem, []).append(row)
-
-    def listed(self) -> list[str]:
-        by_row = [f"{listed_rows(self.unit, rows)}: {what}" for what, rows in self.rows.items()]
-        return [*by_row[:12], *_more(by_row[12:]), *self.others]
-
-
-def _more(left: Sequence[str]) -> list[str]:
-    return [f"… and {len(left)} problems more of this kind"] if left else []
-
-
 def read_runs(source: Source, options: Options) -> Runs:
     """The runs of a table.
 
@@ -131,228 +102,89 @@ def read_runs(source: Source, options: Options) -> Runs:
     """
     options = replace(
         options,
-        arms_in=_matching(source, "--arms-in", options.arms_in),
-        runs_in=_matching(source, "--runs-in", options.runs_in),
+        arms_in=matching(source, "--arms-in", options.arms_in),
+        runs_in=matching(source, "--runs-in", options.runs_in),
     )
-    problems = column_problems(source, _asked(source, options))
+    problems = column_problems(source, asked_columns(source, options))
     if problems:
         raise UserError(problems)
-    faults = _Faults(source.unit)
-    rows = _rows(source, options, faults)
-    notes = _notes(source, options, rows)
-    kept, diverged = _with_results(rows, options, faults, notes)
-    runs = _assembled(kept, options, faults)
+    faults = Faults(source.unit)
+    rows = rows_of(source, options, faults)
+    notes = notes_on(source, options, rows)
+    outcome = _Outcome(options, faults)
+    measured = outcome.sound(rows)
+    if options.step or options.reach:
+        runs = _of_curves(measured, outcome)
+    else:
+        runs = _of_rows(measured, outcome)
     _check_names(runs, options, faults)
     found = faults.listed()
     if found:
         raise UserError(f"{source.name}: {problem}" for problem in found)
     if not runs:
-        raise UserError(f"{source.name}: no rows with results{_of_where(options)}")
+        raise UserError(f"{source.name}: no rows with results{of_where(options)}")
     merged = _merged(runs, options, notes)
-    notes += _repeated(merged)
-    return Runs(merged, diverged, notes)
-
-
-# ---------------------------------------------------------------- columns
-
-
-def _matching(source: Source, option: str, patterns: Sequence[str]) -> tuple[str, ...]:
-    """The columns that patterns such as seed* name, in the table's order."""
-    names = [name.strip() for pattern in patterns for name in pattern.split(",")]
-    found: dict[str, None] = {}
-    for name in names:
-        matching = [column for column in source.header if fnmatch.fnmatchcase(column, name)]
-        if not matching:
-            near = did_you_mean(name, source.header)
-            there = near or f"there are: {', '.join(source.header[:12])}"
-            raise UserError(f"{option}: {source.name} has no column {shown(name)}; {there}")
-        found |= dict.fromkeys(matching)
-    return tuple(found)
-
-
-def _asked(source: Source, options: Options) -> dict[str, str]:
-    """Option -> column, of the columns that are named one by one."""
-    asked = {f"--arm {name}" if len(options.arm) > 1 else "--arm": name for name in options.arm}
-    asked |= {
-        f"--pair-by {name}" if len(options.pair_by) > 1 else "--pair-by": name
-        for name in options.pair_by
-    }
-    if options.reach:
-        asked["--curve"] = options.curve or ""
-        asked["--step"] = _axis(source, options)
-    elif options.metric and not (options.arms_in or options.runs_in):
-        asked["--metric"] = options.metric
-    for name in ("block", "order_by", "run", "step", "horizon"):
-        column = getattr(options, name)
-        if column:
-            asked[f"--{name.replace('_', '-')}"] = column
-    for condition in options.where:
-        asked[f"--where {condition}"] = _condition(condition)[0]
-    return asked
-
-
-def _axis(source: Source, options: Options) -> str:
-    """The column along which a target metric is measured: --step, else the axis's own name."""
-    assert options.reach is not None
-    if options.step:
-        return options.step
-    axis = options.reach[0]
-    known = [
-        name for name in (axis, axis.removesuffix("s"), f"train_{axis}") if name in source.header
-    ]
-    return known[0] if known else axis
-
-
-def _condition(text: str) -> tuple[str, bool, str]:
-    """(column, whether it must be equal, value) of COLUMN=VALUE or COLUMN!=VALUE."""
-    column, _, value = text.partition("=")
-    equal = not column.endswith("!")
-    return column.removesuffix("!").strip(), equal, name_of(value)
-
-
-def _of_where(options: Options) -> str:
-    return f" where {' and '.join(options.where)}" if options.where else ""
-
-
-# ---------------------------------------------------------------- rows
-
-
-def _rows(source: Source, options: Options, faults: _Faults) -> list[_Row]:
-    conditions = [_condition(text) for text in options.where]
-    metrics = options.arms_in or options.runs_in or (options.curve or options.metric,)
-    step = _axis(source, options) if options.reach else options.step
-    names = {
-        "arm": tuple(options.arm),
-        "pair": tuple(options.pair_by),
-        "metric": tuple(metrics),
-        "where": tuple(column for column, _, _ in conditions),
-        "block": _one(options.block),
-        "run": _one(options.run),
-        "step": _one(step),
-        "horizon": _one(options.horizon),
-        "order": _one(options.order_by),
-    }
-    columns = [column for group in names.values() for column in group]
-    rows: list[_Row] = []
-    for number, cells in source.rows(columns):
-        parts = _parts(names, cells)
-        values = [name_of(cell) for cell in parts["where"]]
-        if not all(
-            (value == wanted) == equal
-            for value, (_, equal, wanted) in zip(values, conditions, strict=True)
-        ):
-            continue
-        rows += _of_row(number, parts, options, tuple(metrics))
-        if len(rows) > MOST_ROWS:
-            raise UserError(
-                f"{source.name}: more than {MOST_ROWS:,} results; choose rows with --where"
-            )
-    for row in rows:
-        if not row.arm:
-            faults.note("the arm has no name", row.number)
-    return rows
-
-
-def _one(column: str | None) -> tuple[str, ...]:
-    return (column,) if column else ()
-
-
-def _parts(names: Mapping[str, Sequence[str]], cells: Sequence[Any]) -> dict[str, Sequence[Any]]:
-    parts = {}
-    place = 0
-    for name, columns in names.items():
-        parts[name] = cells[place : place + len(columns)]
-        place += len(columns)
-    return parts
-
-
-def _of_row(
-    number: int, parts: Mapping[str, Sequence[Any]], options: Options, metrics: Sequence[str]
-) -> list[_Row]:
-    """The results of one row: one, or in a wide table one a column."""
-    arm, pair = _joined(parts["arm"]), _joined(parts["pair"])
-    block, run = _joined(parts["block"]), _joined(parts["run"])
-    order = parts["order"][0] if parts["order"] else None
-    step = value_of(parts["step"][0]) if parts["step"] else None
-    horizon = value_of(parts["horizon"][0]) if parts["horizon"] else None
-    rows = []
-    for column, cell in zip(metrics, parts["metric"], strict=True):
-        row = _Row(number, arm, pair, block, run, value_of(cell), step, horizon, order)
-        if options.arms_in:
-            row.arm = column
-        if options.runs_in:
-            row.pair = column
-        row.blank = bool(options.arms_in or options.runs_in) and name_of(cell) == ""
-        rows.append(row)
-    return rows
-
-
-def _joined(cells: Sequence[Any]) -> str:
-    names = [name_of(cell) for cell in cells]
-    return " ".join(names) if all(names) else ""
-
-
-def _notes(source: Source, options: Options, rows: Sequence[_Row]) -> list[str]:
-    notes = []
-    words = options.metric.lower().replace(".", "_").replace("/", "_").split("_")
-    if not options.higher_is_better and HIGHER & set(words):
-        notes.append(
-            f"lower {options.metric} is taken as better; if it is not, say --higher-is-better"
-        )
-    curves = [name for name in source.header if name.lower() in CURVE_COLUMNS]
-    points = len(rows) > 20 * len({row.arm for row in rows})
-    if curves and points and not options.step and not options.horizon:
-        notes.append(
-            f"every row counts as a run; if rows are points of curves, say --step {curves[0]} and --run COLUMN"
-        )
-    return notes
+    notes += [*outcome.notes(), *_repeated(merged)]
+    return Runs(merged, outcome.diverged, notes)
 
 
 # ---------------------------------------------------------------- results
 
 
-def _with_results(
-    rows: Sequence[_Row], options: Options, faults: _Faults, notes: list[str]
-) -> tuple[list[_Row], dict[str, int]]:
-    """(rows with a finite result, arm -> runs that diverged)."""
-    kept: list[_Row] = []
-    diverged: dict[str, int] = {}
-    absent = 0
-    for row in rows:
-        if row.blank:
-            absent += 1
-        elif row.metric.problem:
-            faults.note(f"{_metric(options)}: {row.metric.problem}", row.number)
-        elif row.metric.number is not None:
-            kept.append(row)
-        elif options.reach or options.step:
-            continue  # a curve's points without a value say nothing; a run without any is found later
-        elif options.missing == "refuse":
+@dataclass
+class _Outcome:
+    """What becomes of runs without a finite result, as --missing says."""
+
+    options: Options
+    faults: Faults
+    diverged: dict[str, int] = field(default_factory=dict)
+    absent: int = 0
+
+    @property
+    def metric(self) -> str:
+        return self.options.curve or self.options.metric or "the result"
+
+    def sound(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows whose result is a number or nothing; other text is a fault. Empty cells of a wide table are no runs."""
+        kept = []
+        for row in rows:
+            if row.metric.problem:
+                self.faults.note(f"{self.metric}: {row.metric.problem}", row.number)
+            elif row.blank:
+                self.absent += 1
+            else:
+                kept.append(row)
+        return kept
+
+    def lost(self, row: Row) -> None:
+        """A run ended at this row without a finite result."""
+        if self.options.missing == "diverged":
+            self.diverged[row.arm] = self.diverged.get(row.arm, 0) + 1
+        elif self.options.missing == "absent":
+            self.absent += 1
+        else:
             what = "is infinite" if row.metric.infinite else "is missing or not a number"
-            faults.note(
-                f"{_metric(options)} {what}; a run without a result is not left out silently: --missing diverged or absent",
+            self.faults.note(
+                f"{self.metric} {what}; a run without a result is not left out silently: say --missing diverged or "
+                "--missing absent",
                 row.number,
             )
-        elif options.missing == "diverged":
-            diverged[row.arm] = diverged.get(row.arm, 0) + 1
-        else:
-            absent += 1
-    if absent:
-        notes.append(f"{absent} empty result{'s' if absent > 1 else ''} left out as never measured")
-    return kept, diverged
+
+    def notes(self) -> list[str]:
+        """A note on what was left out."""
+        if not self.absent:
+            return []
+        plural = "s" if self.absent > 1 else ""
+        return [f"{self.absent} empty result{plural} left out as never measured"]
 
 
-def _metric(options: Options) -> str:
-    return options.curve or options.metric or "the result"
-
-
-def _assembled(rows: Sequence[_Row], options: Options, faults: _Faults) -> list[Run]:
-    if options.step or options.reach:
-        return _of_curves(rows, options, faults)
+def _of_rows(rows: Sequence[Row], outcome: _Outcome) -> list[Run]:
+    """Runs of a table with a row for each."""
+    faults = outcome.faults
     runs = []
     seen: dict[tuple[str, str], int] = {}
     for row in rows:
-        if options.run:
+        if outcome.options.run:
             first = seen.setdefault((row.arm, row.run), row.number)
             if first != row.number:
                 faults.note(
@@ -360,11 +192,15 @@ def _assembled(rows: Sequence[_Row], options: Options, faults: _Faults) -> list[
                     "a curve, say --step",
                     row.number,
                 )
-        runs.append(_run(row, row.metric.number or 0.0, options, faults))
+        if row.metric.number is None:
+            outcome.lost(row)
+        else:
+            runs.append(_run(row, row.metric.number, outcome))
     return runs
 
 
-def _run(row: _Row, value: float, options: Options, faults: _Faults) -> Run:
+def _run(row: Row, value: float, outcome: _Outcome) -> Run:
+    options, faults = outcome.options, outcome.faults
     horizon = row.horizon.number if row.horizon else None
     if row.horizon and horizon is None:
         faults.note(
@@ -379,62 +215,75 @@ def _run(row: _Row, value: float, options: Options, faults: _Faults) -> Run:
     return Run(row.arm, value, row.pair, row.block, horizon, row.order, row.number)
 
 
-def _of_curves(rows: Sequence[_Row], options: Options, faults: _Faults) -> list[Run]:
+def _of_curves(rows: Sequence[Row], outcome: _Outcome) -> list[Run]:
     """Runs from the points of their curves."""
-    curves: dict[tuple[str, str], list[_Row]] = {}
+    curves: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         name = row.run or row.pair
         if not name:
-            faults.note("--run: the run has no name", row.number)
+            outcome.faults.note("--run: the run has no name", row.number)
         curves.setdefault((row.arm, name), []).append(row)
     runs = []
     for (arm, name), points in curves.items():
-        run = _of_curve(arm, name, points, options, faults)
+        who = f"run {shown(name)} of {shown(arm)}"
+        in_order = _in_order(who, points, outcome.faults)
+        run = _of_curve(in_order, outcome) if in_order else None
         if run is not None:
             runs.append(run)
     return runs
 
 
-def _of_curve(
-    arm: str, name: str, points: list[_Row], options: Options, faults: _Faults
-) -> Run | None:
-    who = f"run {shown(name)} of {shown(arm)}"
-    steps = []
+def _in_order(who: str, points: list[Row], faults: Faults) -> list[Row]:
+    """The points of a curve along its steps; none, and a fault, where they contradict each other."""
     for row in points:
-        step = row.step.number if row.step else None
-        if step is None:
+        if row.step is None or row.step.number is None:
             problem = row.step.problem if row.step else ""
             faults.note(f"--step: {problem or 'it is missing or not finite'}", row.number)
-            return None
-        steps.append(step)
-    order = sorted(range(len(points)), key=steps.__getitem__)
-    for before, after in pairwise(order):
-        same = steps[before] == steps[after]
-        if same and points[before].metric.number != points[after].metric.number:
-            faults.note(
-                f"{who} has two results at step {steps[after]:g}; two runs under one name?",
-                points[after].number,
-            )
-            return None
+            return []
     for what in ("pair", "block"):
         if len({getattr(row, what) for row in points}) > 1:
             faults.note(f"{who} changes its {what} along its curve", points[0].number)
-    last = points[order[-1]]
-    run = _run(last, last.metric.number or 0.0, options, faults)
+            return []
+    in_order = sorted(points, key=_step)
+    measured = [row for row in in_order if not row.metric.blank]
+    for before, after in pairwise(measured):
+        if _step(before) == _step(after) and before.metric != after.metric:
+            faults.note(
+                f"{who} has two results at step {_step(after):g}; two runs under one name?",
+                after.number,
+            )
+            return []
+    return measured or in_order[-1:]
+
+
+def _step(row: Row) -> float:
+    assert row.step is not None and row.step.number is not None
+    return row.step.number
+
+
+def _of_curve(points: list[Row], outcome: _Outcome) -> Run | None:
+    """A run from its points in order: its last result, or where it reaches the target. None where it has none."""
+    options = outcome.options
+    last = points[-1]
+    finite = [row for row in points if row.metric.number is not None]
+    if not finite or (last.metric.number is None and options.reach is None):
+        outcome.lost(last)
+        return None
+    run = _run(last, last.metric.number or 0.0, outcome)
     if run.horizon is None:
-        run = replace(run, horizon=steps[order[-1]])
+        run = replace(run, horizon=_step(last))
     if options.reach is None:
         return run
-    values = [points[place].metric.number or 0.0 for place in order]
-    ordered = [steps[place] for place in order]
-    reach = crossing(ordered, values, options.reach[1], options.direction)
+    values = [row.metric.number or 0.0 for row in finite]
+    steps = [_step(row) for row in finite]
+    reach = crossing(steps, values, options.reach[1], options.direction)
     return replace(run, value=reach.time, reach=reach)
 
 
 # ---------------------------------------------------------------- runs as a whole
 
 
-def _check_names(runs: Sequence[Run], options: Options, faults: _Faults) -> None:
+def _check_names(runs: Sequence[Run], options: Options, faults: Faults) -> None:
     if options.duplicates == "mean" or not (options.pair_by or options.runs_in):
         return
     seen: dict[tuple[str, ...], list[int]] = {}
@@ -448,7 +297,7 @@ def _check_names(runs: Sequence[Run], options: Options, faults: _Faults) -> None
                 f"{listed_rows(faults.unit, rows)}: {shown(place[0])} has {words} {shown(place[1])} {len(rows)} times; "
                 "leave all but one out, or say --duplicates mean"
             )
-    faults.others[:] = [*faults.others[:12], *_more(faults.others[12:])]
+    faults.others[:] = [*faults.others[:12], *more_of(faults.others[12:])]
 
 
 def _place(run: Run, options: Options) -> tuple[str, ...]:

@@ -252,7 +252,7 @@ class JsonLines:
 
     def _parsed(self, text: str, where: str) -> Any:
         try:
-            return json.loads(text)
+            return json.loads(text, parse_constant=str)  # NaN stays a word
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{self.path}: {where} is not JSON ({error}): {shown(text.strip())}"

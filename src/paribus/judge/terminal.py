@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from paribus.judge.options import Options
 from paribus.judge.verdicts import Comparison, Judgement
-from paribus.judge.words import change, digits_of, summary
+from paribus.judge.words import amount_words, change, digits_of, summary
 from paribus.text import signed
 
 WIDTH = 80
@@ -29,6 +29,8 @@ def page(judgement: Judgement) -> str:
         parts += ["", *_rules(judgement)]
     if judgement.options.margin is not None:
         parts += ["", *_margins(judgement)]
+    if any(comparison.saved for comparison in judgement.comparisons):
+        parts += ["", *_saved(judgement)]
     plans = _plans(judgement)
     if plans:
         parts += ["", *plans]
@@ -174,6 +176,26 @@ def _margins(judgement: Judgement) -> list[str]:
         said = "yes" if shown else "not shown"
         rows.append([shortened(one.arm), said, _p(one.p_margin), _p(one.p_margin_adjusted)])
     return _table(rows, [one.arm for one in judgement.comparisons])
+
+
+def _saved(judgement: Judgement) -> list[str]:
+    """Effects in compute: what the reference needs for the arm's result."""
+    options = judgement.options
+    rows = [["arm", options.horizon or "compute", "the other needs for its result", "saves"]]
+    counted = [one for one in judgement.comparisons if one.saved is not None]
+    for one in counted:
+        saved = one.saved
+        assert saved is not None
+        needs = amount_words(saved.baseline_needs) + (
+            "*" if saved.baseline_needs.extrapolated else ""
+        )
+        share = saved.fraction.estimate
+        saves = "–" if share is None else f"{100 * share:.1f} %".replace("-", "−")
+        rows.append([shortened(one.arm), f"{saved.arm_horizon:,.4g}", needs, saves])
+    lines = _table(rows, [one.arm for one in counted])
+    if any(one.saved and one.saved.baseline_needs.extrapolated for one in counted):
+        lines.append("* beyond the horizons at which it was trained")
+    return lines
 
 
 def _remarks(judgement: Judgement) -> list[str]:

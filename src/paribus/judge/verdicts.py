@@ -18,6 +18,7 @@ from paribus.judge.options import Options
 from paribus.judge.rules import Rule, TargetRule, rule_of, target_rule
 from paribus.judge.runs import Run, Runs, arm_order
 from paribus.study.power import seeds_for_equivalence, seeds_needed
+from paribus.study.saved import Saved
 from paribus.study.statistics import Verdict, holm, verdict_of
 
 
@@ -69,6 +70,7 @@ class Comparison:
     p_logrank: float | None = None
     plan: Plan | None = None
     rule: Rule | None = None
+    saved: Saved | None = None
     note: str = ""
 
     @property
@@ -127,7 +129,10 @@ def judge_runs(runs: Runs, options: Options, source: str = "the table") -> Judge
     _check_matching(runs, pairs, options)
     bench = Bench(runs, options)
     compared = {arm: bench.compared(arm, reference) for arm, reference in pairs}
-    estimates = {arm: bench.estimate(both) for arm, both in compared.items()}
+    plain = {arm: bench.estimate(both) for arm, both in compared.items()}
+    estimates = {
+        arm: bench.at_equal_compute(compared[arm], estimate) for arm, estimate in plain.items()
+    }
     _check_spread(runs, estimates, options)
     comparisons = []
     judged = _tests(estimates, options)
@@ -142,6 +147,7 @@ def judge_runs(runs: Runs, options: Options, source: str = "the table") -> Judge
             verdict="undecided",
             p_logrank=bench.logrank(both),
             rule=rule_of(estimate.difference, len(both.arm), len(both.reference), options),
+            saved=bench.saved(both, plain[arm]),
             note=bench.remark(both, estimate),
         )
         comparison = judged.applied(comparison)

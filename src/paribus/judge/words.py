@@ -10,6 +10,7 @@ from typing import Any
 from paribus.judge.options import Options
 from paribus.judge.rules import Rule, TargetRule
 from paribus.judge.verdicts import ArmSummary, Comparison, Judgement, Plan
+from paribus.study.saved import Amount, Saved
 from paribus.text import p_value, signed
 
 VERDICTS = ("better", "worse", "equivalent", "undecided")
@@ -82,7 +83,8 @@ def sentence(comparison: Comparison, judgement: Judgement) -> str:
     if comparison.verdict == "undecided":
         plan = plan_words(comparison.plan)
         return f"{arm}: undecided beside {reference}: {size} ({interval}){note}{f'; {plan}' if plan else ''}."
-    return f"{arm} is {comparison.verdict} than {reference}: {size} ({interval}){note}."
+    compute = saved_words(comparison, options)
+    return f"{arm} is {comparison.verdict} than {reference}: {size} ({interval}){note}{f'; {compute}' if compute else ''}."
 
 
 def _p(comparison: Comparison) -> str:
@@ -195,10 +197,46 @@ def _comparison(comparison: Comparison, judgement: Judgement) -> dict[str, Any]:
         "p_margin_adjusted": comparison.p_margin_adjusted,
         "p_logrank": comparison.p_logrank,
         "rule": _rule(comparison.rule),
+        "saved": saved_json(comparison.saved),
         "plan": None if comparison.plan is None else dataclasses.asdict(comparison.plan),
         "why": estimate.why,
         "note": comparison.note,
     }
+
+
+def saved_json(saved: Saved | None) -> dict[str, Any] | None:
+    """An effect in compute as JSON's values, with the share that it saves."""
+    if saved is None:
+        return None
+    return dataclasses.asdict(saved) | {"fraction": dataclasses.asdict(saved.fraction)}
+
+
+def saved_words(comparison: Comparison, options: Options) -> str:
+    """An effect in compute, as a sentence; "" where nothing is known of it."""
+    saved = comparison.saved
+    if saved is None:
+        return ""
+    unit = options.horizon or options.step or "compute"
+    needs = amount_words(saved.baseline_needs)
+    fewer = amount_words(saved.arm_needs)
+    beyond = ", beyond the horizons trained" if saved.baseline_needs.extrapolated else ""
+    return (
+        f"for the result of {comparison.arm} after {saved.arm_horizon:,.4g} {unit}, {comparison.reference} needs {needs}"
+        f"{beyond}; for that of {comparison.reference} after {saved.baseline_horizon:,.4g}, {comparison.arm} needs {fewer}"
+    )
+
+
+def amount_words(amount: Amount) -> str:
+    """`3,210 (3,190 to 3,240)`; an open end is said to be open."""
+    if amount.estimate is None:
+        return "an amount that these runs do not tell"
+    low = "no lower bound" if amount.low is None else f"{_plain(amount.low)}"
+    high = "no upper bound" if amount.high is None else f"{_plain(amount.high)}"
+    return f"{_plain(amount.estimate)} ({low} to {high})"
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _finite(value: float | None) -> float | None:
