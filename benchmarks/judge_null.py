@@ -25,7 +25,9 @@ from scipy import stats
 
 from paribus.judge import judge
 
-TABLE = Path(__file__).resolve().parent.parent / "experiments/results/public/optimizer_benchmark.csv"
+TABLE = (
+    Path(__file__).resolve().parent.parent / "experiments/results/public/optimizer_benchmark.csv"
+)
 FEWEST = 15
 SIZES = (3, 5, 8)
 SHIFTS = (0.5, 1.0, 1.5, 2.0, 3.0)
@@ -33,7 +35,9 @@ SIGMA, BOUND = 0.0013, 0.004
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--draws", type=int, default=10_000)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -74,7 +78,9 @@ def of_size(recipes: dict[str, np.ndarray], size: int, draws: int) -> dict[str, 
             moved = second + shift * values.std(ddof=1)
             for test, found in decided(first, moved).items():
                 rates.setdefault(test, {}).setdefault(f"{shift:g}", []).append(float(found.mean()))
-    return {test: {shift: summary(of, draws) for shift, of in by.items()} for test, by in rates.items()}
+    return {
+        test: {shift: summary(of, draws) for shift, of in by.items()} for test, by in rates.items()
+    }
 
 
 def decided(first: np.ndarray, second: np.ndarray) -> dict[str, np.ndarray]:

@@ -2,8 +2,8 @@
 
     python benchmarks/public_tables.py FOLDER --out experiments/results/public
 
-FOLDER holds optimizer_benchmark.csv (recipe, run, planned_steps, step, val_loss), size_limited_records.csv (record, seed, val_bpb) and
-interventions.csv (arm, test_loss). Of the first, one row a run is kept:
+FOLDER holds optimizer_benchmark.csv (recipe, run, planned_steps, step, val_loss), size_limited_records.csv (record, seed, val_bpb)
+and interventions.csv (arm, test_loss). Of the first, one row a run is kept:
 
 - runs of the recipe's commonest planned length; a log whose every point is also a point of another log of its recipe is that
   log in another form, and is left out;
@@ -27,14 +27,18 @@ Curve = dict[int, float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for name in ("size_limited_records.csv", "interventions.csv"):
         shutil.copyfile(options.folder / name, options.out / name)
-    write_records(options.folder / "optimizer_benchmark.csv", options.out / "optimizer_benchmark.csv")
+    write_records(
+        options.folder / "optimizer_benchmark.csv", options.out / "optimizer_benchmark.csv"
+    )
 
 
 def write_records(source: Path, out: Path) -> None:

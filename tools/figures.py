@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import public_figures
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments/results"
 MARK = re.compile(r"(<!-- figure: ([^>]+?) -->)(.*?)(<!-- /figure -->)", re.DOTALL)
@@ -166,6 +168,8 @@ FIGURES: dict[str, Callable[..., str]] = {
     "noise": noise,
     "studies": studies,
     "study": study,
+    "judge": public_figures.judge,
+    "judge-null": public_figures.judge_null,
 }
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def figures(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def copy(project_root: Path, tmp_path: Path) -> Path:
     """The texts and the files that hold their figures."""
-    for name in ("tools", "metrics", "docs", "experiments/results"):
+    for name in ("tools", "metrics", "docs", "experiments/results", "benchmarks"):
         shutil.copytree(project_root / name, tmp_path / name)
     for page in project_root.glob("*.md"):
         shutil.copy(page, tmp_path)

@@ -113,10 +113,8 @@ def read_runs(source: Source, options: Options) -> Runs:
     notes = notes_on(source, options, rows)
     outcome = _Outcome(options, faults)
     measured = outcome.sound(rows)
-    if options.step or options.reach:
-        runs = _of_curves(measured, outcome)
-    else:
-        runs = _of_rows(measured, outcome)
+    read = _of_curves if options.step or options.reach else _of_rows
+    runs = read(measured, outcome)
     _check_names(runs, options, faults)
     found = faults.listed()
     if found:
