@@ -2,8 +2,8 @@
 
     python benchmarks/public_tables.py FOLDER --out experiments/results/public
 
-FOLDER holds optimizer_benchmark.csv (recipe, run, planned_steps, step, val_loss), size_limited_records.csv (record, seed, val_bpb)
-and interventions.csv (arm, test_loss). Of the first, one row a run is kept:
+FOLDER holds optimizer_benchmark.csv (recipe, run, planned_steps, step, val_loss), size_limited_records.csv (record, seed,
+val_bpb) and interventions.csv (arm, test_loss). Of the first, one row a run is kept:
 
 - runs of the recipe's commonest planned length; a log whose every point is also a point of another log of its recipe is that
   log in another form, and is left out;
