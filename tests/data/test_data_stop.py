@@ -30,6 +30,19 @@ with stopping_at_once("tokenizer"):
 print("done", flush=True)
 """
 
+# The block ends as a signal comes, and another one follows as soon as the earlier handler is back.
+ENDING = """
+import os, signal, threading
+from paribus.machine.interrupt import stopping_at_once
+def follow():
+    while signal.getsignal(signal.SIGTERM) != signal.SIG_DFL: pass
+    os.kill(os.getpid(), signal.SIGTERM)
+with stopping_at_once("tokenizer"):
+    threading.Thread(target=follow, daemon=True).start()
+    os.kill(os.getpid(), signal.SIGTERM)
+print("done", flush=True)
+"""
+
 
 def stage(*arguments: str) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
@@ -47,6 +60,20 @@ def test_a_signal_ends_it_within_a_call_of_a_library(number: signal.Signals) -> 
     said = process.communicate(timeout=30)[1]
     assert process.returncode == EXIT_PAUSED and time.monotonic() - began < 10
     assert said == f"paribus tokenizer: {number.name}: stopped; the next start begins it anew\n"
+
+
+def test_no_signal_meets_the_earlier_handler_when_one_came_within_the_block() -> None:
+    statuses = set()
+    for _ in range(12):
+        done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, check=False)
+        statuses.add(done.returncode)
+    assert statuses == {EXIT_PAUSED}
+
+
+def test_a_signal_after_the_work_is_left_to_the_earlier_handler() -> None:
+    late = ENDING.replace("    os.kill(os.getpid(), signal.SIGTERM)\nprint", "    pass\nprint")
+    done = subprocess.run([sys.executable, "-c", f"{late}signal.pause()"], check=False)
+    assert done.returncode == -signal.SIGTERM
 
 
 def test_without_a_signal_it_is_done_and_signals_are_as_before() -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from paribus.machine.interrupt import EXIT_PAUSED, Interrupt
+from paribus.machine import interrupt as interrupting
+from paribus.machine.interrupt import EXIT_PAUSED, Interrupt, raises
 
 
 def run_python(code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
@@ -25,7 +26,8 @@ def run_python(code: str, *arguments: str, **options: Any) -> subprocess.Popen[s
 STAGE = """
 import os, sys, time
 from pathlib import Path
-from paribus.machine.interrupt import EXIT_PAUSED, Interrupt
+from paribus.machine import interrupt as interrupting
+from paribus.machine.interrupt import EXIT_PAUSED, Interrupt, raises
 folder = Path(sys.argv[1])
 with Interrupt(folder) as interrupt:
     (folder / "pid").write_text(str(os.getpid()))
@@ -123,3 +125,30 @@ def test_without_dvc_the_death_of_the_parent_means_nothing(monkeypatch: pytest.M
     monkeypatch.delenv("DVC_STAGE", raising=False)
     with Interrupt() as interrupt:
         assert not interrupt.requested()
+
+
+PAUSED = """
+import atexit, os, signal
+from paribus.machine.interrupt import EXIT_PAUSED, Interrupt, leave_on_signals
+leave_on_signals("pretrain")
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))
+with Interrupt() as interrupt:
+    os.kill(os.getpid(), signal.SIGTERM)
+assert interrupt.requested()
+raise SystemExit(EXIT_PAUSED)
+"""
+
+
+def test_a_second_signal_on_the_way_out_of_a_paused_stage_is_no_death_by_a_signal() -> None:
+    assert run_python(PAUSED).wait(20) == EXIT_PAUSED
+
+
+def test_signals_that_follow_each_other_interrupt_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = raises(lambda number: KeyboardInterrupt(number))
+    with pytest.raises(KeyboardInterrupt):
+        handler(signal.SIGTERM, None)
+    handler(signal.SIGTERM, None)
+    handler(signal.SIGINT, None)
+    monkeypatch.setattr(interrupting, "SAME_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        handler(signal.SIGINT, None)

@@ -167,6 +167,12 @@ def processes_in(folder: Path) -> list[psutil.Process]:
     return found
 
 
+def wait_for_processes(trainer: Trainer, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(processes_in(trainer.root)) < count and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 @pytest.fixture(scope="module")
 def workshop(
     tmp_path_factory: pytest.TempPathFactory, project_root: Path, tiny_data: Path
@@ -201,9 +207,7 @@ def test_workers_whose_launcher_dies_while_they_start_end_by_themselves(
     """workers_lived: seconds, when the launcher is killed: they import, or wait for each other."""
     afresh(workshop, **ENDLESS)
     launcher = workshop.start(processes=2)
-    deadline = time.monotonic() + 60
-    while len(processes_in(workshop.root)) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for_processes(workshop, 3)
     time.sleep(workers_lived)
     launcher.kill()
     launcher.wait()
@@ -236,6 +240,22 @@ def test_a_signal_before_training_begins_ends_in_words(
     assert stage.returncode in (EXIT_PAUSED, 1, -number), said
 
 
+@pytest.mark.parametrize("lived", [0.0, pytest.param(0.5, marks=soak), pytest.param(3.0, marks=soak)])
+def test_signals_to_several_processes_that_have_just_begun_are_a_pause(
+    workshop: Trainer, lived: float
+) -> None:
+    """lived: seconds, when the signals come: the workers import, have joined, or train."""
+    afresh(workshop, **ENDLESS)
+    stage = workshop.start(processes=2)
+    wait_for_processes(workshop, 3)
+    time.sleep(lived)
+    for _ in range(3):
+        stage.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    said = stage.communicate(timeout=60)[1]
+    assert stage.returncode == EXIT_PAUSED and "Traceback" not in said, said
+
+
 def test_a_signal_reaches_the_others_where_one_has_just_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -245,7 +265,7 @@ def test_a_signal_reaches_the_others_where_one_has_just_ended(
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     listed = [gone, psutil.Process(sleeper.pid)]
     monkeypatch.setattr(psutil.Process, "children", lambda self: listed)
-    launch.pass_on(signal.SIGTERM, None)
+    launch.pass_on(signal.SIGTERM)
     assert sleeper.wait(timeout=20) == -signal.SIGTERM
 
 

@@ -294,5 +294,5 @@ def test_a_signal_while_a_stage_loads_its_libraries_ends_it_with_75(
         text=True,
     )
     name = " ".join(stage)
-    assert done.stderr == f"paribus {name}: SIGTERM: stopped before it began\n"
+    assert done.stderr == f"paribus {name}: SIGTERM: stopped; nothing was under way\n"
     assert done.returncode == EXIT_PAUSED

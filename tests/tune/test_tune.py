@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from support.tuned import STUDY, Curve, Tuning, prepare, tune, write
@@ -289,6 +290,24 @@ def test_a_trial_over_the_cap_is_caught_and_says_how_far_it_came(inside: Path) -
     )
     result = watch(inside / "capped", job_of(config, 500 * 2**20, {"tokens": 1536}))
     assert result["out_of_memory"] and 100 * 2**20 < result["peak_memory_bytes"] < 600 * 2**20
+
+
+def test_a_trial_that_the_kernel_kills_says_how_far_it_came(inside: Path) -> None:
+    """The kernel kills with SIGKILL, so that the trial itself can say nothing."""
+    from paribus.tune.launch import job_of, watch
+    from paribus.tune.space import read_study
+
+    def kill_when_large(_: list[dict[str, Any]]) -> None:
+        for child in psutil.Process().children():
+            is_trial = "paribus.tune.trial" in child.cmdline()
+            if is_trial and child.memory_info().rss > 150 * 2**20:
+                child.kill()
+
+    write(inside, "killed")
+    config = read_study("killed").config()
+    job = job_of(config, 3 * 2**30, {"tokens": 256 * 1000})
+    result = watch(inside / "killed", job, kill_when_large)
+    assert result["out_of_memory"] and 150 * 2**20 <= result["peak_memory_bytes"] < 2**30
 
 
 def test_a_trial_that_diverges_is_a_result_and_not_a_crash(

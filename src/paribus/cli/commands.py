@@ -112,11 +112,11 @@ def run_stage(stage: str, *arguments: str) -> None:
     from importlib import import_module
 
     from paribus.graph import ENTRY_POINTS
-    from paribus.machine.interrupt import stopping_before_the_start
+    from paribus.machine.interrupt import leave_on_signals
 
     module, _, function = ENTRY_POINTS[stage].partition(":")
-    with stopping_before_the_start(" ".join([stage, *arguments])):
-        getattr(import_module(module), function)(*arguments)
+    leave_on_signals(" ".join([stage, *arguments]))
+    getattr(import_module(module), function)(*arguments)
 
 
 def _stage(name: str, help: str) -> None:

@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import time
-import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from paribus.data import say
 from paribus.data.disk import writing
 from paribus.files import write_atomic
-from paribus.machine.interrupt import Interrupt
+from paribus.machine.interrupt import STOPPING, Interrupt, raises
 
 SYNC_SECONDS = 5.0  # between two requests to the disk: what a power cut may cost
 Row = dict[str, Any]
@@ -39,16 +38,17 @@ def signals_stop(interrupt: Interrupt) -> Iterator[None]:
     For work that cannot be asked in between, as another library's loading of data; what is kept is whole either way.
     """
 
-    def stop(number: int, _: types.FrameType | None) -> None:
+    def stopped(number: int) -> Stopped:
         interrupt.reason = interrupt.reason or signal.Signals(number).name
-        raise Stopped
+        return Stopped()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    handler = raises(stopped)
+    before = {number: signal.signal(number, handler) for number in STOPPING}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def never() -> bool:

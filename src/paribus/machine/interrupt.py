@@ -4,7 +4,7 @@ A stop may be requested at any moment of a stage's life:
 
 | moment | who answers | how |
 | --- | --- | --- |
-| before the session: imports, reading inputs | `stopping_before_the_start`, `LauncherWatch` | the process ends at once |
+| before the session and after it: imports, reading inputs, the way out | `leave_on_signals`, `LauncherWatch` | the process ends at once |
 | in a stage of data | `stopping_at_once` | the process ends at once |
 | in the session | `Interrupt.requested`, asked between steps | the stage saves its state |
 
@@ -13,6 +13,7 @@ Both end with `EXIT_PAUSED`.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import math
 import os
@@ -21,12 +22,15 @@ import socket
 import threading
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 # EX_TEMPFAIL: DVC takes the stage as not done, so the next `dvc repro` goes on with it.
 EXIT_PAUSED = 75
+STOPPING = (signal.SIGINT, signal.SIGTERM)  # the signals that ask for a stop
+SAME_SECONDS = 1.0  # signals that follow each other so soon are one request
+_END = b"\0"  # what the reader of signals gets when no more are to come
 
 
 class Interrupt:
@@ -46,7 +50,7 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         # A background job of a shell inherits SIGINT ignored: install the handler all the same.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPPING:
             self._handlers[number] = signal.signal(number, self._signalled)
         return self
 
@@ -130,21 +134,27 @@ WATCH_SECONDS = 0.5
 GRACE_SECONDS = 120.0
 
 
-@contextlib.contextmanager
-def stopping_before_the_start(stage: str) -> Iterator[None]:
-    """Until a session takes over, SIGINT and SIGTERM end the process at once: nothing has begun, nothing is lost."""
+def leave_on_signals(stage: str) -> None:
+    """From here on SIGINT and SIGTERM end the process at once with `EXIT_PAUSED`, unless a session or a stage of data answers.
+
+    The handlers stay for the rest of the process, and while Python and its libraries are taken down, where no handler would
+    run, the signals are ignored: a second one does not turn a pause into a death by a signal.
+    """
 
     def leave(number: int, _: types.FrameType | None) -> None:
-        words = f"paribus {stage}: {signal.Signals(number).name}: stopped before it began\n"
+        _ignore_signals()  # so that two print one line
+        words = f"paribus {stage}: {signal.Signals(number).name}: stopped; nothing was under way\n"
         os.write(2, words.encode())
         os._exit(EXIT_PAUSED)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for one in STOPPING:
+        signal.signal(one, leave)
+    atexit.register(_ignore_signals)
+
+
+def _ignore_signals() -> None:
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
@@ -152,34 +162,63 @@ def stopping_at_once(stage: str) -> Iterator[None]:
     """Within the block SIGINT and SIGTERM end the process with `EXIT_PAUSED`, whatever it is at.
 
     For stages whose outputs are whole or not there, and whose libraries compute for minutes without coming back to Python,
-    where none of its handlers would run: a thread receives the signals through a socket.
+    where none of its handlers would run: a thread receives the signals through a socket. The earlier handlers return
+    only when that thread has read all that came within the block, so that of several signals none meets them.
     """
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
+    reader = threading.Thread(target=_leave, args=(stage, ours), name="signals", daemon=True)
+    reader.start()
+    late: list[int] = []  # signals that came when the block had ended
 
-    def wait() -> None:
-        number = ours.recv(1)[0]
-        if number:
-            name = signal.Signals(number).name
-            words = f"paribus {stage}: {name}: stopped; the next start begins it anew\n"
-            os.write(2, words.encode())
-            os._exit(EXIT_PAUSED)
+    def note(number: int, _: types.FrameType | None) -> None:
+        late.append(number)
 
-    waiting = threading.Thread(target=wait, name="signals", daemon=True)
-    waiting.start()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    # The socket comes first: a signal in between meets the earlier handler, and is not lost.
     pipe = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    before = {number: signal.signal(number, note) for number in STOPPING}
     try:
         yield
     finally:
+        theirs.send(_END)
+        reader.join()
         signal.set_wakeup_fd(pipe)
         for number, handler in before.items():
             signal.signal(number, handler)
-        theirs.send(b"\0")
-        waiting.join()
         ours.close()
         theirs.close()
+        for number in late:
+            signal.raise_signal(number)
+
+
+def _leave(stage: str, signals: socket.socket) -> None:
+    """End the process at the first number that is a request to stop; return at `_END`."""
+    number = signals.recv(1)[0]
+    while number not in (*STOPPING, _END[0]):
+        number = signals.recv(1)[0]
+    if number in STOPPING:
+        name = signal.Signals(number).name
+        words = f"paribus {stage}: {name}: stopped; the next start begins it anew\n"
+        os.write(2, words.encode())
+        os._exit(EXIT_PAUSED)
+
+
+def raises(make: Callable[[int], BaseException]) -> Callable[[int, types.FrameType | None], None]:
+    """A handler of signals that raises what `make` gives for the signal's number.
+
+    Those that follow within `SAME_SECONDS` belong to the same request: raised again, they would interrupt what the first
+    one made the process do, as saving or closing. A later one is a person who does not want to wait.
+    """
+    first: float | None = None
+
+    def handler(number: int, _: types.FrameType | None) -> None:
+        nonlocal first
+        now = time.monotonic()
+        if first is None or now - first > SAME_SECONDS:
+            first = now
+            raise make(number)
+
+    return handler
 
 
 class LauncherWatch(threading.Thread):

@@ -12,19 +12,17 @@ import logging
 import os
 import signal
 import sys
+import types
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import psutil
 
 from paribus import config
 from paribus.errors import UserError
 from paribus.machine.hardware import available_cores, detect_hardware
-from paribus.machine.interrupt import (
-    EXIT_PAUSED,
-    LAUNCHER,
-    LauncherWatch,
-    stopping_before_the_start,
-)
+from paribus.machine.interrupt import EXIT_PAUSED, LAUNCHER, STOPPING, LauncherWatch
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
@@ -38,12 +36,11 @@ def on_processes(stage: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(stage)
     def start() -> None:
-        with stopping_before_the_start(stage.__name__):
-            if "WORLD_SIZE" in os.environ:  # one of several already
-                LAUNCHER_WATCH.start()
-                return stage()
-            train = config.load_config().train
-            return stage() if train.processes == 1 else launch(stage.__name__, train)
+        if "WORLD_SIZE" in os.environ:  # one of several already
+            LAUNCHER_WATCH.start()
+            return stage()
+        train = config.load_config().train
+        return stage() if train.processes == 1 else launch(stage.__name__, train)
 
     return start
 
@@ -61,20 +58,28 @@ def launch(stage: str, train: config.Train) -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(
         logging.CRITICAL
     )  # it calls a pause an error
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, pass_on)
+    passed_on: set[int] = set()
+
+    def stop(number: int, _: types.FrameType | None) -> None:
+        passed_on.add(number)
+        pass_on(number)
+
+    for number in STOPPING:
+        signal.signal(number, stop)
     command = [sys.executable, "-m", "paribus", stage]
     os.environ[LAUNCHER] = str(os.getpid())
     try:
         elastic_launch(launch_config(train.processes), command[0])(*command[1:])
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode != EXIT_PAUSED:
-            print(
-                f"paribus {stage}: process {rank} of {train.processes} {ending(failure.exitcode)}; the others were stopped. "
-                "Start again, and training goes on from the last saved state",
-                file=sys.stderr,
-            )
+        # One that had not come to its handlers yet dies of the signal that was passed on to it.
+        if failure.exitcode == EXIT_PAUSED or -failure.exitcode in passed_on:
+            sys.exit(EXIT_PAUSED)
+        print(
+            f"paribus {stage}: process {rank} of {train.processes} {ending(failure.exitcode)}; the others were stopped. "
+            "Start again, and training goes on from the last saved state",
+            file=sys.stderr,
+        )
         sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
 
 
@@ -111,16 +116,14 @@ def check(train: config.Train) -> None:
         raise UserError(f"{asked}, but there are {most} {what}; set it to 1 to {most}")
 
 
-def pass_on(number: int, _: Any) -> None:
+def pass_on(number: int) -> None:
     """Send a signal on to the processes of this stage; before there are any, nothing has begun."""
-    import psutil
-
     children = psutil.Process().children()
     for child in children:
         with contextlib.suppress(psutil.NoSuchProcess):  # it ended this instant
             child.send_signal(number)
     if not children:
-        sys.exit(EXIT_PAUSED)
+        os._exit(EXIT_PAUSED)  # an exception may be raised where Python ignores it, as in a finalizer
 
 
 def ending(status: int) -> str:

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +21,7 @@ from torch import Tensor
 from paribus.data.loader import Prefetcher
 from paribus.errors import Diverged
 from paribus.machine.interrupt import Interrupt
-from paribus.machine.process import restore_rng, rng_state
+from paribus.machine.process import most_resident, restore_rng, rng_state
 from paribus.train import parallel
 from paribus.train.callback import Callback
 from paribus.train.checkpoint import State, StateStore
@@ -427,13 +424,7 @@ class Loop:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory taken so far: by torch on CUDA, by the whole process elsewhere.
-
-    Linux keeps getrusage's figure over an exec, so that a process started by a larger one would show its parent's.
-    """
+    """The most memory taken so far: by torch on CUDA, by the whole process elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
-        return int(found[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return most_resident()

@@ -22,6 +22,7 @@ from paribus.errors import UserError
 from paribus.graph import dvc_hash, tree_digest
 from paribus.journal import Row, read_json, write_json
 from paribus.machine.lock import StateLock
+from paribus.machine.process import most_resident
 from paribus.places import state_root
 from paribus.recipe import Recipe
 from paribus.tune.space import Study
@@ -118,8 +119,11 @@ def watch(
         _make_ready(folder, job)
         process = _start(folder)
         last = -1
+        peak = 0
         try:
             while True:
+                # Before the process is waited for: one that has ended no longer says what it held.
+                peak = max(peak, most_resident(process.pid))
                 ended = process.poll() is not None
                 rows = [row for row in curve_of(folder) if row["step"] > last]
                 last = rows[-1]["step"] if rows else last
@@ -130,7 +134,7 @@ def watch(
         except BaseException as why:
             _end(process, may_save=not isinstance(why, Discarded))
             raise
-        return _result(folder, process.returncode)
+        return _result(folder, process.returncode, peak)
 
 
 def _is_for(folder: Path, job: dict[str, Any]) -> bool:
@@ -192,14 +196,13 @@ def _end(process: subprocess.Popen[bytes], may_save: bool) -> None:
     process.wait()
 
 
-def _result(folder: Path, status: int) -> dict[str, Any]:
+def _result(folder: Path, status: int, peak: int) -> dict[str, Any]:
+    """peak: bytes that the process was seen to hold."""
     result = read_json(folder / "result.json")
-    if result is None and status in (
-        -signal.SIGKILL,
-        -signal.SIGABRT,
-    ):  # the kernel's own way with memory
-        peak = max((row["peak_memory_bytes"] for row in curve_of(folder)), default=0)
-        return {"out_of_memory": True, "peak_memory_bytes": peak}
+    # The kernel kills for lack of memory, and libraries abort: such a process writes no result itself.
+    if result is None and status in (-signal.SIGKILL, -signal.SIGABRT):
+        peaks = [row["peak_memory_bytes"] for row in curve_of(folder)]
+        return {"out_of_memory": True, "peak_memory_bytes": max([peak, *peaks])}
     if result is None:
         words = (folder / "output.txt").read_text(errors="replace").strip().splitlines()
         raise TrialCrashed(

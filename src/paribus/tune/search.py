@@ -29,7 +29,7 @@ from paribus import tracking
 from paribus.config import Config, fingerprint, flatten
 from paribus.errors import UserError
 from paribus.journal import Row, read_json, write_json
-from paribus.machine.interrupt import EXIT_PAUSED
+from paribus.machine.interrupt import EXIT_PAUSED, STOPPING, raises
 from paribus.plan.estimate import stage_plan
 from paribus.plan.probe import calibrated, here
 from paribus.plan.throughput import Device
@@ -130,11 +130,9 @@ def run(
     need_data()
     device, dtype = here(Recipe.of(study.config()))
     _smallest_fits(study, device, dtype)
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # a background job of a shell inherits SIGINT ignored
-        signal.signal(number, signal.default_int_handler)
+    handler = raises(lambda _: KeyboardInterrupt())
+    for number in STOPPING:  # a background job of a shell inherits SIGINT ignored
+        signal.signal(number, handler)
     try:
         with lost_is_told(url):
             optuna_study, new = open_study(study, url, seed=None if worker else study.config().seed)

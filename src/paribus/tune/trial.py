@@ -60,6 +60,7 @@ def main(folder: Path) -> None:
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_memory(error):
             raise
+        _uncap()  # to report takes memory too
         result = {"out_of_memory": True, "peak_memory_bytes": _peak(job["memory"])}
     write_json(folder / "result.json", result)
     shutil.rmtree(
@@ -109,6 +110,11 @@ def cap(device: str, budget: int) -> None:
         mapped = int(found[1]) * 1024 if found else 0
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (max(budget - mapped, 2**20), hard))
+
+
+def _uncap() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
 def _build(job: dict[str, Any]) -> tuple[Recipe, Hardware, GPT]:
