@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from paribus import files
 from paribus.errors import UserError, explained
@@ -18,6 +21,7 @@ from paribus.files import (
     read_json,
     read_rows,
     replacing,
+    whole_folder,
     write_atomic,
 )
 from paribus.journal import Journal, as_floats, keep_rows, write_json
@@ -185,6 +189,34 @@ def test_a_replacement_that_fails_half_way_leaves_the_old_file_alone(tmp_path: P
         aside.write_text("half of the n")
         raise ZeroDivisionError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_who_may_read_a_file_is_decided_by_the_umask_whatever_writes_it(
+    tmp_path: Path, umask: int, mode: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        with replacing(tmp_path / "weights") as aside:
+            save_file({"x": torch.zeros(2)}, aside)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "weights").stat().st_mode) == mode
+
+
+def test_a_folder_is_replaced_whole_and_a_link_in_its_place_stays(tmp_path: Path) -> None:
+    out, disk = tmp_path / "corpus", tmp_path / "disk/corpus"
+    disk.mkdir(parents=True)
+    out.symlink_to(disk)
+    (disk / "old").touch()
+    with pytest.raises(ZeroDivisionError), whole_folder(out) as partial:
+        (partial / "half").touch()
+        raise ZeroDivisionError
+    assert [path.name for path in disk.parent.rglob("*")] == ["corpus", "old"]
+    with whole_folder(out) as partial:
+        (partial / "new").touch()
+    assert [path.name for path in disk.parent.rglob("*")] == ["corpus", "new"]
+    assert out.is_symlink()
 
 
 def test_a_new_name_is_brought_to_the_disk_with_its_content(

@@ -1,7 +1,7 @@
 """Files that a process keeps for later ones: written whole, and read as absent, damaged or fine.
 
 `write_atomic`, or `replacing` for what another library writes, replaces a file so that a reader, or the next start after
-a crash, sees the old one or the whole new one.
+a crash, sees the old one or the whole new one; `whole_folder` does it for a folder.
 
 A power cut, a full disk or a stray editor damages a small file now and then. That is no reason to stop: what is
 damaged is named once on stderr, put aside as NAME.damaged for inspection, and read as if it were absent.
@@ -72,16 +72,44 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; when the block ends well, what is there takes the place of `path`.
 
+    Who may read it is decided by the user's umask, also where a library makes a file that only its owner may read.
     Raises MachineError, and leaves the old file and nothing beside it, where the disk refuses.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}")  # `remove_leftovers` knows it
     with naming(path):
         try:
+            aside.touch()
+            mode = aside.stat().st_mode
             yield aside
+            aside.chmod(mode)
             put_in_place(aside, path)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `out` only when the block ends well: `out` is the old one or the new, or not there.
+
+    A link in the place of `out` stays, and the folder that it leads to is replaced.
+    """
+    if out.is_symlink():
+        out = out.resolve()
+    partial, before = (out.with_name(f".{out.name}.{name}") for name in ("partial", "before"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
+    if out.exists():
+        out.rename(before)
+    partial.rename(out)
+    _sync(out.parent)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def put_in_place(aside: Path, path: Path) -> None:

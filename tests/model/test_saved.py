@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,33 @@ def reseal(folder: Path) -> None:
     record = json.loads((folder / "provenance.json").read_text())
     record["sha256"] = saved.digests_of(folder)
     (folder / "provenance.json").write_text(json.dumps(record))
+
+
+class Deadly(dict[str, Any]):
+    """A record at whose use the process is killed: the files before it are written."""
+
+    def __or__(self, other: object) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_kill_while_a_checkpoint_is_saved_leaves_the_one_before_or_none(
+    checkpoint: Path, is_first: bool
+) -> None:
+    folder = checkpoint.with_name("mid") if is_first else checkpoint
+    child = os.fork()
+    if child == 0:
+        other = random_model(seed=9)
+        save_checkpoint(folder, other, checkpoint / "tokenizer.json", Deadly())
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    if is_first:
+        assert not folder.exists()
+    else:
+        saved.check_record(folder)
+    save_checkpoint(folder, random_model(), checkpoint.with_name("tokenizer.json"), {})
+    saved.check_record(folder)
+    assert {path.name for path in checkpoint.parent.iterdir()} <= {"base", "mid", "tokenizer.json"}
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from typing import Any
 from urllib.parse import quote
 
 from paribus.config import Archive, HubFiles
-from paribus.data import Progress, whole_folder
+from paribus.data import Progress
 from paribus.data.download import (
     BROKEN,
     CONNECTIONS,
@@ -42,7 +42,7 @@ from paribus.data.finding import LITTER, no_data_by_name, say_left_out
 from paribus.data.paths import inside, name_problem
 from paribus.data.sealed import read_sealed, seal
 from paribus.errors import UserError, escaped
-from paribus.files import Items, misfit, replacing, write_atomic
+from paribus.files import Items, misfit, replacing, whole_folder, write_atomic
 from paribus.text import file_size
 
 # What a damaged .zip raises; RuntimeError: it has a password.

@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 
 from paribus import config
-from paribus.data import Progress, load_jsonl, say, sha256_file, whole_folder
+from paribus.data import Progress, load_jsonl, say, sha256_file
 from paribus.data.contents import check_files
 from paribus.data.paths import inside
 from paribus.data.sealed import read_sealed, seal
 from paribus.data.tokenizer import Tokenizer, chunks
 from paribus.errors import UserError
+from paribus.files import whole_folder
 
 CHUNK_BYTES = (
     4_000_000  # text encoded at once: enough to keep many cores busy, little enough to bound memory

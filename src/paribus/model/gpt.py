@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from paribus.config import Architecture
 from paribus.errors import UserError
+from paribus.files import replacing, whole_folder, write_atomic
 from paribus.model import attention, kernels, saved
 from paribus.model.accounting import parameters
 from paribus.model.attention import Context, Places, Rotary, at
@@ -327,21 +328,24 @@ def nearest_orthogonal(matrix: Tensor) -> Tensor:
 
 
 def save_checkpoint(folder: Path, model: GPT, tokenizer: Path, provenance: dict[str, Any]) -> None:
-    """Write model.safetensors, config.json, tokenizer.json and provenance.json: all that using the model needs."""
+    """Write model.safetensors, config.json, tokenizer.json and provenance.json: all that using the model needs.
+
+    All four at once: whoever is killed here leaves the checkpoint that was there before, or none.
+    """
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.named_parameters()
     }
-    save_file(tensors, folder / "model.safetensors")
     shape = {"model": dataclasses.asdict(model.config), "vocab_size": model.vocab_size}
-    (folder / "config.json").write_text(json.dumps(shape, indent=1) + "\n", encoding="utf-8")
-    (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
-    record = provenance | {saved.DIGESTS: saved.digests_of(folder)}
-    (folder / "provenance.json").write_text(
-        json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    with whole_folder(folder) as partial:
+        with replacing(partial / "model.safetensors") as aside:
+            save_file(tensors, aside)
+        write_atomic(partial / "config.json", json.dumps(shape, indent=1) + "\n")
+        write_atomic(partial / "tokenizer.json", tokenizer.read_bytes())
+        record = provenance | {saved.DIGESTS: saved.digests_of(partial)}
+        text = json.dumps(record, indent=1, sort_keys=True) + "\n"
+        write_atomic(partial / "provenance.json", text)
 
 
 def load_checkpoint(

@@ -205,12 +205,8 @@ class StateStore:
         try:
             self._remove_leftovers()
             with replacing(path) as aside:
-                save_file(
-                    tensors, aside
-                )  # straight from the copies, without the interpreter's lock
-                aside.chmod(
-                    0o644
-                )  # with the permissions of a file that Python creates: others who share the checkout may resume
+                # straight from the copies, without the interpreter's lock
+                save_file(tensors, aside)
                 header = {
                     "sha256": _sha256(aside),
                     "size": aside.stat().st_size,

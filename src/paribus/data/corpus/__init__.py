@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from paribus import config, world
-from paribus.data import Progress, load_jsonl, whole_folder
+from paribus.data import Progress, load_jsonl
 from paribus.data.contents import CONTENTS, digests_of
 from paribus.data.corpus.conversations import build_conversations
 from paribus.data.corpus.core import build_core
@@ -24,6 +24,7 @@ from paribus.data.corpus.problems import build_problems
 from paribus.data.disk import check_room
 from paribus.data.sealed import seal
 from paribus.errors import UserError
+from paribus.files import whole_folder
 
 
 def build_corpus(
