@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 import threading
 from collections import Counter
 from pathlib import Path
@@ -10,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.checkout import paribus
+from support.project import Project
 
 from paribus import config
 from paribus.data import write_jsonl
 from paribus.data.loader import DocumentLoader, Prefetcher, permute
-from paribus.data.shards import TokenShards, split_of, write_shards
+from paribus.data.shards import TokenShards, check_tokenizer, documents, split_of, write_shards
 from paribus.data.tokenizer import Tokenizer, train_tokenizer
 from paribus.errors import UserError
 
@@ -64,13 +68,13 @@ def all_tokens(folder: Path, split: str) -> np.ndarray:
 
 def test_shards_hold_every_document_after_bos(folder: Path, tokenizer: Tokenizer) -> None:
     for split in ("train", "val"):
-        documents = tokenizer.decode(all_tokens(folder, split)).split("<|bos|>")
-        assert documents == [
+        found = tokenizer.decode(all_tokens(folder, split)).split("<|bos|>")
+        assert found == [
             "",
             *(text for text in TEXTS if split_of(text, CONFIG.val_fraction) == split),
         ]
         entry = TokenShards(folder, split).manifest[split]
-        assert entry["bytes"] == sum(len(text.encode()) for text in documents)
+        assert entry["bytes"] == sum(len(text.encode()) for text in found)
         sizes = [shard["tokens"] for shard in entry["shards"]]
         assert set(sizes[:-1]) == {CONFIG.shard_tokens} and 0 < sizes[-1] <= CONFIG.shard_tokens
 
@@ -114,6 +118,44 @@ def test_every_bad_shard_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
         TokenShards(folder, "train")
     named = [problem.split("/")[-1].split(":")[0] for problem in error.value.problems]
     assert named == ["train-00000.bin", "train-00002.bin"]
+
+
+def swapped() -> Tokenizer:
+    """A tokenizer with as many tokens as the module's, and other ones."""
+    settings = config.Tokenizer(vocab_size=300, max_digits=2, train_megabytes=1)
+    return train_tokenizer([text.upper() for text in TEXTS], settings)
+
+
+def test_shards_name_the_tokenizer_that_wrote_them(
+    folder: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    tokenizer.save(tmp_path / "tokenizer.json")
+    read = Tokenizer.load(tmp_path / "tokenizer.json")
+    check_tokenizer(folder, read, tmp_path / "tokenizer.json")
+    other = swapped()
+    assert other.vocab_size == tokenizer.vocab_size
+    with pytest.raises(UserError) as error:
+        check_tokenizer(folder, other, tmp_path / "other.json")
+    [problem] = error.value.problems
+    for named in (folder / "manifest.json", tokenizer.sha256[:12], "other.json", other.sha256[:12]):
+        assert str(named) in problem
+
+
+def test_pretraining_refuses_a_tokenizer_that_was_swapped(
+    tiny_data: Path, project_root: Path, tmp_path: Path
+) -> None:
+    made = Project(tmp_path / "project", project_root)
+    shutil.copytree(tiny_data, made.root / "data")
+    manifest = json.loads((made.root / "data/tokenizer/manifest.json").read_text())
+    settings = config.Tokenizer(manifest["vocab_size"], max_digits=1, train_megabytes=1)
+    texts = list(documents(made.root / "data/corpus/documents"))
+    train_tokenizer([text.upper() for text in texts], settings).save_trained(
+        made.root / "data/tokenizer"
+    )
+    done = paribus("pretrain", cwd=made.root)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "data/tokenizer/tokenizer.json is " in done.stderr
+    assert not (made.root / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000, 4099])

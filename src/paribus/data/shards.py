@@ -140,7 +140,8 @@ def write_shards(
 ) -> dict[str, object]:
     """Encode the documents of `folder` into token shards in `out`; returns the manifest.
 
-    The manifest has dtype, vocab_size and for each split documents, tokens, bytes (of text), shards, index.
+    The manifest has dtype, vocab_size, tokenizer (sha256 of its tokenizer.json) and for each split documents, tokens,
+    bytes (of text), shards, index.
     Raises UserError when a split gets no document; `out` is then left as it was.
     """
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
@@ -161,7 +162,11 @@ def write_shards(
             done += sum(sizes.values())
             if progress is not None:
                 progress("tokens", min(done, total), total)
-        manifest: dict[str, object] = {"dtype": dtype.str, "vocab_size": tokenizer.vocab_size}
+        manifest: dict[str, object] = {
+            "dtype": dtype.str,
+            "vocab_size": tokenizer.vocab_size,
+            "tokenizer": tokenizer.sha256,
+        }
         manifest |= {split: writer.close() for split, writer in writers.items()}
         _check_splits(manifest, folder, cfg.val_fraction)
         manifest = seal(manifest)
@@ -229,6 +234,28 @@ def _manifest(folder: Path, split: str) -> dict[str, Any]:
     if not whole:
         raise UserError(f"{path}: damaged: it does not describe the shards of {split}; {_ADVICE}")
     return manifest
+
+
+def check_tokenizer(folder: Path, tokenizer: Tokenizer, where: Path) -> None:
+    """Raises UserError where the token shards in a folder were written with another tokenizer.
+
+    Their ids would be those of other words, also where both have as many tokens.
+
+    Args:
+        folder: of the shards.
+        tokenizer: that the model is to be used with.
+        where: its file, for the message.
+    """
+    manifest = _manifest(folder, "train")
+    named = manifest.get("tokenizer")
+    if named == tokenizer.sha256:
+        return
+    wrote = f"with tokenizer {named[:12]}" if isinstance(named, str) else "by an earlier paribus"
+    raise UserError(
+        f"{folder / 'manifest.json'}: the shards were written {wrote} ({manifest.get('vocab_size')} tokens), and {where} "
+        f"is {tokenizer.sha256[:12]} ({tokenizer.vocab_size} tokens), which has other words; `dvc repro` makes what "
+        f"belongs together, or {_ADVICE}"
+    )
 
 
 _VERIFIED: set[tuple[str, int, int, str]] = (

@@ -77,9 +77,12 @@ class Tokenizer:
 
     vocab_size: special tokens included. bos: id that opens every document and conversation.
     special: name -> id. token_bytes: (vocab,) int32, bytes of each token's text, 0 for special ones.
+    sha256: of its tokenizer.json, by which token shards name it.
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+    def __init__(self, inner: tokenizers.Tokenizer, sha256: str | None = None) -> None:
+        """sha256: of the file that it was read from; None: it was not, and is as `save` will write it."""
+        self.sha256 = sha256 or hashlib.sha256(inner.to_str(pretty=True).encode()).hexdigest()
         # Text that spells a special token is text: it is split and merged like any other.
         inner.encode_special_tokens = True
         self._inner = inner
@@ -135,7 +138,7 @@ class Tokenizer:
             raise UserError(f"{path}: lacks the special tokens {', '.join(missing)}")
         if problem := _damage(inner):
             raise UserError(f"{path}: damaged: {problem}")
-        return cls(inner)
+        return cls(inner, hashlib.sha256(Path(path).read_bytes()).hexdigest())
 
     @classmethod
     def load_trained(cls, folder: Path) -> Tokenizer:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from paribus import graph, tracking
 from paribus.config import flatten, read_yaml
-from paribus.curriculum import CHECKPOINTS, CORPUS, TOKENS
+from paribus.curriculum import CHECKPOINTS, CORPUS, TOKENIZER, TOKENS
 from paribus.errors import UserError
 from paribus.files import read_value
 from paribus.journal import logged_steps
@@ -56,6 +56,7 @@ LONG_SECONDS = 120.0  # from which on the planned time is reported at the start
 def pretrain() -> None:
     """Token shards -> checkpoints/base, metrics/pretrain.json, plots/pretrain.csv."""
     from paribus.data.packing import document_rows
+    from paribus.data.shards import check_tokenizer
     from paribus.evaluate.bpb import HeldOut
     from paribus.stages.callbacks import CoreEstimate, Validation
     from paribus.train.trainer import next_token
@@ -63,6 +64,7 @@ def pretrain() -> None:
     with session("pretrain") as run:
         within = giving_way_to(run)
         tokenizer = load_trained_tokenizer()
+        check_tokenizer(TOKENS, tokenizer, TOKENIZER / "tokenizer.json")
         recipe = Recipe.of(run.config, tokenizer.vocab_size)
         model = new_model(run, recipe)
 
@@ -129,7 +131,7 @@ def converse(stage: str, source: str, target: str) -> None:
         model = load_model(run, source)
         recipe = Recipe.of(run.config, model.vocab_size, model.config)
 
-        rows = conversation_rows(stage, tokenizer, recipe)
+        rows = conversation_rows(stage, source, tokenizer, recipe)
         trainer = trainer_of(run, recipe, model, next_token(rows, recipe, stage))
 
         with training(run, trainer, within) as started:
@@ -137,10 +139,16 @@ def converse(stage: str, source: str, target: str) -> None:
             write_outputs(run, started.log, model, target, supervised_metrics(position))
 
 
-def conversation_rows(stage: str, tokenizer: Tokenizer, recipe: Recipe) -> ConversationLoader:
-    """Rows of conversations, and of documents where the mixture has them, in an order of the stage's own."""
+def conversation_rows(
+    stage: str, source: str, tokenizer: Tokenizer, recipe: Recipe
+) -> ConversationLoader:
+    """Rows of conversations, and of documents where the mixture has them, in an order of the stage's own.
+
+    source: the checkpoint whose tokenizer it is.
+    """
     from paribus.data.chat import load_sources
     from paribus.data.loader import ConversationLoader, DocumentLoader, shuffle_key
+    from paribus.data.shards import check_tokenizer
 
     schedule: Conversations = getattr(recipe.config, stage)
     seq_len = recipe.architecture.seq_len
@@ -150,6 +158,7 @@ def conversation_rows(stage: str, tokenizer: Tokenizer, recipe: Recipe) -> Conve
     conversations = [name for name in names if name != "documents"]
     sources: dict[str, Any] = dict(load_sources(CORPUS, conversations))
     if "documents" in names:
+        check_tokenizer(TOKENS, tokenizer, CHECKPOINTS / source / "tokenizer.json")
         sources["documents"] = DocumentLoader(TOKENS, "train", seq_len, seed)
     return ConversationLoader(
         sources,

@@ -138,6 +138,7 @@ def _build(job: dict[str, Any]) -> tuple[Recipe, Hardware, GPT]:
 def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     """Train from where an earlier start stopped to the end of the budget, and measure bits per byte."""
     from paribus.data.packing import document_rows
+    from paribus.data.shards import check_tokenizer
     from paribus.data.tokenizer import Tokenizer
     from paribus.evaluate.bpb import HeldOut
     from paribus.machine.interrupt import Interrupt
@@ -147,6 +148,7 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
 
     recipe, hardware, model = _build(job)
     tokenizer = Tokenizer.load_trained(Path(job["tokenizer"]).parent)
+    check_tokenizer(Path(job["tokens"]), tokenizer, Path(job["tokenizer"]))
     objective = next_token(document_rows(job["tokens"], recipe), recipe, "pretrain")
     trainer = Trainer(recipe, "pretrain", model, objective, hardware)
     steps = _steps(folder, job, trainer, hardware)
