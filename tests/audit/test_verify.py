@@ -303,10 +303,24 @@ def test_a_metrics_file_is_held_against_dvc_lock_without_running(
     assert "metrics/pretrain.json" in whats(made, "metrics")
 
 
+def test_a_metric_that_was_edited_with_its_hash_in_dvc_lock_is_held_against_the_run_cache(
+    project: Project,
+) -> None:
+    """Without running anything, and without MLflow: DVC noted what the run left."""
+    assert certify("HEAD")["verdict"] == "consistent"
+    forge_metric(project, by=0.5)
+    project.run("dvc", "commit", "-q", "-f", "pretrain")
+    commit_as_user(project, "a better number")
+    made = certify("HEAD")
+    assert made["verdict"] == "contradicted" and made["causes"] == ["metrics"]
+    assert "as the run left it (DVC's run-cache)" in whats(made, "metrics")
+
+
 def test_a_metrics_file_is_held_against_what_the_run_logged(
     project: Project, origin: Project
 ) -> None:
     """Without running anything, where DVC's and git's own records were forged and MLflow's was not."""
+    shutil.rmtree(project.root / ".dvc/cache/runs")
     shutil.copy(origin.root / "mlflow.db", project.root / "mlflow.db")
     assert certify("HEAD")["verdict"] == "consistent"
     forge_metric(project, by=0.5)

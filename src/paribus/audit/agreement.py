@@ -169,7 +169,7 @@ def _damaged(place: Path) -> str:
 
 
 def lock(record: FinishedRun, stage: str) -> Iterator[Difference]:
-    """Compare a dvc.lock that covers this run with the run's record, with itself, and with the files that exist.
+    """Compare a dvc.lock that covers this run with the run's record, itself, the files that exist, and DVC's run-cache.
 
     Args:
         record: of the run.
@@ -202,6 +202,28 @@ def lock(record: FinishedRun, stage: str) -> Iterator[Difference]:
                 out["md5"],
                 True,
             )
+    for name, mark in _edited_in_lock(record, stage):
+        yield Difference(
+            "metrics" if _is_figure(name) else "dvc.lock",
+            f"{name} in dvc.lock, and as the run left it (DVC's run-cache)",
+            "another hash",
+            mark,
+            True,
+        )
+
+
+def _edited_in_lock(record: FinishedRun, stage: str) -> Iterator[tuple[str, str]]:
+    """(output, its hash in dvc.lock) of outputs that DVC's run-cache has otherwise: of the stage, and figures of the others."""
+    outs = graph.locked_outs(record.lock)
+    for path in edited_in_lock(rebuild.locked_stage(record, stage)):
+        yield path, outs[path]
+    if record.scope != PIPELINE:
+        return
+    for name, entry in record.lock.get("stages", {}).items():
+        figures = [path for path in edited_in_lock(entry) if _is_figure(path)]
+        if name != stage:
+            for path in figures:
+                yield path, outs[path]
 
 
 def _is_figure(path: str) -> bool:
