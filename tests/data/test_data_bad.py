@@ -155,6 +155,14 @@ def test_one_document_in_all_is_said_before_it_is_tokenised(
     assert "one document in all" in problem and "<|endoftext|>" in problem
 
 
+def test_a_limit_that_leaves_one_document_is_what_the_message_names(
+    tiny_config: config.Config, tmp_path: Path
+) -> None:
+    (tmp_path / "stories.jsonl").write_text('{"text": "One."}\n{"text": "Two."}\n')
+    [problem] = problems_of(with_local(tiny_config, "stories.jsonl", megabytes=1e-30), tmp_path)
+    assert problem.startswith("corpus.megabytes: 1e-30 ends the corpus with its first document")
+
+
 @pytest.mark.parametrize("name", ["empty.jsonl.gz", "empty.txt.zst"])
 def test_an_empty_packed_file_is_one_that_was_cut_off(
     name: str, tiny_config: config.Config, tmp_path: Path

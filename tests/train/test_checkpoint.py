@@ -6,9 +6,11 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from paribus.errors import MachineError, UserError
@@ -190,6 +192,44 @@ def test_any_failure_of_the_writer_counts_as_a_failed_save(
     said = capfd.readouterr().err
     assert store.failures == 1 and store.steps() == [1] and len(list(tmp_path.iterdir())) == 2
     assert "could not save the training state of step 2" in said and "Traceback" not in said
+
+
+def test_a_save_that_cannot_begin_leaves_the_one_in_progress_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = safetensors.torch.save_file
+
+    def slow(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        real(tensors, path)
+        time.sleep(0.3)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", slow)
+    store = StateStore(tmp_path, 2)
+    store.save(1, {"w": torch.ones(3)}, {})
+    while not list(tmp_path.glob(".step-*")):
+        time.sleep(0.01)
+    store.note_failure(2, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    store.wait()
+    state = store.load()
+    assert state is not None and state.step == 1
+    assert store.failures == 1
+
+
+def test_the_step_that_a_hopeless_run_names_is_that_of_its_newest_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = StateStore(tmp_path, 2)
+    real = safetensors.torch.save_file
+
+    def slow(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        time.sleep(0.3)
+        real(tensors, path)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", slow)
+    store.save(7, {"w": torch.ones(3)}, {})
+    store.failures = checkpoint.MAX_FAILURES
+    with pytest.raises(MachineError, match="goes on from step 7"):
+        store.refuse_if_hopeless()
 
 
 def test_memory_that_does_not_do_for_a_copy_is_a_failed_save(tmp_path: Path) -> None:

@@ -155,6 +155,12 @@ def session(stage: str) -> Iterator[Session]:
                 file=sys.stderr,
             )
             say_crowded(stage, config.train.threads)
+            if hardware.compile and stage in TRAINING_STAGES:
+                print(
+                    f"paribus {stage}: train.compile: the first step compiles the model, and nothing is printed "
+                    "for up to a minute or two",
+                    file=sys.stderr,
+                )
         yield Session(stage, config, hardware, fingerprint, parts, folder, interrupt)
 
 

@@ -221,7 +221,7 @@ class StateStore:
             self._damaged.discard(step)
             self._prune()
         except Exception as error:  # whatever it is, training must learn that it goes on unsaved
-            self.note_failure(step, error)
+            self._note_failure(step, error)
             return
         self.failures = 0
         self._costs.append(stalled + time.perf_counter() - began)
@@ -229,13 +229,19 @@ class StateStore:
     def refuse_if_hopeless(self) -> None:
         """Raises MachineError when several saves in a row have failed."""
         if self.failures >= MAX_FAILURES:
+            self.wait()  # it may be a newer state than the message would name
             raise MachineError(
                 f"{self.folder}: {self.failures} saves in a row failed; free some space, then start again: "
                 f"training goes on from step {self.newest_step or 0}"
             )
 
     def note_failure(self, step: int, error: Exception) -> None:
-        """Count a save that failed, here or while it was prepared, and say why."""
+        """Count a save that failed while it was prepared, and say why; the one in progress ends first."""
+        self.wait()
+        self._note_failure(step, error)
+
+    def _note_failure(self, step: int, error: Exception) -> None:
+        """As `note_failure`, where nothing is being written: what is half written is removed."""
         self.failures += 1
         self._remove_leftovers()
         reason = error.strerror if isinstance(error, OSError) else None

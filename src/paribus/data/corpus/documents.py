@@ -117,7 +117,7 @@ def build_documents(cfg: config.Corpus, out: Path, root: Path, progress: Progres
     if not problems and not writer.documents:
         problems.append(f"corpus.paths: {', '.join(cfg.paths)} hold no text in all")
     if not problems and writer.documents == 1:
-        problems.append(_one_document(cfg.paths))
+        problems.append(_one_document(cfg, was_cut=writer.bytes >= limit))
     if problems:
         raise UserError(problems)
     _say_findings(counts)
@@ -155,9 +155,15 @@ def _hub_files(cfg: config.Corpus, root: Path, progress: Progress | None) -> Ite
     return ((file.name, file.path) for file in fetched)
 
 
-def _one_document(paths: list[str]) -> str:
+def _one_document(cfg: config.Corpus, was_cut: bool) -> str:
+    """was_cut: whether corpus.megabytes left the rest out."""
+    if was_cut:
+        return (
+            f"corpus.megabytes: {cfg.megabytes} ends the corpus with its first document, and training and validation each "
+            "need their own: raise it"
+        )
     return (
-        f"corpus.paths: {', '.join(paths)} hold one document in all, and training and validation each need their own: "
+        f"corpus.paths: {', '.join(cfg.paths)} hold one document in all, and training and validation each need their own: "
         "a .txt is one document; where a mark such as <|endoftext|> stands between texts, write each text as a line "
         '{"text": ...} of a .jsonl'
     )
