@@ -240,7 +240,9 @@ def test_a_signal_before_training_begins_ends_in_words(
     assert stage.returncode in (EXIT_PAUSED, 1, -number), said
 
 
-@pytest.mark.parametrize("lived", [0.0, pytest.param(0.5, marks=soak), pytest.param(3.0, marks=soak)])
+@pytest.mark.parametrize(
+    "lived", [0.0, pytest.param(0.5, marks=soak), pytest.param(3.0, marks=soak)]
+)
 def test_signals_to_several_processes_that_have_just_begun_are_a_pause(
     workshop: Trainer, lived: float
 ) -> None:

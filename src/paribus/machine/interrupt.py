@@ -4,7 +4,7 @@ A stop may be requested at any moment of a stage's life:
 
 | moment | who answers | how |
 | --- | --- | --- |
-| before the session and after it: imports, reading inputs, the way out | `leave_on_signals`, `LauncherWatch` | the process ends at once |
+| before the session: imports, reading inputs; after it | `leave_on_signals`, `LauncherWatch` | the process ends at once |
 | in a stage of data | `stopping_at_once` | the process ends at once |
 | in the session | `Interrupt.requested`, asked between steps | the stage saves its state |
 

@@ -123,7 +123,9 @@ def pass_on(number: int) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):  # it ended this instant
             child.send_signal(number)
     if not children:
-        os._exit(EXIT_PAUSED)  # an exception may be raised where Python ignores it, as in a finalizer
+        os._exit(
+            EXIT_PAUSED
+        )  # an exception may be raised where Python ignores it, as in a finalizer
 
 
 def ending(status: int) -> str:
