@@ -187,8 +187,8 @@ def stopping_at_once(stage: str) -> Iterator[None]:
             signal.signal(number, handler)
         ours.close()
         theirs.close()
-        for number in late:
-            signal.raise_signal(number)
+        for one in late:
+            signal.raise_signal(one)
 
 
 def _leave(stage: str, signals: socket.socket) -> None:
