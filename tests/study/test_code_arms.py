@@ -65,6 +65,7 @@ def test_runs_of_an_arm_start_from_its_commit(
         assert "work.py" in page
         assert "bias -= 0.5" in page
         assert "compared as unmatched runs" in page
+        assert "2 unmatched runs of each" in page
         assert "the code of ideas/better" in page
 
 

@@ -109,7 +109,9 @@ def test_a_stale_branch_is_refused_where_what_it_lacks_decides_results(checkout:
     )
     assert "git rebase main idea" in found
     allowed = study(idea={"code": "idea", "as_one": "the layer, on the older model"})
-    assert ["as_one allows it" in note for note in code_notes(allowed)] == [True]
+    [note] = code_notes(allowed)
+    assert "lacks 2 commits" in note
+    assert "as_one allows it" in note
 
 
 def test_an_arm_that_measures_otherwise_needs_as_one(checkout: Path) -> None:

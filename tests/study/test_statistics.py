@@ -45,6 +45,18 @@ def test_a_difference_that_is_real_but_too_small_to_matter_is_equivalent() -> No
     assert found.p_adjusted < 0.05 and found.high < 0 and found.verdict == "equivalent"
 
 
+def test_unmatched_runs_are_compared_by_welchs_t() -> None:
+    rng = np.random.default_rng(11)
+    base, own = list(rng.normal(0, 1, 5)), list(rng.normal(1, 3, 5))
+    found = judge({"arm": study.Unmatched(base, own)})["arm"]
+    expected = stats.ttest_ind(own, base, equal_var=False)
+    interval = expected.confidence_interval(0.95)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert not found.matched
+    assert judge({"arm": [1.0, 2.0]})["arm"].matched
+
+
 def test_interval_and_p_are_scipys_paired_t() -> None:
     rng = np.random.default_rng(5)
     first, second = rng.normal(size=6), rng.normal(1, size=6)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paribus.files import write_atomic
 from paribus.study.changes import Change, change_between
+from paribus.study.code_checks import notes_of
 from paribus.study.experiment import BASELINE, Experiment
 from paribus.study.matching import matching_of
 from paribus.study.results import Result
@@ -23,6 +24,7 @@ class CodeSection:
         change: against the baseline's commit.
         seeds: whether they match, in a sentence.
         added: values of the keys that only the arm's code has.
+        notes: what a reader has to know besides.
     """
 
     arm: str
@@ -30,6 +32,7 @@ class CodeSection:
     change: Change
     seeds: str
     added: dict[str, object]
+    notes: list[str]
 
 
 def code_sections(experiment: Experiment, results: Sequence[Result]) -> list[CodeSection]:
@@ -48,9 +51,17 @@ def code_sections(experiment: Experiment, results: Sequence[Result]) -> list[Cod
         code = experiment.code(arm)
         if code is None or arm not in shared:
             continue
-        change = change_between(experiment.stages, commits[BASELINE], commits[arm])
-        added = code.added(experiment.overrides(arm))
-        sections.append(CodeSection(arm, code.asked, change, shared[arm].sentence(arm), added))
+        base, as_run = commits[BASELINE], replace(code, commit=commits[arm])
+        sections.append(
+            CodeSection(
+                arm=arm,
+                asked=code.asked,
+                change=change_between(experiment.stages, base, as_run.commit),
+                seeds=shared[arm].sentence(arm),
+                added=code.added(experiment.overrides(arm)),
+                notes=notes_of(experiment, arm, as_run, base),
+            )
+        )
     return sections
 
 

@@ -39,7 +39,15 @@ def held(experiment: Experiment, found: Sequence[ArmVerdict]) -> str:
         "and the keys that attention sees included.",
         "seconds": f"Training time{amount}: pretraining steps of each arm follow from the measured seconds of its steps.",
     }[experiment.equal]
-    return f"{budget} {shared_rows(found)} {shared_values(experiment, found)}"
+    of_settings = [arm for arm in found if experiment.code(arm.name) is None]
+    sentences = [budget]
+    if of_settings:
+        sentences += [shared_rows(of_settings), shared_values(experiment, of_settings)]
+    if len(of_settings) < len(found):
+        sentences.append(
+            "What the seeds of an arm share whose code differs stands with its change."
+        )
+    return " ".join(sentences)
 
 
 def shared_rows(found: Sequence[ArmVerdict]) -> str:

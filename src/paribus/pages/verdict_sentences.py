@@ -26,7 +26,7 @@ def sentence(
     if effect.verdict == "not yet":
         return f"{arm}: not yet: {size} so far ({_running_interval(experiment, effect)}); {_why_not_yet(coming)}."
     interval = (
-        f"{1 - experiment.alpha:.0%} interval {signed(effect.low)} to {signed(effect.high)}, {effect.n} matched seeds, "
+        f"{1 - experiment.alpha:.0%} interval {signed(effect.low)} to {signed(effect.high)}, {seeds_of(effect)}, "
         f"{p_value(effect.p_adjusted)}"
     )
     if effect.verdict == "equivalent":
@@ -45,8 +45,22 @@ def sentence(
     return f"{arm} is {effect.verdict} than the baseline: {size} ({interval}; {experiment.direction} is better)."
 
 
+def seeds_of(effect: Effect) -> str:
+    """What an effect rests on: `5 matched seeds`, or `5 unmatched runs of each`.
+
+    Args:
+        effect: of an arm.
+    """
+    many = "s" if effect.n != 1 else ""
+    return (
+        f"{effect.n} matched seed{many}"
+        if effect.matched
+        else f"{effect.n} unmatched run{many} of each"
+    )
+
+
 def _running_interval(experiment: Experiment, effect: Effect) -> str:
-    seeds = f"{effect.n} matched seed{'s' if effect.n != 1 else ''}"
+    seeds = seeds_of(effect)
     if abs(effect.low) == float("inf"):
         return f"{seeds}, too few for an interval"
     return (
@@ -92,7 +106,7 @@ def caveat(arm: ArmVerdict) -> str:
     effect = arm.effect
     if effect is None:
         return f"{arm.name}: no verdict: {lost}."
-    size = f"{signed(effect.mean)} over the {effect.n} matched seeds that survived"
+    size = f"{signed(effect.mean)} over the {seeds_of(effect)} that survived"
     if effect.verdict == "undecided":
         return f"{arm.name}: undecided: {lost}, and no verdict rests on the others alone ({size})."
     return f"{arm.name} is {effect.verdict} than the baseline, although {lost} ({size})."

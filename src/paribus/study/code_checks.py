@@ -285,21 +285,34 @@ def code_notes(experiment: Experiment) -> list[str]:
     Args:
         experiment: the study.
     """
-    notes = []
     head = git("rev-parse", "HEAD")
+    notes = []
     for name, arm in experiment.arms.items():
-        if arm.code is None:
-            continue
-        change = change_of(experiment, arm.code)
-        shared = try_git("merge-base", head, arm.code.commit) or head
-        if arm.as_one is not None:
-            allowed = _stale(experiment, arm.code, shared, head)
-            allowed += _measures_otherwise(experiment, arm.code, change)
-            notes += [f"{name}: {one.partition(';')[0]}. as_one allows it." for one in allowed]
-        if git("diff", "--name-only", shared, arm.code.commit, "--", LOCK):
-            notes.append(
-                f"{name} changes {LOCK}: every run uses the libraries that are installed here, whatever it says"
-            )
+        if arm.code is not None:
+            notes += notes_of(experiment, name, arm.code, head)
+    return notes
+
+
+def notes_of(experiment: Experiment, name: str, code: ArmCode, base: str) -> list[str]:
+    """What a reader has to know of an arm that is code, in sentences.
+
+    Args:
+        experiment: the study.
+        name: of the arm.
+        code: of the arm.
+        base: the baseline's commit.
+    """
+    shared = try_git("merge-base", base, code.commit) or base
+    change = _change(tuple(experiment.stages), base, code.commit)
+    allowed = [
+        *_stale(experiment, code, shared, base),
+        *_measures_otherwise(experiment, code, change),
+    ]
+    notes = [f"{name}: {one.partition(';')[0]}; as_one allows it" for one in allowed]
+    if git("diff", "--name-only", shared, code.commit, "--", LOCK):
+        notes.append(
+            f"{name} changes {LOCK}: every run uses the libraries that are installed here, whatever it says"
+        )
     return notes
 
 

@@ -61,8 +61,8 @@ class Matching:
         if not self.data_order:
             changed.append("how the data are made or ordered")
         return (
-            f"{arm}: its code changes {' and '.join(changed)}, so that a seed of it has nothing in common with the baseline's: "
-            "they are compared as unmatched runs (Welch's t)."
+            f"{arm}: its code changes {' and '.join(changed)}, so that its seeds do not match the baseline's: they are compared "
+            "as unmatched runs (Welch's t)."
         )
 
 

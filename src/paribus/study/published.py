@@ -51,6 +51,7 @@ def publish(
             "mean_difference": effect.mean if effect else None,
             "interval": _finite([effect.low, effect.high]) if effect else None,
             "matched_seeds": effect.n if effect else 0,
+            "matched": effect.matched if effect else True,
             "diverged": counts.arm,
             "of": counts.arm_of,
             "changed_nothing": changed_nothing(experiment, arm, matched(results, arm)),

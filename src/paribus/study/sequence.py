@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from paribus.study.divergence import survivors, withheld
 from paribus.study.experiment import BASELINE, Experiment
 from paribus.study.looks import Look
+from paribus.study.matching import matching_of
 from paribus.study.outcomes import Outcomes
 from paribus.study.results import Result
-from paribus.study.statistics import Effect, Family, Verdict, effects, estimate
+from paribus.study.statistics import Effect, Family, Unmatched, Verdict, effects, estimate
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,21 @@ def matched(results: Sequence[Result], arm: str) -> list[tuple[Result, Result]]:
     return [(of_baseline[seed], of_arm[seed]) for seed in shared]
 
 
-def differences_of(results: Sequence[Result], arm: str) -> list[float]:
-    """Differences of the metric, arm - baseline, at every matched seed, in order.
+def differences_of(experiment: Experiment, results: Sequence[Result], arm: str) -> list[float]:
+    """Differences of the metric, arm - baseline, at every seed that both have, in order.
 
     Args:
+        experiment: the study.
         results: of all runs that count.
-        arm: its name.
+        arm: its name. One whose code changes what a seed decides gives `Unmatched` differences.
     """
     pairs = matched(results, arm)
-    return [(own.value or 0.0) - (base.value or 0.0) for base, own in pairs]
+    of_baseline = [base.value or 0.0 for base, _ in pairs]
+    of_arm = [own.value or 0.0 for _, own in pairs]
+    shared = matching_of(experiment, results).get(arm)
+    if shared is not None and not shared.holds:
+        return Unmatched(of_baseline, of_arm)
+    return [own - base for base, own in zip(of_baseline, of_arm, strict=True)]
 
 
 # ---------------------------------------------------------------- the looks
@@ -175,7 +182,7 @@ def judge(
     if upto is not None:
         latest = outcomes.upto(experiment.first_seed + upto - 1)
     for arm in experiment.arms:
-        differences = differences_of(latest.results, arm)
+        differences = differences_of(experiment, latest.results, arm)
         effect = known.get(arm)
         if effect is None:
             if differences:
@@ -218,7 +225,7 @@ class _Looks:
         if not due:
             return False
         for arm in due:
-            self._add(arm, step, differences_of(so_far.results, arm))
+            self._add(arm, step, differences_of(self.experiment, so_far.results, arm))
         found = self._effects(step)
         for arm in due:
             if arm in found:

@@ -4,8 +4,8 @@ Pure functions over numbers, no files. A difference is arm - baseline at one see
 seeds share data order and initial values, so what both arms have in common cancels.
 
 Sources: Student (1908), the t distribution; Holm (1979), many arms; Schuirmann (1987), two one-sided tests for
-equivalence; Jennison & Turnbull (1989; 2000, §4.4), repeated intervals; Maurer & Bretz (2013), Holm with looks. The levels of
-looks: looks.py. How many seeds an effect takes: power.py. Outcomes item by item: items.py.
+equivalence; Welch (1947), runs that share nothing at a seed; Jennison & Turnbull (1989; 2000, §4.4), repeated
+intervals; Maurer & Bretz (2013), Holm with looks. The levels of looks: looks.py. How many seeds an effect takes: power.py. Outcomes item by item: items.py.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Effect:
         more_seeds: for the undecided, how many more decide or lead to the next look; None: decided, more than MOST_SEEDS, or no
             difference was seen at all, so that no number of seeds follows from it.
         looks: taken on this arm, with what they may have spent; the last is the one that this is of.
+        matched: whether arm and baseline share what a seed decides; else they are two samples of n runs each.
     """
 
     n: int
@@ -56,6 +57,7 @@ class Effect:
     verdict: Verdict
     more_seeds: int | None
     looks: tuple[Look, ...] = ()
+    matched: bool = True
 
     @property
     def spent(self) -> float:
@@ -148,6 +150,7 @@ def effects(
             verdict=verdict,
             more_seeds=more,
             looks=taken[arm],
+            matched=sample.matched,
         )
     return judged
 
@@ -226,7 +229,33 @@ def estimate(differences: Sequence[float], alpha: float, looks: Sequence[Look] =
         verdict="not yet",
         more_seeds=None,
         looks=tuple(looks),
+        matched=sample.matched,
     )
+
+
+class Unmatched(list[float]):
+    """Differences at each seed of runs that share nothing there: they are compared as two samples (Welch, 1947).
+
+    Args:
+        baseline: its values, one a run.
+        arm: its values, as many.
+    """
+
+    def __init__(self, baseline: Sequence[float], arm: Sequence[float]) -> None:
+        super().__init__(own - base for base, own in zip(baseline, arm, strict=True))
+        self.baseline, self.arm = list(baseline), list(arm)
+
+    def sample(self) -> Sample:
+        """The sample of the difference of the means, with Welch's degrees of freedom."""
+        n, mean = len(self), float(np.mean(self))
+        if n < 2:
+            return Sample(n, mean, None, matched=False)
+        spreads = [float(np.var(values, ddof=1)) for values in (self.baseline, self.arm)]
+        total = sum(spreads)
+        if total == 0:
+            return Sample(n, mean, 0.0, matched=False)
+        squares = sum(spread**2 for spread in spreads)
+        return Sample(n, mean, math.sqrt(total), total**2 * (n - 1) / squares, matched=False)
 
 
 @dataclass(frozen=True)
@@ -237,15 +266,21 @@ class Sample:
         n: how many.
         mean: of them.
         stdev: of them; None of one.
+        degrees: of freedom, where they are not n - 1.
+        matched: whether they are differences of matched runs.
     """
 
     n: int
     mean: float
     stdev: float | None
+    degrees: float | None = None
+    matched: bool = True
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Sample:
         """The sample of these differences, at least one."""
+        if isinstance(values, Unmatched):
+            return values.sample()
         array = np.asarray(values, dtype=float)
         stdev = float(array.std(ddof=1)) if len(array) > 1 else None
         return cls(len(array), float(array.mean()), stdev)
@@ -266,23 +301,28 @@ class Sample:
         assert self.stdev is not None
         return self.stdev / math.sqrt(self.n)
 
+    @property
+    def df(self) -> float:
+        """Degrees of freedom of Student's t."""
+        return self.n - 1 if self.degrees is None else self.degrees
+
     def p(self) -> float:
         """Two-sided p of "the mean is 0"; 1 without a spread."""
         if not self.usable:
             return 1.0
-        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.n - 1))
+        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.df))
 
     def p_equivalent(self, margin: float) -> float:
         """TOST: the larger p of "the mean is at most -margin" and "at least margin"."""
         if not self.usable:
             return 1.0
-        return float(stats.t.sf((margin - abs(self.mean)) / self.error, self.n - 1))
+        return float(stats.t.sf((margin - abs(self.mean)) / self.error, self.df))
 
     def interval(self, alpha: float) -> tuple[float, float]:
         """Student's interval of the mean; -inf to inf without a spread, or where alpha is spent."""
         if not self.usable or alpha <= 0:
             return -math.inf, math.inf
-        half = float(stats.t.isf(alpha / 2, self.n - 1)) * self.error
+        half = float(stats.t.isf(alpha / 2, self.df)) * self.error
         return self.mean - half, self.mean + half
 
 
