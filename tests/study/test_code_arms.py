@@ -69,6 +69,7 @@ def test_runs_of_an_arm_start_from_its_commit(
         assert "the code of ideas/better" in page
 
 
+@pytest.mark.soak
 def test_an_arm_that_does_not_start_is_refused_before_the_first_run(project: LightProject) -> None:
     branch(project, "ideas/broken", "import yaml", "import yaml, no_such_module")
     branch(project, "ideas/sound", 'steps", 8', 'steps", 9')
@@ -89,6 +90,7 @@ def test_an_arm_that_does_not_start_is_refused_before_the_first_run(project: Lig
     assert project.clones() == []
 
 
+@pytest.mark.soak
 def test_a_patch_is_an_arm_too_and_leaves_no_trace_in_the_checkout(project: LightProject) -> None:
     trainer = project.root / "work.py"
     text = trainer.read_text()

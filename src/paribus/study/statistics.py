@@ -4,8 +4,9 @@ Pure functions over numbers, no files. A difference is arm - baseline at one see
 seeds share data order and initial values, so what both arms have in common cancels.
 
 Sources: Student (1908), the t distribution; Holm (1979), many arms; Schuirmann (1987), two one-sided tests for
-equivalence; Welch (1947), runs that share nothing at a seed; Jennison & Turnbull (1989; 2000, §4.4), repeated
-intervals; Maurer & Bretz (2013), Holm with looks. The levels of looks: looks.py. How many seeds an effect takes: power.py. Outcomes item by item: items.py.
+equivalence; Welch (1947), runs that share nothing at a seed; Jennison & Turnbull (1989; 2000, §4.4), repeated intervals;
+Maurer & Bretz (2013), Holm with looks. The levels of looks: looks.py. How many seeds an effect takes: power.py. Outcomes
+item by item: items.py.
 """
 
 from __future__ import annotations
