@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 from support.ablation_file import parse
+from support.results import result
 
 from paribus.pages import held_equal
 from paribus.pages import verdict as verdict_page
 from paribus.pages.markdown import cell, fenced, line, paragraph
 from paribus.pages.noise import markdown as noise_markdown
-from paribus.pages.verdict_sentences import sentence
+from paribus.pages.verdict_origin import unequal_noise
+from paribus.pages.verdict_sentences import caveat, sentence
 from paribus.study.advice import NextLook
+from paribus.study.divergence import Survivors
 from paribus.study.items import ItemEffect, item_effect
 from paribus.study.looks import Schedule
 from paribus.study.noise_floor import noise_table
@@ -217,3 +220,35 @@ def test_the_noise_page_says_how_far_two_runs_lie_apart_for_its_number_of_seeds(
         rows = noise_table({"val_bpb": values}, {"val_bpb": [0.5]})
         page = noise_markdown(experiment, rows, {"val_bpb": values})
         assert page.splitlines()[6].split(" | ")[-1].strip(" |") == f"{factor * rows[0].stdev:.2g}"
+
+
+# ---------------------------------------------------------------- divergence
+
+
+def test_runs_that_skipped_steps_or_have_no_value_are_named() -> None:
+    experiment = parse(seeds=3)
+    gone = replace(result("adamw", 7, None), diverged=True)
+    back = result("adamw", 8, 1.0)
+    measured = dict(back.metrics["pretrain"]) | {"rollbacks": 2, "nonfinite_steps": 1}
+    back = replace(back, metrics={"pretrain": measured})
+    notes = verdict_page.page_values(
+        experiment, [], Outcomes([gone, back], {"adamw": [7]}), NO_LOOK, {}, [], arms_of(experiment)
+    )["notes"]
+    assert any("tiny.adamw.s7: its val_bpb is not finite: it diverged" in note for note in notes)
+    assert any("2 rollbacks in pretrain, 1 step skipped in pretrain" in note for note in notes)
+
+
+def test_an_arm_whose_values_spread_much_more_is_named() -> None:
+    [arm] = arms_of(parse(seeds=3))
+    wide = replace(arm, values=[1.0, 1.5, 0.6], baseline=[1.0, 1.02, 0.99])
+    [note] = unequal_noise([wide])
+    assert "values of adamw spread" in note and "skewed" in note
+    assert unequal_noise([replace(wide, values=[1.0, 1.03, 0.98])]) == []
+
+
+def test_between_looks_divergence_is_counted_too() -> None:
+    experiment = parse(seeds=8)
+    early = estimate([-0.05, -0.051, -0.052], 0.05)
+    [arm] = arms_of(experiment)
+    text = caveat(replace(arm, effect=early, survivors=Survivors(2, 5, 0, 5)))
+    assert text.startswith("adamw: not yet: adamw diverged 2 of 5, and no verdict rests")

@@ -14,7 +14,16 @@ from paribus.pages.held_equal import held
 from paribus.pages.markdown import cell, fenced, line, paragraph
 from paribus.pages.verdict_figures import draw
 from paribus.pages.verdict_mlflow import to_mlflow
-from paribus.pages.verdict_origin import file_diff, mixtures, provenance, trouble, uneven
+from paribus.pages.verdict_origin import (
+    file_diff,
+    mixtures,
+    provenance,
+    skipped,
+    trouble,
+    unequal_noise,
+    uneven,
+    without_value,
+)
 from paribus.pages.verdict_sentences import caveat, sentence
 from paribus.places import state_root
 from paribus.study.advice import NextLook, next_look
@@ -145,7 +154,14 @@ def page_values(
     coming = next_look(experiment, outcomes, judged, recorded(experiment.name))
     in_order = sorted(results, key=lambda result: (result.seed, names.index(result.arm)))
     of_machines = spread_notes(results, experiment.smallest_effect)
-    about_runs = [*mixtures(results), *uneven(results), *of_machines]
+    about_runs = [
+        *without_value(experiment, outcomes),
+        *skipped(results),
+        *mixtures(results),
+        *unequal_noise(found),
+        *uneven(results),
+        *of_machines,
+    ]
     return {
         "experiment": experiment,
         "verdicts": [_verdict_row(experiment, arm, coming) for arm in found],

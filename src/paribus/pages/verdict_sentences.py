@@ -107,6 +107,6 @@ def caveat(arm: ArmVerdict) -> str:
     if effect is None:
         return f"{arm.name}: no verdict: {lost}."
     size = f"{signed(effect.mean)} over the {seeds_of(effect)} that survived"
-    if effect.verdict == "undecided":
-        return f"{arm.name}: undecided: {lost}, and no verdict rests on the others alone ({size})."
+    if not effect.decided:
+        return f"{arm.name}: {effect.verdict}: {lost}, and no verdict rests on the others alone ({size})."
     return f"{arm.name} is {effect.verdict} than the baseline, although {lost} ({size})."
