@@ -184,6 +184,14 @@ def altered_runs(experiment: Experiment) -> list[str]:
     ]
 
 
+def plan(name: str, **options: Any) -> None:
+    """Print what the ablation NAME can find after each look, and what that costs. options: of `pages.foresight.foresee`."""
+    from paribus.pages.foresight import foresee
+
+    study = study_of(read_experiment(name))
+    foresee(study, usable(study).outcomes, **options)
+
+
 # ---------------------------------------------------------------- stopping, looking
 
 

@@ -528,6 +528,21 @@ def ablate_run(name: str, **options: Any) -> None:
     ablation.run(name, **options)
 
 
+@ablate.command("plan")
+@click.argument("name")
+@click.option("--device", help="A card of plan/devices.yaml, as 'RTX 3090'; default: this machine.")
+@click.option("--gpus", type=click.IntRange(1, MOST_WORKERS), default=1, help="Cards of a run.")
+@click.option(
+    "--price", type=Number(0, 1e6), help="USD an hour and card; default: typical of the card."
+)
+@click.option("--json", "json_out", is_flag=True, help="For scripts.")
+def ablate_plan(name: str, **options: Any) -> None:
+    """Before the first run of NAME: what it can find after each look, and what that costs."""
+    from paribus.cli import ablation
+
+    ablation.plan(name, **options)
+
+
 @ablate.command("status")
 @click.argument("name")
 @click.option("--watch", is_flag=True, help="Until all runs are done.")
