@@ -30,6 +30,7 @@ from paribus.study.advice import NextLook, next_look
 from paribus.study.experiment import BASELINE, Experiment, Run
 from paribus.study.machines import notes as spread_notes
 from paribus.study.outcomes import Outcomes
+from paribus.study.preregistration import Registration, registration, shared_with
 from paribus.study.record import PUBLISHED as RESULTS
 from paribus.study.record import recorded
 from paribus.study.results import Result
@@ -152,9 +153,12 @@ def page_values(
     names = [BASELINE, *(arm.name for arm in found)]
     results = outcomes.results
     coming = next_look(experiment, outcomes, judged, recorded(experiment.name))
+    asked = registration(results, experiment.file)
     in_order = sorted(results, key=lambda result: (result.seed, names.index(result.arm)))
     of_machines = spread_notes(results, experiment.smallest_effect)
     about_runs = [
+        *filter(None, [asked.sentence()]),
+        *shared_with(experiment, results),
         *without_value(experiment, outcomes),
         *skipped(results),
         *mixtures(results),
@@ -164,7 +168,8 @@ def page_values(
     ]
     return {
         "experiment": experiment,
-        "verdicts": [_verdict_row(experiment, arm, coming) for arm in found],
+        "verdicts": [_verdict_row(experiment, arm, coming, asked) for arm in found],
+        "asked_after": asked.exploratory,
         "names": names,
         "cost": _cost_rows(experiment, results, found),
         "held": held(experiment, found),
@@ -198,17 +203,18 @@ def _cost_rows(
 
 
 def _verdict_row(
-    experiment: Experiment, arm: ArmVerdict, coming: NextLook | None
+    experiment: Experiment, arm: ArmVerdict, coming: NextLook | None, asked: Registration
 ) -> dict[str, Any]:
     changed = "; ".join(
         f"{key}: {before} → {after}" for key, (before, after) in arm.changed.items()
     )
+    words = caveat(arm) or sentence(experiment, arm.name, arm.effect, coming)
     definition = experiment.arms[arm.name]
     if definition.code is not None:
         changed = "; ".join(filter(None, [f"the code of {definition.asked}", changed]))
     return {
         "name": arm.name,
-        "sentence": caveat(arm) or sentence(experiment, arm.name, arm.effect, coming),
+        "sentence": f"Exploratory: {words}" if asked.exploratory else words,
         "effect": arm.effect,
         "changed": f"{arm.as_one} ({changed})" if arm.as_one else changed,
         "verdict": _word(arm),

@@ -9,6 +9,7 @@
       normuon: {code: ideas/normuon}                # a branch, tag, commit or patch file; with set, if it needs one
     seeds: open                 # the default: looks after 3, 5, 8, 12, 18, … seeds, without a last one; or 5, for one look;
                                 # or {from: 3, to: 12}
+    fresh_seeds: false          # true: seeds of the study's own, which no other study has
     metric: val_bpb             # core, gsm8k.STAGE, or any key of a metrics file, as pretrain:train_loss
     direction: lower            # needed for keys of files only
     smallest_effect: 0.01
@@ -26,6 +27,7 @@ import contextlib
 import difflib
 import functools
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,7 +70,7 @@ REQUIRED = (
     "equal",
     "stages",
 )
-KEYS = (*REQUIRED, "seeds", "direction", "alpha", "workers")
+KEYS = (*REQUIRED, "seeds", "fresh_seeds", "direction", "alpha", "workers")
 BASELINE = "baseline"
 SEED_OF_ARM = "seed is not for an arm: every arm runs at the same seeds"
 MEASURES = {  # metric -> (file, key, the better direction, unit)
@@ -153,6 +155,7 @@ class Experiment:
     targets: list[str]
     workers: int
     warnings: list[str] = field(default_factory=list)
+    fresh_seeds: bool = False
 
     @property
     def file(self) -> Path:
@@ -167,7 +170,7 @@ class Experiment:
     @property
     def first_seed(self) -> int:
         """The seed of the first run of every arm; those of the others follow it."""
-        return self.config().seed
+        return self.config().seed + (own_seeds(self.name) if self.fresh_seeds else 0)
 
     def code(self, arm: str) -> ArmCode | None:
         """The code of an arm; None where it is the baseline's."""
@@ -215,6 +218,11 @@ class Experiment:
     def config_of(self, run: Run) -> Config:
         """The parameters of a run, of the keys that the baseline's code has."""
         return settings(self._known(run.arm, run.overrides))
+
+
+def own_seeds(name: str) -> int:
+    """How many seeds a study skips to have its own, from its name: of a million pairs of studies about one shares some."""
+    return fields.MOST_SEEDS * (1 + zlib.crc32(name.encode()) % 1_000_000)
 
 
 def settings(overrides: Mapping[str, Any] | None = None) -> Config:
@@ -379,6 +387,7 @@ _PLACEHOLDERS: dict[str, Any] = {
     "equal": "none",
     "alpha": 0.05,
     "workers": 1,
+    "fresh_seeds": False,
 }
 
 
@@ -416,6 +425,7 @@ def _parse(name: str, raw: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
         stages,
         targets,
         fields.whole(values, "workers", 1, fields.MOST_WORKERS, problems),
+        fresh_seeds=fields.switch(values, "fresh_seeds", problems),
     )
     if stages and not of_baseline:
         experiment = _with_code(experiment, problems)

@@ -100,6 +100,21 @@ def whole(raw: Mapping[str, Any], key: str, least: int, most: int, problems: lis
     return int(value)
 
 
+def switch(raw: Mapping[str, Any], key: str, problems: list[str]) -> bool:
+    """True or false.
+
+    Args:
+        raw: the values of the file.
+        key: of the switch.
+        problems: the list that receives the messages.
+    """
+    value = raw[key]
+    if not isinstance(value, bool):
+        problems.append(f"{key}: {shown(value)} is not allowed; expected true or false")
+        return False
+    return value
+
+
 def _is_whole(value: object, least: int, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
