@@ -141,7 +141,7 @@ def spread_of(experiment: Experiment, outcomes: Outcomes | None = None) -> Sprea
 def _own_spread(experiment: Experiment, outcomes: Outcomes) -> Spread | None:
     squares, freedom = 0.0, 0
     for arm in experiment.arms:
-        differences = differences_of(outcomes.results, arm)
+        differences = differences_of(experiment, outcomes.results, arm)
         if len(differences) > 1:
             squares += float(np.var(differences, ddof=1)) * (len(differences) - 1)
             freedom += len(differences) - 1
