@@ -401,12 +401,12 @@ def _parse(name: str, raw: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
     values = _PLACEHOLDERS | dict(raw)
     of_baseline: list[str] = []
     of_stages: list[str] = []
-    profile, base = _baseline(values["baseline"], of_baseline)
+    profile, base = read_baseline(values["baseline"], of_baseline)
     arms = _arms(raw["arms"], problems) if "arms" in raw else {}
-    targets, stages = _stages(raw["stages"], of_stages) if "stages" in raw else ([], [])
+    targets, stages = read_stages(raw["stages"], of_stages) if "stages" in raw else ([], [])
     metric, direction = Metric("", "", "", ""), "lower"
     if "metric" in raw:
-        metric, direction = _metric(raw["metric"], raw.get("direction"), stages, problems)
+        metric, direction = read_metric(raw["metric"], raw.get("direction"), stages, problems)
     held, amount = fields.equal(values["equal"], problems)
     experiment = Experiment(
         name,
@@ -450,13 +450,13 @@ def noise_experiment(
         UserError: with every problem at once.
     """
     problems: list[str] = []
-    _, base = _baseline({"profile": profile}, problems)
-    measured = [_metric(name, None, [], problems, default="lower") for name in metrics]
+    _, base = read_baseline({"profile": profile}, problems)
+    measured = [read_metric(name, None, [], problems, default="lower") for name in metrics]
     fields.whole({"--seeds": seeds}, "--seeds", 3, fields.MOST_SEEDS, problems)
     if problems:
         raise UserError(problems)
     writers = [writer_of(metric.path) or "" for metric, _ in measured]
-    targets, stages = _stages(list(dict.fromkeys(writers)), problems)
+    targets, stages = read_stages(list(dict.fromkeys(writers)), problems)
     experiment = Experiment(
         f"noise-{profile}",
         f"How much does {profile} vary from seed to seed?",
@@ -487,7 +487,7 @@ def writer_of(path: str) -> str | None:
     return None
 
 
-def _baseline(value: Any, problems: list[str]) -> tuple[str | None, dict[str, Any]]:
+def read_baseline(value: Any, problems: list[str]) -> tuple[str | None, dict[str, Any]]:
     """(profile, all overrides of the baseline)."""
     if not isinstance(value, dict) or set(value) - {"profile", "set"}:
         problems.append(
@@ -609,7 +609,7 @@ def _with_code(experiment: Experiment, problems: list[str]) -> Experiment:
     return replace(experiment, arms=arms)
 
 
-def _stages(value: Any, problems: list[str]) -> tuple[list[str], list[str]]:
+def read_stages(value: Any, problems: list[str]) -> tuple[list[str], list[str]]:
     """(targets, the chain of stages that they need)."""
     known = definitions()
     groups = {name.partition("@")[0] for name in known}
@@ -628,7 +628,7 @@ def _stages(value: Any, problems: list[str]) -> tuple[list[str], list[str]]:
     return targets, chain(targets, known)
 
 
-def _metric(
+def read_metric(
     name: Any, direction: Any, stages: list[str], problems: list[str], default: str | None = None
 ) -> tuple[Metric, str]:
     """The metric and its better direction. It has to come from a stage that runs.
