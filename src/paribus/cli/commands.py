@@ -593,6 +593,48 @@ def noise(profile: str, **options: Any) -> None:
     ablation.noise(profile, **options)
 
 
+# ---- tries
+
+
+@commands.command("try")
+@click.argument("commit", required=False)
+@click.option("-m", "--message", help="What is tried.  [default: the commit's subject]")
+@click.option("--budget", help="Of each run: 5min, 200ktokens or 3e12flops.")
+@click.option(
+    "--baseline", help="Branch, tag or commit; in place of the file's and of what was kept."
+)
+@click.option("--stage", help="Of dvc.yaml; what it depends on runs too.")
+@click.option("--metric", help="As in an ablation's file.")
+@click.option("--smallest-effect", type=Number(0, min_open=True), help="In the metric's unit.")
+@click.option("--seeds", help="Of the first look and the last, as 3..8.")
+@click.option("--as-one", help="What one thing a change of evaluation or data is.")
+@click.option("--again", is_flag=True, help="Try once more, at other seeds, what has a verdict.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, MOST_WORKERS),
+    default=1,
+    show_default=True,
+    help="Runs side by side.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the entry of the ledger as JSON.")
+def try_change(
+    commit: str | None,
+    message: str | None,
+    as_one: str | None,
+    again: bool,
+    workers: int,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Is this change better? COMMIT, or what is not committed, against the baseline of experiments/try.yaml.
+
+    Both run at matched seeds until there is a verdict. Exit status 0: keep; 1: discard; 3: undecided; 2: it cannot run.
+    """
+    from paribus.cli import trying
+
+    sys.exit(trying.run(commit, message, as_one, again, workers, as_json, given))
+
+
 # ---- the rest
 
 

@@ -60,6 +60,7 @@ from paribus.study.fields import hint, shown
 from paribus.study.looks import Schedule
 
 FOLDER = Path("experiments")
+RESERVED = ("try",)  # names of files in it that are no ablation's
 REQUIRED = (
     "question",
     "hypothesis",
@@ -344,7 +345,7 @@ def read_experiment(name: str, to_run: bool = False) -> Experiment:
     Raises:
         UserError: with every problem at once.
     """
-    there = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+    there = sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem not in RESERVED)
     if name not in there:
         near = difflib.get_close_matches(name[:100], there, n=1)
         raise UserError(

@@ -1,16 +1,16 @@
 """`experiments/try.yaml`: what `paribus try` compares with, and how it decides; strict, as params.yaml is.
 
-    baseline: main              # a branch, tag or commit
-    stack: true                 # the newest kept change takes the baseline's place
-    stage: pretrain             # of dvc.yaml; what it depends on runs too
-    metric: val_bpb             # as in an ablation's file
-    direction: lower            # needed for keys of files only
-    smallest_effect: 0.01       # in the metric's unit
-    seeds: {from: 3, to: 8}     # a look after each of them
-    budget: 200ktokens          # or 5min, 3e12flops; null: as many tokens as the baseline's parameters say
-    profile: null               # of experiments/profiles, for both sides
-    set: {}                     # overrides for both sides
-    false_keeps: 0.1            # of everything that is kept, the share that may be noise
+baseline: main              # a branch, tag or commit
+stack: true                 # the newest kept change takes the baseline's place
+stage: pretrain             # of dvc.yaml; what it depends on runs too
+metric: val_bpb             # as in an ablation's file
+direction: lower            # needed for keys of files only
+smallest_effect: 0.01       # in the metric's unit
+seeds: {from: 3, to: 8}     # a look after each of them
+budget: 200ktokens          # or 5min, 3e12flops; null: as many tokens as the baseline's parameters say
+profile: null               # of experiments/profiles, for both sides
+set: {}                     # overrides for both sides
+false_keeps: 0.1            # of everything that is kept, the share that may be noise
 """
 
 from __future__ import annotations
@@ -224,5 +224,3 @@ def _budget(value: Any, stages: list[str], problems: list[str]) -> Budget | None
             f"budget: {budget.text}: it is kept by the steps of pretrain, which {stages[-1]} does not need; leave it out"
         )
     return budget
-
-
