@@ -635,6 +635,19 @@ def try_change(
     sys.exit(trying.run(commit, message, as_one, again, workers, as_json, given))
 
 
+@commands.group("ledger", cls=Commands, invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.option("--page", is_flag=True, help="Write experiments/results/ledger.html, .json and .png.")
+@click.pass_context
+def ledger(ctx: click.Context, as_json: bool, page: bool) -> None:
+    """Everything that was tried, and what of it still stands."""
+    if ctx.invoked_subcommand is not None:
+        return
+    from paribus.cli import ledger as pages
+
+    pages.show(as_json, page)
+
+
 # ---- the rest
 
 

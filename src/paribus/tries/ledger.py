@@ -22,7 +22,7 @@ from typing import Any
 from paribus.errors import UserError
 from paribus.files import NUMBER, Items, Optional, Shape, misfit, read_rows
 from paribus.git import GitError, git
-from paribus.journal import Journal, as_floats, keep_rows, locked
+from paribus.journal import Journal, as_floats, keep_rows, locked, plain
 from paribus.tries.online import ErrorBudget
 
 # Tries take turns at so many sets of seeds. Were they all to use the same, a baseline with luck at these seeds would beat
@@ -213,7 +213,7 @@ class Ledger:
                 "event": "ended",
                 "number": number,
                 "time": time.time(),
-                "ended": dataclasses.asdict(ended),
+                "ended": _written(ended),
             }
             journal.append(row)
         return self.entry(number)
@@ -327,6 +327,14 @@ _ENDED: Shape = {
         "seeds_to_know": Optional((int, type(None))),
     },
 }
+
+
+def _written(ended: Ended) -> dict[str, Any]:
+    """A verdict as a row has it: the ends of an interval that are not finite as words."""
+    values = dataclasses.asdict(ended)
+    for name in ("low", "high"):
+        values[name] = plain(values[name])
+    return values
 
 
 def _entry(row: dict[str, Any]) -> Entry:

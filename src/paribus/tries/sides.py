@@ -61,9 +61,9 @@ class Facts:
     step_seconds: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Side:
-    """The change or the baseline.
+    """The change or the baseline; each is itself alone, so that runs can be found by it.
 
     Attributes:
         name: "change" or "baseline".

@@ -1,0 +1,67 @@
+"""A loop of research without a researcher: each idea of a list is tried, and what is kept is committed.
+
+    python examples/research-loop/loop.py examples/research-loop/ideas.yaml
+
+An idea is a message and edits of text; a program that writes its own edits takes the place of the list. The loop may be
+killed at any moment and started again: an idea that has a verdict gets it from the ledger, without a run. It writes a
+line of JSON for each idea, with the exit status of `paribus try` and how long it took.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from paribus.config import read_yaml
+
+KEEP, DISCARD, CANNOT_RUN, UNDECIDED = 0, 1, 2, 3
+
+
+def git(*arguments: str) -> None:
+    """Run git. Raises CalledProcessError with its message on stderr."""
+    subprocess.run(["git", *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+def edit(edits: list[dict[str, str]]) -> None:
+    """Replace text in files; each old text has to stand there once."""
+    for one in edits:
+        path = Path(one["file"])
+        text = path.read_text(encoding="utf-8")
+        assert text.count(one["old"]) == 1, (
+            f"{path}: {one['old']!r} stands there {text.count(one['old'])} times"
+        )
+        path.write_text(text.replace(one["old"], one["new"]), encoding="utf-8")
+
+
+def attempt(idea: dict[str, Any]) -> dict[str, Any]:
+    """Try one idea, and commit it or take it back; what there is to say of it."""
+    began = time.time()
+    edit(idea["edits"])
+    command = [sys.executable, "-m", "paribus", "try", "-m", idea["message"], "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    said: dict[str, Any] = {"message": idea["message"], "status": done.returncode}
+    if done.returncode in (KEEP, DISCARD, UNDECIDED):
+        entry = json.loads(done.stdout)
+        said |= {"number": entry["number"], "verdict": entry["verdict"], "why": entry["why"]}
+    else:
+        said["why"] = done.stderr.strip().splitlines()[-1]
+    if done.returncode == KEEP:
+        git("commit", "--all", "--quiet", "--message", idea["message"])
+    else:
+        git("checkout", "--quiet", "--", ".")
+    return said | {"minutes": round((time.time() - began) / 60, 1)}
+
+
+def main() -> None:
+    """Try every idea of the file in the first argument, or in the order of the numbers that follow it."""
+    ideas = read_yaml(sys.argv[1])["ideas"]
+    for idea in ideas:
+        print(json.dumps(attempt(idea), ensure_ascii=False), flush=True)
+
+
+if __name__ == "__main__":
+    main()
