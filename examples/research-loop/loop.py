@@ -40,9 +40,11 @@ def edit(edits: list[dict[str, str]]) -> None:
 def attempt(idea: dict[str, Any]) -> dict[str, Any]:
     """Try one idea, and commit it or take it back; what there is to say of it."""
     began = time.time()
-    edit(idea["edits"])
+    if not edit(idea["edits"]):
+        why = "what was kept since changed the lines that it edits"
+        return {"message": idea["message"], "status": None, "why": why}
     command = [sys.executable, "-m", "paribus", "try", "-m", idea["message"], "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     said: dict[str, Any] = {"message": idea["message"], "status": done.returncode}
     if done.returncode in (KEEP, DISCARD, UNDECIDED):
         entry = json.loads(done.stdout)
@@ -57,7 +59,7 @@ def attempt(idea: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Try every idea of the file in the first argument, or in the order of the numbers that follow it."""
+    """Try every idea of the file in the first argument."""
     ideas = read_yaml(sys.argv[1])["ideas"]
     for idea in ideas:
         print(json.dumps(attempt(idea), ensure_ascii=False), flush=True)
