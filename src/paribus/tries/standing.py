@@ -54,7 +54,7 @@ def running_best(entries: Sequence[Entry]) -> list[Point]:
     points = []
     for entry in entries:
         ended = entry.ended
-        start, start_half = kept.get(entry.begun.baseline, (0.0, 0.0))
+        start, start_half = kept.get(entry.begun.baseline_side, (0.0, 0.0))
         at = low = high = None
         if ended and ended.mean is not None:
             at = start + ended.mean
@@ -62,7 +62,7 @@ def running_best(entries: Sequence[Entry]) -> list[Point]:
         if entry.kept and at is not None:
             own_half = (high - low) / 2 if low is not None and high is not None else 0.0
             best, half = at, math.hypot(start_half, own_half)
-            kept[entry.begun.change] = (best, half)
+            kept[entry.begun.change_side] = (best, half)
         verdict = ended.verdict if ended else ""
         points.append(Point(entry.number, verdict, at, low, high, best, best - half, best + half))
     return points
