@@ -26,15 +26,16 @@ def git(*arguments: str) -> None:
     subprocess.run(["git", *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
-def edit(edits: list[dict[str, str]]) -> None:
-    """Replace text in files; each old text has to stand there once."""
+def edit(edits: list[dict[str, str]]) -> bool:
+    """Replace text in files; False, and nothing is changed, where an old text does not stand there once."""
+    for one in edits:
+        if Path(one["file"]).read_text(encoding="utf-8").count(one["old"]) != 1:
+            return False
     for one in edits:
         path = Path(one["file"])
         text = path.read_text(encoding="utf-8")
-        assert text.count(one["old"]) == 1, (
-            f"{path}: {one['old']!r} stands there {text.count(one['old'])} times"
-        )
         path.write_text(text.replace(one["old"], one["new"]), encoding="utf-8")
+    return True
 
 
 def attempt(idea: dict[str, Any]) -> dict[str, Any]:

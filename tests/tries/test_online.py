@@ -17,7 +17,7 @@ ALPHA = 0.1
 
 def gamma(number: int) -> float:
     """The sequence of the paper's experiments, which sums to 1."""
-    return 0.4374901658 * float(number) ** -1.6
+    return 0.4374901658 / math.pow(number, 1.6)
 
 
 def published(p_values: Sequence[float], kept: Sequence[bool]) -> float:

@@ -10,7 +10,8 @@ from typing import Any
 from paribus.cli.trying import as_data
 from paribus.git import try_git
 from paribus.text import duration, signed
-from paribus.tries.ledger import VERDICTS, Entry, Ledger
+from paribus.tries.decision import VERDICTS
+from paribus.tries.ledger import Entry, Ledger
 from paribus.tries.standing import StudyRow, studies
 from paribus.tries.terms import read_terms
 

@@ -93,6 +93,8 @@ def draw(entries: Sequence[Entry]) -> Figure | None:
     points = [point for point in running_best(chosen) if point.verdict]
     if not any(point.at is not None for point in points):
         return None
+    from matplotlib.ticker import MaxNLocator
+
     begun = chosen[0].begun
     messages = {entry.number: entry.begun.message for entry in chosen}
     figure, (axes,) = canvas(height=3.8)
@@ -105,7 +107,7 @@ def draw(entries: Sequence[Entry]) -> Figure | None:
         "number of the try",
         f"difference in {begun.unit}",
     )
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from scipy import stats
 
@@ -26,6 +26,7 @@ from paribus.study.statistics import (
 )
 
 Verdict = Literal["keep", "discard", "undecided"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 DISCARD_LEVEL = 0.05  # how often a change that is worth the smallest effect may be discarded
 INTERVAL = 1 - 2 * DISCARD_LEVEL  # two-sided, so that either end is at DISCARD_LEVEL
