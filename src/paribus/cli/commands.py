@@ -648,6 +648,32 @@ def ledger(ctx: click.Context, as_json: bool, page: bool) -> None:
     pages.show(as_json, page)
 
 
+@ledger.command("audit")
+@click.option(
+    "--seeds",
+    type=click.IntRange(3, 100),
+    default=8,
+    show_default=True,
+    help="Fresh ones, of each side.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, MOST_WORKERS),
+    default=1,
+    show_default=True,
+    help="Runs side by side.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def ledger_audit(seeds: int, workers: int, as_json: bool) -> None:
+    """Everything that was kept against the first baseline at fresh seeds, and without each of its parts.
+
+    Exit status 0: the stack is better; 1: that is not shown.
+    """
+    from paribus.cli import ledger as pages
+
+    sys.exit(pages.audit(seeds, workers, as_json))
+
+
 # ---- the rest
 
 

@@ -7,9 +7,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from paribus.cli.trying import as_data
+from paribus.cli.trying import Screen, as_data
+from paribus.execute.local import Pool
 from paribus.git import try_git
+from paribus.places import main_checkout, state_root
 from paribus.text import duration, signed
+from paribus.tries import stack
 from paribus.tries.decision import VERDICTS
 from paribus.tries.ledger import Entry, Ledger
 from paribus.tries.standing import StudyRow, studies
@@ -36,6 +39,55 @@ def show(as_json: bool, page: bool) -> None:
         print(f"page: {write_page(entries, beside, data, diffs)}")
         return
     print(json.dumps(data, indent=1, allow_nan=False) if as_json else table(entries, data))
+
+
+def audit(seeds: int, workers: int, as_json: bool) -> int:
+    """Measure everything that was kept against the first baseline at fresh seeds; returns the exit status.
+
+    Args:
+        seeds: of each side.
+        workers: runs side by side.
+        as_json: print JSON.
+    """
+    terms = read_terms()
+    entries = Ledger().entries()
+    screen = Screen()
+    engine = Pool(main_checkout(), state_root(), workers)
+    try:
+        with screen:
+            found = stack.audit(terms, entries, seeds, engine, workers, screen.busy)
+    except KeyboardInterrupt:
+        screen.line("its runs save their states; the same command goes on")
+        raise SystemExit(130) from None
+    finally:
+        engine.close()
+    data = dataclasses.asdict(found)
+    print(json.dumps(data, indent=1) if as_json else audit_text(found, terms.metric.unit))
+    return 0 if found.measured.verdict == "better" else 1
+
+
+def audit_text(found: stack.Audit, unit: str) -> str:
+    """The audit, for people.
+
+    Args:
+        found: by the audit.
+        unit: of the metric.
+    """
+    whole = found.measured
+    lines = [
+        f"{len(found.parts)} kept changes, {found.stack[:10]} against {found.first[:10]} at {len(found.seeds)} fresh seeds",
+        f"  claimed  {signed(found.claimed)} {unit}, the sum of what their tries measured",
+        f"  measured {signed(whole.mean)} {unit}, 95% interval {signed(whole.low)} to {signed(whole.high)}: {whole.verdict}",
+        "each part: the stack minus the stack without it",
+    ]
+    for part in found.parts:
+        effect = part.measured
+        measured = part.why
+        if effect is not None:
+            measured = f"{signed(effect.mean)} ({signed(effect.low)} to {signed(effect.high)})"
+        lines.append(f"  {part.number:>4}  {part.message[:MESSAGE_COLUMN]}: {part.standing}")
+        lines.append(f"        claimed {signed(part.claimed)}, in the stack {measured}")
+    return "\n".join(lines)
 
 
 def ledger_data(

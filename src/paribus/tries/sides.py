@@ -18,6 +18,7 @@ from paribus.config import fingerprint, flatten
 from paribus.errors import UserError, did_you_mean, shown
 from paribus.execute.repository import clone
 from paribus.git import git, try_git
+from paribus.graph import SOURCE_FOLDER
 from paribus.journal import read_json, write_json
 from paribus.places import main_checkout, state_root
 from paribus.study.changes import Change, change_between, code_at, definitions_at
@@ -292,6 +293,8 @@ def _undeclared(terms: Terms, commit: str) -> list[str]:
     missing_stages = [stage for stage in terms.stages if stage not in there]
     if missing_stages:
         return [f"{commit[:10]}: its dvc.yaml has no stage {', '.join(missing_stages)}"]
+    if CommittedFiles(commit).blob(SOURCE_FOLDER) is None:  # paribus is installed, not part of it
+        return []
     problems = []
     for stage, code in code_at(terms.stages, commit).items():
         missing = sorted(code.keys() - set(there[stage].deps))
