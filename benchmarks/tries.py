@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from paribus.study.statistics import alpha_at
+from paribus.study.looks import level as level_of_look
 from paribus.tries.decision import DISCARD_LEVEL, Rule, look
 from paribus.tries.ledger import WINDOWS
 from paribus.tries.online import ErrorBudget
@@ -109,8 +109,10 @@ class Looks:
     def __init__(self, last: int) -> None:
         self.last = last
         self.plan = tuple(range(3, last + 1))
+        rule = Rule("lower", SMALLEST_EFFECT, 3, last, 0.01)
         self.nominal = {
-            n: np.array([alpha_at(n, self.plan, level) for level in LEVELS]) for n in self.plan
+            n: np.array([level_of_look(rule.taken(n), level) for level in LEVELS])
+            for n in self.plan
         }
 
     def over_looks(self, p: Floats, n: int) -> Floats:

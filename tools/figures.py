@@ -163,7 +163,37 @@ def noise(profile: str, what: str) -> str:
     return {"seeds": row[1], "mean": f"{float(row[2]):.4f}", "spread": f"{float(row[3]):.4f}"}[what]
 
 
+def tries() -> str:
+    """The table of streams of 200 tries, by the rule that keeps changes."""
+    rows = json.loads((ROOT / "benchmarks/tries.json").read_text(encoding="utf-8"))["rows"]
+    lines = [
+        "",
+        "",
+        "| good changes | rule | kept | noise among the kept | good ones missed | runs |",
+        "| ---: | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        if row["harmful"]:
+            continue
+        noise = f"{percent(row['false_keeps'])} ± {100 * 1.96 * row['false_keeps_error']:.1f}"
+        lines.append(
+            f"| {row['better']:.0%} | {row['rule']} | {row['kept']:.1f} | {noise} | {row['missed']:.0%} | {row['runs']:,} |"
+        )
+    return "\n".join(lines) + "\n\n"
+
+
+def loop() -> str:
+    """How many tries of the loop were kept, discarded and undecided."""
+    totals = json.loads((RESULTS / "ledger.json").read_text(encoding="utf-8"))["totals"]
+    return (
+        f"{totals['tries']} tries, {totals['keep']} kept, {totals['discard']} discarded, {totals['undecided']} undecided, "
+        f"{totals['runs']} runs"
+    )
+
+
 FIGURES: dict[str, Callable[..., str]] = {
+    "loop": loop,
+    "tries": tries,
     "curriculum": curriculum,
     "noise": noise,
     "studies": studies,

@@ -17,13 +17,11 @@ from typing import Literal, get_args
 
 from scipy import stats
 
-from paribus.study.statistics import (
-    Effect,
-    alpha_at,
-    effects,
-    seeds_for_equivalence,
-    seeds_needed,
-)
+from paribus.study.looks import Look as TakenLook
+from paribus.study.looks import Schedule
+from paribus.study.looks import level as level_of_look
+from paribus.study.power import seeds_for_equivalence, seeds_needed
+from paribus.study.statistics import Effect, Family, effects
 
 Verdict = Literal["keep", "discard", "undecided"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -53,6 +51,15 @@ class Rule:
     def plan(self) -> tuple[int, ...]:
         """The numbers of seeds at which it looks."""
         return tuple(range(self.first, self.last + 1))
+
+    @property
+    def schedule(self) -> Schedule:
+        """How its looks spend the level: in proportion to the seeds, all of it at the last."""
+        return Schedule(self.first, self.last)
+
+    def taken(self, seeds: int) -> tuple[TakenLook, ...]:
+        """The looks after at most so many seeds, with what each may have spent."""
+        return self.schedule.taken([n for n in self.plan if n <= seeds])
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,8 @@ def _judged(differences: Sequence[float], rule: Rule, alpha: float) -> Effect:
         direction=rule.direction,
         smallest_effect=rule.smallest_effect,
         alpha=alpha,
-        plan=rule.plan,
+        plan=rule.schedule,
+        family=Family(looks={"change": rule.taken(len(differences))}),
     )
     return judged["change"]
 
@@ -138,7 +146,8 @@ def _no_verdict_ahead(now: Effect, rule: Rule) -> bool:
 
 def _bound(rule: Rule, alpha: float) -> float:
     """The largest t that is no verdict at the last look."""
-    return float(stats.t.isf(alpha_at(rule.last, rule.plan, alpha) / 2, rule.last - 1))
+    nominal = level_of_look(rule.taken(rule.last), alpha)
+    return float(stats.t.isf(nominal / 2, rule.last - 1))
 
 
 def seeds_to_know(seen: Look, rule: Rule) -> int | None:

@@ -18,10 +18,11 @@ from paribus.config import fingerprint, flatten
 from paribus.errors import UserError, did_you_mean, shown
 from paribus.execute.repository import clone
 from paribus.git import git, try_git
-from paribus.graph import SOURCE_FOLDER
+from paribus.graph import is_code
 from paribus.journal import read_json, write_json
 from paribus.places import main_checkout, state_root
 from paribus.study.changes import Change, change_between, code_at, definitions_at
+from paribus.study.code_checks import MEASURING
 from paribus.study.committed import CommittedFiles
 from paribus.study.experiment import is_declared
 from paribus.study.ideas import commit_of_changes
@@ -34,9 +35,7 @@ LEAST_STEPS = 5  # of a run; fewer show nothing but the initial values
 FACTS_SECONDS = 600.0  # that a side may take to answer; `measure` trains for some seconds
 ANCESTORS = 20_000  # commits that are searched for the baseline's tree
 
-# Code and keys that decide what the metric measures, rather than how good the model is.
-MEASURING_CODE = ("src/paribus/data/", "src/paribus/evaluate/", "src/paribus/world/")
-MEASURING_FILES = ("src/paribus/stages/data.py", "src/paribus/stages/evaluation.py")
+# Keys that decide what the metric measures, rather than how good the model is; code_checks.MEASURING has the files.
 MEASURING_KEYS = ("corpus", "tokens", "eval", "pretrain.eval_tokens")
 
 
@@ -196,7 +195,7 @@ def changed_keys(terms: Terms, baseline: str, change: str) -> list[str]:
 
 
 def _measures(path: str, kind: str) -> bool:
-    return kind == "input" or path.startswith(MEASURING_CODE) or path in MEASURING_FILES
+    return kind == "input" or path.startswith(MEASURING)
 
 
 def _params(commit: str) -> dict[str, Any]:
@@ -293,11 +292,10 @@ def _undeclared(terms: Terms, commit: str) -> list[str]:
     missing_stages = [stage for stage in terms.stages if stage not in there]
     if missing_stages:
         return [f"{commit[:10]}: its dvc.yaml has no stage {', '.join(missing_stages)}"]
-    if CommittedFiles(commit).blob(SOURCE_FOLDER) is None:  # paribus is installed, not part of it
-        return []
     problems = []
     for stage, code in code_at(terms.stages, commit).items():
-        missing = sorted(code.keys() - set(there[stage].deps))
+        named = [dep for dep in there[stage].deps if is_code(dep)]
+        missing = sorted(code.keys() - set(named)) if named else []
         if missing:
             problems.append(
                 f"{commit[:10]}: dvc.yaml: {stage} does not name {missing[0]}, which it runs, so that DVC would take "

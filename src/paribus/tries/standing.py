@@ -9,13 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paribus.errors import UserError
 from paribus.study.committed import CommittedFiles
-from paribus.study.experiment import BASELINE, read_experiment
 from paribus.study.finished import MEASURED, at_commit
 from paribus.study.published import RESULTS
-from paribus.study.statistics import effects
-from paribus.study.verdict import plan_of
 from paribus.tries.ledger import Entry
 
 
@@ -118,48 +114,22 @@ def studies(folder: Path = RESULTS) -> list[StudyRow]:
 
 
 def _row(data: Mapping[str, Any], arm: str) -> StudyRow:
-    values: dict[str, dict[int, float]] = {BASELINE: {}, arm: {}}
-    seconds: list[float | None] = []
-    for run in data["runs"]:
-        if run["arm"] in values and run["value"] is not None:
-            values[run["arm"]][run["seed"]] = run["value"]
-        if run["arm"] == arm:
-            seconds.append(_seconds(run["commit"]))
-    seeds = sorted(values[BASELINE].keys() & values[arm].keys())
-    differences = [values[arm][seed] - values[BASELINE][seed] for seed in seeds]
-    mean = low = high = None
-    if differences:
-        mean, low, high = _interval(str(data["study"]), differences)
+    own = data["arms"][arm]
+    low, high = own.get("interval") or (None, None)
+    seconds = [_seconds(run["commit"]) for run in data["runs"] if run["arm"] == arm]
     known = [one for one in seconds if one is not None]
     return StudyRow(
         study=data["study"],
         arm=arm,
         metric=data["metric"],
-        mean=mean,
+        mean=own["mean_difference"],
         low=low,
         high=high,
-        seeds=len(seeds),
-        verdict=data["arms"][arm]["verdict"],
+        seeds=own["matched_seeds"],
+        verdict=own["verdict"],
         runs=len(seconds),
         seconds=sum(known) if known and len(known) == len(seconds) else None,
     )
-
-
-def _interval(study: str, differences: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """(mean, low, high), as the study's own file asks for them; without a usable file the mean alone."""
-    mean = sum(differences) / len(differences)
-    try:
-        experiment = read_experiment(study)
-        effect = effects(
-            {"arm": differences},
-            direction=experiment.direction,
-            smallest_effect=experiment.smallest_effect,
-            alpha=experiment.alpha,
-            plan=plan_of(experiment),
-        )["arm"]
-    except UserError:
-        return mean, None, None
-    return mean, _shifted(effect.low, 0.0), _shifted(effect.high, 0.0)
 
 
 def _seconds(commit: str) -> float | None:

@@ -6,7 +6,7 @@ stage: pretrain             # of dvc.yaml; what it depends on runs too
 metric: val_bpb             # as in an ablation's file
 direction: lower            # needed for keys of files only
 smallest_effect: 0.01       # in the metric's unit
-seeds: {from: 3, to: 8}     # a look after each of them
+seeds: {from: 3, to: 16}    # a look after each of them
 budget: 200ktokens          # or 5min, 3e12flops; null: as many tokens as the baseline's parameters say
 profile: null               # of experiments/profiles, for both sides
 set: {}                     # overrides for both sides
@@ -32,7 +32,7 @@ from paribus.study.experiment import (
     read_stages,
 )
 from paribus.study.fields import hint, shown
-from paribus.study.statistics import MIN_SEEDS
+from paribus.study.noise_floor import MIN_SEEDS
 
 FILE = FOLDER / "try.yaml"
 MOST_SEEDS = 100  # of one try; a question that needs more is a study
@@ -46,7 +46,7 @@ DEFAULTS: dict[str, Any] = {
     "metric": "val_bpb",
     "direction": None,
     "smallest_effect": 0.01,
-    "seeds": {"from": 3, "to": 8},
+    "seeds": {"from": 3, "to": 16},
     "budget": None,
     "profile": None,
     "set": {},
@@ -165,7 +165,11 @@ def _seeds(value: Any, problems: list[str]) -> tuple[int, int]:
             problems.append(f"seeds: {shown(value)} is not allowed; expected FROM..TO, as 3..8")
             return MIN_SEEDS, MIN_SEEDS
         value = {"from": int(match[1]), "to": int(match[2])}
-    first, last = fields.seeds(value, problems)
+    schedule = fields.seeds(value, problems)
+    first, last = schedule.first, schedule.last
+    if last is None:
+        problems.append("seeds: a try has a last seed, as in {from: 3, to: 16}")
+        return MIN_SEEDS, MIN_SEEDS
     if first < MIN_SEEDS or last > MOST_SEEDS:
         problems.append(
             f"seeds: {first} to {last} are not allowed; expected from at least {MIN_SEEDS}, as fewer show no spread, "
