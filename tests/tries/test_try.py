@@ -83,7 +83,8 @@ def only_entry() -> Entry:
     return entry
 
 
-def test_a_better_change_is_kept_and_its_runs_serve_the_next_try(
+@pytest.mark.long
+def test_a_better_change_is_kept_and_not_tried_twice(
     project: LightProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adamw_is(project, 0.5)
@@ -95,13 +96,21 @@ def test_a_better_change_is_kept_and_its_runs_serve_the_next_try(
     assert entry["verdict"] == "keep"
     assert entry["files"] == ["params.yaml: optimizer.kind"]
     assert entry["runs_computed"] == 2 * len(entry["seeds"])
-    assert attempt() == 0, "the same change is not tried twice"
+    assert attempt() == 0
     assert only_entry().number == 1
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_what_was_kept_is_the_next_baseline_and_stands_an_audit(project: LightProject) -> None:
+    adamw_is(project, 0.5)
+    change(project, optimizer__kind="adamw")
+    assert attempt() == 0
     project.commit("kept")
     change(project, optimizer__eps=1e-9)
     assert attempt() == 1, "no different at all"
     second = Ledger().entries()[1]
-    assert second.begun.baseline_side == entry_side(1), "what was kept is the next baseline"
+    assert second.begun.baseline_side == entry_side(1)
     assert ledger_command.audit(3, 1, True) == 0
 
 
@@ -109,6 +118,7 @@ def entry_side(number: int) -> str:
     return Ledger().entry(number).begun.change_side
 
 
+@pytest.mark.long
 def test_a_change_that_crashes_is_discarded_with_its_last_words(project: LightProject) -> None:
     project.behave(
         {
@@ -124,6 +134,7 @@ def test_a_change_that_crashes_is_discarded_with_its_last_words(project: LightPr
     assert Ledger().budget(0.4).level() == only_entry().level, "a crash uses up nothing"
 
 
+@pytest.mark.soak
 def test_a_baseline_that_fails_is_no_verdict(project: LightProject) -> None:
     project.behave(
         {"when": {"kind": "muon", "stage": "pretrain"}, "do": {"exit": 2, "say": "no", "steps": 1}}
