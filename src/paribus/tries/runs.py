@@ -19,7 +19,7 @@ from paribus.execute.run import Outcome, RunId, RunSpec
 from paribus.machine.interrupt import EXIT_PAUSED
 from paribus.study.committed import CommittedFiles, altered
 from paribus.study.experiment import Metric
-from paribus.study.finished import MEASURED, at_commit
+from paribus.study.finished import MEASURED, FinishedRun, at_commit
 from paribus.study.results import value_in
 from paribus.tries.sides import Side
 
@@ -70,6 +70,12 @@ def run_id(side: Side, seed: int) -> RunId:
     return RunId(STUDY, side.fingerprint[:LETTERS], seed)
 
 
+def training_seconds(run: FinishedRun) -> float | None:
+    """Seconds of the stages of a finished run that say how long they took; None where none does."""
+    seconds = [value for key, value in run.numbers.items() if key.endswith(".seconds")]
+    return sum(seconds) if seconds else None
+
+
 class Runs:
     """The runs of both sides, on one engine.
 
@@ -107,10 +113,9 @@ class Runs:
             files = CommittedFiles(commit)
             if files.trailer("Asked-For") != side.fingerprint or altered(files, self.stages):
                 return None
-            metrics = at_commit(commit[:10], "experiment", files, MEASURED).metrics
-            value, _ = value_in(self.metric, files, metrics)
-            seconds = [float(one.get("seconds") or 0.0) for one in metrics.values()]
-            self._read[commit] = Measured(value, sum(seconds))
+            run = at_commit(commit[:10], "experiment", files, MEASURED)
+            value, _ = value_in(self.metric, files, run.metrics)
+            self._read[commit] = Measured(value, training_seconds(run) or 0.0)
         return self._read[commit]
 
     # ------------------------------------------------------------ computing

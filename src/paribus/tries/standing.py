@@ -13,6 +13,7 @@ from paribus.study.committed import CommittedFiles
 from paribus.study.finished import MEASURED, at_commit
 from paribus.study.published import RESULTS
 from paribus.tries.ledger import Entry
+from paribus.tries.runs import training_seconds
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,4 @@ def _row(data: Mapping[str, Any], arm: str) -> StudyRow:
 
 def _seconds(commit: str) -> float | None:
     """Seconds of training of a finished run; None where git does not have it."""
-    metrics = at_commit(commit[:10], "experiment", CommittedFiles(commit), MEASURED).metrics
-    seconds = [float(one["seconds"]) for one in metrics.values() if "seconds" in one]
-    return sum(seconds) if seconds else None
+    return training_seconds(at_commit(commit[:10], "experiment", CommittedFiles(commit), MEASURED))
