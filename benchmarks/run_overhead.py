@@ -1,6 +1,7 @@
 """What a run of a study pays besides its stages: `python benchmarks/run_overhead.py --runs 30 --out run_overhead.json`.
 
 Two workers compute runs whose trainer waits for two seconds; the first run of each worker, which loads DVC, counts too.
+With `--runs 200 --seconds 0` it is about the disk.
 
     cpu_seconds          processor seconds a run, of the workers and of git, without those of the stages
     warm_cpu_seconds     the same without what loading DVC takes, once a worker
@@ -39,7 +40,7 @@ from paribus.git import git  # noqa: E402
 
 STAGES = ["tokens", "pretrain"]
 WORKERS = 2
-STEPS, STEP_SECONDS = 8, 0.25  # of the trainer: two seconds
+STEPS = 8  # of the trainer
 
 
 def seconds_of_stage(project: LightProject) -> float:
@@ -66,10 +67,11 @@ def cpu_seconds(workers: list[psutil.Process]) -> float:
 
 
 def held(folder: Path) -> dict[str, int]:
-    """Bytes and files below a folder; a file with several names counts once."""
+    """Bytes and files below a folder, without the clones of runs under way; a file with several names counts once."""
     files: dict[int, int] = {}
     for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink():
+        passing = {"clone", "site"} & set(path.relative_to(folder).parts)
+        if path.is_file() and not path.is_symlink() and not passing:
             about = path.stat()
             files[about.st_ino] = about.st_size
     return {"bytes": sum(files.values()), "files": len(files)}
@@ -107,13 +109,13 @@ def run_all(
     return cpu, wall
 
 
-def measure(project: LightProject, runs: int) -> dict[str, Any]:
-    """The figures of a study of so many runs."""
+def measure(project: LightProject, runs: int, seconds: float) -> dict[str, Any]:
+    """The figures of a study of so many runs, whose trainer waits for so many seconds."""
     project.behave({"when": {"stage": "tokens"}, "do": {"steps": 0}})
     project.run("dvc", "repro", "-q", "tokens")
     project.commit("tokens")
     load_cpu, _ = run_all(project, range(1000, 1000 + WORKERS), {})
-    slow = {"seconds": STEP_SECONDS, "steps": STEPS}
+    slow = {"seconds": seconds / STEPS, "steps": STEPS}
     project.behave({"when": {"stage": "pretrain"}, "do": slow})
     sizes: list[dict[str, dict[str, int]]] = []
     half = {runs // 2: lambda: sizes.append(disk(project))}
@@ -124,9 +126,10 @@ def measure(project: LightProject, runs: int) -> dict[str, Any]:
     a_run = cpu / runs - stage
     loading = load_cpu / WORKERS - stage - a_run  # of a first run, beyond what every run takes
     warm = a_run - max(loading, 0.0) * WORKERS / runs
-    busy = STEPS * STEP_SECONDS + stage + a_run
+    busy = seconds + stage + a_run
     return {
         "runs": runs,
+        "seconds_of_a_run": seconds,
         "workers": WORKERS,
         "load": os.getloadavg()[0],
         "cpu_seconds": round(a_run, 2),
@@ -154,12 +157,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=2.0, help="that the trainer waits")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="paribus-runs-") as folder:
         project = LightProject(Path(folder) / "project", HERE.parent).start()
         os.environ |= project.environment()
-        result = measure(project, args.runs)
+        result = measure(project, args.runs, args.seconds)
     print(json.dumps(result))
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from support.ablation_file import FILE
 from support.ideas import append, branch, git, own_code
 
+from paribus.cli.ablation_check import check
 from paribus.errors import UserError
 from paribus.study.arm_code import settle_code
 from paribus.study.code_checks import code_lines, code_notes
@@ -223,3 +225,22 @@ def test_seeds_match_while_initial_values_and_the_order_of_data_are_the_same_cod
     assert matching(STAGES, head, order).initial_values
     assert not matching(STAGES, head, initial).initial_values
     assert "unmatched runs" in matching(STAGES, head, initial).sentence("initial")
+
+
+def test_check_prints_what_arms_change_for_people_and_programs(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commit = branch("layers", (LAYERS, CHANGE))
+    asked = FILE | {"arms": {"layers": {"code": "layers"}}}
+    Path("experiments").mkdir(exist_ok=True)
+    Path("experiments/idea.yaml").write_text(json.dumps(asked))
+    git("add", "experiments")
+    git("commit", "-qm", "ask")
+    check("idea", as_json=True)
+    [code] = [arm["code"] for arm in json.loads(capsys.readouterr().out)["arms"].values()]
+    assert code["commit"] == commit
+    assert code["files"] == [{"path": LAYERS, "kind": "code", "added": 2, "removed": 0}]
+    assert code["matched"] is True
+    assert "+IDEA = 1" in code["diff"]
+    check("idea", as_json=False)
+    assert f"layers: layers is {commit[:10]}" in capsys.readouterr().out

@@ -504,6 +504,16 @@ def ablate() -> None:
     """Arms x seeds with a verdict; ablations are experiments/NAME.yaml."""
 
 
+@ablate.command("check")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, diffs included.")
+def ablate_check(name: str, as_json: bool) -> None:
+    """Refuse NAME as `run` does, without running anything; print what its arms change, of code too."""
+    from paribus.cli import ablation_check
+
+    ablation_check.check(name, as_json)
+
+
 @ablate.command("run")
 @click.argument("name")
 @click.option(

@@ -35,12 +35,9 @@ from typing import Any
 
 from paribus.config import (
     Config,
-    changes,
     fingerprint,
     flatten,
-    inert_problems,
     merge,
-    merge_problems,
     parse_config,
     profile_overrides,
     read_yaml,
@@ -56,6 +53,7 @@ from paribus.graph import (
 )
 from paribus.study import fields
 from paribus.study.arm_code import ArmCode, settled_code
+from paribus.study.arms import Arm, read_arms
 from paribus.study.fields import hint, shown
 from paribus.study.looks import Schedule
 
@@ -73,7 +71,6 @@ REQUIRED = (
 )
 KEYS = (*REQUIRED, "seeds", "fresh_seeds", "direction", "alpha", "workers")
 BASELINE = "baseline"
-SEED_OF_ARM = "seed is not for an arm: every arm runs at the same seeds"
 MEASURES = {  # metric -> (file, key, the better direction, unit)
     "val_bpb": ("metrics/pretrain.json", "val_bpb", "lower", "bits per byte"),
     "core": ("metrics/core.json", "core", "higher", "CORE"),
@@ -82,23 +79,6 @@ MEASURES = {  # metric -> (file, key, the better direction, unit)
         for stage in CHECKPOINT_NAMES
     },
 }
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What an arm changes.
-
-    Attributes:
-        overrides: dotted key -> value.
-        as_one: the one thing that several changes amount to.
-        asked: the code that the file names: a branch, tag, commit or patch file; None: the baseline's.
-        code: what that is settled as.
-    """
-
-    overrides: dict[str, Any]
-    as_one: str | None = None
-    asked: str | None = None
-    code: ArmCode | None = None
 
 
 @dataclass(frozen=True)
@@ -368,13 +348,15 @@ def parse_experiment(name: str, raw: Mapping[str, Any], to_run: bool = False) ->
         UserError: with every problem at once, each with the file's name.
     """
     experiment, problems = _parse(name, raw)
+    from paribus.study.arm_checks import arm_warnings
+
     if to_run and not problems:
         from paribus.study.code_checks import code_problems
 
         problems = code_problems(experiment)
     if problems:
         raise UserError(f"{FOLDER / name}.yaml: {problem}" for problem in problems)
-    experiment.warnings.extend(_warnings(experiment))
+    experiment.warnings.extend(arm_warnings(experiment))
     return experiment
 
 
@@ -403,7 +385,7 @@ def _parse(name: str, raw: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
     of_baseline: list[str] = []
     of_stages: list[str] = []
     profile, base = read_baseline(values["baseline"], of_baseline)
-    arms = _arms(raw["arms"], problems) if "arms" in raw else {}
+    arms = read_arms(raw["arms"], BASELINE, problems) if "arms" in raw else {}
     targets, stages = read_stages(raw["stages"], of_stages) if "stages" in raw else ([], [])
     metric, direction = Metric("", "", "", ""), "lower"
     if "metric" in raw:
@@ -430,7 +412,9 @@ def _parse(name: str, raw: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
     )
     if stages and not of_baseline:
         experiment = _with_code(experiment, problems)
-        problems += _arm_problems(experiment)
+        from paribus.study.arm_checks import arm_problems
+
+        problems += arm_problems(experiment)
     return experiment, [*problems, *of_baseline, *of_stages]
 
 
@@ -521,72 +505,6 @@ def _profile(name: Any, problems: list[str]) -> dict[str, Any]:
     except UserError as error:
         problems += [f"baseline: {problem}" for problem in error.problems]
         return {}
-
-
-def _arms(value: Any, problems: list[str]) -> dict[str, Arm]:
-    if not isinstance(value, dict) or not value:
-        problems.append(
-            f"arms: {shown(value)}; expected at least one, as NAME: {{dotted.key: value}}"
-        )
-        return {}
-    arms = {}
-    for name, change in value.items():
-        wrong_name = fields.name_problem(name)
-        if wrong_name:
-            problems.append(f"arms: {wrong_name}")
-        elif name == BASELINE:
-            problems.append(f"arms.{name}: this name is not allowed, not {BASELINE}: it is taken")
-        else:
-            arm = _arm(f"arms.{name}", change, problems)
-            if arm is not None:
-                arms[name] = arm
-    return arms
-
-
-def _arm(where: str, change: Any, problems: list[str]) -> Arm | None:
-    """One arm, or None and its problems."""
-    if not isinstance(change, dict) or not change:
-        problems.append(
-            f"{where}: {shown(change)}; expected {{dotted.key: value}}, {{set: {{…}}, as_one: WHAT}}, or {{code: BRANCH}}"
-        )
-        return None
-    if "code" in change:
-        return _arm_of_code(where, change, problems)
-    as_one = None
-    if "set" in change or "as_one" in change:
-        as_one = change.get("as_one")
-        if set(change) != {"set", "as_one"} or not _is_said(as_one) or not change["set"]:
-            problems.append(
-                f"{where}: expected both set: {{dotted.key: value}} and as_one: WHAT, and nothing else"
-            )
-            return None
-        change = change["set"]
-    before = len(problems)
-    overrides = fields.overrides(change, where, problems)
-    return Arm(overrides, as_one) if len(problems) == before else None
-
-
-def _arm_of_code(where: str, change: dict[str, Any], problems: list[str]) -> Arm | None:
-    """An arm with code of its own, or None and its problems."""
-    before = len(problems)
-    for key in change:
-        if key not in ("code", "set", "as_one"):
-            problems.append(
-                f"{where}: {shown(key)}: beside code there may be set: {{dotted.key: value}} and as_one: WHAT"
-            )
-    asked, as_one = change["code"], change.get("as_one")
-    if not _is_said(asked):
-        problems.append(
-            f"{where}.code: {shown(asked)}; expected a branch, tag, commit or patch file, as text"
-        )
-    if "as_one" in change and not _is_said(as_one):
-        problems.append(f"{where}.as_one: {shown(as_one)}; expected what one thing the changes are")
-    overrides = fields.overrides(change.get("set", {}), f"{where}.set", problems)
-    return Arm(overrides, as_one, asked) if len(problems) == before else None
-
-
-def _is_said(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
 
 
 def _with_code(experiment: Experiment, problems: list[str]) -> Experiment:
@@ -713,78 +631,3 @@ def changed_keys(experiment: Experiment, arm: str) -> list[str]:
     """
     base, own = experiment.values(), experiment.values(arm)
     return [key for key in base.keys() | own.keys() if base.get(key) != own.get(key)]
-
-
-def _arm_problems(experiment: Experiment) -> list[str]:
-    """Arms that params.yaml refuses, that change nothing that runs, or that cannot keep the equal budget."""
-    problems = []
-    for name in experiment.arms:
-        try:
-            of_arm = _problems_of(experiment, name, experiment.config(name))
-        except UserError as error:
-            of_arm = error.problems
-        problems += [f"arms.{name}: {problem}" for problem in of_arm]
-    return problems
-
-
-def _problems_of(experiment: Experiment, name: str, config: Config) -> list[str]:
-    """The problems of an arm. config: the arm's."""
-    from paribus.study.budget import budget_problems
-
-    arm, base = experiment.arms[name], experiment.config()
-    if arm.code is not None:
-        return _problems_beside_code(experiment, name, arm.code)
-    changed = sorted(changed_keys(experiment, name))
-    without_effect = inert_problems(config, arm.overrides)
-    without_effect += merge_problems(flatten(base), flatten(config))
-    if without_effect:
-        return without_effect
-    if "seed" in arm.overrides:
-        return [SEED_OF_ARM]
-    if not changed:
-        return ["changes nothing: every value is the baseline's"]
-    if not changes(base, config):
-        return [
-            f"{', '.join(changed)} changes nothing: the baseline computes the same, as what is null "
-            "follows from other keys and weights are shares of their sum"
-        ]
-    if chain_key(experiment.stages, config) == chain_key(experiment.stages, base):
-        return [
-            f"{', '.join(changed)} changes nothing in the stages that run: "
-            f"{', '.join(experiment.stages)}"
-        ]
-    return budget_problems(experiment, name)
-
-
-def _problems_beside_code(experiment: Experiment, name: str, code: ArmCode) -> list[str]:
-    """The problems of what an arm with code of its own sets; a key without effect in the baseline may have one there."""
-    from paribus.study.budget import budget_problems
-
-    overrides = experiment.arms[name].overrides
-    if "seed" in overrides:
-        return [SEED_OF_ARM]
-    problems = merge_problems(flatten(experiment.config()), flatten(experiment.config(name)))
-    for key in experiment.overrides(name):
-        if key in code.absent:
-            where = "set" if key in overrides else "the baseline's"
-            problems.append(
-                f"{where} {key}: params.yaml at {code.asked} ({code.commit[:10]}) has no such key"
-            )
-    return problems or budget_problems(experiment, name)
-
-
-def _warnings(experiment: Experiment) -> list[str]:
-    warnings = []
-    for name, arm in experiment.arms.items():
-        changed = sorted(changed_keys(experiment, name))
-        if arm.code is not None:
-            changed = [f"the code of {arm.asked}", *sorted(arm.overrides)]
-            if arm.code.note:
-                warnings.append(f"{experiment.file}: arms.{name}.code: {arm.code.note}")
-        if len(changed) > 1 and arm.as_one is None:
-            warnings.append(
-                f"{experiment.file}: arms.{name} changes {len(changed)} things ({', '.join(changed)}), so that its "
-                "verdict is on all of them together; if they are one thing, say which: "
-                "{set: {…}, as_one: WHAT}"
-            )
-    return warnings
