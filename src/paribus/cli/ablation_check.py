@@ -30,14 +30,14 @@ def check(name: str, as_json: bool) -> None:
     check_code(experiment)
     arms = {arm: _facts(experiment, arm) for arm in experiment.arms}
     if as_json:
-        facts = {
+        document = {
             "study": name,
             "baseline": git("rev-parse", "HEAD"),
             "stages": experiment.stages,
             "warnings": experiment.warnings,
             "arms": arms,
         }
-        click.echo(json.dumps(facts, indent=1))
+        click.echo(json.dumps(document, indent=1))
         return
     for warning in experiment.warnings:
         click.echo(f"warning: {warning}", err=True)
