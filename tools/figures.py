@@ -128,10 +128,12 @@ def verdicts(study: str) -> dict[str, Verdict]:
 
 
 def study(name: str, arm: str, what: str) -> str:
-    """One word of a verdict: difference, interval, seeds, verdict or the whole sentence as a code block."""
+    """One word of a verdict: difference, interval, seeds, verdict, or the whole sentence as a code block or a quote."""
     found = verdicts(name)[arm]
     if what == "sentence":
         return f"\n\n    {found.sentence}\n\n"
+    if what == "quote":
+        return f"\n\n> {found.sentence}\n\n"
     return str(getattr(found, what))
 
 
