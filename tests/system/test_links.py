@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 from support.checkout import ROOT
 
-PAGES = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("experiments/**/*.md")]
-)
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("experiments/**/*.md")])
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 WIDEST_CODE = 88  # columns that GitHub shows without a scroll bar
 LONGEST_README = 150  # lines

@@ -12,6 +12,7 @@ import click
 import paribus
 from paribus.cli.arguments import Cards, EngineName, Number, Temperature
 from paribus.cli.judge import judge_command
+from paribus.cli.sections import write_sections
 from paribus.curriculum import CHECKPOINT_NAMES, TRAINING_STAGES
 from paribus.errors import UserError, explained
 
@@ -38,6 +39,14 @@ class Commands(click.Group):
             if refusal is None:
                 raise
             _refuse(refusal)
+
+
+class Root(Commands):
+    """The group of all commands."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands by what they are for."""
+        write_sections(self, formatter)
 
 
 def _refuse(error: UserError) -> NoReturn:
@@ -89,13 +98,17 @@ def main() -> None:
     commands()
 
 
-@click.group(cls=Commands, name="paribus", context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Root, name="paribus", context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="paribus", prog_name="paribus")
 def commands() -> None:
     """Change one thing, keep all else equal, and trust the answer.
 
-    The stages are run by DVC (`dvc repro`, `dvc exp run -S model.depth=6`); each is also a command here.
-    """
+    \b
+    dvc repro                                   the whole curriculum
+    dvc exp run -S model.depth=6                the same with one thing changed
+    paribus try -m "no soft cap"                is my edit better?
+    paribus ablate run muon-vs-adamw            a verdict with error bars
+    """  # noqa: D301 -- click reads the backspace
 
 
 _engine = click.option(

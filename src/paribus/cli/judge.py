@@ -73,5 +73,7 @@ def judge_command(
         click.echo(page(judgement))
 
 
-for _decorate in reversed(DECORATORS):
+for (
+    _decorate
+) in DECORATORS:  # of a command that exists, so that the first one comes first in --help
     judge_command = _decorate(judge_command)
