@@ -26,7 +26,8 @@ from paribus.data.tokenizer import Tokenizer
 from paribus.evaluate.bpb import bits_per_byte
 from paribus.model.gpt import GPT
 from paribus.train.objectives import NextToken
-from paribus.train.optim import MuonAdamW, lr_factor
+from paribus.train.optim import MuonAdamW
+from paribus.train.schedule import lr_factor
 
 ARMS: dict[str, dict[str, object]] = {
     "default": {},

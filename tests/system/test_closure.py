@@ -206,8 +206,8 @@ def test_comments_docstrings_and_layout_change_no_stage(
 SILENT_EDITS = {
     "the learning rate tripled": (
         "train/trainer.py",
-        "return schedule.lr_scale * shape",
-        "return 3 * schedule.lr_scale * shape",
+        "return schedule.lr_scale * factor",
+        "return 3 * schedule.lr_scale * factor",
     ),
     "the horizon doubled": (
         "config/derived.py",

@@ -99,7 +99,11 @@ FLIPS: dict[str, list[Any]] = {
     "optimizer.scalar_lr": [0.2],
     "optimizer.lr_reference_width": [96],
     "optimizer.lr_width_exponent": [0.0, -1.0],
-    "optimizer.weight_decay": [0.5],
+    "optimizer.clip_value": [1e-6],
+    "optimizer.weight_decay": [0.5, 0.0],
+    "optimizer.weight_decay_of": ["embeddings", "all"],
+    "optimizer.weight_decay_schedule": ["constant"],
+    "optimizer.cautious_weight_decay": [True],
     "optimizer.beta1": [0.6],
     "optimizer.beta2": [0.99],
     "optimizer.eps": [1e-3],
@@ -125,6 +129,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     },
     "rates of one width": {"optimizer.lr_width_exponent": 0.0},
     "width of the reference": {"optimizer.lr_reference_width": 48},
+    "decay": {"optimizer.weight_decay": 0.5},
     "gains": {"model.norm_gain": True, "model.qk_gain": True, "model.norm_position": "sandwich"},
     "embedding as it is": {"model.embedding_norm": False, "model.qk_norm": False},
 }
@@ -152,7 +157,7 @@ def training(values: dict[str, Any]) -> Iterator[str]:
         loss = model(rows[:, :-1].contiguous(), rows[:, 1:].contiguous()) / rows.numel()
         loss.backward()
         optimizer.clip()
-        optimizer.step(1.0)
+        optimizer.step(0.5)
         optimizer.zero_grad()
         yield said(model)
 

@@ -10,7 +10,8 @@ import torch
 
 from paribus.config import Config, resolve_model
 from paribus.model.gpt import GPT
-from paribus.train.optim import MuonAdamW, lr_factor, orthogonalise, parameter_groups
+from paribus.train.optim import MuonAdamW, orthogonalise, parameter_groups
+from paribus.train.schedule import lr_factor
 
 
 def test_newton_schulz_brings_singular_values_near_one() -> None:
@@ -47,6 +48,76 @@ def test_adamw_is_torchs(tiny_config: Config) -> None:
         reference.step()
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(a, b, atol=2e-4, rtol=1e-3), name
+
+
+def stepped(config: Config, lr_factor: float = 1.0, **changes: Any) -> dict[str, torch.Tensor]:
+    """Weights after one step under a changed optimiser, from the same gradients."""
+    model = GPT(resolve_model(dataclasses.replace(config.model, initialisation="gpt2")), 50)
+    model.initialise(1)
+    tokens = torch.randint(0, 50, (2, 16), generator=torch.Generator().manual_seed(0))
+    (model(tokens, tokens) / 32).backward()
+    optimizer = MuonAdamW(model, dataclasses.replace(config.optimizer, **changes))
+    optimizer.step(lr_factor)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def first(config: Config) -> dict[str, torch.Tensor]:
+    model = GPT(resolve_model(dataclasses.replace(config.model, initialisation="gpt2")), 50)
+    model.initialise(1)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("what", "decaying"),
+    [
+        ("matrices", {"mlp.up"}),
+        ("embeddings", {"mlp.up", "embedding", "head"}),
+        ("all", {"mlp.up", "embedding", "head", "residual_scale"}),
+    ],
+)
+def test_what_decays(tiny_config: Config, what: str, decaying: set[str]) -> None:
+    plain = stepped(tiny_config, weight_decay=0.0)
+    decayed = stepped(tiny_config, weight_decay=0.5, weight_decay_of=what)
+    for part in ("mlp.up", "embedding", "head", "residual_scale"):
+        names = [name for name in plain if name.startswith(part) or f".{part}" in name]
+        names = [name for name in names if "value_embedding" not in name]
+        changed = any(not torch.equal(plain[name], decayed[name]) for name in names)
+        assert changed == (part in decaying), part
+
+
+def test_a_constant_decay_does_not_follow_the_rate(tiny_config: Config) -> None:
+    name = "blocks.0.mlp.up.weight"
+    still = {"lr_factor": 0.0, "weight_decay": 0.5}
+    start = first(tiny_config)[name]
+    following = stepped(tiny_config, **still)[name]
+    constant = stepped(tiny_config, **still, weight_decay_schedule="constant")[name]
+    assert torch.equal(following, start)
+    expected = start * (1 - tiny_config.optimizer.matrix_lr * 0.5)
+    assert torch.allclose(constant, expected)
+
+
+def test_cautious_decay_leaves_alone_what_its_update_drives_from_zero(tiny_config: Config) -> None:
+    name = "blocks.0.mlp.up.weight"
+    start = first(tiny_config)[name]
+    plain = stepped(tiny_config, weight_decay=0.0)[name]
+    cautious = stepped(tiny_config, weight_decay=0.5, cautious_weight_decay=True)[name]
+    driven_away = (plain - start) * start > 0
+    assert driven_away.any()
+    assert torch.equal(cautious[driven_away], plain[driven_away])
+    decay = tiny_config.optimizer.matrix_lr * 0.5
+    others = ~driven_away
+    assert torch.allclose(cautious[others], (plain - decay * start)[others])
+
+
+def test_single_numbers_of_a_gradient_are_bounded(tiny_config: Config) -> None:
+    model = GPT(resolve_model(tiny_config.model), 50)
+    model.initialise(1)
+    tokens = torch.randint(0, 50, (2, 16), generator=torch.Generator().manual_seed(0))
+    model(tokens, tokens).backward()
+    config = dataclasses.replace(tiny_config.optimizer, clip_value=1e-3, grad_clip=0.0)
+    MuonAdamW(model, config).clip()
+    largest = max(float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None)
+    assert largest == pytest.approx(1e-3)
 
 
 def trained(config: Config, **changes: Any) -> torch.Tensor:

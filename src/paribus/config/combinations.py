@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from paribus.config.conditions import heads, width
-from paribus.config.schema import Config, Conversations
+from paribus.config.schema import Config, Conversations, Optimizer
 from paribus.config.sources import Archive, HubFiles, source_problem
 from paribus.curriculum import CONVERSATION_STAGES, SUPERVISED_STAGES, TRAINING_STAGES
 from paribus.errors import did_you_mean, escaped, shown
@@ -243,19 +243,29 @@ def passes_fit_memory(name: str) -> Rule:
     return rule
 
 
+def _decaying_rates(optimizer: Optimizer) -> list[str]:
+    """Keys of the rates of what decays."""
+    rates = ["matrix_lr" if optimizer.kind == "muon" else "adamw_matrix_lr"]
+    if optimizer.weight_decay and optimizer.weight_decay_of != "matrices":
+        rates += ["embedding_lr", "head_lr"]
+    if optimizer.weight_decay and optimizer.weight_decay_of == "all":
+        rates.append("scalar_lr")
+    return rates
+
+
 def decay_leaves_weights(name: str) -> Rule:
     """A step takes lr x weight_decay of each weight; more than all of it turns the weights' signs and they grow."""
 
     def rule(config: Config) -> Iterator[str]:
         optimizer = config.optimizer
-        key = "matrix_lr" if optimizer.kind == "muon" else "adamw_matrix_lr"
         stage = _stage(config, name)
-        taken = getattr(optimizer, key) * stage.lr_scale * optimizer.weight_decay
-        if taken > 1:
-            yield (
-                f"optimizer.weight_decay: {optimizer.weight_decay:g} x optimizer.{key} x {name}.lr_scale is {taken:g}: "
-                "each step would take more than the whole of every weight; lower it until this is below 1"
-            )
+        for key in _decaying_rates(optimizer):
+            taken = getattr(optimizer, key) * stage.lr_scale * optimizer.weight_decay
+            if taken > 1:
+                yield (
+                    f"optimizer.weight_decay: {optimizer.weight_decay:g} x optimizer.{key} x {name}.lr_scale is {taken:g}: "
+                    "each step would take more than the whole of every weight; lower it until this is below 1"
+                )
 
     return rule
 

@@ -62,6 +62,7 @@ EMBEDDED_AS_IT_IS = Condition(
 )
 MUON = Condition("optimizer.kind: muon", lambda optimizer, _: optimizer.kind == "muon")
 ADAMW = Condition("optimizer.kind: adamw", lambda optimizer, _: optimizer.kind == "adamw")
+DECAY = Condition("optimizer.weight_decay above 0", lambda optimizer, _: optimizer.weight_decay > 0)
 EMBEDDINGS = Condition(
     "an untied token embedding (model.tied_head: false), model.position: learned, or model.value_embeddings",
     lambda _, config: (

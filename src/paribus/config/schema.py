@@ -372,10 +372,27 @@ class Optimizer:
         le=Limit(2.0, "rates would change ten thousandfold between widths"),
         acts_when=when.OTHER_WIDTH,
     )
+    clip_value: float = key(
+        "largest gradient of a single number, before grad_clip; 0: off",
+        ge=0,
+        le=Limit(1e9, "no gradient is larger"),
+    )
     weight_decay: float = key(
-        "decoupled, of block matrices, per unit of learning rate",
+        "decoupled, per unit of learning rate",
         ge=0,
         le=Limit(10_000.0, "a ten-thousandth of it is a usual value"),
+    )
+    weight_decay_of: Literal["matrices", "embeddings", "all"] = key(
+        "what decays: block matrices; embeddings and head too; scalars, gains and biases too",
+        acts_when=when.DECAY,
+    )
+    weight_decay_schedule: Literal["rate", "constant"] = key(
+        "whether the decay follows the learning rate's schedule, or stays as at the highest rate",
+        acts_when=when.DECAY,
+    )
+    cautious_weight_decay: bool = key(
+        "decay only numbers that their update brings nearer to zero (arXiv:2510.12402)",
+        acts_when=when.DECAY,
     )
     beta1: float = key("AdamW first moment", ge=0, le=0.9999)
     beta2: float = key("AdamW second moment", ge=0, le=0.99999)
@@ -457,6 +474,11 @@ class Schedule:
     lr_scale: float = key("multiplies every learning rate", gt=0, le=limits.SCALE)
     warmup_fraction: float = key("share of steps of linear warm-up", ge=0, le=1)
     warmdown_fraction: float = key("share of steps of linear warm-down", ge=0, le=1)
+    warmdown_shape: Literal["linear", "cosine", "sqrt", "square"] = key(
+        "how the rate falls over the warm-down: in a line; half a cosine; 1 - sqrt, steep at first (arXiv:2405.18392); "
+        "the square of the line",
+        acts_when=when.WARM_DOWN,
+    )
     final_lr_fraction: float = key(
         "learning rate of the last step / the highest", ge=0, le=1, acts_when=when.WARM_DOWN
     )

@@ -291,13 +291,18 @@ def optimizer_update(
     """The optimiser's temporaries.
 
     Muon works on all matrices of one shape at once, AdamW on one kind of parameter; AdamW's fused kernel, on CUDA, makes none.
+    Cautious decay keeps a copy of what decays.
     """
     counts = parameters(config, vocab_size)
-    largest = max(counts["embedding"] + counts["value_embeddings"], counts["head"])
+    others = max(counts["embedding"] + counts["value_embeddings"], counts["head"])
     denominator = 0 if cuda else FP32
+    matrices = _muon_update(config, 2 if cuda else FP32)
     if optimizer.kind == "adamw":
-        return denominator * max(largest, counts["matrices"])
-    return max(_muon_update(config, 2 if cuda else FP32), denominator * largest)
+        matrices = denominator * counts["matrices"]
+    others *= denominator
+    if optimizer.cautious_weight_decay and optimizer.weight_decay:
+        matrices += FP32 * counts["matrices"]
+    return max(matrices, others)
 
 
 def _muon_update(config: Architecture, itemsize: int) -> int:

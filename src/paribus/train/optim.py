@@ -46,11 +46,14 @@ def parameter_groups(model: GPT, config: OptimizerConfig) -> list[Group]:
     width_factor = (model.config.width / config.lr_reference_width) ** config.lr_width_exponent
     adamw_matrix_lr = config.adamw_matrix_lr * width_factor
     matrix_lr = config.matrix_lr if config.kind == "muon" else adamw_matrix_lr
+    decay = config.weight_decay
+    of_embeddings = decay if config.weight_decay_of != "matrices" else 0.0
+    of_scalars = decay if config.weight_decay_of == "all" else 0.0
     rates = {
-        "matrix": (config.kind, matrix_lr, config.weight_decay),
-        "embedding": ("adamw", config.embedding_lr * width_factor, 0.0),
-        "head": ("adamw", config.head_lr * width_factor, 0.0),
-        "scalar": ("adamw", config.scalar_lr, 0.0),
+        "matrix": (config.kind, matrix_lr, decay),
+        "embedding": ("adamw", config.embedding_lr * width_factor, of_embeddings),
+        "head": ("adamw", config.head_lr * width_factor, of_embeddings),
+        "scalar": ("adamw", config.scalar_lr, of_scalars),
     }
     return [Group(kind, *rates[kind], members[kind]) for kind in rates if members[kind]]
 
@@ -97,8 +100,12 @@ class MuonAdamW:
 
     @torch.no_grad()
     def clip(self) -> Tensor:
-        """Scale all gradients so that their global norm is at most grad_clip; returns the norm before, ()."""
+        """Bound each number by clip_value and the global norm by grad_clip; returns the norm between the two, ()."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if self.config.clip_value:
+            numbers = [parallel.local(gradient) for gradient in gradients]
+            torch._foreach_clamp_max_(numbers, self.config.clip_value)
+            torch._foreach_clamp_min_(numbers, -self.config.clip_value)
         if self._sharded:
             norm = parallel.norm(gradients)
         else:
@@ -122,24 +129,34 @@ class MuonAdamW:
         for group in self.groups:
             mine = self._mine(group)
             if mine:
-                self._update(group, mine, group.lr * lr_factor, gate)
+                self._update(group, mine, lr_factor, gate)
             self._share(group, mine)
 
     def _update(
-        self, group: Group, mine: dict[str, Tensor], lr: float, gate: Tensor | None
+        self, group: Group, mine: dict[str, Tensor], lr_factor: float, gate: Tensor | None
     ) -> None:
         """Decay and step of the parameters of a group that this rank owns. gate (): 1, or 0 to change nothing."""
-        if group.weight_decay:
-            decay: Tensor | float = lr * group.weight_decay
-            if gate is not None:
-                decay = decay * gate
+        cautious = self.config.cautious_weight_decay and group.weight_decay > 0
+        before = [parameter.clone() for parameter in mine.values()] if cautious else []
+        if group.weight_decay and not cautious:
+            decay = self._decay(group, lr_factor, gate)
             torch._foreach_mul_(list(mine.values()), 1 - decay)
+        lr = group.lr * lr_factor
         if group.rule == "muon":
             self._muon(mine, lr, gate)
         elif self.on_device:
             self._fused_adamw(mine, lr, gate)
         else:
             self._adamw(mine, lr)
+        for old, parameter in zip(before, mine.values(), strict=False):
+            shrinks = (parameter - old) * old <= 0
+            parameter.sub_(self._decay(group, lr_factor, gate) * shrinks * old)
+
+    def _decay(self, group: Group, lr_factor: float, gate: Tensor | None) -> Tensor | float:
+        """The share of each number that a step takes off."""
+        factor = 1.0 if self.config.weight_decay_schedule == "constant" else lr_factor
+        decay = group.lr * factor * group.weight_decay
+        return decay if gate is None else decay * gate
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
@@ -313,17 +330,3 @@ def orthogonalise(matrices: Tensor, iterations: int) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
-
-
-def lr_factor(step: int, steps: int, warmup: float, warmdown: float, final: float) -> float:
-    """Multiplier of the learning rate at `step` of `steps`: linear warm-up, constant, linear warm-down to `final`.
-
-    step: from 0. warmup, warmdown: fractions of the steps. final: the multiplier that the last step gets.
-    """
-    warmup_steps, warmdown_steps = round(warmup * steps), round(warmdown * steps)
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    left = steps - 1 - step
-    if left < warmdown_steps:
-        return final + (1 - final) * left / warmdown_steps
-    return 1.0

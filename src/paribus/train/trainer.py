@@ -22,7 +22,8 @@ from paribus.train.callback import Callback, Callbacks
 from paribus.train.checkpoint import StateStore
 from paribus.train.loop import Loop, Plan
 from paribus.train.objectives import Loader, NextToken, Objective
-from paribus.train.optim import MuonAdamW, lr_factor
+from paribus.train.optim import MuonAdamW
+from paribus.train.schedule import lr_factor
 from paribus.train.stepper import Forward, make_stepper, to_device
 
 if TYPE_CHECKING:
@@ -64,12 +65,13 @@ class Trainer:
     def lr_factor(self, step: int, steps: int) -> float:
         """The factor of the learning rates in one step of a run with `steps` steps."""
         schedule = self.recipe.schedule(self.stage)
-        # RL's rates fall from the end of the warm-up to the last step.
-        warmdown = 1.0 if isinstance(schedule, RL) else schedule.warmdown_fraction
-        shape = lr_factor(
-            step, steps, schedule.warmup_fraction, warmdown, schedule.final_lr_fraction
-        )
-        return schedule.lr_scale * shape
+        warmup, final = schedule.warmup_fraction, schedule.final_lr_fraction
+        if isinstance(schedule, RL):  # its rates fall from the end of the warm-up to the last step
+            factor = lr_factor(step, steps, warmup, 1.0, final)
+        else:
+            warmdown, shape = schedule.warmdown_fraction, schedule.warmdown_shape
+            factor = lr_factor(step, steps, warmup, warmdown, final, shape)
+        return schedule.lr_scale * factor
 
     def plan(self, steps: int | None = None) -> Plan:
         """How long and how fast to train. steps: in place of the schedule's."""
