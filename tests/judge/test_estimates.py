@@ -252,3 +252,128 @@ def test_one_run_beside_many_is_undecided_unless_the_spread_is_shared() -> None:
     t = 4.0 / (spread * np.sqrt(1 / 4 + 1))
     assert one.p == pytest.approx(2 * stats.t.sf(t, 3))
     assert one.verdict == "worse"
+
+
+def test_published_examples_of_the_rule() -> None:
+    """The benchmark's own arithmetic: result 11 against 9 has p = .69, 12 against 6 a score of .00648."""
+    from paribus.judge import Options
+    from paribus.judge.rules import rule_of
+
+    options = Options.of(
+        arm="recipe", metric="loss", chain=True, fixed_sigma=0.0013, fixed_bound=0.004
+    )
+    same = rule_of(-(3.2771 - 3.2785) - 25 * 0.000045, 16, 8, options)
+    other = rule_of(0.0002 - 50 * 0.000045, 20, 20, options)
+    assert same is not None and other is not None
+    assert (round(same.p, 2), same.kept) == (0.69, False)
+    assert (round(other.score, 5), other.kept) == (0.00648, True)
+
+
+def test_the_public_table_gives_the_published_p_value(project_root: Any) -> None:
+    path = project_root / "experiments/results/public/optimizer_benchmark.csv"
+    result = judge(
+        path, arm="recipe", metric="val_loss", baseline="20260501_skylight001", horizon="steps", slope=0.000045,
+        fixed_sigma=0.0013,
+    )  # fmt: skip
+    one = next(one for one in result.comparisons if one.arm == "20260501_contra_muon")
+    assert one.rule is not None
+    assert one.rule.p == pytest.approx(0.69, abs=0.04)  # they round the means to four decimals
+
+
+def curves(ends: Mapping[str, Sequence[float]]) -> pandas.DataFrame:
+    """Straight curves from 5 at step 0 to an end at step 100."""
+    rows = []
+    for arm, values in ends.items():
+        for seed, end in enumerate(values):
+            for step in range(0, 101, 10):
+                rows.append(
+                    {"arm": arm, "seed": seed, "step": step, "loss": 5 + (end - 5) * step / 100}
+                )
+    return pandas.DataFrame(rows)
+
+
+def test_steps_to_a_target_are_compared_and_runs_that_do_not_arrive_count() -> None:
+    frame = curves(
+        {
+            "base": [3.0, 3.05, 2.95, 3.02],
+            "fast": [2.0, 2.1, 1.9, 2.05],
+            "slow": [3.6, 3.55, 3.65, 3.45],
+        }
+    )
+    options = {
+        "baseline": "base",
+        "metric": "steps_to:3.5",
+        "curve": "loss",
+        "run": "seed",
+        "step": "step",
+    }
+    result = judged(frame, **options)
+    fast, slow = result.comparisons
+    assert fast.verdict == "better"
+    assert fast.difference == pytest.approx(50.3 - 75.2, abs=0.5)
+    assert slow.verdict == "worse"
+    assert result.arm("slow").reached == 1
+    assert slow.estimate.design == "censored"
+    assert slow.low is not None and slow.low > 10
+
+
+def test_matched_target_times_are_compared_in_pairs() -> None:
+    frame = curves({"base": [3.0, 3.3, 2.6, 2.9], "fast": [2.9, 3.21, 2.52, 2.8]})
+    options = {
+        "baseline": "base",
+        "metric": "steps_to:3.5",
+        "curve": "loss",
+        "pair_by": "seed",
+        "step": "step",
+    }
+    one = judged(frame, **options).comparisons[0]
+    assert (one.estimate.design, one.verdict) == ("matched", "better")
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [(1.0, "no run of any arm reaches 1"), (9.0, "passed before the first point")],
+)
+def test_a_target_outside_all_curves_is_refused(target: float, words: str) -> None:
+    from paribus.errors import UserError
+
+    frame = curves({"base": [3.0, 3.1], "fast": [2.0, 2.1]})
+    with pytest.raises(UserError, match=words):
+        judged(
+            frame,
+            baseline="base",
+            metric=f"steps_to:{target}",
+            curve="loss",
+            run="seed",
+            step="step",
+        )
+
+
+def test_an_effect_is_said_in_compute_where_the_baseline_has_horizons() -> None:
+    rng = np.random.default_rng(6)
+    rows = []
+    for seed in range(4):
+        for tokens in (80e6, 100e6, 125e6):
+            rows.append(
+                {
+                    "arm": "base",
+                    "seed": seed,
+                    "tokens": tokens,
+                    "loss": 3 * (tokens / 1e8) ** -0.1 + rng.normal(0, 0.001),
+                }
+            )
+        rows.append(
+            {
+                "arm": "new",
+                "seed": seed,
+                "tokens": 1e8,
+                "loss": 3 * 1.1**-0.1 + rng.normal(0, 0.001),
+            }
+        )
+    one = judged(pandas.DataFrame(rows), baseline="base", horizon="tokens").comparisons[0]
+    assert (one.runs, one.reference_runs, one.verdict) == (4, 4, "better")
+    assert one.saved is not None
+    needs = one.saved.baseline_needs
+    assert needs.low is not None and needs.high is not None
+    assert needs.low < 110e6 < needs.high
+    assert needs.high - needs.low < 6e6

@@ -153,7 +153,7 @@ def judge_runs(runs: Runs, options: Options, source: str = "the table") -> Judge
         comparison = judged.applied(comparison)
         comparison = _withheld(comparison, runs)
         if comparison.verdict == "undecided":
-            comparison = replace(comparison, plan=_plan(estimate, len(pairs), options))
+            comparison = replace(comparison, plan=_plan(estimate, len(pairs), bench))
         comparisons.append(comparison)
     arms = _summaries(order, runs, bench)
     return Judgement(source, options, tuple(arms), tuple(comparisons), tuple(runs.notes))
@@ -333,14 +333,14 @@ def _withheld(comparison: Comparison, runs: Runs) -> Comparison:
 # ---------------------------------------------------------------- plans, arms
 
 
-def _plan(estimate: Estimate, comparisons: int, options: Options) -> Plan | None:
-    """What would decide; None where no noise is known, or more of it would not help."""
-    stated = options.noise is not None
-    noise = options.noise if stated else estimate.spread
-    if noise is None:
-        noise = options.fixed_sigma
-    if not noise:
+def _plan(estimate: Estimate, comparisons: int, bench: Bench) -> Plan | None:
+    """What would decide, at a noise that is stated, else of these runs, else of all arms; None where none is known."""
+    options = bench.options
+    of_arms = bench.spread if bench.df else None
+    noise = options.noise or estimate.spread or of_arms or options.fixed_sigma
+    if not noise or estimate.design == "censored":
         return None
+    stated = bool(options.noise) or not (estimate.spread or of_arms)
     paired = estimate.design in ("matched", "partly matched") and not stated
     level = options.alpha / comparisons if options.correction == "holm" else options.alpha
     smallest, effect = options.smallest_effect, abs(estimate.difference)
@@ -352,7 +352,7 @@ def _plan(estimate: Estimate, comparisons: int, options: Options) -> Plan | None
     of_differences = noise if paired else noise * float(np.sqrt(2))
     return Plan(
         noise=noise,
-        stated=stated or estimate.spread is None,
+        stated=stated,
         matched=paired,
         to_see_smallest=to_see(smallest, level),
         to_call_equivalent=(

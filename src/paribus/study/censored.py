@@ -22,6 +22,7 @@ from paribus.study.power import Floats
 
 Known = Literal["reached", "not reached", "before the first point"]
 WIDEST = 20.0  # ranges of the times: beyond it a likelihood changes no more
+LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)
 FLAT = 1e-6  # of a log likelihood that has stopped to change
 
 
@@ -221,18 +222,29 @@ def _likelihood(values: Floats, bound: Floats, level_is_free: bool, scale: float
     side = bound[~known]
     exact, censored = scaled[known], scaled[~known]
 
-    def minus(parameters: Floats) -> float:
+    def minus(parameters: Floats) -> tuple[float, Floats]:
+        """The negative log likelihood and its slope in (level/spread, log of 1/spread)."""
         precision = math.exp(min(parameters[-1], 50.0))
-        level = parameters[0] if level_is_free else 0.0
-        of_exact = -0.5 * (precision * exact - level) ** 2 + math.log(precision)
-        of_censored = special.log_ndtr(side * (level - precision * censored))
-        return -float(of_exact.sum() + of_censored.sum())
+        level = float(parameters[0]) if level_is_free else 0.0
+        residual = precision * exact - level
+        argument = side * (level - precision * censored)
+        log_chance = special.log_ndtr(argument)
+        hazard = side * np.exp(-(argument**2) / 2 - LOG_ROOT_2_PI - log_chance)
+        height = -0.5 * (residual**2).sum() + len(exact) * math.log(precision) + log_chance.sum()
+        by_level = residual.sum() + hazard.sum()
+        by_precision = (
+            -precision * (exact * residual).sum()
+            + len(exact)
+            - precision * (censored * hazard).sum()
+        )
+        slope = [by_level, by_precision] if level_is_free else [by_precision]
+        return -float(height), -np.array(slope)
 
     spread = max(float(scaled.std() if level_is_free else np.sqrt((scaled**2).mean())), 1e-9)
     start = [-math.log(spread)]
     if level_is_free:
         start = [float(scaled.mean()) / spread, *start]
-    found = optimize.minimize(minus, start, method="BFGS")
+    found = optimize.minimize(minus, start, method="BFGS", jac=True)
     return -float(found.fun)
 
 
