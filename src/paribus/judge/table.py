@@ -61,7 +61,7 @@ def opened(table: Any) -> Source:
     """The source that a table, or the name of one, stands for.
 
     Args:
-        table: a path, "mlflow:EXPERIMENT", a pandas or polars frame, or a mapping of columns to values.
+        table: a path, "mlflow:EXPERIMENT", "study:NAME", a pandas or polars frame, or a mapping of columns to values.
 
     Raises:
         UserError: where there is no such file, or it has no columns.
@@ -72,6 +72,10 @@ def opened(table: Any) -> Source:
         from paribus.judge.tracked import tracked_table
 
         return tracked_table(table.removeprefix("mlflow:"))
+    if isinstance(table, str) and table.startswith("study:"):
+        from paribus.judge.studied import study_table
+
+        return study_table(table.removeprefix("study:"))
     return _file(Path(table))
 
 
