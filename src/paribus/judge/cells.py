@@ -25,15 +25,21 @@ MISSING = {"", "na", "n/a", "nan", "-nan", "null", "none", "<na>", "-", "–", "
 INFINITE = {"inf", "+inf", "-inf", "infinity", "+infinity", "-infinity", "∞", "-∞"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Value:
     """A cell that should hold a number: a finite one, none (None), or a problem in words.
 
-    blank: nothing stands there, where `nan` or `inf` say that something went wrong.
+    Attributes:
+        number: None where there is none.
+        problem: why the cell cannot be read; "" where it can.
+        text: the cell that has the problem, as in a message.
+        infinite: whether it says infinity.
+        blank: whether nothing stands there, where `nan` or `inf` say that something went wrong.
     """
 
     number: float | None
     problem: str = ""
+    text: str = ""
     infinite: bool = False
     blank: bool = False
 
@@ -50,7 +56,7 @@ def value_of(cell: Any) -> Value:
         return _of_text(cell)
     is_number = isinstance(cell, (numbers.Real, Decimal)) and not isinstance(cell, bool)
     if not is_number:
-        return Value(None, f"{shown(cell)} is no number")
+        return Value(None, "no number", shown(cell))
     number = float(cell)
     return Value(None, blank=True) if math.isnan(number) else _finite(number)
 
@@ -63,7 +69,7 @@ def _of_text(cell: str) -> Value:
         return Value(None, infinite=True)
     if NUMBER.fullmatch(text):
         return _finite(float(text))
-    return Value(None, _misread(text))
+    return Value(None, _misread(text), shown(text))
 
 
 def _finite(number: float) -> Value:
@@ -72,16 +78,12 @@ def _finite(number: float) -> Value:
 
 def _misread(text: str) -> str:
     """Why a text is no number, as exactly as it can be said."""
-    said = shown(text)
     if THOUSANDS.fullmatch(text) or COMMA.fullmatch(text):
-        return (
-            f"{said} has a comma, which may be a decimal comma or separate thousands; write a point for decimals, and no "
-            "separator"
-        )
+        return "a comma, which may be a decimal comma or separate thousands: write a point for decimals, and no separator"
     unit = UNIT.fullmatch(text)
     if unit and NUMBER.fullmatch(unit[1]):
-        return f"{said} has a unit ({shown(unit[2])}); put it into the column's name and leave the number"
-    return f"{said} is no number"
+        return f"a unit, {shown(unit[2])}: put it into the column's name and leave the number"
+    return "no number"
 
 
 def name_of(cell: Any) -> str:

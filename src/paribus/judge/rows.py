@@ -16,7 +16,7 @@ HIGHER = {"acc", "accuracy", "bleu", "rouge", "f1", "reward", "score", "auc", "r
 CURVE_COLUMNS = {"step", "steps", "iter", "iteration", "epoch", "global_step", "tokens_seen"}
 
 
-@dataclass
+@dataclass(slots=True)
 class Row:
     """A row as it was read: names, and cells that should be numbers."""
 
@@ -34,19 +34,29 @@ class Row:
 
 @dataclass
 class Faults:
-    """Problems by kind, with the rows that have them."""
+    """Problems by kind, with the rows that have them and an example of a cell."""
 
     unit: str
     rows: dict[str, list[int]] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
 
-    def note(self, problem: str, row: int) -> None:
-        """A row has a problem."""
+    def note(self, problem: str, row: int, example: str = "") -> None:
+        """A row has a problem; example: its cell, as in a message."""
         self.rows.setdefault(problem, []).append(row)
+        if example:
+            self.examples.setdefault(problem, example)
+
+    def misread(self, column: str, value: Value, row: int) -> None:
+        """The cell of a column cannot be read as a number."""
+        self.note(f"{column} holds {value.problem}", row, value.text)
 
     def listed(self) -> list[str]:
         """Every problem with its rows, of many the first."""
-        by_row = [f"{listed_rows(self.unit, rows)}: {what}" for what, rows in self.rows.items()]
+        by_row = []
+        for what, rows in self.rows.items():
+            example = f" ({self.examples[what]})" if what in self.examples else ""
+            by_row.append(f"{listed_rows(self.unit, rows)}: {what}{example}")
         return [*by_row[:12], *more_of(by_row[12:]), *self.others]
 
 
@@ -58,13 +68,16 @@ def more_of(left: Sequence[str]) -> list[str]:
 # ---------------------------------------------------------------- columns
 
 
-def matching(source: Source, option: str, patterns: Sequence[str]) -> tuple[str, ...]:
+def matching(
+    source: Source, option: str, patterns: Sequence[str], others: Sequence[str]
+) -> tuple[str, ...]:
     """The columns that patterns such as seed* name, in the table's order.
 
     Args:
         source: the table.
         option: that has the patterns.
         patterns: names, with commas between, or patterns.
+        others: columns that other options name, which a pattern leaves alone.
 
     Raises:
         UserError: for one that names no column.
@@ -72,13 +85,18 @@ def matching(source: Source, option: str, patterns: Sequence[str]) -> tuple[str,
     names = [name.strip() for pattern in patterns for name in pattern.split(",")]
     found: dict[str, None] = {}
     for name in names:
-        matching = [column for column in source.header if fnmatch.fnmatchcase(column, name)]
+        matching = [name] if name in source.header else _like(source, name, others)
         if not matching:
             near = did_you_mean(name, source.header)
             there = near or f"there are: {', '.join(source.header[:12])}"
             raise UserError(f"{option}: {source.name} has no column {shown(name)}; {there}")
         found |= dict.fromkeys(matching)
     return tuple(found)
+
+
+def _like(source: Source, pattern: str, others: Sequence[str]) -> list[str]:
+    found = [column for column in source.header if fnmatch.fnmatchcase(column, pattern)]
+    return [column for column in found if column not in others]
 
 
 def asked_columns(source: Source, options: Options) -> dict[str, str]:

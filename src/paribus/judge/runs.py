@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import Any
 
+from scipy import stats
+
 from paribus.errors import UserError, shown
-from paribus.judge.cells import name_of, value_of
+from paribus.judge.cells import Value, name_of, value_of
 from paribus.judge.options import Options
 from paribus.judge.rows import (
     Faults,
@@ -30,10 +33,10 @@ from paribus.judge.rows import (
 from paribus.judge.table import Source, column_problems, listed_rows
 from paribus.study.censored import Reach, crossing
 
-FINE = 0.8  # share of distinct results from which two equal ones of an arm look like one run listed twice
+RARE = 0.001  # chance of as many equal results below which they look like one run listed twice
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Run:
     """One run of one arm.
 
@@ -100,10 +103,11 @@ def read_runs(source: Source, options: Options) -> Runs:
     Raises:
         UserError: with every problem of columns or rows.
     """
+    others = [*options.arm, *options.pair_by, options.block or "", options.horizon or ""]
     options = replace(
         options,
-        arms_in=matching(source, "--arms-in", options.arms_in),
-        runs_in=matching(source, "--runs-in", options.runs_in),
+        arms_in=matching(source, "--arms-in", options.arms_in, others),
+        runs_in=matching(source, "--runs-in", options.runs_in, others),
     )
     problems = column_problems(source, asked_columns(source, options))
     if problems:
@@ -147,7 +151,7 @@ class _Outcome:
         kept = []
         for row in rows:
             if row.metric.problem:
-                self.faults.note(f"{self.metric}: {row.metric.problem}", row.number)
+                self.faults.misread(self.metric, row.metric, row.number)
             elif row.blank:
                 self.absent += 1
             else:
@@ -201,9 +205,7 @@ def _run(row: Row, value: float, outcome: _Outcome) -> Run:
     options, faults = outcome.options, outcome.faults
     horizon = row.horizon.number if row.horizon else None
     if row.horizon and horizon is None:
-        faults.note(
-            f"--horizon: {row.horizon.problem or 'it is missing or not finite'}", row.number
-        )
+        _no_number("--horizon", row.horizon, row.number, faults)
     elif horizon is not None and horizon <= 0:
         faults.note(f"--horizon: {horizon:g} is not above 0", row.number)
     if options.pair_by and not row.pair:
@@ -211,6 +213,13 @@ def _run(row: Row, value: float, outcome: _Outcome) -> Run:
     if options.block and not row.block:
         faults.note(f"--block: no {options.block}", row.number)
     return Run(row.arm, value, row.pair, row.block, horizon, row.order, row.number)
+
+
+def _no_number(option: str, value: Value, row: int, faults: Faults) -> None:
+    if value.problem:
+        faults.misread(f"the column of {option}", value, row)
+    else:
+        faults.note(f"the column of {option} is missing or not finite", row)
 
 
 def _of_curves(rows: Sequence[Row], outcome: _Outcome) -> list[Run]:
@@ -235,8 +244,7 @@ def _in_order(who: str, points: list[Row], faults: Faults) -> list[Row]:
     """The points of a curve along its steps; none, and a fault, where they contradict each other."""
     for row in points:
         if row.step is None or row.step.number is None:
-            problem = row.step.problem if row.step else ""
-            faults.note(f"--step: {problem or 'it is missing or not finite'}", row.number)
+            _no_number("--step", row.step or Value(None), row.number, faults)
             return []
     for what in ("pair", "block"):
         if len({getattr(row, what) for row in points}) > 1:
@@ -321,24 +329,32 @@ def _merged(runs: list[Run], options: Options, notes: list[str]) -> list[Run]:
 
 
 def _repeated(runs: Sequence[Run]) -> list[str]:
-    """A note on runs of one arm with the very same result, where results are fine enough for that to be no chance."""
-    values = [run.value for run in runs if run.reach is None or run.reach.known == "reached"]
-    if len(set(values)) < FINE * len(values):
-        return []
-    rows: dict[tuple[str, float, float | None], list[int]] = {}
+    """A note on runs of one arm with the very same result, where that is no chance at the digits of the results."""
+    groups: dict[tuple[str, float | None], list[float]] = {}
     for run in runs:
-        if run.reach is None or run.reach.known == "reached":
-            rows.setdefault((run.arm, run.value, run.horizon), []).append(run.row)
+        if run.reach is None:
+            groups.setdefault((run.arm, run.horizon), []).append(run.value)
     again: dict[str, int] = {}
-    for (arm, _, _), same in rows.items():
-        if len(same) > 1:
-            again[arm] = again.get(arm, 0) + len(same) - 1
+    for (arm, _), values in groups.items():
+        pairs = sum(count * (count - 1) // 2 for count in Counter(values).values())
+        if pairs and stats.poisson.sf(pairs - 1, _expected_pairs(values)) < RARE:
+            again[arm] = again.get(arm, 0) + len(values) - len(set(values))
     if not again:
         return []
     listed = ", ".join(f"{arm} ({count})" for arm, count in list(again.items())[:5])
     return [
         f"runs with the very result of another run of their arm, which may be one run listed twice: {listed}"
     ]
+
+
+def _expected_pairs(values: Sequence[float]) -> float:
+    """How many pairs of normal results, rounded as these are, are equal by chance."""
+    decimals = max(len(f"{value:.12g}".partition(".")[2]) for value in values)
+    spread = pstdev(values)
+    if spread == 0:
+        return math.inf
+    pairs = len(values) * (len(values) - 1) / 2
+    return float(pairs * 10.0**-decimals / (2 * math.sqrt(math.pi) * spread))
 
 
 def arm_order(runs: Runs, options: Options) -> list[str]:

@@ -161,8 +161,9 @@ class Delimited:
                 if any(cell.strip() for cell in cells):
                     yield reader.line_num, cells
         except csv.Error as error:
+            said = str(error).partition(" - ")[0]
             raise UserError(
-                f"{self.path}: line {reader.line_num}: {error}; is it a table with delimiters?"
+                f"{self.path}: line {reader.line_num}: {said}; is it a table with delimiters, a row a line?"
             ) from None
 
     def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:

@@ -215,16 +215,22 @@ def _listed(arms: Sequence[str]) -> str:
 
 def _plans(judgement: Judgement) -> list[str]:
     """What would decide about the undecided arms."""
-    rows = [["undecided arm", "noise", "runs an arm to see this", "the smallest effect"]]
+    asks_smallest = judgement.options.smallest_effect is not None
+    rows = [["undecided arm", "noise", "runs an arm to see this"]]
+    if asks_smallest:
+        rows[0].append("the smallest effect")
     planned = [one for one in judgement.comparisons if one.plan is not None]
     for one in planned:
         plan = one.plan
         assert plan is not None
-        noise = f"{plan.noise:.2g}{' stated' if plan.stated else ''}"
-        smallest = "–"
-        if judgement.options.smallest_effect is not None:
-            smallest = _runs(_larger(plan.to_see_smallest, plan.to_call_equivalent))
-        rows.append([shortened(one.arm), noise, _runs(plan.to_see_this), smallest])
+        row = [
+            shortened(one.arm),
+            f"{plan.noise:.2g}{' stated' if plan.stated else ''}",
+            _runs(plan.to_see_this),
+        ]
+        if asks_smallest:
+            row.append(_runs(_larger(plan.to_see_smallest, plan.to_call_equivalent)))
+        rows.append(row)
     if not planned:
         return []
     note = (
