@@ -86,7 +86,7 @@ def test_censored_verdicts_keep_their_rate(seeds: int, share: float) -> None:
     held, trials = 0, 500
     for _ in range(trials):
         base, arm = rng.standard_normal(seeds), rng.standard_normal(seeds) + 0.5
-        cut = [Times(np.minimum(of, end), (of > end) * 1.0) for of in (base, arm)]
+        cut = [Times(np.minimum(of, end), np.where(of > end, 1.0, 0.0)) for of in (base, arm)]
         found = CensoredDifference((cut[0], cut[1]))
         if found.df < 1:
             held += 1
@@ -100,7 +100,7 @@ def test_logrank_agrees_with_scipy_where_there_are_many_runs() -> None:
     rng = np.random.default_rng(5)
     a, b = rng.exponential(1, 60), rng.exponential(1.7, 60)
     censored = [np.minimum(values, 2) for values in (a, b)]
-    bound = [(values > 2) * 1.0 for values in (a, b)]
+    bound = [np.where(values > 2, 1.0, 0.0) for values in (a, b)]
     found = logrank_p(Times(censored[0], bound[0]), Times(censored[1], bound[1]))
     sets = [
         stats.CensoredData(uncensored=values[flags == 0], right=values[flags == 1])

@@ -15,7 +15,7 @@ HORIZONS = (0.8, 1.0, 1.25)
 
 def loss(compute: float, gain: float = 1.0) -> float:
     """A power law; an arm with a gain of 1.1 needs a tenth more compute in the baseline."""
-    return 2.5 + 1.2 * (compute * gain) ** -0.3
+    return 2.5 + 1.2 * math.exp(-0.3 * math.log(compute * gain))
 
 
 def trained(
