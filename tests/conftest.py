@@ -21,6 +21,8 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # two test files run side by side; before torch is loaded
 
+pytest_plugins = ("support.processor_times",)
+
 # Files of half a minute or more go first, the longest before the others (measured on two cores): one that is begun
 # last would be waited for with the other core idle.
 LONGEST_FIRST = (

@@ -12,7 +12,7 @@ from paribus.config import resolve_model
 from paribus.data.chat import problem_conversation, render
 from paribus.errors import UserError
 from paribus.evaluate.gsm8k import chat_prompt
-from paribus.generate import Completion, Engine, decoder, sampling, stream_seed
+from paribus.generate import Completion, Engine, sampling, stream_seed
 from paribus.generate.sampling import choose, uniform
 from paribus.model.gpt import GPT
 
@@ -319,19 +319,19 @@ def test_deciding_a_token_alone_gives_the_same_token(
         "seed": 2,
     }
     usual = talker().generate(prompts, **options)
-    decided = 0
-    decide = decoder.Decoder._decide
+    alone = 0
+    hidden = GPT.hidden
 
-    def counted(self: decoder.Decoder, row: int, point: torch.Tensor) -> torch.Tensor:
-        nonlocal decided
-        decided += 1
-        return decide(self, row, point)
+    def counted(self: GPT, tokens: torch.Tensor, **options: Any) -> torch.Tensor:
+        nonlocal alone
+        alone += len(tokens) == 1 and "cache" not in options
+        return hidden(self, tokens, **options)
 
-    monkeypatch.setattr(decoder.Decoder, "_decide", counted)
+    monkeypatch.setattr(GPT, "hidden", counted)
     for name in ("CLOSE_LOGITS", "CLOSE_BLOCK"):
         monkeypatch.setattr(sampling, name, 1e9)
     assert talker().generate(prompts, **options) == usual
-    assert decided == sum(sum(answer.sampled) for group in usual for answer in group)
+    assert alone == sum(sum(answer.sampled) for group in usual for answer in group)
 
 
 def test_random_streams() -> None:

@@ -92,7 +92,6 @@ def objects(out: str) -> dict[str, Path]:
 # ---------------------------------------------------------------- sound
 
 
-@pytest.mark.timeout(600)
 def test_a_run_is_certified_bit_for_bit_and_nothing_of_it_is_touched(origin: Project) -> None:
     """As a user does it, by git revision; the certificate is a file, and an artifact and tags of the run in MLflow."""
     from mlflow import MlflowClient
@@ -224,7 +223,6 @@ def test_a_changed_tokenizer_is_caught(project: Project) -> None:
     )
 
 
-@pytest.mark.timeout(600)
 def test_another_seed_parts_and_the_step_is_named(project: Project) -> None:
     """dvc.lock says seed 8; the checkpoint is of seed 7. At step 1 the head is zero, so any seed's loss is ln(vocabulary)."""
     edit_lock(lambda stages: stages["pretrain"]["params"]["params.yaml"].update(seed=8))
@@ -277,7 +275,6 @@ def forge_metric(project: Project, by: float) -> float:
     return honest
 
 
-@pytest.mark.timeout(600)
 def test_a_metric_that_the_weights_do_not_measure_is_never_bit_exact(project: Project) -> None:
     """Forged, and made DVC's and git's own record: only measuring again shows it."""
     honest = forge_metric(project, by=0.5)
@@ -359,7 +356,6 @@ def test_a_flipped_byte_of_the_data_in_the_working_folder_is_named(
     assert f"data/tokens in the working folder: {shard.name}" in whats(made, "data")
 
 
-@pytest.mark.timeout(600)
 def test_what_no_record_explains_is_not_called_chance_where_two_rebuilds_agree(
     project: Project,
 ) -> None:
@@ -475,7 +471,6 @@ def log_seed(
     return str(run_id)
 
 
-@pytest.mark.timeout(300)
 def test_the_band_is_that_of_runs_that_differ_in_the_seed_alone(project: Project) -> None:
     """Losses of -.1, 0 and .1 beside the recorded one: t(2) x .1 x root 2 = .61 either way."""
     from paribus.tracking.address import tracking_uri

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 from support.talker import PROBLEMS, codec, talker
+from support.waiting import PATIENCE
 
 from paribus.chat import Answer, Options, Piece, Speaker, terminal, web
 from paribus.config import merge, read_yaml
@@ -320,7 +321,7 @@ def test_a_large_body_is_refused_unread(address: str) -> None:
     import http.client
 
     host = address.removeprefix("http://")
-    connection = http.client.HTTPConnection(host, timeout=10)
+    connection = http.client.HTTPConnection(host, timeout=PATIENCE)
     connection.putrequest("POST", "/answer")
     connection.putheader("Content-Type", JSON)
     connection.putheader("Content-Length", "2000000")
@@ -329,7 +330,7 @@ def test_a_large_body_is_refused_unread(address: str) -> None:
     assert response.status == 413
     assert "1,000,000 bytes" in json.loads(response.read())["problems"][0]
     connection.close()
-    connection = http.client.HTTPConnection(host, timeout=10)
+    connection = http.client.HTTPConnection(host, timeout=PATIENCE)
     chunks = (b" " * 100_000 for _ in range(50))
     try:
         connection.request("POST", "/answer", chunks, {"Content-Type": JSON}, encode_chunked=True)

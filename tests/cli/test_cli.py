@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support.checkout import ROOT, make_checkout, paribus
+from support.waiting import wait_for
 
 from paribus.cli.serve import check_port
 from paribus.config import flatten, load_config, merge, parse_config, read_yaml
@@ -143,7 +144,6 @@ def test_the_mlflow_page_listens_here_alone_and_names_no_password_in_its_command
     project: Path,
 ) -> None:
     import os
-    import time
 
     import psutil
 
@@ -160,10 +160,7 @@ def test_the_mlflow_page_listens_here_alone_and_names_no_password_in_its_command
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 120
-        while not listening(port):
-            assert page.poll() is None and time.monotonic() < deadline
-            time.sleep(0.2)
+        wait_for(lambda: page.poll() is not None or listening(port))
         assert listening(port) == {"127.0.0.1"}
         process = psutil.Process(page.pid)
         commands = [one.cmdline() for one in [process, *process.children(recursive=True)]]

@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from support.hub_server import REVISION, Hub, serve
+from support.waiting import wait_for
 
 from paribus import config
 from paribus.data import download, hub, load_jsonl
@@ -199,7 +199,7 @@ def test_a_slow_server_is_waited_for_and_a_silent_one_is_left(
     server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "STALL_SECONDS", 0.3)
-    server.pace = 0.02  # 0.7 s in all, never 0.3 s without a byte
+    server.pace = 0.1  # 0.7 s in all, never 0.3 s without a byte
     fetch_all([remote(server, tmp_path)], {})
     assert len(server.ranges["a.bin"]) == 1
     server.faults["b.bin"] = ["silent"]
@@ -227,9 +227,7 @@ def test_kill_9_loses_nothing_that_arrived(server: Hub, tmp_path: Path) -> None:
     command = [sys.executable, "-c", script, str(tmp_path / "a.bin")]
     part = tmp_path / "a.bin.part"
     child = subprocess.Popen(command)
-    deadline = time.monotonic() + 60
-    while not (part.exists() and part.stat().st_size > 100_000) and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_for(lambda: part.exists() and part.stat().st_size > 100_000)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     had = part.stat().st_size

@@ -159,11 +159,15 @@ def test_pretraining_refuses_a_tokenizer_that_was_swapped(
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000, 4099])
-def test_permute_is_a_permutation_that_depends_on_the_key(size: int) -> None:
+def test_permute_is_a_permutation(size: int) -> None:
+    assert sorted(permute(np.arange(size), size, 1).tolist()) == list(range(size))
+
+
+@pytest.mark.parametrize("size", [64, 1000, 4099])
+def test_permute_shuffles_and_depends_on_the_key(size: int) -> None:
     one, two = (permute(np.arange(size), size, key) for key in (1, 2))
-    assert sorted(one.tolist()) == list(range(size))
-    assert size < 64 or (one != two).mean() > 0.9
-    assert size < 64 or abs(np.corrcoef(one[:-1], one[1:])[0, 1]) < 0.3
+    assert (one != two).mean() > 0.9
+    assert abs(np.corrcoef(one[:-1], one[1:])[0, 1]) < 0.3
 
 
 def test_an_epoch_sees_every_row_once_and_the_next_in_another_order(folder: Path) -> None:

@@ -106,7 +106,8 @@ def assert_parity(model: GPT, tokenizer: Tokenizer, task: Task, items: list[Item
         )
         best = sorted(loss for loss in losses if not math.isnan(loss))[:2]
         tied = task.kind != "language_modeling" and len(best) == 2 and best[1] - best[0] < TIE
-        assert item.correct == correct or tied, (task.label, item.index)
+        if not tied:
+            assert item.correct == correct, (task.label, item.index)
 
 
 @pytest.fixture(scope="session")
@@ -140,9 +141,8 @@ def test_every_item_of_every_kind_as_the_reference(
         assert [item.index for item in items] == list(range(TASKS[task.label][4]))
         assert_parity(short, word_tokenizer, task, items)
         right[task.label] = sum(item.correct for item in items)
-    assert seq_len < 512 or 0 < right["word_shown"] < TASKS["word_shown"][4], (
-        "both outcomes must occur"
-    )
+    if seq_len == 512:
+        assert 0 < right["word_shown"] < TASKS["word_shown"][4], "both outcomes must occur"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.waiting import PATIENCE, wait_for
 
 from paribus.machine import interrupt as interrupting
 from paribus.machine.interrupt import EXIT_PAUSED, Interrupt, raises
@@ -31,7 +32,7 @@ from paribus.machine.interrupt import EXIT_PAUSED, Interrupt, raises
 folder = Path(sys.argv[1])
 with Interrupt(folder) as interrupt:
     (folder / "pid").write_text(str(os.getpid()))
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not interrupt.requested() and time.monotonic() < deadline:
         time.sleep(0.01)
 (folder / "reason").write_text(str(interrupt.reason))
@@ -39,13 +40,10 @@ raise SystemExit(EXIT_PAUSED)
 """
 
 
-def wait_for(path: Path, seconds: float = 20) -> str:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if path.exists() and path.read_text():
-            return path.read_text()
-        time.sleep(0.02)
-    raise AssertionError(f"{path} did not come")
+def text_of(path: Path) -> str:
+    """What a stage writes there, once it has."""
+    text: str = wait_for(lambda: path.exists() and path.read_text())
+    return text
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -55,9 +53,9 @@ def test_signals_ask_for_a_stop_even_where_the_shell_had_them_ignored(
     stage = run_python(
         STAGE, str(tmp_path), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
     )
-    wait_for(tmp_path / "pid")
+    text_of(tmp_path / "pid")
     stage.send_signal(number)
-    assert stage.wait(10) == EXIT_PAUSED
+    assert stage.wait(PATIENCE) == EXIT_PAUSED
     assert (tmp_path / "reason").read_text() == number.name
 
 
@@ -73,11 +71,12 @@ def test_a_pause_is_honoured_once(tmp_path: Path) -> None:
         assert not interrupt.requested()
 
 
-def test_a_session_ends_and_handlers_are_put_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with Interrupt(session_minutes=0.05 / 60) as interrupt:
+def test_a_session_ends_and_handlers_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, began = signal.getsignal(signal.SIGTERM), time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: began)
+    with Interrupt(session_minutes=2.0) as interrupt:
         assert not interrupt.requested() and signal.getsignal(signal.SIGTERM) != before
-        time.sleep(0.06)
+        monkeypatch.setattr(time, "monotonic", lambda: began + 121)
         assert interrupt.requested() and "session" in str(interrupt.reason)
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -95,7 +94,7 @@ def test_a_stage_started_by_dvc_notices_that_dvc_was_killed(tmp_path: Path) -> N
     dvc = [sys.executable, "-m", "dvc"]
     subprocess.run([*dvc, "init", "--no-scm", "-q"], cwd=tmp_path, env=environment, check=True)
     repro = subprocess.Popen([*dvc, "repro", "-q"], cwd=tmp_path, env=environment)
-    stage = int(wait_for(tmp_path / "pid"))
+    stage = int(text_of(tmp_path / "pid"))
     assert Path(f"/proc/{stage}/stat").read_text().split()[3] != str(
         repro.pid
     )  # the shell is its parent
@@ -103,7 +102,7 @@ def test_a_stage_started_by_dvc_notices_that_dvc_was_killed(tmp_path: Path) -> N
     assert not (tmp_path / "reason").exists()
     repro.kill()
     repro.wait()
-    assert "DVC" in wait_for(tmp_path / "reason", 3)
+    assert "DVC" in text_of(tmp_path / "reason")
 
 
 def test_a_direct_child_notices_too(tmp_path: Path) -> None:
@@ -113,11 +112,9 @@ def test_a_direct_child_notices_too(tmp_path: Path) -> None:
     )
     environment = {name: value for name, value in os.environ.items() if name != "DVC_STAGE"}
     launcher = run_python(start, STAGE, str(tmp_path), env=environment)
-    wait_for(tmp_path / "pid")
+    text_of(tmp_path / "pid")
     launcher.kill()
-    assert "DVC" in wait_for(
-        tmp_path / "reason", 3
-    )  # also while the dead launcher is still a zombie
+    assert "DVC" in text_of(tmp_path / "reason")  # while the dead launcher is still a zombie
     launcher.wait()
 
 

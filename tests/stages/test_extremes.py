@@ -47,7 +47,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("extremes") / "project"
 
 
-@pytest.mark.timeout(900)
 def test_stages_end_properly_with_the_largest_accepted_work(made: Path, tmp_path: Path) -> None:
     assert not improper(made, tmp_path / "log", *SAMPLE)
 

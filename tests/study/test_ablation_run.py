@@ -102,7 +102,6 @@ def events(project: Project) -> list[dict[str, Any]]:
     return read_rows(project.root / ".paribus/ablations/tiny/journal.jsonl")
 
 
-@pytest.mark.timeout(600)
 def test_a_killed_ablation_goes_on_and_runs_nothing_twice(ended: Project) -> None:
     names = {f"tiny.{arm}.s{seed}" for arm in ("baseline", "adamw") for seed in (7, 8)}
     assert sorted(row["run"] for row in events(ended) if row["event"] == "done") == sorted(names)
@@ -126,7 +125,6 @@ def test_the_checkout_is_as_it_was_and_no_clone_is_left(ended: Project) -> None:
     assert status == ""
 
 
-@pytest.mark.timeout(300)
 def test_the_result_of_a_killed_run_is_that_of_an_undisturbed_one(
     ended: Project, tmp_path: Path, project_root: Path
 ) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from support.studied import LightProject, executing, kill, wait_for
+from support.studied import LightProject, executing, kill
+from support.waiting import PATIENCE, wait_for
 
 from paribus.errors import UserError
 
@@ -74,8 +75,8 @@ def test_a_killed_study_goes_on_and_leaves_nothing_behind(
     if killed in ("driver", "all"):
         driver.wait()
         project.execute(study, workers=2)
-    assert driver.wait(300) <= 0
-    wait_for(lambda: not project.left_behind(), 30)
+    assert driver.wait(PATIENCE) <= 0
+    wait_for(lambda: not project.left_behind())
     assert sorted(one.name for one in project.experiments(study)) == names(study)
     assert sorted(project.ended(study, "done")) == names(study), "each is computed once"
     made = [steps for mark, steps in project.trained().items() if mark not in known]
@@ -93,12 +94,12 @@ def test_ctrl_c_and_stop_save_the_runs(shared: LightProject) -> None:
     driver = project.begin("stopped")
     wait_for(project.stages)
     said = project.ablate("stop", "stopped")
-    assert driver.wait(300) == 75 and "`paribus ablate run stopped` goes on" in said.stderr
+    assert driver.wait(PATIENCE) == 75 and "`paribus ablate run stopped` goes on" in said.stderr
     assert project.left_behind() == [] and project.clones() == []
     driver = project.begin("stopped")
     wait_for(project.stages)
     driver.send_signal(signal.SIGINT)
-    assert driver.wait(300) == 130 and project.left_behind() == []
+    assert driver.wait(PATIENCE) == 130 and project.left_behind() == []
     project.behave()
     project.execute("stopped")
     assert sorted(one.name for one in project.experiments("stopped")) == names("stopped")
@@ -116,12 +117,12 @@ def test_studies_whose_names_are_prefixes_leave_each_other_alone(shared: LightPr
     long, short = project.begin("muon-vs-adamw"), project.begin("muon")
     wait_for(lambda: len(project.stages()) >= 2)
     project.ablate("stop", "muon")
-    assert short.wait(300) == 75 and long.poll() is None
+    assert short.wait(PATIENCE) == 75 and long.poll() is None
     shown = project.ablate("status", "muon-vs-adamw").stdout
     assert "running" in shown
     project.behave()
     project.execute("muon")
-    assert long.wait(300) == 0
+    assert long.wait(PATIENCE) == 0
     assert sorted(project.ended("muon-vs-adamw", "done")) == names(
         "muon-vs-adamw", ("baseline", "half")
     )
@@ -138,7 +139,7 @@ def test_the_same_study_twice_at_once_is_refused(shared: LightProject) -> None:
     project.behave()
     second = project.execute("once", check=False)
     assert second.returncode == 2 and "is being run by another" in second.stderr
-    assert first.wait(300) == 0
+    assert first.wait(PATIENCE) == 0
 
 
 def test_what_another_process_computes_at_this_moment_is_waited_for(shared: LightProject) -> None:
@@ -149,7 +150,7 @@ def test_what_another_process_computes_at_this_moment_is_waited_for(shared: Ligh
     driver = project.begin("waits", workers=2)
     wait_for(lambda: len(project.values("waits")) == 2)
     project.behave()
-    assert driver.wait(300) == 0
+    assert driver.wait(PATIENCE) == 0
     assert sorted(project.values("waits")) == names("waits")
     assert project.ended("waits", "refused") == project.ended("waits", "failed") == []
 
@@ -190,7 +191,7 @@ def test_what_the_user_edits_meanwhile_changes_no_run(shared: LightProject) -> N
     text = params.read_text()
     params.write_text(text.replace("eps: 1.0e-10", "eps: 1.0e-4").replace("seed: 7", "seed: 9"))
     project.commit("something else")
-    assert driver.wait(300) == 0, project.log()
+    assert driver.wait(PATIENCE) == 0, project.log()
     params.write_text(text)
     project.commit("as before")
     assert sorted(project.values("edited")) == names("edited", seeds=3)

@@ -12,7 +12,6 @@ import pytest
 pytestmark = pytest.mark.long
 
 
-@pytest.mark.timeout(900)
 def test_kills_leave_no_trace(project_root: Path, tmp_path: Path, soak: bool) -> None:
     """The short form of `benchmarks/kills.py --kills 100`: the training stages only."""
     kills, stages = (25, 5) if soak else (6, 3)

@@ -53,7 +53,6 @@ def project(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Pro
     return made
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", CONTRACT)
 def test_metrics_have_the_keys_of_the_contract(project: Project, name: str) -> None:
     assert CONTRACT[name] <= project.metrics(name).keys()
@@ -173,7 +172,6 @@ def test_wrong_value_explains_itself_before_any_compute(project: Project) -> Non
 
 @pytest.mark.long
 @pytest.mark.soak
-@pytest.mark.timeout(600)
 def test_queued_experiment_runs_rl_and_what_follows_only_into_the_same_store(
     project: Project,
 ) -> None:
@@ -197,7 +195,6 @@ def test_queued_experiment_runs_rl_and_what_follows_only_into_the_same_store(
     assert [run.info.status for run in runs] == ["FINISHED"]
 
 
-@pytest.mark.timeout(600)
 def test_a_comment_in_the_code_trains_nothing_again(project: Project) -> None:
     """DVC runs the stage, as the file changed; the fingerprint did not, so the finished run is handed over."""
     weights = project.digests()["base"]
@@ -213,7 +210,6 @@ def test_a_comment_in_the_code_trains_nothing_again(project: Project) -> None:
     assert project.digests()["base"] == weights
 
 
-@pytest.mark.timeout(600)
 def test_same_fingerprint_gives_the_same_bytes(
     project: Project, tmp_path: Path, project_root: Path
 ) -> None:
@@ -227,7 +223,6 @@ def test_same_fingerprint_gives_the_same_bytes(
     assert again.digests() == project.digests()
 
 
-@pytest.mark.timeout(600)
 def test_core_during_training_is_a_curve_and_changes_no_weight(
     project: Project, tmp_path: Path, project_root: Path
 ) -> None:

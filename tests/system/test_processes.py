@@ -18,6 +18,7 @@ import psutil
 import pytest
 import yaml
 from support.project import Project
+from support.waiting import PATIENCE, wait_for
 
 from paribus.config import merge, read_yaml
 from paribus.machine.interrupt import EXIT_PAUSED
@@ -83,9 +84,7 @@ class Trainer(Project):
         return [row for row in self.rows() if "train/loss" in row]
 
     def wait_for_steps(self, count: int) -> None:
-        deadline = time.monotonic() + 120
-        while len(self.steps()) < count and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_for(lambda: len(self.steps()) >= count)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +96,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory, project_root: Path, tiny_dat
     return trainer
 
 
-@pytest.mark.timeout(600)
 def test_a_run_on_2_and_1_processes_ddp_and_fsdp_is_the_run_of_one(
     alone: Trainer, tmp_path: Path, project_root: Path, tiny_data: Path
 ) -> None:
@@ -126,7 +124,6 @@ def test_a_run_on_2_and_1_processes_ddp_and_fsdp_is_the_run_of_one(
     ]
 
 
-@pytest.mark.timeout(600)
 def test_a_signal_saves_and_a_killed_process_ends_the_stage_and_both_go_on(
     tmp_path: Path, project_root: Path, tiny_data: Path
 ) -> None:
@@ -134,7 +131,7 @@ def test_a_signal_saves_and_a_killed_process_ends_the_stage_and_both_go_on(
     stage = trainer.start(processes=2)
     trainer.wait_for_steps(2)
     stage.send_signal(signal.SIGTERM)
-    assert stage.wait(60) == EXIT_PAUSED
+    assert stage.wait(PATIENCE) == EXIT_PAUSED
     saved = len(trainer.steps())
 
     stage = trainer.start(processes=2)
@@ -142,7 +139,7 @@ def test_a_signal_saves_and_a_killed_process_ends_the_stage_and_both_go_on(
     ranks = psutil.Process(stage.pid).children()
     [second] = [rank for rank in ranks if rank.environ()["RANK"] == "1"]
     os.kill(second.pid, signal.SIGKILL)
-    said = stage.communicate(timeout=60)[1]
+    said = stage.communicate(timeout=PATIENCE)[1]
     assert (
         stage.returncode == 1
         and "process 1 of 2 was killed (SIGKILL)" in said
@@ -168,9 +165,7 @@ def processes_in(folder: Path) -> list[psutil.Process]:
 
 
 def wait_for_processes(trainer: Trainer, count: int) -> None:
-    deadline = time.monotonic() + 60
-    while len(processes_in(trainer.root)) < count and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for(lambda: len(processes_in(trainer.root)) >= count)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +192,6 @@ AS_AT_FIRST = {
 ENDLESS = {"pretrain.steps": 100_000, "pretrain.eval_every": 0}
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "workers_lived", [0.0, 1.0, pytest.param(0.3, marks=soak), pytest.param(2.0, marks=soak)]
 )
@@ -211,10 +205,7 @@ def test_workers_whose_launcher_dies_while_they_start_end_by_themselves(
     time.sleep(workers_lived)
     launcher.kill()
     launcher.wait()
-    deadline = time.monotonic() + 30
-    while processes_in(workshop.root) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not processes_in(workshop.root)
+    wait_for(lambda: not processes_in(workshop.root))
 
 
 @pytest.mark.parametrize(
@@ -235,7 +226,7 @@ def test_a_signal_before_training_begins_ends_in_words(
     stage = workshop.start(processes=1)
     time.sleep(after)
     stage.send_signal(number)
-    said = stage.communicate(timeout=60)[1]
+    said = stage.communicate(timeout=PATIENCE)[1]
     assert "Traceback" not in said and stage.returncode != 0
     assert stage.returncode in (EXIT_PAUSED, 1, -number), said
 
@@ -268,7 +259,7 @@ def test_a_signal_reaches_the_others_where_one_has_just_ended(
     listed = [gone, psutil.Process(sleeper.pid)]
     monkeypatch.setattr(psutil.Process, "children", lambda self: listed)
     launch.pass_on(signal.SIGTERM)
-    assert sleeper.wait(timeout=20) == -signal.SIGTERM
+    assert sleeper.wait(PATIENCE) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("processes", [3, 64])
@@ -279,7 +270,7 @@ def test_more_processes_than_cores_are_refused_before_anything_starts(
     cores = sorted(os.sched_getaffinity(0))[:2]
     stage = workshop.start(processes=processes)
     os.sched_setaffinity(stage.pid, cores)
-    said = stage.communicate(timeout=60)[1]
+    said = stage.communicate(timeout=PATIENCE)[1]
     assert stage.returncode == 2 and "Traceback" not in said
     assert f"train.processes: {processes}, but there are {len(cores)} CPU cores" in said
     assert not processes_in(workshop.root)
@@ -290,7 +281,6 @@ def limit_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
 
-@pytest.mark.timeout(300)
 def test_a_disk_without_room_for_a_state_ends_the_stage_in_words_and_nothing_is_lost(
     alone: Trainer, workshop: Trainer
 ) -> None:
@@ -319,7 +309,6 @@ def test_a_disk_without_room_for_a_state_ends_the_stage_in_words_and_nothing_is_
     assert (trainer.root / weights).read_bytes() == (alone.root / weights).read_bytes()
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "rate",
     ["math.nan", "(math.nan if step == steps - 1 else 0.0)"],
@@ -341,7 +330,6 @@ def test_a_run_that_diverges_is_refused_and_writes_no_figures(
         assert not (trainer.root / "checkpoints/base").exists()
 
 
-@pytest.mark.timeout(300)
 def test_a_start_that_does_not_go_on_says_what_differs_from_the_newest_state(
     workshop: Trainer,
 ) -> None:

@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from support.project import Project
+from support.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.long
 
@@ -79,7 +79,6 @@ def pull_and_run_nothing(origin: Project, clone: Clone, **environment: Any) -> N
     assert "Running stage" not in clone.run("dvc", "repro", *STAGES).stdout
 
 
-@pytest.mark.timeout(300)
 def test_a_second_clone_pulls_from_a_folder_and_runs_nothing(
     origin: Project, nas: Path, tmp_path: Path
 ) -> None:
@@ -115,6 +114,16 @@ def test_an_object_that_is_not_as_it_should_be_is_an_error(
     )  # which of the two DVC names depends on how it failed
 
 
+def has_bucket(address: str) -> bool:
+    """Whether a server answers there; it then makes the bucket."""
+    request = urllib.request.Request(f"{address}/bucket", method="PUT")
+    try:
+        urllib.request.urlopen(request, timeout=PATIENCE).close()
+    except OSError:
+        return False
+    return True
+
+
 @pytest.fixture
 def s3(tmp_path: Path) -> Iterator[str]:
     """An S3 server on loopback with a bucket; its address."""
@@ -132,25 +141,14 @@ def s3(tmp_path: Path) -> Iterator[str]:
     )
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(
-                    urllib.request.Request(f"{address}/bucket", method="PUT"), timeout=5
-                ).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline and server.poll() is None, (
-                    "the S3 server did not start"
-                )
-                time.sleep(0.2)
+        wait_for(lambda: server.poll() is not None or has_bucket(address))
+        assert server.poll() is None, "the S3 server did not start"
         yield address
     finally:
         server.terminate()
         server.wait()
 
 
-@pytest.mark.timeout(300)
 def test_a_second_clone_pulls_from_s3_and_runs_nothing(
     origin: Project, s3: str, tmp_path: Path
 ) -> None:

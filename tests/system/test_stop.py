@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from support.core_bundle import tiny_model
 from support.project import Project
 from support.talker import PROBLEMS, codec, talker
+from support.waiting import PATIENCE, wait_for
 
 from paribus.config import Config
 from paribus.data.tokenizer import Tokenizer
@@ -179,12 +179,9 @@ def interrupted(
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 120
-    while not set(kept_files(project.root)) - before and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(lambda: process.poll() is not None or set(kept_files(project.root)) - before)
     stop(process)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=PATIENCE)
     return process.returncode, said
 
 
@@ -206,7 +203,6 @@ COMMANDS = {
 }
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_signal_stops_it_with_75_and_it_goes_on(name: str, made: Project) -> None:
     command, number = COMMANDS[name]
@@ -216,7 +212,6 @@ def test_a_signal_stops_it_with_75_and_it_goes_on(name: str, made: Project) -> N
     made.run("paribus", *command)
 
 
-@pytest.mark.timeout(300)
 def test_pause_stops_an_evaluation_and_the_result_is_the_undisturbed_one(made: Project) -> None:
     def pause(_: Any) -> None:
         made.run("paribus", "pause")
@@ -233,7 +228,6 @@ def test_pause_stops_an_evaluation_and_the_result_is_the_undisturbed_one(made: P
     assert made.metrics("core") == metrics
 
 
-@pytest.mark.timeout(120)
 def test_answers_without_the_summary_that_vouches_for_them_are_refused_in_words(
     made: Project,
 ) -> None:

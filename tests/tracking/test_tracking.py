@@ -15,12 +15,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.project import senders
+from support.waiting import wait_for
 
 from paribus import config, tracking
 from paribus.config import Config
@@ -155,7 +156,7 @@ def killed(client: MlflowClient) -> Path:
     )
     with process:
         assert process.stdout and process.stdout.readline() == "logged\n"
-        eventually(lambda: latest(client) == 3)
+        wait_for(lambda: latest(client) == 3)
         process.kill()
     return folder
 
@@ -195,13 +196,6 @@ def steps(client: MlflowClient, run: Run, key: str = "train/loss") -> list[int]:
     return [metric.step for metric in client.get_metric_history(run.info.run_id, key)]
 
 
-def eventually(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.05)
-
-
 # ---------------------------------------------------------------- the store
 
 
@@ -217,7 +211,7 @@ def test_four_processes_may_touch_a_new_store_at_once(project: Path, client: Mlf
     assert sorted(run.info.run_name for run in children) == sorted(FOUR)
     assert all(steps(client, run) == list(range(1, 31)) for run in children)
     assert {run.info.run_name for run in children if run.info.status == "FINISHED"} >= set(FOUR[:3])
-    eventually(lambda: named(client, "killed").info.status == "KILLED")
+    wait_for(lambda: named(client, "killed").info.status == "KILLED")
     assert len(senders(project)) <= 1  # it ends by itself when there is nothing to send
     assert (
         parent.info.run_name.startswith("workspace ") and parent.data.tags["git.dirty"] == "false"
@@ -265,7 +259,7 @@ def test_a_run_as_mlflow_shows_it(
         run.summary(
             {"val_bpb": 1.25, "tasks": {"arc@easy": {"accuracy": 0.5}}, "bundle": "synthetic"}
         )
-        eventually(
+        wait_for(
             lambda: (
                 (run.folder / "system.jsonl").exists() and (run.folder / "system.jsonl").read_text()
             )
@@ -379,14 +373,14 @@ def test_a_paused_run_goes_on_without_a_step_twice_or_missing(
                 step,
                 {"train/loss": step, "val/bpb": 2.0} if step % 10 == 0 else {"train/loss": step},
             )
-        eventually(lambda: latest(client) == 20)
+        wait_for(lambda: latest(client) == 20)
         raise SystemExit(EXIT_PAUSED)
-    eventually(lambda: child(client).info.status == "KILLED")
+    wait_for(lambda: child(client).info.status == "KILLED")
     with (run.folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 12, "time": 1, "tra')  # a line torn by a crash
     with begin(settings, resume_step=12) as run:
         assert [row["step"] for row in run.rows()] == list(range(1, 13))
-        eventually(lambda: child(client).info.status == "RUNNING")
+        wait_for(lambda: child(client).info.status == "RUNNING")
         for step in range(13, 31):
             run.log(
                 step,
@@ -423,7 +417,7 @@ def test_a_sender_killed_between_a_batch_and_whatever_would_note_it(
         process.kill()
         process.wait()
     dying = subprocess.Popen([sys.executable, "-c", DYING_SENDER, str(project / ".paribus")])
-    eventually(lambda: dying.poll() is None and lock_is_held(project / ".paribus/sender.lock"))
+    wait_for(lambda: dying.poll() is None and lock_is_held(project / ".paribus/sender.lock"))
     with begin(settings) as run:
         for step in range(1, 21):
             run.log(step, {"train/loss": step})
@@ -445,7 +439,7 @@ def test_a_run_that_was_killed_before_its_first_state_starts_over_in_the_same_ru
 ) -> None:
     for attempt in range(2):
         folder = killed(client)  # its run.json says RUNNING, and MLflow must not for ever
-        eventually(lambda: child(client).info.status == "KILLED")
+        wait_for(lambda: child(client).info.status == "KILLED")
         if attempt == 0:  # as if the sender had been killed before it noted MLflow's run id
             (folder / "mlflow.json").unlink()
     assert steps(client, child(client)) == [1, 2, 3]
@@ -471,7 +465,7 @@ def test_a_rollback_keeps_the_events_and_repeats_nothing(
         for step in range(1, 11):
             run.log(step, {"train/loss": step})
         run.event(10, "rollback", "to 4")
-        eventually(lambda: latest(client, "events/rollback") == 1)
+        wait_for(lambda: latest(client, "events/rollback") == 1)
         run.rewind(4)
         assert [row["step"] for row in run.rows()] == [1, 2, 3, 4]
         for step in range(5, 16):
@@ -541,18 +535,18 @@ def test_what_a_server_misses_is_sent_later(
     server.start()
     with begin(settings) as run:  # the next start sends it
         run.log(1, {"train/loss": 1})
-        eventually(
+        wait_for(
             lambda: [one.info.status for one in children(client, "missed")] == ["FINISHED"] * 2
         )
         assert [steps(client, one) for one in children(client, "missed")] == [[1, 2, 3, 4, 5]] * 2
-        eventually(lambda: not list((state_root() / "unsent").iterdir()))
-        eventually(lambda: latest(client) == 1)
+        wait_for(lambda: not list((state_root() / "unsent").iterdir()))
+        wait_for(lambda: latest(client) == 1)
         server.stop()  # and down midway
         run.log(2, {"train/loss": 2})
-        eventually(lambda: len(caplog.messages) == 3)
+        wait_for(lambda: len(caplog.messages) == 3)
         run.log(3, {"train/loss": 3})
         server.start()  # and up again
-        eventually(lambda: latest(client) == 3)
+        wait_for(lambda: latest(client) == 3)
         run.log(4, {"train/loss": 4})
     server.stop()
     assert steps(client, child(client)) == [1, 2, 3, 4] and child(client).info.status == "FINISHED"
@@ -575,10 +569,8 @@ def test_a_damaged_run_is_named_and_every_other_run_arrives(
     other = state_root() / "runs" / f"damaged-{abs(hash(text))}"
     other.mkdir()
     (other / "run.json").write_text(text)
-    began = time.monotonic()
     with begin(settings) as run:
         run.log(1, {"train/loss": 1})
-    assert time.monotonic() - began < 30
     assert child(client).info.status == "FINISHED" and steps(client, child(client)) == [1]
     assert (other / "run.json.damaged").read_text() == text
     log = (state_root() / "sender.log").read_text()
@@ -681,7 +673,7 @@ def test_a_password_is_neither_stored_nor_printed(
     with begin(settings) as run:
         run.log(1, {"train/loss": 1})
         run.summary({"val_bpb": 1.0})
-    eventually(lambda: len(children(client, "away")) == 1)
+    wait_for(lambda: len(children(client, "away")) == 1)
     server.stop()
     assert child(client).info.status == "FINISHED" and len(caplog.messages) == 1
     said = capfd.readouterr()
@@ -775,14 +767,13 @@ def test_a_damaged_store_is_explained(
 # ---------------------------------------------------------------- the journal
 
 
-def test_logging_a_step_takes_microseconds(tmp_path: Path) -> None:
+def test_logging_a_step_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = Journal(tmp_path / "metrics.jsonl", print)
+    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("it waits for the disk"))
     row = {"step": 1, "time": 1.5} | {f"train/metric{i}": i / 3 for i in range(10)}
-    began = time.process_time()
-    for _ in range(5000):
+    for _ in range(50):
         journal.append(row)
-    assert (time.process_time() - began) / 5000 < 60e-6  # 10 to 15 on an idle machine
-    assert read_rows(journal.path) == [row] * 5000
+    assert read_rows(journal.path) == [row] * 50
 
 
 def test_what_is_not_finite_stays_strict_json_and_comes_back(settings: Config) -> None:

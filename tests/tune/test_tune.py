@@ -7,7 +7,6 @@ import json
 import math
 import os
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,12 @@ import psutil
 import pytest
 import yaml
 from support.tuned import STUDY, Curve, Tuning, prepare, tune, write
+from support.waiting import wait_for
 from support.warm import feed_mlflow, warm
 
 from paribus.config import resolve_model
 from paribus.errors import UserError
 from paribus.recipe import Recipe
-
-pytestmark = pytest.mark.timeout(600)  # a killed study and its re-tests, on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -330,14 +328,14 @@ def test_a_trial_that_diverges_is_a_result_and_not_a_crash(
 
 
 def test_what_was_left_by_another_study_of_that_name_is_not_taken(inside: Path) -> None:
-    from paribus.tune.launch import _make_ready, finished, job_of
+    from paribus.tune.launch import finished, job_of, make_ready
     from paribus.tune.space import read_study
 
     write(inside, "named")
     config, folder = read_study("named").config(), inside / "named"
     folder.mkdir()
     job = job_of(config, 2**30, {"tokens": 1536})
-    _make_ready(folder, job)
+    make_ready(folder, job)
     (folder / "result.json").write_text('{"val_bpb": 1.0}')
     assert finished(folder, job | {"parent": 1}) == {"val_bpb": 1.0}
     for other in (
@@ -345,7 +343,7 @@ def test_what_was_left_by_another_study_of_that_name_is_not_taken(inside: Path) 
         job | {"data": "other"},
     ):
         assert finished(folder, other) is None
-    _make_ready(folder, job | {"steps": 7})
+    make_ready(folder, job | {"steps": 7})
     assert not (folder / "result.json").exists()
 
 
@@ -477,8 +475,8 @@ def test_a_study_begins_with_the_default_and_the_best_of_earlier_ones(inside: Pa
     write(inside, "later", warm_start=["earlier"])
     study = read_study("later")
     later, new = tune.open_study(study, url)
-    tune._begin(study, later, url, new)
-    tune._begin(study, later, url, False)  # a second worker adds none
+    tune.begin(study, later, url, new)
+    tune.begin(study, later, url, False)  # a second worker adds none
     starts = [trial.system_attrs["fixed_params"] for trial in later.trials]
     assert starts == [
         {"optimizer.matrix_lr": 0.02, "model.depth": 2},
@@ -486,10 +484,10 @@ def test_a_study_begins_with_the_default_and_the_best_of_earlier_ones(inside: Pa
     ]
     write(inside, "later", warm_start=["earlier"], memory="2GiB")
     with pytest.raises(UserError, match="memory changed since it began"):
-        tune._begin(read_study("later"), later, url, False)
+        tune.begin(read_study("later"), later, url, False)
     write(inside, "orphan", warm_start=["nowhere"])
     with pytest.raises(UserError, match="no study 'nowhere'"):
-        tune._begin(read_study("orphan"), opened(read_study("orphan"), url), url, True)
+        tune.begin(read_study("orphan"), opened(read_study("orphan"), url), url, True)
 
 
 def test_trials_of_the_dead_are_put_back_once(
@@ -511,14 +509,14 @@ def test_trials_of_the_dead_are_put_back_once(
         suggest(optuna_study.ask(), study.space)
     optuna_study.tell(1, state=optuna.trial.TrialState.FAIL)
     workers = [worker_of(study, optuna_study) for _ in range(2)]
-    until = time.monotonic() + 20
-    while (
-        sum(trial.state.name == "WAITING" for trial in optuna_study.trials) < 2
-        and time.monotonic() < until
-    ):
+
+    def put_back() -> bool:
         for worker in workers:
             worker.take_up_dead()
-        time.sleep(0.3)
+        states = [trial.state.name for trial in optuna_study.trials]
+        return states.count("WAITING") >= 2
+
+    wait_for(put_back)
     first, second, *again = optuna_study.trials
     assert [trial.state.name for trial in again] == ["WAITING", "WAITING"]
     assert sorted(trial.params["optimizer.matrix_lr"] for trial in again) == sorted(
@@ -537,13 +535,13 @@ def test_of_workers_that_ask_at_once_no_more_go_on_than_the_study_has_trials(ins
     worker = worker_of(study, optuna_study)
     trials = [optuna_study.ask() for _ in range(3)]
     for trial in trials[:2]:
-        worker._admit(trial, trial.number)
+        worker.admit(trial, trial.number)
     with pytest.raises(Dropped, match="has its trials"):
-        worker._admit(trials[2], 2)
+        worker.admit(trials[2], 2)
     for _ in range(2):  # two finders put trial 0 back, which its worker finishes in the end
         RETRY()(optuna_study, optuna_study.trials[0])
     with pytest.raises(Dropped, match="another worker has it"):
-        worker._admit(optuna_study.ask(), 0)
+        worker.admit(optuna_study.ask(), 0)
 
 
 def test_a_point_that_was_trained_is_not_trained_again(inside: Path) -> None:
@@ -585,11 +583,11 @@ def test_choices_that_changed_since_a_study_began_are_explained(
     write(inside, "choices", space={"model.mlp": {"choices": ["swiglu", "relu2"]}})
     study = read_study("choices")
     optuna_study, new = tune.open_study(study, url)
-    tune._begin(study, optuna_study, url, new)
+    tune.begin(study, optuna_study, url, new)
     suggest(optuna_study.ask(), study.space)
     write(inside, "choices", space=then)
     with pytest.raises(UserError) as told:
-        tune._begin(read_study("choices"), optuna_study, url, False)
+        tune.begin(read_study("choices"), optuna_study, url, False)
     assert said in str(told.value) and "warm_start: [choices]" in str(told.value)
 
 
@@ -602,10 +600,10 @@ def test_a_range_may_be_moved(inside: Path) -> None:
     write(inside, "moved", space={"model.depth": {"low": 1, "high": 2}})
     study = read_study("moved")
     optuna_study, new = tune.open_study(study, url)
-    tune._begin(study, optuna_study, url, new)
+    tune.begin(study, optuna_study, url, new)
     suggest(optuna_study.ask(), study.space)
     write(inside, "moved", space={"model.depth": {"low": 2, "high": 3}})
-    tune._begin(read_study("moved"), optuna_study, url, False)
+    tune.begin(read_study("moved"), optuna_study, url, False)
 
 
 # ---------------------------------------------------------------- re-tests
@@ -731,9 +729,9 @@ def killed(prepared: Path) -> dict[str, Any]:
     )
     first = Tuning(prepared, "run", "killed")
     trial = Curve(prepared / ".paribus/tune/killed/trial-0000")
-    trial.wait_for_state(60)
+    trial.wait_for_state()
     first.process.kill()
-    first.wait(60)
+    first.wait()
     left = trial.newest_state()
     done = tune(prepared, "run", "killed")
     return {"left": left, "done": done, "root": prepared}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ import psutil
 import pytest
 from support import postgres
 from support.tuned import Curve, Tuning, prepare, write
+from support.waiting import wait_for
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +47,14 @@ def started(root: Path, name: str, url: str) -> Tuning:
 
 def under_way(root: Path, name: str) -> Curve:
     """The first trial that is."""
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
-        for folder in sorted((root / ".paribus/tune" / name).glob("trial-*")):
-            if Curve(folder).under_way():
-                return Curve(folder)
-        time.sleep(0.02)
-    raise AssertionError("no trial got under way")
+
+    def first() -> Curve | None:
+        folders = sorted((root / ".paribus/tune" / name).glob("trial-*"))
+        curves = (Curve(folder) for folder in folders)
+        return next((curve for curve in curves if curve.under_way()), None)
+
+    found: Curve = wait_for(first)
+    return found
 
 
 def check_each_once(trials: list[Any], wanted: int) -> None:
@@ -96,7 +97,7 @@ def test_four_workers_one_killed_and_no_trial_is_lost_or_doubled(
     killed.process.kill()
     left = trial.newest_state()
     for worker in workers:
-        status, said = worker.wait(200)
+        status, said = worker.wait()
         assert status == (-signal.SIGKILL if worker is killed else 0), said
     trials = trials_of("crowd", server.url)
     check_each_once(trials, 5)
@@ -121,12 +122,12 @@ def test_a_storage_lost_midway_loses_nothing(prepared: Path, server: postgres.Se
     training.suspend()  # it ends in no case before its worker notices the loss, at the next evaluation
     server.stop()
     training.resume()
-    status, said = worker.wait(120)
+    status, said = worker.wait()
     assert status == 2 and "Traceback" not in said, said
     assert "lost" in said and "same command again" in said
     left = trial.newest_state()
     server.start()
-    status, said = started(prepared, "lost", server.url).wait(120)
+    status, said = started(prepared, "lost", server.url).wait()
     assert status == 0, said
     trials = trials_of("lost", server.url)
     check_each_once(trials, 2)

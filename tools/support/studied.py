@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,10 @@ import yaml
 from paribus.config import merge, read_yaml
 from paribus.execute.repository import Reference, experiments_of
 from support.checkout import run_checked
+from support.forked import WarmProcess
 from support.tiny import TINY
-from support.warm import WarmProcess, feed_mlflow, warm
+from support.waiting import wait_for as wait_for
+from support.warm import feed_mlflow, warm
 
 STUDY: dict[str, Any] = {
     "question": "Is AdamW better?",
@@ -356,15 +357,3 @@ def kill(processes: Sequence[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.send_signal(signal.SIGKILL)
-
-
-def wait_for(what: Any, seconds: float = 180.0) -> Any:
-    """The first true value of `what()`."""
-    deadline = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(psutil.Error):
-            value = what()
-            if value:
-                return value
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)

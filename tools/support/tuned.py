@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import yaml
 
 from paribus.config import merge, read_yaml
 from support.tiny import TINY
+from support.waiting import PATIENCE, wait_for
 from support.warm import feed_mlflow, warm
 
 STUDY: dict[str, Any] = {
@@ -69,9 +69,9 @@ class Tuning:
                 self._said.fileno(),
             )
 
-    def wait(self, seconds: float) -> tuple[int, str]:
+    def wait(self) -> tuple[int, str]:
         """Exit status and standard error."""
-        status = self.process.wait(seconds)
+        status = self.process.wait(PATIENCE)
         self._said.seek(0)
         with self._said:
             return status, self._said.read()
@@ -101,9 +101,6 @@ class Curve:
             and not (self.folder / "result.json").exists()
         )
 
-    def wait_for_state(self, seconds: float) -> None:
+    def wait_for_state(self) -> None:
         """Until it is under way."""
-        until = time.monotonic() + seconds
-        while not self.under_way():
-            assert time.monotonic() < until, f"{self.folder}: no training state in {seconds} s"
-            time.sleep(0.02)
+        wait_for(self.under_way)

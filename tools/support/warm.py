@@ -4,7 +4,7 @@ A command of paribus spends two to four seconds of processor time on loading sci
 anything. A forked one is a process of its own all the same, with its own folder, environment, output and exit status; it
 takes signals, and dies of them, as one that was started from a shell.
 
-    python warm.py SOCKET MODULE …    loads the modules, then serves until its standard input ends
+    python -m support.warm SOCKET MODULE …    loads the modules, then serves until its standard input ends
 
 A request is a JSON line {"arguments", "cwd", "environment"} with two files for its output; the answers are its pid, and
 what `waitpid` says when it has ended.
@@ -20,6 +20,7 @@ import json
 import os
 import runpy
 import selectors
+import shlex
 import signal
 import socket
 import subprocess
@@ -29,8 +30,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from paribus.graph import closure
 from paribus.journal import locked
+from support import forked
+from support.forked import WarmProcess, begin
 
+ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
     "paribus.cli.commands",
     "paribus.cli.ablation",
@@ -39,7 +44,27 @@ COMMANDS = (
     "paribus.tune.search",
     "paribus.plan.estimate",
     "paribus.data.tokenizer",
+    "paribus.stages.training",
     "torch",
+    "jinja2",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.pyplot",
+    "rich.console",
+    "rich.table",
+    "ruamel.yaml",
+    "networkx",
+    "dvc.cli.parser",
+    "dvc.cachemgr",
+    "dvc.data_cloud",
+    "dvc.repo.graph",
+    "dvc.repo.index",
+    "dvc.repo.open_repo",
+    "dvc.repo.plots",
+    "dvc.repo.experiments.show",
+    "dvc.repo.reproduce",
+    "dvc.stage.run",
+    "pygit2",
 )
 MLFLOW = (
     "mlflow",
@@ -52,53 +77,19 @@ MLFLOW = (
 # ---------------------------------------------------------------- the side of the tests
 
 
-class WarmProcess:
-    """A command under way."""
-
-    def __init__(self, connection: socket.socket, arguments: list[str]) -> None:
-        self.args = arguments
-        self.returncode: int | None = None
-        self._connection = connection
-        self._answers = connection.makefile("r")
-        self.pid = int(self._answers.readline())
-
-    def poll(self) -> int | None:
-        """Its exit status, the negative number of the signal that killed it, or None while it runs."""
-        with contextlib.suppress(TimeoutError, BlockingIOError):
-            self.wait(0.0)
-        return self.returncode
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Until it has ended. Raises TimeoutError."""
-        if self.returncode is None:
-            self._connection.settimeout(timeout)
-            answer = self._connection.recv(64)
-            assert answer, f"{self.args}: the process it was forked from is gone"
-            self.returncode = os.waitstatus_to_exitcode(int(answer))
-            self._answers.close()
-            self._connection.close()
-        return self.returncode
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
-
-
 class Warm:
     """The process that commands are forked from; modules: what it loads."""
 
     def __init__(self, modules: tuple[str, ...]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="paribus-warm-")
         self._address = str(Path(self._folder.name) / "socket")
-        source = str(Path(__file__).resolve().parent.parent.parent / "src")
+        self.programs = self._write_programs(Path(self._folder.name) / "bin")
+        paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tools")])
         self._server = subprocess.Popen(
-            [sys.executable, __file__, self._address, *modules],
+            [sys.executable, "-m", "support.warm", self._address, *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": source},
+            env=os.environ | {"PYTHONPATH": paths},
         )
         assert self._server.stdout
         assert self._server.stdout.readline() == b"ready\n"
@@ -112,11 +103,7 @@ class Warm:
         errors: int,
     ) -> WarmProcess:
         """Start `python ARGUMENTS`: -m MODULE … or -c PROGRAM …; output, errors: open files."""
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(self._address)
-        request = {"arguments": arguments, "cwd": str(cwd), "environment": environment}
-        socket.send_fds(connection, [json.dumps(request).encode() + b"\n"], [output, errors])
-        return WarmProcess(connection, arguments)
+        return begin(self._address, arguments, str(cwd), environment, output, errors)
 
     def run(
         self, arguments: list[str], cwd: Path, environment: dict[str, str] | None = None
@@ -129,6 +116,17 @@ class Warm:
             output.seek(0)
             errors.seek(0)
             return subprocess.CompletedProcess(arguments, status, output.read(), errors.read())
+
+    def _write_programs(self, folder: Path) -> Path:
+        """A folder for PATH: stages that DVC runs there begin at once as well."""
+        folder.mkdir()
+        program = folder / "paribus"
+        command = shlex.join(
+            [sys.executable, "-I", "-S", forked.__file__, self._address, "paribus"]
+        )
+        program.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        program.chmod(0o755)
+        return folder
 
     def close(self) -> None:
         assert self._server.stdin and self._server.stdout
@@ -245,6 +243,7 @@ def become(request: dict[str, Any]) -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    sys.path[0] = request["cwd"]
     kind, what, *rest = request["arguments"]
     if kind == "-m":
         sys.argv = [what, *rest]
@@ -258,6 +257,10 @@ def main(address: str, modules: list[str]) -> None:
     for name in modules:
         importlib.import_module(name)
     assert threading.active_count() == 1, "a thread would be lost in every forked process"
+    if set(COMMANDS) <= set(
+        modules
+    ):  # whose fingerprints parse the code; it is kept by its contents
+        closure.generated_deps(closure.working_sources(ROOT))
     gc.collect()
     gc.freeze()
     server = Server(address)

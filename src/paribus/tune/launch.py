@@ -116,7 +116,7 @@ def watch(
         ) is not None:  # its study was killed before it recorded this
             each(curve_of(folder))
             return result
-        _make_ready(folder, job)
+        make_ready(folder, job)
         process = _start(folder)
         last = -1
         peak = 0
@@ -150,7 +150,7 @@ def finished(folder: Path, job: dict[str, Any]) -> dict[str, Any] | None:
     return read_json(folder / "result.json") if _is_for(folder, job) else None
 
 
-def _make_ready(folder: Path, job: dict[str, Any]) -> None:
+def make_ready(folder: Path, job: dict[str, Any]) -> None:
     """Put the job into its folder; what another job left there goes, but for its log."""
     (folder / "start.json").unlink(missing_ok=True)  # of the start before this one
     if not _is_for(folder, job):

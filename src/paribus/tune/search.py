@@ -136,7 +136,7 @@ def run(
     try:
         with lost_is_told(url):
             optuna_study, new = open_study(study, url, seed=None if worker else study.config().seed)
-            _begin(study, optuna_study, url, new)
+            begin(study, optuna_study, url, new)
             if engine != "local":
                 from paribus.tune.machines import work_on_machines
 
@@ -168,7 +168,7 @@ def _smallest_fits(study: Study, device: Device, dtype: str) -> None:
         )
 
 
-def _begin(study: Study, optuna_study: optuna.Study, url: str | None, new: bool) -> None:
+def begin(study: Study, optuna_study: optuna.Study, url: str | None, new: bool) -> None:
     """Store starting points and the question when the study is created; later the question must stay, or the name change."""
     until = time.monotonic() + BEGIN_SECONDS
     while not new and "question" not in optuna_study.user_attrs and time.monotonic() < until:
@@ -322,7 +322,7 @@ class Worker:
     def _objective(self, trial: Trial) -> float:
         """Bits per byte. Raises TrialPruned, Dropped, TrialCrashed."""
         origin = (RETRY.retry_history(_frozen(trial)) or [trial.number])[0]
-        self._admit(trial, origin)
+        self.admit(trial, origin)
         values = suggest(trial, self.study.space)
         self._refuse_repeat(trial, origin, values)
         try:
@@ -352,7 +352,7 @@ class Worker:
             trial, config, expected, folder_of(self.study.name, f"trial-{origin:04d}")
         )
 
-    def _admit(self, trial: Trial, origin: int) -> None:
+    def admit(self, trial: Trial, origin: int) -> None:
         """Of workers that ask at the same moment, the one with the lower number goes on. Raises Dropped."""
         trial.set_user_attr("origin", origin)
         before = [
