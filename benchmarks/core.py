@@ -92,7 +92,8 @@ def load_peer(folder: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(
         "peer_core_eval", folder / "nanochat" / "core_eval.py"
     )
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

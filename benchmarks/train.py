@@ -119,7 +119,8 @@ def start(side: str, args: argparse.Namespace) -> subprocess.Popen[str]:
 
 
 def ask(process: subprocess.Popen[str]) -> dict[str, float]:
-    assert process.stdin and process.stdout
+    assert process.stdin
+    assert process.stdout
     process.stdin.write("\n")
     process.stdin.flush()
     return json.loads(process.stdout.readline())

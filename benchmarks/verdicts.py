@@ -514,7 +514,8 @@ def one_effect(
         seeds_needed(mean, stdev, paired=False),
         seeds_needed(mean, spread),
     )
-    assert usual is not None and matched is not None
+    assert usual is not None
+    assert matched is not None
     last = sequential_last(mean / spread)
     sign = math.copysign(1, differences.mean())
 

@@ -52,7 +52,9 @@ MACHINE = {
 @pytest.mark.parametrize("kind", MACHINE)
 def test_what_the_machine_refuses_exits_74_in_words(kind: str) -> None:
     status, said = exit_status_of(MACHINE[kind])
-    assert status == 74 and said.startswith("paribus: ") and "Traceback" not in said
+    assert status == 74
+    assert said.startswith("paribus: ")
+    assert "Traceback" not in said
     assert "start again" in said
 
 
@@ -71,7 +73,9 @@ def test_a_tensor_larger_than_the_machine_is_the_values_fault() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**55, dtype=torch.uint8)
     found = explained(caught.value)
-    assert found is not None and found.exit_status == 2 and "device_batch_size" in str(found)
+    assert found is not None
+    assert found.exit_status == 2
+    assert "device_batch_size" in str(found)
 
 
 def test_memory_that_a_larger_machine_would_have_had_is_the_machines_fault() -> None:
@@ -114,4 +118,5 @@ def test_a_small_file_that_does_not_fit_leaves_the_old_one_and_no_rest(tmp_path:
     command = [sys.executable, "-c", SMALL_FILES, str(path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert f"MachineError: {path}: File too large" in done.stderr
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

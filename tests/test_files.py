@@ -55,17 +55,22 @@ def test_a_damaged_file_is_named_once_put_aside_and_read_as_absent(
 ) -> None:
     path = tmp_path / "small.json"
     path.write_bytes(text)
-    assert read_json(path, SHAPE) is None and read_json(path, SHAPE) is None
+    assert read_json(path, SHAPE) is None
+    assert read_json(path, SHAPE) is None
     said = capsys.readouterr().err
-    assert len(said.splitlines()) == 1 and str(path) in said and "damaged" in said
-    assert (tmp_path / "small.json.damaged").read_bytes() == text and not path.exists()
+    assert len(said.splitlines()) == 1
+    assert str(path) in said
+    assert "damaged" in said
+    assert (tmp_path / "small.json.damaged").read_bytes() == text
+    assert not path.exists()
 
 
 def test_absent_and_fine_files_say_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "small.json"
-    assert read_json(path, SHAPE) is None and read_json(tmp_path / "no/such.json") is None
+    assert read_json(path, SHAPE) is None
+    assert read_json(tmp_path / "no/such.json") is None
     value = {"name": "a", "sizes": {"x": 1.5}, "more": None}
     write_json(path, value)
     assert read_json(path, SHAPE) == value
@@ -86,8 +91,10 @@ def test_an_output_of_dvc_stays_where_it_is(
 ) -> None:
     path = tmp_path / "provenance.json"
     path.write_text("{")
-    assert read_json(path, move=False) is None and read_json(path, move=False) is None
-    assert path.read_text() == "{" and len(capsys.readouterr().err.splitlines()) == 1
+    assert read_json(path, move=False) is None
+    assert read_json(path, move=False) is None
+    assert path.read_text() == "{"
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_folder_in_a_files_place_is_damage(tmp_path: Path) -> None:
@@ -117,7 +124,9 @@ def test_a_torn_last_line_is_no_damage_and_a_damaged_one_is_named(
     path.write_text('{"step": 1}\n{"st\n[]\n{"step": "x"}\n{"step": 4}\n')
     assert [row["step"] for row in read_rows(path, {"step": int})] == [1, 4]
     said = capsys.readouterr().err
-    assert "line 2" in said and "2 more" in said and len(said.splitlines()) == 1
+    assert "line 2" in said
+    assert "2 more" in said
+    assert len(said.splitlines()) == 1
 
 
 def test_rewriting_a_journal_keeps_a_copy_of_damaged_lines(
@@ -175,8 +184,10 @@ def test_a_refused_write_names_its_file_and_leaves_nothing(
     known = isinstance(error.value, UserError)
     refusal = error.value if known else explained(error.value)
     assert isinstance(refusal, UserError)
-    assert refusal.exit_status == 74 and str(path) in str(refusal)
-    assert json.loads(path.read_text()) == {"old": True} and list(tmp_path.iterdir()) == [path]
+    assert refusal.exit_status == 74
+    assert str(path) in str(refusal)
+    assert json.loads(path.read_text()) == {"old": True}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 # ---------------------------------------------------------------- files that are replaced whole
@@ -188,7 +199,8 @@ def test_a_replacement_that_fails_half_way_leaves_the_old_file_alone(tmp_path: P
     with pytest.raises(ZeroDivisionError), replacing(path) as aside:
         aside.write_text("half of the n")
         raise ZeroDivisionError
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
@@ -231,7 +243,8 @@ def test_a_new_name_is_brought_to_the_disk_with_its_content(
 
     monkeypatch.setattr(os, "fsync", note)
     write_atomic(tmp_path / "small.json", "{}")
-    assert len(synced) == 2 and synced[0].parent == synced[1] == tmp_path
+    assert len(synced) == 2
+    assert synced[0].parent == synced[1] == tmp_path
 
 
 def test_a_curve_is_replaced_whole(tmp_path: Path) -> None:

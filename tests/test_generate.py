@@ -159,7 +159,8 @@ def test_tool_results_are_computed_and_forced() -> None:
 def test_tools_off_forces_nothing() -> None:
     prompt = chat_prompt(codec(), PROBLEMS[0]["question"])
     ((answer,),) = talker().generate([prompt], max_new_tokens=60, tools=False)
-    assert all(answer.sampled) and answer.tool_calls == 0
+    assert all(answer.sampled)
+    assert answer.tool_calls == 0
 
 
 def scripted(text: str, **options: Any) -> Completion:
@@ -204,16 +205,16 @@ def test_calls_without_a_value_get_an_empty_result() -> None:
 
 def test_a_close_without_a_call_is_text() -> None:
     answer = scripted("!tool_end|3|!end")
-    assert (
-        codec().decode(answer.tokens) == "<|tool_end|>3<|end|>"
-        and all(answer.sampled)
-        and answer.tool_calls == 0
-    )
+    assert codec().decode(answer.tokens) == "<|tool_end|>3<|end|>"
+    assert all(answer.sampled)
+    assert answer.tool_calls == 0
 
 
 def test_bos_ends_an_answer_unfinished() -> None:
     answer = scripted("3|!bos|4")
-    assert answer.tokens[-1] == codec().bos and len(answer.tokens) == 2 and not answer.finished
+    assert answer.tokens[-1] == codec().bos
+    assert len(answer.tokens) == 2
+    assert not answer.finished
 
 
 def test_limits() -> None:
@@ -246,10 +247,10 @@ def test_a_text_ends_answers_with_the_token_that_completes_it(rows: int) -> None
             for count in range(1, len(tokens) + 1)
             if any(text in codec().decode(tokens[:count]) for text in until)
         ]
-        assert answer.tokens == tokens[
-            : min(ends, default=len(tokens))
-        ] and answer.finished == bool(ends)
-    assert len(answers[0].tokens) <= 5 and len(answers[1].tokens) <= 7
+        assert answer.tokens == tokens[: min(ends, default=len(tokens))]
+        assert answer.finished == bool(ends)
+    assert len(answers[0].tokens) <= 5
+    assert len(answers[1].tokens) <= 7
 
 
 def test_stream_gives_what_generate_gives() -> None:
@@ -341,9 +342,11 @@ def test_random_streams() -> None:
     numbers = uniform(seeds, torch.arange(3))
     assert numbers.tolist() == [float((value >> 40) / 2**24) for value in expected]
     names = {stream_seed(a, b, c) for a in range(12) for b in range(12) for c in range(12)}
-    assert len(names) == 12**3 and stream_seed(1, 2) != stream_seed(2, 1)
+    assert len(names) == 12**3
+    assert stream_seed(1, 2) != stream_seed(2, 1)
     many = uniform(torch.full((100_000,), 42), torch.arange(100_000))
-    assert abs(many.mean() - 0.5) < 0.005 and abs(many.var() - 1 / 12) < 0.002
+    assert abs(many.mean() - 0.5) < 0.005
+    assert abs(many.var() - 1 / 12) < 0.002
 
 
 def test_answers_are_kept_apart_from_the_batch_size_in_fp32_alone() -> None:

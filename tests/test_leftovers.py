@@ -22,7 +22,8 @@ def test_what_dead_processes_were_writing_goes_and_what_living_ones_write_stays(
             (folder / name).write_text("x")
     remove_leftovers(tmp_path)
     assert not (tmp_path / f".run.json.{dead.pid}").exists()
-    assert len(list(tmp_path.iterdir())) == 4 and len(list(inner.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(inner.iterdir())) == 4
     remove_leftovers(tmp_path, recursive=True)
     assert len(list(inner.iterdir())) == 3
     remove_leftovers(tmp_path / "absent")

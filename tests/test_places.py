@@ -18,4 +18,5 @@ def test_state_is_kept_in_the_main_checkout_of_an_experiments_clone(
     assert main_checkout() == stages_project  # the closest dvc.yaml
     main = stages_project / "elsewhere"
     monkeypatch.setenv("DVC_ROOT", str(main))
-    assert state_root() == main / ".paribus" and (main / ".paribus").is_dir()
+    assert state_root() == main / ".paribus"
+    assert (main / ".paribus").is_dir()

@@ -72,6 +72,6 @@ def test_a_terminal_gets_a_live_bar() -> None:
         while chunk := os.read(master, 100_000):
             shown += chunk
     os.close(master)
-    assert (
-        "task 3/3" in shown.decode() and "accuracy 0.25" in shown.decode() and "━" in shown.decode()
-    )
+    assert "task 3/3" in shown.decode()
+    assert "accuracy 0.25" in shown.decode()
+    assert "━" in shown.decode()

@@ -21,7 +21,8 @@ def without_a_batch(config: Config, **changes: Any) -> Config:
 
 def test_what_is_null_in_the_configuration_is_a_number_in_the_recipe(tiny_config: Config) -> None:
     recipe = Recipe.of(without_a_batch(tiny_config, steps=None))
-    assert recipe.steps("pretrain") == recipe.pretrain.steps and recipe.steps("pretrain") > 0
+    assert recipe.steps("pretrain") == recipe.pretrain.steps
+    assert recipe.steps("pretrain") > 0
     assert recipe.batch_tokens("pretrain") % recipe.architecture.seq_len == 0
     rows = recipe.rows("pretrain")
     assert rows * recipe.architecture.seq_len == recipe.batch_tokens("pretrain")

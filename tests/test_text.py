@@ -21,11 +21,9 @@ def test_numbers_in_words() -> None:
         "2\u202fh 05\u202fmin",
         "100\u202fh 00\u202fmin",
     ]
-    assert (
-        text.number(-0.5, 2) == "−0.50"
-        and text.p_value(1e-9) == "p < 0.0001"
-        and text.percent(None) == "–"
-    )
+    assert text.number(-0.5, 2) == "−0.50"
+    assert text.p_value(1e-9) == "p < 0.0001"
+    assert text.percent(None) == "–"
 
 
 def test_sizes_and_times_name_their_unit() -> None:

@@ -101,9 +101,8 @@ def test_what_else_differs_is_said() -> None:
         git={"diff": "d" * 64},
     )
     found = comparison([a], [b])
-    assert found.params == {"model.mlp": ("relu2", "swiglu")} and found.data == {
-        "data/tokens": ("1.dir", "2.dir")
-    }
+    assert found.params == {"model.mlp": ("relu2", "swiglu")}
+    assert found.data == {"data/tokens": ("1.dir", "2.dir")}
     assert found.environment == {"hardware.threads": (2, 4), "versions.torch": ("2.13.0", "2.12.0")}
     text = summary(found)
     for part in (
@@ -114,7 +113,8 @@ def test_what_else_differs_is_said() -> None:
         "cannot be put down",
     ):
         assert part in text
-    assert "relu2" in shown(found) and "2.12.0" in shown(found)
+    assert "relu2" in shown(found)
+    assert "2.12.0" in shown(found)
 
 
 def test_what_follows_from_a_change_is_no_cause() -> None:
@@ -135,9 +135,8 @@ def test_what_follows_from_a_change_is_no_cause() -> None:
         return replace(one, kind="experiment", lock={"stages": {"pretrain": stage}})
 
     found = comparison([experiment("a", 0.01)], [experiment("b", 0.02)])
-    assert summary(found) == "Differs: 1 params (optimizer.matrix_lr)." and list(found.outputs) == [
-        "checkpoints/base"
-    ]
+    assert summary(found) == "Differs: 1 params (optimizer.matrix_lr)."
+    assert list(found.outputs) == ["checkpoints/base"]
     same = replace(experiment("b", 0.01), params={"optimizer.matrix_lr": 0.01})
     assert "data (checkpoints/base)" in summary(
         comparison([experiment("a", 0.01)], [same])
@@ -163,12 +162,15 @@ def test_matched_seeds_give_a_paired_interval() -> None:
         "the seeds are the same on both sides"
     )
     assert (one.low, one.high) == pytest.approx(tuple(expected.confidence_interval()))
-    assert one.p == pytest.approx(expected.pvalue) and "4 matched seeds" in one.how
+    assert one.p == pytest.approx(expected.pvalue)
+    assert "4 matched seeds" in one.how
 
 
 def test_one_seed_has_no_interval_and_says_so() -> None:
     one = comparison(seeds("a", [1.3]), seeds("b", [1.2])).metrics["pretrain.val_bpb"]
-    assert one.low is None and one.p is None and "one seed" in one.how
+    assert one.low is None
+    assert one.p is None
+    assert "one seed" in one.how
 
 
 def parquet(path: Path, correct: list[bool], tasks: list[str] | None = None) -> Path:
@@ -194,7 +196,8 @@ def test_items_are_paired_by_mcnemar(tmp_path: Path) -> None:
         sum(x and not y for x, y in zip(*pair, strict=True))
         for pair in ((first, second), (second, first))
     ]
-    assert one.p == mcnemar_exact(*only) and one.how.startswith("McNemar, 200 items")
+    assert one.p == mcnemar_exact(*only)
+    assert one.how.startswith("McNemar, 200 items")
     difference = numpy.subtract(second, first, dtype=float)
     half = 1.96 * difference.std(ddof=1) / math.sqrt(200)
     expected = (difference.mean() - half, difference.mean() + half)
@@ -221,12 +224,11 @@ def test_core_items_differ_as_core_does(tmp_path: Path) -> None:
 
     (a, first), (b, second) = of("a", 0.4), of("b", 0.7)
     one = comparison([a], [b]).metrics[CORE]
-    assert (
-        one.difference == pytest.approx(second - first)
-        and one.low is not None
-        and one.high is not None
-    )
-    assert one.low < one.difference < one.high and "50 items in 2 tasks" in one.how
+    assert one.difference == pytest.approx(second - first)
+    assert one.low is not None
+    assert one.high is not None
+    assert one.low < one.difference < one.high
+    assert "50 items in 2 tasks" in one.how
 
 
 def test_other_items_are_not_paired(tmp_path: Path) -> None:

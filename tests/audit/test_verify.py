@@ -110,10 +110,13 @@ def test_a_run_is_certified_bit_for_bit_and_nothing_of_it_is_touched(origin: Pro
 
     before = fingers()
     done = origin.run("paribus", "verify", "HEAD")
-    assert "# bit-exact: pretrain of HEAD" in done.stdout and fingers() == before
+    assert "# bit-exact: pretrain of HEAD" in done.stdout
+    assert fingers() == before
     [path] = (origin.root / "experiments/results").glob("verify-pretrain-*.json")
     made = json.loads(path.read_text())
-    assert made["reproduced"] and made["differences"] == [] and made["outcome"]["steps"] == 6
+    assert made["reproduced"]
+    assert made["differences"] == []
+    assert made["outcome"]["steps"] == 6
     assert made["outcome"]["weights"][0] == made["outcome"]["weights"][1] == origin_weights(origin)
     client = MlflowClient(f"sqlite:///{origin.root / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("paribus")
@@ -135,7 +138,9 @@ def origin_weights(origin: Project) -> str:
 
 def test_records_that_agree_are_consistent(project: Project) -> None:
     made = certify()
-    assert made["verdict"] == "consistent" and made["outcome"] is None and made["causes"] == []
+    assert made["verdict"] == "consistent"
+    assert made["outcome"] is None
+    assert made["causes"] == []
 
 
 # ---------------------------------------------------------------- planted faults
@@ -147,8 +152,10 @@ def test_an_edited_dvc_lock_is_caught(project: Project) -> None:
 
     edit_lock(edit)
     made = certify()
-    assert made["verdict"] == "contradicted" and made["causes"][0] in ("dvc.lock", "data")
-    assert "data/tokens" in whats(made, "dvc.lock") and "data/tokens" in whats(made, "data")
+    assert made["verdict"] == "contradicted"
+    assert made["causes"][0] in ("dvc.lock", "data")
+    assert "data/tokens" in whats(made, "dvc.lock")
+    assert "data/tokens" in whats(made, "data")
 
 
 def test_a_dvc_lock_that_names_what_nobody_has_is_not_reproduced(project: Project) -> None:
@@ -157,9 +164,8 @@ def test_a_dvc_lock_that_names_what_nobody_has_is_not_reproduced(project: Projec
 
     edit_lock(edit)
     made = certify(steps=None)
-    assert made["verdict"] == "not reproduced" and "data/tokens is unavailable" in whats(
-        made, "data"
-    )
+    assert made["verdict"] == "not reproduced"
+    assert "data/tokens is unavailable" in whats(made, "data")
 
 
 def test_a_dvc_lock_that_names_another_checkpoint_is_caught(project: Project) -> None:
@@ -168,7 +174,8 @@ def test_a_dvc_lock_that_names_another_checkpoint_is_caught(project: Project) ->
 
     edit_lock(edit)
     made = certify()
-    assert made["causes"] == ["dvc.lock"] and "checkpoints/base" in whats(made, "dvc.lock")
+    assert made["causes"] == ["dvc.lock"]
+    assert "checkpoints/base" in whats(made, "dvc.lock")
 
 
 @pytest.mark.parametrize(
@@ -192,7 +199,8 @@ def test_dirty_code_is_caught_by_the_file(project: Project, file: str, old: str,
     shutil.copytree(project.root / "checkpoints/base", project.root / "mine")
     (project.root / "mine/provenance.json").write_text(written)
     made = certify("mine")
-    assert made["verdict"] == "contradicted" and "code" in made["causes"]
+    assert made["verdict"] == "contradicted"
+    assert "code" in made["causes"]
     assert f"src/paribus/{file} (the run had uncommitted changes)" in whats(made, "code")
 
 
@@ -205,7 +213,8 @@ def test_a_swapped_shard_is_caught_by_the_file(project: Project) -> None:
     names = sorted(shards)[:2]
     swap(shards[names[0]], shards[names[1]])
     made = certify()
-    assert made["causes"] == ["data"] and all(name in whats(made, "data") for name in names)
+    assert made["causes"] == ["data"]
+    assert all(name in whats(made, "data") for name in names)
 
 
 def test_a_changed_tokenizer_is_caught(project: Project) -> None:
@@ -216,29 +225,22 @@ def test_a_changed_tokenizer_is_caught(project: Project) -> None:
     path.write_text(text + "\n")
     project.run("dvc", "commit", "-q", "-f", "tokenizer")
     made = certify()
-    assert (
-        made["verdict"] == "contradicted"
-        and "data/tokenizer" in whats(made, "data")
-        and "data" in made["causes"]
-    )
+    assert made["verdict"] == "contradicted"
+    assert "data/tokenizer" in whats(made, "data")
+    assert "data" in made["causes"]
 
 
 def test_another_seed_parts_and_the_step_is_named(project: Project) -> None:
     """dvc.lock says seed 8; the checkpoint is of seed 7. At step 1 the head is zero, so any seed's loss is ln(vocabulary)."""
     edit_lock(lambda stages: stages["pretrain"]["params"]["params.yaml"].update(seed=8))
     made = certify(steps=2)
-    assert (
-        made["verdict"] == "not reproduced"
-        and made["causes"] == ["params"]
-        and "seed in dvc.lock" in whats(made, "params")
-    )
-    assert (
-        made["outcome"]["parted"]["step"] == 2
-        and made["outcome"]["parted"]["column"] == "train_loss"
-    )
-    assert "They part at step 2: train_loss" in page(
-        made
-    ) and "Why: params (seed in dvc.lock)." in page(made)
+    assert made["verdict"] == "not reproduced"
+    assert made["causes"] == ["params"]
+    assert "seed in dvc.lock" in whats(made, "params")
+    assert made["outcome"]["parted"]["step"] == 2
+    assert made["outcome"]["parted"]["column"] == "train_loss"
+    assert "They part at step 2: train_loss" in page(made)
+    assert "Why: params (seed in dvc.lock)." in page(made)
 
 
 def test_another_thread_count_is_caught(project: Project) -> None:
@@ -246,7 +248,8 @@ def test_another_thread_count_is_caught(project: Project) -> None:
         lambda stages: stages["pretrain"]["params"]["params.yaml"].update({"train.threads": 3})
     )
     made = certify()
-    assert made["causes"] == ["threads"] and made["differences"][0]["what"] == "train.threads"
+    assert made["causes"] == ["threads"]
+    assert made["differences"][0]["what"] == "train.threads"
 
 
 def test_a_forged_record_is_caught_by_its_own_fingerprint(project: Project) -> None:
@@ -281,11 +284,13 @@ def test_a_metric_that_the_weights_do_not_measure_is_never_bit_exact(project: Pr
     project.run("dvc", "commit", "-q", "-f", "pretrain")
     commit_as_user(project, "a better number")
     made = certify("HEAD", steps=None)
-    assert made["verdict"] == "not reproduced" and made["causes"] == ["metrics"]
+    assert made["verdict"] == "not reproduced"
+    assert made["causes"] == ["metrics"]
     assert made["outcome"]["metrics"] == {"val_bpb": (pytest.approx(honest - 0.5), honest)}
     assert made["outcome"]["weights"][0] == made["outcome"]["weights"][1]
     shown = page(made)
-    assert f"these weights measure {honest}" in shown and "bit-exact" not in shown
+    assert f"these weights measure {honest}" in shown
+    assert "bit-exact" not in shown
 
 
 @pytest.mark.parametrize("name", ["HEAD", "workspace"])
@@ -296,7 +301,8 @@ def test_a_metrics_file_is_held_against_dvc_lock_without_running(
     forge_metric(project, by=0.5)
     commit_as_user(project, "a better number")
     made = certify(name)
-    assert made["verdict"] == "contradicted" and made["causes"] == ["metrics"]
+    assert made["verdict"] == "contradicted"
+    assert made["causes"] == ["metrics"]
     assert "metrics/pretrain.json" in whats(made, "metrics")
 
 
@@ -324,7 +330,8 @@ def test_a_metrics_file_is_held_against_what_the_run_logged(
     project.run("dvc", "commit", "-q", "-f", "pretrain")
     commit_as_user(project, "a better number")
     made = certify("HEAD")
-    assert made["verdict"] == "contradicted" and made["causes"] == ["metrics"]
+    assert made["verdict"] == "contradicted"
+    assert made["causes"] == ["metrics"]
     assert whats(made, "metrics") == "val_bpb in metrics/pretrain.json, and as the run logged it"
 
 
@@ -338,7 +345,8 @@ def test_an_edit_of_params_after_the_run_is_contradicted(project: Project) -> No
     commit_as_user(project, "longer")
     for name in ("HEAD", "workspace"):
         made = certify(name)
-        assert made["verdict"] == "contradicted" and made["causes"] == ["params"]
+        assert made["verdict"] == "contradicted"
+        assert made["causes"] == ["params"]
         assert whats(made, "params") == "pretrain.steps in params.yaml"
 
 
@@ -352,7 +360,8 @@ def test_a_flipped_byte_of_the_data_in_the_working_folder_is_named(
     shard.unlink()
     shard.write_bytes(bytes(content))
     made = certify(name)
-    assert made["verdict"] == "contradicted" and made["causes"] == ["data"]
+    assert made["verdict"] == "contradicted"
+    assert made["causes"] == ["data"]
     assert f"data/tokens in the working folder: {shard.name}" in whats(made, "data")
 
 
@@ -368,10 +377,12 @@ def test_what_no_record_explains_is_not_called_chance_where_two_rebuilds_agree(
     project.run("dvc", "commit", "-q", "-f", "pretrain")
     commit_as_user(project, "another curve")
     made = certify("HEAD", steps=3)
-    assert made["verdict"] == "not reproduced" and made["causes"] == []
+    assert made["verdict"] == "not reproduced"
+    assert made["causes"] == []
     assert made["outcome"]["again"] == "same"
     shown = page(made)
-    assert "the cause is not recorded" in shown and "two rebuilds here are the same" in shown
+    assert "the cause is not recorded" in shown
+    assert "two rebuilds here are the same" in shown
     assert "deterministic" not in shown
 
 
@@ -415,7 +426,8 @@ def test_a_row_that_only_one_of_two_whole_curves_has_parts_them() -> None:
     rows = [{"step": str(i), "seconds": str(i), "train_loss": "1.0"} for i in (1, 2, 3)]
     assert verify.parted(rows, rows, whole=True) is None
     found = verify.parted([rows[0], rows[2]], rows, whole=True)
-    assert found is not None and found["step"] == 2
+    assert found is not None
+    assert found["step"] == 2
     assert verify.parted(rows[:2], rows) is None, "of a run that was ended early"
 
 
@@ -433,17 +445,20 @@ def test_a_whole_study_is_certified_run_by_run(project: Project) -> None:
     for name in ("tiny.baseline.s7", "tiny.baseline.s8-was-1234567", "tinier.baseline.s7"):
         as_experiment(project, name)
     done = project.run("paribus", "verify", "--study", "tiny", check=False)
-    assert done.returncode == 0 and "1 of 1 agree" in done.stdout
+    assert done.returncode == 0
+    assert "1 of 1 agree" in done.stdout
     forge_metric(project, by=0.5)
     commit_as_user(project, "a better number")
     as_experiment(project, "tiny.adamw.s7")
     done = project.run("paribus", "verify", "--study", "tiny", check=False)
-    assert done.returncode == 1 and "1 of 2 agree" in done.stdout
+    assert done.returncode == 1
+    assert "1 of 2 agree" in done.stdout
     assert "contradicted  tiny.adamw.s7 pretrain: metrics/pretrain.json" in done.stdout
     page = (project.root / "experiments/results/verify-study-tiny.md").read_text()
     assert "| tiny.baseline.s7 | pretrain | consistent |" in page
     both = project.run("paribus", "verify", "HEAD", "--study", "tiny", check=False)
-    assert both.returncode == 2 and "name one run, or one study" in both.stderr
+    assert both.returncode == 2
+    assert "name one run, or one study" in both.stderr
 
 
 # ---------------------------------------------------------------- the band
@@ -493,12 +508,17 @@ def test_the_band_is_that_of_runs_that_differ_in_the_seed_alone(project: Project
     )
     log_seed(store.client, store.experiment, written, curve, seed=103, shift=0.1)
     near, far = (band.measured_band(one, "pretrain", curve, rebuilt(shift)) for shift in (0.5, 0.7))
-    assert near and far and near.within and not far.within and near.seeds == 3
+    assert near
+    assert far
+    assert near.within
+    assert not far.within
+    assert near.seeds == 3
     assert near.half_width == pytest.approx(4.3027 * 0.1 * 2**0.5, rel=1e-3)
     stored = lookup.find(twin)
     provenance = stored.provenance("pretrain")
     assert stored.kind == "MLflow run"
-    assert provenance is not None and provenance.params["seed"] == 101
+    assert provenance is not None
+    assert provenance.params["seed"] == 101
     assert [row["step"] for row in stored.curve("pretrain")] == [row["step"] for row in curve]
 
 
@@ -523,11 +543,9 @@ def test_a_name_that_nothing_has_names_the_nearest(project: Project) -> None:
     with pytest.raises(UserError, match=r"'checkpoints/bse'; did you mean checkpoints/base"):
         lookup.find("checkpoints/bse")
     done = project.run("paribus", "verify", "mian", check=False)
-    assert (
-        done.returncode == 2
-        and "did you mean main?" in done.stderr
-        and "Traceback" not in done.stderr
-    )
+    assert done.returncode == 2
+    assert "did you mean main?" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_name_is_never_offered_for_itself(project: Project) -> None:
@@ -552,10 +570,13 @@ def test_a_damaged_store_of_mlflow_is_explained_and_costs_no_certificate(
 ) -> None:
     (project.root / "mlflow.db").write_bytes(b"not a database at all" * 500)
     done = project.run("paribus", "compare", "HEAD", "nothing-of-that-name", check=False)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "mlflow.db" in done.stderr and "cannot be read" in done.stderr
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "mlflow.db" in done.stderr
+    assert "cannot be read" in done.stderr
     done = project.run("paribus", "verify", "HEAD", "--steps", "0", check=False)
-    assert done.returncode == 0 and "consistent" in done.stdout
+    assert done.returncode == 0
+    assert "consistent" in done.stdout
     assert "not attached to MLflow's run" in done.stderr
 
 

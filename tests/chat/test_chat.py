@@ -57,7 +57,8 @@ def test_answers_are_the_engines_and_become_history(speaker: Speaker) -> None:
     answer = speaker.answer(messages, SHORT)
     pieces = list(answer)
     ((expected,),) = talker().generate([render_prompt(messages, codec())], max_new_tokens=40)
-    assert answer.finished == expected.finished and answer.n_tokens == len(expected.tokens)
+    assert answer.finished == expected.finished
+    assert answer.n_tokens == len(expected.tokens)
     calls = [part for part in answer.parts if part["type"] == "tool_call"]
     assert len(calls) == expected.tool_calls > 0
     assert "".join(piece.text for piece in pieces) == "".join(part["text"] for part in answer.parts)
@@ -80,7 +81,8 @@ def test_pieces_tell_calls_results_and_text_apart() -> None:
         ("tool_call", "1/0"),
         ("tool_result", ""),
     ]
-    assert answer.finished and answer.message["content"][-1] == {"type": "tool_result", "text": ""}
+    assert answer.finished
+    assert answer.message["content"][-1] == {"type": "tool_result", "text": ""}
 
 
 def test_characters_of_several_bytes_come_whole() -> None:
@@ -88,9 +90,8 @@ def test_characters_of_several_bytes_come_whole() -> None:
     ids = codec().encode(text)
     assert len(ids) > len(text), "this tokenizer spreads them over tokens"
     pieces = list(Answer(iter(ids), codec(), 0))
-    assert "".join(piece.text for piece in pieces) == text and not any(
-        "\ufffd" in piece.text for piece in pieces
-    )
+    assert "".join(piece.text for piece in pieces) == text
+    assert not any("\ufffd" in piece.text for piece in pieces)
 
 
 def test_history_that_no_longer_fits_loses_its_oldest_turns(speaker: Speaker) -> None:
@@ -102,7 +103,9 @@ def test_history_that_no_longer_fits_loses_its_oldest_turns(speaker: Speaker) ->
         ]
     prompt, dropped = speaker.fit([*turns, user(QUESTION)], 40)
     limit = talker().model.config.seq_len
-    assert len(prompt) <= limit - 40 and dropped % 2 == 0 and 0 < dropped < 12
+    assert len(prompt) <= limit - 40
+    assert dropped % 2 == 0
+    assert 0 < dropped < 12
     assert prompt == render_prompt([*turns[dropped:], user(QUESTION)], codec())
     longer = render_prompt([*turns[dropped - 2 :], user(QUESTION)], codec())
     assert len(longer) > limit - 40, "no more was dropped than had to be"
@@ -116,7 +119,8 @@ def test_a_base_model_continues_the_text() -> None:
     prompt, _ = base.fit([user("Mia has"), answered, user("more")], 40)
     assert codec().decode(prompt) == "<|bos|>Mia has\n 7\nmore"
     endless, _ = base.fit([user("shells " * 300)], 40)
-    assert len(endless) == talker().model.config.seq_len - 40 and endless[0] == codec().bos
+    assert len(endless) == talker().model.config.seq_len - 40
+    assert endless[0] == codec().bos
 
 
 def test_seed_and_turn_name_the_draw(speaker: Speaker) -> None:
@@ -180,7 +184,8 @@ def test_commands(speaker: Speaker) -> None:
         QUESTION,
     )
     shown, held = session(speaker, "\n".join(said))
-    assert held.messages == [] and held.speaker.name == "rl", "nothing is read after /quit"
+    assert held.messages == [], "nothing is read after /quit"
+    assert held.speaker.name == "rl", "nothing is read after /quit"
     for expected in (
         "forgotten",
         "/checkpoint  NAME",
@@ -222,18 +227,21 @@ def test_a_pipe_works(project: Path, speaker: Speaker) -> None:
     done = paribus(
         "chat", "--checkpoint", "sft", "--max-tokens", "40", cwd=project, said=f"{QUESTION}\n"
     )
-    assert done.returncode == 0 and done.stderr == ""
+    assert done.returncode == 0
+    assert done.stderr == ""
     assert done.stdout == session(speaker, f"{QUESTION}\n")[0]
 
 
 def test_wrong_names_and_options_are_told(project: Path) -> None:
     done = paribus("chat", "--web", "--checkpoints", "bse,sft,rl", "--port", "0", cwd=project)
-    assert done.returncode == 2 and done.stderr.splitlines() == [
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
         "paribus: no checkpoint 'bse'; did you mean base? there are: base, sft",
         "paribus: no checkpoint 'rl'; there are: base, sft",
     ]
     done = paribus("chat", "--port", "80", "--checkpoints", "sft", cwd=project)
-    assert done.returncode == 2 and "paribus: --port: only with --web" in done.stderr
+    assert done.returncode == 2
+    assert "paribus: --port: only with --web" in done.stderr
 
 
 # ---------------------------------------------------------------- the page
@@ -307,13 +315,15 @@ def test_this_page_and_programs_here_are_answered(address: str) -> None:
 )
 def test_another_sites_page_is_refused(address: str, origin: str) -> None:
     status, _, body = ask(address, question(), Content_Type=JSON, Origin=origin)
-    assert status == 403 and "may not ask" in json.loads(body)["problems"][0]
+    assert status == 403
+    assert "may not ask" in json.loads(body)["problems"][0]
 
 
 def test_only_json_is_taken(address: str) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
         status, _, body = ask(address, question(), Content_Type=kind)
-        assert status == 415 and JSON in json.loads(body)["problems"][0]
+        assert status == 415
+        assert JSON in json.loads(body)["problems"][0]
     assert ask(address, question(), Content_Type=JSON, Sec_Fetch_Site="cross-site")[0] == 403
 
 
@@ -392,7 +402,8 @@ def test_every_bad_body_is_answered_with_its_reason(address: str) -> None:
     for body in BAD_BODIES:
         status, headers, answer = ask(address, body, Content_Type=JSON)
         assert status == 400, body[:200]
-        assert json.loads(answer)["problems"] and headers["X-Frame-Options"] == "DENY"
+        assert json.loads(answer)["problems"]
+        assert headers["X-Frame-Options"] == "DENY"
 
 
 def test_the_page_may_run_its_own_script_alone_and_is_framed_by_nobody(address: str) -> None:
@@ -403,13 +414,16 @@ def test_the_page_may_run_its_own_script_alone_and_is_framed_by_nobody(address: 
     with urllib.request.urlopen(address) as answer:
         headers, page = answer.headers, answer.read().decode()
     policy = headers["Content-Security-Policy"]
-    assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
-    assert "unsafe" not in policy and headers["X-Frame-Options"] == "DENY"
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert headers["X-Frame-Options"] == "DENY"
     for tag in ("script", "style"):
         [text] = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assert f"'sha256-{digest}'" in policy
-    assert " style=" not in page and " onclick=" not in page
+    assert " style=" not in page
+    assert " onclick=" not in page
 
 
 def test_other_hosts_names_are_refused(address: str) -> None:
@@ -471,14 +485,21 @@ def test_the_page_in_a_browser(address: str, speaker: Speaker) -> None:
         kind: [part["text"] for part in expected.parts if part["type"] == kind]
         for kind in ("tool_call", "tool_result")
     }
-    assert calls == parts["tool_call"] and results == parts["tool_result"] and calls
+    assert calls == parts["tool_call"]
+    assert results == parts["tool_result"]
+    assert calls
     text = "".join(part["text"] for part in expected.parts)
-    assert answers["sft"].split() == text.split() and answers["base"] != answers["sft"]
-    assert turns == [4, 4] and asked == [QUESTION, "<b>5</b>"] and left == [4, 0]
+    assert answers["sft"].split() == text.split()
+    assert answers["base"] != answers["sft"]
+    assert turns == [4, 4]
+    assert asked == [QUESTION, "<b>5</b>"]
+    assert left == [4, 0]
     assert "shorten it" in trouble
     # The browser itself reports the refused message; nothing else may be on the console.
-    assert [text for text in messages if "400" not in text] == [] and len(messages) == 1
+    assert [text for text in messages if "400" not in text] == []
+    assert len(messages) == 1
     assert {url.split("/")[2] for url in requests if not url.startswith("data:")} == {
         address.split("/")[2]
     }
-    assert colours == ["rgb(34, 48, 60)", "rgb(219, 228, 236)"] and sideways <= 0
+    assert colours == ["rgb(34, 48, 60)", "rgb(219, 228, 236)"]
+    assert sideways <= 0

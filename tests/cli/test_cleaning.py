@@ -48,12 +48,17 @@ def clean(*arguments: str) -> dict[str, object]:
 
 
 def test_states_go_once_dvc_holds_the_checkpoint(run: Path) -> None:
-    assert clean()["runs"] == [] and len(list((run / "state").iterdir())) == 4
+    assert clean()["runs"] == []
+    assert len(list((run / "state").iterdir())) == 4
     take_by_dvc()
     listed = clean("--dry-run")
-    assert listed["bytes"] and not listed["removed"] and len(list((run / "state").iterdir())) == 4
-    assert clean()["runs"] == listed["runs"] and not list((run / "state").iterdir())
-    assert (run / "delivered.json").exists() and clean()["runs"] == []
+    assert listed["bytes"]
+    assert not listed["removed"]
+    assert len(list((run / "state").iterdir())) == 4
+    assert clean()["runs"] == listed["runs"]
+    assert not list((run / "state").iterdir())
+    assert (run / "delivered.json").exists()
+    assert clean()["runs"] == []
 
 
 def test_states_stay_while_a_file_of_the_checkpoint_is_not_in_the_cache(run: Path) -> None:
@@ -61,7 +66,8 @@ def test_states_stay_while_a_file_of_the_checkpoint_is_not_in_the_cache(run: Pat
     objects = [path for path in Path(".dvc/cache/files").rglob("*") if path.is_file()]
     [weights] = [path for path in objects if path.read_bytes() == b"weights"]
     weights.unlink()
-    assert clean()["runs"] == [] and len(list((run / "state").iterdir())) == 4
+    assert clean()["runs"] == []
+    assert len(list((run / "state").iterdir())) == 4
 
 
 def test_states_of_a_run_that_works_stay(run: Path) -> None:
@@ -74,4 +80,5 @@ def test_states_of_a_run_that_works_stay(run: Path) -> None:
 def test_states_of_a_run_that_is_not_through_stay(run: Path) -> None:
     take_by_dvc()
     (run / "delivered.json").unlink()
-    assert clean()["runs"] == [] and len(list((run / "state").iterdir())) == 4
+    assert clean()["runs"] == []
+    assert len(list((run / "state").iterdir())) == 4

@@ -56,7 +56,8 @@ def test_every_problem_of_params_is_told_with_exit_status_2(project: Path) -> No
     )
     (project / "params.yaml").write_text(yaml.safe_dump(params))
     done = paribus("pretrain", cwd=project)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
     assert done.stderr.splitlines() == [
         "paribus: model.dept: unknown key; did you mean model.depth?",
         "paribus: train.device: 'tpu' is not allowed; expected one of auto, cpu, cuda, mps",
@@ -66,7 +67,8 @@ def test_every_problem_of_params_is_told_with_exit_status_2(project: Path) -> No
 
 def test_stage_without_its_inputs_says_so(project: Path) -> None:
     done = paribus("pretrain", cwd=project)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
@@ -77,7 +79,8 @@ def test_profiles_are_valid_and_documented(path: Path, project_root: Path) -> No
 
 def test_unknown_profile_names_those_there_are(project: Path) -> None:
     done = paribus("profile", "apply", "desktop", cwd=project)
-    assert done.returncode == 2 and "laptop" in done.stderr
+    assert done.returncode == 2
+    assert "laptop" in done.stderr
 
 
 def test_applied_profile_is_in_params_with_its_comments(project: Path) -> None:
@@ -91,7 +94,8 @@ def test_profile_arguments_are_what_dvc_reads(project: Path) -> None:
 
     words = shlex.split(paribus("profile", "args", "laptop", cwd=project).stdout)
     assert words[::2] == ["-S"] * (len(words) // 2)
-    assert "corpus.source=local" in words and 'corpus.paths=["../shared/data/corpus"]' in words
+    assert "corpus.source=local" in words
+    assert 'corpus.paths=["../shared/data/corpus"]' in words
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
@@ -180,7 +184,8 @@ def test_a_port_that_is_taken_is_told_with_exit_status_2(project: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         done = paribus("ui", "--port", str(port), cwd=project)
-    assert done.returncode == 2 and f"--port {port}: Address already in use" in done.stderr
+    assert done.returncode == 2
+    assert f"--port {port}: Address already in use" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -195,7 +200,9 @@ def test_a_port_that_is_taken_is_told_with_exit_status_2(project: Path) -> None:
 )
 def test_bad_addresses_of_the_page_are_told(project: Path, arguments: list[str], said: str) -> None:
     done = paribus("ui", *arguments, cwd=project)
-    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_page_of_no_checkout_or_of_a_server_is_told(
@@ -203,11 +210,13 @@ def test_the_page_of_no_checkout_or_of_a_server_is_told(
 ) -> None:
     empty = tmp_path_factory.mktemp("empty")
     done = paribus("ui", cwd=empty)
-    assert done.returncode == 2 and "no checkout of paribus" in done.stderr
+    assert done.returncode == 2
+    assert "no checkout of paribus" in done.stderr
     assert not list(empty.iterdir())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:s3cr3t@example.org:5000")
     done = paribus("ui", cwd=project)
-    assert done.returncode == 2 and "http://example.org:5000" in done.stderr
+    assert done.returncode == 2
+    assert "http://example.org:5000" in done.stderr
     assert "s3cr3t" not in done.stderr
 
 

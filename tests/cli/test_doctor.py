@@ -59,9 +59,8 @@ def test_every_check_has_its_line_and_the_exit_status_tells(project: Path) -> No
     )
     lines = done.stdout.splitlines()
     assert [line.split()[1] for line in lines] == list(doctor.CHECKS)
-    assert done.returncode == 1 and any(
-        line.startswith("broken store ") and "move it away" in line for line in lines
-    )
+    assert done.returncode == 1
+    assert any(line.startswith("broken store ") and "move it away" in line for line in lines)
     assert all(line.split()[0] in ("ok", "note", "broken") for line in lines)
 
 
@@ -71,11 +70,9 @@ def test_another_version_than_the_locks_is_named(project: Path) -> None:
         lock.replace("click==", "click==0.") + "no-such-thing==1.0\n"
     )
     text = found("versions").text
-    assert (
-        found("versions").state == "broken"
-        and "click is" in text
-        and "no-such-thing 1.0 is missing" in text
-    )
+    assert found("versions").state == "broken"
+    assert "click is" in text
+    assert "no-such-thing 1.0 is missing" in text
 
 
 def test_a_gpu_that_is_asked_for_and_absent_is_broken(project: Path) -> None:
@@ -85,7 +82,8 @@ def test_a_gpu_that_is_asked_for_and_absent_is_broken(project: Path) -> None:
         pytest.skip("there is a GPU here")
     params = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(params.replace("device: auto", "device: cuda"))
-    assert found("gpu").state == "broken" and "set it to auto" in found("gpu").text
+    assert found("gpu").state == "broken"
+    assert "set it to auto" in found("gpu").text
 
 
 @pytest.mark.parametrize(("device", "state"), [("auto", "broken"), ("cpu", "note")])
@@ -100,7 +98,8 @@ def test_a_driver_that_torch_cannot_use_is_told_with_its_cure(
     params = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(params.replace("device: auto", f"device: {device}"))
     assert found("gpu").state == state
-    assert "535.104.05" in found("gpu").text and "driver 580 or newer" in found("gpu").text
+    assert "535.104.05" in found("gpu").text
+    assert "driver 580 or newer" in found("gpu").text
 
 
 def test_a_card_that_torch_has_no_kernels_for_is_broken(
@@ -113,13 +112,15 @@ def test_a_card_that_torch_has_no_kernels_for_is_broken(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "GTX 1080")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (6, 1))
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90"])
-    assert found("gpu").state == "broken" and "GTX 1080" in found("gpu").text
+    assert found("gpu").state == "broken"
+    assert "GTX 1080" in found("gpu").text
 
 
 def test_a_full_disk_is_broken(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(project)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**9))
-    assert found("disk").state == "broken" and "dvc gc" in found("disk").text
+    assert found("disk").state == "broken"
+    assert "dvc gc" in found("disk").text
 
 
 def test_a_clock_behind_the_last_commit_is_broken(project: Path) -> None:
@@ -147,10 +148,8 @@ def test_a_wrong_key_is_told_as_everywhere(project: Path) -> None:
         (project / "params.yaml").read_text().replace("  depth:", "  dept:")
     )
     findings = dict(doctor.examine())
-    assert (
-        findings["params"].state == "broken"
-        and "did you mean model.depth?" in findings["params"].text
-    )
+    assert findings["params"].state == "broken"
+    assert "did you mean model.depth?" in findings["params"].text
 
 
 def test_outputs_that_are_nowhere_are_named(project: Path) -> None:
@@ -158,11 +157,9 @@ def test_outputs_that_are_nowhere_are_named(project: Path) -> None:
     (project / "dvc.lock").write_text(
         f"stages: {{corpus: {{outs: [{{path: data/corpus, md5: {'ab' * 16}.dir}}]}}}}"
     )
-    assert (
-        found("outputs").state == "note"
-        and "data/corpus" in found("outputs").text
-        and "dvc pull" in found("outputs").text
-    )
+    assert found("outputs").state == "note"
+    assert "data/corpus" in found("outputs").text
+    assert "dvc pull" in found("outputs").text
 
 
 @pytest.mark.parametrize(
@@ -170,7 +167,8 @@ def test_outputs_that_are_nowhere_are_named(project: Path) -> None:
 )
 def test_a_torn_lock_file_is_broken(project: Path, end: str) -> None:
     (project / "dvc.lock").write_text(f"schema: '2.0'\nstages:\n  corpus:\n{end}")
-    assert found("outputs").state == "broken" and "rm dvc.lock" in found("outputs").text
+    assert found("outputs").state == "broken"
+    assert "rm dvc.lock" in found("outputs").text
 
 
 @pytest.mark.parametrize("last", ["      md5", "    params:", "      params.yaml:"])
@@ -185,7 +183,8 @@ def test_a_lock_file_cut_short_is_broken_wherever_dvc_refuses_it(
     (project / "dvc.lock").write_text("".join(lines[:end]) + last)
     status = subprocess.run([sys.executable, "-m", "dvc", "status"], capture_output=True, text=True)
     assert status.returncode != 0, "DVC reads it"
-    assert found("outputs").state == "broken" and "rm dvc.lock" in found("outputs").text
+    assert found("outputs").state == "broken"
+    assert "rm dvc.lock" in found("outputs").text
 
 
 @pytest.mark.parametrize("name, check", [("dvc.lock", "outputs"), ("params.yaml", "params")])
@@ -197,7 +196,8 @@ def test_conflict_marks_are_named_as_such(project: Path, name: str, check: str) 
     path.write_text(f"<<<<<<< HEAD\n{text}=======\n{text}>>>>>>> theirs\n")
     findings = dict(doctor.examine())
     assert findings[check].state == "broken"
-    assert "conflict marks" in findings[check].text and "git checkout" in findings[check].text
+    assert "conflict marks" in findings[check].text
+    assert "git checkout" in findings[check].text
 
 
 def test_a_checkout_of_another_user_is_told_in_gits_words(
@@ -207,9 +207,12 @@ def test_a_checkout_of_another_user_is_told_in_gits_words(
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
     text = found("git").text
-    assert "dubious ownership" in text and "safe.directory" in text and "git init" not in text
+    assert "dubious ownership" in text
+    assert "safe.directory" in text
+    assert "git init" not in text
     state = git_state()
-    assert state["commit"] is None and "dubious ownership" in state["problem"]
+    assert state["commit"] is None
+    assert "dubious ownership" in state["problem"]
 
 
 def test_a_shallow_clone_is_told_with_its_cure(
@@ -221,7 +224,8 @@ def test_a_shallow_clone_is_told_with_its_cure(
     monkeypatch.chdir(clone)
     for key, value in (("name", "A"), ("email", "a@example.org")):
         subprocess.run(["git", "config", f"user.{key}", value], check=True)
-    assert found("git").state == "note" and "--unshallow" in found("git").text
+    assert found("git").state == "note"
+    assert "--unshallow" in found("git").text
 
 
 def test_a_path_with_letters_outside_ascii_is_told(
@@ -230,7 +234,8 @@ def test_a_path_with_letters_outside_ascii_is_told(
     assert found("path").state == "ok"
     project.rename(tmp_path / "Müller")
     monkeypatch.chdir(tmp_path / "Müller")
-    assert found("path").state == "note" and "dvc queue" in " ".join(found("path").text.split())
+    assert found("path").state == "note"
+    assert "dvc queue" in " ".join(found("path").text.split())
 
 
 # ---------------------------------------------------------------- what accumulates
@@ -257,7 +262,8 @@ def test_damaged_files_are_listed_and_left_where_they_are(
     path = project / ".paribus" / name
     path.parent.mkdir(parents=True)
     path.write_text(text)
-    assert found("state").state == "note" and name in found("state").text
+    assert found("state").state == "note"
+    assert name in found("state").text
     assert path.read_text() == text
 
 
@@ -270,7 +276,8 @@ def test_leftovers_of_killed_writes_are_named(project: Path) -> None:
     left.write_text("x" * 2000)
     ours.write_text("x")
     text = found("leftovers").text
-    assert left.name in text and ours.name not in text
+    assert left.name in text
+    assert ours.name not in text
 
 
 def test_a_site_cache_that_others_may_write_to_is_told(
@@ -281,7 +288,8 @@ def test_a_site_cache_that_others_may_write_to_is_told(
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(site))
     assert found("dvc").state == "ok"
     (site / "repo").chmod(0o777)
-    assert found("dvc").state == "note" and "core.site_cache_dir" in found("dvc").text
+    assert found("dvc").state == "note"
+    assert "core.site_cache_dir" in found("dvc").text
 
 
 def test_dvc_keeps_its_pickles_in_the_clone(project_root: Path, tmp_path: Path) -> None:
@@ -343,10 +351,13 @@ def test_a_server_is_asked_with_the_addresss_name_and_password(
     assert "HTTP 401" in found("store").text
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:s3cr3t%2F%40ret@{server}/")
     text = found("store").text
-    assert "was deleted there" in text and server in text
-    assert "s3cr3t" not in text and "ann" not in text
+    assert "was deleted there" in text
+    assert server in text
+    assert "s3cr3t" not in text
+    assert "ann" not in text
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ann:wr0ngword@{server}")
-    assert "HTTP 401" in found("store").text and "wr0ngword" not in found("store").text
+    assert "HTTP 401" in found("store").text
+    assert "wr0ngword" not in found("store").text
 
 
 @pytest.mark.parametrize(
@@ -368,7 +379,8 @@ def test_a_password_is_never_shown(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     text = doctor.report([("store", found("store"))])
-    assert "s3cr3t" not in text and "word@" not in text
+    assert "s3cr3t" not in text
+    assert "word@" not in text
     assert "the check failed" not in text
 
 
@@ -379,14 +391,16 @@ def test_a_deleted_experiment_is_told(project: Path) -> None:
     experiment = client.create_experiment("paribus")
     assert found("store").state == "ok"
     client.delete_experiment(experiment)
-    assert found("store").state == "broken" and "restore" in found("store").text
+    assert found("store").state == "broken"
+    assert "restore" in found("store").text
 
 
 def test_a_server_that_does_not_answer_is_broken(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert found("store").state == "broken" and "does not answer" in found("store").text
+    assert found("store").state == "broken"
+    assert "does not answer" in found("store").text
 
 
 def test_a_sound_database_is_counted(project: Path) -> None:
@@ -397,11 +411,13 @@ def test_a_sound_database_is_counted(project: Path) -> None:
 
 
 def test_a_remote_is_there_writable_and_chosen(project: Path) -> None:
-    assert found("remote").state == "note" and "dvc remote add" in found("remote").text
+    assert found("remote").state == "note"
+    assert "dvc remote add" in found("remote").text
     config = project / ".dvc/config"
     config.write_text("['remote \"nas\"']\n    url = /no/such/disk/cache\n")
     assert "dvc remote default nas" in found("remote").text
     config.write_text("[core]\n    remote = nas\n" + config.read_text())
-    assert found("remote").state == "broken" and "mount its disk" in found("remote").text
+    assert found("remote").state == "broken"
+    assert "mount its disk" in found("remote").text
     config.write_text(config.read_text().replace("/no/such/disk/cache", str(project / "remote")))
     assert found("remote").state == "ok"

@@ -93,7 +93,8 @@ def test_aliases_that_stand_for_billions_of_values_are_refused_at_once() -> None
 def test_aliases_within_reason_are_read() -> None:
     text = "a: &a {x: 1, y: [2, 3]}\nb: *a\nc: {<<: *a, x: 5}\n"
     values = parse_yaml(text, "a.yaml")
-    assert values["b"] == values["a"] and values["c"] == {"x": 5, "y": [2, 3]}
+    assert values["b"] == values["a"]
+    assert values["c"] == {"x": 5, "y": [2, 3]}
 
 
 def test_types_and_combinations_are_told_together(params: dict[str, Any]) -> None:
@@ -175,7 +176,8 @@ def test_every_number_has_an_upper_bound_with_a_reason() -> None:
         for path, _, meta in describe()
         if meta["le"] is not None and not meta["why"] and meta["le"] > 1
     }
-    assert not bare and not unexplained
+    assert not bare
+    assert not unexplained
 
 
 def test_the_bounds_take_the_defaults_of_every_profile(project_root: Path) -> None:

@@ -144,7 +144,8 @@ def test_plain_numbers_are_read_as_by_the_usual_rule(shared_data: Path) -> None:
         for line in (shared_data / f"gsm8k/{split}.jsonl").open(encoding="utf-8"):
             answer = json.loads(line)["answer"]
             usual = USUAL.search(answer)
-            assert usual is not None and final_answer(answer) == usual[1].replace(",", "")
+            assert usual is not None
+            assert final_answer(answer) == usual[1].replace(",", "")
     for plain in ("0", "-7", "1,234", "12,345,678", "3.25", "-0.5", "9" * 50, "18 apples", "5, 6"):
         usual = USUAL.search(f"#### {plain}")
         assert usual is not None

@@ -89,7 +89,10 @@ def test_a_row_that_cannot_be_read_is_named(
 ) -> None:
     (tmp_path / "x.jsonl").write_text(GOOD + line + "\n" + GOOD)
     [problem] = problems_of(with_local(tiny_config, "x.jsonl"), tmp_path)
-    assert reason in problem and "x.jsonl" in problem and "2" in problem and len(problem) < 400
+    assert reason in problem
+    assert "x.jsonl" in problem
+    assert "2" in problem
+    assert len(problem) < 400
 
 
 def test_half_of_a_surrogate_pair_is_replaced_and_said(
@@ -144,7 +147,8 @@ def test_parquet_that_cannot_be_meant_is_refused(
     pyarrow.parquet.write_table(pyarrow.table({"text": [b"x"]}), tmp_path / "c.parquet")
     found = problems_of(with_local(tiny_config, "*.parquet"), tmp_path)
     assert "2 columns are named 'text'" in found[0]
-    assert "holds int64, not text" in found[1] and "holds binary, not text" in found[2]
+    assert "holds int64, not text" in found[1]
+    assert "holds binary, not text" in found[2]
 
 
 def test_one_document_in_all_is_said_before_it_is_tokenised(
@@ -152,7 +156,8 @@ def test_one_document_in_all_is_said_before_it_is_tokenised(
 ) -> None:
     (tmp_path / "stories.txt").write_text("One.\n<|endoftext|>\nTwo.\n")
     [problem] = problems_of(with_local(tiny_config, "stories.txt"), tmp_path)
-    assert "one document in all" in problem and "<|endoftext|>" in problem
+    assert "one document in all" in problem
+    assert "<|endoftext|>" in problem
 
 
 def test_a_limit_that_leaves_one_document_is_what_the_message_names(
@@ -170,7 +175,8 @@ def test_an_empty_packed_file_is_one_that_was_cut_off(
     (tmp_path / "x.jsonl").write_text(GOOD * 2)
     (tmp_path / name).write_bytes(b"")
     [problem] = problems_of(with_local(tiny_config, "x.jsonl", name), tmp_path)
-    assert name in problem and "truncated: it is empty" in problem
+    assert name in problem
+    assert "truncated: it is empty" in problem
 
 
 def test_a_date_beyond_those_of_python_is_named(tiny_config: config.Config, tmp_path: Path) -> None:
@@ -200,7 +206,8 @@ def test_problems_are_written_without_their_other_columns(
     }
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "x.parquet")
     rows = read_problems(tmp_path / "x.parquet")
-    assert rows[0] == {"question": "q0", "answer": "#### 0"} and len(rows) == 20
+    assert rows[0] == {"question": "q0", "answer": "#### 0"}
+    assert len(rows) == 20
 
 
 def test_every_answer_that_cannot_be_scored_is_named(
@@ -257,7 +264,8 @@ def test_rows_that_the_chat_format_does_not_hold_are_counted_by_reason_and_said(
     cfg = dataclasses.replace(tiny_config.corpus, conversations={"own": "chat.jsonl"})
     manifest = build_corpus(cfg, tmp_path / "corpus", tmp_path)
     [entry] = manifest["conversations"]["files"]
-    assert entry["skipped"] == len(UNFIT) and sum(entry["why"].values()) == len(UNFIT)
+    assert entry["skipped"] == len(UNFIT)
+    assert sum(entry["why"].values()) == len(UNFIT)
     said = capsys.readouterr().err
     for reason in UNFIT:
         assert reason in said

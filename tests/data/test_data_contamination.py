@@ -40,7 +40,8 @@ def test_runs_of_words_are_those_of_a_plain_count() -> None:
     ]
     hashes, owner = word_ngrams(texts)
     expected = expected_ngrams(texts)
-    assert owner.tolist() == [number for number, _ in expected] and len(expected) > 300
+    assert owner.tolist() == [number for number, _ in expected]
+    assert len(expected) > 300
     named = list(zip((run for _, run in expected), hashes.tolist(), strict=True))
     assert (
         len(set(named)) == len({run for run, _ in named}) == len(set(hashes.tolist()))

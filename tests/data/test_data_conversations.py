@@ -185,7 +185,8 @@ def test_another_seed_draws_other_conversations(tokenizer: Tokenizer) -> None:
         packed = loader(tokenizer, {"short": 2, "longer": 98}, seed=seed)
         texts = conversations_of(packed.batch(0, range(500), 500).inputs, tokenizer)
         drawn.append({text.removesuffix("<|end|>") for text in texts if "short" in text})
-    assert min(map(len, drawn)) > 5 and len(drawn[0] & drawn[1]) < len(drawn[0]) / 2
+    assert min(map(len, drawn)) > 5
+    assert len(drawn[0] & drawn[1]) < len(drawn[0]) / 2
 
 
 def test_attend_across_changes_only_the_documents(tokenizer: Tokenizer) -> None:
@@ -193,10 +194,11 @@ def test_attend_across_changes_only_the_documents(tokenizer: Tokenizer) -> None:
         loader(tokenizer, {"short": 1}, attend_across=flag).batch(1, range(4), 4)
         for flag in (True, False)
     )
-    assert (
-        across.documents is None and apart.documents is not None and int(apart.documents.max()) > 0
-    )
-    assert torch.equal(across.inputs, apart.inputs) and torch.equal(across.targets, apart.targets)
+    assert across.documents is None
+    assert apart.documents is not None
+    assert int(apart.documents.max()) > 0
+    assert torch.equal(across.inputs, apart.inputs)
+    assert torch.equal(across.targets, apart.targets)
 
 
 def test_documents_fill_their_share_of_rows(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -218,7 +220,8 @@ def test_long_conversations_keep_their_start_and_silent_ones_are_dropped(
     ]
     late = [{"role": "user", "content": "tell " * 200}, {"role": "assistant", "content": "no"}]
     packed = loader(tokenizer, {"own": 1}, {"own": [long, late, *SOURCES["short"][:20]]})
-    assert packed.truncated == {"own": 2} and packed.dropped == {"own": 1}
+    assert packed.truncated == {"own": 2}
+    assert packed.dropped == {"own": 1}
     texts = conversations_of(packed.batch(0, range(50), 50).inputs, tokenizer)
     assert any("more and more and" in text for text in texts)
     with pytest.raises(UserError, match="source 'own' has no conversation"):

@@ -45,7 +45,8 @@ def test_every_format_gives_its_documents_in_order_of_name(
     pack_all_formats(tmp_path / "own")
     manifest = build_corpus(with_local(tiny_config, "own"), tmp_path / "corpus", tmp_path)
     assert list(documents(tmp_path / "corpus/documents")) == TEXTS
-    assert manifest["documents"]["documents"] == 6 and manifest["documents"]["empty"] == 2
+    assert manifest["documents"]["documents"] == 6
+    assert manifest["documents"]["empty"] == 2
     entry = manifest["documents"]["files"][0]
     assert entry == {
         "path": "own/a.txt",
@@ -151,9 +152,11 @@ def test_problems_are_held_out_by_hash_and_none_of_test_is_trained_on(
             for split in ("train", "validation", "test")
         }
         chosen.append(splits["validation"])
-    assert chosen[0] == chosen[1] and len(chosen[0]) == cfg.validation_problems
+    assert chosen[0] == chosen[1]
+    assert len(chosen[0]) == cfg.validation_problems
     assert splits["train"] | splits["validation"] == {row["question"] for row in rows[:28]}
-    assert not splits["train"] & splits["validation"] and len(splits["test"]) == 12
+    assert not splits["train"] & splits["validation"]
+    assert len(splits["test"]) == 12
     assert manifest["problems"]["in_test_too"] == 2
 
 

@@ -76,7 +76,8 @@ def test_what_is_found_does_not_depend_on_how_documents_are_divided_among_calls(
         size = rng.randrange(40)
         parts += seen.duplicates(texts[place : place + size]).tolist()
         place += size
-    assert parts == whole.tolist() and seen.documents == whole.sum() > 300
+    assert parts == whole.tolist()
+    assert seen.documents == whole.sum() > 300
 
 
 def test_memory_is_that_of_the_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,4 +123,5 @@ def test_a_corpus_reports_near_duplicates_and_drops_them_if_asked(
     assert manifest["documents"]["near_duplicates"] == {"words": 5, "documents": 2, "dropped": drop}
     assert manifest["documents"]["documents"] == (3 if drop else 5)
     shown = capsys.readouterr().err
-    assert "2 documents are near-duplicates" in shown and ("left out" in shown) == drop
+    assert "2 documents are near-duplicates" in shown
+    assert ("left out" in shown) == drop

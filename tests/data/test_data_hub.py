@@ -150,7 +150,8 @@ def from_hub(tiny: config.Config, **more: Any) -> config.Corpus:
 def test_a_file_arrives_whole(server: Hub, tmp_path: Path, faults: list[str]) -> None:
     server.faults["a.bin"] = list(faults)
     fetch_all([remote(server, tmp_path)], {})
-    assert (tmp_path / "a.bin").read_bytes() == NOISE and not server.faults["a.bin"]
+    assert (tmp_path / "a.bin").read_bytes() == NOISE
+    assert not server.faults["a.bin"]
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
 
 
@@ -158,7 +159,8 @@ def test_a_reset_costs_only_what_was_not_yet_there(server: Hub, tmp_path: Path) 
     server.faults["a.bin"] = ["reset", "reset"]
     server.pace = 0.0005  # the kernel drops at a reset what the reader has not taken yet
     fetch_all([remote(server, tmp_path)], {})
-    assert len(server.ranges["a.bin"]) == 3 and server.ranges["a.bin"][0] == ""
+    assert len(server.ranges["a.bin"]) == 3
+    assert server.ranges["a.bin"][0] == ""
     assert server.sent["a.bin"] < 1.3 * len(NOISE)
 
 
@@ -166,7 +168,8 @@ def test_wrong_bytes_again_and_again_are_named_and_never_used(server: Hub, tmp_p
     server.faults["a.bin"] = ["wrong bytes"] * 9
     with pytest.raises(UserError, match="a.bin: its sha256 is .*, not .*; fetched 3 times"):
         fetch_all([remote(server, tmp_path), remote(server, tmp_path, "b.bin")], {})
-    assert not (tmp_path / "a.bin").exists() and (tmp_path / "b.bin").exists()
+    assert not (tmp_path / "a.bin").exists()
+    assert (tmp_path / "b.bin").exists()
 
 
 def test_refusals_are_told_all_at_once_with_what_to_do(server: Hub, tmp_path: Path) -> None:
@@ -189,10 +192,8 @@ def test_a_server_that_stays_away_ends_in_a_message_and_keeps_the_part(
         UserError, match="a.bin: the server answered 500 .* bytes are kept: start again"
     ):
         fetch_all([remote(server, tmp_path)], {})
-    assert (
-        NOISE.startswith((tmp_path / "a.bin.part").read_bytes())
-        and (tmp_path / "a.bin.part").stat().st_size == 300_000
-    )
+    assert NOISE.startswith((tmp_path / "a.bin.part").read_bytes())
+    assert (tmp_path / "a.bin.part").stat().st_size == 300_000
 
 
 def test_a_slow_server_is_waited_for_and_a_silent_one_is_left(
@@ -204,10 +205,8 @@ def test_a_slow_server_is_waited_for_and_a_silent_one_is_left(
     assert len(server.ranges["a.bin"]) == 1
     server.faults["b.bin"] = ["silent"]
     fetch_all([remote(server, tmp_path, "b.bin")], {})
-    assert (
-        server.ranges["b.bin"] == ["", f"bytes={len(NOISE) // 2}-"]
-        and (tmp_path / "b.bin").read_bytes() == NOISE[::-1]
-    )
+    assert server.ranges["b.bin"] == ["", f"bytes={len(NOISE) // 2}-"]
+    assert (tmp_path / "b.bin").read_bytes() == NOISE[::-1]
 
 
 def test_the_token_stays_with_the_hub(server: Hub, tmp_path: Path) -> None:
@@ -231,7 +230,8 @@ def test_kill_9_loses_nothing_that_arrived(server: Hub, tmp_path: Path) -> None:
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     had = part.stat().st_size
-    assert 100_000 < had < len(NOISE) and not (tmp_path / "a.bin").exists()
+    assert 100_000 < had < len(NOISE)
+    assert not (tmp_path / "a.bin").exists()
     server.pace = 0.0
     fetch_all([remote(server, tmp_path)], {})
     assert (tmp_path / "a.bin").read_bytes() == NOISE
@@ -241,7 +241,8 @@ def test_kill_9_loses_nothing_that_arrived(server: Hub, tmp_path: Path) -> None:
 def test_two_processes_after_one_file_fetch_it_once(server: Hub, tmp_path: Path) -> None:
     server.pace = 0.005
     fetch_all([remote(server, tmp_path), remote(server, tmp_path)], {}, connections=2)
-    assert server.sent["a.bin"] == len(NOISE) and (tmp_path / "a.bin").read_bytes() == NOISE
+    assert server.sent["a.bin"] == len(NOISE)
+    assert (tmp_path / "a.bin").read_bytes() == NOISE
 
 
 # ---------------------------------------------------------------- a corpus
@@ -258,7 +259,8 @@ def test_enough_files_for_the_text_and_no_more(
     assert list(documents(tmp_path / "corpus/documents")) == first[:15]
     files = manifest["documents"]["files"]
     name, data = list(SHARDS.items())[1]
-    assert len(files) == 2 and files[1] == {
+    assert len(files) == 2
+    assert files[1] == {
         "path": f"{NAME}@{REVISION}:{name}",
         "bytes": len(data),
         "documents": 5,
@@ -294,10 +296,8 @@ def test_what_was_fetched_serves_again_and_what_was_damaged_is_named_and_fetched
     again = {name for name, spans in server.ranges.items() if "" in spans}
     assert again == {f"data/{kept[n].name}" for n in (1, 3, 4)}
     shown = capsys.readouterr().err
-    assert (
-        f"{kept[1]}: {kept[1].stat().st_size - 5:,} bytes, not" in shown
-        and f"{kept[3]}: its sha256 is" in shown
-    )
+    assert f"{kept[1]}: {kept[1].stat().st_size - 5:,} bytes, not" in shown
+    assert f"{kept[3]}: its sha256 is" in shown
     assert (tmp_path / "again/manifest.json").read_bytes() == (
         tmp_path / "corpus/manifest.json"
     ).read_bytes()
@@ -413,7 +413,8 @@ def test_problems_and_conversations_come_from_the_hub_too(
         {"role": "assistant", "content": "B"},
     ]
     assert read["arc"][0][1] == {"role": "assistant", "content": "B"}
-    assert len(read["gsm"]) == 25 and read["gsm"][3][1]["content"][1] == {
+    assert len(read["gsm"]) == 25
+    assert read["gsm"][3][1]["content"][1] == {
         "type": "tool_call",
         "text": "3+3",
     }
@@ -490,11 +491,10 @@ def test_a_core_bundle_comes_by_url_with_its_checksum(
     digest = hashlib.sha256(packed.getvalue()).hexdigest()
     cfg = dataclasses.replace(tiny_config.corpus, core=f"{server.url}/core.zip#sha256={digest}")
     manifest = build_corpus(cfg, tmp_path / "a" / "corpus", tmp_path / "a")
-    assert (
-        manifest["core"]["missing"] == []
-        and (tmp_path / "a/corpus/core/eval_data/a.jsonl").is_file()
-    )
-    assert not (tmp_path / "outside").exists() and not (tmp_path / "a/outside").exists()
+    assert manifest["core"]["missing"] == []
+    assert (tmp_path / "a/corpus/core/eval_data/a.jsonl").is_file()
+    assert not (tmp_path / "outside").exists()
+    assert not (tmp_path / "a/outside").exists()
     wrong = dataclasses.replace(cfg, core=f"{server.url}/core.zip#sha256={'0' * 64}")
     with pytest.raises(UserError, match="its sha256 is"):
         build_corpus(wrong, tmp_path / "b", tmp_path)
@@ -589,7 +589,8 @@ def test_any_name_that_the_hub_lists_is_fetched(
         monkeypatch.setenv("HF_ENDPOINT", running.url)
         files = hub.list_files(config.HubFiles("x/y", REVISION, "*.jsonl"), tmp_path)
         hub.fetch(files)
-    assert files[0].path.name == name and files[0].path.read_bytes() == b'{"text": "a"}\n'
+    assert files[0].path.name == name
+    assert files[0].path.read_bytes() == b'{"text": "a"}\n'
 
 
 def test_a_kept_listing_with_a_flip_is_asked_for_again(

@@ -76,7 +76,8 @@ def test_shards_hold_every_document_after_bos(folder: Path, tokenizer: Tokenizer
         entry = TokenShards(folder, split).manifest[split]
         assert entry["bytes"] == sum(len(text.encode()) for text in found)
         sizes = [shard["tokens"] for shard in entry["shards"]]
-        assert set(sizes[:-1]) == {CONFIG.shard_tokens} and 0 < sizes[-1] <= CONFIG.shard_tokens
+        assert set(sizes[:-1]) == {CONFIG.shard_tokens}
+        assert 0 < sizes[-1] <= CONFIG.shard_tokens
 
 
 def test_the_split_does_not_depend_on_order(
@@ -88,7 +89,8 @@ def test_the_split_does_not_depend_on_order(
         tokenizer.decode(all_tokens(path, "val")).split("<|bos|>")
         for path in (tmp_path / "tokens", folder)
     )
-    assert there[1:] == here[:0:-1] and 10 < len(here) < 80
+    assert there[1:] == here[:0:-1]
+    assert 10 < len(here) < 80
 
 
 def test_no_validation_document_is_said_and_leaves_nothing(
@@ -212,10 +214,8 @@ def test_validation_covers_each_token_once_in_order(folder: Path, limit: int | N
     batches = list(DocumentLoader(folder, "val", SEQ_LEN, seed=0).validation_rows(5, limit))
     targets = torch.cat([batch.targets.flatten() for batch in batches])
     assert targets[targets >= 0].tolist() == tokens[1 : 1 + (limit or len(tokens))].tolist()
-    assert (
-        max(len(batch.inputs) for batch in batches) <= 5
-        and min(batch.inputs.min() for batch in batches) >= 0
-    )
+    assert max(len(batch.inputs) for batch in batches) <= 5
+    assert min(batch.inputs.min() for batch in batches) >= 0
 
 
 def test_too_few_tokens_for_a_row_are_said(folder: Path) -> None:
@@ -233,7 +233,8 @@ def test_prefetcher_keeps_order_and_stops_early() -> None:
 
     with Prefetcher(make, 3, 1000, depth=2) as batches:
         assert [next(batches) for _ in range(4)] == [(3, 30), (4, 40), (5, 50), (6, 60)]
-    assert threading.active_count() == threads and len(made) <= 8
+    assert threading.active_count() == threads
+    assert len(made) <= 8
     assert list(Prefetcher(lambda step: step, 5, 7)) == [(5, 5), (6, 6)]
 
 

@@ -53,12 +53,14 @@ def stage(*arguments: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_within_a_call_of_a_library(number: signal.Signals) -> None:
     process = stage("long")
-    assert process.stdout is not None and process.stdout.readline() == "under way\n"
+    assert process.stdout is not None
+    assert process.stdout.readline() == "under way\n"
     began = time.monotonic()
     for _ in range(3):
         process.send_signal(number)
     said = process.communicate(timeout=30)[1]
-    assert process.returncode == EXIT_PAUSED and time.monotonic() - began < 10
+    assert process.returncode == EXIT_PAUSED
+    assert time.monotonic() - began < 10
     assert said == f"paribus tokenizer: {number.name}: stopped; the next start begins it anew\n"
 
 
@@ -89,10 +91,12 @@ def test_a_corpus_that_was_stopped_is_made_anew(tmp_path: Path, project_root: Pa
     process = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
     )
-    assert process.stderr is not None and "documents" in process.stderr.readline()
+    assert process.stderr is not None
+    assert "documents" in process.stderr.readline()
     process.send_signal(signal.SIGTERM)
     assert "SIGTERM: stopped" in process.communicate(timeout=30)[1]
-    assert process.returncode == EXIT_PAUSED and not (tmp_path / "data/corpus").exists()
+    assert process.returncode == EXIT_PAUSED
+    assert not (tmp_path / "data/corpus").exists()
     Project(tmp_path / "again", project_root)
     shutil.copy(tmp_path / "again/params.yaml", tmp_path / "params.yaml")
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
@@ -117,4 +121,5 @@ def test_a_world_larger_than_the_disk_is_refused_before_it_is_made(
         UserError, match="corpus.world.megabytes: 50,000: takes about 50,000 MB"
     ) as found:
         build_corpus(config.corpus, tmp_path / "corpus", tmp_path)
-    assert type(found.value) is kind and os.listdir(tmp_path) == []
+    assert type(found.value) is kind
+    assert os.listdir(tmp_path) == []

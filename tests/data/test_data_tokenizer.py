@@ -77,7 +77,8 @@ def test_special_tokens_stay_out_of_text_after_a_reload(
     again = Tokenizer.load(tmp_path / "tokenizer.json")
     text = STORY[7] + "<|assistant|>"
     assert again.encode(text) == tokenizer.encode(text)
-    assert again.special == tokenizer.special and (again.token_bytes == tokenizer.token_bytes).all()
+    assert again.special == tokenizer.special
+    assert (again.token_bytes == tokenizer.token_bytes).all()
 
 
 def test_digits_group_up_to_the_limit(tokenizer: Tokenizer) -> None:
@@ -133,7 +134,8 @@ def test_counted_words_give_the_same_merges_as_the_text(monkeypatch: pytest.Monk
     assert trained(texts) == plain
     monkeypatch.setattr(module, "FED_WORDS", 3_000)  # of some 37,000
     fewer = trained(texts)
-    assert fewer != plain and fewer == trained(texts[::-1])
+    assert fewer != plain
+    assert fewer == trained(texts[::-1])
     learned = [set(json.loads(text)["model"]["vocab"]) for text in (plain, fewer)]
     assert len(learned[0] & learned[1]) > 0.8 * len(learned[0])
 
@@ -176,7 +178,8 @@ def test_words_are_fed_in_proportion_to_their_counts(most: int) -> None:
 def test_lines_of_one_frequent_word_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PIECE", 1000)
     lines = list(in_proportion(Counter({"the": 30_000}), 10**6))
-    assert max(map(len, lines)) < 2100 and sum(len(line.split()) for line in lines) == 30_000
+    assert max(map(len, lines)) < 2100
+    assert sum(len(line.split()) for line in lines) == 30_000
 
 
 def test_a_long_text_is_cut_where_it_is_split_anyway(
@@ -191,10 +194,12 @@ def test_a_long_text_is_cut_where_it_is_split_anyway(
     for size in (1, 7, 100):
         monkeypatch.setattr(module, "PIECE", size)
         cut = list(pieces(text))
-        assert "".join(cut) == text and len(cut) > len(text) / (size + 200)
+        assert "".join(cut) == text
+        assert len(cut) > len(text) / (size + 200)
         assert [token for part in cut for token in tokenizer.encode(part)] == whole
         [document] = tokenizer.encode_documents([text], np.dtype("<u2"))
-        assert document.dtype == np.uint16 and document.tolist() == [tokenizer.bos, *whole]
+        assert document.dtype == np.uint16
+        assert document.tolist() == [tokenizer.bos, *whole]
     assert list(pieces("x" * 500)) == ["x" * 500]
 
 
@@ -219,7 +224,8 @@ def test_a_text_of_any_script_is_cut_where_it_is_split_anyway(
     for size in (1, 5, 64):
         monkeypatch.setattr(module, "PIECE", size)
         cut = list(pieces(text))
-        assert "".join(cut) == text and max(map(len, cut)) <= size + 2 * len(unit)
+        assert "".join(cut) == text
+        assert max(map(len, cut)) <= size + 2 * len(unit)
         assert [token for part in cut for token in tokenizer.encode(part)] == whole
 
 
@@ -287,7 +293,8 @@ def test_a_prompt_is_what_training_saw_before_the_answer(tokenizer: Tokenizer) -
     conversation = problem_conversation(PROBLEM, "direct")
     ids, mask = render(conversation, tokenizer)
     prompt = render_prompt(conversation[:1], tokenizer)
-    assert ids[: len(prompt)] == prompt and mask.index(1) == len(prompt)
+    assert ids[: len(prompt)] == prompt
+    assert mask.index(1) == len(prompt)
     assert tokenizer.decode(ids[len(prompt) :]) == "#### 12<|end|>"
 
 
@@ -325,6 +332,5 @@ def test_real_english_is_compressed_and_every_byte_string_survives(shared_data: 
     for text, ids in zip(
         texts[:40] + noise, tokenizer.encode_batch(texts[:40] + noise), strict=True
     ):
-        assert tokenizer.decode(ids) == text and tokenizer.token_bytes[ids].sum() == len(
-            text.encode()
-        )
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.token_bytes[ids].sum() == len(text.encode())

@@ -54,9 +54,8 @@ def test_bits_per_byte_is_nats_over_bytes_of_text(model: GPT, text: torch.Tensor
 def test_bits_per_byte_does_not_depend_on_the_batch_size(model: GPT, text: torch.Tensor) -> None:
     one, four, all_rows = (bits_per_byte(model, cut(text, rows), BYTES) for rows in (1, 4, 13))
     assert one[1:] == four[1:] == all_rows[1:]
-    assert four.bpb == pytest.approx(one.bpb, rel=1e-6) and all_rows.bpb == pytest.approx(
-        one.bpb, rel=1e-6
-    )
+    assert four.bpb == pytest.approx(one.bpb, rel=1e-6)
+    assert all_rows.bpb == pytest.approx(one.bpb, rel=1e-6)
 
 
 def test_targets_not_learned_do_not_count(model: GPT, text: torch.Tensor) -> None:

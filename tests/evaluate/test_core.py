@@ -67,7 +67,9 @@ def test_partial_bundle_is_never_called_core(
     (folder / "eval_data" / "either.jsonl").unlink()
     result = evaluate_core(model, word_tokenizer, folder, max_per_task=2, batch_size=8)
     summary = result.summary()
-    assert summary["core"] is None and summary["partial"] and summary["missing"] == ["either"]
+    assert summary["core"] is None
+    assert summary["partial"]
+    assert summary["missing"] == ["either"]
     assert summary["core_partial"] == pytest.approx(
         sum(s.centered for s in result.tasks.values()) / 5
     )
@@ -83,15 +85,15 @@ def test_whole_and_synthetic_bundles_have_a_core(
         tmp_path / "bundle", dict.fromkeys(CORE_LABELS, ("multiple_choice", 0, " ", 25.0, 3))
     )
     summary = evaluate_core(model, word_tokenizer, every, max_per_task=None, batch_size=8).summary()
-    assert (
-        summary["core"] is not None and not summary["partial"] and summary["core_partial"] is None
-    )
+    assert summary["core"] is not None
+    assert not summary["partial"]
+    assert summary["core_partial"] is None
     summary = evaluate_core(
         model, word_tokenizer, bundle, max_per_task=2, batch_size=8, synthetic=True
     ).summary()
-    assert (
-        summary["bundle"] == "synthetic" and summary["core"] is not None and not summary["partial"]
-    )
+    assert summary["bundle"] == "synthetic"
+    assert summary["core"] is not None
+    assert not summary["partial"]
 
 
 def test_every_broken_file_is_named_before_any_compute(tmp_path: Path) -> None:
@@ -240,7 +242,5 @@ def test_outcomes_are_kept_item_by_item(
     summary = json.loads((tmp_path / "summary.json").read_text())
     for label, score in summary["tasks"].items():
         mine = [row["correct"] for row in kept if row["task"] == label]
-        assert (
-            score["accuracy"] == sum(mine) / len(mine)
-            and score["n"] == len(mine) == TASKS[label][4]
-        )
+        assert score["accuracy"] == sum(mine) / len(mine)
+        assert score["n"] == len(mine) == TASKS[label][4]

@@ -186,7 +186,8 @@ def test_sub_sampling_keeps_the_shuffle_and_the_examples_inside(
         random.Random(1337).shuffle(rows)
         cut = dataclasses.replace(task, rows=tuple(rows[:6]))
         items = evaluate_task(fitted, word_tokenizer, task, batch_size=8)
-        assert len(items) == 6 and task.population == len(rows)
+        assert len(items) == 6
+        assert task.population == len(rows)
         assert_parity(fitted, word_tokenizer, cut, items)
 
 

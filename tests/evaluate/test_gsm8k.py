@@ -111,7 +111,8 @@ def test_wilson_against_published_values() -> None:
         (1, 29): (0.0061, 0.1718),
     }.items():
         assert wilson(k, n) == pytest.approx(expected, abs=5e-5)
-    assert wilson(29, 29)[1] == 1.0 and wilson(0, 0) == (0.0, 1.0)
+    assert wilson(29, 29)[1] == 1.0
+    assert wilson(0, 0) == (0.0, 1.0)
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer() -> None:
@@ -124,7 +125,8 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer() -> None:
 
 
 def test_mcnemar_is_a_two_sided_sign_test() -> None:
-    assert mcnemar_exact(0, 0) == 1.0 and mcnemar_exact(3, 3) == 1.0
+    assert mcnemar_exact(0, 0) == 1.0
+    assert mcnemar_exact(3, 3) == 1.0
     assert mcnemar_exact(1, 8) == pytest.approx(2 * (1 + 9) / 2**9)
     assert mcnemar_exact(400, 900) == mcnemar_exact(900, 400) < 1e-40
     both = compare([True, True, False, False], [True, False, True, True])
@@ -150,7 +152,8 @@ def test_few_shot_prompt_is_prose_and_drops_shots_that_do_not_fit() -> None:
     assert text.startswith(
         f"<|bos|>Question: {PROBLEMS[0]['question']}\nAnswer: 3+4=7 shells. #### 7\n\nQuestion: "
     )
-    assert text.endswith("\n\nQuestion: How many?\nAnswer:") and "<<" not in text
+    assert text.endswith("\n\nQuestion: How many?\nAnswer:")
+    assert "<<" not in text
     shorter = codec().decode(
         few_shot_prompt(codec(), PROBLEMS[:3], "How many?", room=len(prompt) - 1)
     )
@@ -171,10 +174,8 @@ def test_questions_asked_with_fewer_examples_are_counted() -> None:
 
 def test_line_ends_are_all_tokens_with_a_line_end() -> None:
     ends = line_ends(codec())
-    assert (
-        set(codec().encode(".\n\n")) & ends
-        and not set(codec().encode("no line end. 12 #### 3")) & ends
-    )
+    assert set(codec().encode(".\n\n")) & ends
+    assert not set(codec().encode("no line end. 12 #### 3")) & ends
 
 
 # ---------------------------------------------------------------- evaluation
@@ -183,33 +184,29 @@ def test_line_ends_are_all_tokens_with_a_line_end() -> None:
 def test_summary_counts_what_the_items_say(cfg: Gsm8k) -> None:
     result = evaluate_gsm8k(talker(), PROBLEMS, cfg, stage="sft", seed=1)
     items, summary = result.items, result.summary
-    assert (
-        summary["n"] == len(items) == 12 and summary["n_sampled"] == 6 and summary["samples"] == 4
-    )
+    assert summary["n"] == len(items) == 12
+    assert summary["n_sampled"] == 6
+    assert summary["samples"] == 4
     right = [item.correct for item in items]
-    assert summary["accuracy"] == sum(right) / 12 and (
+    assert summary["accuracy"] == sum(right) / 12
+    assert (
         summary["ci_low"],
         summary["ci_high"],
     ) == wilson(sum(right), 12)
     assert summary["accuracy"] > 0.5, "the talker has learned its problems"
     for item in items:
-        assert (
-            item.correct == (item.prediction == final_answer(item.reference))
-            and item.text.count("<|end|>") == item.finished
-        )
+        assert item.correct == (item.prediction == final_answer(item.reference))
+        assert item.text.count("<|end|>") == item.finished
     sampled = [item for item in items if item.n_samples]
     assert [item.index for item in sampled] == list(range(6))
     assert summary["pass_at_1"] == pytest.approx(sum(item.n_correct for item in sampled) / 24)
-    assert (
-        summary["pass_at_1"] < summary["pass_at_2"] < summary["pass_at_4"]
-        and "pass_at_8" not in summary
-    )
-    assert (
-        0 < summary["well_formed"] <= 1
-        and summary["tool_calls"] > 0.9
-        and summary["formatted"] > 0.9
-    )
-    assert summary["by_steps"]["1"]["n"] == 4 and summary["by_steps"]["2"]["n"] == 8
+    assert summary["pass_at_1"] < summary["pass_at_2"] < summary["pass_at_4"]
+    assert "pass_at_8" not in summary
+    assert 0 < summary["well_formed"] <= 1
+    assert summary["tool_calls"] > 0.9
+    assert summary["formatted"] > 0.9
+    assert summary["by_steps"]["1"]["n"] == 4
+    assert summary["by_steps"]["2"]["n"] == 8
 
 
 def test_rows_change_nothing(cfg: Gsm8k) -> None:
@@ -260,7 +257,8 @@ def test_a_killed_evaluation_ends_in_the_same_result(cfg: Gsm8k, tmp_path: Path)
             on_progress=note,
         )
         assert again == whole
-        assert min(seen) >= min(kill_at - 1, 12) and seen[-1] == 18, "it went on from what was kept"
+        assert min(seen) >= min(kill_at - 1, 12), "it went on from what was kept"
+        assert seen[-1] == 18, "it went on from what was kept"
 
 
 def test_a_cache_of_another_evaluation_is_not_used(cfg: Gsm8k, tmp_path: Path) -> None:
@@ -280,11 +278,10 @@ def test_base_model_is_asked_in_prose_and_stops_at_the_line_end(cfg: Gsm8k) -> N
         shots=PROBLEMS[4:],
         seed=1,
     )
-    assert (
-        codec().decode(engine.prompts[0]).count("Question:") == 3
-        and result.summary["few_shot"] == 2
-    )
-    assert engine.options["stop"] == line_ends(codec()) and not engine.options["tools"]
+    assert codec().decode(engine.prompts[0]).count("Question:") == 3
+    assert result.summary["few_shot"] == 2
+    assert engine.options["stop"] == line_ends(codec())
+    assert not engine.options["tools"]
 
 
 class _Recorder(Engine):
@@ -298,11 +295,9 @@ class _Recorder(Engine):
 def test_questions_that_fill_the_context_are_wrong_not_fatal(cfg: Gsm8k) -> None:
     endless = {"question": "How many shells? " * 60, "answer": "#### 7"}
     result = evaluate_gsm8k(talker(), [endless, PROBLEMS[0]], cfg, stage="sft", seed=1)
-    assert (
-        not result.items[0].correct
-        and result.summary["no_room"] == 1
-        and result.items[1].tokens > 0
-    )
+    assert not result.items[0].correct
+    assert result.summary["no_room"] == 1
+    assert result.items[1].tokens > 0
 
 
 def test_files_say_what_the_result_says(cfg: Gsm8k, tmp_path: Path) -> None:
@@ -346,7 +341,8 @@ def test_answers_that_were_cut_off_are_counted(cfg: Gsm8k) -> None:
     whole = evaluate_gsm8k(talker(), PROBLEMS, cfg, stage="sft", seed=1).summary
     short = dataclasses.replace(cfg, max_new_tokens=5)
     cut = evaluate_gsm8k(talker(), PROBLEMS, short, stage="sft", seed=1)
-    assert whole["cut_off"] == 0 and cut.summary["cut_off"] == 1 - cut.summary["finished"] == 1
+    assert whole["cut_off"] == 0
+    assert cut.summary["cut_off"] == 1 - cut.summary["finished"] == 1
     assert all(item.cut_off and item.tokens == 5 for item in cut.items)
 
 

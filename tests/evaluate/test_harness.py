@@ -46,7 +46,8 @@ def test_loglikelihoods_are_those_of_a_plain_forward(batch_size: int) -> None:
     for (context, continuation), (total, greedy) in zip(PAIRS, found, strict=True):
         tokens = [codec().bos, *codec().encode(context + continuation)]
         expected = slow(model, tokens, 1 + len(codec().encode(context.rstrip())))
-        assert total == pytest.approx(expected[0], abs=1e-4) and greedy == expected[1]
+        assert total == pytest.approx(expected[0], abs=1e-4)
+        assert greedy == expected[1]
 
 
 def test_loglikelihoods_are_those_of_core() -> None:
@@ -119,7 +120,8 @@ def test_generations_end_before_a_stop_text_whatever_the_batch_size() -> None:
     first, second = (
         Responder(talker().model, codec(), size).generate(requests) for size in (2, 16)
     )
-    assert first == second and any(first)
+    assert first == second
+    assert any(first)
     endless = first[2::3]
     for place, text in enumerate(first[1::3]):
         ends = [endless[place].find(stop) for stop in ("shells", "7") if stop in endless[place]]
@@ -131,11 +133,9 @@ def test_a_context_too_long_loses_its_beginning() -> None:
     question = PROBLEMS[0]["question"]
     (cut,) = responder.generate([("9 9 " * 200 + question, {"max_gen_toks": 1000})])
     prompt = responder._prompt("9 9 " * 200 + question, 1000)
-    assert (
-        len(prompt) == responder.model.config.seq_len // 2
-        and codec().decode(prompt).endswith(question)
-        and cut is not None
-    )
+    assert len(prompt) == responder.model.config.seq_len // 2
+    assert codec().decode(prompt).endswith(question)
+    assert cut is not None
 
 
 def test_settings_that_the_engine_lacks_are_named() -> None:
@@ -244,12 +244,14 @@ def test_each_kind_of_task_gives_the_native_figures(inside: Path, ran: Result) -
         ]
         right += scores.index(max(scores)) == row["gold"]
     accuracy = rows["tiny_choice"]["value"]
-    assert accuracy == right / 4 and rows["tiny_choice"]["n"] == 4
+    assert accuracy == right / 4
+    assert rows["tiny_choice"]["n"] == 4
     assert rows["tiny_choice"]["stderr"] == pytest.approx(math.sqrt(accuracy * (1 - accuracy) / 3))
     texts = [row["text"] for row in TASKS["tiny_prose"][1]]
     bits = -sum(native.rolling(texts)) / math.log(2) / sum(len(text.encode()) for text in texts)
     assert rows["tiny_prose"]["value"] == pytest.approx(bits, abs=1e-5)
-    assert rows["tiny_answers"]["n"] == 3 and rows["tiny_answers"]["stderr"] is not None
+    assert rows["tiny_answers"]["n"] == 3
+    assert rows["tiny_answers"]["stderr"] is not None
 
 
 def test_the_command_prints_a_table_and_logs_a_run(inside: Path, ran: Result) -> None:
@@ -258,16 +260,16 @@ def test_the_command_prints_a_table_and_logs_a_run(inside: Path, ran: Result) ->
     rows = kept(inside)
     for task, row in rows.items():
         (line,) = (line for line in ran.stdout.splitlines() if line.startswith(f"{task} "))
-        assert f"{row['value']:.4f}" in line and ("±" in line) == (row["stderr"] is not None)
+        assert f"{row['value']:.4f}" in line
+        assert ("±" in line) == (row["stderr"] is not None)
     client = MlflowClient(f"sqlite:///{inside / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("paribus")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id], "tags.stage = 'lm'")
-    assert (
-        run.info.status == "FINISHED"
-        and run.data.metrics["tiny_choice.acc"] == rows["tiny_choice"]["value"]
-    )
-    assert run.data.params["lm.limit"] == "4" and run.data.tags["checkpoint"] == "sft"
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["tiny_choice.acc"] == rows["tiny_choice"]["value"]
+    assert run.data.params["lm.limit"] == "4"
+    assert run.data.tags["checkpoint"] == "sft"
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [
         {"path": "tables/lm.json", "type": "table"}
     ]
@@ -279,10 +281,8 @@ def test_unknown_tasks_are_told_with_the_nearest_names(project: Path) -> None:
         "lm_eval's own index, which takes seconds, is not asked where it is not needed"
     )
     first, second = unknown_tasks(["tiny_choise", "tiny_choice", "mmlu"], known)
-    assert (
-        first.startswith("--tasks: no task 'tiny_choise'; did you mean tiny_choice")
-        and "'mmlu'" in second
-    )
+    assert first.startswith("--tasks: no task 'tiny_choise'; did you mean tiny_choice")
+    assert "'mmlu'" in second
     with pytest.raises(UserError, match="no such folder"):
         task_manager(["tiny_choice"], project / "nowhere")
 
@@ -328,4 +328,5 @@ def test_a_task_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         task_manager(["own_task_of_nobody"], tmp_path)
     unknown, broken = caught.value.problems
-    assert "no task 'own_task_of_nobody'" in unknown and "own.yaml: not YAML" in broken
+    assert "no task 'own_task_of_nobody'" in unknown
+    assert "own.yaml: not YAML" in broken

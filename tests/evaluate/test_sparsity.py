@@ -30,7 +30,8 @@ def test_prediction_is_exact_over_all_subsets() -> None:
     predicted = predict(counts, samples, size)
     assert predicted["zero_reward_groups"] == pytest.approx(subsets.count(0) / len(subsets))
     assert predicted["all_reward_groups"] == pytest.approx(subsets.count(size) / len(subsets))
-    assert not predicted["extrapolated"] and predicted["zero_gradient_groups_stderr"] > 0
+    assert not predicted["extrapolated"]
+    assert predicted["zero_gradient_groups_stderr"] > 0
 
 
 def test_prediction_at_the_drawn_size_is_the_count() -> None:
@@ -82,16 +83,15 @@ def report(counts: list[int], group_size: int = 8) -> dict[str, Any]:
 def test_report() -> None:
     counts = [0, 1, 4, 16]
     result = sparsity_report(counts, [3, 2, 2, 1], 16, samples_per_second=100.0, group_size=8)
-    assert result["pass_at_1"] == pytest.approx(21 / 64) and result["pass_at_16"] == 0.75
+    assert result["pass_at_1"] == pytest.approx(21 / 64)
+    assert result["pass_at_16"] == 0.75
     row = result["by_group_size"]["8"]
     assert row["gradient_groups_per_hour"] == pytest.approx(
         (1 - row["zero_gradient_groups"]) * 360_000 / 8
     )
     assert list(result["by_steps"]) == ["1", "2", "3"]
-    assert (
-        result["by_steps"]["1"]["all_reward_groups"] == 1.0
-        and result["by_steps"]["2"]["groups"] == 2
-    )
+    assert result["by_steps"]["1"]["all_reward_groups"] == 1.0
+    assert result["by_steps"]["2"]["groups"] == 2
     with pytest.raises(ValueError, match="at least one question"):
         sparsity_report([], [], 16, samples_per_second=1.0, group_size=8)
 

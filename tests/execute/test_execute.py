@@ -77,7 +77,8 @@ def outcome_of(pool: Pool, run: RunSpec, cards: int = 0) -> Outcome:
     while True:
         for event in pool.poll(60):
             if event.kind == "ended":
-                assert event.outcome and event.run == run.id
+                assert event.outcome
+                assert event.run == run.id
                 return event.outcome
 
 
@@ -86,10 +87,12 @@ def test_a_run_becomes_an_experiment_with_the_values_it_was_asked_for(
 ) -> None:
     overrides = {"optimizer.eps": 1e-8, "optimizer.embedding_lr": 1e30, "pretrain.steps": None}
     outcome = outcome_of(pool, spec(project, "plain", overrides))
-    assert outcome.state == "done" and outcome.experiment
+    assert outcome.state == "done"
+    assert outcome.experiment
     shown = json.loads(project.run("dvc", "exp", "show", "--json").stdout)
     [experiment] = [one for row in shown for one in row["experiments"] or []]
-    assert experiment["name"] == "study.plain.s7" and experiment["revs"]
+    assert experiment["name"] == "study.plain.s7"
+    assert experiment["revs"]
     params = git("show", f"{outcome.experiment}:params.yaml", at=project.root)
     from paribus.config import flatten, parse_yaml
 
@@ -97,7 +100,8 @@ def test_a_run_becomes_an_experiment_with_the_values_it_was_asked_for(
     assert {key: written[key] for key in overrides} == overrides
     folder = folder_of_run(project.root / ".paribus", RunId("study", "plain", 7))
     assert Outcome.read(folder / "outcome.json") == outcome
-    assert not (folder / "clone").exists() and not (folder / "site").exists()
+    assert not (folder / "clone").exists()
+    assert not (folder / "site").exists()
 
 
 @pytest.mark.parametrize(
@@ -128,10 +132,12 @@ def test_a_run_that_git_or_dvc_refuses_fails_with_words(project: LightProject, p
     wrong = spec(project, "wrong", {})
     absent = RunSpec(wrong.id, "0" * 40, wrong.overrides, wrong.stages, "key")
     outcome = outcome_of(pool, absent)
-    assert outcome.state == "failed" and all(outcome.problems)
+    assert outcome.state == "failed"
+    assert all(outcome.problems)
     unknown = RunSpec(wrong.id, wrong.commit, wrong.overrides, ["nothing"], "key")
     outcome = outcome_of(pool, unknown)
-    assert outcome.state == "failed" and "nothing" in " ".join(outcome.problems)
+    assert outcome.state == "failed"
+    assert "nothing" in " ".join(outcome.problems)
 
 
 def test_a_run_sees_the_gpus_it_was_given_and_no_others(project: LightProject, pool: Pool) -> None:
@@ -159,7 +165,8 @@ def test_a_run_that_is_cancelled_saves_and_goes_on_later(project: LightProject, 
                 pool.cancel(run.id)
             if event.kind == "ended":
                 ended = event.outcome
-    assert ended and ended.state == "paused"
+    assert ended
+    assert ended.state == "paused"
     assert outcome_of(pool, run).state == "done"
     project.behave()
     assert max(project.trained().values(), key=len) == list(range(40))
@@ -237,4 +244,7 @@ def test_overrides_keep_the_comments_of_params_yaml(tmp_path: Path) -> None:
     path.write_text("# why\nseed: 7  # any\nmodel:\n  depth: 4\n")
     write_overrides(path, {"seed": 8, "model.width": 64, "eval.core.max": 1e-7})
     text = path.read_text()
-    assert "# why" in text and "seed: 8" in text and "# any" in text and "width: 64" in text
+    assert "# why" in text
+    assert "seed: 8" in text
+    assert "# any" in text
+    assert "width: 64" in text

@@ -44,9 +44,11 @@ def test_an_unchanged_file_is_read_once_and_the_digest_is_the_same(
     plain = tree_digest([folder])
     memo = folder.parent / "memo.json"
     read = hashed(monkeypatch)
-    assert tree_digest([folder], DigestMemo(memo)) == plain and sorted(read) == ["a", "b"]
+    assert tree_digest([folder], DigestMemo(memo)) == plain
+    assert sorted(read) == ["a", "b"]
     os.link(folder / "a", folder.parent / "link")  # as DVC's cache may do
-    assert tree_digest([folder], DigestMemo(memo)) == plain and len(read) == 2
+    assert tree_digest([folder], DigestMemo(memo)) == plain
+    assert len(read) == 2
 
 
 @pytest.mark.parametrize("same_size", [True, False])
@@ -60,7 +62,9 @@ def test_a_changed_file_is_read_again(
     (folder / "a").write_bytes(data if same_size else data + b"x")
     read = hashed(monkeypatch)
     changed = tree_digest([folder], DigestMemo(memo))
-    assert changed != before and read == ["a"] and changed == tree_digest([folder])
+    assert changed != before
+    assert read == ["a"]
+    assert changed == tree_digest([folder])
 
 
 def test_a_file_written_just_now_is_not_trusted_yet(

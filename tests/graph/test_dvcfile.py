@@ -38,9 +38,8 @@ def test_stage_definitions_have_dvcs_names(stages_project: Path) -> None:
         "grid@l-arm0",
         "grid@l-arm1",
     ]
-    assert stages["gsm8k@mid"].deps == ["checkpoints/mid"] and stages["gsm8k@mid"].params == [
-        "eval.gsm8k"
-    ]
+    assert stages["gsm8k@mid"].deps == ["checkpoints/mid"]
+    assert stages["gsm8k@mid"].params == ["eval.gsm8k"]
     assert stages["pretrain"].outs == ["checkpoints/base", "metrics/pretrain.json"]
     with pytest.raises(
         UserError, match="no stage 'gsm8k'; there are: tokens, pretrain, gsm8k@base"

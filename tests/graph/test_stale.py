@@ -50,7 +50,8 @@ def test_code_that_dvc_yaml_does_not_name_is_told_in_a_line(
     change_deps(project, "pretrain", lambda deps: deps.remove(REACHED))
     [line] = said("pretrain", capsys)
     assert line.startswith(f"paribus pretrain: dvc.yaml is stale: pretrain does not name {REACHED}")
-    assert "`paribus deps`" in line and said("rl", capsys) == []
+    assert "`paribus deps`" in line
+    assert said("rl", capsys) == []
 
 
 def test_code_that_dvc_yaml_names_without_need_is_told(

@@ -64,9 +64,9 @@ def test_a_pause_is_honoured_once(tmp_path: Path) -> None:
         assert not interrupt.requested()
         (tmp_path / "pause").touch()
         time.sleep(0.25)  # it looks five times a second
-        assert (
-            interrupt.requested() and interrupt.requested() and interrupt.reason == "paribus pause"
-        )
+        assert interrupt.requested()
+        assert interrupt.requested()
+        assert interrupt.reason == "paribus pause"
     with Interrupt(tmp_path) as interrupt:
         assert not interrupt.requested()
 
@@ -75,9 +75,11 @@ def test_a_session_ends_and_handlers_are_put_back(monkeypatch: pytest.MonkeyPatc
     before, began = signal.getsignal(signal.SIGTERM), time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: began)
     with Interrupt(session_minutes=2.0) as interrupt:
-        assert not interrupt.requested() and signal.getsignal(signal.SIGTERM) != before
+        assert not interrupt.requested()
+        assert signal.getsignal(signal.SIGTERM) != before
         monkeypatch.setattr(time, "monotonic", lambda: began + 121)
-        assert interrupt.requested() and "session" in str(interrupt.reason)
+        assert interrupt.requested()
+        assert "session" in str(interrupt.reason)
     assert signal.getsignal(signal.SIGTERM) == before
 
 

@@ -33,7 +33,8 @@ def test_a_second_holder_is_refused_and_told_who_the_first_is_until_it_is_killed
         "with StateLock(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     holder = run_python(code, str(tmp_path))
-    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
     assert (lock_holder(tmp_path) or {})["pid"] == holder.pid
     with (
         pytest.raises(UserError, match=f"in use by process {holder.pid} on "),

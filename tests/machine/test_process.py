@@ -33,7 +33,8 @@ def test_apply_seeds_everything(tiny_config: Config) -> None:
         drawn.append(draw())
     assert drawn[0] == drawn[1]
     assert all(a != b for a, b in zip(drawn[0], drawn[2], strict=True))
-    assert torch.get_num_threads() == 1 and torch.are_deterministic_algorithms_enabled()
+    assert torch.get_num_threads() == 1
+    assert torch.are_deterministic_algorithms_enabled()
 
 
 def test_random_state_survives_safetensors(tmp_path: Path) -> None:

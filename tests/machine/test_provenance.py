@@ -49,7 +49,8 @@ def test_a_param_that_does_not_exist_is_named(stages_project: Path, tiny_config:
 def test_provenance_outside_a_repository(stages_project: Path) -> None:
     found = collect_provenance()
     assert found["git"] == {"commit": None, "branch": None, "dirty": None, "diff": None}
-    assert found["versions"]["torch"] == torch.__version__ and found["requirements_lock"] is None
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["requirements_lock"] is None
 
 
 def test_dirty_means_sources_not_outputs(stages_project: Path) -> None:

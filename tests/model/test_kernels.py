@@ -148,7 +148,8 @@ def test_doctor_names_a_missing_compiler_where_a_card_is_computed_on(
     assert doctor.CHECKS["compiler"]().state == "ok"  # neither a card nor train.compile
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     finding = doctor.CHECKS["compiler"]()
-    assert finding.state == "broken" and "no C compiler" in finding.text
+    assert finding.state == "broken"
+    assert "no C compiler" in finding.text
     assert tiny_config.train.device == "cpu"
     monkeypatch.setattr(config, "load_config", lambda: tiny_config)
     assert doctor.CHECKS["compiler"]().state == "ok"

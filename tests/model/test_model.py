@@ -203,7 +203,8 @@ def test_activation_checkpointing_changes_nothing(config: Model, tokens: torch.T
         model(tokens, tokens).backward()
         gradients.append(model.get_parameter("blocks.0.attention.q.weight").grad)
     without, with_checkpoints = gradients
-    assert without is not None and with_checkpoints is not None
+    assert without is not None
+    assert with_checkpoints is not None
     assert torch.equal(without, with_checkpoints)
 
 

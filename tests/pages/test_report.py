@@ -258,11 +258,13 @@ def without_figures(root: Path) -> str:
 
 
 def test_nothing_is_fetched(page: str) -> None:
-    assert "<script" not in page and "@import" not in page
+    assert "<script" not in page
+    assert "@import" not in page
     addresses = re.findall(r'(?:src|href|action|data|srcset)\s*=\s*"([^"]*)"', page) + re.findall(
         r"url\(([^)]*)\)", page
     )
-    assert addresses and all(address.startswith(("#", "data:")) for address in addresses)
+    assert addresses
+    assert all(address.startswith(("#", "data:")) for address in addresses)
 
 
 def test_ids_are_unique_and_every_reference_has_its_target(page: str) -> None:
@@ -286,9 +288,8 @@ def test_figures_of_the_summary_are_those_of_the_metrics(page: str, results: Pat
         f"{100 * summary['accuracy']:.1f} % (95 %: {100 * summary['ci_low']:.1f} % to {100 * summary['ci_high']:.1f} %)"
         in text
     )
-    assert (
-        "3.67 M parameters, pretrained on 2.05 M tokens" in text and "0.432 bits per byte" in text
-    )
+    assert "3.67 M parameters, pretrained on 2.05 M tokens" in text
+    assert "0.432 bits per byte" in text
     assert "0123456789abcdef0123" in text
 
 
@@ -305,45 +306,37 @@ def test_every_section_shows_its_inputs(page: str, results: Path) -> None:
     ]
     for label, task in json.loads((results / "metrics/core.json").read_text())["tasks"].items():
         row = page[page.index(f"<th>{label}</th>") :].split("</tr>")[0]
-        assert (
-            f"{task['accuracy']:.4f}" in row
-            and f"± {task['stderr']:.4f}" in row
-            and f"<td>{task['n']}</td>" in row
-        )
-    assert (
-        "24.0\u202f% were all wrong" in page
-        and "29.0\u202f% all right" in page
-        and "51.0\u202f% of the sampled tokens" in page
-    )
-    assert (
-        "matrix products; auto" in page and "<code>rl.samples_per_question</code>" in page
-    )  # every parameter with its meaning
+        assert f"{task['accuracy']:.4f}" in row
+        assert f"± {task['stderr']:.4f}" in row
+        assert f"<td>{task['n']}</td>" in row
+    assert "24.0\u202f% were all wrong" in page
+    assert "29.0\u202f% all right" in page
+    assert "51.0\u202f% of the sampled tokens" in page
+    assert "matrix products; auto" in page
+    assert "<code>rl.samples_per_question</code>" in page
 
 
 def test_tool_calls_are_shown_and_text_is_escaped(page: str) -> None:
     assert re.search(
         r"That is <code>3\*4</code><code>1[23]</code>1[23] pears\.\n#### 1[23]</div>", page
     )
-    assert "&lt;b&gt;How many&lt;/b&gt; pears &amp; boxes" in page and "&lt;|" not in page
+    assert "&lt;b&gt;How many&lt;/b&gt; pears &amp; boxes" in page
+    assert "&lt;|" not in page
 
 
 def test_synthetic_tasks_are_not_called_core(page: str) -> None:
     section = page[page.index('<section id="core">') : page.index('<section id="gsm8k">')]
-    assert (
-        '<span class="label">synthetic</span>' in section
-        and "<h2>CORE format" in section
-        and "<th>CORE</th>" not in section
-    )
+    assert '<span class="label">synthetic</span>' in section
+    assert "<h2>CORE format" in section
+    assert "<th>CORE</th>" not in section
 
 
 def test_a_partial_bundle_is_labelled_and_names_what_is_missing(copied: Path) -> None:
     write_core(copied, random.Random(1), synthetic=False)
     page = without_figures(copied)
-    assert (
-        "<b>not CORE</b>" in page
-        and "Without data: jeopardy, coqa" in page
-        and "<th>CORE</th>" not in page
-    )
+    assert "<b>not CORE</b>" in page
+    assert "Without data: jeopardy, coqa" in page
+    assert "<th>CORE</th>" not in page
 
 
 def test_steps_that_taught_nothing_are_counted(copied: Path) -> None:
@@ -405,7 +398,8 @@ def test_whatever_an_input_holds_is_told_without_a_traceback(
     if content == b"[]" and name.endswith("samples.json"):
         assert f"{name}: damaged: its sha256" in problem
         return
-    assert problem.startswith(f"{name}: damaged (") and INPUTS[name] in problem
+    assert problem.startswith(f"{name}: damaged (")
+    assert INPUTS[name] in problem
 
 
 @pytest.mark.parametrize(
@@ -443,10 +437,10 @@ def test_every_missing_or_damaged_input_is_named_with_its_stage(copied: Path) ->
     problems = sorted(error.value.problems)
     assert problems[0] == "evals/gsm8k/sft/summary.json: missing; run `dvc repro gsm8k_stage@sft`"
     assert problems[1] == "metrics/core.json: missing; run `dvc repro core`"
-    assert problems[2].startswith("metrics/rl.json: damaged (") and problems[2].endswith(
-        "run `dvc repro --force rl`"
-    )
-    assert problems[3].startswith("plots/pretrain.csv: damaged (") and len(problems) == 4
+    assert problems[2].startswith("metrics/rl.json: damaged (")
+    assert problems[2].endswith("run `dvc repro --force rl`")
+    assert problems[3].startswith("plots/pretrain.csv: damaged (")
+    assert len(problems) == 4
     assert not (copied / "report.html").exists()
 
 
@@ -480,7 +474,8 @@ def test_every_figure_draws_every_value(results: Path) -> None:
         for stage in PRINTED
     ]
     groups, reward = drawn["sparsity"].axes
-    assert len(groups.collections) == 3 and len(reward.lines) == 3
+    assert len(groups.collections) == 3
+    assert len(reward.lines) == 3
 
 
 def test_centred_standard_errors_are_those_of_the_evaluation(results: Path) -> None:
@@ -514,7 +509,8 @@ def test_figures_are_saved_as_pictures_with_something_in_them(
     ]
     for path in paths:
         pixels = imread(path)
-        assert pixels.shape[1] > 1000 and (pixels[..., :3].min(axis=-1) < 0.9).mean() > 0.01
+        assert pixels.shape[1] > 1000
+        assert (pixels[..., :3].min(axis=-1) < 0.9).mean() > 0.01
 
 
 # ---------------------------------------------------------------- a real browser
@@ -552,12 +548,12 @@ def test_opens_offline_in_a_browser(results: Path, page: str) -> None:
             "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         )
         browser.close()
-    assert messages == [] and [
-        url.partition(":")[0] for url in requests if not url.startswith("data:")
-    ] == ["file"]
+    assert messages == []
+    assert [url.partition(":")[0] for url in requests if not url.startswith("data:")] == ["file"]
     assert len(pictures) == 4
     for picture in pictures:
-        assert picture.shape[0] > 200 and picture.shape[1] > 800
+        assert picture.shape[0] > 200
+        assert picture.shape[1] > 800
         assert (picture[..., :3].min(axis=-1) < 0.9).mean() > 0.01, "an empty plot"
     assert inks == ["rgb(34, 48, 60)", "rgb(219, 228, 236)"], (
         "the figures' text follows the reader's colours"

@@ -149,9 +149,8 @@ def test_sixteen_rows_of_depth_16_fit_24_gb() -> None:
             accumulate=True,
             checkpointing=row["activation_checkpointing"],
         ).total
-        assert row["tracked_bytes"] < 24e9 and found == pytest.approx(
-            row["tracked_bytes"], rel=0.05
-        )
+        assert row["tracked_bytes"] < 24e9
+        assert found == pytest.approx(row["tracked_bytes"], rel=0.05)
 
 
 def test_largest_batch_fits_and_one_more_does_not() -> None:
@@ -169,7 +168,8 @@ def test_largest_batch_fits_and_one_more_does_not() -> None:
         ]
         limit = config.rl.questions_per_step * config.rl.samples_per_question
         capped = rows in (4096, limit, 2**19 // 256, 4096 // 256)
-        assert sizes[0] <= budget and (capped or sizes[1] > budget)
+        assert sizes[0] <= budget
+        assert capped or sizes[1] > budget
 
 
 def test_relu2_product_gives_torchs_own_bits() -> None:
@@ -263,7 +263,8 @@ def test_public_runs_lie_within_the_interval_of_a_card_that_was_not_probed(
     errors = speed_errors(shared_data / "measured_runs.csv")
     seen = {run: error for run, error in errors.items() if run in CHOSEN_ON}
     unseen = {run: error for run, error in errors.items() if run not in CHOSEN_ON}
-    assert len(seen) == 9 and len(unseen) >= 5
+    assert len(seen) == 9
+    assert len(unseen) >= 5
     assert all(1 / SPREAD <= error <= SPREAD for error in unseen.values()), unseen
     assert all(1 / 1.2 <= error <= 1.2 for error in seen.values()), seen
 
@@ -285,7 +286,8 @@ def test_the_seed_study_s_run_is_bound_by_matrix_products() -> None:
     plan = as_json(
         make_plan(Recipe.of(config), device_named("RTX 3090"), dtype="bfloat16", vram=24 * 2**30)
     )
-    assert plan["bound_by"] == "matrix products" and plan["hours_low"] < 59 < plan["hours_high"]
+    assert plan["bound_by"] == "matrix products"
+    assert plan["hours_low"] < 59 < plan["hours_high"]
     assert plan["stages"]["pretrain"]["hours"] == pytest.approx(59, rel=0.15)
 
 
@@ -442,7 +444,8 @@ def test_several_cards_share_the_answers_of_rl() -> None:
         stage_plan(Recipe.of(config), "rl", device_named("H100"), "bfloat16", gpus=gpus)
         for gpus in (1, 8)
     )
-    assert eight.tokens == one.tokens and eight.seconds < 0.7 * one.seconds
+    assert eight.tokens == one.tokens
+    assert eight.seconds < 0.7 * one.seconds
 
 
 # ---------------------------------------------------------------- the command
@@ -478,7 +481,9 @@ def test_every_profile_has_a_plan(profile: str, project: Path) -> None:
             "memory_bytes",
             "max_device_batch_size",
         } <= entry.keys()
-        assert plan["fits"][stage] and entry["max_device_batch_size"] >= 1 and entry["hours"] > 0
+        assert plan["fits"][stage]
+        assert entry["max_device_batch_size"] >= 1
+        assert entry["hours"] > 0
 
 
 @pytest.mark.parametrize(
@@ -496,11 +501,9 @@ def test_every_profile_has_a_plan(profile: str, project: Path) -> None:
 )
 def test_bad_input_is_named(arguments: list[str], said: str, project: Path) -> None:
     done = paribus("plan", *arguments, cwd=project)
-    assert (
-        done.returncode == 2
-        and "Traceback" not in done.stderr
-        and said in done.stderr + done.stdout
-    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert said in done.stderr + done.stdout
 
 
 def test_a_device_that_is_unknown_is_an_error() -> None:
@@ -518,7 +521,8 @@ def test_a_probe_brings_the_estimate_to_what_steps_take(
     device, dtype = probe.here(Recipe.of(config))
     found = probe.run_probe(Recipe.of(config), device, dtype, seconds=1.0)
     after = probe.calibrated(Recipe.of(config), device, dtype)
-    assert after.correction("pretrain") == found.correction and after.spread < device.spread
+    assert after.correction("pretrain") == found.correction
+    assert after.spread < device.spread
     plan = make_plan(Recipe.of(config), after, dtype=dtype, vram=device.memory)
     assert plan.spread_of("pretrain") == after.spread
     assert plan.spread_of("rl") == device.spread  # which the probe did not run
@@ -569,7 +573,8 @@ def test_a_rate_or_time_that_no_measurement_gives_is_not_used(
     assert probe.prediction(Recipe.of(config), "pretrain")["predicted/seconds"] > 0
     probe.remember(Recipe.of(config), "pretrain", 2.0)
     [known] = json.loads(path.read_text()).values()
-    assert known["flops"] > 0 and known["bandwidth"] > 0
+    assert known["flops"] > 0
+    assert known["bandwidth"] > 0
     assert min(known["corrections"]["pretrain"]) > 0
 
 
@@ -597,7 +602,8 @@ def test_a_long_training_says_what_the_plan_expects_before_its_first_step(
 
     print_long_plan("rl", {"predicted/seconds": seconds})
     printed = capsys.readouterr().err
-    assert said in printed and bool(printed) == bool(said)
+    assert said in printed
+    assert bool(printed) == bool(said)
 
 
 def test_what_stages_took_corrects_the_next_plan(
@@ -621,5 +627,6 @@ def test_what_stages_took_corrects_the_next_plan(
     def planned(stage: str) -> float:
         return stage_plan(Recipe.of(config), stage, after, dtype).seconds
 
-    assert planned("pretrain") == pytest.approx(21.0) and planned("rl") == pytest.approx(7.0)
+    assert planned("pretrain") == pytest.approx(21.0)
+    assert planned("rl") == pytest.approx(7.0)
     assert after.correction("sft") == after.correction("pretrain") != after.correction("rl")

@@ -59,14 +59,18 @@ def test_what_differs_is_named_with_both_values(
 ) -> None:
     run_with_state(tmp_path, "old", PARTS, 6)
     said = why_anew(tmp_path / "pretrain-new", "pretrain", parts)
-    assert said is not None and said.endswith(words) and "step 6" in said
+    assert said is not None
+    assert said.endswith(words)
+    assert "step 6" in said
 
 
 def test_the_newest_state_is_compared_with(tmp_path: Path) -> None:
     run_with_state(tmp_path, "old", changed("params", **{"model.depth": 8}), 6, age=100)
     run_with_state(tmp_path, "newer", changed("params", **{"model.depth": 4}), 3)
     said = why_anew(tmp_path / "pretrain-new", "pretrain", PARTS)
-    assert said is not None and "model.depth: 2, was 4" in said and "step 3" in said
+    assert said is not None
+    assert "model.depth: 2, was 4" in said
+    assert "step 3" in said
 
 
 def test_nothing_is_said_without_a_state_to_go_on_from(tmp_path: Path) -> None:
@@ -88,4 +92,6 @@ def test_many_differences_are_counted(tmp_path: Path) -> None:
     run_with_state(tmp_path, "old", PARTS, 6)
     many = changed("params", **{f"model.{letter}": 1 for letter in "abcdefg"})
     said = why_anew(tmp_path / "pretrain-new", "pretrain", many)
-    assert said is not None and said.endswith("and 3 more") and "not there" in said
+    assert said is not None
+    assert said.endswith("and 3 more")
+    assert "not there" in said

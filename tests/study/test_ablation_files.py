@@ -72,8 +72,10 @@ def refused(name: str, raw: dict[Any, Any]) -> list[str]:
     problems = caught.value.problems
     assert problems
     for problem in problems:
-        assert problem.startswith(f"experiments/{name}.yaml: ") and len(problem) > 30
-        assert "Traceback" not in problem and len(problem) < 1200, problem
+        assert problem.startswith(f"experiments/{name}.yaml: ")
+        assert len(problem) > 30
+        assert "Traceback" not in problem, problem
+        assert len(problem) < 1200, problem
     return problems
 
 

@@ -76,9 +76,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Proje
         )
     until = time.monotonic() + 120
     while not any(len(read_rows(path)) > 4 for path in trained(project)):
-        assert first.poll() is None and time.monotonic() < until, (
-            project.root / "first.log"
-        ).read_text()
+        assert first.poll() is None, (project.root / "first.log").read_text()
+        assert time.monotonic() < until, (project.root / "first.log").read_text()
         time.sleep(0.05)
     for process in of_project(project):
         process.send_signal(signal.SIGKILL)
@@ -152,13 +151,12 @@ def test_the_result_of_a_killed_run_is_that_of_an_undisturbed_one(
 
 def test_the_pages_say_the_verdict_and_open_offline(ended: Project) -> None:
     page = (ended.root / "experiments/results/tiny.html").read_text()
-    assert (
-        "Is AdamW better?" in page
-        and "adamw" in page
-        and page.count("<svg") == 2
-        and "<script" not in page
-    )
-    assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
+    assert "Is AdamW better?" in page
+    assert "adamw" in page
+    assert page.count("<svg") == 2
+    assert "<script" not in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
     text = (ended.root / "experiments/results/tiny.md").read_text()
     said = (ended.root / "again.log").read_text()
     sentence = next(line for line in said.splitlines() if line.startswith("adamw"))
@@ -176,7 +174,9 @@ def test_mlflow_has_the_report_with_links(ended: Project) -> None:
     [report] = [run for run in runs if run.data.tags.get("stage") == "ablation"]
     stages = {run.info.run_id for run in runs if run.data.tags.get("stage") == "pretrain"}
     linked = {value for key, value in report.data.tags.items() if key.startswith("run.")}
-    assert linked == stages and len(linked) == 4 and report.data.metrics["adamw.n"] == 2
+    assert linked == stages
+    assert len(linked) == 4
+    assert report.data.metrics["adamw.n"] == 2
     assert {item.path for item in client.list_artifacts(report.info.run_id, "report")} >= {
         "report/tiny.html",
         "report/tiny.md",
@@ -195,10 +195,12 @@ def test_called_a_third_time_it_runs_nothing_and_a_changed_file_is_shown(ended: 
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0 and len(events(ended)) == before
+    assert done.returncode == 0
+    assert len(events(ended)) == before
     assert "was changed after its first result" in done.stderr
     page = (ended.root / "experiments/results/tiny.html").read_text()
-    assert "-smallest_effect: 0.01" in page and "+smallest_effect: 0.5" in page
+    assert "-smallest_effect: 0.01" in page
+    assert "+smallest_effect: 0.5" in page
     shown = ended.run(*paribus(ended, "status", "tiny"), PYTHONPATH=str(ended.root / "src"))
     assert "4 of 4 runs done" in shown.stdout
 

@@ -80,7 +80,8 @@ def test_a_commit_and_the_working_folder_that_it_is_of_read_the_same(commit: str
     assert committed.commit == here.commit == commit
     assert committed.params == here.params == {"seed": 7, "model.depth": 2}
     assert committed.metrics == here.metrics == {"pretrain": METRICS}
-    assert committed.data == here.data and "checkpoints/base" in here.data
+    assert committed.data == here.data
+    assert "checkpoints/base" in here.data
     assert committed.curve("pretrain") == here.curve("pretrain")
     assert committed.provenance("pretrain") == here.provenance("pretrain")
     assert committed.stages == here.stages == ["pretrain"]
@@ -108,7 +109,8 @@ def test_a_damaged_metrics_file_is_left_out_and_named_where_a_run_is_asked_for(
 ) -> None:
     Path("metrics/pretrain.json").write_text(content)
     run = read(commit_all())
-    assert run.metrics == {} and run.params["seed"] == 7
+    assert run.metrics == {}
+    assert run.params["seed"] == 7
     assert ["metrics/pretrain.json" in problem for problem in run.problems] == [True]
     for name in ("HEAD", "workspace"):
         with pytest.raises(UserError, match=f"{name}: metrics/pretrain.json: damaged"):
@@ -131,12 +133,14 @@ def test_git_does_not_answer_for_what_dvc_keeps(commit: str) -> None:
     Path(path).write_text("{}")
     subprocess.run(["git", "add", "-f", path], check=True)
     provenance = read(commit_all()).provenance("pretrain")
-    assert provenance is not None and provenance.fingerprint == PROVENANCE["fingerprint"]
+    assert provenance is not None
+    assert provenance.fingerprint == PROVENANCE["fingerprint"]
 
 
 def test_a_provenance_names_what_it_lacks() -> None:
     provenance = Provenance.of(PROVENANCE | {"unknown": 1})
-    assert provenance.params == {"seed": 7} and provenance.hardware == {}
+    assert provenance.params == {"seed": 7}
+    assert provenance.hardware == {}
     assert provenance.lacking == [
         name for name in NEEDED if name not in ("stage", "fingerprint", "params")
     ]

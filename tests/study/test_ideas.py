@@ -91,7 +91,8 @@ def test_prose_and_files_that_no_stage_reaches_are_no_change(checkout: Path) -> 
     append(LAYERS, "\n# a comment\n")
     append(Path("src/paribus/cli/deps.py"), "\nELSEWHERE = 1\n")
     change = change_between(STAGES, "HEAD", commit_of_changes("prose"))
-    assert change.files == () and change.diff == ""
+    assert change.files == ()
+    assert change.diff == ""
 
 
 def test_a_dirty_submodule_and_large_new_files_are_refused_at_once(

@@ -50,7 +50,8 @@ def edit_lock(change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def test_what_a_run_left_is_as_it_left_it(project: LightProject) -> None:
-    assert list(Path(".dvc/cache/runs").rglob("*/*/*")) and named(project) == []
+    assert list(Path(".dvc/cache/runs").rglob("*/*/*"))
+    assert named(project) == []
     project.run("dvc", "repro", "-q", "-f", "pretrain")
     assert named(project) == []
 

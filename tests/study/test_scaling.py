@@ -40,9 +40,8 @@ def test_noise_of_single_runs_is_measured_and_that_of_seeds_is_not() -> None:
 def test_no_best_is_made_up() -> None:
     falling = 1 - 0.05 * np.log2(SIZES)[None] + np.random.default_rng(2).normal(0, 0.01, (3, 4))
     found = fit("model.depth", SIZES, DIAL, falling, "lower")
-    assert found.best is None and found.sentence("bits per byte").startswith(
-        "No best size is bracketed"
-    )
+    assert found.best is None
+    assert found.sentence("bits per byte").startswith("No best size is bracketed")
     at_the_end = fit("model.depth", SIZES, DIAL, measured(1.1e6, np.random.default_rng(1)), "lower")
     assert at_the_end.best is None  # of the sizes tried the smallest is the best
     assert (

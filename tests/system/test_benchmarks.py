@@ -58,10 +58,11 @@ def test_every_case_is_measured(gpu: ModuleType) -> None:
     rounds = {case.name: [gpu.measure(case)] for case in gpu.cases(options)}
     assert list(rounds) == ["paribus d1", "deterministic d1", "memory", "memory eager"]
     for [found] in rounds.values():
-        assert (
-            found["tokens_per_second"] > 0 and 0 < found["mfu"] < 1 and found["planned_bytes"] > 0
-        )
-        assert found["nonfinite"] == 0 and found["loss"] < 6.5  # log(300) is 5.7
+        assert found["tokens_per_second"] > 0
+        assert 0 < found["mfu"] < 1
+        assert found["planned_bytes"] > 0
+        assert found["nonfinite"] == 0
+        assert found["loss"] < 6.5
     summary = gpu.summary(rounds, options.depths)
     assert {
         "d1_mfu",

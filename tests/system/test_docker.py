@@ -44,7 +44,8 @@ def test_images_are_pinned_by_exact_tags(
         + inline
         + [compose["services"]["database"]["image"]]
     )
-    assert len(images) == 3 and all(EXACT.fullmatch(image) for image in images)
+    assert len(images) == 3
+    assert all(EXACT.fullmatch(image) for image in images)
 
 
 def test_dependencies_are_installed_before_the_code_is_there(
@@ -62,9 +63,8 @@ def test_dependencies_are_installed_before_the_code_is_there(
 
 def test_it_is_not_root_that_runs(steps: list[tuple[str, str]]) -> None:
     users = [i for i, (name, _) in enumerate(steps) if name == "USER"]
-    assert steps[users[-1]][1] == "1000" and users[0] < next(
-        i for i, (name, _) in enumerate(steps) if name == "COPY"
-    )
+    assert steps[users[-1]][1] == "1000"
+    assert users[0] < next(i for i, (name, _) in enumerate(steps) if name == "COPY")
     assert all("--chown=paribus:paribus" in rest for name, rest in steps if name == "COPY")
 
 
@@ -88,9 +88,8 @@ def test_the_context_carries_git_and_no_outputs(project_root: Path) -> None:
         for line in (project_root / ".dockerignore").read_text().splitlines()
         if line and not line.startswith("#")
     ]
-    assert {".venv", ".paribus", ".dvc/cache", "data", "checkpoints", "mlartifacts"} <= set(
-        ignored
-    ) and ".git" not in ignored
+    assert {".venv", ".paribus", ".dvc/cache", "data", "checkpoints", "mlartifacts"} <= set(ignored)
+    assert ".git" not in ignored
 
 
 def test_the_server_keeps_runs_in_postgres_and_files_in_a_volume(
@@ -101,15 +100,14 @@ def test_the_server_keeps_runs_in_postgres_and_files_in_a_volume(
     assert server["environment"]["MLFLOW_BACKEND_STORE_URI"].startswith(
         "postgresql+psycopg2://mlflow:${POSTGRES_PASSWORD}@database:"
     )
-    assert (
-        server["depends_on"]["database"]["condition"] == "service_healthy"
-        and "healthcheck" in database
-    )
+    assert server["depends_on"]["database"]["condition"] == "service_healthy"
+    assert "healthcheck" in database
     assert ":?" in database["environment"]["POSTGRES_PASSWORD"]  # no default password
     named = {volume.split(":")[0] for service in services.values() for volume in service["volumes"]}
     assert named == set(compose["volumes"])
     version = re.search(r"(?m)^mlflow==(\S+)", (project_root / "requirements.lock").read_text())
-    assert version and f"mlflow=={version[1]} " in server["build"]["dockerfile_inline"]
+    assert version
+    assert f"mlflow=={version[1]} " in server["build"]["dockerfile_inline"]
 
 
 def test_hadolint_finds_nothing(project_root: Path) -> None:

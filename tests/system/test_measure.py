@@ -52,7 +52,8 @@ def _private(a, b):
 def tool(request: pytest.FixtureRequest) -> ModuleType:
     place = request.config.rootpath / "tools/measure.py"
     spec = importlib.util.spec_from_file_location("measure", place)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["measure"] = module
     spec.loader.exec_module(module)

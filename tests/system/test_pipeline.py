@@ -61,16 +61,15 @@ def test_metrics_have_the_keys_of_the_contract(project: Project, name: str) -> N
 def test_gsm8k_metrics_have_intervals_for_every_stage(project: Project) -> None:
     for stage in STAGES:
         entry = project.metrics("gsm8k")[stage]
-        assert (
-            entry["ci_low"] <= entry["accuracy"] <= entry["ci_high"]
-            and entry["n"] == TINY["eval.gsm8k.questions"]
-        )
+        assert entry["ci_low"] <= entry["accuracy"] <= entry["ci_high"]
+        assert entry["n"] == TINY["eval.gsm8k.questions"]
 
 
 @pytest.mark.parametrize("name", CURVES)
 def test_curves_have_the_columns_of_the_contract(project: Project, name: str) -> None:
     lines = (project.root / f"plots/{name}.csv").read_text().splitlines()
-    assert lines[0] == CURVES[name] and len(lines) > 1
+    assert lines[0] == CURVES[name]
+    assert len(lines) > 1
 
 
 def test_curve_has_every_step_once(project: Project) -> None:
@@ -135,7 +134,8 @@ def test_every_run_is_in_mlflow_under_one_parent(project: Project) -> None:
 
 def test_report_is_one_file_with_the_figures(project: Project) -> None:
     page = (project.root / "report/report.html").read_text()
-    assert page.count("<svg") >= 3 and "<script" not in page
+    assert page.count("<svg") >= 3
+    assert "<script" not in page
 
 
 def test_sparsity_is_foretold_without_training(project: Project) -> None:
@@ -151,22 +151,22 @@ def test_sparsity_is_foretold_without_training(project: Project) -> None:
         "--json",
     )
     found = json.loads(shown.stdout)
-    assert (
-        found["questions"] == 3
-        and found["by_group_size"]["2"]["zero_gradient_groups"] <= 1
-        and found["recommendation"]
-    )
+    assert found["questions"] == 3
+    assert found["by_group_size"]["2"]["zero_gradient_groups"] <= 1
+    assert found["recommendation"]
 
 
 def test_wrong_key_is_refused_by_dvc(project: Project) -> None:
     done = project.run("dvc", "exp", "run", "-S", "model.dept=6", check=False)
-    assert done.returncode != 0 and "dept" in done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "dept" in done.stdout + done.stderr
 
 
 def test_wrong_value_explains_itself_before_any_compute(project: Project) -> None:
     done = project.run("dvc", "exp", "run", "--temp", "-S", "model.depth=abc", check=False)
     text = done.stdout + done.stderr
-    assert done.returncode != 0 and "Traceback" not in text
+    assert done.returncode != 0
+    assert "Traceback" not in text
     assert "model.depth: 'abc' is not allowed; expected a whole number" in text
 
 
@@ -182,7 +182,8 @@ def test_queued_experiment_runs_rl_and_what_follows_only_into_the_same_store(
     log = project.run("dvc", "queue", "logs", "--follow", "cooler").stdout
     ran = [line.split("'")[1] for line in log.splitlines() if line.startswith("Running stage")]
     # DVC leaves a follower out when what it depends on came out the same: so tiny a model may answer as before.
-    assert ran[:2] == ["rl", "gsm8k_stage@rl"] and set(ran[2:]) <= {"gsm8k", "report"}
+    assert ran[:2] == ["rl", "gsm8k_stage@rl"]
+    assert set(ran[2:]) <= {"gsm8k", "report"}
     shown = json.loads(project.run("dvc", "exp", "show", "--json").stdout)
     names = [exp["name"] for row in shown for exp in (row["experiments"] or [])]
     assert names == ["cooler"]
@@ -251,10 +252,8 @@ def test_core_during_training_is_a_curve_and_changes_no_weight(
 
 def test_rl_counts_groups_by_difficulty(project: Project) -> None:
     metrics = project.metrics("rl")
-    assert (
-        sum(row["groups"] for row in metrics["by_steps"].values()) == metrics["groups"]
-        and metrics["redrawn_samples"] == 0
-    )
+    assert sum(row["groups"] for row in metrics["by_steps"].values()) == metrics["groups"]
+    assert metrics["redrawn_samples"] == 0
     for kind in ("zero_reward_groups", "all_reward_groups", "zero_gradient_groups"):
         share = (
             sum(row[kind] * row["groups"] for row in metrics["by_steps"].values())

@@ -75,7 +75,8 @@ def pull_and_run_nothing(origin: Project, clone: Clone, **environment: Any) -> N
             for file in (origin.root / path).rglob("*")
             if file.is_file()
         }
-        assert there == {file: (clone.root / file).read_bytes() for file in there} and there
+        assert there == {file: (clone.root / file).read_bytes() for file in there}
+        assert there
     assert "Running stage" not in clone.run("dvc", "repro", *STAGES).stdout
 
 
@@ -108,7 +109,9 @@ def test_an_object_that_is_not_as_it_should_be_is_an_error(
         path.write_bytes(path.read_bytes()[:-1] + b"x")
     done = Clone(tmp_path / "clone", origin, nas).run("dvc", "pull", "data/tokenizer", check=False)
     text = done.stdout + done.stderr
-    assert done.returncode != 0 and "ERROR: failed to" in text and "Traceback" not in text
+    assert done.returncode != 0
+    assert "ERROR: failed to" in text
+    assert "Traceback" not in text
     assert (
         held in text or "data/tokenizer" in text
     )  # which of the two DVC names depends on how it failed

@@ -69,7 +69,8 @@ def test_core_goes_on_with_the_next_forward_pass(
             break
         except Stopped:
             stops += 1
-    assert again == whole and stops >= 2
+    assert again == whole
+    assert stops >= 2
     assert passes == needed, "no forward pass is done twice"
 
 
@@ -112,7 +113,8 @@ def test_word_problems_go_on_with_the_answers_that_were_under_way(
         except Stopped:
             stops += 1
             assert stops < 20
-    assert again == whole and stops >= 1
+    assert again == whole
+    assert stops >= 1
 
 
 def test_the_harness_answers_nothing_twice(tmp_path: Path) -> None:
@@ -135,7 +137,8 @@ def test_the_harness_answers_nothing_twice(tmp_path: Path) -> None:
         except Stopped:
             stops += 1
             assert stops < 20
-    assert again == whole and stops >= 1
+    assert again == whole
+    assert stops >= 1
     assert run(after(0)) == whole, "all of it was kept"
 
 
@@ -207,7 +210,8 @@ COMMANDS = {
 def test_a_signal_stops_it_with_75_and_it_goes_on(name: str, made: Project) -> None:
     command, number = COMMANDS[name]
     status, said = interrupted(made, command, lambda process: process.send_signal(number))
-    assert status == EXIT_PAUSED and "Traceback" not in said, said
+    assert status == EXIT_PAUSED, said
+    assert "Traceback" not in said, said
     assert f"stopped ({number.name}); what is done is kept" in said
     made.run("paribus", *command)
 
@@ -217,7 +221,8 @@ def test_pause_stops_an_evaluation_and_the_result_is_the_undisturbed_one(made: P
         made.run("paribus", "pause")
 
     status, said = interrupted(made, ["eval", "core"], pause)
-    assert status == EXIT_PAUSED and "stopped (paribus pause)" in said, said
+    assert status == EXIT_PAUSED, said
+    assert "stopped (paribus pause)" in said, said
     assert not (made.root / "metrics/core.json").exists()
     made.run("paribus", "eval", "core")
     items, metrics = (made.root / "evals/core/items.parquet").read_bytes(), made.metrics("core")
@@ -234,7 +239,8 @@ def test_answers_without_the_summary_that_vouches_for_them_are_refused_in_words(
     (made.root / "evals/gsm8k/base").mkdir(parents=True, exist_ok=True)
     (made.root / "evals/gsm8k/base/items.parquet").write_bytes(b"PAR1 garbage PAR1")
     done = made.run("paribus", "eval", "compare-stages", check=False)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
     assert "evals/gsm8k/base/summary.json: No such file" in done.stderr
     assert "dvc repro --force gsm8k_stage@base" in done.stderr
 
@@ -256,8 +262,10 @@ def test_a_full_disk_ends_the_corpus_in_words(made: Project, tmp_path: Path) -> 
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-    assert "cannot be written: File too large" in done.stderr and "make room" in done.stderr
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    assert "cannot be written: File too large" in done.stderr
+    assert "make room" in done.stderr
     assert (made.root / "data/corpus/manifest.json").read_bytes() == before
 
 

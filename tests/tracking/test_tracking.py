@@ -155,7 +155,8 @@ def killed(client: MlflowClient) -> Path:
         text=True,
     )
     with process:
-        assert process.stdout and process.stdout.readline() == "logged\n"
+        assert process.stdout
+        assert process.stdout.readline() == "logged\n"
         wait_for(lambda: latest(client) == 3)
         process.kill()
     return folder
@@ -213,9 +214,8 @@ def test_four_processes_may_touch_a_new_store_at_once(project: Path, client: Mlf
     assert {run.info.run_name for run in children if run.info.status == "FINISHED"} >= set(FOUR[:3])
     wait_for(lambda: named(client, "killed").info.status == "KILLED")
     assert len(senders(project)) <= 1  # it ends by itself when there is nothing to send
-    assert (
-        parent.info.run_name.startswith("workspace ") and parent.data.tags["git.dirty"] == "false"
-    )
+    assert parent.info.run_name.startswith("workspace ")
+    assert parent.data.tags["git.dirty"] == "false"
 
 
 def test_a_clone_of_an_experiment_uses_the_main_checkouts_store(
@@ -265,7 +265,8 @@ def test_a_run_as_mlflow_shows_it(
             )
         )
     found = child(client)
-    assert found.info.status == "FINISHED" and found.info.run_name == "pretrain"
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "pretrain"
     assert found.data.params == {
         "model.depth": "4",
         "model.window": "null",
@@ -279,10 +280,8 @@ def test_a_run_as_mlflow_shows_it(
     }
     assert tags.items() <= found.data.tags.items()
     assert steps(client, found) == list(range(1, 2501))
-    assert (
-        found.data.metrics["events/spike"] == 2
-        and "step 9: loss 8.0" in found.data.tags["event.spike"]
-    )
+    assert found.data.metrics["events/spike"] == 2
+    assert "step 9: loss 8.0" in found.data.tags["event.spike"]
     assert client.get_metric_history(found.info.run_id, "val/bpb")[0].value > 1e308
     assert found.data.metrics["system/process_memory_megabytes"] > 10
     assert found.inputs is not None
@@ -290,15 +289,15 @@ def test_a_run_as_mlflow_shows_it(
     assert (dataset.name, dataset.digest) == (
         "tokens",
         ("0123456789" * 5)[:36],
-    ) and "data/tokens" in dataset.source
+    )
+    assert "data/tokens" in dataset.source
     place = client.download_artifacts(found.info.run_id, "answers/samples.md")
     assert Path(place).read_text() == "2 and 2 are 4"
     assert found.info.artifact_uri.startswith((project / "mlartifacts").as_uri())
 
     parent = client.get_run(found.data.tags["mlflow.parentRunId"])
-    assert (
-        parent.info.run_name == "test_a_run_as_mlflow_shows_it" and parent.info.status == "FINISHED"
-    )
+    assert parent.info.run_name == "test_a_run_as_mlflow_shows_it"
+    assert parent.info.status == "FINISHED"
     assert parent.data.params["midtrain.mixture.facts"] == str(settings.midtrain.mixture["facts"])
     assert parent.data.metrics == {
         "pretrain.val_bpb": 1.25,
@@ -324,7 +323,8 @@ def test_the_stages_of_an_execution_share_a_parent_until_it_is_closed(
     assert parent_of("tokens") == first
     tracking.close_execution(settings)
     second = parent_of("pretrain")
-    assert second != first and parent_of("report") == second
+    assert second != first
+    assert parent_of("report") == second
 
 
 def test_a_run_is_filed_under_the_execution_it_names_and_the_next_one_is_not(
@@ -388,7 +388,8 @@ def test_a_paused_run_goes_on_without_a_step_twice_or_missing(
             )
     found = child(client)  # one run
     assert found.info.status == "FINISHED"
-    assert steps(client, found) == list(range(1, 31)) and steps(client, found, "val/bpb") == [
+    assert steps(client, found) == list(range(1, 31))
+    assert steps(client, found, "val/bpb") == [
         10,
         20,
         30,
@@ -407,7 +408,8 @@ def test_a_run_that_was_killed_goes_on(
         for step in range(13, 41):
             run.log(step, {"train/loss": step})
     found = named(client, "killed")
-    assert found.info.status == "FINISHED" and steps(client, found) == list(range(1, 41))
+    assert found.info.status == "FINISHED"
+    assert steps(client, found) == list(range(1, 41))
 
 
 def test_a_sender_killed_between_a_batch_and_whatever_would_note_it(
@@ -424,9 +426,8 @@ def test_a_sender_killed_between_a_batch_and_whatever_would_note_it(
         assert dying.wait() == -signal.SIGKILL
         for step in range(21, 31):
             run.log(step, {"train/loss": step})
-    assert child(client).info.status == "FINISHED" and steps(client, child(client)) == list(
-        range(1, 31)
-    )
+    assert child(client).info.status == "FINISHED"
+    assert steps(client, child(client)) == list(range(1, 31))
 
 
 def lock_is_held(path: Path) -> bool:
@@ -473,7 +474,8 @@ def test_a_rollback_keeps_the_events_and_repeats_nothing(
         run.event(15, "rollback", "to 9")
     found = child(client)
     assert steps(client, found) == list(range(1, 16))
-    assert [row["step"] for row in run.rows()] == list(range(1, 16)) and len(run.events()) == 2
+    assert [row["step"] for row in run.rows()] == list(range(1, 16))
+    assert len(run.events()) == 2
     assert [
         metric.value for metric in client.get_metric_history(found.info.run_id, "events/rollback")
     ] == [1, 2]
@@ -526,10 +528,8 @@ def test_what_a_server_misses_is_sent_later(
                 run.log(step, {"train/loss": step})
             run.summary({"val_bpb": 1.0})
         assert len(caplog.messages) == count
-    assert (
-        f"http://127.0.0.1:{server.port}" in caplog.messages[0]
-        and "sent later" in caplog.messages[0]
-    )
+    assert f"http://127.0.0.1:{server.port}" in caplog.messages[0]
+    assert "sent later" in caplog.messages[0]
     assert children(client, "missed") == []
 
     server.start()
@@ -549,7 +549,8 @@ def test_what_a_server_misses_is_sent_later(
         wait_for(lambda: latest(client) == 3)
         run.log(4, {"train/loss": 4})
     server.stop()
-    assert steps(client, child(client)) == [1, 2, 3, 4] and child(client).info.status == "FINISHED"
+    assert steps(client, child(client)) == [1, 2, 3, 4]
+    assert child(client).info.status == "FINISHED"
     assert client.get_run(child(client).data.tags["mlflow.parentRunId"]).data.metrics == {
         "missed.val_bpb": 1.0
     }
@@ -571,7 +572,8 @@ def test_a_damaged_run_is_named_and_every_other_run_arrives(
     (other / "run.json").write_text(text)
     with begin(settings) as run:
         run.log(1, {"train/loss": 1})
-    assert child(client).info.status == "FINISHED" and steps(client, child(client)) == [1]
+    assert child(client).info.status == "FINISHED"
+    assert steps(client, child(client)) == [1]
     assert (other / "run.json.damaged").read_text() == text
     log = (state_root() / "sender.log").read_text()
     assert f"{other}/run.json: damaged" in capfd.readouterr().err + log
@@ -635,11 +637,13 @@ def test_a_run_that_mlflow_refuses_is_told_alone(
     with begin(refused, "refused") as run:
         run.log(1, {"train/loss": 1})
     [message] = caplog.messages
-    assert "does not take this run" in message and "not available" not in message
+    assert "does not take this run" in message
+    assert "not available" not in message
     caplog.clear()
     with begin(settings) as run:
         run.log(1, {"train/loss": 1})
-    assert caplog.messages == [] and child(client).info.status == "FINISHED"
+    assert caplog.messages == []
+    assert child(client).info.status == "FINISHED"
     shutil.rmtree(state_root() / "runs" / f"{os.environ['DVC_EXP_NAME']}-refused")
 
 
@@ -675,7 +679,8 @@ def test_a_password_is_neither_stored_nor_printed(
         run.summary({"val_bpb": 1.0})
     wait_for(lambda: len(children(client, "away")) == 1)
     server.stop()
-    assert child(client).info.status == "FINISHED" and len(caplog.messages) == 1
+    assert child(client).info.status == "FINISHED"
+    assert len(caplog.messages) == 1
     said = capfd.readouterr()
     shown = [said.out, said.err, *caplog.messages]
     for secret in (SECRET, "pa/ss@w0rd"):
@@ -711,9 +716,11 @@ def test_a_password_is_neither_stored_nor_printed(
 )
 def test_what_is_shown_of_an_address(uri: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert public_uri(uri) == shown and public_uri(shown) == shown
+    assert public_uri(uri) == shown
+    assert public_uri(shown) == shown
     assert "secret" not in redacted(f"request to {uri}/api failed: {uri!r}")
-    assert tracking_uri() == uri and with_secrets(shown) == uri
+    assert tracking_uri() == uri
+    assert with_secrets(shown) == uri
 
 
 @pytest.mark.parametrize(
@@ -740,7 +747,8 @@ def test_every_run_is_found_however_many_there_are(
         run.log(1, {"train/loss": 1})
     runs = lookup.Runs("paribus")
     everything = runs.search("")
-    assert len(everything) > 4 and len({one.id for one in everything}) == len(everything)
+    assert len(everything) > 4
+    assert len({one.id for one in everything}) == len(everything)
     assert runs.names() == sorted({one.name for one in everything if not one.parent})
 
 
@@ -780,7 +788,9 @@ def test_what_is_not_finite_stays_strict_json_and_comes_back(settings: Config) -
     with begin(settings) as run:
         run.log(1, {"loss": math.nan, "low": -math.inf, "one": 1.0})
         row = run.rows()[0]
-    assert math.isnan(row["loss"]) and row["low"] == -math.inf and row["one"] == 1.0
+    assert math.isnan(row["loss"])
+    assert row["low"] == -math.inf
+    assert row["one"] == 1.0
     json.loads(
         (run.folder / "metrics.jsonl").read_text(), parse_constant=lambda name: pytest.fail(name)
     )
@@ -799,7 +809,8 @@ def test_a_full_disk_costs_a_warning_and_no_line(tmp_path: Path) -> None:
         )  # the kernel then writes a part, and then refuses
         for step in range(50):
             journal.append({"step": step})
-        assert warnings and (tmp_path / "metrics.jsonl").stat().st_size == 200
+        assert warnings
+        assert (tmp_path / "metrics.jsonl").stat().st_size == 200
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
@@ -823,8 +834,6 @@ def test_a_store_whose_making_was_killed_is_made_anew(tmp_path: Path) -> None:
     maker.kill()
     maker.wait()
     assert not (tmp_path / "mlflow.db").exists()
-    assert (
-        connect(uri, "x", tmp_path).experiment
-        and (tmp_path / "mlflow.db").exists()
-        and not aside.exists()
-    )
+    assert connect(uri, "x", tmp_path).experiment
+    assert (tmp_path / "mlflow.db").exists()
+    assert not aside.exists()

@@ -95,7 +95,8 @@ def test_the_run_is_the_same(
         loop.run()
         runs.append((loop, journal))
     (plain, plain_journal), (ahead_loop, ahead_journal) = runs
-    assert torch.equal(weights(plain), weights(ahead_loop)) and torch.isfinite(weights(plain)).all()
+    assert torch.equal(weights(plain), weights(ahead_loop))
+    assert torch.isfinite(weights(plain)).all()
     assert record(plain, plain_journal, bad) == record(ahead_loop, ahead_journal, bad)
     assert all(
         torch.equal(plain.optimizer.state[name], tensor)
@@ -122,7 +123,8 @@ def test_an_evaluation_sees_the_weights_of_its_step(tiny_config: Config, tmp_pat
         seen[ahead] = {
             step: row["val/sum"] for step, row in journal.rows.items() if "val/sum" in row
         }
-    assert seen[False] == seen[True] and list(seen[True]) == [3, 6]
+    assert seen[False] == seen[True]
+    assert list(seen[True]) == [3, 6]
 
 
 @pytest.mark.parametrize("pause", [1, 4, STEPS - 1])
@@ -134,7 +136,8 @@ def test_a_pause_saves_the_step_it_names(tiny_config: Config, tmp_path: Path, pa
         first.run()
     second, after = started_loop(tiny_config, tmp_path / "cut", ahead=True)
     state = second.store.load()
-    assert state is not None and state.step == pause
+    assert state is not None
+    assert state.step == pause
     second.restore(state)
     second.run()
     assert torch.equal(weights(second), weights(whole))
@@ -150,7 +153,8 @@ def test_nothing_is_read_back_while_a_step_is_started(tiny_config: Config, ahead
         row = torch.zeros(ROWS, 16, dtype=torch.int64)
         work = Work([MicroBatch(row, row)], row.numel(), row.numel())
         if ahead:
-            assert stepper.submit(0, work, 1.0) is None and stepper.under_way
+            assert stepper.submit(0, work, 1.0) is None
+            assert stepper.under_way
         else:
             with pytest.raises(DataDependentOutputException):
                 stepper.submit(0, work, 1.0)

@@ -28,7 +28,9 @@ def store_with(tmp_path: Path, steps: range, keep: int = 2) -> StateStore:
 
 def test_newest_state_comes_back(tmp_path: Path) -> None:
     state = store_with(tmp_path, range(1, 4)).load()
-    assert state is not None and state.step == 3 and state.values == {"position": {"step": 3}}
+    assert state is not None
+    assert state.step == 3
+    assert state.values == {"position": {"step": 3}}
     assert torch.equal(state.tensors["w"], torch.full((1000,), 3.0))
 
 
@@ -72,7 +74,8 @@ def test_damaged_state_is_passed_over_and_named(
     else:
         data.unlink()
     state = store.load()
-    assert state is not None and state.step == 1
+    assert state is not None
+    assert state.step == 1
     assert "step-00000002.json is damaged" in capsys.readouterr().err
 
 
@@ -99,7 +102,8 @@ def test_saving_copies_before_it_returns(tmp_path: Path) -> None:
     weights.fill_(7.0)  # the next step's update must not reach the state being written
     store.wait()
     state = store.load()
-    assert state is not None and not state.tensors["w"].any()
+    assert state is not None
+    assert not state.tensors["w"].any()
 
 
 def test_full_disk_keeps_the_state_before_and_stops_in_the_end(
@@ -123,7 +127,8 @@ def test_full_disk_keeps_the_state_before_and_stops_in_the_end(
 def test_clear_removes_every_state(tmp_path: Path) -> None:
     store = store_with(tmp_path, range(1, 3))
     store.clear()
-    assert store.load() is None and not list(tmp_path.iterdir())
+    assert store.load() is None
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("keep", [1, 2])
@@ -138,7 +143,8 @@ def test_a_damaged_newest_state_does_not_push_out_new_ones(tmp_path: Path, keep:
         store.save(step, {"w": torch.ones(3)}, {})
         store.wait()
         state = store.load()
-        assert state is not None and state.step == step
+        assert state is not None
+        assert state.step == step
     assert store.steps() == [30, 20][:keep]
 
 
@@ -147,7 +153,9 @@ def test_a_damaged_state_stays_until_there_is_a_new_one(tmp_path: Path) -> None:
     (tmp_path / "step-00000002.json").write_text("{")
     store = StateStore(tmp_path, 2)
     state = store.load()
-    assert state is not None and state.step == 1 and store.steps() == [2, 1]
+    assert state is not None
+    assert state.step == 1
+    assert store.steps() == [2, 1]
     store.save(5, {"w": torch.ones(3)}, {})
     store.wait()
     assert store.steps() == [5, 1]
@@ -172,7 +180,8 @@ def test_what_killed_saves_leave_behind_is_removed_by_the_next_one(tmp_path: Pat
         assert len(list(tmp_path.glob(".step-*"))) == 1
     (tmp_path / "step-00000003.safetensors").write_bytes(b"tensors whose JSON never came")
     store = store_with(tmp_path, range(5, 6))
-    assert store.steps() == [5] and len(list(tmp_path.iterdir())) == 2
+    assert store.steps() == [5]
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EIO, "broken"), ValueError("odd")])
@@ -190,8 +199,11 @@ def test_any_failure_of_the_writer_counts_as_a_failed_save(
     store.save(2, {"w": torch.ones(3)}, {})
     store.wait()
     said = capfd.readouterr().err
-    assert store.failures == 1 and store.steps() == [1] and len(list(tmp_path.iterdir())) == 2
-    assert "could not save the training state of step 2" in said and "Traceback" not in said
+    assert store.failures == 1
+    assert store.steps() == [1]
+    assert len(list(tmp_path.iterdir())) == 2
+    assert "could not save the training state of step 2" in said
+    assert "Traceback" not in said
 
 
 def test_a_save_that_cannot_begin_leaves_the_one_in_progress_alone(
@@ -240,7 +252,8 @@ def test_memory_that_does_not_do_for_a_copy_is_a_failed_save(tmp_path: Path) -> 
 
     store = store_with(tmp_path, range(1, 2))
     store.save(2, {"w": torch.ones(3).as_subclass(Hungry)}, {})
-    assert store.failures == 1 and store.steps() == [1]
+    assert store.failures == 1
+    assert store.steps() == [1]
 
 
 def test_a_disk_that_refuses_to_read_is_not_taken_for_a_damaged_state(

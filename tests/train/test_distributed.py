@@ -163,8 +163,6 @@ def test_ranks_share_the_questions_of_a_rollout_and_all_have_the_whole_step(
     for key in ("step", "statistics"):
         assert first[key] == second[key] == alone[key]
     assert first["normaliser"] + second["normaliser"] == alone["normaliser"]
-    assert (
-        sorted(first["learned"] + second["learned"]) == alone["learned"]
-        and first["learned"]
-        and second["learned"]
-    )
+    assert sorted(first["learned"] + second["learned"]) == alone["learned"]
+    assert first["learned"]
+    assert second["learned"]

@@ -307,7 +307,8 @@ def test_an_arm_that_cannot_differ_is_refused(
 ) -> None:
     monkeypatch.chdir(ROOT)
     problems = arms(change)
-    assert problems and said in problems[0]
+    assert problems
+    assert said in problems[0]
 
 
 def test_an_arm_that_differs_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,7 +405,8 @@ def test_a_plan_names_it_on_standard_error_and_prints_json_alone(committed: Path
 def test_a_plan_refuses_a_mixture_that_would_be_merged(committed: Path) -> None:
     words = ["plan", "-S", "midtrain.mixture={facts: 0.5, problems_worked: 0.5}"]
     done = CliRunner().invoke(commands, words)
-    assert done.exit_code == 2 and "'~midtrain.mixture' -S" in done.stderr
+    assert done.exit_code == 2
+    assert "'~midtrain.mixture' -S" in done.stderr
 
 
 def test_a_whole_mixture_that_dvc_merged_is_refused_and_the_command_given_replaces_it(
@@ -424,7 +426,8 @@ def test_a_whole_mixture_that_dvc_merged_is_refused_and_the_command_given_replac
 def test_one_more_source_is_mixed_in_and_its_share_said(committed: Path) -> None:
     config = set_params("+corpus.conversations.mine=talk.jsonl", "+sft.mixture.mine=1.0")
     [note] = change_notes(config, ["sft"])
-    assert "sft.mixture: the weights add up to 2" in note and "mine 0.5" in note
+    assert "sft.mixture: the weights add up to 2" in note
+    assert "mine 0.5" in note
 
 
 def test_one_changed_weight_is_said_as_shares(committed: Path) -> None:

@@ -50,7 +50,8 @@ def test_resume_at_any_step_ends_in_the_same_bits(
         first.run()
     second, after = make(tiny_config, tmp_path)
     state = second.store.load()
-    assert state is not None and state.step == pause
+    assert state is not None
+    assert state.step == pause
     second.restore(state)
     second.run()
     assert torch.equal(weights(second), reference)
@@ -74,7 +75,8 @@ def test_death_between_saves_goes_back_to_the_last_state(
     first.store.wait()
     second, _ = make(tiny_config, tmp_path)
     state = second.store.load()
-    assert state is not None and state.step == 4
+    assert state is not None
+    assert state.step == 4
     second.restore(state)
     second.run()
     assert torch.equal(weights(second), reference)
@@ -102,7 +104,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(
     loop, journal = make(tiny_config, tmp_path)
     spoil(loop, 3)
     position = loop.run()
-    assert position.nonfinite == 1 and journal.events == [(3, "nonfinite")]
+    assert position.nonfinite == 1
+    assert journal.events == [(3, "nonfinite")]
     assert torch.isfinite(weights(loop)).all()
     assert journal.rows[STEPS]["train/nonfinite"] == 1
 
@@ -114,9 +117,11 @@ def test_a_run_of_them_rolls_back_and_passes_the_steps_over(
     loop, journal = make(tiny_config, tmp_path)
     spoil(loop, *bad)
     position = loop.run()
-    assert position.rollbacks == 1 and position.skipped == list(bad)
+    assert position.rollbacks == 1
+    assert position.skipped == list(bad)
     assert [name for _, name in journal.events] == ["nonfinite"] * MAX_NONFINITE + ["rollback"]
-    assert position.step == STEPS and torch.isfinite(weights(loop)).all()
+    assert position.step == STEPS
+    assert torch.isfinite(weights(loop)).all()
 
 
 def test_training_that_cannot_go_on_says_so(tiny_config: Config, tmp_path: Path) -> None:
@@ -232,7 +237,8 @@ def test_the_last_losses_are_of_all_steps_whatever_is_logged(
             assert state is not None
             loop.restore(state)
         found[log_every] = loop.run().last_losses
-    assert found[1] == found[3] and len(found[1]) == 2
+    assert found[1] == found[3]
+    assert len(found[1]) == 2
 
 
 def test_a_loss_that_is_not_finite_is_not_among_the_last_losses(
@@ -246,7 +252,8 @@ def test_a_loss_that_is_not_finite_is_not_among_the_last_losses(
 
     loop.stepper.forward = spoilt
     position = loop.run()
-    assert position.nonfinite == 1 and len(position.last_losses) == 2
+    assert position.nonfinite == 1
+    assert len(position.last_losses) == 2
     assert all(math.isfinite(one) for one in position.last_losses)
 
 
@@ -267,7 +274,8 @@ def test_memory_of_the_most_hungry_session_is_remembered(
         first.run()
     second, _ = make(tiny_config, tmp_path)
     state = second.store.load()
-    assert state is not None and state.values["position"]["peak_memory_bytes"] > 0
+    assert state is not None
+    assert state.values["position"]["peak_memory_bytes"] > 0
     state.values["position"]["peak_memory_bytes"] = 2**60
     second.restore(state)
     assert second.run().peak_memory_bytes == 2**60
@@ -285,9 +293,8 @@ def test_no_state_is_ahead_of_a_log_that_the_disk_does_not_take(
     with pytest.raises(MachineError) as refused:
         loop.run()
     newest = loop.store.newest_step
-    assert (
-        newest is not None and newest < 3
-    )  # steps are saved in the background, which may lag behind
+    assert newest is not None
+    assert newest < 3
     assert f"training goes on from step {newest}" in str(refused.value)
 
 
@@ -355,9 +362,11 @@ def test_a_log_with_a_hole_before_the_state_is_made_whole_again(
     second.run()
     assert logged(tmp_path) == list(range(1, STEPS + 1))
     assert log.read_bytes().splitlines(keepends=True)[:5] == lines
-    assert torch.equal(weights(second), reference) and second.position.step == STEPS
+    assert torch.equal(weights(second), reference)
+    assert second.position.step == STEPS
     said = capsys.readouterr().err
-    assert "metrics.jsonl" in said and "lost or altered" in said
+    assert "metrics.jsonl" in said
+    assert "lost or altered" in said
 
 
 def test_a_state_whose_log_is_lost_altogether_is_passed_over(

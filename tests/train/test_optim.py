@@ -17,7 +17,8 @@ from paribus.train.schedule import lr_factor
 def test_newton_schulz_brings_singular_values_near_one() -> None:
     matrices = torch.randn(2, 24, 96, generator=torch.Generator().manual_seed(0))
     values = torch.linalg.svdvals(orthogonalise(matrices, 5))
-    assert values.min() > 0.6 and values.max() < 1.25  # the interval of the coefficients' source
+    assert values.min() > 0.6
+    assert values.max() < 1.25
     assert torch.allclose(orthogonalise(matrices.mT, 5), orthogonalise(matrices, 5).mT, atol=1e-5)
 
 
@@ -169,7 +170,8 @@ def test_clip_bounds_the_global_norm(tiny_config: Config) -> None:
     after = torch.linalg.vector_norm(
         torch.stack([p.grad.norm() for p in optimizer.parameters if p.grad is not None])
     )
-    assert before > 0.5 and after == pytest.approx(0.5, rel=1e-4)
+    assert before > 0.5
+    assert after == pytest.approx(0.5, rel=1e-4)
 
 
 def test_tied_head_gets_the_rate_of_a_head(tiny_config: Config) -> None:
@@ -180,8 +182,10 @@ def test_tied_head_gets_the_rate_of_a_head(tiny_config: Config) -> None:
 
 def test_schedule_warms_up_holds_and_warms_down() -> None:
     factors = [lr_factor(step, 100, 0.1, 0.4, 0.05) for step in range(100)]
-    assert factors[0] == pytest.approx(0.1) and factors[9] == factors[50] == 1.0
-    assert factors[99] == pytest.approx(0.05) and factors[59] == 1.0 > factors[61] > factors[80]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == factors[50] == 1.0
+    assert factors[99] == pytest.approx(0.05)
+    assert factors[59] == 1.0 > factors[61] > factors[80]
 
 
 def rates(config: Config, width: int, **changes: Any) -> dict[str, float]:

@@ -50,7 +50,8 @@ def test_the_schedule_of_a_stage_decides_steps_and_rates(tiny_config: Config) ->
     )
     plan = trainer_of(dataclasses.replace(tiny_config, pretrain=pretrain)).plan()
     factors = [plan.lr_factor(step) for step in range(plan.steps)]
-    assert plan.steps == 10 and factors[:5] == [0.5] * 5
+    assert plan.steps == 10
+    assert factors[:5] == [0.5] * 5
     assert all(later < earlier for earlier, later in itertools.pairwise(factors[4:]))
     assert factors[5:] != [0.5] * 5
 
@@ -59,7 +60,8 @@ def test_rls_rates_fall_from_its_warm_up_on(tiny_config: Config) -> None:
     rl = dataclasses.replace(tiny_config.rl, steps=10, warmup_fraction=0.0, final_lr_fraction=0.0)
     plan = trainer_of(dataclasses.replace(tiny_config, rl=rl), "rl").plan()
     factors = [plan.lr_factor(step) for step in range(plan.steps)]
-    assert plan.steps == 10 and factors == sorted(set(factors), reverse=True)
+    assert plan.steps == 10
+    assert factors == sorted(set(factors), reverse=True)
 
 
 class Look(Callback):

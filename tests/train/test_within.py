@@ -128,7 +128,8 @@ def test_rows_read_in_chunks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     parts = NextToken(Rows(), 10, 4).work(3)
     assert whole.normaliser == parts.normaliser
     for one, other in zip(whole.micro_batches, parts.micro_batches, strict=True):
-        assert torch.equal(one.tokens, other.tokens) and torch.equal(one.targets, other.targets)
+        assert torch.equal(one.tokens, other.tokens)
+        assert torch.equal(one.targets, other.targets)
 
 
 def test_a_step_that_ends_soon_is_ended() -> None:
@@ -156,7 +157,9 @@ def test_rollouts_and_word_problems_tell_their_answers(tiny_config: Config) -> N
     rollout(talker(), PROBLEMS, cfg=cfg, seed=1, step=0, within=tell)
     assert {total for _, _, total in told} == {6}
     dones = [done for _, done, _ in told]
-    assert dones[0] == 0 and dones == sorted(dones) and len(set(dones)) > 1
+    assert dones[0] == 0
+    assert dones == sorted(dones)
+    assert len(set(dones)) > 1
 
     told.clear()
     gsm8k = dataclasses.replace(tiny_config.eval.gsm8k, samples=5, sampled_questions=1)
@@ -182,6 +185,7 @@ def test_the_parts_of_a_long_step_are_shown_and_those_of_short_ones_are_not(
         bar.update(2, loss=2.0)
         bar.within("answers", 7, 8)
     first, *_ = stream.getvalue().splitlines()
-    assert first.startswith("rl: step 0/3  answers 5/8 (") and first.endswith(" left)")
+    assert first.startswith("rl: step 0/3  answers 5/8 (")
+    assert first.endswith(" left)")
     assert "6/8" not in stream.getvalue(), "a line each interval"
     assert "7/8" not in stream.getvalue(), "the line of a step that has just ended comes first"

@@ -100,11 +100,9 @@ def test_all_problems_of_a_study_are_told_at_once_with_exit_status_2(inside: Pat
         trials=0,
     )
     done = tune(inside, "run", "wrong")
-    assert (
-        done.returncode == 2
-        and "Traceback" not in done.stderr
-        and len(done.stderr.splitlines()) == 3
-    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 3
 
 
 @pytest.mark.parametrize(
@@ -125,7 +123,8 @@ def test_a_budget_too_small_and_a_storage_that_is_down_are_told(
     write(inside, "small", memory=memory)
     with pytest.raises(UserError) as caught:
         tune.run("small", url=url)
-    assert said in str(caught.value) and "secret" not in str(caught.value)
+    assert said in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_switch_that_saves_memory_counts_for_the_smallest_model(inside: Path) -> None:
@@ -231,7 +230,9 @@ def test_whatever_a_file_holds_is_explained_or_can_be_run(
         except UserError as error:
             assert all(one.startswith("experiments/tune/wrong.yaml: ") for one in error.problems)
             continue
-        assert study.trials >= 1 and study.seeds >= 1 and math.isfinite(study.amount)
+        assert study.trials >= 1
+        assert study.seeds >= 1
+        assert math.isfinite(study.amount)
         sampler = optuna.samplers.RandomSampler(seed=1)
         trial = optuna.create_study(sampler=sampler).ask(
             {key: distribution(key, spread) for key, spread in study.space.items()}
@@ -260,7 +261,8 @@ def test_every_key_a_study_may_vary_is_read_by_a_trial(inside: Path) -> None:
     sections = {key.split(".")[0] for key in read}
     assert sections == {"model", "optimizer", "pretrain", "train", "eval"}
     assert {key for key in read if key.startswith("eval")} == {"eval.bpb_tokens"}
-    assert "pretrain.packing" in read and "train.processes" not in read
+    assert "pretrain.packing" in read
+    assert "train.processes" not in read
 
 
 # ---------------------------------------------------------------- one trial
@@ -287,7 +289,8 @@ def test_a_trial_over_the_cap_is_caught_and_says_how_far_it_came(inside: Path) -
         {"model.depth": 8, "model.width": 512, "pretrain.device_batch_size": 4}
     )
     result = watch(inside / "capped", job_of(config, 500 * 2**20, {"tokens": 1536}))
-    assert result["out_of_memory"] and 100 * 2**20 < result["peak_memory_bytes"] < 600 * 2**20
+    assert result["out_of_memory"]
+    assert 100 * 2**20 < result["peak_memory_bytes"] < 600 * 2**20
 
 
 def test_a_trial_that_the_kernel_kills_says_how_far_it_came(inside: Path) -> None:
@@ -437,10 +440,8 @@ def test_a_bad_trial_is_pruned_and_a_good_one_is_not(inside: Path) -> None:
     optuna_study.enqueue_trial({"optimizer.matrix_lr": 0.02, "pretrain.lr_scale": 1.0})
     worker_of(replace(study, trials=1), optuna_study).work()
     good = optuna_study.trials[0]
-    assert (
-        set(good.intermediate_values) == {12, 25, 38, 50, 62, 75, 88}
-        and good.state.name == "COMPLETE"
-    )
+    assert set(good.intermediate_values) == {12, 25, 38, 50, 62, 75, 88}
+    assert good.state.name == "COMPLETE"
     a_little_worse = {at: value + 0.02 for at, value in good.intermediate_values.items()}
     for _ in range(5):
         optuna_study.add_trial(
@@ -455,11 +456,9 @@ def test_a_bad_trial_is_pruned_and_a_good_one_is_not(inside: Path) -> None:
         optuna_study.enqueue_trial({"optimizer.matrix_lr": rate, "pretrain.lr_scale": scale})
     worker_of(study, optuna_study).work()
     bad, again = optuna_study.trials[6:8]
-    assert (
-        bad.state.name == "PRUNED"
-        and "behind the median" in bad.user_attrs["why"]
-        and max(bad.intermediate_values) < 88
-    )
+    assert bad.state.name == "PRUNED"
+    assert "behind the median" in bad.user_attrs["why"]
+    assert max(bad.intermediate_values) < 88
     assert again.state.name == "COMPLETE"
 
 
@@ -562,7 +561,8 @@ def test_a_point_that_was_trained_is_not_trained_again(inside: Path) -> None:
     points = [tuple(sorted(trial.params.items())) for trial in trained]
     assert len(set(points)) == len(points) == counted(optuna_study) == 4
     found = summary(study, optuna_study)
-    assert found["repeated_points"] == len(optuna_study.trials) - 4 and not found["refused_by_plan"]
+    assert found["repeated_points"] == len(optuna_study.trials) - 4
+    assert not found["refused_by_plan"]
 
 
 @pytest.mark.parametrize(
@@ -588,7 +588,8 @@ def test_choices_that_changed_since_a_study_began_are_explained(
     write(inside, "choices", space=then)
     with pytest.raises(UserError) as told:
         tune.begin(read_study("choices"), optuna_study, url, False)
-    assert said in str(told.value) and "warm_start: [choices]" in str(told.value)
+    assert said in str(told.value)
+    assert "warm_start: [choices]" in str(told.value)
 
 
 def test_a_range_may_be_moved(inside: Path) -> None:
@@ -622,7 +623,8 @@ def test_re_tests_are_paired_by_seed_where_one_is_lost() -> None:
     arm = {"1008": 2.4, "1009": 2.9}
     found = retested({"trial 3": arm, "default": default}, {"trial 3": {"1007": "diverged"}})
     against = found["trial 3"]["minus_default"]
-    assert against["mean"] == pytest.approx(-0.1) and against["seeds"] == 2
+    assert against["mean"] == pytest.approx(-0.1)
+    assert against["seeds"] == 2
 
 
 def test_the_winner_is_the_best_over_the_seeds_it_shares_with_the_default() -> None:
@@ -633,7 +635,8 @@ def test_the_winner_is_the_best_over_the_seeds_it_shares_with_the_default() -> N
     values = {"trial 1": {"1007": 1.9, "1008": 2.9}, "trial 2": {"1007": 2.1}, "default": default}
     lost = {"trial 2": {"1008": "over the memory budget at 900 MiB"}}
     found = retested(values, lost)
-    assert found["trial 2"]["mean"] < found["trial 1"]["mean"] and winner(found) == "trial 1"
+    assert found["trial 2"]["mean"] < found["trial 1"]["mean"]
+    assert winner(found) == "trial 1"
     assert winner(retested({"trial 1": {}, "default": default}, {})) is None
 
 
@@ -752,13 +755,16 @@ def test_a_killed_study_goes_on_with_its_trial_from_its_state(killed: dict[str, 
     ).trials
     dead, *others = trials
     again = [trial for trial in others if trial.user_attrs["origin"] == 0]
-    assert dead.state.name == "FAIL" and len(again) == 1 and again[0].params == dead.params
+    assert dead.state.name == "FAIL"
+    assert len(again) == 1
+    assert again[0].params == dead.params
     assert again[0].user_attrs["went_on_from_step"] >= killed["left"] > 0
     job = read_json(root / ".paribus/tune/killed/trial-0000/trial.json")
     assert job is not None
     whole = watch(root / "uninterrupted", job | {"parent": os.getpid()})
     start = json.loads((root / "uninterrupted/start.json").read_text())
-    assert again[0].value == whole["val_bpb"] and start == {"went_on_from_step": 0}
+    assert again[0].value == whole["val_bpb"]
+    assert start == {"went_on_from_step": 0}
     ran = [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")]
     assert len({trial.user_attrs["origin"] for trial in ran}) == len(ran) == 4
 
@@ -771,23 +777,19 @@ def test_claims_stand_beside_re_tests_and_the_profile_says_where_it_comes_from(
 
     root = killed["root"]
     found = json.loads((root / "report/tune/killed/summary.json").read_text())
-    assert (
-        found["trials"] == 4 and found["retried"] == 1 and found["retest"]["default"]["seeds"] == 2
-    )
+    assert found["trials"] == 4
+    assert found["retried"] == 1
+    assert found["retest"]["default"]["seeds"] == 2
     winner, entry = next((arm, entry) for arm, entry in found["retest"].items() if arm != "default")
-    assert (
-        entry["low"] < entry["mean"] < entry["high"]
-        and entry["claimed"] == found["best"]["val_bpb"]
-    )
+    assert entry["low"] < entry["mean"] < entry["high"]
+    assert entry["claimed"] == found["best"]["val_bpb"]
     assert (
         f"{winner}: claimed {entry['claimed']:.4f}, re-tested {entry['mean']:.4f}"
         in killed["done"].stdout
     )
     profile = root / "experiments/profiles/tuned-killed.yaml"
-    assert (
-        profile.read_text().startswith("# Best of the study killed")
-        and "# commit " in profile.read_text()
-    )
+    assert profile.read_text().startswith("# Best of the study killed")
+    assert "# commit " in profile.read_text()
     values = flatten(read_yaml(profile))
     assert entry["params"].items() <= values.items()
     load_config(root / "params.yaml", values)
@@ -871,11 +873,10 @@ def test_predictions_are_graded_against_what_runs_took(killed: dict[str, Any]) -
     assert {"pretrain", "tune"} == {row["stage"] for row in graded["runs"]}
     for row in graded["runs"]:
         for kind in ("memory", "seconds"):
-            assert (
-                row[f"{kind}_error"] == pytest.approx(row[f"{kind}_predicted"] / row[kind] - 1)
-                and row[kind] > 0
-            )
-    assert graded["memory_median_error"] < 1 and graded["seconds_median_error"] >= 0
+            assert row[f"{kind}_error"] == pytest.approx(row[f"{kind}_predicted"] / row[kind] - 1)
+            assert row[kind] > 0
+    assert graded["memory_median_error"] < 1
+    assert graded["seconds_median_error"] >= 0
 
 
 def test_intervals_are_student_s() -> None:

@@ -105,7 +105,8 @@ def test_four_workers_one_killed_and_no_trial_is_lost_or_doubled(
     again = next(
         one for one in trials if one.user_attrs.get("origin") == origin and one.state.name != "FAIL"
     )
-    assert again.number != origin and again.user_attrs["went_on_from_step"] >= left > 0
+    assert again.number != origin
+    assert again.user_attrs["went_on_from_step"] >= left > 0
     defaults = [
         one
         for one in trials
@@ -123,8 +124,10 @@ def test_a_storage_lost_midway_loses_nothing(prepared: Path, server: postgres.Se
     server.stop()
     training.resume()
     status, said = worker.wait()
-    assert status == 2 and "Traceback" not in said, said
-    assert "lost" in said and "same command again" in said
+    assert status == 2, said
+    assert "Traceback" not in said, said
+    assert "lost" in said
+    assert "same command again" in said
     left = trial.newest_state()
     server.start()
     status, said = started(prepared, "lost", server.url).wait()

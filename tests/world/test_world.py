@@ -122,9 +122,8 @@ def test_size_and_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     shards = sorted((tmp_path / "documents").iterdir())
     texts = [row["text"] for shard in shards for row in rows(shard)]
     assert [shard.name for shard in shards] == ["0000.jsonl", "0001.jsonl", "0002.jsonl"]
-    assert counts["documents"] == len(texts) and counts["document_bytes"] == sum(
-        len(text) for text in texts
-    )
+    assert counts["documents"] == len(texts)
+    assert counts["document_bytes"] == sum(len(text) for text in texts)
     assert 300_000 <= counts["document_bytes"] < 302_000
 
 
@@ -146,7 +145,8 @@ def test_answers_have_the_format_of_gsm8k(many: list[Any]) -> None:
         assert all(LINE.fullmatch(line) and line.count("<<") == 1 for line in lines), problem
         found = re.findall(r"(\S+)=<<(.+?)=([0-9]+)>>([0-9]+)", problem.answer)
         for before, expression, result, after in found:
-            assert before == expression and result == after
+            assert before == expression
+            assert result == after
 
 
 def test_numbers_of_the_first_step_come_from_the_question(many: list[Any]) -> None:
@@ -166,7 +166,8 @@ def test_numbers_of_the_first_step_come_from_the_question(many: list[Any]) -> No
 
 def test_numbers_stay_small(many: list[Any]) -> None:
     results = [int(result) for problem in many for _, result in ANNOTATION.findall(problem.answer)]
-    assert min(results) >= 1 and max(results) <= 300
+    assert min(results) >= 1
+    assert max(results) <= 300
     assert sum(result < 200 for result in results) > 0.97 * len(results)
 
 
@@ -203,7 +204,9 @@ def test_variety(many: list[Any]) -> None:
 def test_prose_states_the_result_without_annotations(many: list[Any]) -> None:
     for problem in many[:200]:
         text = prose(*problem)
-        assert text.startswith(problem.question) and "<" not in text and "####" not in text
+        assert text.startswith(problem.question)
+        assert "<" not in text
+        assert "####" not in text
         assert text.endswith(f" {problem.answer.rsplit(' ', 1)[1]}.")
 
 
@@ -241,10 +244,8 @@ def test_problems_in_documents_are_training_problems() -> None:
 
 def test_the_hash_gives_a_tenth_each_to_validation_and_test(many: list[Any]) -> None:
     shares = Counter(split_of(problem.question) for problem in many)
-    assert (
-        abs(shares["validation"] / len(many) - 0.1) < 0.02
-        and abs(shares["test"] / len(many) - 0.1) < 0.02
-    )
+    assert abs(shares["validation"] / len(many) - 0.1) < 0.02
+    assert abs(shares["test"] / len(many) - 0.1) < 0.02
 
 
 def test_no_question_comes_twice_in_a_split() -> None:
@@ -305,7 +306,8 @@ def test_conversations_alternate(world_dir: Path) -> None:
     for path in (world_dir / "conversations").iterdir():
         for row in rows(path):
             roles = [message["role"] for message in row["messages"]]
-            assert roles == ["user", "assistant"] * (len(roles) // 2) and 2 <= len(roles) <= 6
+            assert roles == ["user", "assistant"] * (len(roles) // 2)
+            assert 2 <= len(roles) <= 6
             assert all(
                 message["content"] and "{" not in message["content"] for message in row["messages"]
             )
@@ -347,17 +349,14 @@ def test_core_files_have_the_layout_of_the_bundle(world_dir: Path) -> None:
     for task in config:
         found = rows(world_dir / "core" / "eval_data" / task["dataset_uri"])
         row = meta[task["label"]]
-        assert (
-            len(found) == 20 == int(row["#datapoints"])
-            and int(row["#shots"]) == task["num_fewshot"][0] <= 5
-        )
+        assert len(found) == 20 == int(row["#datapoints"])
+        assert int(row["#shots"]) == task["num_fewshot"][0] <= 5
         options = {"multiple_choice": "choices", "schema": "context_options"}.get(
             task["icl_task_type"]
         )
         if options is None:
-            assert float(row["Random baseline"]) == 0 and all(
-                r["context"] and r["continuation"] for r in found
-            )
+            assert float(row["Random baseline"]) == 0
+            assert all(r["context"] and r["continuation"] for r in found)
         else:
             assert all(
                 len(set(r[options])) == len(r[options]) and 0 <= r["gold"] < len(r[options])
@@ -372,7 +371,8 @@ def test_core_gold_spreads_over_the_choices() -> None:
     for task in (t for t in TASKS if t.kind != "language_modeling"):
         golds = Counter(row["gold"] for row in task_rows(world, 1, task, 200))
         n = 4 if task.kind == "multiple_choice" else 2
-        assert len(golds) == n and max(golds.values()) < 1.5 * 200 / n
+        assert len(golds) == n
+        assert max(golds.values()) < 1.5 * 200 / n
 
 
 def test_core_knowledge_agrees_with_the_facts() -> None:
@@ -391,10 +391,8 @@ def test_core_knowledge_agrees_with_the_facts() -> None:
         )
     tasks = {task.label: task_rows(world, 1, task, 150) for task in TASKS}
     for row in tasks["world_people"] + tasks["world_towns"] + tasks["world_things"]:
-        assert (
-            row["choices"][row["gold"]] == asked[row["query"]]
-            and row["choices"].count(asked[row["query"]]) == 1
-        )
+        assert row["choices"][row["gold"]] == asked[row["query"]]
+        assert row["choices"].count(asked[row["query"]]) == 1
     assert all(row["continuation"] == asked[row["context"]] for row in tasks["world_facts"])
     for row in tasks["world_who"]:
         assert [f"{o} {row['continuation']}" in true for o in row["context_options"]].index(
@@ -434,7 +432,8 @@ def test_a_large_world_says_how_far_it_is(tmp_path: Path) -> None:
     said: list[tuple[str, int, int]] = []
     sizes = SMALL | {"problems": 2500, "conversations": 1200}
     generate(tmp_path, seed=1, progress=lambda *words: said.append(words), **sizes)
-    assert ("train problems", 2000, 2500) in said and ("conversations of facts", 1000, 1200) in said
+    assert ("train problems", 2000, 2500) in said
+    assert ("conversations of facts", 1000, 1200) in said
     assert any(part == "documents" for part, _, _ in said)
     assert all(0 < done <= total for _, done, total in said)
 

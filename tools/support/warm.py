@@ -129,7 +129,8 @@ class Warm:
         return folder
 
     def close(self) -> None:
-        assert self._server.stdin and self._server.stdout
+        assert self._server.stdin
+        assert self._server.stdout
         self._server.stdin.close()
         self._server.wait()
         self._server.stdout.close()
