@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from paribus.errors import UserError
 
 KEYS = [path for path, *_ in describe()]
 SECTIONS = list(dict.fromkeys(path.split(".")[0] for path in KEYS))
-SHARE = 3  # each key meets a third of the values, each value a third of the keys
+SHARE = 6  # each key meets a sixth of the values, each value a sixth of the keys; all of them with --soak
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +53,19 @@ def faults(params: dict[str, Any], key: str, value: Any) -> list[str]:
 
 
 def test_there_are_thousands_of_cases() -> None:
-    assert len(KEYS) * len(SCALARS) / SHARE > 5_000
+    assert len(KEYS) * len(SCALARS) / SHARE > 3_000
 
 
+@pytest.mark.parametrize("share", [SHARE, pytest.param(1, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("section", SECTIONS)
-def test_a_bad_value_is_explained_wherever_it_stands(params: dict[str, Any], section: str) -> None:
+def test_a_bad_value_is_explained_wherever_it_stands(
+    params: dict[str, Any], section: str, share: int
+) -> None:
     wrong: list[str] = []
     for number, key in enumerate(KEYS):
         if key.split(".")[0] != section:
             continue
-        for value in SCALARS[number % SHARE :: SHARE]:
+        for value in SCALARS[number % share :: share]:
             wrong += [f"{key}, {value.name}: {fault}" for fault in faults(params, key, value)]
     assert not wrong
 
@@ -84,10 +86,9 @@ def test_a_file_that_is_absent_or_a_folder_is_explained(tmp_path: Path) -> None:
 
 
 def test_aliases_that_stand_for_billions_of_values_are_refused_at_once() -> None:
-    began = time.process_time()
+    """Billions of values would take minutes and all of the memory."""
     with pytest.raises(UserError, match=r"a\d+.*aliases stand for more than 10,000 values"):
         parse_yaml(alias_bomb(), "params.yaml")
-    assert time.process_time() - began < 1
 
 
 def test_aliases_within_reason_are_read() -> None:

@@ -21,12 +21,19 @@ STAGES = ("tokens", "pretrain")
 METRIC = Path("metrics/pretrain.json")
 
 
-@pytest.fixture
-def project(tmp_path: Path, project_root: Path, monkeypatch: pytest.MonkeyPatch) -> LightProject:
-    """One that has run, and whose outputs are committed; the working folder."""
-    made = LightProject(tmp_path / "project", project_root).start()
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, light_project: LightProject) -> LightProject:
+    """To be copied: a project that has run, and whose outputs are committed."""
+    made = light_project.copy(tmp_path_factory.mktemp("ran") / "project")
     made.run("dvc", "repro", "-q", "pretrain")
     made.commit("first run")
+    return made
+
+
+@pytest.fixture
+def project(ran: LightProject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LightProject:
+    """One that has run; the working folder."""
+    made = ran.copy(tmp_path / "project")
     monkeypatch.chdir(made.root)
     for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
         monkeypatch.delenv(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +46,7 @@ CURVES = {
 def project(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Project:
     """A project in which `dvc repro` has run once."""
     made = Project(tmp_path_factory.mktemp("project"), project_root).start()
+    made.feed_mlflow()
     made.run("dvc", "repro")
     made.run("git", "add", "-A")
     made.run("git", "commit", "-qm", "first run")
@@ -217,9 +217,9 @@ def test_same_fingerprint_gives_the_same_bytes(
     """Every training stage again, in another folder, without DVC: the same weights to the byte."""
     again = Project(tmp_path, project_root)
     names = ("corpus", "tokenizer", "tokens", "pretrain", "midtrain", "sft", "rl")
-    script = f"from paribus.cli.commands import run_stage\nfor name in {names}: run_stage(name)"
-    again.run(
-        sys.executable, "-c", script, PYTHONPATH=str(tmp_path / "src"), DVC_ROOT=str(tmp_path)
+    again.feed_mlflow()
+    again.python(
+        f"from paribus.cli.commands import run_stage\nfor name in {names}: run_stage(name)"
     )
     assert again.digests() == project.digests()
 
@@ -231,13 +231,8 @@ def test_core_during_training_is_a_curve_and_changes_no_weight(
         tmp_path, project_root, **{"pretrain.core_every": 2, "pretrain.core_max_per_task": 3}
     )
     shutil.copytree(project.root / "data", tmp_path / "data")
-    watched.run(
-        sys.executable,
-        "-c",
-        "from paribus.stages.training import pretrain; pretrain()",
-        PYTHONPATH=str(tmp_path / "src"),
-        DVC_ROOT=str(tmp_path),
-    )
+    watched.feed_mlflow()
+    watched.python("from paribus.stages.training import pretrain; pretrain()")
     weights = "checkpoints/base/model.safetensors"
     assert (tmp_path / weights).read_bytes() == (project.root / weights).read_bytes()
     header, *lines = [

@@ -195,7 +195,13 @@ ENDLESS = {"pretrain.steps": 100_000, "pretrain.eval_every": 0}
 
 
 @pytest.mark.parametrize(
-    "workers_lived", [0.0, 1.0, pytest.param(0.3, marks=soak), pytest.param(2.0, marks=soak)]
+    "workers_lived",
+    [
+        1.0,
+        pytest.param(0.0, marks=soak),
+        pytest.param(0.3, marks=soak),
+        pytest.param(2.0, marks=soak),
+    ],
 )
 def test_workers_whose_launcher_dies_while_they_start_end_by_themselves(
     workshop: Trainer, workers_lived: float
@@ -214,11 +220,11 @@ def test_workers_whose_launcher_dies_while_they_start_end_by_themselves(
     ("number", "after"),
     [
         (signal.SIGINT, 0.5),
-        (signal.SIGTERM, 1.0),
-        (signal.SIGINT, 2.0),
+        (signal.SIGTERM, 2.0),
         pytest.param(signal.SIGTERM, 0.5, marks=soak),
         pytest.param(signal.SIGINT, 1.0, marks=soak),
-        pytest.param(signal.SIGTERM, 2.0, marks=soak),
+        pytest.param(signal.SIGTERM, 1.0, marks=soak),
+        pytest.param(signal.SIGINT, 2.0, marks=soak),
     ],
 )
 def test_a_signal_before_training_begins_ends_in_words(

@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from support.project import senders
 from support.waiting import wait_for
+from support.warm import feed_mlflow
 
 from paribus import config, tracking
 from paribus.config import Config
 from paribus.journal import Journal, locked, read_rows
 from paribus.machine.interrupt import EXIT_PAUSED
 from paribus.places import state_root
-from paribus.tracking import RunLog
+from paribus.tracking import RunLog, sender
 from paribus.tracking.address import public_uri, redacted, tracking_uri, with_secrets
 
 if TYPE_CHECKING:
@@ -115,7 +116,15 @@ def project(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Ite
             json.dumps([(stage.wait(), stage.communicate()[1]) for stage in stages])
         )
         patch.setattr(tracking, "FLUSH_SECONDS", 0.1)
+        sender.renew(state_root())  # from here on, one that these tests wait for less long
+        wait_for(lambda: not sender_runs())
+        feed_mlflow(state_root(), dict(os.environ))
         yield root
+
+
+def sender_runs() -> bool:
+    with locked(state_root() / "sender.lock", wait=False) as free:
+        return not free
 
 
 @pytest.fixture
@@ -127,6 +136,7 @@ def settings(
 ) -> Config:
     """The configuration, in an experiment named after the test, so that its parent run is its own."""
     monkeypatch.setenv("DVC_EXP_NAME", request.node.name)
+    feed_mlflow(state_root(), dict(os.environ))
     return tiny_config
 
 

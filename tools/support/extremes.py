@@ -39,8 +39,8 @@ from paribus.errors import UserError
 from support.checkout import ROOT
 from support.project import Project
 
-SECONDS = 45.0  # a stage that has said nothing for so long is silent
-STOP_SECONDS = 60.0  # from SIGTERM to the end
+SECONDS = 150.0  # a stage that has said nothing for so long is silent
+STOP_SECONDS = 150.0  # from SIGTERM to the end
 MACHINE_MEMORY = 4 * 10**9  # bytes that a stage takes the machine to have
 MOST_MEMORY = 6 * 10**9  # bytes that it may really take: the plan is not exact
 EXPLAINED = (2, 74, 75)

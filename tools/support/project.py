@@ -89,6 +89,12 @@ class Project:
     ) -> subprocess.CompletedProcess[str]:
         return run_checked(command, self.root, self.environment() | environment, check)
 
+    def python(self, program: str) -> None:
+        """A program of this paribus, in the project as DVC starts its stages."""
+        environment = self.environment() | {"DVC_ROOT": str(self.root)}
+        done = warm().run(["-c", program], self.root, environment)
+        assert done.returncode == 0, done.stderr
+
     def metrics(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.root / f"metrics/{name}.json").read_text())
         return found

@@ -320,16 +320,19 @@ class LightProject:
         return found
 
 
-# What `paribus ablate run` does but for its report, behind the command line's own handling of errors.
+# What `paribus ablate run` does but for its report, behind the command line's own handling of errors; a run that another
+# process computes is tried again sooner.
 EXECUTING = """
 import sys
 from paribus.cli.commands import commands
 from paribus.cli import ablation
+from paribus.study import driver
 from paribus.study.experiment import read_experiment
 
 @commands.command("execute")
 def execute():
     name, workers, retry = sys.argv[2:]
+    driver.BUSY_SECONDS = 0.5
     ablation.execute(read_experiment(name), int(workers), None, retry == "retry")
 
 commands(["execute"])
