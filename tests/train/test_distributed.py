@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 import torch.distributed as dist
 from support.talker import PROBLEMS, codec, model_config, talker
 from support.toy_loop import ROWS, Rows
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from paribus.config import Config, resolve_model
@@ -28,6 +30,14 @@ from paribus.train.rollout import rollout
 from paribus.train.stepper import PlainStepper
 
 pytestmark = pytest.mark.long
+
+# Ranks are forked from a server that loads torch once, and what DistributedDataParallel loads when it is made.
+multiprocessing.set_forkserver_preload(["torch._dynamo", "paribus.train.rollout"])
+
+
+def in_ranks(function: Callable[..., None], arguments: tuple[Any, ...], ranks: int) -> None:
+    """Call function(rank, *arguments) in a process for each rank."""
+    start_processes(function, arguments, nprocs=ranks, start_method="forkserver")
 
 
 def join(rank: int, ranks: int, port: int) -> None:
@@ -84,7 +94,7 @@ def train(
     folder.mkdir(exist_ok=True)
     arguments = (ranks, config, folder, steps, port, rows)
     if ranks > 1:
-        spawn(run_rank, arguments, nprocs=ranks)
+        in_ranks(run_rank, arguments, ranks)
     else:
         run_rank(0, *arguments)
     result: dict[str, list[Any]] = torch.load(folder / "result.pt", weights_only=True)
@@ -156,7 +166,7 @@ def test_ranks_share_the_questions_of_a_rollout_and_all_have_the_whole_step(
 ) -> None:
     torch.save(talker().model.state_dict(), tmp_path / "talker.pt")
     roll_out(0, 1, tiny_config, tmp_path, 0)
-    spawn(roll_out, (2, tiny_config, tmp_path, 29520), nprocs=2)
+    in_ranks(roll_out, (2, tiny_config, tmp_path, 29520), 2)
     alone, first, second = (
         torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1")
     )
