@@ -244,80 +244,115 @@ def test_a_clone_of_an_experiment_uses_the_main_checkouts_store(
 # ---------------------------------------------------------------- what a run looks like
 
 
-def test_a_run_as_mlflow_shows_it(
-    project: Path,
-    settings: Config,
-    client: MlflowClient,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    monkeypatch.setattr(tracking, "SYSTEM_SECONDS", 0.1)
-    sample = tmp_path / "samples.md"
+@pytest.fixture(scope="module")
+def shown(
+    project: Path, client: MlflowClient, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Run, Run]:
+    """A run with all that may be logged, and its parent, as MLflow shows them."""
+    sample = tmp_path_factory.mktemp("samples") / "samples.md"
     sample.write_text("2 and 2 are 4")
-    wanted = config.load_config(project / "params.yaml", {"tracking.system_metrics": True})
-    with begin(
-        wanted,
-        params={"model.depth": 4, "model.window": None, "train.compile": False},
-        tags={"hardware": "abacus"},
-        datasets={"tokens": ("data/tokens", "0123456789" * 5)},
-    ) as run:
-        for step in range(1, 2501):
-            run.log(step, {"train/loss": 5 / step, "val/bpb": math.inf if step == 1 else 1.5})
-        run.event(7, "spike", "loss 9.1 after 2.2")
-        run.event(9, "spike", "loss 8.0 after 2.1")
-        run.artifact(sample, "answers")
-        run.summary(
-            {"val_bpb": 1.25, "tasks": {"arc@easy": {"accuracy": 0.5}}, "bundle": "synthetic"}
-        )
-        wait_for(
-            lambda: (
-                (run.folder / "system.jsonl").exists() and (run.folder / "system.jsonl").read_text()
+    settings = config.load_config(project / "params.yaml", {"tracking.system_metrics": True})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_EXP_NAME", "shown")
+        patch.setattr(tracking, "SYSTEM_SECONDS", 0.1)
+        with begin(
+            settings,
+            params={"model.depth": 4, "model.window": None, "train.compile": False},
+            tags={"hardware": "abacus"},
+            datasets={"tokens": ("data/tokens", "0123456789" * 5)},
+        ) as run:
+            for step in range(1, 2501):
+                run.log(step, {"train/loss": 5 / step, "val/bpb": math.inf if step == 1 else 1.5})
+            run.event(7, "spike", "loss 9.1 after 2.2")
+            run.event(9, "spike", "loss 8.0 after 2.1")
+            run.artifact(sample, "answers")
+            run.summary(
+                {"val_bpb": 1.25, "tasks": {"arc@easy": {"accuracy": 0.5}}, "bundle": "synthetic"}
             )
-        )
-    found = child(client)
-    assert found.info.status == "FINISHED"
-    assert found.info.run_name == "pretrain"
-    assert found.data.params == {
+            sampled = run.folder / "system.jsonl"
+            wait_for(lambda: sampled.exists() and sampled.read_text())
+        found = child(client)
+    return found, client.get_run(found.data.tags["mlflow.parentRunId"])
+
+
+def test_a_run_has_the_name_of_its_stage_and_its_parent_that_of_the_experiment(
+    shown: tuple[Run, Run],
+) -> None:
+    assert [run.info.run_name for run in shown] == ["pretrain", "shown"]
+    assert [run.info.status for run in shown] == ["FINISHED", "FINISHED"]
+
+
+def test_a_run_has_what_it_depends_on_as_params_and_its_parent_has_the_configuration(
+    shown: tuple[Run, Run], tiny_config: Config
+) -> None:
+    run, parent = shown
+    assert run.data.params == {
         "model.depth": "4",
         "model.window": "null",
         "train.compile": "false",
     }
+    facts = tiny_config.midtrain.mixture["facts"]
+    assert parent.data.params["midtrain.mixture.facts"] == str(facts)
+
+
+def test_a_run_is_tagged_with_what_made_it(shown: tuple[Run, Run]) -> None:
+    git = ["git", "rev-parse", "HEAD"]
+    head = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     tags = {
         "stage": "pretrain",
         "fingerprint": "f" * 20,
         "hardware": "abacus",
         "git.branch": "main",
+        "git.commit": head,
     }
-    assert tags.items() <= found.data.tags.items()
-    assert steps(client, found) == list(range(1, 2501))
-    assert found.data.metrics["events/spike"] == 2
-    assert "step 9: loss 8.0" in found.data.tags["event.spike"]
-    assert client.get_metric_history(found.info.run_id, "val/bpb")[0].value > 1e308
-    assert found.data.metrics["system/process_memory_megabytes"] > 10
-    assert found.inputs is not None
-    [dataset] = [entry.dataset for entry in found.inputs.dataset_inputs]
-    assert (dataset.name, dataset.digest) == (
-        "tokens",
-        ("0123456789" * 5)[:36],
-    )
-    assert "data/tokens" in dataset.source
-    place = client.download_artifacts(found.info.run_id, "answers/samples.md")
-    assert Path(place).read_text() == "2 and 2 are 4"
-    assert found.info.artifact_uri.startswith((project / "mlartifacts").as_uri())
+    run, parent = shown
+    assert tags.items() <= run.data.tags.items()
+    assert parent.data.tags["git.commit"] == head
 
-    parent = client.get_run(found.data.tags["mlflow.parentRunId"])
-    assert parent.info.run_name == "test_a_run_as_mlflow_shows_it"
-    assert parent.info.status == "FINISHED"
-    assert parent.data.params["midtrain.mixture.facts"] == str(settings.midtrain.mixture["facts"])
+
+def test_a_curve_has_every_step_and_what_is_not_finite(
+    shown: tuple[Run, Run], client: MlflowClient
+) -> None:
+    run, _ = shown
+    assert steps(client, run) == list(range(1, 2501))
+    assert client.get_metric_history(run.info.run_id, "val/bpb")[0].value > 1e308
+
+
+def test_events_are_counted_and_the_last_one_is_told(shown: tuple[Run, Run]) -> None:
+    run, _ = shown
+    assert run.data.metrics["events/spike"] == 2
+    assert "step 9: loss 8.0" in run.data.tags["event.spike"]
+
+
+def test_the_machine_is_sampled(shown: tuple[Run, Run]) -> None:
+    run, _ = shown
+    assert run.data.metrics["system/process_memory_megabytes"] > 10
+
+
+def test_data_sets_are_named_with_their_digests(shown: tuple[Run, Run]) -> None:
+    run, _ = shown
+    assert run.inputs is not None
+    [dataset] = [entry.dataset for entry in run.inputs.dataset_inputs]
+    assert (dataset.name, dataset.digest) == ("tokens", ("0123456789" * 5)[:36])
+    assert "data/tokens" in dataset.source
+
+
+def test_artifacts_lie_in_the_project(
+    shown: tuple[Run, Run], client: MlflowClient, project: Path
+) -> None:
+    run, _ = shown
+    place = client.download_artifacts(run.info.run_id, "answers/samples.md")
+    assert Path(place).read_text() == "2 and 2 are 4"
+    assert run.info.artifact_uri.startswith((project / "mlartifacts").as_uri())
+
+
+def test_a_summary_is_metrics_and_tags_of_the_parent(shown: tuple[Run, Run]) -> None:
+    run, parent = shown
     assert parent.data.metrics == {
         "pretrain.val_bpb": 1.25,
         "pretrain.tasks.arc.easy.accuracy": 0.5,
     }
-    assert parent.data.tags["pretrain.bundle"] == found.data.tags["bundle"] == "synthetic"
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
-    assert parent.data.tags["git.commit"] == found.data.tags["git.commit"] == head
+    assert parent.data.tags["pretrain.bundle"] == run.data.tags["bundle"] == "synthetic"
 
 
 def test_the_stages_of_an_execution_share_a_parent_until_it_is_closed(
