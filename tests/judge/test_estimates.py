@@ -176,7 +176,8 @@ def test_the_published_rule_is_a_z_test_with_its_own_spread() -> None:
     assert rule.kept == (rule.score >= 0.004)
     assert rule.p == pytest.approx(stats.norm.sf(rule.score / 0.0013))
     target = result.arm("new").target
-    assert target is not None and target.rule is not None
+    assert target is not None
+    assert target.rule is not None
     assert target.rule.score == pytest.approx((3.28 - np.mean(groups["new"])) * np.sqrt(3))
     expected = stats.ttest_1samp(groups["new"], 3.28, alternative="less").pvalue
     assert target.p == pytest.approx(expected)
@@ -193,7 +194,8 @@ def test_steps_saved_count_by_the_stated_slope() -> None:
 def test_runs_to_see_an_effect_are_those_of_the_noncentral_t() -> None:
     frame = table({"a": [3.0], "b": [3.02]})
     plan = judged(frame, baseline="a", noise=0.015).comparisons[0].plan
-    assert plan is not None and plan.stated
+    assert plan is not None
+    assert plan.stated
     expected = TTestIndPower().solve_power(0.02 / 0.015, power=0.8, alpha=0.05)
     assert plan.to_see_this == int(np.ceil(expected))
 

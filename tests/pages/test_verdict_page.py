@@ -55,7 +55,8 @@ def test_what_arms_share_at_the_start_is_said_by_the_arm() -> None:
         for one in text.partition("there: ")[2].split("; ")[0].replace(" %", "%").split(", ")
     )
     assert shares["adamw"] == "all"
-    assert 0 < int(shares["relu2"].rstrip("%")) < 100 and 0 < int(shares["tied"].rstrip("%")) < 100
+    assert 0 < int(shares["relu2"].rstrip("%")) < 100
+    assert 0 < int(shares["tied"].rstrip("%")) < 100
     assert shares["wide"] in ("none", *(f"{i}%" for i in range(1, 10)))
     alike = parse()
     assert held_equal.shared_values(alike, arms_of(alike)).startswith(
@@ -68,7 +69,8 @@ def test_arms_of_other_rows_are_named() -> None:
         arms={"packed": {"pretrain.packing": "best_fit"}, "adamw": {"optimizer.kind": "adamw"}}
     )
     text = held_equal.shared_rows(arms_of(experiment))
-    assert "but for packed, whose rows are others" in text and "adamw" not in text
+    assert "but for packed, whose rows are others" in text
+    assert "adamw" not in text
 
 
 # ---------------------------------------------------------------- the sentence
@@ -83,28 +85,35 @@ def effect_of(differences: list[float], plan: Schedule | None = None) -> Effect:
 def test_a_fixed_study_is_not_told_to_grow() -> None:
     text = sentence(parse(seeds=3), "adamw", effect_of([0.05, -0.04, 0.02]))
     assert "in a new study with fresh seeds" in text
-    assert "raise its chance of a false verdict" in text and "run " not in text
+    assert "raise its chance of a false verdict" in text
+    assert "run " not in text
 
 
 def test_advice_names_the_next_look_its_command_and_its_cost() -> None:
     coming = NextLook(5, "paribus ablate run tiny", 4, 7200.0, 1.5)
     undecided = effect_of([0.05, -0.04, 0.02], Schedule(3))
     text = sentence(parse(seeds="open"), "adamw", undecided, coming)
-    assert "undecided" in text and "next look is after 5 seeds: `paribus ablate run tiny`" in text
-    assert "4 more runs" in text and "2\u202fh 00\u202fmin" in text and "1.50 USD" in text
+    assert "undecided" in text
+    assert "next look is after 5 seeds: `paribus ablate run tiny`" in text
+    assert "4 more runs" in text
+    assert "2\u202fh 00\u202fmin" in text
+    assert "1.50 USD" in text
 
 
 def test_seeds_between_looks_are_an_estimate_and_no_verdict() -> None:
     early = estimate([-0.05, -0.051, -0.052, -0.05, -0.051, -0.0505], 0.05)
     coming = NextLook(8, "paribus ablate run tiny", 4, None, None)
     text = sentence(parse(seeds=8), "adamw", early, coming)
-    assert text.startswith("adamw: not yet: −0.0507") and "at any number of seeds" in text
-    assert "better" not in text and "after 8 seeds" in text
+    assert text.startswith("adamw: not yet: −0.0507")
+    assert "at any number of seeds" in text
+    assert "better" not in text
+    assert "after 8 seeds" in text
 
 
 def test_differences_that_are_all_nothing_are_no_equality_and_no_number_of_seeds() -> None:
     text = sentence(parse(seeds=3), "adamw", effect_of([0.0, 0.0, 0.0]))
-    assert "undecided" in text and "does not show that they are equal" in text
+    assert "undecided" in text
+    assert "does not show that they are equal" in text
     assert "more seeds" not in text
 
 
@@ -128,9 +137,9 @@ def test_what_items_say_is_held_over_the_arms_and_is_no_verdict() -> None:
     assert [row["p"] for row in values["items"]] == pytest.approx([0.06, 0.9])
     for text in (verdict_page.markdown(values, []), verdict_page.html(values, {})):
         table = text[text.index("By item") : text.index("Cost beside quality")]
-        assert (
-            "better" not in table and "worse" not in table and "after Holm over the arms" in table
-        )
+        assert "better" not in table
+        assert "worse" not in table
+        assert "after Holm over the arms" in table
 
 
 def test_one_study_in_twenty_of_equal_arms_shows_a_small_p_of_items() -> None:
@@ -189,13 +198,16 @@ def test_text_in_a_page_of_markdown_is_text(text: str) -> None:
 def test_what_needs_no_escape_stays_as_it_is() -> None:
     plain = "model.qk_norm: true → false, p < 0.0001 (95 % interval −0.1 to 0.2; lower is better)"
     assert line(plain) == plain == paragraph(plain)
-    assert paragraph("- a list") == "\\- a list" and paragraph("# one") == "\\# one"
+    assert paragraph("- a list") == "\\- a list"
+    assert paragraph("# one") == "\\# one"
 
 
 def test_a_diff_cannot_leave_its_block() -> None:
     text = "-a\n```\n<script>\n+b"
     block = fenced(text, "diff").splitlines()
-    assert block[0] == "````diff" and block[-1] == "````" and "\n".join(block[1:-1]) == text
+    assert block[0] == "````diff"
+    assert block[-1] == "````"
+    assert "\n".join(block[1:-1]) == text
 
 
 def test_a_whole_page_of_markdown_holds_no_markup_of_the_file() -> None:
@@ -205,7 +217,8 @@ def test_a_whole_page_of_markdown_holds_no_markup_of_the_file() -> None:
     values = verdict_page.page_values(experiment, [], NOTHING, NO_LOOK, {bad: bad}, [bad], found)
     text = verdict_page.markdown(values | {"scaling": None, "diff": f"```\n{bad}"}, [])
     outside = text[: text.index("````diff")] + text[text.rindex("````") :]
-    assert "<script" not in outside and "[y](z)" not in outside
+    assert "<script" not in outside
+    assert "[y](z)" not in outside
     assert "&lt;script>" in outside
 
 

@@ -127,19 +127,16 @@ def test_arms_times_seeds() -> None:
         "train.threads": 1,
         "seed": seed + 1,
     }
-    assert (
-        len({run.key for run in runs}) == 6
-        and runs[0].key == Study(experiment, settled).run("baseline", 0).key
-    )
-    assert (
-        experiment.stages == ["corpus", "tokenizer", "tokens", "pretrain"]
-        and experiment.direction == "lower"
-    )
+    assert len({run.key for run in runs}) == 6
+    assert runs[0].key == Study(experiment, settled).run("baseline", 0).key
+    assert experiment.stages == ["corpus", "tokenizer", "tokens", "pretrain"]
+    assert experiment.direction == "lower"
 
 
 def test_a_noise_floor_is_an_ablation_without_arms() -> None:
     experiment, metrics = noise_experiment("default", 4, ["val_bpb", "core"])
-    assert [metric.name for metric in metrics] == ["val_bpb", "core"] and {
+    assert [metric.name for metric in metrics] == ["val_bpb", "core"]
+    assert {
         "pretrain",
         "core",
     } <= set(experiment.stages)
@@ -158,7 +155,8 @@ def test_equal_flops_shorten_a_deeper_arm() -> None:
         baseline={"set": TINY | {"pretrain.steps": 200}},
     )
     steps = budget.steps_for(experiment, "deep")
-    assert steps and steps < 100, "its width grows too"
+    assert steps, "its width grows too"
+    assert steps < 100, "its width grows too"
     held = budget.cost(experiment, experiment.config("deep", {"pretrain.steps": steps}))
     assert held == pytest.approx(budget.target(experiment), rel=budget.TOLERANCE)
 
@@ -172,7 +170,8 @@ def test_equal_flops_count_what_the_optimiser_multiplies() -> None:
     config = experiment.config()
     muon = optimizer_flops_per_step(resolve_model(config.model), config.optimizer)
     steps = budget.steps_for(experiment, "adamw")
-    assert steps is not None and muon > 0
+    assert steps is not None
+    assert muon > 0
     one_more = budget.training_flops(experiment.config("adamw"), 1, 256)
     held = budget.cost(experiment, experiment.config("adamw", {"pretrain.steps": steps}))
     assert held == pytest.approx(budget.cost(experiment, config), abs=one_more / 2)
@@ -221,9 +220,8 @@ def test_tensors_that_two_arms_share_begin_with_the_same_values(change: dict[str
         for name in weights[0]
         if name in weights[1] and weights[0][name].shape == weights[1][name].shape
     ]
-    assert len(shared) >= 10 and all(
-        torch.equal(weights[0][name], weights[1][name]) for name in shared
-    )
+    assert len(shared) >= 10
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in shared)
 
 
 # ---------------------------------------------------------------- verdicts
@@ -249,7 +247,9 @@ BASE = [result("baseline", seed, 1.0 + 0.1 * seed) for seed in range(5)]
 def test_verdicts_are_on_differences_within_a_seed() -> None:
     arm = [result("adamw", seed, 1.05 + 0.1 * seed + 0.001 * (seed % 2)) for seed in range(5)]
     found = effects_in(parse(seeds=5, baseline=FROM_ZERO), BASE + arm)["adamw"]
-    assert found.verdict == "worse" and found.mean == pytest.approx(0.0504) and found.n == 5
+    assert found.verdict == "worse"
+    assert found.mean == pytest.approx(0.0504)
+    assert found.n == 5
     lost = BASE + arm[:2] + [replace(one, value=None) for one in arm[2:]]
     assert effects_in(parse(seeds=5, baseline=FROM_ZERO), lost)["adamw"].n == 2, "without a value"
     assert effects_in(parse(seeds=5, baseline=FROM_ZERO), BASE) == {}
@@ -278,7 +278,8 @@ def test_no_verdict_rests_on_the_seeds_that_survived() -> None:
         "undecided",
     ]
     [found] = verdicts_in(study, BASE + better, {"adamw": [5]})
-    assert found.effect is not None and found.effect.verdict == "not yet", "one run has not ended"
+    assert found.effect is not None, "one run has not ended"
+    assert found.effect.verdict == "not yet", "one run has not ended"
     assert found.survivors == Survivors(1, 6, 0, 5)
     assert found.survivors.sentence("adamw") == "adamw diverged 1 of 6"
 
@@ -309,11 +310,12 @@ def test_the_difference_over_training_is_taken_at_equal_tokens_and_at_equal_time
         result("adamw", seed, 1.05 + 0.1 * seed + 0.001 * seed, speed=200.0) for seed in range(5)
     ]
     [found] = verdicts_in(parse(seeds=5, baseline=FROM_ZERO), BASE + arm)
-    assert found.over_tokens is not None and found.over_tokens.mean == pytest.approx([0.052] * 5)
-    assert found.over_seconds is not None and found.over_seconds.steps[-1] == 2.5
-    assert found.at_equal_time is not None and found.at_equal_time.mean == pytest.approx(
-        0.052 + 1 / 5 - (1 / 2 + 1 / 3) / 2
-    )
+    assert found.over_tokens is not None
+    assert found.over_tokens.mean == pytest.approx([0.052] * 5)
+    assert found.over_seconds is not None
+    assert found.over_seconds.steps[-1] == 2.5
+    assert found.at_equal_time is not None
+    assert found.at_equal_time.mean == pytest.approx(0.052 + 1 / 5 - (1 / 2 + 1 / 3) / 2)
     assert found.cost["tokens_per_second"] == 200
 
 
@@ -341,13 +343,11 @@ def test_a_study_with_looks_asks_for_more_seeds_only_of_the_undecided(
             for run in [study.run(arm, number)]
         ]
 
-    assert {run.arm for run in study.wanted([])} == set(experiment.names) and len(
-        study.wanted([])
-    ) == 9
+    assert {run.arm for run in study.wanted([])} == set(experiment.names)
+    assert len(study.wanted([])) == 9
     after = study.wanted(runs_done(3, ("baseline", "clear", "open")))
-    assert [run.arm for run in after].count("clear") == 3 and [run.arm for run in after].count(
-        "open"
-    ) == 5
+    assert [run.arm for run in after].count("clear") == 3
+    assert [run.arm for run in after].count("open") == 5
     last = runs_done(5, ("baseline", "open")) + runs_done(3, ("clear",))
     assert {run.name for run in study.wanted(last)} == {one.name for one in last}, (
         "the same is asked for once all is there"

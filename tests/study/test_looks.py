@@ -31,7 +31,8 @@ def test_a_closed_schedule_ends_at_alpha_and_an_open_one_stays_below() -> None:
     assert Schedule(3, 12).taken([3, 5, 8, 12])[-1].share == 1
     assert levels(Schedule(5, 5), 5) == pytest.approx([0.05])
     shares = [look.share for look in OPEN.taken(OPEN.upto(1000))]
-    assert shares == sorted(shares) and shares[:3] == pytest.approx([1 / 2, 2 / 3, 3 / 4])
+    assert shares == sorted(shares)
+    assert shares[:3] == pytest.approx([1 / 2, 2 / 3, 3 / 4])
     assert shares[-1] < 1
 
 
@@ -39,7 +40,8 @@ def test_a_look_that_a_lost_seed_made_is_allowed() -> None:
     """What is looked at after the look at 5 has to share what is spent from there on: the sooner, the less."""
     schedule = Schedule(3, 12)
     found = [level(schedule.taken([3, 5, n]), 0.05) for n in (6, 7, 8)]
-    assert found == sorted(found) and 0 < found[0] < 0.05
+    assert found == sorted(found)
+    assert 0 < found[0] < 0.05
 
 
 @pytest.mark.parametrize("plan", [Schedule(3, 12), Schedule(2, 5), OPEN])
@@ -79,7 +81,8 @@ def test_adjusted_p_of_a_look_agrees_with_the_level_of_that_look() -> None:
             {"arm": values}, direction="lower", smallest_effect=0.001, alpha=0.05, plan=plan
         )["arm"]
         taken = plan.taken([3, 5])
-        assert found.looks == taken and found.p < found.p_adjusted
+        assert found.looks == taken
+        assert found.p < found.p_adjusted
         for alpha in (found.p_adjusted * 1.01, found.p_adjusted * 0.99):
             assert (found.p <= level(taken, alpha)) == (found.p_adjusted <= alpha)
 
@@ -98,7 +101,8 @@ def test_one_look_after_another_says_what_it_spent_and_when_the_next_is() -> Non
     assert (first.verdict, first.spent) == ("better", 0.5)
     unclear = [0.1, -0.2, 0.1, 0.0, -0.1]
     second = open_look(unclear, [3], direction="lower", smallest_effect=0.002)
-    assert second.verdict == "undecided" and second.spent == pytest.approx(2 / 3)
+    assert second.verdict == "undecided"
+    assert second.spent == pytest.approx(2 / 3)
     assert second.more_seeds == 3
     alone = open_look(unclear, direction="lower", smallest_effect=0.002)
     assert alone.high - alone.low < second.high - second.low, "a look before it costs"
@@ -114,5 +118,7 @@ def test_an_interval_between_looks_holds_however_often_one_looks() -> None:
         missed |= t > anytime_bound(n, 0.05)
     assert missed.mean() <= 0.05
     few, more = estimate([0.1, 0.2, 0.3], 0.05), estimate([0.1, 0.2, 0.3, 0.15, 0.25], 0.05)
-    assert few.high == math.inf and more.high < math.inf
-    assert more.verdict == "not yet" and not more.decided
+    assert few.high == math.inf
+    assert more.high < math.inf
+    assert more.verdict == "not yet"
+    assert not more.decided

@@ -45,16 +45,19 @@ def verdicts(experiment: Experiment, record: Sequence[Step] = (), **differences:
 def test_there_is_a_verdict_at_looks_and_none_between_them() -> None:
     experiment = study(seeds="open")
     seen = [verdicts(experiment, a=CLEAR[:n])[0] for n in range(1, 6)]
-    assert seen[:2] == ["not yet", "not yet"] and set(seen[2:]) == {"better"}
+    assert seen[:2] == ["not yet", "not yet"]
+    assert set(seen[2:]) == {"better"}
     seen = [verdicts(experiment, a=UNCLEAR[:n])[0] for n in range(1, 9)]
     looks = [number for number, verdict in enumerate(seen, 1) if verdict == "undecided"]
-    assert looks == [3, 5, 8] and seen.count("not yet") == 5
+    assert looks == [3, 5, 8]
+    assert seen.count("not yet") == 5
 
 
 def test_a_verdict_stands_whatever_comes_after_it() -> None:
     late = [*CLEAR[:3], 0.5, 0.9, 0.7, 0.8, 0.9]
     found = judge(study(seeds="open"), Outcomes(results_of({"a": late})))
-    assert found.effects["a"].verdict == "better" and found.effects["a"].n == 3
+    assert found.effects["a"].verdict == "better"
+    assert found.effects["a"].n == 3
     assert [step.seeds for step in found.taken] == [3]
 
 
@@ -71,7 +74,8 @@ def test_a_run_that_is_awaited_keeps_its_arm_from_a_look_and_a_lost_one_does_not
     experiment = study(seeds="open")
     assert judge(experiment, Outcomes(runs)).effects["a"].verdict == "not yet"
     found = judge(experiment, Outcomes(runs, lost={"a": [1]})).effects["a"]
-    assert found.verdict == "better" and found.n == 2
+    assert found.verdict == "better"
+    assert found.n == 2
 
 
 def test_arms_without_a_result_yet_count_among_the_arms() -> None:
@@ -103,7 +107,8 @@ def test_an_arm_that_comes_later_pays_with_what_is_left() -> None:
     at_three = {"a": UNCLEAR[:3], "b": CLEAR[:3]}
     assert verdicts(later, taken, **at_three) == ["undecided", "not yet"], "that look is over"
     found = judge(later, Outcomes(results_of({"a": UNCLEAR[:5], "b": CLEAR[:5]})), taken)
-    assert found.effects["b"].verdict == "better" and found.effects["b"].n == 5
+    assert found.effects["b"].verdict == "better"
+    assert found.effects["b"].n == 5
     together = judge(later, Outcomes(results_of({"a": UNCLEAR[:5], "b": CLEAR[:5]})))
     assert together.effects["b"].n == 3, "an arm of the beginning was looked at three seeds"
     assert [look.share for look in found.effects["b"].looks] == pytest.approx([0.25])

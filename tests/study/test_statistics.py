@@ -42,7 +42,9 @@ def test_planted_effects_get_their_verdicts() -> None:
 
 def test_a_difference_that_is_real_but_too_small_to_matter_is_equivalent() -> None:
     found = judge({"arm": [-0.0021, -0.0020, -0.0019, -0.0020]})["arm"]
-    assert found.p_adjusted < 0.05 and found.high < 0 and found.verdict == "equivalent"
+    assert found.p_adjusted < 0.05
+    assert found.high < 0
+    assert found.verdict == "equivalent"
 
 
 def test_unmatched_runs_are_compared_by_welchs_t() -> None:
@@ -85,7 +87,8 @@ def test_one_seed_decides_nothing_and_two_seeds_have_a_wide_interval() -> None:
 @pytest.mark.parametrize("differences", [[0.0, 0.0], [0.0] * 8, [-0.02, -0.02]])
 def test_differences_without_a_spread_prove_nothing(differences: list[float]) -> None:
     found = judge({"arm": differences})["arm"]
-    assert found.verdict == "undecided" and found.p_adjusted == 1.0
+    assert found.verdict == "undecided"
+    assert found.p_adjusted == 1.0
     assert (found.low, found.high) == (-math.inf, math.inf)
 
 
@@ -138,7 +141,8 @@ def test_items_that_never_differ_are_bounded_by_the_rule_of_three() -> None:
         nothing = [np.zeros(count)] * 3
         found = items.item_effect(nothing, nothing, smallest_effect=0.02)
         assert found.high == -found.low == pytest.approx(3 / count, rel=0.05)
-        assert found.verdict == verdict_of_them and found.p == 1.0
+        assert found.verdict == verdict_of_them
+        assert found.p == 1.0
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 30])
@@ -162,9 +166,8 @@ def test_holm_in_order_over_the_arms() -> None:
     assert found["b"].p_adjusted == pytest.approx(3 * p["b"])
     assert found["a"].p_adjusted == pytest.approx(2 * p["a"])
     assert found["c"].p_adjusted == pytest.approx(max(p["c"], 2 * p["a"]))
-    assert (
-        p["a"] < 0.05 < found["a"].p_adjusted and found["a"].verdict == "undecided"
-    )  # alone it would have been better
+    assert p["a"] < 0.05 < found["a"].p_adjusted
+    assert found["a"].verdict == "undecided"
 
 
 def test_holm_and_power_are_those_of_statsmodels() -> None:
@@ -213,7 +216,8 @@ def test_seeds_needed_reaches_the_power_asked_and_not_with_one_less() -> None:
             test = stats.ttest_1samp(b, 0, axis=1) if paired else stats.ttest_ind(a, b, axis=1)
             return float((test.pvalue <= 0.05).mean())
 
-        assert chance(n) >= 0.793 and chance(n - 1) < 0.8
+        assert chance(n) >= 0.793
+        assert chance(n - 1) < 0.8
 
 
 def test_more_seeds_are_enough_for_the_upper_limit_of_a_spread() -> None:
@@ -226,7 +230,8 @@ def test_more_seeds_are_enough_for_the_upper_limit_of_a_spread() -> None:
     samples = np.random.default_rng(3).normal(0, stdev, size=(20_000, 3 + more))
     seen = stats.ttest_1samp(samples + 0.01, 0, axis=1).pvalue <= 0.05
     half = stats.t.isf(0.05, 2 + more) * samples.std(1, ddof=1) / math.sqrt(3 + more)
-    assert seen.mean() >= 0.79 and (np.abs(samples.mean(1)) + half <= 0.01).mean() >= 0.79
+    assert seen.mean() >= 0.79
+    assert (np.abs(samples.mean(1)) + half <= 0.01).mean() >= 0.79
 
 
 def test_an_upper_limit_of_a_spread_is_above_it_four_times_in_five() -> None:
@@ -279,7 +284,8 @@ def test_one_pair_of_models_is_mcnemar_and_has_no_seed_noise() -> None:
     found = items.item_effect([first], [second], smallest_effect=0.01)
     lost, won = int((first > second).sum()), int((second > first).sum())
     assert found.mcnemar_p == pytest.approx(stats.binomtest(won, won + lost, 0.5).pvalue)
-    assert found.seed_stderr is None and found.mean == pytest.approx((won - lost) / 200)
+    assert found.seed_stderr is None
+    assert found.mean == pytest.approx((won - lost) / 200)
 
 
 def test_clusters_widen_the_interval_when_items_of_a_task_move_together() -> None:
@@ -289,7 +295,8 @@ def test_clusters_widen_the_interval_when_items_of_a_task_move_together() -> Non
     base = [np.zeros(600)] * 2
     alone = items.item_effect(base, [shift, shift + 0.01], smallest_effect=0.1)
     together = items.item_effect(base, [shift, shift + 0.01], task, smallest_effect=0.1)
-    assert together.item_stderr > 3 * alone.item_stderr and together.units == 20
+    assert together.item_stderr > 3 * alone.item_stderr
+    assert together.units == 20
     assert together.mean == pytest.approx(alone.mean)
 
 
@@ -317,8 +324,11 @@ def test_noise_table_measures_what_pairing_gains() -> None:
     )
     assert [row.effect for row in rows] == [0.01, 0.005]
     for row in rows:
-        assert row.correlation is not None and row.correlation > 0.7
-        assert row.paired is not None and row.unpaired is not None and row.paired < row.unpaired
+        assert row.correlation is not None
+        assert row.correlation > 0.7
+        assert row.paired is not None
+        assert row.unpaired is not None
+        assert row.paired < row.unpaired
         assert row.stdev_low < row.stdev < row.stdev_high
     assert noise_floor.noise_table({"val_bpb": list(seen)}, {"val_bpb": [0.01]})[0].paired is None
 
@@ -331,7 +341,8 @@ def test_the_band_of_a_curve_holds_at_all_steps_and_the_interval_at_each() -> No
         curve = difference_curve(range(20), np.zeros((4, 20)), noise + 1)
         at_each.append(np.mean((curve.low <= 1) & (curve.high >= 1)))
         at_all.append(((curve.band_low <= 1) & (curve.band_high >= 1)).all())
-    assert np.mean(at_each) == pytest.approx(0.95, abs=0.05) and np.mean(at_all) >= 0.84
+    assert np.mean(at_each) == pytest.approx(0.95, abs=0.05)
+    assert np.mean(at_all) >= 0.84
 
 
 # ---- Bad input
@@ -346,9 +357,8 @@ def test_everything_wrong_is_told_at_once() -> None:
             alpha=5,
         )
     assert len(told.value.problems) == 5
-    assert "muon, number 2 is nan" in str(
-        told.value
-    ) and "'down' is neither lower nor higher" in str(told.value)
+    assert "muon, number 2 is nan" in str(told.value)
+    assert "'down' is neither lower nor higher" in str(told.value)
 
 
 @pytest.mark.parametrize(

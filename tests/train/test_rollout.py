@@ -38,7 +38,8 @@ def test_a_step_is_a_pure_function(cfg: RL, step: Rollout) -> None:
     again = rollout(
         talker(), PROBLEMS, cfg=dataclasses.replace(cfg, rollout_rows=3), seed=1, step=0
     )
-    assert torch.equal(step.tokens, again.tokens) and torch.equal(step.weights, again.weights)
+    assert torch.equal(step.tokens, again.tokens)
+    assert torch.equal(step.weights, again.weights)
     assert step.statistics == again.statistics
     assert rollout(talker(), PROBLEMS, cfg=cfg, seed=1, step=1).texts != step.texts
 
@@ -110,13 +111,15 @@ def test_advantages() -> None:
     assert mean[0].tolist() == [0.75, -0.25, -0.25, -0.25]
     assert not mean[1:].any(), "exactly zero, also where the mean of equal rewards rounds"
     scaled = advantages_of(rewards, "group_mean_std")
-    assert float(scaled[0].std(correction=0)) == pytest.approx(1, abs=1e-4) and not scaled[1:].any()
+    assert float(scaled[0].std(correction=0)) == pytest.approx(1, abs=1e-4)
+    assert not scaled[1:].any()
 
 
 def test_a_step_without_any_gradient_has_an_empty_batch(cfg: RL) -> None:
     step = rollout(Engine(random_model(), codec()), PROBLEMS, cfg=cfg, seed=1, step=0)
     assert step.tokens.shape[0] == step.targets.shape[0] == step.weights.shape[0] == 0
-    assert step.n_sampled_tokens > 0 and step.statistics["wasted_token_fraction"] == 1.0
+    assert step.n_sampled_tokens > 0
+    assert step.statistics["wasted_token_fraction"] == 1.0
     assert step.statistics["zero_reward_groups"] == 1.0
 
 
@@ -126,12 +129,11 @@ def test_format_reward_makes_variance_and_is_not_a_right_answer(cfg: RL) -> None
     paid = rollout(
         talker(), unsolvable, cfg=dataclasses.replace(cfg, format_reward=0.25), seed=1, step=0
     )
-    assert plain.statistics["zero_gradient_groups"] == 1.0 and plain.statistics["mean_reward"] == 0
+    assert plain.statistics["zero_gradient_groups"] == 1.0
+    assert plain.statistics["mean_reward"] == 0
     assert set(paid.rewards.flatten().tolist()) == {0.0, 0.25}
-    assert (
-        paid.statistics["zero_gradient_groups"] < 1.0
-        and paid.statistics["zero_reward_groups"] == 1.0
-    )
+    assert paid.statistics["zero_gradient_groups"] < 1.0
+    assert paid.statistics["zero_reward_groups"] == 1.0
     assert paid.statistics["mean_reward"] == pytest.approx(0.25 * paid.statistics["formatted"])
 
 
@@ -142,10 +144,8 @@ def test_dynamic_sampling_redraws_and_counts_the_cost(cfg: RL, step: Rollout) ->
     idle = step.statistics["zero_gradient_groups"]
     assert idle > 0
     cost = redrawn.statistics["samples_drawn"] - step.statistics["samples_drawn"]
-    assert (
-        cost == redrawn.statistics["redrawn_samples"] > 0
-        and step.statistics["redrawn_samples"] == 0
-    )
+    assert cost == redrawn.statistics["redrawn_samples"] > 0
+    assert step.statistics["redrawn_samples"] == 0
     assert int((redrawn.advantages != 0).any(1).sum()) > int((step.advantages != 0).any(1).sum())
     assert redrawn.rewards.shape == step.rewards.shape
     assert len(set(redrawn.questions)) == 5, "no question twice"
@@ -171,7 +171,8 @@ def test_an_epoch_asks_every_question_once(cfg: RL) -> None:
         ]
         for start in (0, 10)
     ]
-    assert all(sorted(epoch) == list(range(50)) for epoch in epochs) and epochs[0] != epochs[1]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
     assert questions_of_step(many, cfg, 4, 0) != questions_of_step(many, cfg, 3, 0)
     assert len(questions_of_step(many[:2], cfg, 3, 0)) == 5, (
         "fewer problems than questions: asked again"
@@ -185,7 +186,8 @@ def test_curriculum_opens_harder_questions_as_it_goes(cfg: RL) -> None:
         max(solution_steps(many[index]) for index in questions_of_step(many, gentle, 3, step))
         for step in range(10)
     ]
-    assert hardest[:4] == [1] * 4 and 2 in hardest[6:]
+    assert hardest[:4] == [1] * 4
+    assert 2 in hardest[6:]
     assert len(set(questions_of_step(many, gentle, 3, 0))) == 5
     assert questions_of_step(many, gentle, 3, 2) == questions_of_step(many, gentle, 3, 2)
     assert questions_of_step(many, gentle, 3, 2) != questions_of_step(many, cfg, 3, 2)
@@ -283,7 +285,8 @@ def test_the_loss_is_of_the_distribution_that_the_sampler_draws_from(
 def test_a_drawn_token_that_rounding_put_outside_the_top_k_has_a_finite_loss(small: GPT) -> None:
     last = int(small.logits(small.hidden(PROMPT))[0, -1].argmin())
     loss = small(PROMPT, torch.tensor([[-1, -1, last]]), None, top_k=2)
-    assert torch.isfinite(loss) and all(torch.isfinite(one).all() for one in gradients(small, loss))
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(one).all() for one in gradients(small, loss))
 
 
 def test_the_objective_hands_the_policy_to_the_loss(step: Rollout) -> None:
@@ -291,7 +294,8 @@ def test_the_objective_hands_the_policy_to_the_loss(step: Rollout) -> None:
     micro_batches = objective.work(0).micro_batches
     assert all(one.terms == {"temperature": 0.5, "top_k": 7} for one in micro_batches)
     plain = PolicyGradient(lambda _: step, 4).work(0).micro_batches
-    assert micro_batches and all(one.terms == {} for one in plain)
+    assert micro_batches
+    assert all(one.terms == {} for one in plain)
 
 
 def test_rows_are_cut_to_a_multiple_of_the_length_step_and_lose_nothing(step: Rollout) -> None:
@@ -300,7 +304,9 @@ def test_rows_are_cut_to_a_multiple_of_the_length_step_and_lose_nothing(step: Ro
     assert any(one.tokens.shape[1] % 8 for one in exact)
     for one, other in zip(exact, stepped, strict=True):
         length = one.tokens.shape[1]
-        assert other.tokens.shape[1] - length in range(8) and other.tokens.shape[1] % 8 == 0
+        assert other.tokens.shape[1] - length in range(8)
+        assert other.tokens.shape[1] % 8 == 0
         assert torch.equal(other.targets[:, :length], one.targets)
         assert other.weights is not None
-        assert (other.targets[:, length:] == -1).all() and not other.weights[:, length:].any()
+        assert (other.targets[:, length:] == -1).all()
+        assert not other.weights[:, length:].any()
