@@ -116,14 +116,19 @@ def project(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Ite
             json.dumps([(stage.wait(), stage.communicate()[1]) for stage in stages])
         )
         patch.setattr(tracking, "FLUSH_SECONDS", 0.1)
-        sender.renew(state_root())  # from here on, one that these tests wait for less long
-        wait_for(lambda: not sender_runs())
+        end_sender()  # from here on, one that these tests wait for less long
         feed_mlflow(state_root(), dict(os.environ))
         yield root
 
 
-def sender_runs() -> bool:
-    with locked(state_root() / "sender.lock", wait=False) as free:
+def end_sender() -> None:
+    """Until none runs."""
+    sender.renew(state_root())
+    wait_for(lambda: not lock_is_held(state_root() / "sender.lock"))
+
+
+def lock_is_held(path: Path) -> bool:
+    with locked(path, wait=False) as free:
         return not free
 
 
@@ -460,9 +465,7 @@ def test_a_run_that_was_killed_goes_on(
 def test_a_sender_killed_between_a_batch_and_whatever_would_note_it(
     project: Path, settings: Config, client: MlflowClient
 ) -> None:
-    for process in senders(project):
-        process.kill()
-        process.wait()
+    end_sender()
     dying = subprocess.Popen([sys.executable, "-c", DYING_SENDER, str(project / ".paribus")])
     wait_for(lambda: dying.poll() is None and lock_is_held(project / ".paribus/sender.lock"))
     with begin(settings) as run:
@@ -473,11 +476,6 @@ def test_a_sender_killed_between_a_batch_and_whatever_would_note_it(
             run.log(step, {"train/loss": step})
     assert child(client).info.status == "FINISHED"
     assert steps(client, child(client)) == list(range(1, 31))
-
-
-def lock_is_held(path: Path) -> bool:
-    with locked(path, wait=False) as free:
-        return not free
 
 
 def test_a_run_that_was_killed_before_its_first_state_starts_over_in_the_same_run(
