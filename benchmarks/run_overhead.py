@@ -99,7 +99,8 @@ def run_all(
     while ended < len(runs):
         for event in pool.poll(60):
             if event.kind == "ended":
-                assert event.outcome and event.outcome.state == "done", event
+                assert event.outcome, event
+                assert event.outcome.state == "done", event
                 ended += 1
                 if ended in at:
                     at[ended]()

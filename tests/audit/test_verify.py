@@ -315,7 +315,8 @@ def test_a_metric_that_was_edited_with_its_hash_in_dvc_lock_is_held_against_the_
     project.run("dvc", "commit", "-q", "-f", "pretrain")
     commit_as_user(project, "a better number")
     made = certify("HEAD")
-    assert made["verdict"] == "contradicted" and made["causes"] == ["metrics"]
+    assert made["verdict"] == "contradicted"
+    assert made["causes"] == ["metrics"]
     assert "as the run left it (DVC's run-cache)" in whats(made, "metrics")
 
 

@@ -155,7 +155,8 @@ def test_pretraining_refuses_a_tokenizer_that_was_swapped(
         made.root / "data/tokenizer"
     )
     done = paribus("pretrain", cwd=made.root)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
     assert "data/tokenizer/tokenizer.json is " in done.stderr
     assert not (made.root / "checkpoints").exists()
 

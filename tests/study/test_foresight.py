@@ -27,7 +27,9 @@ def test_what_one_look_finds_is_what_theory_says(seeds: int, alpha: float) -> No
 def test_an_open_study_finds_more_with_every_look() -> None:
     chances = Chances(OPEN, 12, 0.05)
     powers = chances.by_look(1.0)
-    assert powers == sorted(powers) and powers[0] < 0.3 and powers[-1] > 0.5
+    assert powers == sorted(powers)
+    assert powers[0] < 0.3
+    assert powers[-1] > 0.5
     assert chances.by_look(0.0)[-1] <= 0.05
 
 
@@ -40,22 +42,26 @@ def test_the_outlook_counts_runs_hours_money_and_disk() -> None:
     assert [row.runs for row in rows] == [9, 15, 24, 36, 54]
     assert (rows[1].hours, rows[1].usd, rows[1].disk_gb) == (5.0, 2.5, 10.0)
     assert rows[0].detectable == pytest.approx(0.004 * rows[0].detectable_sd)
-    assert rows[-1].power is not None and rows[0].power is not None
+    assert rows[-1].power is not None
+    assert rows[0].power is not None
     assert rows[-1].power > rows[0].power
     text = page(experiment, "a card", rows, None)
-    assert "not known" in text and "looks go on" in text
+    assert "not known" in text
+    assert "looks go on" in text
 
 
 def test_the_spread_is_the_studys_own_or_the_profiles() -> None:
     runs = [result("baseline", seed, 1.0) for seed in range(3)]
     runs += [result("adamw", seed, 1.0 + value) for seed, value in enumerate([0.0, 0.01, 0.02])]
     own = spread_of(parse(), Outcomes(runs))
-    assert own is not None and own.stdev == pytest.approx(upper_stdev(0.01, 3))
+    assert own is not None
+    assert own.stdev == pytest.approx(upper_stdev(0.01, 3))
     assert spread_of(parse(), Outcomes([])) is None, "no profile, and no run"
     kept = json.loads(Path("experiments/results/noise-default.json").read_text())
     assert "val_bpb" in kept["values"]
     ofprofile = spread_of(parse(baseline={"profile": "default"}), Outcomes([]))
-    assert ofprofile is not None and "noise-default.json, 3 seeds" in ofprofile.source
+    assert ofprofile is not None
+    assert "noise-default.json, 3 seeds" in ofprofile.source
 
 
 def test_names_of_the_json_are_a_contract() -> None:

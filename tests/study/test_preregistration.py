@@ -47,20 +47,24 @@ def test_an_arm_that_ran_before_the_file_was_committed_is_exploratory(project: s
     run_began("old", 1_600_000_000)
     run_began("new", 1_800_000_000)
     of_arm = registration([of("baseline", project, "new"), of("adamw", project, "old")], FILE)
-    assert of_arm.exploratory and of_arm.older == ("tiny.adamw.s7",)
+    assert of_arm.exploratory
+    assert of_arm.older == ("tiny.adamw.s7",)
     assert of_arm.sentence().startswith("exploratory: 1 of 2 runs began before this study's file")
     assert "2023-11-14" in of_arm.sentence()
     base = registration([of("baseline", project, "old"), of("adamw", project, "new")], FILE)
-    assert not base.exploratory and "all of them are of the baseline" in base.sentence()
+    assert not base.exploratory
+    assert "all of them are of the baseline" in base.sentence()
     after = registration([of("adamw", project, "new"), of("baseline", project, "gone")], FILE)
-    assert after.sentence() == "" and not after.exploratory
+    assert after.sentence() == ""
+    assert not after.exploratory
 
 
 @pytest.mark.usefixtures("in_checkout")
 def test_fresh_seeds_are_the_studys_own() -> None:
     usual, fresh = parse(), parse(fresh_seeds=True)
     assert usual.first_seed == usual.config().seed
-    assert fresh.first_seed > 1000 and fresh.run("adamw", 2, {}).seed == fresh.first_seed + 2
+    assert fresh.first_seed > 1000
+    assert fresh.run("adamw", 2, {}).seed == fresh.first_seed + 2
     assert replace(fresh, name="other").first_seed != fresh.first_seed
 
 
@@ -77,5 +81,7 @@ def test_studies_that_share_runs_or_seeds_are_named(
     (folder / "two.md").write_text(row.format("two", "ffff0123"))
     (folder / "tiny.md").write_text(row.format("tiny", "abcd0123"))
     runs, seeds = shared_with(experiment, [of("baseline", "", "abcd0123")])
-    assert "shares computed stages with one (1)" in runs and "two" not in runs
-    assert "uses seeds that two used" in seeds and "fresh_seeds" in seeds
+    assert "shares computed stages with one (1)" in runs
+    assert "two" not in runs
+    assert "uses seeds that two used" in seeds
+    assert "fresh_seeds" in seeds

@@ -254,8 +254,9 @@ def test_signals_to_several_processes_that_have_just_begun_are_a_pause(
     for _ in range(3):
         stage.send_signal(signal.SIGTERM)
         time.sleep(0.1)
-    said = stage.communicate(timeout=60)[1]
-    assert stage.returncode == EXIT_PAUSED and "Traceback" not in said, said
+    said = stage.communicate(timeout=PATIENCE)[1]
+    assert stage.returncode == EXIT_PAUSED, said
+    assert "Traceback" not in said, said
 
 
 def test_a_signal_reaches_the_others_where_one_has_just_ended(

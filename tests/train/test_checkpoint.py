@@ -223,7 +223,8 @@ def test_a_save_that_cannot_begin_leaves_the_one_in_progress_alone(
     store.note_failure(2, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     store.wait()
     state = store.load()
-    assert state is not None and state.step == 1
+    assert state is not None
+    assert state.step == 1
     assert store.failures == 1
 
 
