@@ -266,7 +266,8 @@ def test_published_examples_of_the_rule() -> None:
     )
     same = rule_of(-(3.2771 - 3.2785) - 25 * 0.000045, 16, 8, options)
     other = rule_of(0.0002 - 50 * 0.000045, 20, 20, options)
-    assert same is not None and other is not None
+    assert same is not None
+    assert other is not None
     assert (round(same.p, 2), same.kept) == (0.69, False)
     assert (round(other.score, 5), other.kept) == (0.00648, True)
 
@@ -316,7 +317,8 @@ def test_steps_to_a_target_are_compared_and_runs_that_do_not_arrive_count() -> N
     assert slow.verdict == "worse"
     assert result.arm("slow").reached == 1
     assert slow.estimate.design == "censored"
-    assert slow.low is not None and slow.low > 10
+    assert slow.low is not None
+    assert slow.low > 10
 
 
 def test_matched_target_times_are_compared_in_pairs() -> None:
@@ -376,6 +378,7 @@ def test_an_effect_is_said_in_compute_where_the_baseline_has_horizons() -> None:
     assert (one.runs, one.reference_runs, one.verdict) == (4, 4, "better")
     assert one.saved is not None
     needs = one.saved.baseline_needs
-    assert needs.low is not None and needs.high is not None
+    assert needs.low is not None
+    assert needs.high is not None
     assert needs.low < 110e6 < needs.high
     assert needs.high - needs.low < 6e6

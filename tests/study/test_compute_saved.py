@@ -91,7 +91,8 @@ def test_a_metric_that_rises_gives_the_mirrored_answer() -> None:
         compute_saved(base, arm, "lower"),
         compute_saved(mirrored[0], mirrored[1], "higher"),
     )
-    assert lower is not None and higher is not None
+    assert lower is not None
+    assert higher is not None
     assert higher.baseline_needs == lower.baseline_needs
 
 
@@ -120,7 +121,8 @@ def test_the_benchmarks_published_slope_is_found() -> None:
     saved = compute_saved(base, group(3325, 3.2720, 5), "lower")
     assert saved is not None
     gain = saved.gain_per_unit
-    assert gain.low is not None and gain.high is not None
+    assert gain.low is not None
+    assert gain.high is not None
     assert gain.low < 0.0091 / 200 < gain.high
     assert gain.estimate == pytest.approx(0.0091 / 200, rel=0.04)
     # Their example: a loss of 3.2720 where 3.2790 is asked may end about 156 steps earlier.
