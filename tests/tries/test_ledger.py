@@ -11,40 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.tried import BEGUN, begun, ended
 
 from paribus.errors import UserError
-from paribus.tries.ledger import Begun, Ended, Ledger, shared_folder
+from paribus.tries.ledger import Ledger, shared_folder
 from paribus.tries.online import ErrorBudget
-
-BEGUN = Begun(
-    key="a",
-    message="an idea",
-    change="c" * 40,
-    baseline="b" * 40,
-    change_side="change",
-    baseline_side="baseline",
-    files=["src/a.py +1 −0"],
-    stage="pretrain",
-    metric="val_bpb",
-    unit="bits per byte",
-    direction="lower",
-    smallest_effect=0.01,
-    first=3,
-    last=8,
-    budget=None,
-    tokens=1000,
-    false_keeps=0.1,
-)
-
-
-def begun(key: str) -> Begun:
-    return dataclasses.replace(BEGUN, key=key)
-
-
-def ended(verdict: str = "discard", p: float = 0.2) -> Ended:
-    return Ended(
-        verdict, "why", [7, 8, 9], [1.0] * 3, [1.1] * 3, -0.1, -0.3, 0.1, p, 3.0, 6, 0, None
-    )
 
 
 def test_an_entry_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -101,7 +72,7 @@ WRITER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_ledger import begun, ended
+from support.tried import begun, ended
 from paribus.tries.ledger import Ledger
 ledger = Ledger(Path(sys.argv[1]))
 number = 0
@@ -116,10 +87,10 @@ while True:
 def test_killed_writers_lose_nothing_that_they_reported_and_leave_nothing_twice(
     tmp_path: Path,
 ) -> None:
-    here = str(Path(__file__).parent)
+    tools = str(Path(__file__).parents[2] / "tools")
     writers = [
         subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path), here, name],
+            [sys.executable, "-c", WRITER, str(tmp_path), tools, name],
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -21,6 +21,7 @@ MOST_ITEMS = 1_000_000  # questions, items, tokens to draw among
 MOST_SAMPLES = 10_000  # answers to one question
 MOST_ROWS = 2**20  # rows side by side, tokens of an answer
 MOST_WORKERS = 1_024  # cards, runs side by side
+BROKEN_TOOL = "Commit it, check out the baseline, and name the commit: paribus try COMMIT"
 
 
 class Commands(click.Group):
@@ -653,9 +654,21 @@ def try_change(
 
     Both run at matched seeds until there is a verdict. Exit status 0: keep; 1: discard; 3: undecided; 2: it cannot run.
     """
-    from paribus.cli import trying
+    try:
+        from paribus.cli import trying
 
-    sys.exit(trying.run(commit, message, as_one, again, workers, as_json, given))
+        status = trying.run(commit, message, as_one, again, workers, as_json, given)
+    except (UserError, click.ClickException):
+        raise
+    except Exception as error:
+        if explained(error) is not None:
+            raise
+        import traceback
+
+        traceback.print_exc()
+        click.echo("paribus: the command itself fails; is it the change? " + BROKEN_TOOL, err=True)
+        status = 2  # Python's own 1 would be a verdict
+    sys.exit(status)
 
 
 @commands.group("ledger", cls=Commands, invoke_without_command=True)

@@ -16,7 +16,7 @@ from paribus.tries import stack
 from paribus.tries.decision import VERDICTS
 from paribus.tries.ledger import Entry, Ledger
 from paribus.tries.standing import StudyRow, studies
-from paribus.tries.terms import read_terms
+from paribus.tries.terms import DEFAULTS, read_terms
 
 LONGEST_DIFF = 20_000  # letters of a change on the page
 MESSAGE_COLUMN = 34  # letters
@@ -100,7 +100,8 @@ def ledger_data(
         entries: every try.
         beside: the studies.
     """
-    false_keeps = read_terms().false_keeps
+    newest = entries[-1].begun.false_keeps if entries else None
+    false_keeps = newest or DEFAULTS["false_keeps"]
     verdicts = [entry.ended.verdict for entry in entries if entry.ended]
     totals: dict[str, Any] = {"tries": len(entries)}
     totals |= {verdict: verdicts.count(verdict) for verdict in VERDICTS}

@@ -157,25 +157,25 @@ def conclusion(entry: Entry) -> str:
         f"  {ended.computed} runs computed in {duration(ended.seconds)} of training, {ended.found} found again"
     )
     if ended.verdict == "undecided":
-        lines.append(f"  {cost_to_know(entry)}")
+        lines += [f"  {line}" for line in cost_to_know(entry)]
     if ended.verdict == "keep":
         lines.append(f"  commit it, and it is the next baseline: {begun.change[:10]}")
     return "\n".join(lines)
 
 
-def cost_to_know(entry: Entry) -> str:
-    """What it would cost to decide what is undecided."""
+def cost_to_know(entry: Entry) -> list[str]:
+    """What it would cost to decide what is undecided, in lines."""
     ended = entry.ended
     assert ended is not None
     if ended.seeds_to_know is None:
-        return "no number of seeds follows from what was measured"
+        return ["no number of seeds follows from what was measured"]
     runs = 2 * ended.seeds_to_know
     each = ended.seconds / ended.computed if ended.computed else None
     time = f", about {duration(runs * each)} of training" if each else ""
-    return (
-        f"to know: about {ended.seeds_to_know} fresh seeds, {runs} runs{time}: "
-        f"--again --seeds {entry.begun.first}..{ended.seeds_to_know}"
-    )
+    return [
+        f"to know: about {ended.seeds_to_know} fresh seeds, {runs} runs{time}:",
+        f"--again --seeds {entry.begun.first}..{ended.seeds_to_know}",
+    ]
 
 
 def as_data(entry: Entry) -> dict[str, Any]:

@@ -22,26 +22,30 @@ def facts(overrides: dict[str, Any], measure: bool) -> dict[str, Any]:
         measure: whether to measure the seconds of a step on this machine.
     """
     from paribus.config import merge, parse_config, read_yaml
-    from paribus.machine.hardware import available_cores, detect_hardware
     from paribus.recipe import Recipe
 
     config = parse_config(merge(read_yaml("params.yaml"), overrides))
     recipe = Recipe.of(config)
     batch = recipe.batch_tokens("pretrain")
-    device = detect_hardware(config.train).device
     found: dict[str, Any] = {
         "seed": config.seed,
         "steps": recipe.steps("pretrain"),
         "batch_tokens": batch,
         "step_flops": recipe.step_flops(batch),
-        "cores": (config.train.threads or available_cores()) if device == "cpu" else None,
-        "threads": config.train.threads,
+        "cores": None if config.train.threads else _cores(config),
     }
     if measure:
         from paribus.study.budget import measure_step
 
         found["step_seconds"] = measure_step(config)
     return found
+
+
+def _cores(config: Any) -> int | None:
+    """Cores for the runs on a CPU, which share them; None on a GPU."""
+    from paribus.machine.hardware import available_cores, detect_hardware
+
+    return available_cores() if detect_hardware(config.train).device == "cpu" else None
 
 
 def main() -> None:

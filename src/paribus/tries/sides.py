@@ -47,8 +47,7 @@ class Facts:
         seed: of the configuration.
         steps, batch_tokens: of pretraining.
         step_flops: of one step.
-        cores: that a run may use on a CPU; None on a GPU.
-        threads: that the configuration asks for.
+        cores: that the runs share, where the number of threads follows from them; None on a GPU, or where it is set.
         step_seconds: measured on this machine; None where that was not asked.
     """
 
@@ -57,7 +56,6 @@ class Facts:
     batch_tokens: int
     step_flops: float
     cores: int | None
-    threads: int | None
     step_seconds: float | None = None
 
 

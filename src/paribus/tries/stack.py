@@ -8,14 +8,16 @@ first baseline, and against itself without one part at a time. A part whose loss
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from paribus.errors import UserError
 from paribus.execute.engine import Engine
-from paribus.git import GitError, git
-from paribus.study.ideas import keep
+from paribus.git import git_bytes
+from paribus.study.ideas import commit_of_patch, keep
 from paribus.study.statistics import Effect, effects
 from paribus.tries.ledger import Entry, newest_kept
 from paribus.tries.runs import Asked, Failed, Runs
@@ -119,11 +121,14 @@ def _part(entry: Entry, top: str) -> Part:
     change, before = entry.begun.change, entry.begun.baseline
     if change == top:
         return Part(entry, before)
-    try:  # as `git revert` does: from the change to what it built on, applied to the top
-        tree = git("merge-tree", "--write-tree", f"--merge-base={change}", top, before)
-    except GitError as error:
-        return Part(entry, None, f"later parts build on its lines ({error.problems[0]})")
-    commit = git("commit-tree", tree, "-p", top, "-m", f"without try {entry.number}")
+    patch = git_bytes("diff", "--binary", "--no-ext-diff", change, before)  # what `git revert` does
+    with tempfile.TemporaryDirectory(prefix="paribus-part-") as folder:
+        place = Path(folder) / f"without-try-{entry.number}.patch"
+        place.write_bytes(patch)
+        try:
+            commit = commit_of_patch(place, top)
+        except UserError as error:
+            return Part(entry, None, f"later parts build on its lines ({error.problems[0]})")
     keep(commit, f"without-try-{entry.number}")
     return Part(entry, commit)
 
