@@ -9,6 +9,7 @@ first step). Rules:
     shrunk            variance shrunk to the mean over the arms, with PRIOR degrees of freedom (Smyth 2004's form)
     guarded           shrunk, and the arm's own p at most c times Bonferroni's level: c = .5, .75 and 1 times the number of arms
     guarded, c = 2    the same at a fixed c: a loan may halve a p, and no more
+    paribus           shrunk, and the arm's own p at most alpha / GUARD; or its own p at most Bonferroni's level / ALONE
     Dunnett           shrunk, at the level for differences that correlate .5 (equal noise), beside its effect on the rate
 
 Cases: a part of the arms noisier than the baseline and the others, 1.5 to 20 times; normal noise and heavy tails.
@@ -31,9 +32,9 @@ import numpy as np
 from scipy import stats
 
 from paribus.evaluate.intervals import wilson
+from paribus.study.shrinkage import ALONE, FEWEST, GUARD, PRIOR
 
 ALPHA = 0.05
-PRIOR = 4  # degrees of freedom of the mean over arms
 STUDIES = 30_000
 
 
@@ -82,6 +83,11 @@ def rules(own: np.ndarray, shrunk: np.ndarray, n: int, dunnett: float) -> dict[s
     ):
         factor = max(factor, 1.0)
         found[name] = borrowed & (own >= stats.t.isf(min(at * factor, 1) / 2, n - 1))
+    guard = shrunk >= stats.t.isf(at / 2, n - 1 + PRIOR)
+    guard &= own >= stats.t.isf(ALPHA / GUARD / 2, n - 1)
+    found["guarded, or alone (paribus)"] = guard | (own >= stats.t.isf(at / ALONE / 2, n - 1))
+    if arms < FEWEST:
+        found["guarded, or alone (paribus)"] = found["own"]
     found["shrunk, Dunnett"] = shrunk >= stats.t.isf(dunnett / 2, n - 1 + PRIOR)
     return found
 

@@ -30,6 +30,7 @@ from paribus.evaluate.intervals import wilson
 from paribus.study import statistics
 from paribus.study.looks import OPEN, Look, Schedule, level
 from paribus.study.power import seeds_for_equivalence, seeds_needed, upper_stdev
+from paribus.study.shrinkage import ALONE, GUARD, PRIOR
 
 ALPHA = 0.05
 LAST = 62  # seeds at which even a patient user stops
@@ -121,12 +122,30 @@ def equivalence(values: np.ndarray, margin: float) -> np.ndarray:
     return stats.t.sf((margin - np.abs(values.mean(-1))) / error, n - 1)
 
 
+def loans(part: np.ndarray, margin: float | None) -> np.ndarray:
+    """p of the variance shrunk to the mean over the arms; of TOST with a margin."""
+    n = part.shape[-1]
+    variance, mean = part.var(-1, ddof=1), np.abs(part.mean(-1))
+    pooled = variance.mean(-1, keepdims=True)
+    shrunk = ((n - 1) * variance + PRIOR * pooled) / (n - 1 + PRIOR)
+    if margin is None:
+        return 2 * stats.t.sf(mean / np.sqrt(shrunk / n), n - 1 + PRIOR)
+    return stats.t.sf((margin - mean) / np.sqrt(shrunk / n), n - 1 + PRIOR)
+
+
+def guarded(own: np.ndarray, lent: np.ndarray) -> np.ndarray:
+    """Adjusted p with loans, `shrinkage.guarded`."""
+    with_loan = np.maximum(holm(lent), GUARD * own)
+    return np.minimum(with_loan, ALONE * holm(own))
+
+
 def follow(
     values: np.ndarray,
     schedule: Schedule = OPEN,
     last: int = LAST,
     margin: float | None = None,
     begun: Look | None = None,
+    borrow: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Take every look up to `last` seeds: (verdict (studies, arms): 1 differs, 2 equivalent, 0 undecided; seeds used).
 
@@ -150,7 +169,11 @@ def follow(
         if margin is not None:
             tost = np.minimum(2 * equivalence(part, margin), 1)
             equal = np.where(open_, over_looks(tost, looks) / 2, frozen_equal)
-        now = np.where(holm(differs) <= ALPHA, 1, 0)
+        adjusted = holm(differs)
+        if borrow:
+            lent = np.where(open_, over_looks(loans(part, None), looks), differs)
+            adjusted = guarded(differs, lent)
+        now = np.where(adjusted <= ALPHA, 1, 0)
         if margin is not None:
             now = np.where(holm(equal) <= ALPHA, 2, now)
         fresh = open_ & (now > 0)
@@ -334,6 +357,58 @@ def lost_seeds(rng: np.random.Generator) -> dict[str, Any]:
     return found
 
 
+def borrowed(rng: np.random.Generator) -> dict[str, Any]:
+    """Open looks of arms that lend each other their variance: false verdicts where their noise differs, and power at 3 seeds."""
+    found: dict[str, Any] = {}
+    spreads = {
+        "equal noise": [1.0] * 4,
+        "one arm x 3": [1.0, 1.0, 1.0, 3.0],
+        "two arms x 2": [1.0, 1.0, 2.0, 2.0],
+        "two arms x 5": [1.0, 1.0, 5.0, 5.0],
+        "two arms x 20": [1.0, 1.0, 20.0, 20.0],
+        "three of six x 20": [1.0] * 3 + [20.0] * 3,
+        "four of eight x 10": [1.0] * 4 + [10.0] * 4,
+    }
+    for noise in ("normal", "heavy tails (t, 3 degrees)"):
+        for name, spread in spreads.items():
+            values = differences(rng, noise, len(spread), 27, STUDIES // 2, spread)
+            said, _ = follow(values, last=27, borrow=True)
+            found[f"{noise}, {name}"] = rate((said == 1).any(-1))
+    for size in (2.0, 3.0):
+        values = differences(rng, "normal", 4, 12, STUDIES // 2)
+        values[:, 0] += size * math.sqrt(2)
+        for last in (3, 5):
+            for borrow in (False, True):
+                said, _ = follow(values, last=last, borrow=borrow)
+                how = "lent" if borrow else "own"
+                found[f"power, 4 arms, {size:g} sd by {last} seeds, {how}"] = rate(said[:, 0] == 1)
+    return found
+
+
+def diverging(rng: np.random.Generator) -> dict[str, Any]:
+    """Bad seeds diverge; arms do not differ in the loss they would have had. False "better" of survivors, and with the rule."""
+    found = {}
+    for share in (0.2, 0.4):
+        for n in (5, 8, 12):
+            shock = rng.standard_normal((STUDIES, 2, n))
+            loss = math.sqrt(0.5) * shock + math.sqrt(0.5) * rng.standard_normal(shock.shape)
+            bad = shock[:, 1] > stats.norm.isf(share)
+            plain = np.zeros(STUDIES, bool)
+            ruled = np.zeros(STUDIES, bool)
+            for index in range(STUDIES // 4):
+                alive = ~bad[index]
+                values = (loss[index, 1] - loss[index, 0])[alive]
+                if len(values) > 1 and values.mean() < 0 and float(two_sided(values)) <= ALPHA:
+                    plain[index] = True
+                    ruled[index] = bool(alive.all())
+            part = STUDIES // 4
+            found[f"{share:.0%} diverge, {n} seeds"] = {
+                "survivors alone": rate(plain[:part]),
+                "no better that rests on survivors": rate(ruled[:part]),
+            }
+    return found
+
+
 def power(rng: np.random.Generator) -> dict[str, Any]:
     """What open looks cost: the chance of a verdict and the mean number of seeds, against fixed seeds planned for the effect."""
     found = {}
@@ -375,6 +450,8 @@ PARTS: dict[str, Callable[[np.random.Generator], dict[str, Any]]] = {
     "advice followed": advised,
     "arms added until one pleases": added,
     "seeds lost": lost_seeds,
+    "variance borrowed": borrowed,
+    "seeds diverge (nominal .025)": diverging,
     "power": power,
     "planning": planning,
 }

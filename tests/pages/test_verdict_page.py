@@ -23,7 +23,7 @@ from paribus.study.items import ItemEffect, item_effect
 from paribus.study.looks import Schedule
 from paribus.study.noise_floor import noise_table
 from paribus.study.outcomes import Outcomes
-from paribus.study.sequence import Judged
+from paribus.study.sequence import Judged, Step
 from paribus.study.statistics import Effect, effects, estimate
 from paribus.study.verdict import ArmVerdict, verdicts
 
@@ -266,3 +266,18 @@ def test_between_looks_divergence_is_counted_too() -> None:
     [arm] = arms_of(experiment)
     text = caveat(replace(arm, effect=early, survivors=Survivors(2, 5, 0, 5)))
     assert text.startswith("adamw: not yet: adamw diverged 2 of 5, and no verdict rests")
+
+
+# ---------------------------------------------------------------- arms that came later
+
+
+def test_an_arm_that_was_added_later_is_shown_with_what_it_may_spend() -> None:
+    arms = {"adamw": {"optimizer.kind": "adamw"}, "late": {"model.mlp": "gelu"}}
+    experiment = parse(seeds="open", arms=arms)
+    taken = (Step(3, 0.5, ("adamw",)),)
+    assert verdict_page.late_arms(experiment, taken) == [
+        "late was added after the look at 3 seeds, which left 50% of alpha: that is shared by all arms from there on"
+    ]
+    [spent] = verdict_page.late_arms(experiment, (Step(5, 1.0, ("adamw",)),))
+    assert "no verdict" in spent
+    assert verdict_page.late_arms(experiment, (Step(3, 0.5, ("adamw", "late")),)) == []

@@ -84,7 +84,7 @@ def test_one_seed_decides_nothing_and_two_seeds_have_a_wide_interval() -> None:
     assert two.high - two.low == pytest.approx(2 * 12.706 * 0.001, rel=1e-3)
 
 
-@pytest.mark.parametrize("differences", [[0.0, 0.0], [0.0] * 8, [-0.02, -0.02]])
+@pytest.mark.parametrize("differences", [[0.0, 0.0], [0.0] * 8, [-0.02, -0.02], [0.1] * 3])
 def test_differences_without_a_spread_prove_nothing(differences: list[float]) -> None:
     found = judge({"arm": differences})["arm"]
     assert found.verdict == "undecided"

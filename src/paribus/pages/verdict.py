@@ -28,6 +28,7 @@ from paribus.pages.verdict_sentences import caveat, sentence
 from paribus.places import state_root
 from paribus.study.advice import NextLook, next_look
 from paribus.study.experiment import BASELINE, Experiment, Run
+from paribus.study.looks import p_over_looks
 from paribus.study.machines import notes as spread_notes
 from paribus.study.outcomes import Outcomes
 from paribus.study.preregistration import Registration, registration, shared_with
@@ -35,7 +36,7 @@ from paribus.study.record import PUBLISHED as RESULTS
 from paribus.study.record import recorded
 from paribus.study.results import Result
 from paribus.study.scaling import scaling
-from paribus.study.sequence import Judged, Step
+from paribus.study.sequence import Judged, Step, added_arms
 from paribus.study.statistics import holm
 from paribus.study.verdict import ArmVerdict, costs, verdicts
 from paribus.text import duration, quantity, signed
@@ -157,6 +158,7 @@ def page_values(
     in_order = sorted(results, key=lambda result: (result.seed, names.index(result.arm)))
     of_machines = spread_notes(results, experiment.smallest_effect)
     about_runs = [
+        *late_arms(experiment, recorded(experiment.name)),
         *filter(None, [asked.sentence()]),
         *shared_with(experiment, results),
         *without_value(experiment, outcomes),
@@ -228,11 +230,19 @@ def _word(arm: ArmVerdict) -> str:
     return arm.effect.verdict if arm.effect else "none"
 
 
+def _over_looks(arm: ArmVerdict, p: float) -> float:
+    """P at an arm's last look as the smallest alpha at which its looks together reject."""
+    return p_over_looks(p, arm.effect.looks) if arm.effect else p
+
+
 def _item_rows(found: Sequence[ArmVerdict]) -> list[dict[str, Any]]:
-    """What the items say of each arm, with p after Holm over the arms; the verdict is of the seeds alone."""
+    """What the items say of each arm, with p over the looks and after Holm over the arms; no verdict."""
     effects = {arm.name: arm.items for arm in found if arm.items}
-    adjusted_p = holm({name: item.p for name, item in effects.items()})
-    exact = {name: item.mcnemar_p for name, item in effects.items() if item.mcnemar_p is not None}
+    adjusted_p = holm({arm.name: _over_looks(arm, arm.items.p) for arm in found if arm.items})
+    exact = {}
+    for arm in found:
+        if arm.items and arm.items.mcnemar_p is not None:
+            exact[arm.name] = _over_looks(arm, arm.items.mcnemar_p)
     adjusted_exact = holm(exact)
     return [
         {
@@ -292,3 +302,20 @@ def looks_words(experiment: Experiment, taken: Sequence[Step]) -> str:
         f"Looks were taken after {', '.join(parts)}, and go on {kind}; intervals of verdicts hold at all looks together, "
         "and seeds between looks make estimates."
     )
+
+
+def late_arms(experiment: Experiment, record: Sequence[Step]) -> list[str]:
+    """Arms that were added after looks were taken, and what they may spend, in sentences.
+
+    Args:
+        experiment: the study.
+        record: looks that were taken before.
+    """
+    notes = []
+    for arm, spent in added_arms(experiment, record).items():
+        last = [step.seeds for step in record if arm not in step.arms][-1]
+        left = "which left no error rate: it gets estimates and no verdict"
+        if spent < 1:
+            left = f"which left {1 - spent:.0%} of alpha: that is shared by all arms from there on"
+        notes.append(f"{arm} was added after the look at {last} seeds, {left}")
+    return notes

@@ -9,6 +9,7 @@
       normuon: {code: ideas/normuon}                # a branch, tag, commit or patch file; with set, if it needs one
     seeds: open                 # the default: looks after 3, 5, 8, 12, 18, … seeds, without a last one; or 5, for one look;
                                 # or {from: 3, to: 12}
+    borrow: true                # whether arms lend each other their variance; the default of open studies
     fresh_seeds: false          # true: seeds of the study's own, which no other study has
     metric: val_bpb             # core, gsm8k.STAGE, or any key of a metrics file, as pretrain:train_loss
     direction: lower            # needed for keys of files only
@@ -69,7 +70,7 @@ REQUIRED = (
     "equal",
     "stages",
 )
-KEYS = (*REQUIRED, "seeds", "fresh_seeds", "direction", "alpha", "workers")
+KEYS = (*REQUIRED, "seeds", "fresh_seeds", "borrow", "direction", "alpha", "workers")
 BASELINE = "baseline"
 MEASURES = {  # metric -> (file, key, the better direction, unit)
     "val_bpb": ("metrics/pretrain.json", "val_bpb", "lower", "bits per byte"),
@@ -137,6 +138,7 @@ class Experiment:
     workers: int
     warnings: list[str] = field(default_factory=list)
     fresh_seeds: bool = False
+    borrow: bool = False
 
     @property
     def file(self) -> Path:
@@ -381,7 +383,8 @@ def _parse(name: str, raw: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
     wrong_name = fields.name_problem(name)
     if wrong_name:
         problems.append(wrong_name)
-    values = _PLACEHOLDERS | dict(raw)
+    # A study that was registered with looks of its own keeps the verdicts that it was registered with.
+    values = {"borrow": raw.get("seeds", "open") == "open"} | _PLACEHOLDERS | dict(raw)
     of_baseline: list[str] = []
     of_stages: list[str] = []
     profile, base = read_baseline(values["baseline"], of_baseline)
@@ -409,6 +412,7 @@ def _parse(name: str, raw: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
         targets,
         fields.whole(values, "workers", 1, fields.MOST_WORKERS, problems),
         fresh_seeds=fields.switch(values, "fresh_seeds", problems),
+        borrow=fields.switch(values, "borrow", problems),
     )
     if stages and not of_baseline:
         experiment = _with_code(experiment, problems)

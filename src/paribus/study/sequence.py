@@ -264,6 +264,7 @@ class _Looks:
             alpha=experiment.alpha,
             plan=experiment.seeds,
             family=Family(looks, stands, absent),
+            borrow=experiment.borrow,
         )
 
 

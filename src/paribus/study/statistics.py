@@ -22,9 +22,11 @@ from scipy import stats
 from paribus.errors import UserError
 from paribus.study.looks import OPEN, Look, Schedule, anytime_bound, level, p_over_looks
 from paribus.study.power import seeds_for_equivalence, seeds_needed, upper_stdev
+from paribus.study.shrinkage import guarded, lent
 
 # not yet: seeds are in, and no look is due that could say more.
 Verdict = Literal["better", "worse", "equivalent", "undecided", "not yet"]
+ROUNDING = 1e-12  # of the largest difference: a spread below it is of the arithmetic, and no noise
 DECIDED: tuple[Verdict, ...] = ("better", "worse", "equivalent")
 
 
@@ -95,6 +97,7 @@ def effects(
     alpha: float,
     plan: Schedule | None = None,
     family: Family | None = None,
+    borrow: bool = False,
 ) -> dict[str, Effect]:
     """The verdict on every arm from its matched differences (arm - baseline, one a seed).
 
@@ -114,6 +117,7 @@ def effects(
         alpha: the rate of false verdicts.
         plan: when the study looks; None: this is its only look.
         family: what went before, where it does not follow from the plan and the arm's number of seeds.
+        borrow: whether three arms or more lend each other their variance (shrinkage.py).
 
     Raises:
         UserError: with everything that is wrong: no arms, no or non-finite differences, unknown direction, alpha outside
@@ -122,17 +126,13 @@ def effects(
     family = family or Family()
     samples, taken = _checked(differences, direction, smallest_effect, alpha, plan, family)
     p_values = {arm: sample.p() for arm, sample in samples.items()}
-    differs_alone, equal_alone = {}, {}
-    for arm, sample in samples.items():
-        differs_alone[arm] = p_over_looks(p_values[arm], taken[arm])
-        # One-sided tests at alpha have the two-sided boundaries of 2 alpha.
-        two_sided = min(2 * sample.p_equivalent(smallest_effect), 1.0)
-        equal_alone[arm] = p_over_looks(two_sided, taken[arm]) / 2
-    for arm, verdict in family.stands.items():  # rejected before, and not tested again
-        answered = equal_alone if verdict == "equivalent" else differs_alone
-        answered[arm] = 0.0
-    different = holm(differs_alone, family.absent)
-    equal = holm(equal_alone, family.absent)
+    differs = {arm: p_over_looks(p, taken[arm]) for arm, p in p_values.items()}
+    equals = {arm: _p_equal(sample, smallest_effect, taken[arm]) for arm, sample in samples.items()}
+    loans = lent(samples) if borrow else {}
+    lent_differs = {arm: p_over_looks(loan.p(), taken[arm]) for arm, loan in loans.items()}
+    lent_equals = {arm: _p_equal(loan, smallest_effect, taken[arm]) for arm, loan in loans.items()}
+    different = _adjusted(differs, lent_differs, family, ("better", "worse"))
+    equal = _adjusted(equals, lent_equals, family, ("equivalent",))
     judged = {}
     for arm, sample in samples.items():
         verdict = verdict_of(sample.mean, direction, different[arm] <= alpha, equal[arm] <= alpha)
@@ -154,6 +154,27 @@ def effects(
             matched=sample.matched,
         )
     return judged
+
+
+def _p_equal(sample: Sample, margin: float, looks: Sequence[Look]) -> float:
+    """One-sided p of equivalence over all looks: tests at alpha have the two-sided boundaries of 2 alpha."""
+    two_sided = min(2 * sample.p_equivalent(margin), 1.0)
+    return p_over_looks(two_sided, looks) / 2
+
+
+def _adjusted(
+    own: dict[str, float],
+    loans: dict[str, float],
+    family: Family,
+    answers: Sequence[Verdict],
+) -> dict[str, float]:
+    """P over all arms of one question. loans: of shrunk variances; answers: verdicts that answer it, at an earlier look."""
+    answered = [arm for arm, verdict in family.stands.items() if verdict in answers]
+    settled = dict.fromkeys(answered, 0.0)  # rejected before, and not tested again
+    plain = holm(own | settled, family.absent)
+    if not loans:
+        return plain
+    return guarded(own | settled, plain, holm(own | loans | settled, family.absent))
 
 
 def open_look(
@@ -284,6 +305,8 @@ class Sample:
             return values.sample()
         array = np.asarray(values, dtype=float)
         stdev = float(array.std(ddof=1)) if len(array) > 1 else None
+        if stdev is not None and stdev <= ROUNDING * float(np.abs(array).max()):
+            stdev = 0.0
         return cls(len(array), float(array.mean()), stdev)
 
     @property
