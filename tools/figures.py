@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import promise_figures
 import public_figures
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -197,7 +198,9 @@ FIGURES: dict[str, Callable[..., str]] = {
     "loop": loop,
     "tries": tries,
     "curriculum": curriculum,
+    "borrowing": promise_figures.borrowing,
     "noise": noise,
+    "promises": promise_figures.promises,
     "studies": studies,
     "study": study,
     "judge": public_figures.judge,

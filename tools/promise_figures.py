@@ -1,0 +1,58 @@
+"""Tables of docs/statistics.md: how often verdicts are false, from promises.json and borrowing.json of benchmarks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+def promises() -> str:
+    """Every way to use the tool, kind of noise and rate."""
+    found = json.loads((BENCHMARKS / "promises.json").read_text(encoding="utf-8"))
+    lines = [
+        "",
+        "",
+        "| what is done | case | rate (95 % interval) | studies |",
+        "| --- | --- | --- | ---: |",
+    ]
+    for part, rows in found.items():
+        if not isinstance(rows, dict):
+            continue
+        for case, row in rows.items():
+            lines += _lines(part, case, row)
+    return "\n".join([*lines, "", ""])
+
+
+def _lines(part: str, case: str, row: Any) -> list[str]:
+    """The lines of one case, which may have several rates."""
+    if not isinstance(row, dict):
+        return []
+    if "rate" in row:
+        seeds = f"; {row['mean seeds']} seeds in the mean" if "mean seeds" in row else ""
+        rate = f"{row['rate']:.4f} ({row['low']:.4f} to {row['high']:.4f})"
+        return [f"| {part} | {case}{seeds} | {rate} | {row['n']:,} |"]
+    lines = []
+    for name, inner in row.items():
+        lines += _lines(part, f"{case}, {name}", inner)
+    return lines
+
+
+def borrowing() -> str:
+    """Every rule of lending variance: its worst rate, where that was, and its power."""
+    found = json.loads((BENCHMARKS / "borrowing.json").read_text(encoding="utf-8"))
+    powers = found["power"]
+    shown = ["3 seeds, 4 arms, 2 sd", "3 seeds, 4 arms, 3 sd", "5 seeds, 4 arms, 2 sd"]
+    lines = [
+        "",
+        "",
+        f"| rule | worst rate of any false verdict | where | power: {' | '.join(shown)} |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for rule, row in found["false"].items():
+        cells = " | ".join(f"{powers[case][rule]:.2f}" for case in shown)
+        worst = f"{row['worst']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+        lines.append(f"| {rule} | {worst} | {row['where']} | {cells} |")
+    return "\n".join([*lines, "", ""])
