@@ -61,13 +61,17 @@ def test_two_arms_arms_without_a_spread_and_unmatched_runs_lend_nothing() -> Non
     assert lent({"a": some[0], "b": some[1], "c": flat, "d": other}) == {}
     third = Sample.of([0.0, 0.6, -0.3])
     shrunk = lent({"a": some[0], "b": some[1], "c": third, "d": flat})
-    assert shrunk.keys() == {"a", "b", "c"} and shrunk["a"].df == 2 + 4
-    assert third.stdev is not None and shrunk["c"].stdev is not None
+    assert shrunk.keys() == {"a", "b", "c"}
+    assert shrunk["a"].df == 2 + 4
+    assert third.stdev is not None
+    assert shrunk["c"].stdev is not None
     assert shrunk["c"].stdev < third.stdev
 
 
 @pytest.mark.usefixtures("in_checkout")
 def test_open_studies_borrow_and_those_registered_with_looks_of_their_own_do_not() -> None:
-    assert parse(seeds="open").borrow and not parse(seeds=5).borrow
+    assert parse(seeds="open").borrow
+    assert not parse(seeds=5).borrow
     assert parse(seeds={"from": 3, "to": 12}).borrow is False
-    assert parse(seeds=5, borrow=True).borrow and not parse(seeds="open", borrow=False).borrow
+    assert parse(seeds=5, borrow=True).borrow
+    assert not parse(seeds="open", borrow=False).borrow
