@@ -41,84 +41,88 @@ def supervised_metrics(position: Position) -> dict[str, Any]:
 def rl_metrics(log: list[Row], position: Position) -> dict[str, Any]:
     """The sparsity of the reward over the whole run, and what it bought."""
     rows = [row for row in log if "rl/mean_reward" in row]
-    looks = [row for row in log if "watch/pass_at_1" in row]
     fifth = max(len(rows) // 5, 1)
-    groups = sum(row["rl/groups"] for row in rows)
-    sampled = sum(row["rl/sampled_tokens"] for row in rows)
-
-    def of_groups(key: str) -> float:
-        return sum(row[f"rl/{key}"] * row["rl/groups"] for row in rows) / groups
-
-    def mean_reward(part: list[Row]) -> float:
-        return sum(row["rl/mean_reward"] for row in part) / len(part)
-
-    before_after = {
-        f"pass_at_{k}_{when}": look.get(f"watch/pass_at_{k}")
-        for k in (1, 8)
-        for when, look in (("before", looks[0]), ("after", looks[-1]))
-    }
+    groups = _sum(rows, "rl/groups")
+    samples = _sum(rows, "rl/samples_drawn")
+    sampled = _sum(rows, "rl/sampled_tokens")
+    wasted = _weighted(rows, "rl/wasted_token_fraction", "rl/sampled_tokens")
+    idle = sum(row["rl/zero_gradient_groups"] == 1 for row in rows)
     return {
         "steps": position.step,
-        "mean_reward_first": mean_reward(rows[:fifth]),
-        "mean_reward_last": mean_reward(rows[-fifth:]),
+        "mean_reward_first": _mean_reward(rows[:fifth]),
+        "mean_reward_last": _mean_reward(rows[-fifth:]),
         "groups": int(groups),
-        "zero_reward_groups": of_groups("zero_reward_groups"),
-        "all_reward_groups": of_groups("all_reward_groups"),
-        "zero_gradient_groups": of_groups("zero_gradient_groups"),
-        "steps_without_gradient": sum(row["rl/zero_gradient_groups"] == 1 for row in rows)
-        / len(rows),
-        "samples": int(sum(row["rl/samples_drawn"] for row in rows)),
+        "zero_reward_groups": _weighted(rows, "rl/zero_reward_groups", "rl/groups") / groups,
+        "all_reward_groups": _weighted(rows, "rl/all_reward_groups", "rl/groups") / groups,
+        "zero_gradient_groups": _weighted(rows, "rl/zero_gradient_groups", "rl/groups") / groups,
+        "steps_without_gradient": idle / len(rows),
+        "samples": int(samples),
         "cut_off": _cut_off(rows),
-        "redrawn_samples": int(sum(row["rl/redrawn_samples"] for row in rows)),
-        "effective_samples_per_second": sum(row["rl/gradient_samples"] for row in rows)
-        / position.train_seconds,
-        "wasted_token_fraction": sum(
-            row["rl/wasted_token_fraction"] * row["rl/sampled_tokens"] for row in rows
-        )
-        / max(sampled, 1),
-        **before_after,
+        "redrawn_samples": int(_sum(rows, "rl/redrawn_samples")),
+        "effective_samples_per_second": _sum(rows, "rl/gradient_samples") / position.train_seconds,
+        "wasted_token_fraction": wasted / max(sampled, 1),
+        **_before_and_after([row for row in log if "watch/pass_at_1" in row]),
         "by_steps": by_steps(rows),
         "seconds": position.seconds,
         "nonfinite_steps": position.nonfinite,
     }
 
 
+def _sum(rows: list[Row], key: str) -> float:
+    return float(sum(row[key] for row in rows))
+
+
+def _weighted(rows: list[Row], key: str, weight: str) -> float:
+    """The sum of a figure, each row's times what it is a share of."""
+    return float(sum(row[key] * row[weight] for row in rows))
+
+
+def _mean_reward(rows: list[Row]) -> float:
+    return _sum(rows, "rl/mean_reward") / len(rows)
+
+
+def _before_and_after(looks: list[Row]) -> dict[str, float | None]:
+    """pass@1 and pass@8 of the watched questions at the first and the last look at them."""
+    found = {}
+    for k in (1, 8):
+        for when, look in (("before", looks[0]), ("after", looks[-1])):
+            found[f"pass_at_{k}_{when}"] = look.get(f"watch/pass_at_{k}")
+    return found
+
+
 def _cut_off(rows: list[Row]) -> float:
     """Share of all answers drawn that ended at rl.max_new_tokens or with the context, not by themselves."""
-    samples = sum(row["rl/samples_drawn"] for row in rows)
-    return sum(row.get("rl/cut_off", 0.0) * row["rl/samples_drawn"] for row in rows) / max(
-        samples, 1
-    )
+    cut_off = sum(row.get("rl/cut_off", 0.0) * row["rl/samples_drawn"] for row in rows)
+    return float(cut_off / max(_sum(rows, "rl/samples_drawn"), 1))
 
 
 def by_steps(rows: list[Row]) -> dict[str, dict[str, float]]:
     """The groups of a whole run by difficulty, the number of solution steps: how many, and the shares that taught nothing."""
-    names = sorted(
-        {key.split(".")[1] for row in rows for key in row if key.startswith("rl/by_steps.")},
-        key=int,
-    )
-    found = {}
-    for name in names:
-        parts = [
-            {
-                key.rpartition(".")[2]: value
-                for key, value in row.items()
-                if key.startswith(f"rl/by_steps.{name}.")
-            }
-            for row in rows
-        ]
-        parts = [part for part in parts if part]
-        groups = sum(part["groups"] for part in parts)
-        found[name] = {"groups": int(groups)} | {
-            key: sum(part[key] * part["groups"] for part in parts) / groups
-            for key in (
-                "accuracy",
-                "zero_reward_groups",
-                "all_reward_groups",
-                "zero_gradient_groups",
-            )
-        }
-    return found
+    parts: dict[int, list[Row]] = {}
+    for row in rows:
+        for steps, part in _parts_by_steps(row).items():
+            parts.setdefault(steps, []).append(part)
+    return {str(steps): _of_difficulty(parts[steps]) for steps in sorted(parts)}
+
+
+_SHARES = ("accuracy", "zero_reward_groups", "all_reward_groups", "zero_gradient_groups")
+
+
+def _parts_by_steps(row: Row) -> dict[int, Row]:
+    """Solution steps -> the figures of a row's groups that take so many (logged as rl/by_steps.STEPS.FIGURE)."""
+    parts: dict[int, Row] = {}
+    for key, value in row.items():
+        if key.startswith("rl/by_steps."):
+            _, steps, figure = key.split(".")
+            parts.setdefault(int(steps), {})[figure] = value
+    return parts
+
+
+def _of_difficulty(parts: list[Row]) -> dict[str, float]:
+    """The number of groups of equal difficulty, and their shares over the run."""
+    groups = _sum(parts, "groups")
+    shares = {key: _weighted(parts, key, "groups") / groups for key in _SHARES}
+    return {"groups": int(groups), **shares}
 
 
 def write_curve(path: Path, stage: str, log: list[Row]) -> None:

@@ -131,13 +131,8 @@ def merge_problems(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
         kept = {name: weight for name, weight in new.items() if name not in changed and weight > 0}
         total = sum(new.values())
         one_more = len(changed) == 1 and not changed.keys() & old.keys()
-        if (
-            one_more
-            or not changed
-            or not kept
-            or not _is_one(sum(changed.values()))
-            or _is_one(total)
-        ):
+        is_whole = _is_one(sum(changed.values())) and not _is_one(total)
+        if one_more or not kept or not is_whole:
             continue
         written = ", ".join(f"{name}: {weight:g}" for name, weight in changed.items())
         names = ", ".join(f"{name} {weight:g}" for name, weight in kept.items())

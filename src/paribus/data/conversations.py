@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paribus.data.chat import Messages, content_problem, problem_conversation
@@ -91,31 +91,46 @@ def _parts(content: str | list[Any]) -> list[Any]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-def _choices(row: dict[str, Any], where: str) -> Messages:
-    """MMLU: choices [text], answer its index. ARC: choices {text: [], label: []}, answerKey one of the labels."""
-    question, listed = row.get("question"), row["choices"]
-    choices, labels = listed, None
-    if isinstance(listed, dict):
-        choices, labels = listed.get("text"), listed.get("label")
-    texts = isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)
-    if not texts or not isinstance(question, str) or not isinstance(labels, list | None):
+def _choices(row: Mapping[str, object], where: str) -> Messages:
+    """A question of multiple choice as a conversation, whose answer is the letter of a choice."""
+    question, (choices, labels) = row.get("question"), _listed(row["choices"])
+    if choices is None or not isinstance(question, str) or not isinstance(labels, list | None):
+        listed = row["choices"]
         raise UserError(
             f"{where}: no multiple choice: question is {question!r:.40}, choices {listed!r:.40}"
         )
     if not question.strip():
         raise Unfit("with a message that says nothing")
-    if labels is not None and (len(labels) != len(choices) or _has_twice(labels)):
+    if labels is None:
+        answer = row.get("answer")
+    elif len(labels) != len(choices) or _has_twice(labels):
         raise Unfit("whose labels are not one for each choice")
-    answer: Any = row.get("answer") if labels is None else _place(row.get("answerKey"), labels)
-    is_number = isinstance(answer, int) and not isinstance(answer, bool)
-    if not is_number or not 0 <= answer < len(choices) <= len(LETTERS):
-        raise Unfit("whose answer is none of the choices, or that have too many")
+    else:
+        answer = _place(row.get("answerKey"), labels)
+    if not isinstance(answer, int) or isinstance(answer, bool):
+        raise Unfit(_NO_CHOICE)
+    if not 0 <= answer < len(choices) <= len(LETTERS):
+        raise Unfit(_NO_CHOICE)
     options = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
     parts = [question.strip(), "\n".join(options), "Answer with the letter alone."]
     return [
         {"role": "user", "content": "\n\n".join(parts)},
         {"role": "assistant", "content": LETTERS[answer]},
     ]
+
+
+_NO_CHOICE = "whose answer is none of the choices, or that have too many"
+
+
+def _listed(listed: object) -> tuple[list[str] | None, object]:
+    """(texts, labels or None) of choices: MMLU has [text], and ARC {text: [], label: []}. No texts where it is neither."""
+    choices, labels = listed, None
+    if isinstance(listed, dict):
+        choices, labels = listed.get("text"), listed.get("label")
+    if not isinstance(choices, list):
+        return None, labels
+    texts = [choice for choice in choices if isinstance(choice, str)]
+    return (texts if len(texts) == len(choices) else None), labels
 
 
 def _place(key: object, labels: Sequence[object]) -> int | None:

@@ -41,6 +41,7 @@ CORE_LABELS = frozenset((
     "boolq", "bigbench_language_identification"))  # fmt: skip
 
 Row = dict[str, Any]
+_File = tuple[list[Row], str]  # its rows and sha256
 
 
 @dataclass(frozen=True)
@@ -83,45 +84,48 @@ def read_bundle(folder: Path, max_per_task: int | None = None, complete: bool = 
     further items as needed serve as examples only). Raises UserError with every problem of every file at once.
     """
     problems: list[str] = []
-    entries = read_entries(folder / "core.yaml", problems)
-    baselines = _baselines(
-        folder / "eval_meta_data.csv", [entry["label"] for entry in entries], problems
-    )
-    files: dict[tuple[str, str], tuple[list[Row], str] | None] = {}
+    where = folder / "core.yaml"
+    entries = read_entries(where, problems)
+    labels = [entry["label"] for entry in entries]
+    baselines = _baselines(folder / "eval_meta_data.csv", labels, problems)
+    files: dict[tuple[str, str], _File | None] = {}
     tasks, missing = [], []
     for entry in entries:
-        where = str(folder / "core.yaml")
-        path = inside(folder, f"eval_data/{entry['dataset_uri']}", where, links=True)
-        name = entry["dataset_uri"], entry["icl_task_type"]
-        if name not in files:
-            files[name] = _rows(path, name[1], problems) if path.is_file() else None
-        if (file := files[name]) is None:
+        uri, kind = entry["dataset_uri"], entry["icl_task_type"]
+        path = inside(folder, f"eval_data/{uri}", str(where), links=True)
+        if (uri, kind) not in files:
+            files[uri, kind] = _rows(path, kind, problems) if path.is_file() else None
+        file = files[uri, kind]
+        if file is None:
             missing.append(entry["label"])
             if complete:
                 problems.append(f"{path}: missing; task {entry['label']} needs it")
         elif entry["label"] in baselines:
             tasks.append(_task(entry, baselines[entry["label"]], *file, max_per_task))
-    if not problems:
-        problems += [
-            f"{task.label}: {task.population} items are too few for {task.shots} examples and a question"
-            for task in tasks
-            if task.population <= task.shots
-        ]
-    if not problems and not tasks:
-        problems.append(
-            f"{folder / 'eval_data'}: holds the data of none of the {len(entries)} tasks in core.yaml"
-        )
+    problems = problems or _too_few(folder, tasks, len(entries))
     if problems:
         raise UserError(problems)
-    named = {
-        "core.yaml": _sha256(folder / "core.yaml"),
-        "eval_meta_data.csv": _sha256(folder / "eval_meta_data.csv"),
-    }
-    named |= {f"eval_data/{uri}": file[1] for (uri, _), file in files.items() if file}
-    digest = hashlib.sha256(
-        "".join(f"{digest}  {name}\n" for name, digest in sorted(named.items())).encode()
-    )
-    return Bundle(tuple(tasks), tuple(missing), digest.hexdigest())
+    read = {f"eval_data/{uri}": file[1] for (uri, _), file in files.items() if file}
+    return Bundle(tuple(tasks), tuple(missing), _bundle_digest(folder, read))
+
+
+def _too_few(folder: Path, tasks: list[Task], entries: int) -> list[str]:
+    """Tasks with too few items to ask any, and a bundle without a task."""
+    if not tasks:
+        data = folder / "eval_data"
+        return [f"{data}: holds the data of none of the {entries} tasks in core.yaml"]
+    return [
+        f"{task.label}: {task.population} items are too few for {task.shots} examples and a question"
+        for task in tasks
+        if task.population <= task.shots
+    ]
+
+
+def _bundle_digest(folder: Path, read: dict[str, str]) -> str:
+    """sha256 of the names and digests of all files of a bundle that were read. read: those of items."""
+    digests = {name: _sha256(folder / name) for name in ("core.yaml", "eval_meta_data.csv")} | read
+    listed = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def _task(
@@ -262,24 +266,28 @@ def _baselines(path: Path, labels: list[str], problems: list[str]) -> dict[str, 
         if label not in labels:
             continue
         share = _per_cent(text)
-        if not 0 <= share < 1:
-            problems.append(
-                f"{path}:{line}: Random baseline {text!r} of {label}; expected per cent >= 0 and < 100"
-            )
-        elif 0 < share < 0.01:
-            problems.append(
-                f"{path}:{line}: Random baseline {text!r} of {label} is less than one per cent; the column is in per "
-                f"cent, as in the public bundle: write {100 * float(text or 0):g} for a share of {text}"
-            )
-        elif found.setdefault(label, share) != share:
-            problems.append(
-                f"{path}:{line}: Random baseline {text!r} of {label}, after {100 * found[label]:g} further up"
-            )
+        wrong = _wrong_baseline(share, text, found.get(label))
+        if wrong:
+            problems.append(f"{path}:{line}: Random baseline {text!r} of {label}{wrong}")
         found.setdefault(label, share)
-    problems += [
-        f"{path}: no Random baseline for {label}" for label in labels if label not in found
-    ]
+    for label in labels:
+        if label not in found:
+            problems.append(f"{path}: no Random baseline for {label}")
     return found
+
+
+def _wrong_baseline(share: float, text: str | None, before: float | None) -> str | None:
+    """What is wrong with a baseline, in words; None where nothing is. before: the same task's further up."""
+    if not 0 <= share < 1:
+        return "; expected per cent >= 0 and < 100"
+    if 0 < share < 0.01:
+        return (
+            " is less than one per cent; the column is in per cent, as in the public bundle: write "
+            f"{100 * float(text or 0):g} for a share of {text}"
+        )
+    if before is not None and before != share:
+        return f", after {100 * before:g} further up"
+    return None
 
 
 def _per_cent(text: str | None) -> float:
@@ -293,7 +301,7 @@ def _per_cent(text: str | None) -> float:
 # ---------------------------------------------------------------- rows
 
 
-def _rows(path: Path, kind: str, problems: list[str]) -> tuple[list[Row], str]:
+def _rows(path: Path, kind: str, problems: list[str]) -> _File:
     """The rows of a file and its sha256; what is wrong, by line, goes to `problems`."""
     try:
         data = path.read_bytes()

@@ -23,7 +23,7 @@ from fnmatch import translate
 from functools import partial
 from pathlib import Path, PurePosixPath
 from re import compile as regex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from paribus.config import Archive, HubFiles
@@ -44,6 +44,9 @@ from paribus.data.sealed import read_sealed, seal
 from paribus.errors import UserError, escaped
 from paribus.files import Items, misfit, replacing, whole_folder, write_atomic
 from paribus.text import file_size
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import FileMetaData
 
 # What a damaged .zip raises; RuntimeError: it has a password.
 _NO_ZIP = (
@@ -325,17 +328,24 @@ def _text_bytes(file: HubFile, column: str) -> float:
 
     source = file.path if file.path.is_file() else io.BufferedReader(_Tail(file.remote), 1 << 17)
     try:
-        about = pyarrow.parquet.read_metadata(source)
+        footer = pyarrow.parquet.read_metadata(source)
     except (pyarrow.ArrowInvalid, *BROKEN) as error:
         if file.path.is_file():
             return size  # corrupt: it is named and fetched again
         raise UserError(f"{file.name}: its parquet footer cannot be read: {error}") from None
-    groups = (about.row_group(group) for group in range(about.num_row_groups))
-    columns = (group.column(index) for group in groups for index in range(group.num_columns))
-    return (
-        float(sum(one.total_uncompressed_size for one in columns if one.path_in_schema == column))
-        or size
-    )
+    return float(_column_bytes(footer, column)) or size
+
+
+def _column_bytes(footer: FileMetaData, name: str) -> int:
+    """Bytes of a column, unpacked, over all row groups of a parquet file."""
+    total = 0
+    for number in range(footer.num_row_groups):
+        group = footer.row_group(number)
+        for index in range(group.num_columns):
+            column = group.column(index)
+            if column.path_in_schema == name:
+                total += column.total_uncompressed_size
+    return total
 
 
 class _Tail(io.RawIOBase):

@@ -275,7 +275,10 @@ class ConversationLoader:
             source = self._sources.get(name) or self._documents[name]
             wanted[name] = passes * source.epoch_tokens
         weights = {name: weight for name, weight in mixture.items() if weight > 0}
-        left = tokens - sum(wanted.values()) if wanted else 1
+        if not wanted:
+            total = sum(weights.values())
+            return {name: weights[name] / total for name in sorted(weights)}
+        left = tokens - sum(wanted.values())
         if left < 0 or (not weights and left > FILLED * tokens):
             asked = ", ".join(f"{passes:g} of {name}" for name, passes in epochs.items())
             cure = "ask for fewer" if left < 0 else "give another source a weight"
@@ -283,12 +286,9 @@ class ConversationLoader:
                 f"epochs: {asked} are {sum(wanted.values()):,.0f} tokens, and the stage draws {tokens:,}; "
                 f"change its steps, or {cure}"
             )
-        whole = tokens if wanted else 1
-        shares = {}
+        shares = {name: amount / tokens for name, amount in wanted.items()}
         for name, weight in weights.items():
-            shares[name] = weight / sum(weights.values()) * left / whole
-        for name, amount in wanted.items():
-            shares[name] = amount / tokens
+            shares.setdefault(name, weight / sum(weights.values()) * left / tokens)
         return dict(sorted(shares.items()))
 
     def batch(self, step: int, rows: range, batch_rows: int) -> Batch:

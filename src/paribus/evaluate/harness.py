@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,30 +235,34 @@ class _Generation:
     top_k: int
 
 
-def _generation(kwargs: dict[str, Any]) -> _Generation:
+def _generation(kwargs: Mapping[str, Any]) -> _Generation:
     """A task's generation_kwargs in the engine's terms. Raises UserError for what the engine cannot do."""
-    unknown = set(kwargs) - KNOWN
-    if kwargs.get("top_p") in (None, 1, 1.0):
-        unknown -= {"top_p"}  # all of the distribution
-    if unknown:
-        there_are = ", ".join(sorted(KNOWN))
-        raise UserError(
-            f"generation_kwargs: {key}: {kwargs[key]!r} is not supported; there are: {there_are}"
-            for key in kwargs
-            if key in unknown
-        )
+    _refuse_unknown(kwargs)
     lengths = [int(kwargs[name]) for name in LENGTHS if kwargs.get(name) is not None]
     until = kwargs.get("until") or []
     texts = [until] if isinstance(until, str) else until
-    temperature = float(kwargs.get("temperature") or 0.0)
-    if kwargs.get("do_sample") is False:
-        temperature = 0.0
+    greedy = kwargs.get("do_sample") is False
+    temperature = 0.0 if greedy else float(kwargs.get("temperature") or 0.0)
     return _Generation(
         until=tuple(text for text in texts if text),
         max_new_tokens=lengths[0] if lengths else MAX_NEW_TOKENS,
         temperature=temperature,
         top_k=int(kwargs.get("top_k") or 0),
     )
+
+
+def _refuse_unknown(kwargs: Mapping[str, Any]) -> None:
+    """Raises UserError for every one of a task's generation_kwargs that the engine does not have."""
+    known = set(KNOWN)
+    if kwargs.get("top_p") in (None, 1, 1.0):
+        known.add("top_p")  # all of the distribution
+    unknown = [key for key in kwargs if key not in known]
+    if unknown:
+        there_are = ", ".join(sorted(KNOWN))
+        raise UserError(
+            f"generation_kwargs: {key}: {kwargs[key]!r} is not supported; there are: {there_are}"
+            for key in unknown
+        )
 
 
 # ---------------------------------------------------------------- the harness

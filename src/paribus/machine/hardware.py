@@ -140,30 +140,7 @@ def detect_hardware(train: config.Train) -> Hardware:
     """The hardware that `train.*` requests. Raises UserError where this machine does not have it."""
     import torch
 
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if train.device in ("auto", "cuda") and not available["cuda"]:
-        driver = unused_driver()
-        if driver is not None:
-            raise UserError(
-                f"train.device: {train.device} finds an NVIDIA driver ({driver}), but torch {torch.__version__} cannot "
-                f"use it: {driver_cure(torch.version.cuda)}; in a container, start it with the GPUs (--gpus all); or "
-                "set train.device: cpu to compute on the CPU"
-            )
-    device = train.device
-    if device == "auto":
-        device = "cuda" if available["cuda"] else "cpu"
-    if not available[device]:
-        present = ", ".join(name for name, there in available.items() if there)
-        raise UserError(
-            f"train.device: {device} is not available to torch {torch.__version__} here; "
-            f"there is: {present} (or auto)"
-        )
-    if device == "cuda" and (problem := unsupported_card(own_card())):
-        raise UserError(f"train.device: {train.device}: {problem}; or set train.device: cpu")
+    device = _device(train)
     isa = instruction_set()
     threads, here = train.threads or available_cores(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return Hardware(
@@ -182,6 +159,45 @@ def detect_hardware(train: config.Train) -> Hardware:
         libraries=kernel_libraries(device),
         environment=kernel_environment(),
     )
+
+
+def _device(train: config.Train) -> str:
+    """The device that `train.device` names. Raises UserError where torch cannot compute on it here."""
+    import torch
+
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if train.device in ("auto", "cuda") and not available["cuda"]:
+        _refuse_unused_driver(train.device)
+    device = train.device
+    if device == "auto":
+        device = "cuda" if available["cuda"] else "cpu"
+    if not available[device]:
+        present = ", ".join(name for name, there in available.items() if there)
+        raise UserError(
+            f"train.device: {device} is not available to torch {torch.__version__} here; "
+            f"there is: {present} (or auto)"
+        )
+    problem = unsupported_card(own_card()) if device == "cuda" else None
+    if problem:
+        raise UserError(f"train.device: {train.device}: {problem}; or set train.device: cpu")
+    return device
+
+
+def _refuse_unused_driver(device: str) -> None:
+    """Raises UserError where there is a driver of a card that torch does not use."""
+    import torch
+
+    driver = unused_driver()
+    if driver is not None:
+        raise UserError(
+            f"train.device: {device} finds an NVIDIA driver ({driver}), but torch {torch.__version__} cannot "
+            f"use it: {driver_cure(torch.version.cuda)}; in a container, start it with the GPUs (--gpus all); or "
+            "set train.device: cpu to compute on the CPU"
+        )
 
 
 # Of the driver, for each CUDA that torch's builds come with (NVIDIA's CUDA Toolkit release notes, table 3).

@@ -336,27 +336,33 @@ def statistics(groups: Sequence[_Group]) -> dict[str, Any]:
     fractions are of groups, `formatted`, `cut_off` and `accuracy` of answers. A rollout adds
     redrawn_samples: answers that dynamic sampling dropped.
     """
-    answers = [answer for group in groups for answer in group.answers]
-    sampled_tokens = sum(group.sampled_tokens for group in groups)
     useful = [group for group in groups if group.has_gradient]
+    sampled_tokens = sum(group.sampled_tokens for group in groups)
     useful_tokens = sum(group.sampled_tokens for group in useful)
-    by_steps: dict[int, list[_Group]] = {}
-    for group in sorted(groups, key=lambda group: group.steps):
-        by_steps.setdefault(group.steps, []).append(group)
+    answers = sum(len(group.answers) for group in groups)
+    answer_tokens = sum(len(answer.tokens) for group in groups for answer in group.answers)
     return {
-        "mean_reward": sum(sum(group.rewards) for group in groups) / len(answers),
-        "accuracy": sum(sum(group.correct) for group in groups) / len(answers),
-        "formatted": sum(sum(group.formatted) for group in groups) / len(answers),
-        "cut_off": sum(sum(group.cut_off) for group in groups) / len(answers),
+        "mean_reward": sum(sum(group.rewards) for group in groups) / answers,
+        "accuracy": sum(sum(group.correct) for group in groups) / answers,
+        "formatted": sum(sum(group.formatted) for group in groups) / answers,
+        "cut_off": sum(sum(group.cut_off) for group in groups) / answers,
         **_fractions(groups),
         "wasted_token_fraction": 1 - useful_tokens / max(sampled_tokens, 1),
         "sampled_tokens": sampled_tokens,
         "groups": len(groups),
-        "samples_drawn": len(answers),
+        "samples_drawn": answers,
         "gradient_samples": sum(len(group.answers) for group in useful),
-        "mean_answer_tokens": sum(len(answer.tokens) for answer in answers) / len(answers),
-        "by_steps": {str(steps): _difficulty(alike) for steps, alike in by_steps.items()},
+        "mean_answer_tokens": answer_tokens / answers,
+        "by_steps": _by_steps(groups),
     }
+
+
+def _by_steps(groups: Sequence[_Group]) -> dict[str, dict[str, float]]:
+    """Number of solution steps -> the figures of the groups whose question takes so many."""
+    alike: dict[int, list[_Group]] = {}
+    for group in sorted(groups, key=lambda group: group.steps):
+        alike.setdefault(group.steps, []).append(group)
+    return {str(steps): _difficulty(members) for steps, members in alike.items()}
 
 
 def _fractions(groups: Sequence[_Group]) -> dict[str, float]:
