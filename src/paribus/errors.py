@@ -191,7 +191,7 @@ def escaped(text: str, keep: str = "", limit: int | None = SHOWN) -> str:
     )
 
 
-def shown(value: Any, limit: int = SHOWN, depth: int = 4) -> str:
+def shown(value: object, limit: int = SHOWN, depth: int = 4) -> str:
     """A value as in a message: its repr, of about `limit` characters at most, however large or deep the value is."""
     if isinstance(value, int) and abs(value) >= 10**limit:
         return f"a number of about {int(value.bit_length() * 0.30103):,} digits"

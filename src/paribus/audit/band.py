@@ -45,7 +45,7 @@ def measured_band(
     stage: str,
     ours: Sequence[Mapping[str, str]],
     theirs: Sequence[Mapping[str, str]],
-    metrics: Mapping[str, tuple[Any, Any]] | None = None,
+    metrics: Mapping[str, tuple[object, object]] | None = None,
 ) -> Band | None:
     """The rebuilt run's place in the noise of seeds, at the last steps that both have; None where too few seeds ran.
 
@@ -130,12 +130,12 @@ def figure(curve: Sequence[Mapping[str, str]], steps: Sequence[str], column: str
     return sum(known) / len(known) if len(known) == len(values) else None
 
 
-def _twins(record: FinishedRun, stage: str) -> dict[Any, FinishedRun]:
+def _twins(record: FinishedRun, stage: str) -> dict[object, FinishedRun]:
     """Seed -> a finished run in MLflow that differs from this one in the seed alone."""
     own = record.provenance(stage)
     assert own is not None, "a certificate is made of a run that has one"
     runs = Runs(load_config().tracking.experiment)
-    twins: dict[Any, FinishedRun] = {}
+    twins: dict[object, FinishedRun] = {}
     for run in runs.search(f"tags.stage = '{stage}' and attributes.status = 'FINISHED'")[:MOST]:
         twin = in_mlflow(run.id, run, runs)
         written = twin.provenance(stage)
@@ -147,7 +147,7 @@ def _twins(record: FinishedRun, stage: str) -> dict[Any, FinishedRun]:
     return twins
 
 
-def _recipe(written: Provenance) -> tuple[Mapping[str, Any], ...]:
+def _recipe(written: Provenance) -> tuple[Mapping[str, object], ...]:
     """The params, code and inputs that determine a run, apart from the seed and the machine."""
     params = {key: value for key, value in written.params.items() if key != "seed"}
     return params, written.code, written.deps

@@ -76,7 +76,7 @@ def written_provenance(record: FinishedRun, stage: str) -> Provenance:
     return written
 
 
-def asked_params(record: FinishedRun, stage: str) -> dict[str, Any]:
+def asked_params(record: FinishedRun, stage: str) -> dict[str, object]:
     """Dotted params to run the stage with: dvc.lock's where one covers the run, else the record's.
 
     A value that was left to the machine (`train.threads: null`) is the one it resolved to then.
@@ -293,7 +293,7 @@ def rebuilt_weights(root: Path, stage: str) -> str | None:
     return graph.file_digest(path) if path.is_file() else None
 
 
-def rebuilt_metrics(root: Path, stage: str) -> dict[str, Any]:
+def rebuilt_metrics(root: Path, stage: str) -> dict[str, object]:
     """Dotted values of the metrics file in the clone; {} if the stage did not finish.
 
     Args:

@@ -27,7 +27,7 @@ BROKEN_TOOL = "Commit it, check out the baseline, and name the commit: paribus t
 class Commands(click.Group):
     """Prints a UserError as lines for people and exits with its status; what the machine refused is one as well."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         """Run the command of `ctx`; turn a UserError, or what the machine refused, into lines and an exit status."""
         try:
             return super().invoke(ctx)

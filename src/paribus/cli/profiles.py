@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from paribus.files import write_atomic
 from paribus.graph import assignments
 
 
-def read_profile(name: str) -> dict[str, Any]:
+def read_profile(name: str) -> dict[str, object]:
     """The dotted overrides of a profile, checked against params.yaml. Raises UserError."""
     overrides = profile_overrides(name)
     load_config(overrides=overrides)
@@ -81,7 +81,7 @@ def apply_profile(name: str) -> None:
         click.echo(change)
 
 
-def _with_values(text: str, overrides: dict[str, Any]) -> tuple[str, list[str]]:
+def _with_values(text: str, overrides: Mapping[str, object]) -> tuple[str, list[str]]:
     """(text of params.yaml with dotted `overrides` in it, a line for each value that changed)."""
     from ruamel.yaml import YAML
 

@@ -7,7 +7,7 @@ still speak. So a rule reads the keys it needs, and not a section as a whole.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from paribus.config.conditions import heads, width
@@ -39,10 +39,10 @@ class NotUnderstood(Exception):
 class Understood:
     """A section of which only the values that were understood can be read."""
 
-    def __init__(self, values: dict[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, object]) -> None:
         self._values = values
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         values = self.__dict__.get("_values", {})
         if name not in values:
             raise NotUnderstood(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from paribus.config.effects import inert, merge_notes, merge_problems
 from paribus.config.reading import parse_yaml
@@ -12,7 +11,7 @@ from paribus.errors import UserError
 from paribus.git import committed_bytes
 
 
-def committed_values(path: str = "params.yaml") -> dict[str, Any] | None:
+def committed_values(path: str = "params.yaml") -> dict[str, object] | None:
     """Dotted values of params.yaml in git's HEAD; None without such a file, or without git."""
     try:
         text = committed_bytes("HEAD", path)

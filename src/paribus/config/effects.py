@@ -115,7 +115,7 @@ def changes(before: Config, after: Config) -> list[str]:
     ]
 
 
-def merge_problems(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def merge_problems(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
     """Mixtures that were written whole and were merged instead, each with the command that replaces.
 
     before: dotted values of params.yaml as committed, or of an ablation's baseline; after: those a run is asked for.
@@ -145,7 +145,7 @@ def merge_problems(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[
     return problems
 
 
-def merge_notes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def merge_notes(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
     """The shares that follow where a mixture was changed and its weights no longer add up to 1."""
     notes: list[str] = []
     for stage in CONVERSATION_STAGES:
@@ -161,7 +161,7 @@ def merge_notes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
     return notes
 
 
-def _weights(values: Mapping[str, Any], stage: str) -> dict[str, float]:
+def _weights(values: Mapping[str, object], stage: str) -> dict[str, float]:
     """Source -> weight in the mixture of a stage; `parse_config` reports values that are not numbers."""
     prefix = f"{stage}.mixture."
     return {

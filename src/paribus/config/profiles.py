@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from paribus.config.reading import read_yaml
 from paribus.config.schema import flatten
@@ -12,7 +11,7 @@ from paribus.errors import UserError, did_you_mean, shown
 PROFILES = Path("experiments/profiles")
 
 
-def profile_overrides(name: str) -> dict[str, Any]:
+def profile_overrides(name: str) -> dict[str, object]:
     """A profile's dotted overrides. Raises UserError with the nearest name where no profile has that name."""
     return flatten(read_yaml(named_file(PROFILES, name, "profile")))
 

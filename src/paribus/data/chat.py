@@ -65,7 +65,7 @@ def render_prompt(messages: Messages, tokenizer: Tokenizer) -> list[int]:
     return [*render(messages, tokenizer)[0], tokenizer.special["<|assistant|>"]]
 
 
-def content_problem(content: Any) -> str | None:
+def content_problem(content: object) -> str | None:
     """What keeps a message's content from being rendered, in words that suit many messages; None if nothing does."""
     if isinstance(content, str):
         return None

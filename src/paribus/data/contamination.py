@@ -119,10 +119,10 @@ def read_items(problems: Path | None, core: Path | None) -> dict[str, list[list[
     return items
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
-        parts: Iterable[Any] = value.values() if isinstance(value, dict) else value
+        parts: Iterable[object] = value.values() if isinstance(value, dict) else value
         for part in parts:
             yield from _texts(part)

@@ -85,7 +85,7 @@ def _jsonl_texts(path: Path, column: str) -> Iterator[str | None]:
         yield text
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     names = {bool: "a truth value", int: "a number", float: "a number", list: "a list"}
     return names.get(type(value), "an object")
 

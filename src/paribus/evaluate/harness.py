@@ -147,7 +147,7 @@ class Responder:
             known |= row.get(kind, {})
         return known
 
-    def generate(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    def generate(self, requests: Sequence[tuple[str, Mapping[str, object]]]) -> list[str]:
         """The text after each (context, generation_kwargs), up to a stop text.
 
         A context that is too long loses its beginning. Requests with the same settings run side by side.
@@ -251,7 +251,7 @@ def _generation(kwargs: Mapping[str, Any]) -> _Generation:
     )
 
 
-def _refuse_unknown(kwargs: Mapping[str, Any]) -> None:
+def _refuse_unknown(kwargs: Mapping[str, object]) -> None:
     """Raises UserError for every one of a task's generation_kwargs that the engine does not have."""
     known = set(KNOWN)
     if kwargs.get("top_p") in (None, 1, 1.0):

@@ -469,7 +469,7 @@ def _code_digest(source: bytes, path: str, definitions: frozenset[str] | None) -
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _canonical(node: Any) -> Any:
+def _canonical(node: object) -> object:
     """A syntax tree as JSON without places, contexts and docstrings; the same under every version of Python.
 
     Empty fields are left out, as a newer Python may add some.
@@ -485,7 +485,7 @@ def _canonical(node: Any) -> Any:
     return [type(node).__name__, fields]
 
 
-def _is_docstring(statement: Any) -> bool:
+def _is_docstring(statement: object) -> bool:
     """Whether a statement is a string without a use: a docstring, or a string used as a comment."""
     if not isinstance(statement, ast.Expr) or not isinstance(statement.value, ast.Constant):
         return False

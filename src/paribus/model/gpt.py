@@ -71,7 +71,7 @@ class GPT(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self._loss: Callable[..., tuple[Tensor, Tensor]] = cross_entropy
-        self._block_mask: Callable[..., Any] = attention.block_mask
+        self._block_mask: Callable[..., object] = attention.block_mask
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
@@ -258,7 +258,7 @@ class GPT(nn.Module):
         documents: Tensor | None,
         cache: Cache | None,
         read: Tensor | None,
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Letter of each kind of window in the model -> what its blocks' attention takes."""
         masks = {}
         for letter in {window_of(self.config, layer) for layer in range(self.config.depth)}:
@@ -275,7 +275,7 @@ class GPT(nn.Module):
         documents: Tensor | None,
         cache: Cache | None,
         read: Tensor | None,
-    ) -> Any:
+    ) -> object:
         if cache is not None:
             return cache.mask(positions, read, window)
         length = positions.shape[1]

@@ -174,7 +174,7 @@ def compiled_flex() -> Any:
 
 
 @functools.cache
-def flex_of(mode: str, dynamic: bool | None) -> Any:
+def flex_of(mode: str, dynamic: bool | None) -> object:
     """FlexAttention compiled for one mode; `mode` only keeps the modes apart."""
     from torch.nn.attention.flex_attention import flex_attention
 

@@ -339,7 +339,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _stage_json(stage: StagePlan, spread: float) -> dict[str, Any]:
+def _stage_json(stage: StagePlan, spread: float) -> dict[str, object]:
     hours = stage.seconds / 3600
     return {
         "hours": hours,

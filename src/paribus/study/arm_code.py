@@ -51,7 +51,7 @@ class ArmCode:
         """
         return {key: value for key, value in overrides.items() if key not in self.new}
 
-    def added(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    def added(self, overrides: Mapping[str, object]) -> dict[str, object]:
         """The values of the keys that only the arm's code has.
 
         Args:

@@ -23,7 +23,7 @@ class CommittedFiles:
 
     def __init__(self, commit: str) -> None:
         self.commit = commit
-        self._mappings: dict[str, dict[str, Any]] = {}  # YAML takes long to read
+        self._mappings: dict[str, dict[str, object]] = {}  # YAML takes long to read
 
     # ------------------------------------------------------------ git's
 

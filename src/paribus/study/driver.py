@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from paribus.errors import EXIT_MACHINE, UserError
 from paribus.execute.engine import Engine, Event
@@ -200,7 +199,7 @@ class Driver:
     def _take_outcome(self, run: Run, outcome: Outcome) -> None:
         where = outcome.stage or "its set-up"
         words = " ".join(outcome.problems) or "no reason was given"
-        facts: dict[str, Any] = {"stage": outcome.stage, "words": outcome.problems}
+        facts: dict[str, object] = {"stage": outcome.stage, "words": outcome.problems}
         if outcome.state == "done":
             self._just_done.add(run.name)
             self._event(run, "done")
@@ -224,6 +223,6 @@ class Driver:
         )
         raise SystemExit(EXIT_MACHINE)
 
-    def _event(self, run: Run, event: str, **facts: Any) -> None:
+    def _event(self, run: Run, event: str, **facts: object) -> None:
         row = {"time": time.time(), "run": run.name, "event": event, "key": run.key, **facts}
         self.journal.append(row)

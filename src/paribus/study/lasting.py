@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from typing import Any
 
 FIGURES = ("metrics/", "plots/")  # folders of metrics files and curves
 TIMES = {"seconds"}  # columns of a curve that no two runs share
@@ -18,7 +17,7 @@ MACHINE_FIGURES = {
 }
 
 
-def lasting(path: str, content: bytes) -> Any:
+def lasting(path: str, content: bytes) -> object:
     """The part of a metrics file or a curve that two runs of the same code on the same machine share, to compare them.
 
     Arguments:
@@ -36,7 +35,7 @@ def lasting(path: str, content: bytes) -> Any:
     return content
 
 
-def _without(value: Any, names: set[str]) -> Any:
+def _without(value: object, names: set[str]) -> object:
     """A value with its mappings, at any depth, less the keys in `names`."""
     if isinstance(value, list):
         return [_without(item, names) for item in value]

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from paribus.errors import UserError
 from paribus.files import write_atomic
@@ -42,7 +41,7 @@ def publish(
         Their path.
     """
     results, diverged = outcomes.results, outcomes.diverged
-    arms: dict[str, Any] = {}
+    arms: dict[str, object] = {}
     for arm in experiment.arms:
         counts = survivors(results, diverged, arm)
         effect = judged.effects.get(arm)

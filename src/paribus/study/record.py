@@ -21,7 +21,7 @@ PUBLISHED = Path("experiments/results")
 LOOKS: Shape = {"seeds": int, "share": (int, float), "arms": Items(str)}
 
 
-def rows_of(looks: Sequence[Step]) -> list[dict[str, Any]]:
+def rows_of(looks: Sequence[Step]) -> list[dict[str, object]]:
     """Looks as a file keeps them."""
     return [
         {"seeds": look.seeds, "share": round(look.share, 12), "arms": list(look.arms)}

@@ -261,7 +261,7 @@ def asked_key(experiment: Experiment, arm: str, files: CommittedFiles) -> str:
 
 def _params_of(
     experiment: Experiment, arm: str, files: CommittedFiles
-) -> tuple[Config, dict[str, Any] | None]:
+) -> tuple[Config, dict[str, object] | None]:
     """(a commit's parameters, the values of the keys that only the code of an arm has; None for the baseline's code)."""
     values = files.mapping("params.yaml")
     if experiment.code(arm) is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,17 +99,17 @@ def _folder(entry: dict[str, Any], runs: Path) -> Path:
     return runs / key[:2] / key
 
 
-def _name(entry: dict[str, Any]) -> str:
+def _name(entry: Mapping[str, object]) -> str:
     """The name of the note that a run which left this entry has."""
     return _hash(entry)
 
 
-def _hash(value: dict[str, Any]) -> str:
+def _hash(value: Mapping[str, object]) -> str:
     text = json.dumps(_hashed(value), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _hashed(value: Any) -> Any:
+def _hashed(value: object) -> object:
     if isinstance(value, list):
         return [_hashed(item) for item in value]
     if not isinstance(value, dict):

@@ -148,11 +148,11 @@ _SETTLED = {
 }
 
 
-def _read_settled(experiment: Experiment) -> dict[str, Any]:
+def _read_settled(experiment: Experiment) -> dict[str, object]:
     return read_json(folder_of(experiment.name) / "study.json", _SETTLED) or {}
 
 
-def settle(experiment: Experiment, workers: int) -> dict[str, Any]:
+def settle(experiment: Experiment, workers: int) -> dict[str, object]:
     """The values that are decided once for all runs: threads of each, and steps of an equal budget.
 
     Args:

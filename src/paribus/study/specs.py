@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from paribus.config import fingerprint, flatten
 from paribus.execute.run import COMPARED_WITH, STUDY_FILE, RunSpec
@@ -41,7 +40,7 @@ def spec_of(experiment: Experiment, run: Run, commit: str) -> RunSpec:
     return RunSpec(run.id, code.commit, changed, experiment.stages, run.key, notes=notes)
 
 
-def changes_of(run: Run, code: ArmCode | None) -> dict[str, Any]:
+def changes_of(run: Run, code: ArmCode | None) -> dict[str, object]:
     """The values of a run that differ from params.yaml in the commit it starts from, and its seed.
 
     With an arm's code, the keys that both have take the baseline's values, and those that the arm's code adds keep theirs.
@@ -50,7 +49,7 @@ def changes_of(run: Run, code: ArmCode | None) -> dict[str, Any]:
         run: one of a study.
         code: of its arm; None: the baseline's.
     """
-    there: Mapping[str, Any] = flatten(settings())
+    there: Mapping[str, object] = flatten(settings())
     wanted = run.overrides
     if code is not None:
         there = code.params
@@ -83,10 +82,10 @@ def pieces_of(experiment: Experiment, run: Run) -> dict[str, str]:
 
 
 def _own_parts(
-    stages: Sequence[str], code: ArmCode, overrides: Mapping[str, Any]
-) -> dict[str, Any]:
+    stages: Sequence[str], code: ArmCode, overrides: Mapping[str, object]
+) -> dict[str, object]:
     """What an arm's code adds to a chain of stages: stage -> key of its code, where that differs; values of new keys."""
-    own: dict[str, Any] = {}
+    own: dict[str, object] = {}
     for stage in stages:
         key = code_of_chain([stage], code.commit)
         if key != code_of_chain([stage]):

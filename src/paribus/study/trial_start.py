@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from paribus.config import RESERVED_SOURCES, Config, fingerprint
 from paribus.errors import EXIT_MACHINE, UserError
@@ -29,7 +28,7 @@ from paribus.study.specs import spec_of
 POLL_SECONDS = 1.0
 BUSY_SECONDS = 5.0
 
-_TINY: dict[str, Any] = {
+_TINY: dict[str, object] = {
     "corpus.source": "world",
     "corpus.paths": [],
     "corpus.megabytes": None,
@@ -82,7 +81,7 @@ _ROWS = {"batch_tokens": 256, "device_batch_size": 4}
 WINDOW = 16
 
 
-def tiny(config: Config) -> dict[str, Any]:
+def tiny(config: Config) -> dict[str, object]:
     """Overrides that make every stage of an arm take seconds, dotted.
 
     Args:
@@ -100,9 +99,9 @@ def tiny(config: Config) -> dict[str, Any]:
     return overrides
 
 
-def _of_the_world(stage: str, mixture: dict[str, float]) -> dict[str, Any]:
+def _of_the_world(stage: str, mixture: dict[str, float]) -> dict[str, object]:
     """The sources of a mixture that the embedded world has; the others at weight 0."""
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, object] = {}
     for name in mixture:
         if name not in RESERVED_SOURCES:
             overrides[f"{stage}.mixture.{name}"] = 0.0

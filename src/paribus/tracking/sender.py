@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -169,7 +170,7 @@ class Sender:
         self._again[subject] = time.monotonic() + wait
         self._tell(subject, {"error": _brief(error), "time": time.time()})
 
-    def _tell(self, subject: str, error: dict[str, Any] | None) -> None:
+    def _tell(self, subject: str, error: Mapping[str, object] | None) -> None:
         errors = (read_json(self.root / "sender.json", _ERRORS) or {}) | {subject: error}
         write_json(self.root / "sender.json", {key: one for key, one in errors.items() if one})
 

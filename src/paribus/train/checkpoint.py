@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class StateStore:
         self,
         step: int,
         tensors: dict[str, Tensor],
-        values: dict[str, Any],
+        values: Mapping[str, object],
         logged: Extent | None = None,
     ) -> None:
         """Save a state without stalling: tensors are copied before this returns, and written after.
@@ -193,7 +194,7 @@ class StateStore:
         self,
         step: int,
         tensors: dict[str, Tensor],
-        values: dict[str, Any],
+        values: Mapping[str, object],
         logged: Extent | None,
         stalled: float,
     ) -> None:
@@ -285,7 +286,7 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def _digest(values: dict[str, Any]) -> str:
+def _digest(values: Mapping[str, object]) -> str:
     """sha256 of plain values, which JSON gives back as they were."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

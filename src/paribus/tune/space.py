@@ -97,7 +97,7 @@ class _Rules:
     params: dict[str, object]
     declared: Sequence[str]
 
-    def refusals(self, overrides: dict[str, Any]) -> list[str]:
+    def refusals(self, overrides: Mapping[str, object]) -> list[str]:
         """The problems that params.yaml's checks find in values."""
         try:
             parse_config(merge(self.params, overrides))
