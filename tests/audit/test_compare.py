@@ -16,7 +16,8 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from paribus.audit.compare import comparison, page, summary
+from paribus.audit.compare import comparison
+from paribus.audit.compare_page import page, summary
 from paribus.evaluate.intervals import mcnemar_exact
 from paribus.study.finished import FinishedRun
 

@@ -5,6 +5,7 @@ Only the standard library is needed (ruamel.yaml to read a file), so that the tr
 
 from paribus.config.combinations import RESERVED_SOURCES
 from paribus.config.committed import change_notes
+from paribus.config.data_schema import Corpus, Tokenizer, Tokens, World
 from paribus.config.derived import (
     GATED_MLPS,
     SMALL_STD,
@@ -14,6 +15,7 @@ from paribus.config.derived import (
     resolve_pretrain,
 )
 from paribus.config.effects import changes, effective, inert, inert_problems, merge_problems
+from paribus.config.keys import key
 from paribus.config.parsing import (
     allowed,
     fingerprint,
@@ -30,21 +32,16 @@ from paribus.config.schema import (
     Config,
     Conversations,
     Core,
-    Corpus,
     Eval,
     Gsm8k,
     Model,
     Optimizer,
     Pretrain,
     Schedule,
-    Tokenizer,
-    Tokens,
     Tracking,
     Train,
-    World,
     describe,
     flatten,
-    key,
 )
 from paribus.config.sources import Archive, HubFiles, parse_source
 
