@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from paribus import graph
+from paribus import graph, launched
 from paribus.config import describe, dump_yaml, flatten, merge, read_yaml
 from paribus.errors import UserError
 from paribus.git import GitError, git, try_git
@@ -211,8 +211,7 @@ def _environment(root: Path, stage: str | None) -> dict[str, str]:
     clean = {
         key: value
         for key, value in os.environ.items()
-        if not key.startswith(foreign)
-        and key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+        if not key.startswith(foreign) and key not in launched.VARIABLES
     }
     own = {
         "DVC_NO_ANALYTICS": "1",

@@ -15,6 +15,7 @@ from paribus.cli.judge import judge_command
 from paribus.cli.sections import write_sections
 from paribus.curriculum import CHECKPOINT_NAMES, TRAINING_STAGES
 from paribus.errors import UserError, explained
+from paribus.launched import launched
 
 # Upper bounds of counts: above them a number is a slip of the keyboard.
 MOST_ITEMS = 1_000_000  # questions, items, tokens to draw among
@@ -62,7 +63,8 @@ def _refuse(error: UserError) -> NoReturn:
 
 def _process() -> str:
     """Which of several processes speaks; nothing for the first, which speaks for all."""
-    return f"process {os.environ['RANK']}: " if os.environ.get("RANK", "0") != "0" else ""
+    rank = launched().rank
+    return f"process {rank}: " if rank else ""
 
 
 def run_own_code() -> None:

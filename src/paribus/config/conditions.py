@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from paribus.config.limits import STEPS
+from paribus.launched import launched
 
 if TYPE_CHECKING:
     from paribus.config.schema import Config, Conversations, Model
@@ -85,7 +85,7 @@ OTHER_WIDTH = Condition(
 )
 SEVERAL_PROCESSES = Condition(
     "train.processes above 1, or torchrun",
-    lambda train, _: train.processes > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1,
+    lambda train, _: train.processes > 1 or launched().processes > 1,
 )
 OWN_HORIZON = Condition("pretrain.steps: null", lambda pretrain, _: pretrain.steps is None)
 WARM_DOWN = Condition(

@@ -29,6 +29,7 @@ from paribus.data.sealed import read_sealed, seal
 from paribus.data.tokenizer import Tokenizer, chunks
 from paribus.errors import UserError
 from paribus.files import whole_folder
+from paribus.launched import launched
 
 CHUNK_BYTES = (
     4_000_000  # text encoded at once: enough to keep many cores busy, little enough to bound memory
@@ -269,7 +270,7 @@ def damaged(folder: Path, entries: list[dict[str, Any]]) -> list[str]:
     A process hashes a file once. Nothing is remembered from one process to the next: rot on a disk leaves a file's
     times as they were. Of several processes on a machine the first one looks.
     """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if launched().local_rank:
         return []
     known = {}
     for entry in entries:

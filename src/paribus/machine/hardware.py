@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from paribus import config
 from paribus.errors import UserError
+from paribus.launched import launched
 
 if TYPE_CHECKING:
     pass
@@ -142,14 +143,15 @@ def detect_hardware(train: config.Train) -> Hardware:
 
     device = _device(train)
     isa = instruction_set()
-    threads, here = train.threads or available_cores(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    place = launched()
+    threads = train.threads or available_cores()
     return Hardware(
         device=device,
         device_name=torch.cuda.get_device_name(own_card()) if device == "cuda" else cpu_name(),
         dtype=_quick_dtype(device, isa) if train.dtype == "auto" else train.dtype,
         threads=threads,
-        processes=int(os.environ.get("WORLD_SIZE", "1")),
-        process_threads=train.threads or max(threads // here, 1),
+        processes=place.processes,
+        process_threads=train.threads or max(threads // place.local_processes, 1),
         isa=isa,
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
         compile=train.compile,
@@ -277,7 +279,7 @@ def unsupported_card(index: int) -> str | None:
 
 def own_card() -> int:
     """Number of the card that this process trains on: that of its place among the processes of this machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return launched().local_rank
 
 
 def _quick_dtype(device: str, isa: str) -> str:
@@ -288,11 +290,6 @@ def _quick_dtype(device: str, isa: str) -> str:
         # of the own card: to make another one the current device would take memory on it
         return "bfloat16" if torch.cuda.get_device_capability(own_card())[0] >= 8 else "float32"
     return "bfloat16" if device == "cpu" and isa in ("amx_bf16", "avx512_bf16") else "float32"
-
-
-def rank_from_environment() -> int:
-    """This process's number among those that train together, as torchrun gave it; 0 on its own."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def available_cores() -> int:

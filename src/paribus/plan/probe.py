@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from paribus.config import fingerprint, flatten
 from paribus.errors import UserError
 from paribus.files import NUMBER, Shape, Values, read_json
 from paribus.journal import write_json
+from paribus.launched import launched
 from paribus.machine.hardware import Hardware, cpu_name, detect_hardware
 from paribus.machine.process import set_up_process
 from paribus.places import state_root
@@ -208,7 +208,7 @@ def _is_positive(value: Any) -> bool:
 
 def _cards(device: Device) -> int:
     """Cards that this run trains on; processes of a CPU share one."""
-    return 1 if device.kind == "cpu" else int(os.environ.get("WORLD_SIZE", "1"))
+    return 1 if device.kind == "cpu" else launched().processes
 
 
 def run_probe(recipe: Recipe, device: Device, dtype: str, seconds: float = PROBE_SECONDS) -> Probe:

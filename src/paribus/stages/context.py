@@ -24,11 +24,11 @@ from paribus.config import (
 from paribus.config import fingerprint as name_of
 from paribus.curriculum import CHECKPOINTS, CORPUS, METRICS, PLOTS, TOKENIZER, TRAINING_STAGES
 from paribus.files import remove_leftovers
+from paribus.launched import launched
 from paribus.machine.hardware import (
     Hardware,
     available_cores,
     detect_hardware,
-    rank_from_environment,
 )
 from paribus.machine.interrupt import Interrupt
 from paribus.machine.lock import StateLock
@@ -123,20 +123,20 @@ def session(stage: str) -> Iterator[Session]:
     """
     from paribus.train import parallel
 
+    first = launched().rank == 0
     config = load_config()
-    if rank_from_environment() == 0:
+    if first:
         name_changes(stage, config)
     hardware = detect_hardware(config.train)
-    if stage in TRAINING_STAGES and hardware.device == "cpu" and rank_from_environment() == 0:
+    if first and stage in TRAINING_STAGES and hardware.device == "cpu":
         room.check(Recipe.of(config), stage, hardware.dtype, hardware.processes)
     set_up_process(hardware, config.seed)
     parts = fingerprint_parts(stage, config, hardware)
     fingerprint = name_of(**parts)
-    if rank_from_environment() == 0:
+    if first:
         say_if_stale(stage, parts["code"])
     root = state_root()
     folder = root / "runs" / f"{stage.replace('@', '-')}-{fingerprint}"
-    first = rank_from_environment() == 0
     lock = StateLock(folder) if first else nullcontext()
     with (
         lock,

@@ -21,6 +21,7 @@ import psutil
 
 from paribus import config
 from paribus.errors import UserError
+from paribus.launched import is_launched
 from paribus.machine.hardware import available_cores, detect_hardware
 from paribus.machine.interrupt import EXIT_PAUSED, LAUNCHER, STOPPING, LauncherWatch
 
@@ -36,7 +37,7 @@ def on_processes(stage: Callable[[], None]) -> Callable[[], None]:
 
     @functools.wraps(stage)
     def start() -> None:
-        if "WORLD_SIZE" in os.environ:  # one of several already
+        if is_launched():  # one of several already
             LAUNCHER_WATCH.start()
             return stage()
         train = config.load_config().train

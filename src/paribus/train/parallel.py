@@ -9,7 +9,6 @@ does not take, stay whole on every rank. The optimiser's state is sharded either
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from paribus.errors import UserError, explained
+from paribus.launched import launched
 from paribus.model import kernels
 from paribus.train.checkpoint import State, StateStore
 
@@ -48,11 +48,12 @@ def group(device: str) -> Iterator[None]:
 
     NCCL serves tensors on CUDA and gloo the rest, so that agreeing on a number does not make the host wait for its GPU.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    place = launched()
+    if place.processes == 1:
         yield
         return
     if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(place.local_rank)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield
