@@ -11,6 +11,7 @@ from support.ideas import append, git, own_code
 from paribus.errors import UserError
 from paribus.study.changes import change_between
 from paribus.study.ideas import commit_of_changes, commit_of_patch, keep
+from paribus.study.registration import check_sources
 
 STAGES = ["corpus", "tokenizer", "tokens", "pretrain"]
 LAYERS = Path("src/paribus/model/layers.py")
@@ -115,3 +116,5 @@ def test_a_dirty_submodule_and_large_new_files_are_refused_at_once(
         commit_of_changes("an idea")
     assert [problem.split(":")[0] for problem in found.value.problems] == ["third", "data.bin"]
     assert "git -C third commit" in found.value.problems[0]
+    with pytest.raises(UserError, match="third: a submodule with changes"):
+        check_sources(STAGES)

@@ -23,7 +23,7 @@ from paribus.graph.dvcfile import LOCK
 from paribus.study.arm_code import ArmCode, settle_code
 from paribus.study.changes import Change, change_between, code_at, definitions_at
 from paribus.study.experiment import Experiment, definitions, writer_of
-from paribus.study.ideas import dirty_submodules, is_patch
+from paribus.study.ideas import is_patch
 from paribus.study.registration import registered
 from paribus.study.results import code_key, codes_of
 
@@ -48,7 +48,7 @@ def code_problems(experiment: Experiment) -> list[str]:
     own = {name: arm.code for name, arm in experiment.arms.items() if arm.code is not None}
     if not own:
         return []
-    problems = dirty_submodules()
+    problems = []
     for name, code in own.items():
         try:
             found = _problems_of(experiment, name, code)

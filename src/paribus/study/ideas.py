@@ -173,17 +173,30 @@ def _top(root: Path) -> Path:
 # ---------------------------------------------------------------- what cannot be recorded
 
 
-def dirty_submodules(root: Path = Path()) -> list[str]:
-    """Submodules with changes that no commit of theirs has, each in a sentence."""
-    listed = git("status", "--porcelain=v2", "-z", "--ignore-submodules=none", at=root)
+def dirty_submodules(root: Path = Path(), moved: bool = False) -> list[str]:
+    """Submodules with changes that no commit of theirs has, each in a sentence.
+
+    Args:
+        root: a folder of the checkout.
+        moved: name those too that stand at another commit than the one this repository has recorded.
+    """
+    listed = try_git("status", "--porcelain=v2", "-z", "--ignore-submodules=none", at=root) or ""
     found = []
     for entry in listed.split("\0"):
         words = entry.split(" ", 8)
         # `1 XY SCMU …`: S a submodule, C another commit, M changed files, U files that git does not know.
-        if words[0] == "1" and words[2].startswith("S") and words[2][2:] != "..":
+        if words[0] != "1" or not words[2].startswith("S"):
+            continue
+        path = words[8]
+        if words[2][2] == "M":
             found.append(
-                f"{words[8]}: a submodule with changes that are not committed in it, so that no commit of this "
-                f"repository can hold them: git -C {words[8]} commit -a, then git add {words[8]}"
+                f"{path}: a submodule with changes that are not committed in it, so that no commit of this repository can "
+                f"hold them: git -C {path} commit -a, then git add {path} && git commit"
+            )
+        elif moved and words[2][1] == "C":
+            found.append(
+                f"{path}: a submodule that stands at another commit than the one recorded here; a result has to follow "
+                f"from a commit: git add {path} && git commit"
             )
     return found
 

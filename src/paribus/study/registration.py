@@ -18,6 +18,7 @@ from paribus.graph import (
     working_sources,
 )
 from paribus.study.experiment import definitions
+from paribus.study.ideas import dirty_submodules
 
 
 def registered(path: Path) -> str:
@@ -95,6 +96,7 @@ def check_sources(stages: Sequence[str]) -> None:
         for path in sorted(changed)
     ]
     problems += undeclared_code(stages)
+    problems += dirty_submodules(moved=True)
     if problems:
         raise UserError(problems)
 
