@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from paribus import graph
+from paribus.execute.finished_states import remove_states_of
 from paribus.machine.lock import StateLock
 from paribus.train.checkpoint import StateStore
 
@@ -59,6 +60,15 @@ def test_states_go_once_dvc_holds_the_checkpoint(run: Path) -> None:
     assert not list((run / "state").iterdir())
     assert (run / "delivered.json").exists()
     assert clean()["runs"] == []
+
+
+def test_a_study_removes_the_states_of_its_own_runs_alone(run: Path) -> None:
+    take_by_dvc()
+    (run / "run.json").write_text(json.dumps({"tags": {"dvc.experiment": "study.arm.s1"}}))
+    remove_states_of("study.arm.s2", Path.cwd(), Path(".paribus"))
+    assert len(list((run / "state").iterdir())) == 4
+    remove_states_of("study.arm.s1", Path.cwd(), Path(".paribus"))
+    assert not list((run / "state").iterdir())
 
 
 def test_states_stay_while_a_file_of_the_checkpoint_is_not_in_the_cache(run: Path) -> None:

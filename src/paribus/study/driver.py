@@ -14,10 +14,12 @@ from dataclasses import dataclass
 
 from paribus.errors import EXIT_MACHINE, UserError
 from paribus.execute.engine import Engine, Event
+from paribus.execute.finished_states import remove_states_of
 from paribus.execute.repository import supersede
 from paribus.execute.run import Outcome
 from paribus.journal import Journal
 from paribus.machine.interrupt import EXIT_PAUSED
+from paribus.places import main_checkout, state_root
 from paribus.study.divergence import diverged_seeds
 from paribus.study.events import MAX_FAILURES, GivenUp, folder_of, given_up, repair_journal
 from paribus.study.experiment import Run
@@ -202,6 +204,8 @@ class Driver:
         facts: dict[str, object] = {"stage": outcome.stage, "words": outcome.problems}
         if outcome.state == "done":
             self._just_done.add(run.name)
+            # Its checkpoints are in DVC's cache: a study of large models would else fill the disk with states.
+            remove_states_of(run.name, main_checkout(), state_root())
             self._event(run, "done")
         elif outcome.state == "busy":
             self._not_before[run.name] = time.monotonic() + BUSY_SECONDS

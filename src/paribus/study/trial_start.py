@@ -16,10 +16,11 @@ from dataclasses import replace
 from paribus.config import RESERVED_SOURCES, Config, fingerprint
 from paribus.errors import EXIT_MACHINE, UserError
 from paribus.execute.engine import Engine
+from paribus.execute.finished_states import remove_states_of
 from paribus.execute.run import Outcome, RunId, RunSpec, folder_of_run
 from paribus.files import Values, read_json, write_atomic
 from paribus.machine.interrupt import EXIT_PAUSED
-from paribus.places import state_root
+from paribus.places import main_checkout, state_root
 from paribus.study.events import folder_of
 from paribus.study.experiment import Experiment
 from paribus.study.gpus import cards_of
@@ -149,6 +150,7 @@ def start_arms(experiment: Experiment, engine: Engine, commit: str) -> None:
         outcome = outcomes[spec.id]
         if outcome.state == "done":
             known[arm] = _key(spec)
+            remove_states_of(spec.id.experiment_name(), main_checkout(), state_root())
             shutil.rmtree(folder_of_run(state_root(), spec.id), ignore_errors=True)
         else:
             problems.append(_problem(experiment, arm, spec, outcome))
