@@ -11,6 +11,7 @@ from paribus.errors import UserError
 
 # A hook of git's that calls us would point every command at its own repository.
 _LOCAL = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
+_SUBMODULE = "160000 "  # the mode of a submodule among git's files
 _SECONDS = 600.0  # a clone of a large repository on a slow disk; no prompt ever waits
 
 
@@ -79,6 +80,42 @@ def committed_bytes(commit: str, path: str) -> bytes | None:
         return git_bytes("cat-file", "blob", f"{commit}:./{path}")
     except GitError:
         return None
+
+
+def fill_submodules(clone: Path, source: Path) -> None:
+    """Check out the submodules of a clone, at the commits that it names, from those of the repository it comes from.
+
+    Nothing is fetched. A submodule that is empty in `source` stays empty, as what runs there does without it too.
+
+    Args:
+        clone: the folder of the clone, with a commit checked out.
+        source: the folder of the repository.
+
+    Raises:
+        GitError: a submodule of `source` lacks the commit that the clone needs.
+    """
+    if not (clone / ".gitmodules").is_file():
+        return
+    for entry in git("ls-files", "--stage", "-z", at=clone).split("\0"):
+        about, _, path = entry.partition("\t")
+        if not about.startswith(_SUBMODULE):
+            continue
+        commit = about.split(" ")[1]
+        if (source / path / ".git").exists():
+            there = clone / path
+            options = ("-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0")
+            git(
+                "clone",
+                "--quiet",
+                "--shared",
+                "--no-checkout",
+                *options,
+                "--",
+                str(source / path),
+                str(there),
+            )
+            git("checkout", "--quiet", "--detach", commit, at=there)
+            fill_submodules(there, source / path)
 
 
 def refusal() -> str | None:

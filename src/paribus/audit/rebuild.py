@@ -23,7 +23,7 @@ from typing import Any
 from paribus import graph, launched
 from paribus.config import describe, dump_yaml, flatten, merge, read_yaml
 from paribus.errors import UserError
-from paribus.git import GitError, git, try_git
+from paribus.git import GitError, fill_submodules, git, try_git
 from paribus.journal import read_rows
 from paribus.machine.interrupt import EXIT_PAUSED
 from paribus.study.finished import CHECKPOINTS, FinishedRun, Provenance, read_curve
@@ -127,6 +127,7 @@ def clone(commit: str | None, folder: Path) -> Path:
     try:
         git("clone", "-q", "--local", "--no-checkout", top, str(folder))
         git("-c", "advice.detachedHead=false", "checkout", "-q", "--detach", commit, at=folder)
+        fill_submodules(folder, Path(top))
     except GitError as error:
         raise UserError(
             f"commit {commit[:10]} cannot be checked out here: {error.problems[0]}; `git fetch` it first"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paribus.execute.run import RunId, parse_experiment_name
-from paribus.git import git, try_git
+from paribus.git import fill_submodules, git, try_git
 
 _REFERENCE = re.compile(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38,62})/([^/]+)")
 
@@ -98,8 +98,10 @@ class Clone:
 def clone(root: Path, commit: str, top: Path) -> Clone:
     """A new clone at `commit` in `top`, which shares git's objects with the repository that the project `root` is in.
 
+    Submodules that the repository has checked out are checked out in the clone too.
+
     Raises:
-        GitError: the commit is not there, or the disk is full.
+        GitError: the commit, or that of a submodule, is not there, or the disk is full.
     """
     if top.exists():
         shutil.rmtree(top)
@@ -110,6 +112,7 @@ def clone(root: Path, commit: str, top: Path) -> Clone:
     options = ["-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0"]
     git("clone", "--quiet", "--shared", "--no-checkout", *options, "--", source, str(top))
     git("checkout", "--quiet", "--detach", commit, at=top)
+    fill_submodules(top, Path(source))
     return Clone(top, top / prefix if prefix else top)
 
 
