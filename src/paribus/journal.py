@@ -65,7 +65,7 @@ class Journal:
 
     def _open(self) -> int:
         """Open the file, and take note of what it holds."""
-        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         self._size = 0
         self._digest = hashlib.sha256()
         if stat.S_ISREG(os.fstat(file).st_mode):

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from paribus.errors import UserError
-
-if TYPE_CHECKING:
-    pass
+from paribus.git import try_git
 
 
 def main_checkout() -> Path:
@@ -40,6 +38,29 @@ def state_root() -> Path:
             f"{root}: is a file, and paribus keeps its state in a folder of this name; move it away"
         ) from None
     return root
+
+
+def outside_problem(outs: Iterable[str]) -> str | None:
+    """What is wrong with outputs that a link leads out of the repository, and the cure; None where there are none.
+
+    DVC computes such a stage to its end, and then refuses its outputs.
+    """
+    top = try_git("rev-parse", "--show-toplevel")
+    if top is None:
+        return None
+    links = set()
+    for out in outs:
+        folder = Path(out).parent
+        there = folder.resolve()
+        if not there.is_relative_to(Path(top).resolve()):
+            links.add(f"{folder} (to {there})")
+    if not links:
+        return None
+    return (
+        f"a link leads out of the repository: {', '.join(sorted(links))}, and DVC refuses the outputs of a stage there; "
+        "make it a folder and link what is in it, or keep DVC's cache on the other disk (`dvc cache dir --local FOLDER`, "
+        "`dvc config --local cache.type symlink`)"
+    )
 
 
 def find_checkpoint(name: str | Path) -> Path:

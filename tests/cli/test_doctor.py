@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.warm import warm
 
 from paribus.cli import doctor
 from paribus.machine.provenance import git_state
@@ -150,6 +151,26 @@ def test_a_wrong_key_is_told_as_everywhere(project: Path) -> None:
     findings = dict(doctor.examine())
     assert findings["params"].state == "broken"
     assert "did you mean model.depth?" in findings["params"].text
+
+
+def test_a_folder_of_outputs_that_leads_out_of_the_repository_is_found_before_a_stage_computes(
+    project: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (project / "data").symlink_to(tmp_path / "disk")
+    finding = found("outputs")
+    assert finding.state == "broken" and f"data (to {tmp_path / 'disk'})" in finding.text
+    environment = os.environ | {"DVC_STAGE": "corpus", "DVC_ROOT": str(project)}
+    done = warm().run(["-m", "paribus", "corpus"], project, environment)
+    assert done.returncode == 2 and finding.text in done.stderr
+    assert not list((tmp_path / "disk").iterdir())
+
+
+def test_a_link_in_the_place_of_an_output_is_fine(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (project / "data").mkdir()
+    (project / "data/corpus").symlink_to(tmp_path / "disk")
+    assert found("outputs").state == "note"
 
 
 def test_outputs_that_are_nowhere_are_named(project: Path) -> None:

@@ -239,6 +239,29 @@ def test_a_clone_is_of_the_commit_whatever_the_checkout_holds(
     shutil.copy(made.project / "notes.md", project.root / "notes.md")
 
 
+def test_a_clone_has_the_submodules_of_its_repository_at_the_commits_it_names(
+    light_project: LightProject, tmp_path: Path
+) -> None:
+    library = tmp_path / "library"
+    git("init", "--quiet", str(library))
+    (library / "helper.py").write_text("X = 1\n")
+    identity = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+    git("add", "--all", at=library)
+    git(*identity, "commit", "--quiet", "--message", "one", at=library)
+    project = light_project.copy(tmp_path / "project")
+    for name in ("ext", "empty"):
+        allowed = ("-c", "protocol.file.allow=always")
+        git(*allowed, "submodule", "--quiet", "add", str(library), name, at=project.root)
+    project.commit("submodules")
+    commit = git("rev-parse", "HEAD", at=project.root)
+    (project.root / "ext/helper.py").write_text("X = 2\n")
+    git("submodule", "--quiet", "deinit", "--force", "empty", at=project.root)
+    made = clone(project.root, commit, tmp_path / "clone")
+    assert (made.project / "ext/helper.py").read_text() == "X = 1\n"
+    assert not list((made.project / "empty").iterdir())
+    assert git("status", "--porcelain", at=made.top) == ""
+
+
 def test_overrides_keep_the_comments_of_params_yaml(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("# why\nseed: 7  # any\nmodel:\n  depth: 4\n")

@@ -127,11 +127,17 @@ def run_stage(stage: str, *arguments: str) -> None:
     """Run a stage of dvc.yaml in this process."""
     from importlib import import_module
 
-    from paribus.graph import ENTRY_POINTS
+    from paribus.graph import ENTRY_POINTS, stage_definitions
     from paribus.machine.interrupt import leave_on_signals
+    from paribus.places import outside_problem
 
     module, _, function = ENTRY_POINTS[stage].partition(":")
     leave_on_signals(" ".join([stage, *arguments]))
+    named = os.environ.get("DVC_STAGE")  # by DVC, which started this process
+    definition = stage_definitions().get(named) if named else None
+    problem = outside_problem(definition.outs) if definition else None
+    if problem:
+        raise UserError(problem)
     getattr(import_module(module), function)(*arguments)
 
 

@@ -27,7 +27,7 @@ from paribus.machine.hardware import (
     unused_driver,
 )
 from paribus.machine.provenance import git_state, git_time
-from paribus.places import main_checkout, state_root
+from paribus.places import main_checkout, outside_problem, state_root
 from paribus.text import file_size
 from paribus.tracking.health import store_health
 
@@ -307,7 +307,11 @@ def _lock_problem() -> str | None:
 
 
 def _outputs() -> Finding:
-    """Outputs that dvc.lock names and that are neither here nor in the cache."""
+    """Outputs that lie where DVC refuses them, or that dvc.lock names and that are neither here nor in the cache."""
+    definitions = stage_definitions() if Path("dvc.yaml").exists() else {}
+    elsewhere = outside_problem(out for stage in definitions.values() for out in stage.outs)
+    if elsewhere:
+        return Finding("broken", elsewhere)
     if not Path("dvc.lock").exists():
         return Finding("note", "nothing has run yet: dvc repro")
     conflict = _conflict_in("dvc.lock")

@@ -125,7 +125,7 @@ class Kept:
             say(f"{path}: damaged in line {lines}; what was kept there is computed again")
         if damaged or others:
             write_atomic(path, self._header() + b"".join(good))
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         if not damaged and not others and len(whole) < len(data):
             os.ftruncate(self._file, len(whole))  # the line that a kill cut off
         if not whole:

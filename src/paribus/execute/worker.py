@@ -297,7 +297,7 @@ def _taken(folder: Path) -> Iterator[bool]:
 def _printed_to(log: Path) -> Iterator[None]:
     """Redirect the output of this process and its stages to a file."""
     before = os.dup(1), os.dup(2)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
     try:
         for number in (1, 2):
             os.dup2(file, number)
