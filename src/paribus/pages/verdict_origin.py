@@ -25,7 +25,7 @@ def provenance(experiment: Experiment, results: Sequence[Result]) -> dict[str, s
     """Commit, locks, file and machine of the runs; several where they differ."""
     provenances = [result.provenance for result in results]
     return {
-        "commit": _each(result.baseline for result in results),
+        "commit": _each(result.against for result in results),
         "file": _each(result.file for result in results),
         "requirements.lock": _each(written.requirements_lock for written in provenances),
         "machine": _each(_machine(written) for written in provenances),

@@ -250,7 +250,7 @@ def measuring_files(experiment: Experiment, change: Change) -> list[str]:
 
 
 def _submodules(head: str, code: ArmCode) -> list[str]:
-    """Submodules that an arm moves: clones hold none."""
+    """Submodules that an arm moves: what changes in them is not seen."""
     listed = git("diff", "--raw", "--no-renames", head, code.commit)
     paths = []
     for line in listed.splitlines():
@@ -258,7 +258,8 @@ def _submodules(head: str, code: ArmCode) -> list[str]:
         if "160000" in about.split(" ")[:2] or about.startswith(":160000"):
             paths.append(path)
     return [
-        f"{code.asked} changes the submodule {path}, and runs hold no submodules" for path in paths
+        f"{code.asked} moves the submodule {path}, and what changes in there is neither shown nor compared; take that out"
+        for path in paths
     ]
 
 
