@@ -94,7 +94,7 @@ def ask(
         crash, both = error.problems[0], None
     begun = _begun(terms, baseline, change, both, text, as_one)
     entry = _begin(ledger, begun, again)
-    keep(change, entry.reference)
+    keep(entry.begun.change, entry.reference)
     if crash is not None and entry.ended is None:
         entry = ledger.end(entry.number, Ended("discard", crash))
     return Question(entry, both)
@@ -125,13 +125,14 @@ def baseline_of(terms: Terms, ledger: Ledger, first: str, change: str) -> str:
 def _begun(
     terms: Terms, baseline: str, change: str, both: Pair | None, message: str, as_one: str | None
 ) -> Begun:
-    found = None if both else compared(terms, baseline, change, as_one)
-    sides = (
-        (both.change.fingerprint, both.baseline.fingerprint)
-        if both
-        else (f"commit {change}", f"commit {baseline}")
-    )
-    files = both.files if both else [file.path for file in found.files] if found else []
+    """What is settled. both: None where the change's code does not start; its commits stand for what it computes."""
+    if both is not None:
+        sides = both.change.fingerprint, both.baseline.fingerprint
+        files, tokens = both.files, both.tokens
+    else:
+        sides = f"commit {change}", f"commit {baseline}"
+        found = compared(terms, baseline, change, as_one)
+        files, tokens = [file.path for file in found.files], None
     first, last = terms.seeds
     key = fingerprint(
         sides=sides,
@@ -156,7 +157,7 @@ def _begun(
         first=first,
         last=last,
         budget=terms.budget.text if terms.budget else None,
-        tokens=both.tokens if both else None,
+        tokens=tokens,
         false_keeps=terms.false_keeps,
         as_one=as_one,
     )

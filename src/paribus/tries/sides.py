@@ -334,7 +334,7 @@ def _tokens_of_seconds(terms: Terms, budget: Budget, baseline: str, own: Facts) 
     measured = facts_of(terms, baseline, "baseline", measure=True)
     assert measured.step_seconds is not None
     steps = max(round(budget.amount / measured.step_seconds), 1)
-    tokens = steps * own.batch_tokens
+    tokens = float(steps * own.batch_tokens)
     place.parent.mkdir(parents=True, exist_ok=True)
     write_json(
         place,
