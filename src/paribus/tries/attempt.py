@@ -87,7 +87,8 @@ def ask(
     text = message or git("log", "-1", "--format=%s", change)
     crash = None
     try:
-        both, _ = pair(terms, baseline, change, as_one, workers)
+        tokens = kept_tokens(terms, ledger, baseline)
+        both, _ = pair(terms, baseline, change, as_one, workers, tokens)
     except DoesNotStart as error:
         if not error.problems[0].startswith("the change"):
             raise
@@ -120,6 +121,21 @@ def baseline_of(terms: Terms, ledger: Ledger, first: str, change: str) -> str:
         return first
     is_itself = git("rev-parse", f"{kept}^{{tree}}") == git("rev-parse", f"{change}^{{tree}}")
     return newest.begun.baseline if is_itself else kept
+
+
+def kept_tokens(terms: Terms, ledger: Ledger, baseline: str) -> int | None:
+    """Tokens that the newest kept change was tried with, if the baseline holds it and no budget is given; else None.
+
+    Args:
+        terms: of the try.
+        ledger: with what was kept.
+        baseline: its commit.
+    """
+    same = [entry for entry in ledger.entries() if entry.begun.metric == terms.metric.name]
+    newest = newest_kept(same)
+    if newest is None or terms.budget is not None or newest.begun.stage != terms.targets[-1]:
+        return None
+    return newest.begun.tokens if holds(baseline, newest.begun.change) else None
 
 
 def _begun(

@@ -210,7 +210,12 @@ def _declared(stages: Sequence[str], commit: str) -> set[str]:
 
 
 def pair(
-    terms: Terms, baseline: str, change: str, as_one: str | None, workers: int
+    terms: Terms,
+    baseline: str,
+    change: str,
+    as_one: str | None,
+    workers: int,
+    kept_tokens: int | None = None,
 ) -> tuple[Pair, Change]:
     """Both sides, at equal tokens or FLOPs.
 
@@ -220,6 +225,7 @@ def pair(
         change: its commit.
         as_one: why evaluation or data may change; None: they may not.
         workers: runs side by side, which share the cores.
+        kept_tokens: that the newest kept change below the baseline was tried with; without a budget they stay.
 
     Raises:
         UserError: where the two cannot be compared.
@@ -235,6 +241,10 @@ def pair(
         "change": facts_of(terms, change, "change"),
     }
     budget = settled_budget(terms, baseline, facts["baseline"])
+    if (
+        terms.budget is None
+    ):  # a kept change of the batch must not change how long the next try trains
+        budget = kept_tokens
     sides = {}
     for name, commit in (("baseline", baseline), ("change", change)):
         steps = _steps(terms, budget, facts["baseline"], facts[name], name)
