@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from paribus.git import git
 
 NODE = "ray.io/node-id"  # the label that Ray gives each machine
 INSTALL = "pip install --no-deps -r requirements-ray.lock"
+NOTE = Path("/tmp/ray/ray_current_cluster")  # in which `ray start` notes the head
+KNOCK_SECONDS = 10.0
 BEST_FIRST = ("cuda", "mps", "cpu")
 
 
@@ -42,6 +45,7 @@ def connect(address: str) -> Any:
     package = str(Path(paribus.__file__).resolve().parent)
     where = address or "this machine"
     try:
+        _knock(address or _own_head())
         ray.init(
             address=address or "auto",
             runtime_env={"py_modules": [package]},
@@ -56,6 +60,21 @@ def connect(address: str) -> Any:
             "it; docs/machines.md)"
         ) from None
     return ray
+
+
+def _own_head() -> str:
+    """HOST:PORT of the head that this machine's Ray was started with; "" where Ray has noted none."""
+    named = os.environ.get("RAY_ADDRESS", "")
+    if not named and NOTE.is_file():
+        named = NOTE.read_text(encoding="utf-8").strip()
+    return named
+
+
+def _knock(head: str) -> None:
+    """Raises OSError where nothing listens at HOST:PORT, for which Ray itself would wait minutes."""
+    host, _, port = head.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def computing(ray: Any) -> dict[str, dict[str, Any]]:
