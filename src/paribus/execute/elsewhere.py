@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import shutil
 import socket
 import urllib.error
 import urllib.request
@@ -67,10 +68,19 @@ def checkout_of(home: Home, at_home: bool) -> Path:
     top.parent.mkdir(parents=True, exist_ok=True)
     with locked(top.with_name(f"{top.name}.lock")):
         if not (top / ".git").exists():
-            aside = top.with_name(f".{top.name}.new")
-            git("clone", "--quiet", "--", home.origin, str(aside))
-            aside.rename(top)
+            _clone(home.origin, top)
     return top / home.project
+
+
+def _clone(origin: str, top: Path) -> None:
+    """A clone that is whole or not there."""
+    aside = top.with_name(f".{top.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)  # of a machine that died meanwhile
+    try:
+        git("clone", "--quiet", "--", origin, str(aside))
+    except GitError as error:
+        raise GitError(f"{origin} could not be cloned to {top}: {error}") from None
+    aside.rename(top)
 
 
 def _folder(origin: str) -> Path:
