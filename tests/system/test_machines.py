@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support import postgres, tuned
 from support.machines import Machine, Network, impossible
-from support.studied import LightProject
+from support.project import Project
+from support.studied import LightProject, wait_for
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
@@ -125,6 +129,58 @@ def test_what_other_machines_lack_is_told_one_after_the_other(desk: Desk) -> Non
     assert set(began) == {"desk1", "desk2"}
 
 
+def test_a_stopped_study_saves_everywhere_and_goes_on(desk: Desk) -> None:
+    """`status` shows where runs are; `stop` has them save and end on every machine."""
+    desk.project.study("third", seeds=2, arms={"adamw": {"optimizer.kind": "adamw"}})
+    bare = desk.here.folder / "shared.git"
+    subprocess.run(["git", "push", "-q", str(bare), "main"], cwd=desk.project.root, check=True)
+    roots = [desk.project.root, *desk.other.folder.glob("home/.cache/paribus/shared-*/")]
+    assert len(roots) == 2
+    slowly = [{"when": {"stage": "pretrain", "eps": 1e-10}, "do": {"steps": 9000, "seconds": 0.1}}]
+    for root in roots:
+        (root / ".paribus/behave.json").write_text(json.dumps(slowly))
+    source = str(Path(__file__).resolve().parents[2] / "src")
+    command = [sys.executable, "-m", "paribus", "ablate", "run", "third", "--engine", "ray"]
+    log = desk.here.folder / "third.log"
+    driver = desk.here.begin(*command, log=log, cwd=desk.project.root, PYTHONPATH=source)
+
+    def in_pretrain_on_both() -> bool:
+        assert driver.poll() is None, log.read_text()
+        shown = desk.paribus("ablate", "status", "third").stderr
+        return "pretrain on desk2" in shown and shown.count("pretrain") >= 2
+
+    wait_for(in_pretrain_on_both, 600)
+    done = desk.paribus("ablate", "stop", "third")
+    assert done.returncode == 0, done.stderr
+    assert driver.wait(120) == 75, log.read_text()
+    assert len(desk.project.ended("third", "paused")) == 2
+    assert desk.project.ended("third", "done") == []
+    assert all(not list(root.glob(".paribus/execute/third/*/clone")) for root in roots)
+    for root in roots:
+        (root / ".paribus/behave.json").unlink()
+    done = desk.paribus("ablate", "run", "third", "--engine", "ray")
+    assert done.returncode == 0, done.stderr
+    assert len(desk.project.values("third")) == 4
+
+
+def test_runs_of_one_seed_are_on_one_class_of_hardware(desk: Desk) -> None:
+    """The second machine computes with other kernels: no pair is torn, and both machines have work."""
+    desk.other.run("ray", "stop", "--force")
+    desk.other.start_ray(desk.head, ATEN_CPU_CAPABILITY="default")
+    desk.project.study("fourth", seeds=4)
+    bare = desk.here.folder / "shared.git"
+    subprocess.run(["git", "push", "-q", str(bare), "main"], cwd=desk.project.root, check=True)
+    done = desk.paribus("ablate", "run", "fourth", "--engine", "ray")
+    assert done.returncode == 0, done.stderr
+    machines: dict[int, set[str]] = {}
+    for one in desk.project.experiments("fourth"):
+        message = desk.project.git("log", "-1", "--format=%B", one.commit)
+        machine = message.partition("Ran-On: ")[2].split()[0]
+        machines.setdefault(one.run.seed, set()).add(machine)
+    assert [len(of_seed) for of_seed in machines.values()] == [1, 1, 1, 1]
+    assert set.union(*machines.values()) == {"desk1", "desk2"}
+
+
 def test_a_full_disk_on_one_machine_is_told(
     desk: Desk, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -141,6 +197,57 @@ def test_a_full_disk_on_one_machine_is_told(
     assert "No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
     assert desk.project.events("second") == []
+
+
+def test_a_tuning_study_has_workers_on_all_machines(tmp_path: Path, project_root: Path) -> None:
+    reason = missing("ray")
+    there = postgres.found()
+    if reason or isinstance(there, str):
+        pytest.skip(reason or str(there))
+    with Network(tmp_path, 79) as network:
+        here, other = network.machine("desk1"), network.machine("desk2")
+        project = Project(here.folder / "paribus", project_root).start()
+        (tmp_path / "nas").mkdir()
+        project.run("dvc", "remote", "add", "-d", "nas", str(tmp_path / "nas"))
+        (project.root / "execute.yaml").write_text(f"git: git://{here.address}/paribus\n")
+        (project.root / "experiments/tune").mkdir(parents=True)
+        tuned.write(project.root, "desks", trials=4)
+        project.run("dvc", "repro", "tokens")
+        project.run("git", "add", "-A")
+        project.run("git", "commit", "-qm", "study")
+        daemon = ["git", "daemon", "--export-all", "--enable=receive-pack"]
+        here.begin(*daemon, f"--base-path={here.folder}", log=tmp_path / "git.log")
+        head = here.start_ray()
+        other.start_ray(head)
+        server = postgres.Server(*there, network.gateway)
+        server.start()
+        try:
+            command = ["paribus", "tune", "run", "desks", "--engine", f"ray:{head}"]
+            source = str(project.root / "src")
+            done = here.run(
+                *command,
+                "--storage",
+                server.url,
+                cwd=project.root,
+                check=False,
+                PYTHONPATH=source,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            states = [trial.state.name for trial in trials_of(server.url)]
+        finally:
+            server.stop()
+            shutil.rmtree(server.folder)
+        ended = [state for state in states if state in ("COMPLETE", "PRUNED")]
+        assert len(ended) == 4
+        for machine in (here, other):
+            assert list(machine.folder.rglob(".paribus/tune/desks/trial-*/result.json"))
+    assert json.loads((project.root / "report/tune/desks/summary.json").read_text())["best"]
+
+
+def trials_of(url: str) -> list[Any]:
+    import optuna
+
+    return list(optuna.load_study(study_name="desks", storage=url).trials)
 
 
 def test_a_machine_dies_and_the_study_ends_with_the_verdict_of_an_undisturbed_one(

@@ -80,8 +80,15 @@ class RayEngine:
     # ------------------------------------------------------------ the protocol
 
     def resources(self) -> Resources:
-        """The resources of this engine, of the machines that are there now."""
-        fit = sum(machine.slots(self._needs) for machine in self.cluster.able())
+        """The resources of this engine, of the machines that are there now.
+
+        Where seeds keep to a class of hardware, more runs are asked for than fit: those that wait for one class would leave
+        the machines of another idle.
+        """
+        able = self.cluster.able()
+        fit = sum(machine.slots(self._needs) for machine in able)
+        if not self.settings.mixed_hardware:
+            fit *= len({machine.found.hardware for machine in able})
         slots = fit if self._workers is None else min(fit, self._workers)
         return Resources(max(slots, 1), (), self.cluster.device())
 
