@@ -147,7 +147,6 @@ def _newest(names: list[str]) -> int | None:
 @contextlib.contextmanager
 def copied(states: RemoteStates, minutes: float) -> Iterator[None]:
     """Within, the run's newest state goes to the remote every `minutes`; and once more at the end, however it ends."""
-    states.bring()
     over = threading.Event()
 
     def copy() -> None:

@@ -164,7 +164,8 @@ def _compute(
             begin(stage)
             _reproduce(repo, stage, pull=shared)
             if shared:
-                repo.push(targets=[stage], run_cache=True)
+                with _between_machines("its outputs were not pushed to the DVC remote"):
+                    repo.push(targets=[stage], run_cache=True)
             computed()
     if not spec.kept:
         return None
@@ -174,7 +175,19 @@ def _compute(
     message = "\n".join([f"{spec.id}: {', '.join(spec.stages)}", "", *lines])
     paths = ["params.yaml", "dvc.lock", *left]
     name = spec.id.experiment_name()
-    return save_experiment(made, name, message, paths, spec.commit, spec.origin)
+    if not shared:
+        return save_experiment(made, name, message, paths, spec.commit)
+    with _between_machines(f"its results were not pushed to {spec.origin}"):
+        return save_experiment(made, name, message, paths, spec.commit, spec.origin)
+
+
+@contextlib.contextmanager
+def _between_machines(failed: str) -> Iterator[None]:
+    """What fails within is no fault of the run: it succeeds on another machine, or once the remote is back."""
+    try:
+        yield
+    except Exception as error:  # of DVC, git, the remote's library
+        raise MachineError(f"{failed}: {_words(error)}") from error
 
 
 def _states_elsewhere(
@@ -183,7 +196,9 @@ def _states_elsewhere(
     """Keep the training state in the DVC remote too, where several machines share it."""
     if not spec.origin:
         return contextlib.nullcontext()
-    states = RemoteStates.of(repo, root / ".paribus", spec.id)
+    with _between_machines("its training states were not brought from the DVC remote"):
+        states = RemoteStates.of(repo, root / ".paribus", spec.id)
+        states.bring()
     return copied(states, spec.state_minutes)
 
 
@@ -208,7 +223,8 @@ def _check_out_data(repo: Repo, pull: bool) -> None:
     """Bring what `dvc add` tracks into the clone, from the remote where the cache lacks it (pull)."""
     tracked = [stage.addressing for stage in repo.index.stages if stage.is_data_source]
     if tracked and pull:
-        repo.fetch(tracked)
+        with _between_machines("its data were not brought from the DVC remote"):
+            repo.fetch(tracked)
     if tracked:
         repo.checkout(tracked, force=True)
 
