@@ -264,7 +264,7 @@ def test_the_fingerprint_of_a_stage_holds_its_code(
 def test_no_code_is_reached_through_a_back_door(sources: graph.Sources) -> None:
     """A module that is named in a string would run without being in any closure."""
     for path, contents in sources.files.items():
-        if not path.endswith(".py") or path == f"{PACKAGE}/cli/commands.py":
+        if not path.endswith(".py") or path == f"{PACKAGE}/cli/root.py":
             continue
         for node in ast.walk(ast.parse(contents)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -344,10 +344,6 @@ def test_every_file_that_is_not_python_has_an_owner(
     sources: graph.Sources, code: dict[str, dict[str, str]]
 ) -> None:
     """Templates and tables belong to a stage's closure, to an observer, or to a page that no stage makes."""
-    pages = {
-        f"{PACKAGE}/pages/templates/{name}"
-        for name in ("chat.html.j2", "verdict.html.j2", "verdict.md.j2")
-    }
     reached = {path for files in code.values() for path in files}
     for path in sources.files:
         if path.endswith((".py", "py.typed")):
@@ -356,8 +352,9 @@ def test_every_file_that_is_not_python_has_an_owner(
         observed = any(
             module == name or module.startswith(f"{name}.") for name in closure.OBSERVERS
         )
-        if not observed:
-            assert path in reached | pages, path
+        of_a_page = path.startswith(f"{PACKAGE}/pages/templates/")
+        if not observed and not of_a_page:
+            assert path in reached, path
 
 
 # ---------------------------------------------------------------- sources

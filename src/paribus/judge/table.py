@@ -69,7 +69,7 @@ def opened(table: Any) -> Source:
     if not isinstance(table, (str, Path)):
         return Frame(table)
     if isinstance(table, str) and table.startswith("mlflow:"):
-        from paribus.judge.tracked import tracked_table
+        from paribus.tracking.table import tracked_table
 
         return tracked_table(table.removeprefix("mlflow:"))
     if isinstance(table, str) and table.startswith("study:"):
