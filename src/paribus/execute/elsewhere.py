@@ -195,6 +195,8 @@ def _try_git(root: Path, origin: str, commits: Sequence[str]) -> None:
     """Fetch commits, and see that a result could be pushed. Raises UserError where either fails."""
     for commit in commits:
         bring_commit(root, origin, commit)
+    # The clone may be older than the DVC remote that the commit names. Git refuses where it would lose somebody's changes.
+    git("checkout", "--quiet", "--detach", commits[0], at=root)
     try:
         what = f"{commits[0]}:{reference_of(commits[0], 'try')}"
         git("push", "--dry-run", "--quiet", "--", origin, what, at=root)
