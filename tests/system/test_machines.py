@@ -146,14 +146,16 @@ def test_a_stopped_study_saves_everywhere_and_goes_on(desk: Desk) -> None:
 
     def in_pretrain_on_both() -> bool:
         assert driver.poll() is None, log.read_text()
-        shown = desk.paribus("ablate", "status", "third").stderr
+        shown = desk.paribus("ablate", "status", "third").stdout
         return "pretrain on desk2" in shown and shown.count("pretrain") >= 2
 
     wait_for(in_pretrain_on_both, 600)
     done = desk.paribus("ablate", "stop", "third")
     assert done.returncode == 0, done.stderr
     assert driver.wait(120) == 75, log.read_text()
-    assert len(desk.project.ended("third", "paused")) == 2
+    ended = [path for root in roots for path in root.glob(".paribus/execute/third/*/outcome.json")]
+    states = [json.loads(path.read_text())["state"] for path in ended]
+    assert states == ["paused", "paused"]
     assert desk.project.ended("third", "done") == []
     assert all(not list(root.glob(".paribus/execute/third/*/clone")) for root in roots)
     for root in roots:
