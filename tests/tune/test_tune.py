@@ -723,7 +723,7 @@ def killed(prepared: Path) -> dict[str, Any]:
     write(
         prepared,
         "killed",
-        trials=3,
+        trials=4,
         budget={"tokens": 256 * 80},
         overrides={"train.save_seconds": 0},  # a state after every step
         space={
@@ -767,7 +767,7 @@ def test_a_killed_study_goes_on_with_its_trial_from_its_state(killed: dict[str, 
     assert again[0].value == whole["val_bpb"]
     assert start == {"went_on_from_step": 0}
     ran = [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")]
-    assert len({trial.user_attrs["origin"] for trial in ran}) == len(ran) == 3
+    assert len({trial.user_attrs["origin"] for trial in ran}) == len(ran) == 4
 
 
 @pytest.mark.long
@@ -778,7 +778,7 @@ def test_claims_stand_beside_re_tests_and_the_profile_says_where_it_comes_from(
 
     root = killed["root"]
     found = json.loads((root / "report/tune/killed/summary.json").read_text())
-    assert found["trials"] == 3
+    assert found["trials"] == 4
     assert found["retried"] == 1
     assert found["retest"]["default"]["seeds"] == 2
     winner, entry = next((arm, entry) for arm, entry in found["retest"].items() if arm != "default")
@@ -855,7 +855,7 @@ def test_trials_are_child_runs_with_study_and_number_and_predictions(
     store = connect(tracking_uri(), "paribus", state_root())
     runs = store.client.search_runs([store.experiment], "tags.study = 'killed'")
     numbers = [run.data.tags["trial"] for run in runs if "trial" in run.data.tags]
-    assert len(numbers) == len(set(numbers)) == 3
+    assert len(numbers) == len(set(numbers)) == 4
     assert all(run.data.tags["mlflow.parentRunId"] for run in runs)
     report = next(run for run in runs if run.data.tags.get("report"))
     kept = {file.path for file in store.client.list_artifacts(report.info.run_id, "tune")}
