@@ -318,7 +318,9 @@ def test_every_section_shows_its_inputs(page: str, results: Path) -> None:
 
 def test_tool_calls_are_shown_and_text_is_escaped(page: str) -> None:
     assert re.search(
-        r"That is <code>3\*4</code><code>1[23]</code>1[23] pears\.\n#### 1[23]</div>", page
+        r'That is <code class="tool_call">3\*4</code><code class="tool_result">1[23]</code>'
+        r"1[23] pears\.\n#### 1[23]</div>",
+        page,
     )
     assert "&lt;b&gt;How many&lt;/b&gt; pears &amp; boxes" in page
     assert "&lt;|" not in page
@@ -366,7 +368,8 @@ def test_every_stage_answers_every_fixed_prompt(page: str) -> None:
     section = page[page.index('<section id="prompts">') : page.index('<section id="samples">')]
     for prompt in PROMPTS:
         for stage in PRINTED:
-            assert f"{stage} on {prompt} <code>1+2</code><code>3</code></div>" in section
+            called = '<code class="tool_call">1+2</code><code class="tool_result">3</code>'
+            assert f"{stage} on {prompt} {called}</div>" in section
 
 
 def test_groups_are_told_by_difficulty_and_what_redrawing_cost(page: str) -> None:
