@@ -8,6 +8,7 @@ cost next to nothing.)
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import platform
@@ -70,8 +71,18 @@ class Shape:
             "residual_scalars": True,
             "tied_head": False,
             "softcap": 15.0,
+            "embedding_std": None,
         }
-        return Model(**fields | changes)
+        return Model(**switched_off() | fields | changes)
+
+
+def switched_off() -> dict[str, Any]:
+    """The switches that neither side uses."""
+    values = {}
+    for field in dataclasses.fields(Model):
+        if field.metadata["formerly"] is not None:
+            values[field.name] = field.metadata["formerly"]
+    return values
 
 
 OPTIMIZER = Optimizer(
@@ -83,7 +94,11 @@ OPTIMIZER = Optimizer(
     scalar_lr=0.02,
     lr_reference_width=768,
     lr_width_exponent=-0.5,
+    clip_value=0.0,
     weight_decay=0.0,
+    weight_decay_of="matrices",
+    weight_decay_schedule="rate",
+    cautious_weight_decay=False,
     beta1=0.8,
     beta2=0.95,
     eps=1e-10,
