@@ -178,7 +178,7 @@ def own(case: Case) -> dict[str, Any]:
             shape.rows,
         )
         forward = parallel.wrap(model, "ddp", case.compiled)
-        stepper = make_stepper(model, forward, MuonAdamW(model, OPTIMIZER), objective)
+        stepper = make_stepper(model, forward, MuonAdamW(model, OPTIMIZER), objective, seed=1)
         store = Unsaved(Path(name) / "state", 1)
         Loop(stepper, objective, plan, store, Interrupt(), logged).run()
     waited = rows[-1]["train/data_wait_seconds"] - rows[case.warmup - 1]["train/data_wait_seconds"]
