@@ -1,4 +1,4 @@
-"""Several machines, as network namespaces of this one: what is wrong is explained before compute; one dies, and nothing is lost."""
+"""Several machines, as network namespaces of this one: what is wrong is said before compute; one dies, and nothing is lost."""
 
 from __future__ import annotations
 
