@@ -17,8 +17,9 @@ from paribus.config import load_config, resolve_model
 from paribus.errors import UserError
 from paribus.study import budget
 from paribus.study.divergence import Diverged, Survivors
-from paribus.study.experiment import Experiment, noise_experiment, parse_experiment
+from paribus.study.experiment import Experiment
 from paribus.study.outcomes import Outcomes
+from paribus.study.reading import noise_experiment, parse_experiment
 from paribus.study.registration import registered
 from paribus.study.results import Result
 from paribus.study.sequence import judge

@@ -11,7 +11,7 @@ import pytest
 from support.ablation_file import FILE
 
 from paribus.errors import UserError
-from paribus.study.experiment import noise_experiment, parse_experiment, read_experiment
+from paribus.study.reading import noise_experiment, parse_experiment, read_experiment
 
 pytestmark = pytest.mark.usefixtures("in_checkout")
 INF, NAN = float("inf"), float("nan")

@@ -211,7 +211,7 @@ def test_arms_of_a_seed_read_the_same_rows(ended: Project, monkeypatch: pytest.M
     from paribus.curriculum import TOKENS
     from paribus.data.packing import document_rows
     from paribus.recipe import Recipe
-    from paribus.study.experiment import read_experiment
+    from paribus.study.reading import read_experiment
     from paribus.train.trainer import next_token
 
     monkeypatch.chdir(ended.root)

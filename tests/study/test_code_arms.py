@@ -9,7 +9,7 @@ from support.studied import LightProject
 
 from paribus.cli.ablation import usable
 from paribus.pages.verdict import html, markdown, page_values
-from paribus.study.experiment import read_experiment
+from paribus.study.reading import read_experiment
 from paribus.study.sequence import judge
 from paribus.study.settled import study_of
 from paribus.study.verdict import verdicts

@@ -14,8 +14,9 @@ from paribus.cli.ablation_check import check
 from paribus.errors import UserError
 from paribus.study.arm_code import settle_code
 from paribus.study.code_checks import code_lines, code_notes
-from paribus.study.experiment import Experiment, parse_experiment
+from paribus.study.experiment import Experiment
 from paribus.study.matching import matching
+from paribus.study.reading import parse_experiment
 from paribus.study.results import code_key
 from paribus.study.specs import changes_of, pieces_of
 

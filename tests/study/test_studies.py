@@ -419,7 +419,7 @@ def test_parameters_and_code_of_two_times_are_never_in_one_verdict(
 ) -> None:
     """The second set of parameters came to one seed only; then the code changed."""
     from paribus.cli.ablation import usable
-    from paribus.study.experiment import read_experiment
+    from paribus.study.reading import read_experiment
     from paribus.study.settled import study_of
 
     project = ended
@@ -453,7 +453,7 @@ def test_parameters_and_code_of_two_times_are_never_in_one_verdict(
 def test_whatever_a_stage_is_made_of_is_part_of_its_code(
     shared: LightProject, monkeypatch: pytest.MonkeyPatch, edit: str
 ) -> None:
-    from paribus.study.experiment import read_experiment
+    from paribus.study.reading import read_experiment
     from paribus.study.results import code_key
 
     project = shared
@@ -625,7 +625,7 @@ def cards(monkeypatch: pytest.MonkeyPatch, count: int, visible: str = "") -> Non
 def experiment_on(project: LightProject, processes: int, device: str = "cuda") -> Any:
     from support.studied import STUDY
 
-    from paribus.study.experiment import parse_experiment
+    from paribus.study.reading import parse_experiment
 
     settings = {"train.processes": processes, "train.device": device}
     return parse_experiment("gpus", STUDY | {"baseline": {"set": settings}})

@@ -32,7 +32,7 @@ from paribus.config import (
 )
 from paribus.errors import UserError
 from paribus.model.gpt import GPT
-from paribus.study.experiment import parse_experiment
+from paribus.study.reading import parse_experiment
 from paribus.train.optim import MuonAdamW
 from paribus.tune.space import read_study
 

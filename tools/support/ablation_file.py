@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from paribus.study.experiment import Experiment, parse_experiment
+from paribus.study.experiment import Experiment
+from paribus.study.reading import parse_experiment
 from support.tiny import TINY
 
 FILE: dict[str, Any] = {

@@ -327,7 +327,7 @@ import sys
 from paribus.cli.commands import commands
 from paribus.cli import ablation
 from paribus.study import driver
-from paribus.study.experiment import read_experiment
+from paribus.study.reading import read_experiment
 
 @commands.command("execute")
 def execute():

@@ -15,8 +15,8 @@ from paribus.errors import UserError
 from paribus.machine.hardware import Hardware, detect_hardware
 from paribus.machine.provenance import collect_provenance
 from paribus.study.committed import CommittedFiles, altered, edited_in_lock
-from paribus.study.experiment import is_declared
 from paribus.study.finished import CHECKPOINTS, PIPELINE, FinishedRun, Provenance
+from paribus.study.identity import is_declared
 from paribus.study.lasting import FIGURES
 
 Cause = Literal[

@@ -15,7 +15,8 @@ from paribus.errors import UserError
 from paribus.execute.repository import experiments_of
 from paribus.files import write_atomic
 from paribus.pages.markdown import cell
-from paribus.study.experiment import Experiment, read_experiment
+from paribus.study.experiment import Experiment
+from paribus.study.reading import read_experiment
 from paribus.summary import write_json
 
 

@@ -29,14 +29,10 @@ from paribus.study.code_checks import (
 from paribus.study.divergence import diverged_seeds
 from paribus.study.driver import Driver
 from paribus.study.events import GivenUp, folder_of, given_up
-from paribus.study.experiment import (
-    Experiment,
-    Run,
-    noise_experiment,
-    read_experiment,
-    unchanged_sources,
-)
+from paribus.study.experiment import Experiment, Run
+from paribus.study.identity import unchanged_sources
 from paribus.study.outcomes import Outcomes
+from paribus.study.reading import noise_experiment, read_experiment
 from paribus.study.record import note
 from paribus.study.registration import check_sources, registered
 from paribus.study.results import Result, collect, different_models, done, of_other_arms

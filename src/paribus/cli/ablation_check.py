@@ -9,8 +9,9 @@ import click
 
 from paribus.git import git
 from paribus.study.code_checks import change_of, check_code, code_lines, notes_of
-from paribus.study.experiment import Experiment, changed_keys, read_experiment
+from paribus.study.experiment import Experiment, changed_keys
 from paribus.study.matching import matching
+from paribus.study.reading import read_experiment
 from paribus.study.registration import check_sources, registered
 
 

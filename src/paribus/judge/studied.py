@@ -11,7 +11,8 @@ from typing import Any
 
 from paribus.errors import UserError
 from paribus.study.budget import training_flops
-from paribus.study.experiment import Experiment, read_experiment
+from paribus.study.experiment import Experiment
+from paribus.study.reading import read_experiment
 from paribus.study.results import Result, collect
 
 OF_RUN = ("arm", "seed", "machine", "code")

@@ -6,7 +6,8 @@ from paribus.config import Config, changes, flatten, inert_problems, merge_probl
 from paribus.errors import UserError
 from paribus.study.arm_code import ArmCode
 from paribus.study.budget import budget_problems
-from paribus.study.experiment import Experiment, chain_key, changed_keys
+from paribus.study.experiment import Experiment, changed_keys
+from paribus.study.identity import chain_key
 
 SEED_OF_ARM = "seed is not for an arm: every arm runs at the same seeds"
 

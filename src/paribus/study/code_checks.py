@@ -22,8 +22,9 @@ from paribus.graph import (
 from paribus.graph.dvcfile import LOCK
 from paribus.study.arm_code import ArmCode, settle_code
 from paribus.study.changes import Change, change_between, code_at, definitions_at
-from paribus.study.experiment import Experiment, definitions, writer_of
+from paribus.study.experiment import Experiment
 from paribus.study.ideas import is_patch
+from paribus.study.identity import definitions, writer_of
 from paribus.study.registration import registered
 from paribus.study.results import code_key, codes_of
 

@@ -15,7 +15,8 @@ from paribus.graph import chain
 from paribus.plan.devices import Device
 from paribus.plan.estimate import Plan, make_plan
 from paribus.recipe import Recipe
-from paribus.study.experiment import Experiment, chain_key, definitions
+from paribus.study.experiment import Experiment
+from paribus.study.identity import chain_key, definitions
 from paribus.study.looks import Schedule, level
 from paribus.study.outcomes import Outcomes
 from paribus.study.power import POWER, Floats, upper_stdev

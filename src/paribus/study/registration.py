@@ -17,8 +17,8 @@ from paribus.graph import (
     stage_code,
     working_sources,
 )
-from paribus.study.experiment import definitions
 from paribus.study.ideas import dirty_submodules
+from paribus.study.identity import definitions
 
 
 def registered(path: Path) -> str:

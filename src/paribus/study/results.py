@@ -26,10 +26,9 @@ from paribus.execute.repository import Reference, experiments_of
 from paribus.execute.run import ASKED_FOR, COMPARED_WITH, RAN_ON, STUDY_FILE
 from paribus.git import try_git
 from paribus.study.committed import CommittedFiles, altered
-from paribus.study.experiment import (
-    Experiment,
-    Metric,
-    Run,
+from paribus.study.experiment import Experiment, Metric, Run
+from paribus.study.finished import FinishedRun, Provenance, at_commit, of_checkpoint
+from paribus.study.identity import (
     all_params,
     chain_key,
     definitions,
@@ -37,7 +36,6 @@ from paribus.study.experiment import (
     settings,
     split_params,
 )
-from paribus.study.finished import FinishedRun, Provenance, at_commit, of_checkpoint
 from paribus.study.registration import committed_code, sources, tracking_notes
 
 LOST = "unreadable"  # the key of an experiment whose params.yaml today's code refuses

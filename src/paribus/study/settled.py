@@ -14,7 +14,8 @@ from paribus.journal import write_json
 from paribus.machine.hardware import available_cores, detect_hardware
 from paribus.study.budget import measure_step, pretrain_steps, steps_for
 from paribus.study.events import folder_of, given_up
-from paribus.study.experiment import BASELINE, Experiment, Run, chain_key
+from paribus.study.experiment import BASELINE, Experiment, Run
+from paribus.study.identity import chain_key
 from paribus.study.outcomes import Outcomes
 from paribus.study.record import recorded
 from paribus.study.results import Codes, Result, codes_of, collect, done

@@ -9,15 +9,8 @@ from paribus.execute.run import COMPARED_WITH, STUDY_FILE, RunSpec
 from paribus.git import try_git
 from paribus.graph import chain
 from paribus.study.arm_code import ArmCode
-from paribus.study.experiment import (
-    Experiment,
-    Run,
-    chain_key,
-    definitions,
-    is_declared,
-    params_with,
-    settings,
-)
+from paribus.study.experiment import Experiment, Run
+from paribus.study.identity import chain_key, definitions, is_declared, params_with, settings
 from paribus.study.results import code_of_chain
 
 

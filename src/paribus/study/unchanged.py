@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from paribus.curriculum import TRAINING_STAGES
 from paribus.graph import chain
-from paribus.study.experiment import Experiment, all_params, definitions
+from paribus.study.experiment import Experiment
+from paribus.study.identity import all_params, definitions
 from paribus.study.results import Result
 
 Pairs = Sequence[tuple[Result, Result]]  # (baseline, arm) at one seed

@@ -24,8 +24,8 @@ from paribus.places import main_checkout, state_root
 from paribus.study.changes import Change, change_between, code_at, definitions_at
 from paribus.study.code_checks import MEASURING
 from paribus.study.committed import CommittedFiles
-from paribus.study.experiment import is_declared
 from paribus.study.ideas import commit_of_changes
+from paribus.study.identity import is_declared
 from paribus.study.registration import sources
 from paribus.study.results import commands_of, version_of
 from paribus.tries import facts as facts_file

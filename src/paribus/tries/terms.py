@@ -24,15 +24,10 @@ from typing import Any, Literal
 from paribus.config import read_yaml
 from paribus.errors import UserError
 from paribus.study import fields
-from paribus.study.experiment import (
-    FOLDER,
-    Metric,
-    read_baseline,
-    read_metric,
-    read_stages,
-)
+from paribus.study.experiment import FOLDER, Metric
 from paribus.study.fields import hint, shown
 from paribus.study.noise_floor import MIN_SEEDS
+from paribus.study.reading import read_baseline, read_metric, read_stages
 
 FILE = FOLDER / "try.yaml"
 MOST_SEEDS = 100  # of one try; a question that needs more is a study

@@ -41,7 +41,7 @@ from paribus.config import (
 from paribus.errors import UserError
 from paribus.graph import stage_definition
 from paribus.plan.memory import parse_bytes
-from paribus.study.experiment import is_declared
+from paribus.study.identity import is_declared
 
 STUDIES = Path("experiments/tune")
 KEYS = ("trials", "budget", "memory", "overrides", "space", "retest", "warm_start")

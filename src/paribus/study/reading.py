@@ -1,0 +1,358 @@
+"""An ablation's file, `experiments/NAME.yaml`: the question, what is changed, what is held equal; strict, as params.yaml is.
+
+    question: Does Muon beat AdamW at the default size?
+    hypothesis: Muon is better by more than 0.01 bits per byte.
+    baseline: {profile: default, set: {pretrain.steps: 60}}
+    arms:
+      adamw: {optimizer.kind: adamw}
+      slower: {set: {optimizer.matrix_lr: 0.01, optimizer.head_lr: 0.003}, as_one: half of both rates}
+      normuon: {code: ideas/normuon}                # a branch, tag, commit or patch file; with set, if it needs one
+    seeds: open                 # the default: looks after 3, 5, 8, 12, 18, … seeds, without a last one; or 5, for one look;
+                                # or {from: 3, to: 12}
+    borrow: true                # whether arms lend each other their variance; the default of open studies
+    fresh_seeds: false          # true: seeds of the study's own, which no other study has
+    metric: val_bpb             # core, gsm8k.STAGE, or any key of a metrics file, as pretrain:train_loss
+    direction: lower            # needed for keys of files only
+    smallest_effect: 0.01
+    equal: tokens               # or flops, seconds, {tokens: 200000}, or none
+    alpha: 0.05
+    stages: [pretrain]          # of dvc.yaml; what they depend on runs too
+    workers: 1
+
+An arm changes one thing. More is warned about, unless `as_one` says what one thing the changes are.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from paribus.config import flatten, profile_overrides, read_yaml
+from paribus.curriculum import CHECKPOINT_NAMES
+from paribus.errors import UserError
+from paribus.graph import chain
+from paribus.study import fields
+from paribus.study.arm_checks import arm_problems, arm_warnings
+from paribus.study.arm_code import settled_code
+from paribus.study.arms import read_arms
+from paribus.study.code_checks import code_problems
+from paribus.study.experiment import BASELINE, FOLDER, Experiment, Metric
+from paribus.study.fields import hint, shown
+from paribus.study.identity import definitions, settings, writer_of
+from paribus.study.looks import Schedule
+from paribus.study.results import code_of_chain
+
+RESERVED = ("try",)  # names of files in it that are no ablation's
+REQUIRED = (
+    "question",
+    "hypothesis",
+    "baseline",
+    "arms",
+    "metric",
+    "smallest_effect",
+    "equal",
+    "stages",
+)
+KEYS = (*REQUIRED, "seeds", "fresh_seeds", "borrow", "direction", "alpha", "workers")
+MEASURES = {  # metric -> (file, key, the better direction, unit)
+    "val_bpb": ("metrics/pretrain.json", "val_bpb", "lower", "bits per byte"),
+    "core": ("metrics/core.json", "core", "higher", "CORE"),
+    **{
+        f"gsm8k.{stage}": (f"evals/gsm8k/{stage}/summary.json", "accuracy", "higher", "accuracy")
+        for stage in CHECKPOINT_NAMES
+    },
+}
+
+
+def read_experiment(name: str, to_run: bool = False) -> Experiment:
+    """The ablation NAME.
+
+    Args:
+        name: of its file.
+        to_run: whether its arms that are code have to be fit to run; a report of finished runs asks less.
+
+    Raises:
+        UserError: with every problem at once.
+    """
+    there = sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem not in RESERVED)
+    if name not in there:
+        near = difflib.get_close_matches(name[:100], there, n=1)
+        raise UserError(
+            f"no ablation {shown(name)} in {FOLDER}; "
+            + (f"did you mean {near[0]}? " if near else "")
+            + f"there are: {', '.join(there) or 'none'}"
+        )
+    return parse_experiment(name, read_yaml(FOLDER / f"{name}.yaml"), to_run)
+
+
+def parse_experiment(name: str, raw: Mapping[str, Any], to_run: bool = False) -> Experiment:
+    """An ablation's file as an Experiment.
+
+    Args:
+        name: of the ablation.
+        raw: the values in its file.
+        to_run: whether its arms that are code have to be fit to run.
+
+    Raises:
+        UserError: with every problem at once, each with the file's name.
+    """
+    experiment, problems = _parse(name, raw)
+
+    if to_run and not problems:
+        problems = code_problems(experiment)
+    if problems:
+        raise UserError(f"{FOLDER / name}.yaml: {problem}" for problem in problems)
+    experiment.warnings.extend(arm_warnings(experiment))
+    return experiment
+
+
+# Replaces a key that is missing or wrong, while the others are read.
+_PLACEHOLDERS: dict[str, Any] = {
+    "question": "?",
+    "hypothesis": "?",
+    "baseline": {},
+    "seeds": "open",
+    "smallest_effect": 0.01,
+    "equal": "none",
+    "alpha": 0.05,
+    "workers": 1,
+    "fresh_seeds": False,
+}
+
+
+def _parse(name: str, raw: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
+    """The experiment and its problems; the experiment is usable only without problems."""
+    problems = [f"{shown(key)}: unknown key; {hint(key, KEYS)}" for key in raw if key not in KEYS]
+    problems += [f"{key}: missing" for key in REQUIRED if key not in raw]
+    wrong_name = fields.name_problem(name)
+    if wrong_name:
+        problems.append(wrong_name)
+    # A study that was registered with looks of its own keeps the verdicts that it was registered with.
+    values = {"borrow": raw.get("seeds", "open") == "open"} | _PLACEHOLDERS | dict(raw)
+    of_baseline: list[str] = []
+    of_stages: list[str] = []
+    profile, base = read_baseline(values["baseline"], of_baseline)
+    arms = read_arms(raw["arms"], BASELINE, problems) if "arms" in raw else {}
+    targets, stages = read_stages(raw["stages"], of_stages) if "stages" in raw else ([], [])
+    metric, direction = Metric("", "", "", ""), "lower"
+    if "metric" in raw:
+        metric, direction = read_metric(raw["metric"], raw.get("direction"), stages, problems)
+    held, amount = fields.equal(values["equal"], problems)
+    experiment = Experiment(
+        name,
+        fields.text(values, "question", problems),
+        fields.text(values, "hypothesis", problems),
+        profile,
+        base,
+        arms,
+        fields.seeds(values["seeds"], problems),
+        metric,
+        direction,
+        fields.number(values, "smallest_effect", 0, None, problems),
+        held,
+        amount,
+        fields.number(values, "alpha", 0, 0.5, problems),
+        stages,
+        targets,
+        fields.whole(values, "workers", 1, fields.MOST_WORKERS, problems),
+        fresh_seeds=fields.switch(values, "fresh_seeds", problems),
+        borrow=fields.switch(values, "borrow", problems),
+    )
+    if stages and not of_baseline:
+        experiment = _with_code(experiment, problems)
+        problems += arm_problems(experiment)
+    return experiment, [*problems, *of_baseline, *of_stages]
+
+
+def noise_experiment(
+    profile: str, seeds: int, metrics: Sequence[str]
+) -> tuple[Experiment, list[Metric]]:
+    """A noise floor: one profile at several seeds, no arms.
+
+    Args:
+        profile: its name.
+        seeds: how many.
+        metrics: names of what is measured.
+
+    Returns:
+        The experiment, and the metrics.
+
+    Raises:
+        UserError: with every problem at once.
+    """
+    problems: list[str] = []
+    _, base = read_baseline({"profile": profile}, problems)
+    measured = [read_metric(name, None, [], problems, default="lower") for name in metrics]
+    fields.whole({"--seeds": seeds}, "--seeds", 3, fields.MOST_SEEDS, problems)
+    if problems:
+        raise UserError(problems)
+    writers = [writer_of(metric.path) or "" for metric, _ in measured]
+    targets, stages = read_stages(list(dict.fromkeys(writers)), problems)
+    experiment = Experiment(
+        f"noise-{profile}",
+        f"How much does {profile} vary from seed to seed?",
+        "",
+        profile,
+        base,
+        {},
+        Schedule(max(seeds, 2), max(seeds, 2)),
+        measured[0][0],
+        measured[0][1],
+        1.0,
+        "none",
+        None,
+        0.05,
+        stages,
+        targets,
+        1,
+    )
+    return experiment, [metric for metric, _ in measured]
+
+
+def read_baseline(value: Any, problems: list[str]) -> tuple[str | None, dict[str, Any]]:
+    """(profile, all overrides of the baseline)."""
+    if not isinstance(value, dict) or set(value) - {"profile", "set"}:
+        problems.append(
+            f"baseline: {shown(value)}; expected {{profile: NAME, set: {{dotted.key: value}}}}, either or both"
+        )
+        return None, {}
+    profile, changes = value.get("profile"), value.get("set")
+    before = len(problems)
+    overrides = {} if profile is None else _profile(profile, problems)
+    if changes is not None:
+        overrides |= fields.overrides(changes, "baseline.set", problems)
+    if len(problems) == before:
+        try:
+            settings(overrides)
+        except UserError as error:
+            problems += [f"baseline: {problem}" for problem in error.problems]
+    return profile, overrides
+
+
+def _profile(name: Any, problems: list[str]) -> dict[str, Any]:
+    """The overrides of a profile."""
+    wrong_name = fields.name_problem(name)
+    there = sorted(path.stem for path in (FOLDER / "profiles").glob("*.yaml"))
+    if wrong_name or name not in there:
+        near = hint(name, there) if there else "there are none"
+        problems.append(f"baseline: no profile {shown(name)}; {near}")
+        return {}
+    try:
+        return profile_overrides(name)
+    except UserError as error:
+        problems += [f"baseline: {problem}" for problem in error.problems]
+        return {}
+
+
+def _with_code(experiment: Experiment, problems: list[str]) -> Experiment:
+    """The experiment with the code of its arms settled; an arm whose code cannot be is left out, and named."""
+    if all(arm.asked is None for arm in experiment.arms.values()):
+        return experiment
+    code_of_baseline = code_of_chain(experiment.stages)
+    arms = {}
+    for name, arm in experiment.arms.items():
+        if arm.asked is None:
+            arms[name] = arm
+            continue
+        try:
+            code = settled_code(experiment.name, name, arm.asked, code_of_baseline)
+        except UserError as error:
+            problems += [f"arms.{name}.code: {problem}" for problem in error.problems]
+        else:
+            arms[name] = replace(arm, code=code)
+    return replace(experiment, arms=arms)
+
+
+def read_stages(value: Any, problems: list[str]) -> tuple[list[str], list[str]]:
+    """(targets, the chain of stages that they need)."""
+    known = definitions()
+    groups = {name.partition("@")[0] for name in known}
+    if not isinstance(value, list) or not value:
+        allowed = ", ".join(sorted(groups))
+        problems.append(f"stages: {shown(value)}; expected a list of stages: {allowed}")
+        return [], []
+    names = [*known, *sorted(groups - set(known))]
+    wanted = []
+    for name in value:
+        if isinstance(name, str) and name in names:
+            wanted.append(name)
+        else:
+            problems.append(f"stages: {shown(name)}: no such stage; {hint(name, names)}")
+    targets = [name for name in known if name in wanted or name.partition("@")[0] in wanted]
+    return targets, chain(targets, known)
+
+
+def read_metric(
+    name: Any, direction: Any, stages: list[str], problems: list[str], default: str | None = None
+) -> tuple[Metric, str]:
+    """The metric and its better direction. It has to come from a stage that runs.
+
+    default: of the better direction, where the metric is not among MEASURES and `direction` is absent.
+    """
+    file, _, key = str(name).partition(":")
+    path, unit, better = f"metrics/{file}.json", key, default
+    if str(name) in MEASURES:
+        path, key, better, unit = MEASURES[str(name)]
+    problems += _metric_problems(name, path, key, stages)
+    problem = _direction_problem(name, direction, better, is_default=default is not None)
+    if problem:
+        problems.append(problem)
+    allowed = direction if direction in ("lower", "higher") else None
+    return Metric(str(name), path, key, unit), allowed or better or "lower"
+
+
+def _metric_problems(name: Any, path: str, key: str, stages: list[str]) -> list[str]:
+    """Why a metric cannot be measured. path, key: where it is; stages: that run."""
+    writer = writer_of(path)
+    if not key or writer is None:
+        return [
+            f"metric: {shown(name)} is not known; {hint(name, list(MEASURES))}, or FILE:KEY with FILE one of "
+            f"{', '.join(_metrics_files())}"
+        ]
+    if stages and writer not in stages:
+        return [
+            f"metric: {shown(name)} is written by stage {writer}, and the stages chosen are {', '.join(stages)}; "
+            f"add {writer} to stages"
+        ]
+    known = _keys_of(Path(path))
+    if known and key not in known:
+        return [f"metric: {path} has no key {shown(key)}; {hint(key, known)}"]
+    return []
+
+
+def _metrics_files() -> list[str]:
+    """Names of the files that stages write into metrics/."""
+    names = []
+    for definition in definitions().values():
+        names += [Path(out).stem for out in definition.outs if out.startswith("metrics/")]
+    return names
+
+
+def _direction_problem(
+    name: Any, direction: Any, better: str | None, is_default: bool
+) -> str | None:
+    """The problem of a direction that a file gives; None stands for its absence.
+
+    better: the metric's own, where one is known; is_default: it is only the default.
+    """
+    if direction is None:
+        if better is not None:
+            return None
+        return f"direction: missing, and needed for {shown(name)}; expected lower or higher"
+    if direction not in ("lower", "higher"):
+        return f"direction: {shown(direction)} is not allowed; expected lower or higher"
+    if better and direction != better and not is_default:
+        return f"direction: {direction} is wrong for {shown(name)}: {better} is better"
+    return None
+
+
+def _keys_of(path: Path) -> list[str]:
+    """The keys of a metrics file as it is in the workspace; none where it is not there, or damaged."""
+    try:
+        return list(flatten(dict(json.loads(path.read_text(encoding="utf-8")))))
+    except (OSError, ValueError, TypeError):
+        return []
