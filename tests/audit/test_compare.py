@@ -15,6 +15,7 @@ import pyarrow.parquet
 import pytest
 from rich.console import Console
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from paribus.audit.compare import comparison
 from paribus.audit.compare_page import page, summary
@@ -165,6 +166,26 @@ def test_matched_seeds_give_a_paired_interval() -> None:
     assert (one.low, one.high) == pytest.approx(tuple(expected.confidence_interval()))
     assert one.p == pytest.approx(expected.pvalue)
     assert "4 matched seeds" in one.how
+
+
+def test_p_over_all_metrics_of_a_comparison_is_holms() -> None:
+    rng = numpy.random.default_rng(2)
+    values = rng.normal(size=(2, 4, 6))
+    sides = []
+    for name, side in zip("ab", values, strict=True):
+        sides.append(
+            [
+                run(
+                    f"{name}{seed}",
+                    params={"seed": seed},
+                    metrics={f"pretrain.metric{number}": x for number, x in enumerate(row)},
+                )
+                for seed, row in enumerate(side)
+            ]
+        )
+    metrics = list(comparison(*sides).metrics.values())
+    expected = multipletests([metric.p for metric in metrics], method="holm")[1]
+    assert [metric.p_adjusted for metric in metrics] == pytest.approx(list(expected))
 
 
 def test_one_seed_has_no_interval_and_says_so() -> None:

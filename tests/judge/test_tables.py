@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas
+import polars
 import pytest
 from click.testing import CliRunner
 
@@ -65,7 +66,7 @@ def test_every_format_gives_the_same_verdict(file: Path, tmp_path: Path) -> None
     paths[5].write_text(csv_of(ROWS, "|"))
     expected = judge(file, **ASKED, pair_by="seed").comparisons
     mapping = {name: list(frame[name]) for name in frame}
-    for table in (*paths, frame, mapping):
+    for table in (*paths, frame, polars.from_pandas(frame), mapping):
         assert judge(table, **ASKED, pair_by="seed").comparisons == expected
 
 
@@ -322,3 +323,33 @@ def test_choices_of_the_command_are_those_of_the_function() -> None:
     from paribus.judge import options
 
     assert (command.CORRECTIONS, command.MISSING) == (options.CORRECTIONS, options.MISSING)
+
+
+def curves(step: str = "step") -> pandas.DataFrame:
+    """Two arms of three runs, each with a curve of four points."""
+    rows = []
+    for arm, seed, loss in ROWS:
+        rows += [(arm, seed, at, loss + 100 / at) for at in (100, 200, 300, 400)]
+    return pandas.DataFrame(rows, columns=["recipe", "seed", step, "loss"])
+
+
+@pytest.mark.parametrize("column", ["step", "Epoch", "train/global_step"])
+def test_points_of_curves_are_refused_where_nothing_says_what_a_run_is(column: str) -> None:
+    said = refused(curves(column))
+    assert f"4 values of {column}, from 100 to 400" in said
+    assert "--rows-are-runs" in said
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"rows_are_runs": True}, {"where": "step=400"}, {"step": "step", "run": "seed"}],
+)
+def test_a_user_says_what_the_rows_of_a_table_with_steps_are(options: dict[str, Any]) -> None:
+    runs = 12 if "rows_are_runs" in options else 3
+    assert [arm.runs for arm in judge(curves(), **ASKED, **options).arms] == [runs, runs]
+
+
+def test_runs_that_ended_at_like_steps_are_runs() -> None:
+    frame = pandas.DataFrame(ROWS, columns=["recipe", "seed", "loss"])
+    frame["step"] = [3000, 3100, 3200] * 2
+    assert judge(frame, **ASKED).comparisons[0].verdict == "better"

@@ -45,7 +45,8 @@ def page(found: Comparison) -> list[RenderableType]:
     different = {name: metric for name, metric in found.metrics.items() if not metric.equal}
     equal = found.metrics.keys() - different.keys()
     if different:
-        parts.append(_metrics_table(different))
+        tested = sum(metric.p is not None for metric in found.metrics.values())
+        parts.append(_metrics_table(different, tested))
     if equal:
         parts.append(f"{len(equal)} metrics are equal to the last digit: {_few(equal)}\n")
     return [*parts, summary(found)]
@@ -103,15 +104,20 @@ def _is_hash(value: object) -> bool:
     return isinstance(value, str) and HASH.fullmatch(value) is not None
 
 
-def _metrics_table(metrics: Mapping[str, Measured]) -> RenderableType:
+def _metrics_table(metrics: Mapping[str, Measured], tested: int) -> RenderableType:
+    """The table of metrics; tested: metrics of the comparison that have a p."""
     from rich import box
     from rich.table import Column, Table
 
     ways = {metric.how for metric in metrics.values()}
     whole = [Column(name, no_wrap=True) for name in ("", "A", "B", "B - A", "95 % interval", "p")]
     by = [] if len(ways) == 1 else [Column("by", min_width=20)]
-    alone = "each interval and p is of its metric alone: of many, some are small by chance"
-    caption = alone if by else f"by {ways.pop()}; {alone}"
+    words = ["each interval is of its metric alone"]
+    if tested > 1:
+        words.insert(0, f"p is after Holm over {tested} metrics")
+    if not by:
+        words.insert(0, f"by {ways.pop()}")
+    caption = "; ".join(words)
     table = Table(
         *whole,
         *by,
@@ -126,7 +132,7 @@ def _metrics_table(metrics: Mapping[str, Measured]) -> RenderableType:
         if metric.low is not None and metric.high is not None:
             interval = f"{metric.low:+.4g} to {metric.high:+.4g}"
         cells = [f"{metric.a:.6g}", f"{metric.b:.6g}", f"{metric.difference:+.4g}", interval]
-        cells.append("" if metric.p is None else f"{metric.p:.3g}")
+        cells.append("" if metric.p_adjusted is None else f"{metric.p_adjusted:.3g}")
         if by:
             cells.append(metric.how)
         table.add_row(name, *cells)

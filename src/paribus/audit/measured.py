@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from paribus.journal import plain
@@ -30,7 +30,10 @@ Item = tuple[str, int]  # task, index
 
 @dataclass(frozen=True)
 class Measured:
-    """A metric of both sides: their means, B - A with its 95 % interval and p where there is one, and where it comes from."""
+    """A metric of both sides: their means, B - A with its 95 % interval and p where there is one, and where it comes from.
+
+    low, high and p are of this metric alone; p_adjusted is p after Holm over all metrics of the comparison that have one.
+    """
 
     a: float
     b: float
@@ -39,6 +42,7 @@ class Measured:
     high: float | None
     p: float | None
     how: str
+    p_adjusted: float | None = None
 
     def as_json(self) -> dict[str, object]:
         """Its fields; infinite bounds as JSON has them."""
@@ -67,7 +71,24 @@ def measured(a: Sequence[FinishedRun], b: Sequence[FinishedRun]) -> dict[str, Me
             continue
         by_items = _by_items(name, pairs) if name in ITEMS else None
         metrics[name] = by_items or _by_seeds(name, a, b, pairs)
-    return metrics
+    return adjusted(metrics)
+
+
+def adjusted(metrics: Mapping[str, Measured]) -> dict[str, Measured]:
+    """The metrics with p after Holm over those that have one: that any falsely is at most ALPHA has a chance of ALPHA.
+
+    Args:
+        metrics: name -> what it is in A and in B.
+    """
+    p_values = {name: metric.p for name, metric in metrics.items() if metric.p is not None}
+    if not p_values:
+        return dict(metrics)
+    from paribus.study.statistics import holm
+
+    over_metrics = holm(p_values)
+    return {
+        name: replace(metric, p_adjusted=over_metrics.get(name)) for name, metric in metrics.items()
+    }
 
 
 def _matched(a: Sequence[FinishedRun], b: Sequence[FinishedRun]) -> list[RunPair]:

@@ -25,6 +25,7 @@ DECORATORS = [
     click.option("--block", help="Column of blocks, as machine, taken out of the comparison."),
     click.option("--run", help="Column of the run, where rows are points of its curve."),
     click.option("--step", help="Column of the position on the curve; the last row counts."),
+    click.option("--rows-are-runs", is_flag=True, help="Rows with a step are no points of curves."),
     click.option("--curve", help="Column of the curve, for a metric such as steps_to:3.28."),
     click.option("--arms-in", multiple=True, help="Wide table: columns that are arms, as 'base,muon*'."),
     click.option("--runs-in", multiple=True, help="Wide table: columns that are runs, as 'seed*'."),

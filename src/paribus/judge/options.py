@@ -34,6 +34,7 @@ class Options:
         arms_in: columns of a wide table, one arm each.
         run: column that identifies a run within its arm, where rows are points of its curve.
         step: column of the position on the curve; the last row is the run's result.
+        rows_are_runs: every row is a run of its own, also where they look like points of curves.
         curve: column of the curve, for a target metric.
         horizon: column of the compute that a run took (steps, tokens, FLOPs, seconds).
         slope: by how much one more unit of the horizon improves the metric, where it is known.
@@ -65,6 +66,7 @@ class Options:
     arms_in: Sequence[str] = ()
     run: str | None = None
     step: str | None = None
+    rows_are_runs: bool = False
     curve: str | None = None
     horizon: str | None = None
     slope: float | None = None
@@ -143,7 +145,13 @@ class Options:
 
     def problems(self) -> list[str]:
         """What is wrong with the options by themselves, before any table is read."""
-        return [*self._columns(), *self._comparisons(), *self._numbers(), *self._rules()]
+        return [
+            *self._columns(),
+            *self._rows(),
+            *self._comparisons(),
+            *self._numbers(),
+            *self._rules(),
+        ]
 
     def _columns(self) -> list[str]:
         problems = []
@@ -163,11 +171,17 @@ class Options:
             problems.append(f"--metric {self.metric}: needs --curve, the column of the curve")
         if self.curve and not self.reach:
             problems.append("--curve: only with a metric such as steps_to:3.28")
-        if self.step and not (self.run or self.pair_by):
-            problems.append("--step: needs --run, the column that identifies a run within its arm")
         for condition in self.where:
             if "=" not in condition:
                 problems.append(f"--where: {shown(condition)}: expected COLUMN=VALUE")
+        return problems
+
+    def _rows(self) -> list[str]:
+        problems = []
+        if self.step and not (self.run or self.pair_by):
+            problems.append("--step: needs --run, the column that identifies a run within its arm")
+        if self.rows_are_runs and (self.step or self.run or self.reach):
+            problems.append("--rows-are-runs: contradicts --run, --step and a metric of curves")
         return problems
 
     def _comparisons(self) -> list[str]:

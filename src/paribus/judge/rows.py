@@ -13,7 +13,13 @@ from paribus.judge.options import Options
 from paribus.judge.table import MOST_ROWS, Source, listed_rows
 
 HIGHER = {"acc", "accuracy", "bleu", "rouge", "f1", "reward", "score", "auc", "recall", "precision"}
-CURVE_COLUMNS = {"step", "steps", "iter", "iteration", "epoch", "global_step", "tokens_seen"}
+# Columns that say where on a curve a row is, written in any case, also with a folder: train/global_step.
+CURVE_COLUMNS = {
+    *("step", "steps", "iter", "iters", "iteration", "iterations", "epoch", "epochs"),
+    *("global_step", "train_step", "tokens", "tokens_seen", "train_tokens"),
+}
+CURVE_POINTS = 3  # places of one arm from which on they may be a curve's
+CURVE_REACH = 2.0  # last place over the first from which on they are no ends of runs of like length
 
 
 @dataclass(slots=True)
@@ -29,6 +35,7 @@ class Row:
     step: Value | None
     horizon: Value | None
     order: Any
+    place: Value | None = None
     blank: bool = False
 
 
@@ -176,6 +183,7 @@ def rows_of(source: Source, options: Options, faults: Faults) -> list[Row]:
         "step": _one(step),
         "horizon": _one(options.horizon),
         "order": _one(options.order_by),
+        "place": _one(curve_column(source, options)),
     }
     columns = [column for group in names.values() for column in group]
     rows: list[Row] = []
@@ -218,11 +226,12 @@ def _of_row(
     arm, pair = _joined(parts["arm"]), _joined(parts["pair"])
     block, run = _joined(parts["block"]), _joined(parts["run"])
     order = parts["order"][0] if parts["order"] else None
+    place = value_of(parts["place"][0]) if parts["place"] else None
     step = value_of(parts["step"][0]) if parts["step"] else None
     horizon = value_of(parts["horizon"][0]) if parts["horizon"] else None
     rows = []
     for column, cell in zip(metrics, parts["metric"], strict=True):
-        row = Row(number, arm, pair, block, run, value_of(cell), step, horizon, order)
+        row = Row(number, arm, pair, block, run, value_of(cell), step, horizon, order, place)
         if options.arms_in:
             row.arm = column
         if options.runs_in:
@@ -237,24 +246,56 @@ def _joined(cells: Sequence[Any]) -> str:
     return " ".join(names) if all(names) else ""
 
 
-def notes_on(source: Source, options: Options, rows: Sequence[Row]) -> list[str]:
-    """What may have been meant otherwise: a direction, points of curves taken for runs.
+def curve_column(source: Source, options: Options) -> str | None:
+    """The column by which rows may turn out to be points of curves; None where options say what rows are.
+
+    Args:
+        source: the table.
+        options: as asked.
+    """
+    if options.step or options.run or options.reach or options.rows_are_runs:
+        return None
+    told = [*options.arm, options.horizon, options.metric]
+    for name in source.header:
+        if name.lower().rpartition("/")[2] in CURVE_COLUMNS and name not in told:
+            return name
+    return None
+
+
+def check_no_curves(source: Source, options: Options, rows: Sequence[Row]) -> None:
+    """Refuse rows that look like points of curves: a run would count as often as it was measured.
 
     Args:
         source: the table.
         options: as asked.
         rows: that count.
+
+    Raises:
+        UserError: where an arm's rows lie at several places along a curve's column, the last twice as far as the first.
     """
-    notes = []
+    column = curve_column(source, options)
+    places: dict[str, set[float]] = {}
+    for row in rows:
+        if row.place is not None and row.place.number is not None:
+            places.setdefault(row.arm, set()).add(row.place.number)
+    for arm, seen in places.items():
+        first, last = min(seen), max(seen)
+        if len(seen) >= CURVE_POINTS and last >= CURVE_REACH * max(first, 0):
+            raise UserError(
+                f"{source.name}: rows look like points of curves: those of {shown(arm)} have {len(seen)} values of "
+                f"{column}, from {first:g} to {last:g}, and each would count as a run. For the last point of each run say "
+                f"--step {column} and --run COLUMN (or --pair-by COLUMN); for one point --where {column}={last:g}; if every "
+                "row is a run of its own, say --rows-are-runs"
+            )
+
+
+def notes_on(options: Options) -> list[str]:
+    """What may have been meant otherwise: a direction.
+
+    Args:
+        options: as asked.
+    """
     words = options.metric.lower().replace(".", "_").replace("/", "_").split("_")
     if not options.higher_is_better and HIGHER & set(words):
-        notes.append(
-            f"lower {options.metric} is taken as better; if it is not, say --higher-is-better"
-        )
-    curves = [name for name in source.header if name.lower() in CURVE_COLUMNS]
-    points = len(rows) > 20 * len({row.arm for row in rows})
-    if curves and points and not options.step and not options.horizon:
-        notes.append(
-            f"every row counts as a run; if rows are points of curves, say --step {curves[0]} and --run COLUMN"
-        )
-    return notes
+        return [f"lower {options.metric} is taken as better; if it is not, say --higher-is-better"]
+    return []

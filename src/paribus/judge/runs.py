@@ -24,6 +24,7 @@ from paribus.judge.rows import (
     Faults,
     Row,
     asked_columns,
+    check_no_curves,
     matching,
     more_of,
     notes_on,
@@ -114,7 +115,8 @@ def read_runs(source: Source, options: Options) -> Runs:
         raise UserError(problems)
     faults = Faults(source.unit)
     rows = rows_of(source, options, faults)
-    notes = notes_on(source, options, rows)
+    check_no_curves(source, options, rows)
+    notes = notes_on(options)
     outcome = _Outcome(options, faults)
     measured = outcome.sound(rows)
     read = _of_curves if options.step or options.reach else _of_rows
