@@ -266,7 +266,7 @@ def by_items(rng: np.random.Generator) -> dict[str, Any]:
                 rng.normal(0, 0.5, tasks.size) + rng.normal(0, 0.01) + effect + 0.1
                 for _ in range(4)
             ]
-            said = items.item_effect(base, arm, clusters, smallest_effect=0.1, draws=1000)
+            said = items.item_effect(base, arm, clusters, draws=1000)
             held[name].append(said.low <= 0.1 <= said.high)
             if name == "tasks":
                 means = np.array([a.mean() - b.mean() for a, b in zip(arm, base, strict=True)])

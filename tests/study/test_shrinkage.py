@@ -9,8 +9,9 @@ import pytest
 from support.ablation_file import parse
 
 from paribus.study.looks import OPEN, p_over_looks
+from paribus.study.sample import Sample, Unmatched
 from paribus.study.shrinkage import GUARD, lent
-from paribus.study.statistics import Effect, Sample, Unmatched, effects
+from paribus.study.statistics import Effect, effects
 
 
 def judge(values: np.ndarray, borrow: bool) -> dict[str, Effect]:

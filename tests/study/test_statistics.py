@@ -15,6 +15,7 @@ from paribus.study import items, noise_floor, power
 from paribus.study import statistics as study
 from paribus.study.difference_curve import difference_curve
 from paribus.study.looks import Schedule
+from paribus.study.sample import ByItem, Sample, Unmatched
 
 
 def judge(
@@ -50,7 +51,7 @@ def test_a_difference_that_is_real_but_too_small_to_matter_is_equivalent() -> No
 def test_unmatched_runs_are_compared_by_welchs_t() -> None:
     rng = np.random.default_rng(11)
     base, own = list(rng.normal(0, 1, 5)), list(rng.normal(1, 3, 5))
-    found = judge({"arm": study.Unmatched(base, own)})["arm"]
+    found = judge({"arm": Unmatched(base, own)})["arm"]
     expected = stats.ttest_ind(own, base, equal_var=False)
     interval = expected.confidence_interval(0.95)
     assert found.p == pytest.approx(expected.pvalue)
@@ -139,10 +140,44 @@ def test_items_that_never_differ_are_bounded_by_the_rule_of_three() -> None:
     """No difference on 40 items says that fewer than about 3 in 40 differ; on 400, than 3 in 400."""
     for count, verdict_of_them in ((40, "undecided"), (400, "equivalent")):
         nothing = [np.zeros(count)] * 3
-        found = items.item_effect(nothing, nothing, smallest_effect=0.02)
+        found = items.item_effect(nothing, nothing)
         assert found.high == -found.low == pytest.approx(3 / count, rel=0.05)
-        assert found.verdict == verdict_of_them
         assert found.p == 1.0
+        by_item = ByItem([0.0] * 3, items.item_noise(nothing, nothing))
+        judged = judge({"arm": by_item}, smallest=0.02)["arm"]
+        assert judged.verdict == verdict_of_them
+        assert (judged.low, judged.high) == pytest.approx((found.low, found.high))
+
+
+def by_item(base: np.ndarray, arm: np.ndarray, tasks: np.ndarray | None = None) -> ByItem:
+    """Differences of a metric that is a mean over items; base, arm (seeds, items)."""
+    noise = items.item_noise(list(base), list(arm), tasks, equal_clusters=tasks is not None)
+    return ByItem(list(arm.mean(axis=1) - base.mean(axis=1)), noise)
+
+
+def test_items_that_favour_an_arm_by_luck_are_noise_in_its_verdict() -> None:
+    """Seeds alone call arms better that only these 100 items favour: an arm and an item interact, by 1 logit."""
+    rng = np.random.default_rng(12)
+    wrong = {"seeds": 0, "seeds and items": 0}
+    for _ in range(400):
+        ease = rng.normal(0, 1, 100)
+        chances = [1 / (1 + np.exp(-ease - rng.normal(0, 1, 100))) for _ in range(2)]
+        base, arm = ((rng.random((10, 100)) < chance).astype(float) for chance in chances)
+        differences = by_item(base, arm)
+        both = {"seeds": list(differences), "seeds and items": differences}
+        for name, values in both.items():
+            wrong[name] += verdict(values, direction="higher") in ("better", "worse")
+    assert wrong["seeds"] / 400 > 0.15
+    assert wrong["seeds and items"] / 400 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
+
+
+def test_where_items_are_the_noise_no_number_of_seeds_is_named() -> None:
+    rng = np.random.default_rng(13)
+    base = (rng.random((4, 100)) < 0.5).astype(float)
+    arm = (rng.random((4, 100)) < 0.5).astype(float)
+    by_seed, by_both = list(by_item(base, arm)), by_item(base, arm)
+    assert judge({"arm": by_seed}, smallest=0.02)["arm"].more_seeds is not None
+    assert judge({"arm": by_both}, smallest=0.02)["arm"].more_seeds is None
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 30])
@@ -201,7 +236,7 @@ def test_equivalence_is_two_one_sided_t_tests() -> None:
 
 def test_interval_covers_at_three_seeds() -> None:
     samples = np.random.default_rng(1).normal(0.3, 1, size=(1000, 3))
-    found = [study.Sample.of(list(row)).interval(0.05) for row in samples]
+    found = [Sample.of(list(row)).interval(0.05) for row in samples]
     assert np.mean([low <= 0.3 <= high for low, high in found]) == pytest.approx(0.95, abs=0.02)
 
 
@@ -273,7 +308,7 @@ def test_items_and_seeds_are_both_in_the_interval() -> None:
     rng = np.random.default_rng(4)
     covered = []
     for _ in range(300):
-        found = items.item_effect(*outcomes(rng, 4, 60, 0.2), smallest_effect=0.1, draws=1000)
+        found = items.item_effect(*outcomes(rng, 4, 60, 0.2), draws=1000)
         covered.append(found.low <= 0.2 <= found.high)
     assert np.mean(covered) >= 0.93
 
@@ -281,7 +316,7 @@ def test_items_and_seeds_are_both_in_the_interval() -> None:
 def test_one_pair_of_models_is_mcnemar_and_has_no_seed_noise() -> None:
     rng = np.random.default_rng(5)
     first, second = (rng.random((2, 200)) < [[0.5], [0.6]]).astype(float)
-    found = items.item_effect([first], [second], smallest_effect=0.01)
+    found = items.item_effect([first], [second])
     lost, won = int((first > second).sum()), int((second > first).sum())
     assert found.mcnemar_p == pytest.approx(stats.binomtest(won, won + lost, 0.5).pvalue)
     assert found.seed_stderr is None
@@ -293,8 +328,8 @@ def test_clusters_widen_the_interval_when_items_of_a_task_move_together() -> Non
     task = np.repeat(np.arange(20), 30)
     shift = rng.normal(0, 0.3, 20)[task] + rng.normal(0, 0.3, 600)
     base = [np.zeros(600)] * 2
-    alone = items.item_effect(base, [shift, shift + 0.01], smallest_effect=0.1)
-    together = items.item_effect(base, [shift, shift + 0.01], task, smallest_effect=0.1)
+    alone = items.item_effect(base, [shift, shift + 0.01])
+    together = items.item_effect(base, [shift, shift + 0.01], task)
     assert together.item_stderr > 3 * alone.item_stderr
     assert together.units == 20
     assert together.mean == pytest.approx(alone.mean)
@@ -304,9 +339,7 @@ def test_tasks_count_the_same_when_asked() -> None:
     task = np.array([0] * 90 + [1] * 10)
     arm = np.where(task == 0, 0.0, 1.0)
     by_item, by_task = (
-        items.item_effect(
-            [np.zeros(100)], [arm], task, smallest_effect=0.1, equal_clusters=equal
-        ).mean
+        items.item_effect([np.zeros(100)], [arm], task, equal_clusters=equal).mean
         for equal in (False, True)
     )
     assert (by_item, by_task) == pytest.approx((0.1, 0.5))
@@ -371,8 +404,8 @@ def test_everything_wrong_is_told_at_once() -> None:
         lambda: Schedule(5, 3),
         lambda: Schedule(3, 8).taken([3, 9]),
         lambda: Schedule().taken([3, 3]),
-        lambda: items.item_effect([np.zeros(3)], [np.zeros(4)], smallest_effect=1),
-        lambda: items.item_effect([np.zeros(3)], [np.zeros(3)], np.zeros(3), smallest_effect=1),
+        lambda: items.item_effect([np.zeros(3)], [np.zeros(4)]),
+        lambda: items.item_effect([np.zeros(3)], [np.zeros(3)], np.zeros(3)),
         lambda: noise_floor.noise_table({"val_bpb": [1.0, 2.0]}, {"val_bpb": [1.0]}),
         lambda: difference_curve([1, 2], np.zeros((3, 2)), np.zeros((3, 3))),
     ],

@@ -147,7 +147,6 @@ def _by_items(name: str, pairs: Sequence[RunPair]) -> Measured | None:
         [_in_order(outcomes, keys) for outcomes in of_a],
         [_in_order(outcomes, keys) for outcomes in of_b],
         numpy.array([task for task, _ in keys]) if in_tasks else None,
-        smallest_effect=1.0,
         alpha=ALPHA,
         equal_clusters=in_tasks,
     )

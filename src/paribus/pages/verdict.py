@@ -230,28 +230,18 @@ def _word(arm: ArmVerdict) -> str:
     return arm.effect.verdict if arm.effect else "none"
 
 
-def _over_looks(arm: ArmVerdict, p: float) -> float:
-    """P at an arm's last look as the smallest alpha at which its looks together reject."""
-    return p_over_looks(p, arm.effect.looks) if arm.effect else p
-
-
 def _item_rows(found: Sequence[ArmVerdict]) -> list[dict[str, Any]]:
-    """What the items say of each arm, with p over the looks and after Holm over the arms; no verdict."""
-    effects = {arm.name: arm.items for arm in found if arm.items}
-    adjusted_p = holm({arm.name: _over_looks(arm, arm.items.p) for arm in found if arm.items})
+    """Where the noise of each arm's difference comes from; of one pair McNemar's p, over the looks and after Holm."""
     exact = {}
     for arm in found:
         if arm.items and arm.items.mcnemar_p is not None:
-            exact[arm.name] = _over_looks(arm, arm.items.mcnemar_p)
-    adjusted_exact = holm(exact)
+            looks = arm.effect.looks if arm.effect else ()
+            exact[arm.name] = p_over_looks(arm.items.mcnemar_p, looks)
+    adjusted = holm(exact)
     return [
-        {
-            "name": name,
-            "effect": item,
-            "p": adjusted_p[name],
-            "mcnemar_p": adjusted_exact.get(name),
-        }
-        for name, item in effects.items()
+        {"name": arm.name, "effect": arm.items, "mcnemar_p": adjusted.get(arm.name)}
+        for arm in found
+        if arm.items
     ]
 
 

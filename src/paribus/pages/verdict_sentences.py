@@ -46,17 +46,16 @@ def sentence(
 
 
 def seeds_of(effect: Effect) -> str:
-    """What an effect rests on: `5 matched seeds`, or `5 unmatched runs of each`.
+    """What an effect rests on: `5 matched seeds`, `5 unmatched runs of each`, `5 matched seeds and 1,319 items`.
 
     Args:
         effect: of an arm.
     """
     many = "s" if effect.n != 1 else ""
-    return (
-        f"{effect.n} matched seed{many}"
-        if effect.matched
-        else f"{effect.n} unmatched run{many} of each"
-    )
+    seeds = f"{effect.n} matched seed{many}"
+    if not effect.matched:
+        seeds = f"{effect.n} unmatched run{many} of each"
+    return seeds if effect.items is None else f"{seeds} and {effect.items.items:,} items"
 
 
 def _running_interval(experiment: Experiment, effect: Effect) -> str:
@@ -84,6 +83,8 @@ def next_step(effect: Effect, coming: NextLook | None) -> str:
     """
     if coming is not None:
         return coming.words()
+    if effect.more_seeds is None and effect.items is not None:
+        return "no number of seeds decides, as the noise of the items alone is too large: it takes more items"
     if effect.more_seeds is None:
         return "more than 100,000 seeds would be needed"
     needed = effect.n + effect.more_seeds

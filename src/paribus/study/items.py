@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from paribus.errors import UserError
 from paribus.evaluate.intervals import mcnemar_exact
 from paribus.study.power import Floats
-from paribus.study.statistics import Verdict, settings_problems, verdict_of
+from paribus.study.sample import ItemNoise
 
 DRAWS = 10_000  # of a bootstrap
 
@@ -41,7 +41,6 @@ class ItemEffect:
     seed_stderr: float | None
     item_stderr: float
     mcnemar_p: float | None
-    verdict: Verdict
 
 
 def item_effect(
@@ -49,8 +48,6 @@ def item_effect(
     arm: Sequence[Floats],
     clusters: NDArray[Any] | None = None,
     *,
-    smallest_effect: float,
-    direction: str = "higher",
     alpha: float = 0.05,
     equal_clusters: bool = False,
     draws: int = DRAWS,
@@ -60,7 +57,7 @@ def item_effect(
     A difference is seed effect + item effect + rest. Means of seeds hold the first and the rest: Student's t. Means of
     items hold the second and, again, the rest, which is taken out: Student's t over items, or with `clusters` a
     bootstrap that draws whole clusters, since items of a task move together. The interval and p are of the sum of both,
-    drawn from a fixed seed. The verdict follows `effects`, for one arm.
+    drawn from a fixed seed. There is no verdict: that of a study has the noise of its items in it already (`item_noise`).
 
     Where no outcome differs there is no noise to measure, which does not prove equality (both may be at a floor): the
     interval is then what a share of items is bounded by of which none was seen, 1 - alpha^(1 / units), or about
@@ -70,27 +67,18 @@ def item_effect(
         baseline: outcomes (I,) at each matched seed.
         arm: the same, at the same seeds.
         clusters: (I,), the task of each item.
-        smallest_effect: that matters, in the unit of an outcome.
-        direction: "lower" or "higher" is better.
-        alpha: the rate of false verdicts.
+        alpha: 1 - the interval's coverage.
         equal_clusters: every cluster counts the same, as tasks do in CORE; otherwise every item does.
         draws: of the bootstrap.
 
     Raises:
-        UserError: for arrays of different lengths, no items, fewer than two units, outcomes that are not finite, and
-            settings that `effects` refuses.
+        UserError: for arrays of different lengths, no items, fewer than two units, and outcomes that are not finite.
     """
-    problems = settings_problems(direction, smallest_effect, alpha) + _item_problems(
-        baseline, arm, clusters
-    )
-    if problems:
-        raise UserError(problems)
-    of_base, of_arm = np.stack(baseline), np.stack(arm)
-    difference = of_arm.astype(float) - of_base.astype(float)
+    of_base, difference = _differences(baseline, arm, clusters)
     table = _units(difference, clusters, equal_clusters)
     seeds, units = table.shape
     if not difference.any():
-        return _no_difference(of_base, seeds, units, smallest_effect, alpha)
+        return _no_difference(of_base, seeds, units, alpha)
     mean, seed_error, item_error = _components(table)
     rng = np.random.default_rng(0)
     shift = item_error * _item_noise(table.mean(axis=0), clusters is not None, draws, rng)
@@ -98,9 +86,8 @@ def item_effect(
         shift = shift + seed_error * rng.standard_t(seeds - 1, draws)
     low, high = (float(mean + q) for q in np.quantile(shift, (alpha / 2, 1 - alpha / 2)))
     p = 2 * _tail(shift, abs(mean))
-    equal = _tail(shift, smallest_effect - abs(mean))
     exact = None
-    if seeds == 1 and np.isin([of_base, of_arm], (0, 1)).all():
+    if seeds == 1 and np.isin([baseline, arm], (0, 1)).all():
         exact = mcnemar_exact(int((difference < 0).sum()), int((difference > 0).sum()))
     return ItemEffect(
         seeds=seeds,
@@ -113,17 +100,61 @@ def item_effect(
         seed_stderr=seed_error,
         item_stderr=item_error,
         mcnemar_p=exact,
-        verdict=verdict_of(mean, direction, p <= alpha, equal <= alpha),
     )
 
 
-def _no_difference(
-    outcomes: Floats, seeds: int, units: int, smallest_effect: float, alpha: float
-) -> ItemEffect:
+def item_noise(
+    baseline: Sequence[Floats],
+    arm: Sequence[Floats],
+    clusters: NDArray[Any] | None = None,
+    *,
+    equal_clusters: bool = False,
+) -> ItemNoise:
+    """What items add to the error of a difference over matched seeds, whose spread holds the rest already.
+
+    At least the error that one item makes: at a floor, where few outcomes differ, items that would differ were not met.
+
+    Args:
+        baseline: outcomes (I,) at each matched seed.
+        arm: the same, at the same seeds.
+        clusters: (I,), the task of each item.
+        equal_clusters: every cluster counts the same; otherwise every item does.
+
+    Raises:
+        UserError: as `item_effect` does.
+    """
+    of_base, difference = _differences(baseline, arm, clusters)
+    table = _units(difference, clusters, equal_clusters)
+    items, units = difference.shape[1], table.shape[1]
+    largest = _largest(of_base)
+    return ItemNoise(
+        items=items,
+        units=units,
+        error=max(_components(table)[2], largest / items),
+        largest=largest,
+        none_differs=not difference.any(),
+    )
+
+
+def _differences(
+    baseline: Sequence[Floats], arm: Sequence[Floats], clusters: NDArray[Any] | None
+) -> tuple[Floats, Floats]:
+    """(outcomes of the baseline, arm - baseline), both (seeds, items). Raises UserError."""
+    problems = _item_problems(baseline, arm, clusters)
+    if problems:
+        raise UserError(problems)
+    of_base = np.stack(baseline).astype(float)
+    return of_base, np.stack(arm).astype(float) - of_base
+
+
+def _largest(outcomes: Floats) -> float:
+    """The largest difference of an item: a wrong answer is 0, or below it where outcomes are above guessing."""
+    return 1 - min(float(outcomes.min()), 0.0)
+
+
+def _no_difference(outcomes: Floats, seeds: int, units: int, alpha: float) -> ItemEffect:
     """Every outcome (seeds, items) is the same in both arms: the bound of a kind of item that was not met."""
-    lowest = min(float(outcomes.min()), 0.0)  # of a wrong answer, where outcomes are above guessing
-    bound = (1 - lowest) * (1 - alpha ** (1 / units))
-    verdict: Verdict = "equivalent" if bound < smallest_effect else "undecided"
+    bound = _largest(outcomes) * (1 - alpha ** (1 / units))
     binary = seeds == 1 and bool(np.isin(outcomes, (0, 1)).all())
     return ItemEffect(
         seeds=seeds,
@@ -136,7 +167,6 @@ def _no_difference(
         seed_stderr=None if seeds == 1 else 0.0,
         item_stderr=0.0,
         mcnemar_p=1.0 if binary else None,
-        verdict=verdict,
     )
 
 

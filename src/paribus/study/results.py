@@ -8,16 +8,12 @@ by their hashes, git's and DVC's, and a file that does not match its hash is not
 from __future__ import annotations
 
 import functools
-import io
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from paribus.config import Config, fingerprint, flatten, parse_config
 from paribus.curriculum import TRAINING_STAGES
@@ -433,49 +429,6 @@ def _seeds_of_model(model: str, parameters: float | None, seeds: Sequence[int]) 
     names = ", ".join(map(str, sorted(seeds)))
     config = f"config.json {model[:10] or 'absent'}"
     return f"seeds {names} have {parameters or 0:,.0f} parameters ({config})"
-
-
-# ---------------------------------------------------------------- by item
-
-
-def items_of(
-    experiment: Experiment, result: Result
-) -> tuple[NDArray[np.float64], NDArray[Any] | None] | None:
-    """The outcome of every item, where the metric is a mean over items.
-
-    CORE: correct above guessing, (correct - baseline) / (1 - baseline), whose mean over tasks is the metric.
-
-    Args:
-        experiment: the study.
-        result: of one of its runs.
-
-    Returns:
-        (outcomes (I,), the task of each or None); None for other metrics, and where the items are not kept.
-    """
-    core = experiment.metric.name == "core"
-    if not core and not experiment.metric.name.startswith("gsm8k."):
-        return None
-    folder = Path("evals/core") if core else Path(experiment.metric.path).parent
-    columns = _item_columns(result.experiment, str(folder / "items.parquet"), core)
-    if columns is None:
-        return None
-    outcomes = np.asarray(columns["correct"], float)
-    if not core:
-        return outcomes, None
-    tasks = np.asarray(columns["task"])
-    guess = np.asarray([result.metrics["core"]["tasks"][task]["baseline"] for task in tasks])
-    return (outcomes - guess) / (1 - guess), tasks
-
-
-@functools.lru_cache(maxsize=1024)
-def _item_columns(commit: str, path: str, core: bool) -> dict[str, object] | None:
-    import pyarrow.parquet
-
-    data = CommittedFiles(commit).data(path)
-    if data is None:
-        return None
-    columns = pyarrow.parquet.read_table(io.BytesIO(data)).to_pydict()
-    return {name: columns[name] for name in (("correct", "task") if core else ("correct",))}
 
 
 def _numbers(rows: Sequence[Mapping[str, str]]) -> list[dict[str, float | None]]:

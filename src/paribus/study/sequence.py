@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from paribus.study.answers import answers_of
 from paribus.study.divergence import survivors, withheld
 from paribus.study.experiment import BASELINE, Experiment
+from paribus.study.items import item_noise
 from paribus.study.looks import Look
 from paribus.study.matching import matching_of
 from paribus.study.outcomes import Outcomes
 from paribus.study.results import Result
-from paribus.study.statistics import Effect, Family, Unmatched, Verdict, effects, estimate
+from paribus.study.sample import ByItem, Unmatched
+from paribus.study.statistics import Effect, Family, Verdict, effects, estimate
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,23 @@ def differences_of(experiment: Experiment, results: Sequence[Result], arm: str) 
     Args:
         experiment: the study.
         results: of all runs that count.
-        arm: its name. One whose code changes what a seed decides gives `Unmatched` differences.
+        arm: its name. One whose code changes what a seed decides gives `Unmatched` differences; a metric that is a mean over
+            items gives differences `ByItem`.
     """
     pairs = matched(results, arm)
     of_baseline = [base.value or 0.0 for base, _ in pairs]
     of_arm = [own.value or 0.0 for _, own in pairs]
+    differences = [own - base for base, own in zip(of_baseline, of_arm, strict=True)]
     shared = matching_of(experiment, results).get(arm)
     if shared is not None and not shared.holds:
-        return Unmatched(of_baseline, of_arm)
-    return [own - base for base, own in zip(of_baseline, of_arm, strict=True)]
+        differences = Unmatched(of_baseline, of_arm)
+    answers = answers_of(experiment.metric, pairs) if pairs else None
+    if answers is None:
+        return differences
+    noise = item_noise(
+        answers.baseline, answers.arm, answers.tasks, equal_clusters=answers.equal_clusters
+    )
+    return ByItem(differences, noise)
 
 
 # ---------------------------------------------------------------- the looks

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from paribus.study.statistics import Sample
+    from paribus.study.sample import Sample
 
 PRIOR = 4  # degrees of freedom that the mean over the arms counts for
 GUARD = 2  # times an arm's own p that its adjusted p is at least
@@ -39,8 +39,8 @@ def lent(samples: Mapping[str, Sample]) -> dict[str, Sample]:
     mean = float(np.mean([(sample.stdev or 0.0) ** 2 for sample in part.values()]))
     shrunk = {}
     for arm, sample in part.items():
-        freedom = sample.df + PRIOR
-        variance = (sample.df * (sample.stdev or 0.0) ** 2 + PRIOR * mean) / freedom
+        freedom = sample.seed_df + PRIOR
+        variance = (sample.seed_df * (sample.stdev or 0.0) ** 2 + PRIOR * mean) / freedom
         shrunk[arm] = replace(sample, stdev=math.sqrt(variance), degrees=freedom)
     return shrunk
 

@@ -3,30 +3,28 @@
 Pure functions over numbers, no files. A difference is arm - baseline at one seed, in the metric's own unit; matched
 seeds share data order and initial values, so what both arms have in common cancels.
 
-Sources: Student (1908), the t distribution; Holm (1979), many arms; Schuirmann (1987), two one-sided tests for
-equivalence; Welch (1947), runs that share nothing at a seed; Jennison & Turnbull (1989; 2000, §4.4), repeated intervals;
-Maurer & Bretz (2013), Holm with looks. The levels of looks: looks.py. How many seeds an effect takes: power.py. Outcomes
-item by item: items.py.
+Sources: Holm (1979), many arms; Jennison & Turnbull (1989; 2000, §4.4), repeated intervals; Maurer & Bretz (2013), Holm
+with looks. What one arm's differences say: sample.py. The levels of looks: looks.py. How many seeds an effect takes:
+power.py. Outcomes item by item: items.py.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
-
-import numpy as np
-from scipy import stats
 
 from paribus.errors import UserError
 from paribus.study.looks import OPEN, Look, Schedule, anytime_bound, level, p_over_looks
-from paribus.study.power import seeds_for_equivalence, seeds_needed, upper_stdev
+from paribus.study.power import MOST_SEEDS, seeds_for_equivalence, seeds_needed, upper_stdev
+from paribus.study.sample import ItemNoise, Sample
 from paribus.study.shrinkage import guarded, lent
 
 # not yet: seeds are in, and no look is due that could say more.
 Verdict = Literal["better", "worse", "equivalent", "undecided", "not yet"]
-ROUNDING = 1e-12  # of the largest difference: a spread below it is of the arithmetic, and no noise
+# Standard deviations at which a verdict on skewed noise bears one more seed (benchmarks/promises.py, "skewed").
+RESERVE = 4.5
 DECIDED: tuple[Verdict, ...] = ("better", "worse", "equivalent")
 
 
@@ -48,6 +46,7 @@ class Effect:
             difference was seen at all, so that no number of seeds follows from it.
         looks: taken on this arm, with what they may have spent; the last is the one that this is of.
         matched: whether arm and baseline share what a seed decides; else they are two samples of n runs each.
+        items: noise of the items in the interval and p, where the metric is a mean over items.
     """
 
     n: int
@@ -61,6 +60,7 @@ class Effect:
     more_seeds: int | None
     looks: tuple[Look, ...] = ()
     matched: bool = True
+    items: ItemNoise | None = None
 
     @property
     def spent(self) -> float:
@@ -98,6 +98,7 @@ def effects(
     plan: Schedule | None = None,
     family: Family | None = None,
     borrow: bool = False,
+    skewed: bool = False,
 ) -> dict[str, Effect]:
     """The verdict on every arm from its matched differences (arm - baseline, one a seed).
 
@@ -105,6 +106,8 @@ def effects(
     or away from it. equivalent: it is within ±smallest_effect (TOST at alpha, after Holm over the arms), **also where it
     differs from 0**: too small to matter, by the study's own word. undecided: neither. Differences that are all the same
     have no spread to judge by, also where all are 0: a metric at its floor, or too coarse, gives that for arms that differ.
+    Of a metric that is a mean over items (`ByItem`) the items are noise too, and zeros are *equivalent* as far as the number
+    of items bounds what was not seen.
 
     How often a verdict is false: of any one arm only one of the two claims can be false (0 is not outside
     ±smallest_effect), so each arm errs with a chance of at most alpha. Over all arms each question is held to alpha by
@@ -118,6 +121,8 @@ def effects(
         plan: when the study looks; None: this is its only look.
         family: what went before, where it does not follow from the plan and the arm's number of seeds.
         borrow: whether three arms or more lend each other their variance (shrinkage.py).
+        skewed: whether a verdict has to hold with one more seed RESERVE standard deviations on the other side, for noise that is
+            skewed and of unequal size.
 
     Raises:
         UserError: with everything that is wrong: no arms, no or non-finite differences, unknown direction, alpha outside
@@ -125,6 +130,8 @@ def effects(
     """
     family = family or Family()
     samples, taken = _checked(differences, direction, smallest_effect, alpha, plan, family)
+    if skewed:
+        samples = {arm: replace(sample, reserve=RESERVE) for arm, sample in samples.items()}
     p_values = {arm: sample.p() for arm, sample in samples.items()}
     differs = {arm: p_over_looks(p, taken[arm]) for arm, p in p_values.items()}
     equals = {arm: _p_equal(sample, smallest_effect, taken[arm]) for arm, sample in samples.items()}
@@ -152,6 +159,7 @@ def effects(
             more_seeds=more,
             looks=taken[arm],
             matched=sample.matched,
+            items=sample.items,
         )
     return judged
 
@@ -227,18 +235,21 @@ def open_look(
     return judged["change"]
 
 
-def estimate(differences: Sequence[float], alpha: float, looks: Sequence[Look] = ()) -> Effect:
+def estimate(
+    differences: Sequence[float], alpha: float, looks: Sequence[Look] = (), skewed: bool = False
+) -> Effect:
     """What is known between looks: the mean, and an interval that holds however often one looks at it. No verdict.
 
     Args:
         differences: arm - baseline at every matched seed so far, at least one.
         alpha: chance that the interval ever misses the truth, over all numbers of seeds together.
         looks: taken before.
+        skewed: as `effects` has it.
     """
-    sample = Sample.of(differences)
+    sample = replace(Sample.of(differences), reserve=RESERVE if skewed else 0.0)
     low, high = -math.inf, math.inf
     if sample.usable:
-        half = anytime_bound(sample.n, alpha) * sample.error
+        half = anytime_bound(sample.n, alpha) * sample.error + sample.shift
         low, high = sample.mean - half, sample.mean + half
     return Effect(
         n=sample.n,
@@ -252,102 +263,8 @@ def estimate(differences: Sequence[float], alpha: float, looks: Sequence[Look] =
         more_seeds=None,
         looks=tuple(looks),
         matched=sample.matched,
+        items=sample.items,
     )
-
-
-class Unmatched(list[float]):
-    """Differences at each seed of runs that share nothing there: they are compared as two samples (Welch, 1947).
-
-    Args:
-        baseline: its values, one a run.
-        arm: its values, as many.
-    """
-
-    def __init__(self, baseline: Sequence[float], arm: Sequence[float]) -> None:
-        super().__init__(own - base for base, own in zip(baseline, arm, strict=True))
-        self.baseline, self.arm = list(baseline), list(arm)
-
-    def sample(self) -> Sample:
-        """The sample of the difference of the means, with Welch's degrees of freedom."""
-        n, mean = len(self), float(np.mean(self))
-        if n < 2:
-            return Sample(n, mean, None, matched=False)
-        spreads = [float(np.var(values, ddof=1)) for values in (self.baseline, self.arm)]
-        total = sum(spreads)
-        if total == 0:
-            return Sample(n, mean, 0.0, matched=False)
-        squares = sum(spread**2 for spread in spreads)
-        return Sample(n, mean, math.sqrt(total), total**2 * (n - 1) / squares, matched=False)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The differences of one arm.
-
-    Attributes:
-        n: how many.
-        mean: of them.
-        stdev: of them; None of one.
-        degrees: of freedom, where they are not n - 1.
-        matched: whether they are differences of matched runs.
-    """
-
-    n: int
-    mean: float
-    stdev: float | None
-    degrees: float | None = None
-    matched: bool = True
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Sample:
-        """The sample of these differences, at least one."""
-        if isinstance(values, Unmatched):
-            return values.sample()
-        array = np.asarray(values, dtype=float)
-        stdev = float(array.std(ddof=1)) if len(array) > 1 else None
-        if stdev is not None and stdev <= ROUNDING * float(np.abs(array).max()):
-            stdev = 0.0
-        return cls(len(array), float(array.mean()), stdev)
-
-    @property
-    def usable(self) -> bool:
-        """Whether it has a spread to judge by. Equal differences are a coarse metric, rounding, or seeds that do nothing."""
-        return bool(self.stdev)
-
-    @property
-    def identical(self) -> bool:
-        """Whether both arms have the same value at every seed."""
-        return self.stdev == 0 and self.mean == 0
-
-    @property
-    def error(self) -> float:
-        """Standard error of the mean, of more than one difference."""
-        assert self.stdev is not None
-        return self.stdev / math.sqrt(self.n)
-
-    @property
-    def df(self) -> float:
-        """Degrees of freedom of Student's t."""
-        return self.n - 1 if self.degrees is None else self.degrees
-
-    def p(self) -> float:
-        """Two-sided p of "the mean is 0"; 1 without a spread."""
-        if not self.usable:
-            return 1.0
-        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.df))
-
-    def p_equivalent(self, margin: float) -> float:
-        """TOST: the larger p of "the mean is at most -margin" and "at least margin"."""
-        if not self.usable:
-            return 1.0
-        return float(stats.t.sf((margin - abs(self.mean)) / self.error, self.df))
-
-    def interval(self, alpha: float) -> tuple[float, float]:
-        """Student's interval of the mean; -inf to inf without a spread, or where alpha is spent."""
-        if not self.usable or alpha <= 0:
-            return -math.inf, math.inf
-        half = float(stats.t.isf(alpha / 2, self.df)) * self.error
-        return self.mean - half, self.mean + half
 
 
 def _checked(
@@ -454,10 +371,23 @@ def _more(
         return None
     if not sample.usable:
         return max(3 - sample.n, 1)
-    assert sample.stdev is not None
-    stdev = upper_stdev(sample.stdev, sample.n)
+    stdev = upper_stdev(_planning_stdev(sample), sample.n)
     to_see_it = seeds_needed(smallest_effect, stdev, alpha=alpha)
     to_call_none = seeds_for_equivalence(smallest_effect, stdev, alpha=alpha)
     if to_see_it is None or to_call_none is None:
         return None
-    return max(max(to_see_it, to_call_none) - sample.n, 1)
+    needed = max(to_see_it, to_call_none)
+    if sample.items is not None:
+        # No seed makes the error from items smaller: they leave seeds a part of the squared error that so many may have.
+        left = 1 - sample.items.error**2 * needed / stdev**2
+        needed = math.ceil(needed / left) if left > 0 else MOST_SEEDS + 1
+    return max(needed - sample.n, 1) if needed <= MOST_SEEDS else None
+
+
+def _planning_stdev(sample: Sample) -> float:
+    """The spread that would ask of Student's t what a reserve asks; without one, the spread itself."""
+    assert sample.stdev is not None
+    if not sample.reserve:
+        return sample.stdev
+    per_seed = math.sqrt(sample.n)
+    return (sample.seed_error + sample.shift / 2) * per_seed

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from paribus.config import Config
 from paribus.curriculum import TRAINING_STAGES
+from paribus.study.answers import answers_of
 from paribus.study.budget import training_flops
 from paribus.study.difference_curve import Curve, difference_curve
 from paribus.study.divergence import Survivors, survivors
 from paribus.study.experiment import Experiment, changed_keys
 from paribus.study.items import ItemEffect, item_effect
 from paribus.study.outcomes import Outcomes
-from paribus.study.results import Result, items_of
+from paribus.study.results import Result
 from paribus.study.sequence import matched
 from paribus.study.statistics import Effect, effects
 from paribus.study.unchanged import changed_nothing
@@ -212,26 +213,14 @@ def _at_equal_time(experiment: Experiment, pairs: Sequence[tuple[Result, Result]
 
 
 def _items(experiment: Experiment, pairs: Sequence[tuple[Result, Result]]) -> ItemEffect | None:
-    """The metric paired by item where it is a mean over items: the noise of seeds and of items together."""
-    of_base: list[NDArray[np.float64]] = []
-    of_arm: list[NDArray[np.float64]] = []
-    clusters = None
-    for base, own in pairs:
-        base_items, own_items = items_of(experiment, base), items_of(experiment, own)
-        if base_items is None or own_items is None:
-            return None
-        if not of_base:
-            clusters = base_items[1]
-        of_base.append(base_items[0])
-        of_arm.append(own_items[0])
-    if not of_base:
+    """The metric paired by item where it is a mean over items: what of the noise is of seeds, and what of items."""
+    answers = answers_of(experiment.metric, pairs) if pairs else None
+    if answers is None:
         return None
     return item_effect(
-        of_base,
-        of_arm,
-        clusters,
-        smallest_effect=experiment.smallest_effect,
-        direction=experiment.direction,
+        answers.baseline,
+        answers.arm,
+        answers.tasks,
         alpha=experiment.alpha,
-        equal_clusters=clusters is not None,
+        equal_clusters=answers.equal_clusters,
     )

@@ -1,0 +1,197 @@
+"""The differences of one arm as a sample: their mean, its error, and what Student's t says of it.
+
+Three kinds of differences: those of matched runs (a plain list), of runs that share nothing at a seed (`Unmatched`), and of a
+metric that is a mean over items (`ByItem`), whose error holds the noise of the items beside that of the seeds.
+
+Sources: Student (1908); Welch (1947); Schuirmann (1987), two one-sided tests; Satterthwaite (1946), degrees of freedom of a
+sum of variances; Hanley & Lippman-Hand (1983), what is bounded by items of which none differs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats
+
+ROUNDING = 1e-12  # of the largest difference: a spread below it is of the arithmetic, and no noise
+
+
+@dataclass(frozen=True)
+class ItemNoise:
+    """What other items of the same kind would add to the error of a difference.
+
+    Attributes:
+        items: that both arms answered.
+        units: that vary independently: items, or the tasks that they come in.
+        error: standard error of the mean difference from items alone, at least that of one item.
+        largest: difference that an item can make.
+        none_differs: whether every outcome is the same in both arms.
+    """
+
+    items: int
+    units: int
+    error: float
+    largest: float = 1.0
+    none_differs: bool = False
+
+    def p_equivalent(self, margin: float) -> float:
+        """P of "a share of margin or more of such items differs", of which none was seen: (1 - margin)^units."""
+        return float(max(1 - margin / self.largest, 0.0) ** self.units)
+
+    def bound(self, alpha: float) -> float:
+        """What the difference is below but for a chance of alpha, where none was seen: the rule of three."""
+        return float(self.largest * (1 - alpha ** (1 / self.units)))
+
+
+class Unmatched(list[float]):
+    """Differences at each seed of runs that share nothing there: they are compared as two samples (Welch, 1947).
+
+    Args:
+        baseline: its values, one a run.
+        arm: its values, as many.
+    """
+
+    def __init__(self, baseline: Sequence[float], arm: Sequence[float]) -> None:
+        super().__init__(own - base for base, own in zip(baseline, arm, strict=True))
+        self.baseline, self.arm = list(baseline), list(arm)
+
+    def sample(self) -> Sample:
+        """The sample of the difference of the means, with Welch's degrees of freedom."""
+        n, mean = len(self), float(np.mean(self))
+        if n < 2:
+            return Sample(n, mean, None, matched=False)
+        spreads = [float(np.var(values, ddof=1)) for values in (self.baseline, self.arm)]
+        total = sum(spreads)
+        if total == 0:
+            return Sample(n, mean, 0.0, matched=False)
+        squares = sum(spread**2 for spread in spreads)
+        return Sample(n, mean, math.sqrt(total), total**2 * (n - 1) / squares, matched=False)
+
+
+class ByItem(list[float]):
+    """Differences at each seed of a metric that is a mean over items.
+
+    Args:
+        differences: matched or `Unmatched`, one a seed.
+        noise: of the items.
+    """
+
+    def __init__(self, differences: Sequence[float], noise: ItemNoise) -> None:
+        super().__init__(differences)
+        self.differences, self.noise = differences, noise
+
+    def sample(self) -> Sample:
+        """The sample of the differences, with the noise of the items."""
+        return replace(Sample.of(self.differences), items=self.noise)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The differences of one arm.
+
+    Attributes:
+        n: how many.
+        mean: of them.
+        stdev: of them; None of one.
+        degrees: of freedom of that, where they are not n - 1.
+        matched: whether they are differences of matched runs.
+        items: noise of the items, where the metric is a mean over items.
+        reserve: tests and intervals hold with one more seed so many standard deviations on the other side; 0: as they are.
+    """
+
+    n: int
+    mean: float
+    stdev: float | None
+    degrees: float | None = None
+    matched: bool = True
+    items: ItemNoise | None = None
+    reserve: float = 0.0
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Sample:
+        """The sample of these differences, at least one."""
+        if isinstance(values, (Unmatched, ByItem)):
+            return values.sample()
+        array = np.asarray(values, dtype=float)
+        stdev = float(array.std(ddof=1)) if len(array) > 1 else None
+        if stdev is not None and stdev <= ROUNDING * float(np.abs(array).max()):
+            stdev = 0.0
+        return cls(len(array), float(array.mean()), stdev)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it has a spread to judge by. Equal differences are a coarse metric, rounding, or seeds that do nothing."""
+        return bool(self.stdev)
+
+    @property
+    def identical(self) -> bool:
+        """Whether both arms have the same value at every seed."""
+        return self.stdev == 0 and self.mean == 0
+
+    @property
+    def seed_error(self) -> float:
+        """Standard error of the mean from seeds, of more than one difference; with a reserve, of one seed more."""
+        assert self.stdev is not None
+        n = self.n
+        if not self.reserve:
+            return self.stdev / math.sqrt(n)
+        squares = n - 1 + self.reserve**2 * n / (n + 1)
+        return self.stdev * math.sqrt(squares / (n * (n + 1)))
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean, from seeds and items."""
+        return math.hypot(self.seed_error, self.items.error if self.items else 0.0)
+
+    @property
+    def shift(self) -> float:
+        """By how much a reserve moves the mean towards the other side."""
+        return self.reserve * (self.stdev or 0.0) / (self.n + 1)
+
+    @property
+    def seed_df(self) -> float:
+        """Degrees of freedom of the spread over seeds."""
+        return self.n - 1 if self.degrees is None else self.degrees
+
+    @property
+    def df(self) -> float:
+        """Degrees of freedom of Student's t."""
+        if self.items is None:
+            return self.seed_df
+        of_seeds, of_items = self.seed_error**2, self.items.error**2
+        squares = of_seeds**2 / self.seed_df + of_items**2 / (self.items.units - 1)
+        return (of_seeds + of_items) ** 2 / squares
+
+    def p(self) -> float:
+        """Two-sided p of "the mean is 0"; 1 without a spread."""
+        if not self.usable:
+            return 1.0
+        beyond = max(abs(self.mean) - self.shift, 0.0)
+        return float(2 * stats.t.sf(beyond / self.error, self.df))
+
+    def p_equivalent(self, margin: float) -> float:
+        """TOST: the larger p of "the mean is at most -margin" and "at least margin"; without a spread what the items bound."""
+        if self.usable:
+            room = margin - abs(self.mean) - self.shift
+            return float(stats.t.sf(room / self.error, self.df))
+        unseen = self._unseen()
+        return 1.0 if unseen is None else unseen.p_equivalent(margin)
+
+    def interval(self, alpha: float) -> tuple[float, float]:
+        """Student's interval of the mean; without a spread what the items bound, else -inf to inf, as where alpha is spent."""
+        unseen = self._unseen()
+        if unseen is not None and alpha > 0:
+            return -unseen.bound(alpha), unseen.bound(alpha)
+        if not self.usable or alpha <= 0:
+            return -math.inf, math.inf
+        half = float(stats.t.isf(alpha / 2, self.df)) * self.error + self.shift
+        return self.mean - half, self.mean + half
+
+    def _unseen(self) -> ItemNoise | None:
+        """The items, where none of them differs at any of several seeds."""
+        if self.items is None or not self.items.none_differs or self.n < 2:
+            return None
+        return self.items
