@@ -43,6 +43,8 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "sandwich": {"norm_position": "sandwich"},
     "sandwich with gains": {"norm_position": "sandwich", "norm_gain": True},
     "gains": {"norm_gain": True, "qk_gain": True},
+    "norms' biases": {"norm_bias": True},
+    "layer norm with gains and biases": {"norm": "layer", "norm_gain": True, "norm_bias": True},
     "layer norm with gains": {"norm": "layer", "norm_gain": True, "qk_gain": True},
     "norm before rotation": {"qk_norm_position": "before_rotary"},
     "capped attention": {"attention_softcap": 20.0},
@@ -140,7 +142,8 @@ def test_norm(case: Case) -> None:
         return result[0]
 
     found = kept(run, list(norm.parameters()))
-    if footprint.norm_keeps_output(case.config, case.batch) and not case.config.norm_gain:
+    returned_is_kept = footprint.norm_keeps_output(case.config, case.batch)
+    if returned_is_kept and not footprint.norm_keeps_values(case.config, case.batch):
         found -= case.x.nbytes  # the result, counted by the layer that takes it
     statistics = 4 * case.batch.tokens  # in fp32; bf16 scales are half of that, layer norm has two
     assert footprint.norm(case.config, case.batch) == pytest.approx(found, abs=statistics)

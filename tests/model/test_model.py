@@ -92,6 +92,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "rotary_fraction": {"rotary_fraction": 0.5},
     "embedding_as_it_is": {"embedding_norm": False, "embedding_scale": 2.0},
     "norm_gain": {"norm_gain": True},
+    "norm_bias": {"norm_gain": True, "norm_bias": True},
     "qk_gain": {"qk_gain": True},
     "head_gain": {"head_gain": True},
     "gpt2": {"initialisation": "gpt2"},

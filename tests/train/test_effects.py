@@ -66,6 +66,7 @@ FLIPS: dict[str, list[Any]] = {
     "model.norm": ["layer"],
     "model.norm_position": ["post", "sandwich"],
     "model.norm_gain": [True, False],
+    "model.norm_bias": [True],
     "model.qk_norm": [False, True],
     "model.qk_norm_position": ["before_rotary"],
     "model.qk_gain": [True, False],

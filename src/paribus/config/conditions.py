@@ -126,6 +126,7 @@ def has_scalars(model: Model) -> bool:
         model.qkv_bias,
         model.out_bias,
         model.norm_gain,
+        model.norm_bias,
         model.qk_norm and model.qk_gain,
         model.attention_gate != "none",
         model.head_gain,

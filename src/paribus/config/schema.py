@@ -82,6 +82,9 @@ class Model:
     norm_gain: bool = key(
         "norms of the residual stream multiply each channel by a learned gain", formerly=False
     )
+    norm_bias: bool = key(
+        "norms of the residual stream add a learned bias to each channel", formerly=False
+    )
     qk_norm: bool = key("normalise queries and keys (arXiv:2010.04245)")
     qk_norm_position: Literal["after_rotary", "before_rotary"] = key(
         "where queries and keys are normalised; a rotation changes no RMS, so that without gains this is rounding alone",

@@ -53,14 +53,19 @@ def norm(config: Architecture, batch: Batch) -> int:
     kept = FP32 * batch.tokens  # statistics
     if not norm_keeps_output(config, batch):
         kept += stream(config, batch)
-    if config.norm_gain:
-        kept += stream(config, batch)  # before the gain
+    if norm_keeps_values(config, batch):
+        kept += stream(config, batch)
     return kept
 
 
 def norm_keeps_output(config: Architecture, batch: Batch) -> bool:
     """Whether a norm is `kernels.RootMeanSquare`: it keeps what it gives, which others keep anyway, and not what it takes."""
     return config.norm == "rms" and not batch.cuda
+
+
+def norm_keeps_values(config: Architecture, batch: Batch) -> bool:
+    """Whether a norm keeps its values before a gain or a bias, besides what it returns."""
+    return config.norm_gain or (config.norm_bias and norm_keeps_output(config, batch))
 
 
 def attention(config: Architecture, layer: int, batch: Batch) -> int:
@@ -175,7 +180,7 @@ def join(config: Architecture, batch: Batch) -> int:
     kept = norm(config, batch)
     if config.norm_position == "sandwich":
         kept += norm(config, batch)
-        if norm_keeps_output(config, batch) and not config.norm_gain:
+        if norm_keeps_output(config, batch) and not norm_keeps_values(config, batch):
             kept += stream(config, batch)
     if config.residual_dropout:
         kept += dropped(batch.tokens * config.width, batch)
@@ -200,7 +205,7 @@ def outside_blocks(config: Architecture, batch: Batch) -> int:
             1 + config.embedding_norm
         )  # the last block's output, and the embedding, before their norms
         streams += config.x0_scalars and not config.residual_scalars
-    streams += config.norm_gain * (1 + config.embedding_norm)  # before their gains
+    streams += norm_keeps_values(config, batch) * (1 + config.embedding_norm)
     numbers = 8 * batch.tokens + 24 * batch.tokens
     if config.embedding_dropout:
         numbers += dropped(batch.tokens * config.width, batch)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from paribus.config import SMALL_STD, Architecture, embedding_std
-from paribus.model.shapes import Shape, block_shapes
+from paribus.model.shapes import Shape, block_shapes, norm_shapes
 
 OUTPUT_SUFFIXES = ("attention.out.weight", "mlp.down.weight")  # write to the residual stream
 GATE_SUFFIXES = ("attention.gate.weight", "output_gate.weight")  # at 0 a gate multiplies by 1
@@ -43,13 +43,12 @@ def parameter_shapes(config: Architecture, vocab_size: int) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {"embedding.weight": (vocab_size, config.width)}
     if config.position == "learned":
         shapes["positions.weight"] = (config.seq_len, config.width)
-    if config.norm_gain and config.embedding_norm:
-        shapes["embedding_norm.gain"] = (config.width,)
+    if config.embedding_norm:
+        shapes |= norm_shapes("embedding_norm", config)
     for layer in range(config.depth):
         for name, shape in block_shapes(config, layer, vocab_size).items():
             shapes[f"blocks.{layer}.{name}"] = shape
-    if config.norm_gain:
-        shapes["final_norm.gain"] = (config.width,)
+    shapes |= norm_shapes("final_norm", config)
     if not config.tied_head:
         shapes["head.weight"] = (vocab_size, config.width)
     return shapes

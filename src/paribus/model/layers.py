@@ -50,18 +50,27 @@ def normalise(x: Tensor, kind: str) -> Tensor:
 
 
 class Norm(nn.Module):
-    """Normalisation of the residual stream, with a gain for each channel if `model.norm_gain`. Bytes: `footprint.norm`."""
+    """Normalisation of the residual stream, with a gain and a bias for each channel if `model.norm_gain` and `norm_bias`.
+
+    Bytes: `footprint.norm`.
+    """
 
     def __init__(self, config: Architecture) -> None:
         super().__init__()
-        self.kind, self.has_gain = config.norm, config.norm_gain
+        self.kind, self.has_gain, self.has_bias = config.norm, config.norm_gain, config.norm_bias
         if self.has_gain:
             self.gain = nn.Parameter(torch.ones(config.width))
+        if self.has_bias:
+            self.bias = nn.Parameter(torch.zeros(config.width))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         x = normalise(x, self.kind)
-        return x * self.gain.to(x.dtype) if self.has_gain else x
+        if self.has_gain:
+            x = x * self.gain.to(x.dtype)
+        if self.has_bias:
+            x = x + self.bias.to(x.dtype)
+        return x
 
 
 def rotary_table(length: int, channels: int, base: float) -> tuple[Tensor, Tensor]:

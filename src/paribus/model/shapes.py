@@ -19,6 +19,7 @@ __all__ = [
     "logit_rows",
     "mlp_hidden",
     "mlp_shapes",
+    "norm_shapes",
     "rotary_channels",
     "window_of",
 ]
@@ -73,11 +74,19 @@ def mlp_shapes(config: Architecture) -> dict[str, Shape]:
 
 def join_shapes(config: Architecture) -> dict[str, Shape]:
     """The parameters of `layers.Join`, in the module's order."""
-    if not config.norm_gain:
-        return {}
-    shapes: dict[str, Shape] = {"norm.gain": (config.width,)}
+    shapes = norm_shapes("norm", config)
     if config.norm_position == "sandwich":
-        shapes["out_norm.gain"] = (config.width,)
+        shapes |= norm_shapes("out_norm", config)
+    return shapes
+
+
+def norm_shapes(name: str, config: Architecture) -> dict[str, Shape]:
+    """The parameters of a `layers.Norm` of this name, in the module's order."""
+    shapes: dict[str, Shape] = {}
+    if config.norm_gain:
+        shapes[f"{name}.gain"] = (config.width,)
+    if config.norm_bias:
+        shapes[f"{name}.bias"] = (config.width,)
     return shapes
 
 
