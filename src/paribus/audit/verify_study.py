@@ -46,6 +46,7 @@ def verify_study(name: str, steps: int | None, out: Path | None) -> int:
         UserError: for a study that does not exist or has no finished run.
     """
     experiment = read_experiment(name)
+    name = experiment.name
     runs = runs_of(experiment)
     if not runs:
         raise UserError(

@@ -194,10 +194,10 @@ def plan(name: str, **options: Any) -> None:
 def stop(name: str) -> None:
     """Have what runs save its state and end, and begin nothing more."""
     experiment = read_experiment(name)
-    folder = folder_of(name)
+    folder = folder_of(experiment.name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stop").touch()
-    for run_id, stage in under_way(state_root(), name).items():
+    for run_id, stage in under_way(state_root(), experiment.name).items():
         print(f"{run_id}: asked to save and stop{f' ({stage})' if stage else ''}", file=sys.stderr)
     with locked(
         folder / "lock"
@@ -205,7 +205,7 @@ def stop(name: str) -> None:
         (folder / "stop").unlink(missing_ok=True)
         for found in remove_leftovers(state_root()):
             print(found, file=sys.stderr)
-    print(f"{experiment.name}: stopped; `paribus ablate run {name}` goes on", file=sys.stderr)
+    print(f"{experiment.name}: stopped; `paribus ablate run {experiment.name}` goes on", file=sys.stderr)
 
 
 def status(name: str, watch: bool = False) -> None:
@@ -214,12 +214,12 @@ def status(name: str, watch: bool = False) -> None:
     study = study_of(experiment)
     for warning in changes(experiment) + altered_runs(experiment):
         print(f"warning: {warning}", file=sys.stderr)
-    with Display(name, live=watch) as display:
+    with Display(experiment.name, live=watch) as display:
         while True:
             results = collect(experiment)
             runs = study.wanted(results)
-            have, failures = done(results, runs, study.code), given_up(name, runs)
-            running = under_way(state_root(), name)
+            have, failures = done(results, runs, study.code), given_up(experiment.name, runs)
+            running = under_way(state_root(), experiment.name)
             stages = {one.experiment_name(): stage for one, stage in running.items()}
             diverged = diverged_seeds(list(have.values()), runs, failures)
             rows = table(study, runs, have, stages, failures, diverged, max(len(running), 1))

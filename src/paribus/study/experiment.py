@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paribus.config import Config, flatten
+from paribus.errors import UserError
 from paribus.execute.run import RunId
 from paribus.study import fields
 from paribus.study.arm_code import ArmCode
@@ -17,7 +18,29 @@ from paribus.study.identity import chain_key, key_with_code, settings
 from paribus.study.looks import Schedule
 
 FOLDER = Path("experiments")
+OTHER_FOLDERS = ("profiles", "tune", "results", "ideas")  # in it, without ablations
+RESERVED = ("try",)  # names of files in it that are no ablation's
 BASELINE = "baseline"
+
+
+def study_files() -> dict[str, Path]:
+    """Name -> file of every ablation: experiments/NAME.yaml, or experiments/FOLDER/REST.yaml of the name FOLDER-REST.
+
+    Raises:
+        UserError: where two files have one name.
+    """
+    files = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+    for reserved in RESERVED:
+        files.pop(reserved, None)
+    for path in sorted(FOLDER.glob("*/*.yaml")):
+        folder = path.parent.name
+        if folder in OTHER_FOLDERS:
+            continue
+        name = f"{folder}-{path.stem}"
+        if name in files:
+            raise UserError(f"{path}: the ablation of {files[name]} has this name too; rename one")
+        files[name] = path
+    return files
 
 
 @dataclass(frozen=True)
@@ -81,7 +104,7 @@ class Experiment:
     @property
     def file(self) -> Path:
         """The ablation's file."""
-        return FOLDER / f"{self.name}.yaml"
+        return study_files().get(self.name, FOLDER / f"{self.name}.yaml")
 
     @property
     def names(self) -> list[str]:

@@ -1,5 +1,7 @@
 """An ablation's file, `experiments/NAME.yaml`: the question, what is changed, what is held equal; strict, as params.yaml is.
 
+One in a folder, `experiments/FOLDER/NAME.yaml`, is asked for as FOLDER/NAME; the study's name is FOLDER-NAME.
+
     question: Does Muon beat AdamW at the default size?
     hypothesis: Muon is better by more than 0.01 bits per byte.
     baseline: {profile: default, set: {pretrain.steps: 60}}
@@ -40,13 +42,12 @@ from paribus.study.arm_checks import arm_problems, arm_warnings
 from paribus.study.arm_code import settled_code
 from paribus.study.arms import read_arms
 from paribus.study.code_checks import code_problems
-from paribus.study.experiment import BASELINE, FOLDER, Experiment, Metric
+from paribus.study.experiment import BASELINE, FOLDER, Experiment, Metric, study_files
 from paribus.study.fields import hint, shown
 from paribus.study.identity import definitions, settings, writer_of
 from paribus.study.looks import Schedule
 from paribus.study.results import code_of_chain
 
-RESERVED = ("try",)  # names of files in it that are no ablation's
 REQUIRED = (
     "question",
     "hypothesis",
@@ -72,21 +73,23 @@ def read_experiment(name: str, to_run: bool = False) -> Experiment:
     """The ablation NAME.
 
     Args:
-        name: of its file.
+        name: of its file; FOLDER/NAME for one in a folder of experiments/.
         to_run: whether its arms that are code have to be fit to run; a report of finished runs asks less.
 
     Raises:
         UserError: with every problem at once.
     """
-    there = sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem not in RESERVED)
-    if name not in there:
+    files = study_files()
+    plain = name.replace("/", "-")
+    if plain not in files:
+        there = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in files.values())
         near = difflib.get_close_matches(name[:100], there, n=1)
         raise UserError(
             f"no ablation {shown(name)} in {FOLDER}; "
             + (f"did you mean {near[0]}? " if near else "")
             + f"there are: {', '.join(there) or 'none'}"
         )
-    return parse_experiment(name, read_yaml(FOLDER / f"{name}.yaml"), to_run)
+    return parse_experiment(plain, read_yaml(files[plain]), to_run)
 
 
 def parse_experiment(name: str, raw: Mapping[str, Any], to_run: bool = False) -> Experiment:
@@ -105,7 +108,7 @@ def parse_experiment(name: str, raw: Mapping[str, Any], to_run: bool = False) ->
     if to_run and not problems:
         problems = code_problems(experiment)
     if problems:
-        raise UserError(f"{FOLDER / name}.yaml: {problem}" for problem in problems)
+        raise UserError(f"{experiment.file}: {problem}" for problem in problems)
     experiment.warnings.extend(arm_warnings(experiment))
     return experiment
 
