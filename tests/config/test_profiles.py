@@ -25,12 +25,18 @@ PUBLISHED = {
     "d12": 185_597_952,
     "d16-rtx3090": 335_544_320,
     "d20-speedrun": 560_988_160,
+    # S. Raschka's GPT_CONFIG_124M without tying: 2 x 50257 x 768 + 1024 x 768 + 12 x 7,085,568 + 1,536
+    "gpt2-small": 163_009_536,
+    # train_gpt_simple.py of the benchmark, 162,354,816, without the 50,304 biases of its head
+    "optimizer-benchmark": 162_304_512,
 }  # public runs
 HORIZONS = {
     "d12": 7_080,
     "d16-rtx3090": 12_800,
     "d20-speedrun": 21_400,
-}  # steps of 2^19 tokens, 20 per parameter
+    "gpt2-small": 33_165,
+    "optimizer-benchmark": 3_250,
+}  # steps of 2^19 tokens, 20 per parameter; of gpt2-small 96 rows of 1,024; the benchmark's own
 BYTES_PER_TOKEN = 4.8  # of English with 32 to 65 thousand tokens
 
 

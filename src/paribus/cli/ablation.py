@@ -205,7 +205,10 @@ def stop(name: str) -> None:
         (folder / "stop").unlink(missing_ok=True)
         for found in remove_leftovers(state_root()):
             print(found, file=sys.stderr)
-    print(f"{experiment.name}: stopped; `paribus ablate run {experiment.name}` goes on", file=sys.stderr)
+    print(
+        f"{experiment.name}: stopped; `paribus ablate run {experiment.name}` goes on",
+        file=sys.stderr,
+    )
 
 
 def status(name: str, watch: bool = False) -> None:
