@@ -12,6 +12,7 @@ from paribus.pages.code_arms import code_sections
 from paribus.pages.drawing import svg, templates
 from paribus.pages.held_equal import held
 from paribus.pages.markdown import cell, fenced, line, paragraph
+from paribus.pages.verdict_besides import best_sentence, sentence_of
 from paribus.pages.verdict_figures import draw
 from paribus.pages.verdict_mlflow import to_mlflow
 from paribus.pages.verdict_origin import (
@@ -27,6 +28,7 @@ from paribus.pages.verdict_origin import (
 from paribus.pages.verdict_sentences import caveat, sentence
 from paribus.places import state_root
 from paribus.study.advice import NextLook, next_look
+from paribus.study.besides import Besides
 from paribus.study.experiment import BASELINE, Experiment, Run
 from paribus.study.looks import p_over_looks
 from paribus.study.machines import notes as spread_notes
@@ -96,6 +98,8 @@ def write_pages(
     write_atomic(RESULTS / f"{experiment.name}.md", markdown(values, list(figures)))
     for verdict in values["verdicts"]:
         print(verdict["sentence"])
+    for words in values["besides"]:
+        print(words)
     if values["scaling"]:
         print(values["scaling"])
     for failure in values["failures"]:
@@ -153,6 +157,8 @@ def page_values(
     """
     names = [BASELINE, *(arm.name for arm in found)]
     results = outcomes.results
+    besides = Besides(experiment, outcomes, judged)
+    answers = [sentence_of(answer, experiment.alpha) for answer in besides.answers()]
     coming = next_look(experiment, outcomes, judged, recorded(experiment.name))
     asked = registration(results, experiment.file)
     in_order = sorted(results, key=lambda result: (result.seed, names.index(result.arm)))
@@ -177,6 +183,7 @@ def page_values(
         "held": held(experiment, found),
         "looks": looks_words(experiment, judged.taken),
         "values": _values(found),
+        "besides": [*answers, *best_sentence(experiment, besides.may_be_best())],
         "items": _item_rows(found),
         "times": [(arm.name, arm.at_equal_time) for arm in found if arm.at_equal_time],
         "failures": [f"{name}: {why}" for name, why in failures.items()],

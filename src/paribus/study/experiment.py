@@ -14,6 +14,7 @@ from paribus.execute.run import RunId
 from paribus.study import fields
 from paribus.study.arm_code import ArmCode
 from paribus.study.arms import Arm
+from paribus.study.asked import Asked
 from paribus.study.identity import chain_key, key_with_code, settings
 from paribus.study.looks import Schedule
 
@@ -100,6 +101,8 @@ class Experiment:
     warnings: list[str] = field(default_factory=list)
     fresh_seeds: bool = False
     borrow: bool = False
+    skewed: bool = False  # noise may be: a verdict bears one more seed far on the other side
+    besides: Asked = Asked()
 
     @property
     def file(self) -> Path:

@@ -15,13 +15,13 @@ from paribus.graph import chain
 from paribus.plan.devices import Device
 from paribus.plan.estimate import Plan, make_plan
 from paribus.recipe import Recipe
+from paribus.study.differences import differences_of
 from paribus.study.experiment import Experiment
 from paribus.study.identity import chain_key, definitions
 from paribus.study.looks import Schedule, level
 from paribus.study.outcomes import Outcomes
 from paribus.study.power import POWER, Floats, upper_stdev
 from paribus.study.record import PUBLISHED
-from paribus.study.sequence import differences_of
 from paribus.study.settled import Study
 
 DRAWS = 8_000  # simulated studies for a power: it is off by .01 at most, 19 times in 20

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from paribus.errors import UserError
 from paribus.files import write_atomic
+from paribus.study.besides import Answer, Besides
+from paribus.study.differences import matched
 from paribus.study.divergence import survivors
 from paribus.study.experiment import Experiment
 from paribus.study.outcomes import Outcomes
 from paribus.study.record import PUBLISHED, rows_of
 from paribus.study.results import Result
-from paribus.study.sequence import Judged, matched
+from paribus.study.sequence import Judged
 from paribus.study.unchanged import changed_nothing
 
 RESULTS = PUBLISHED
@@ -55,6 +57,7 @@ def publish(
             "of": counts.arm_of,
             "changed_nothing": changed_nothing(experiment, arm, matched(results, arm)),
         }
+    besides = Besides(experiment, outcomes, judged)
     runs = [
         {
             "experiment": result.name,
@@ -73,12 +76,20 @@ def publish(
         "runs": runs,
         "diverged": {arm: list(seeds) for arm, seeds in diverged.items()},
         "arms": arms,
+        "besides": [_as_json(answer) for answer in besides.answers()],
+        "may_be_best": besides.may_be_best(),
         "left_out": dict(left_out),
     }
     path = RESULTS / f"{experiment.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
     return path
+
+
+def _as_json(answer: Answer) -> dict[str, object]:
+    values = dict(vars(answer))
+    interval = _finite([values.pop("low"), values.pop("high")])
+    return values | {"interval": interval}
 
 
 def _finite(numbers: Sequence[float]) -> list[float] | None:

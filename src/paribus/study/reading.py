@@ -12,6 +12,10 @@ One in a folder, `experiments/FOLDER/NAME.yaml`, is asked for as FOLDER/NAME; th
     seeds: open                 # the default: looks after 3, 5, 8, 12, 18, … seeds, without a last one; or 5, for one look;
                                 # or {from: 3, to: 12}
     borrow: true                # whether arms lend each other their variance; the default of open studies
+    skewed: false               # true: verdicts hold for skewed, unequal noise, for about twice the seeds
+    secondary: [core]           # metrics that are tested where the first one speaks
+    contrasts: [[slower, adamw]]    # arm against arm; or all
+    margin: {worse_by: 0.005, cheaper: seconds}     # not worse by more than that, and cheaper
     fresh_seeds: false          # true: seeds of the study's own, which no other study has
     metric: val_bpb             # core, gsm8k.STAGE, or any key of a metrics file, as pretrain:train_loss
     direction: lower            # needed for keys of files only
@@ -37,7 +41,7 @@ from paribus.config import flatten, profile_overrides, read_yaml
 from paribus.curriculum import CHECKPOINT_NAMES
 from paribus.errors import UserError
 from paribus.graph import chain
-from paribus.study import fields
+from paribus.study import asked, fields
 from paribus.study.arm_checks import arm_problems, arm_warnings
 from paribus.study.arm_code import settled_code
 from paribus.study.arms import read_arms
@@ -58,7 +62,8 @@ REQUIRED = (
     "equal",
     "stages",
 )
-KEYS = (*REQUIRED, "seeds", "fresh_seeds", "borrow", "direction", "alpha", "workers")
+OPTIONAL = ("seeds", "fresh_seeds", "borrow", "skewed", "direction", "alpha", "workers")
+KEYS = (*REQUIRED, *OPTIONAL, *asked.KEYS)
 MEASURES = {  # metric -> (file, key, the better direction, unit)
     "val_bpb": ("metrics/pretrain.json", "val_bpb", "lower", "bits per byte"),
     "core": ("metrics/core.json", "core", "higher", "CORE"),
@@ -124,6 +129,7 @@ _PLACEHOLDERS: dict[str, Any] = {
     "alpha": 0.05,
     "workers": 1,
     "fresh_seeds": False,
+    "skewed": False,
 }
 
 
@@ -131,6 +137,7 @@ def _parse(name: str, raw: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
     """The experiment and its problems; the experiment is usable only without problems."""
     problems = [f"{shown(key)}: unknown key; {hint(key, KEYS)}" for key in raw if key not in KEYS]
     problems += [f"{key}: missing" for key in REQUIRED if key not in raw]
+    problems += asked.design_problems(raw)
     wrong_name = fields.name_problem(name)
     if wrong_name:
         problems.append(wrong_name)
@@ -164,6 +171,12 @@ def _parse(name: str, raw: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
         fields.whole(values, "workers", 1, fields.MOST_WORKERS, problems),
         fresh_seeds=fields.switch(values, "fresh_seeds", problems),
         borrow=fields.switch(values, "borrow", problems),
+        skewed=fields.switch(values, "skewed", problems),
+        besides=asked.Asked(
+            secondary=read_secondary(raw, metric, stages, problems),
+            contrasts=asked.read_contrasts(raw, list(arms), problems),
+            margin=asked.read_margin(raw, problems),
+        ),
     )
     if stages and not of_baseline:
         experiment = _with_code(experiment, problems)
@@ -306,6 +319,31 @@ def read_metric(
         problems.append(problem)
     allowed = direction if direction in ("lower", "higher") else None
     return Metric(str(name), path, key, unit), allowed or better or "lower"
+
+
+def read_secondary(
+    raw: Mapping[str, Any], primary: Metric, stages: list[str], problems: list[str]
+) -> tuple[tuple[Metric, str], ...]:
+    """The secondary metrics with their better direction: names, or {metric: NAME, direction: lower}."""
+    value = raw.get("secondary", [])
+    if not isinstance(value, list):
+        problems.append(f"secondary: {shown(value)}; expected a list of metrics")
+        return ()
+    found: dict[str, tuple[Metric, str]] = {}
+    for entry in value:
+        one = entry if isinstance(entry, dict) else {"metric": entry}
+        if "metric" not in one or set(one) - {"metric", "direction"}:
+            problems.append(
+                f"secondary: {shown(entry)}; expected {{metric: NAME, direction: lower}}"
+            )
+            continue
+        own: list[str] = []
+        metric, direction = read_metric(one["metric"], one.get("direction"), stages, own)
+        if metric.name == primary.name or metric.name in found:
+            own.append(f"{metric.name} stands there already")
+        problems += [f"secondary: {problem}" for problem in own]
+        found[metric.name] = (metric, direction)
+    return tuple(found.values())
 
 
 def _metric_problems(name: Any, path: str, key: str, stages: list[str]) -> list[str]:

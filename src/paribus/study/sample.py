@@ -180,6 +180,12 @@ class Sample:
         unseen = self._unseen()
         return 1.0 if unseen is None else unseen.p_equivalent(margin)
 
+    def p_below(self, bound: float, sign: int = 1) -> float:
+        """One-sided p of "sign times the mean is at least bound"; 1 without a spread."""
+        if not self.usable:
+            return 1.0
+        return float(stats.t.sf((bound - sign * self.mean - self.shift) / self.error, self.df))
+
     def interval(self, alpha: float) -> tuple[float, float]:
         """Student's interval of the mean; without a spread what the items bound, else -inf to inf, as where alpha is spent."""
         unseen = self._unseen()

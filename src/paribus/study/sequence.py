@@ -9,15 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from paribus.study.answers import answers_of
+from paribus.study.differences import differences_of
 from paribus.study.divergence import survivors, withheld
 from paribus.study.experiment import BASELINE, Experiment
-from paribus.study.items import item_noise
 from paribus.study.looks import Look
-from paribus.study.matching import matching_of
 from paribus.study.outcomes import Outcomes
-from paribus.study.results import Result
-from paribus.study.sample import ByItem, Unmatched
 from paribus.study.statistics import Effect, Family, Verdict, effects, estimate
 
 
@@ -34,45 +30,6 @@ class Step:
     seeds: int
     share: float
     arms: tuple[str, ...]
-
-
-def matched(results: Sequence[Result], arm: str) -> list[tuple[Result, Result]]:
-    """(baseline, arm) at every seed that both have a value for, in order.
-
-    Args:
-        results: of all runs that count.
-        arm: its name.
-    """
-    measured = [result for result in results if result.value is not None]
-    of_baseline = {result.seed: result for result in measured if result.arm == BASELINE}
-    of_arm = {result.seed: result for result in measured if result.arm == arm}
-    shared = sorted(of_baseline.keys() & of_arm.keys())
-    return [(of_baseline[seed], of_arm[seed]) for seed in shared]
-
-
-def differences_of(experiment: Experiment, results: Sequence[Result], arm: str) -> list[float]:
-    """Differences of the metric, arm - baseline, at every seed that both have, in order.
-
-    Args:
-        experiment: the study.
-        results: of all runs that count.
-        arm: its name. One whose code changes what a seed decides gives `Unmatched` differences; a metric that is a mean over
-            items gives differences `ByItem`.
-    """
-    pairs = matched(results, arm)
-    of_baseline = [base.value or 0.0 for base, _ in pairs]
-    of_arm = [own.value or 0.0 for _, own in pairs]
-    differences = [own - base for base, own in zip(of_baseline, of_arm, strict=True)]
-    shared = matching_of(experiment, results).get(arm)
-    if shared is not None and not shared.holds:
-        differences = Unmatched(of_baseline, of_arm)
-    answers = answers_of(experiment.metric, pairs) if pairs else None
-    if answers is None:
-        return differences
-    noise = item_noise(
-        answers.baseline, answers.arm, answers.tasks, equal_clusters=answers.equal_clusters
-    )
-    return ByItem(differences, noise)
 
 
 # ---------------------------------------------------------------- the looks
@@ -197,11 +154,13 @@ def judge(
         effect = known.get(arm)
         if effect is None:
             if differences:
-                known[arm] = estimate(differences, experiment.alpha)
+                known[arm] = estimate(differences, experiment.alpha, skewed=experiment.skewed)
         elif not effect.decided and len(differences) > effect.n:
             more_to_come = next_step(experiment, looks.taken[-1].seeds, record)
             if more_to_come:
-                known[arm] = estimate(differences, experiment.alpha, effect.looks)
+                known[arm] = estimate(
+                    differences, experiment.alpha, effect.looks, experiment.skewed
+                )
     in_order = {arm: known[arm] for arm in experiment.arms if arm in known}
     return Judged(in_order, tuple(looks.taken))
 
@@ -276,6 +235,7 @@ class _Looks:
             plan=experiment.seeds,
             family=Family(looks, stands, absent),
             borrow=experiment.borrow,
+            skewed=experiment.skewed,
         )
 
 

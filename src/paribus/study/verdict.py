@@ -18,12 +18,12 @@ from paribus.curriculum import TRAINING_STAGES
 from paribus.study.answers import answers_of
 from paribus.study.budget import training_flops
 from paribus.study.difference_curve import Curve, difference_curve
+from paribus.study.differences import matched
 from paribus.study.divergence import Survivors, survivors
 from paribus.study.experiment import Experiment, changed_keys
 from paribus.study.items import ItemEffect, item_effect
 from paribus.study.outcomes import Outcomes
 from paribus.study.results import Result
-from paribus.study.sequence import matched
 from paribus.study.statistics import Effect, effects
 from paribus.study.unchanged import changed_nothing
 
@@ -112,10 +112,20 @@ def costs(experiment: Experiment, results: Sequence[Result], arm: str) -> dict[s
     own = [result for result in results if result.arm == arm]
     config = experiment.config(arm)
     means: dict[str, float | None] = {}
-    for name, of in COSTS.items():
-        means[name] = _mean([of(result) for result in own])
-    means["flops"] = _mean([_flops(config, result) for result in own])
+    for name in (*COSTS, "flops"):
+        means[name] = _mean([cost_of(name, result, config) for result in own])
     return means
+
+
+def cost_of(name: str, result: Result, config: Config) -> float | None:
+    """What a run cost; None where it does not say.
+
+    Args:
+        name: of COSTS, or flops: as "equal FLOPs" counts them.
+        result: of the run.
+        config: of its arm.
+    """
+    return _flops(config, result) if name == "flops" else COSTS[name](result)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
