@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,14 @@ from paribus.config import Config
 from paribus.data.core_bundle import CORE_LABELS, read_bundle
 from paribus.data.tokenizer import Tokenizer
 from paribus.errors import UserError
-from paribus.evaluate.core import centre, evaluate_core, score_task, stderr_of_mean, write_items
+from paribus.evaluate.core import (
+    centre,
+    evaluate_core,
+    score_task,
+    stderr_of_mean,
+    texts_of,
+    write_items,
+)
 from paribus.model.gpt import GPT
 
 # A published 22-task table (accuracy) and the baselines of the public bundle (per cent).
@@ -58,6 +66,33 @@ def test_error_bars_match_a_simulation() -> None:
     assert score.centered_stderr == pytest.approx(score.stderr / 0.75)
     assert score_task(correct, 0.25, population=30).subsample_stderr == 0
     assert stderr_of_mean([0.03, 0.04]) == pytest.approx(0.025)
+
+
+def test_questions_about_one_text_widen_the_error_bar() -> None:
+    """40 texts, each with 5 questions that a model gets right or wrong together: the bar is that of 40 questions."""
+    rng = random.Random(1)
+    stories = ["x" * 250 + str(number) for number in range(40)]
+    rows = []
+    for story in stories:
+        rows += [{"context": f"Read.\n{story}\nQuestion {n}:"} for n in range(5)]
+    correct = []
+    for _ in stories:
+        correct += [rng.random() < 0.5] * 5
+    texts = texts_of(rows)
+    assert len(set(texts)) == 40
+    clustered = score_task(correct, 0.0, 200, texts).stderr
+    assert clustered == pytest.approx(score_task(correct[::5], 0.0, 40).stderr)
+    assert clustered > 2 * score_task(correct, 0.0, 200).stderr
+
+
+def test_an_instruction_is_no_text_and_short_prompts_share_none() -> None:
+    told = [
+        {"query": "Answer the question. " * 20 + f"\n{number} + 1 =" * 3} for number in range(9)
+    ]
+    short = [{"context": "The capital of France is"}] * 9
+    options = [{"context_options": ["a", "b"]}] * 9
+    for rows in (told, short, options):
+        assert len(set(texts_of(rows))) == 9
 
 
 def test_partial_bundle_is_never_called_core(

@@ -14,7 +14,8 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,12 @@ from paribus.evaluate.core_scores import (
     score_units,
     units_of,
 )
+from paribus.evaluate.intervals import clustered_stderr
 from paribus.evaluate.kept import Kept, never, stop_if
 from paribus.files import write_atomic
 from paribus.model.gpt import GPT
 
+TEXT = 200  # letters of a line from which on it is a text that several questions may be about
 CHUNK_ITEMS = 256  # items tokenised and sorted by length together: bounds the tokens held in memory
 
 Progress = Callable[[str, int, int], None]
@@ -63,7 +66,8 @@ class Item:
 class TaskScore:
     """Accuracy on n of `population` items, and above guessing (`baseline`): (accuracy - b) / (1 - b).
 
-    stderr: of the accuracy as an estimate for questions of this sort, sqrt(p (1 - p) / n): fewer items, wider.
+    stderr: of the accuracy as an estimate for questions of this sort, sqrt(p (1 - p) / n): fewer items, wider. Questions about
+    one text vary together and count as a cluster.
     subsample_stderr: the part of it that is due to leaving items out, 0 when all were asked.
     """
 
@@ -139,6 +143,7 @@ def evaluate_core(
             [item.correct for item in items if item.task == task.label],
             task.baseline,
             task.population,
+            texts_of(task.rows[: task.n]),
         )
         for task in read.tasks
     }
@@ -182,14 +187,19 @@ def stderr_of_mean(stderrs: list[float]) -> float:
     return math.sqrt(sum(stderr**2 for stderr in stderrs)) / len(stderrs)
 
 
-def score_task(correct: list[bool], baseline: float, population: int) -> TaskScore:
+def score_task(
+    correct: list[bool], baseline: float, population: int, texts: Sequence[int] | None = None
+) -> TaskScore:
     """Accuracy, centred accuracy and their standard errors.
 
-    correct: the n outcomes. baseline: the accuracy of a guess. population: items of the task, asked or not.
+    correct: the n outcomes. baseline: the accuracy of a guess. population: items of the task, asked or not. texts: the text that
+    each item is about; None: each is about its own.
     """
     n = len(correct)
     accuracy = sum(correct) / n
     stderr = math.sqrt(accuracy * (1 - accuracy) / n)
+    if texts is not None and len(set(texts)) < n:
+        stderr = clustered_stderr(correct, texts)
     left_out = (population - n) / (population - 1) if population > 1 else 0.0
     return TaskScore(
         accuracy,
@@ -201,6 +211,26 @@ def score_task(correct: list[bool], baseline: float, population: int) -> TaskSco
         n,
         population,
     )
+
+
+def texts_of(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The text that each item is about: items whose prompts share their longest line, of TEXT letters or more, share a text.
+
+    So SQuAD's questions about one paragraph and CoQA's about one story are found without knowing how either writes its prompts.
+    A line that most items have is an instruction and no text.
+    """
+    lines = []
+    for row in rows:
+        prompt = str(row.get("context") or row.get("query") or "")
+        lines.append(max(prompt.splitlines(), key=len, default=""))
+    counts = Counter(lines)
+    shared = {line for line, count in counts.items() if 1 < count <= len(lines) / 2}
+    numbers: dict[str, int] = {}
+    texts = []
+    for index, line in enumerate(lines):
+        is_text = line in shared and len(line) >= TEXT
+        texts.append(numbers.setdefault(line, len(lines) + index) if is_text else index)
+    return texts
 
 
 # ---------------------------------------------------------------- tasks

@@ -36,6 +36,20 @@ def mean_and_stderr(values: Sequence[float]) -> tuple[float, float | None]:
     return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
 
 
+def clustered_stderr(values: Sequence[float], clusters: Sequence[object]) -> float:
+    """Standard error of the mean of values that vary together within a cluster (Liang & Zeger, 1986; arXiv:2411.00640).
+
+    Args:
+        values: of the items.
+        clusters: of each item: questions about one text, for example.
+    """
+    mean = sum(values) / len(values)
+    sums: dict[object, float] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + value - mean
+    return math.sqrt(sum(total**2 for total in sums.values())) / len(values)
+
+
 def mcnemar_exact(only_first: int, only_second: int) -> float:
     """Two-sided p of "both are equally good" from the items that only one of two got right (McNemar, 1947)."""
     n = only_first + only_second
