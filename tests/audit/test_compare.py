@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import io
-import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy
-import pyarrow
-import pyarrow.parquet
 import pytest
 from rich.console import Console
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
+from support.kept_runs import parquet, run
 
 from paribus.audit.compare import comparison
 from paribus.audit.compare_page import page, summary
@@ -23,54 +21,6 @@ from paribus.evaluate.intervals import mcnemar_exact
 from paribus.study.finished import FinishedRun
 
 GSM8K, CORE = "gsm8k.rl.accuracy", "core.core"
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Files that are given."""
-
-    texts: dict[str, bytes]
-    places: dict[str, Path]
-
-    def content(self, path: str) -> bytes | None:
-        return self.texts.get(path)
-
-    def place(self, path: str) -> Path | None:
-        return self.places.get(path)
-
-
-def run(
-    name: str,
-    *,
-    params: dict[str, Any] | None = None,
-    metrics: dict[str, float] | None = None,
-    kept: dict[str, Path] | None = None,
-    **written: Any,
-) -> FinishedRun:
-    """A run of pretraining with this provenance."""
-    provenance = {
-        "stage": "pretrain",
-        "code": {"src/paribus/train/loop.py": "a" * 64},
-        "deps": {},
-        "git": {"diff": None},
-        "versions": {"torch": "2.13.0"},
-        "hardware": {"threads": 2},
-    } | written
-    texts = {"checkpoints/base/provenance.json": json.dumps(provenance).encode()}
-    stages: dict[str, dict[str, float]] = {}
-    for key, value in (metrics or {}).items():
-        stage, _, rest = key.partition(".")
-        stages.setdefault(stage, {})[rest] = value
-    return FinishedRun(
-        name=name,
-        kind="revision",
-        scope="pipeline",
-        commit=None,
-        params=params or {},
-        metrics=stages,
-        data=written.get("data", {}),
-        files=Kept(texts, kept or {}),
-    )
 
 
 def seeds(name: str, values: list[float], **params: Any) -> list[FinishedRun]:
@@ -193,12 +143,6 @@ def test_one_seed_has_no_interval_and_says_so() -> None:
     assert one.low is None
     assert one.p is None
     assert "one seed" in one.how
-
-
-def parquet(path: Path, correct: list[bool], tasks: list[str] | None = None) -> Path:
-    columns: dict[str, list[Any]] = {"index": list(range(len(correct))), "correct": correct}
-    pyarrow.parquet.write_table(pyarrow.table(columns | ({"task": tasks} if tasks else {})), path)
-    return path
 
 
 def test_items_are_paired_by_mcnemar(tmp_path: Path) -> None:

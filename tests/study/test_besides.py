@@ -183,6 +183,6 @@ def test_an_answer_is_a_sentence() -> None:
 )
 def test_a_wrong_question_is_explained(key: str, value: object, said: str) -> None:
     with pytest.raises(UserError) as caught:
-        study(**{key: value})
+        study("abc", **{key: value})
     assert said in "\n".join(caught.value.problems)
     assert key in "\n".join(caught.value.problems)

@@ -113,6 +113,19 @@ def lm(
     )
 
 
+@evaluate.command("instrument")
+@click.argument("runs", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def instrument(runs: tuple[str, ...], as_json: bool) -> None:
+    """What the evaluations of RUNS can tell: noise, detectable effects, the tasks that tell most.
+
+    RUNS are names or patterns as `paribus compare` takes them, 'my-study.*'.  [default: the workspace]
+    """
+    from paribus.audit.instrument_page import show
+
+    show(runs or ("workspace",), as_json)
+
+
 @evaluate.command("compare-stages")
 def compare_stages() -> None:
     """Stage: word problems by stage, paired -> metrics/gsm8k.json."""
