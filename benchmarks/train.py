@@ -6,18 +6,23 @@
 Depth 4, width 256, sequence 256, batch 16, vocabulary 4,096; relu², QK-norm, untied head, soft-cap, alternate value
 embeddings, residual and x0 scalars, full attention, Muon with AdamW on both sides. (nanochat's model also has a smear and
 a back-out scalar, which cannot be switched off and cost next to nothing.) Every side is a process of its own that waits
-while the others run; rounds alternate, medians are reported. `bfloat16` without hardware for it is slow: it is measured
-all the same, because a peer's best is whichever is best here.
+while the others run; rounds alternate, medians are reported. A side that does not start, or does not answer, within its
+limit is left out, and the record says so; `--sides` measures some of them. `bfloat16` without hardware for it is slow: it is
+measured all the same, because a peer's best is whichever is best here.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import queue
+import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +31,7 @@ from typing import Any
 from steps import OPTIMIZER, Shape, hardware, machine, own_model, peer_step, random_batches
 
 SHAPE = Shape(depth=4, width=256, head_dim=64, vocab=4096, length=256, rows=16)
+SAY_EVERY = 10.0  # seconds between the lines that say what is waited for
 SIDES = (
     "paribus float32",
     "paribus float32 compiled",
@@ -89,41 +95,98 @@ def serve(side: str, steps: int, threads: int, peer: Path | None) -> None:
         print(json.dumps(speeds), flush=True)
 
 
-def start(side: str, args: argparse.Namespace) -> subprocess.Popen[str]:
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(args.threads),
-        "NANOCHAT_DTYPE": side.split()[1],
-    }
-    if "compiled" not in side:
-        environment["TORCHDYNAMO_DISABLE"] = "1"  # nanochat's optimiser is compiled too
-    command = [
-        sys.executable,
-        __file__,
-        "--side",
-        side,
-        "--steps",
-        str(args.steps),
-        "--threads",
-        str(args.threads),
-    ]
-    command += ["--peer", str(args.peer)] if args.peer else []
-    process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    line = (process.stdout or sys.stdin).readline()
-    while line.strip() != "ready":  # a peer prints what it likes while it starts
-        if not line:
-            sys.exit(f"{side}: did not start")
-        line = (process.stdout or sys.stdin).readline()
-    return process
+class NotMeasured(Exception):
+    """Why a side has no figure."""
 
 
-def ask(process: subprocess.Popen[str]) -> dict[str, float]:
-    assert process.stdin
-    assert process.stdout
-    process.stdin.write("\n")
-    process.stdin.flush()
-    return json.loads(process.stdout.readline())
+class Side:
+    """A process that measures one side, and waits while the others run."""
+
+    def __init__(self, name: str, args: argparse.Namespace) -> None:
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(args.threads),
+            "NANOCHAT_DTYPE": name.split()[1],
+        }
+        if "compiled" not in name:
+            environment["TORCHDYNAMO_DISABLE"] = "1"  # nanochat's optimiser is compiled too
+        command = [sys.executable, __file__, "--side", name]
+        command += ["--steps", str(args.steps), "--threads", str(args.threads)]
+        command += ["--peer", str(args.peer)] if args.peer else []
+        self.name = name
+        self.lines: queue.Queue[str] = queue.Queue()
+        self.process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # what it starts to compile with ends with it
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.lines.put(line.strip())
+        self.lines.put("")  # the end: a side's own lines are never empty
+
+    def line(self, wanted: Callable[[str], bool], seconds: float, waits_for: str) -> str:
+        """The next line that is `wanted`; every other one is a peer's talk."""
+        began = said = time.monotonic()
+        while True:
+            try:
+                line = self.lines.get(timeout=1)
+            except queue.Empty:
+                line = None
+            if line is not None and wanted(line):
+                return line
+            if line == "" and self.process.poll() is not None:
+                raise NotMeasured(f"ended with status {self.process.returncode} ({waits_for})")
+            waited = time.monotonic() - began
+            if waited > seconds:
+                raise NotMeasured(f"{waits_for}: not there after {seconds:.0f} s")
+            if time.monotonic() - said > SAY_EVERY:
+                said = time.monotonic()
+                print(f"{self.name}: {waits_for}, {waited:.0f} s so far", flush=True)
+
+    def speeds(self, seconds: float) -> dict[str, float]:
+        """Tokens per second of one round."""
+        assert self.process.stdin
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        found: dict[str, float] = json.loads(
+            self.line(lambda line: line.startswith("{"), seconds, "waiting for a round's figures")
+        )
+        return found
+
+    def end(self) -> None:
+        """End the process and what it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def started(names: list[str], args: argparse.Namespace, failed: dict[str, str]) -> dict[str, Side]:
+    """The sides that run, each after the other; why the rest does not goes to `failed`."""
+    sides = {}
+    for name in names:
+        print(f"{name}: starting, three steps to warm up", flush=True)
+        side = Side(name, args)
+        try:
+            side.line(
+                lambda line: line == "ready", args.start_seconds, "waiting for its first steps"
+            )
+            sides[name] = side
+        except NotMeasured as why:
+            give_up(side, why, failed)
+    return sides
+
+
+def give_up(side: Side, why: NotMeasured, failed: dict[str, str]) -> None:
+    """End a side and go on without it."""
+    side.end()
+    failed[side.name] = str(why)
+    print(f"{side.name}: left out: {why}", flush=True)
 
 
 def main() -> None:
@@ -134,6 +197,10 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), metavar="SIDE")
     parser.add_argument("--steps", type=int, default=6, help="optimiser steps of one round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--start-seconds", type=float, default=300.0, help="a side's limit for its first steps"
+    )
+    parser.add_argument("--round-seconds", type=float, default=300.0, help="a side's limit a round")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -141,23 +208,47 @@ def main() -> None:
     if args.side:
         serve(args.side, args.steps, args.threads, args.peer)
         return
-    sides = [side for side in args.sides if args.peer or side.startswith("paribus")]
-    processes = {side: start(side, args) for side in sides}
-    rounds: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-    for turn in range(args.rounds):
-        for side in sides:
-            speeds = ask(processes[side])
-            rounds[side].append(speeds)
-            print(
-                f"round {turn + 1} {side:28} {speeds['wall']:8.0f} tokens/s {speeds['cpu']:8.0f} tokens/cpu-s",
-                flush=True,
-            )
-    for process in processes.values():
-        process.kill()
-    write(args, rounds)
+    names = [name for name in args.sides if args.peer or name.startswith("paribus")]
+    failed: dict[str, str] = {}
+    sides = started(names, args, failed)
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    try:
+        for turn in range(args.rounds):
+            measure_round(turn + 1, sides, rounds, args.round_seconds, failed)
+    finally:
+        for side in sides.values():
+            side.end()
+    measured = {name: speeds for name, speeds in rounds.items() if speeds}
+    if not measured:
+        sys.exit("train.py: no side could be measured")
+    write(args, measured, failed)
 
 
-def write(args: argparse.Namespace, rounds: dict[str, list[dict[str, float]]]) -> None:
+def measure_round(
+    number: int,
+    sides: dict[str, Side],
+    rounds: dict[str, list[dict[str, float]]],
+    seconds: float,
+    failed: dict[str, str],
+) -> None:
+    """Every side's turn; one that does not answer is left out of the rounds that follow."""
+    for name in list(sides):
+        try:
+            speeds = sides[name].speeds(seconds)
+        except (NotMeasured, OSError) as why:
+            give_up(sides.pop(name), NotMeasured(str(why)), failed)
+            continue
+        rounds[name].append(speeds)
+        print(
+            f"round {number} {name:28} {speeds['wall']:8.0f} tokens/s {speeds['cpu']:8.0f} tokens/cpu-s",
+            flush=True,
+        )
+
+
+def write(
+    args: argparse.Namespace, rounds: dict[str, list[dict[str, float]]], failed: dict[str, str]
+) -> None:
+    """The record: medians, ratios where both programs were measured, and what was left out."""
     medians = {
         side: {clock: statistics.median(one[clock] for one in speeds) for clock in ("wall", "cpu")}
         for side, speeds in rounds.items()
@@ -170,13 +261,15 @@ def write(args: argparse.Namespace, rounds: dict[str, list[dict[str, float]]]) -
         "machine": machine(),
         "threads": args.threads,
         "tokens_per_second": medians,
+        "left_out": failed,
         "rounds": rounds,
     }
-    if any(side.startswith("nanochat") for side in medians):
+    programs = {side.split()[0] for side in medians}
+    if programs == {"paribus", "nanochat"}:
         report["ratio_to_peer_best"] = {
             clock: best("paribus", clock) / best("nanochat", clock) for clock in ("wall", "cpu")
         }
-    if "nanochat float32 compiled" in medians:
+    if "paribus" in programs and "nanochat float32 compiled" in medians:
         default = medians["nanochat float32 compiled"]
         report["ratio_to_peer_default"] = {
             clock: best("paribus", clock) / default[clock] for clock in ("wall", "cpu")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from paribus import config
+from paribus.errors import UserError
 from paribus.graph import DigestMemo, digests, tree_digest
 
 SIZE = DigestMemo.LARGE + 5
@@ -84,3 +86,30 @@ def test_a_broken_memo_only_costs_time(folder: Path) -> None:
     expected = tree_digest([folder], DigestMemo(memo))
     memo.write_text(memo.read_text()[:-9])
     assert tree_digest([folder], DigestMemo(memo)) == expected
+
+
+# ---------------------------------------------------------------- dvc.lock
+
+
+def test_outputs_of_a_lock_are_named_as_dvc_wrote_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names that other readers of YAML take for numbers stay text."""
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "a": "0" * 32,
+        "b": "1e" + "0" * 30,
+        "c": "12345678901234567890123456789012",
+        "d": "0ab.dir",
+    }
+    outs = [{"path": path, "hash": "md5", "md5": md5, "size": 1} for path, md5 in names.items()]
+    lock = {"schema": "2.0", "stages": {"one": {"cmd": "true", "outs": outs}}}
+    Path("dvc.lock").write_text(config.dump_yaml(lock))
+    assert digests.outs_here() == names
+
+
+def test_a_torn_lock_is_a_problem_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dvc.lock").write_text("schema: '2.0'\nstages:\n  one:\n    outs:\n    - path: 'a")
+    with pytest.raises(UserError, match=r"dvc\.lock"):
+        digests.outs_here()
