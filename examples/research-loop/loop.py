@@ -1,6 +1,6 @@
 """A loop of research without a researcher: each idea of a list is tried, and what is kept is committed.
 
-    python examples/research-loop/loop.py examples/research-loop/ideas.yaml
+    python examples/research-loop/loop.py examples/research-loop/ideas.yaml --minutes 60
 
 An idea is a message and edits of text; a program that writes its own edits takes the place of the list. The loop may be
 killed at any moment and started again: an idea that has a verdict gets it from the ledger, without a run. It writes a
@@ -9,6 +9,7 @@ line of JSON for each idea, with the exit status of `paribus try` and how long i
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def edit(edits: list[dict[str, str]]) -> bool:
 
 def attempt(idea: dict[str, Any]) -> dict[str, Any]:
     """Try one idea, and commit it or take it back; what there is to say of it."""
-    began = time.time()
+    began = time.monotonic()
     if not edit(idea["edits"]):
         why = "what was kept since changed the lines that it edits"
         return {"message": idea["message"], "status": None, "why": why}
@@ -56,13 +57,19 @@ def attempt(idea: dict[str, Any]) -> dict[str, Any]:
         git("commit", "--all", "--quiet", "--message", idea["message"])
     else:
         git("checkout", "--quiet", "--", ".")
-    return said | {"minutes": round((time.time() - began) / 60, 1)}
+    return said | {"minutes": round((time.monotonic() - began) / 60, 1)}
 
 
 def main() -> None:
-    """Try every idea of the file in the first argument."""
-    ideas = read_yaml(sys.argv[1])["ideas"]
-    for idea in ideas:
+    """Try the ideas of a file in their order, as long as there is time to begin one."""
+    arguments = argparse.ArgumentParser(description=main.__doc__)
+    arguments.add_argument("ideas", help="a YAML file of messages and edits")
+    arguments.add_argument("--minutes", type=float, default=float("inf"), help="to begin ideas in")
+    given = arguments.parse_args()
+    ends = time.monotonic() + 60 * given.minutes
+    for idea in read_yaml(given.ideas)["ideas"]:
+        if time.monotonic() >= ends:
+            return
         print(json.dumps(attempt(idea), ensure_ascii=False), flush=True)
 
 
