@@ -94,13 +94,7 @@ def fill_submodules(clone: Path, source: Path) -> None:
     Raises:
         GitError: a submodule of `source` lacks the commit that the clone needs.
     """
-    if not (clone / ".gitmodules").is_file():
-        return
-    for entry in git("ls-files", "--stage", "-z", at=clone).split("\0"):
-        about, _, path = entry.partition("\t")
-        if not about.startswith(_SUBMODULE):
-            continue
-        commit = about.split(" ")[1]
+    for path, commit in _submodules(clone):
         if (source / path / ".git").exists():
             there = clone / path
             options = ("-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0")
@@ -116,6 +110,23 @@ def fill_submodules(clone: Path, source: Path) -> None:
             )
             git("checkout", "--quiet", "--detach", commit, at=there)
             fill_submodules(there, source / path)
+
+
+def filled_submodules(top: Path) -> list[str]:
+    """The paths of the submodules that a repository has checked out. top: its folder."""
+    return [path for path, _ in _submodules(top) if (top / path / ".git").exists()]
+
+
+def _submodules(top: Path) -> list[tuple[str, str]]:
+    """(path, commit) of each submodule, as the index of the repository in the folder `top` names them."""
+    if not (top / ".gitmodules").is_file():
+        return []
+    found = []
+    for entry in git("ls-files", "--stage", "-z", at=top).split("\0"):
+        about, _, path = entry.partition("\t")
+        if about.startswith(_SUBMODULE):
+            found.append((path, about.split(" ")[1]))
+    return found
 
 
 def refusal() -> str | None:

@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 import yaml
 from support.studied import LightProject
+from support.tried import ended
 
 from paribus.cli import ledger as ledger_command
 from paribus.cli import trying
 from paribus.errors import UserError
+from paribus.tries.attempt import ask
 from paribus.tries.ledger import Entry, Ledger
+from paribus.tries.terms import read_terms
 
 TERMS = {"smallest_effect": 0.01, "seeds": {"from": 3, "to": 4}, "false_keeps": 0.4}
 NOISE = (0.0, 0.0001, -0.0001, 0.00005)
@@ -102,20 +105,38 @@ def test_a_better_change_is_kept_and_not_tried_twice(
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_what_was_kept_is_the_next_baseline_and_stands_an_audit(project: LightProject) -> None:
+def test_an_audit_tells_what_stands_from_what_was_luck(
+    project: LightProject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """eps gains 0.3 at the seeds of its try, and nothing at all others."""
     adamw_is(project, 0.5)
+    rules = json.loads((project.root / ".paribus/behave.json").read_text())
+    lucky = []
+    for rule in rules[4:8]:
+        when = rule["when"] | {"eps": 1e-9}
+        value = rule["do"]["value"] - 0.3 + NOISE[(rule["when"]["seed"] + 1) % 4]
+        lucky.append({"when": when, "do": {"value": value}})
+    project.behave(*lucky, *rules)
     change(project, optimizer__kind="adamw")
     assert attempt() == 0
     project.commit("kept")
     change(project, optimizer__eps=1e-9)
-    assert attempt() == 1, "no different at all"
-    second = Ledger().entries()[1]
-    assert second.begun.baseline_side == entry_side(1)
+    assert attempt() == 0
+    assert Ledger().entries()[1].begun.baseline_side == Ledger().entry(1).begun.change_side
+    capsys.readouterr()
+
     assert ledger_command.audit(3, 1, True) == 0
+    first = capsys.readouterr()
+    assert "12 runs, 0 of them found again" in first.err
+    found = json.loads(first.out)
+    assert found["claimed"] == pytest.approx(-0.8, abs=0.01)
+    assert found["measured"]["mean"] == pytest.approx(-0.5, abs=0.01)
+    assert [part["standing"] for part in found["parts"]] == ["holds", "barnacle"]
 
-
-def entry_side(number: int) -> str:
-    return Ledger().entry(number).begun.change_side
+    assert ledger_command.audit(3, 1, True) == 0
+    again = capsys.readouterr()
+    assert "12 runs, 12 of them found again" in again.err
+    assert json.loads(again.out) == found
 
 
 @pytest.mark.long
@@ -143,6 +164,21 @@ def test_a_baseline_that_fails_is_no_verdict(project: LightProject) -> None:
     with pytest.raises(UserError, match="the baseline .* itself fails"):
         attempt()
     assert only_entry().ended is None
+
+
+@pytest.mark.long
+def test_a_kept_change_of_the_batch_leaves_the_next_try_its_tokens(project: LightProject) -> None:
+    ledger, terms = Ledger(), read_terms()
+    change(project, pretrain__batch_tokens=128, pretrain__device_batch_size=2)
+    first = ask(terms, ledger, None, "half a batch", None, False, 1)
+    ledger.end(1, ended("keep"))
+    project.commit("kept")
+    change(project, optimizer__eps=1e-9)
+    second = ask(terms, ledger, None, "another epsilon", None, False, 1)
+    assert first.pair is not None
+    assert second.pair is not None
+    assert second.pair.tokens == first.pair.tokens == 6 * 256
+    assert second.pair.baseline.steps == second.pair.change.steps == 12
 
 
 # ---------------------------------------------------------------- refused before any run

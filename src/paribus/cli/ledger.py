@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from paribus.cli.trying import Screen, as_data
+from paribus.execute.leftovers import remove_leftovers
 from paribus.execute.local import Pool
 from paribus.git import try_git
 from paribus.places import main_checkout, state_root
@@ -52,10 +53,12 @@ def audit(seeds: int, workers: int, as_json: bool) -> int:
     terms = read_terms()
     entries = Ledger().entries()
     screen = Screen()
+    for left in remove_leftovers(state_root()):
+        screen.line(left)
     engine = Pool(main_checkout(), state_root(), workers)
     try:
         with screen:
-            found = stack.audit(terms, entries, seeds, engine, workers, screen.busy)
+            found = stack.audit(terms, entries, seeds, engine, workers, screen.busy, screen.line)
     except KeyboardInterrupt:
         screen.line("its runs save their states; the same command goes on")
         raise SystemExit(130) from None

@@ -17,7 +17,7 @@ from paribus.errors import UserError
 from paribus.execute import elsewhere
 from paribus.execute.elsewhere import Found, Home
 from paribus.execute.settings import Settings
-from paribus.git import git
+from paribus.git import filled_submodules, git
 
 NODE = "ray.io/node-id"  # the label that Ray gives each machine
 INSTALL = "pip install --no-deps -r requirements-ray.lock"
@@ -267,7 +267,9 @@ def _home(root: Path, settings: Settings) -> Home:
     uri = tracking_uri()
     project = git("rev-parse", "--show-prefix", at=root)
     server = public_uri(uri) if is_server(uri) else ""
-    return Home(str(root), project, settings.git, server, settings.state_minutes)
+    top = Path(git("rev-parse", "--show-toplevel", at=root))
+    submodules = tuple(filled_submodules(top))
+    return Home(str(root), project, settings.git, server, settings.state_minutes, submodules)
 
 
 def _examine(

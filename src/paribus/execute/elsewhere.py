@@ -48,6 +48,7 @@ class Home:
         origin: the address of the git repository that all machines reach.
         mlflow: the address of the MLflow server, without its password; "" where the store is a file.
         state_minutes: between two copies of a training state in the DVC remote.
+        submodules: paths of those that are checked out there.
     """
 
     root: str
@@ -55,6 +56,7 @@ class Home:
     origin: str
     mlflow: str
     state_minutes: float
+    submodules: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------- the checkout of a machine
@@ -170,6 +172,7 @@ def examine(home: Home, train: Train, commits: Sequence[str], at_home: bool, sha
         if not at_home:
             remove_leftovers(root / ".paribus")
             _try_git(root, home.origin, commits)
+            _bring_submodules(root, home.submodules)
         if shared:
             _try_remote(root, name)
     if not at_home and not home.mlflow:
@@ -205,6 +208,20 @@ def _try_git(root: Path, origin: str, commits: Sequence[str]) -> None:
             f"results could not be pushed to {origin}: {error}; give this machine the right to write there "
             "(docs/machines.md)"
         ) from None
+
+
+def _bring_submodules(root: Path, paths: Sequence[str]) -> None:
+    """Check out submodules of a machine's clone, from which its runs get theirs. Raises UserError where one is not there."""
+    top = Path(git("rev-parse", "--show-toplevel", at=root))
+    for path in paths:
+        try:
+            git("submodule", "--quiet", "sync", "--", path, at=top)
+            git("submodule", "--quiet", "update", "--init", "--recursive", "--", path, at=top)
+        except GitError as error:
+            raise UserError(
+                f"the submodule {path} cannot be checked out: {error}; its address in .gitmodules must be one that all "
+                "machines reach"
+            ) from None
 
 
 def _try_remote(root: Path, name: str) -> None:

@@ -20,7 +20,7 @@ from paribus.git import git_bytes
 from paribus.study.ideas import commit_of_patch, keep
 from paribus.study.statistics import Effect, effects
 from paribus.tries.ledger import Entry, newest_kept
-from paribus.tries.runs import Asked, Failed, Runs
+from paribus.tries.runs import Asked, Failed, Measured, Runs
 from paribus.tries.sides import Side, computes, facts_of
 from paribus.tries.terms import Terms
 
@@ -162,6 +162,7 @@ def audit(
     engine: Engine,
     workers: int,
     say: Callable[[str], None],
+    note: Callable[[str], None],
 ) -> Audit:
     """Measure the stack and its parts at fresh seeds.
 
@@ -171,7 +172,8 @@ def audit(
         seeds: of each side.
         engine: that computes the runs.
         workers: runs side by side.
-        say: shows a line on what happens.
+        say: shows what runs at the moment.
+        note: shows a line that stays.
 
     Raises:
         UserError: where nothing is kept, or the stack or the first baseline fails.
@@ -188,8 +190,7 @@ def audit(
             sides[str(part.entry.number)] = side_of(terms, part.without, name, shared)
     begin = facts_of(terms, first, "first baseline").seed + fresh_from(entries)
     numbers = list(range(begin, begin + seeds))
-    runs = Runs(terms.stages, terms.metric, engine, say)
-    values = {name: _values(runs, side, numbers) for name, side in sides.items()}
+    values = _values(Runs(terms.stages, terms.metric, engine, say), sides, numbers, note)
     for name in ("first", "stack"):
         failed = values[name]
         if isinstance(failed, Failed):
@@ -215,17 +216,31 @@ def _shared(terms: Terms, chain: Sequence[Entry], first: str, workers: int) -> d
     return shared
 
 
-def _values(runs: Runs, side: Side, seeds: Sequence[int]) -> list[float] | Failed:
-    """The metric of a side at every seed; the first failure, if a run fails."""
-    asked: list[Asked] = [(side, seed) for seed in seeds]
+def _values(
+    runs: Runs, sides: Mapping[str, Side], seeds: Sequence[int], note: Callable[[str], None]
+) -> dict[str, list[float] | Failed]:
+    """The metric of each side at every seed, or its first failure. Sides that compute the same share their runs."""
+    unique = {side.fingerprint: side for side in sides.values()}
+    asked: list[Asked] = [(side, seed) for side in unique.values() for seed in seeds]
+    there = len(runs.measured(asked))
+    note(
+        f"{len(unique)} sides at seeds {seeds[0]} to {seeds[-1]}: {len(asked)} runs, {there} of them found again"
+    )
     found = runs.compute(asked)
+    values = {}
+    for name, side in sides.items():
+        values[name] = _of_side([found[unique[side.fingerprint], seed] for seed in seeds])
+    return values
+
+
+def _of_side(outcomes: Sequence[Measured | Failed]) -> list[float] | Failed:
+    """The metric in each run of a side; the first failure, if one fails."""
     values = []
-    for one in asked:
-        run = found[one]
+    for run in outcomes:
         if isinstance(run, Failed):
             return run
         if run.value is None:
-            return Failed("", f"the metric is not finite at seed {one[1]}")
+            return Failed("", "the metric is not finite")
         values.append(run.value)
     return values
 
