@@ -48,7 +48,7 @@ def test_another_machine_has_the_submodules_that_home_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     train = load_config(project_root / "params.yaml").train
-    commit = git("rev-parse", "HEAD", at=home.root)
+    commit = git("rev-parse", "HEAD", at=Path(home.root))
     checkout = tmp_path / "desk2"
     monkeypatch.setenv(elsewhere.CHECKOUT, str(checkout))
     refused = elsewhere.examine(home, train, [commit], at_home=False, shared=False)
