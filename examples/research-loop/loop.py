@@ -3,8 +3,9 @@
     python examples/research-loop/loop.py examples/research-loop/ideas.yaml --minutes 60
 
 An idea is a message and edits of text; a program that writes its own edits takes the place of the list. The loop may be
-killed at any moment and started again: an idea that has a verdict gets it from the ledger, without a run. It writes a
-line of JSON for each idea, with the exit status of `paribus try` and how long it took.
+killed at any moment and started again: an idea that has a verdict gets it from the ledger, without a run. It takes back
+whatever is not committed, so give it a clone of its own. It writes a line of JSON for each idea, with the exit status of
+`paribus try` and how long it took.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def main() -> None:
     arguments.add_argument("--minutes", type=float, default=float("inf"), help="to begin ideas in")
     given = arguments.parse_args()
     ends = time.monotonic() + 60 * given.minutes
+    git("checkout", "--quiet", "--", ".")  # the edits of an idea that was under way in a killed loop
     for idea in read_yaml(given.ideas)["ideas"]:
         if time.monotonic() >= ends:
             return

@@ -70,10 +70,16 @@ def run_id(side: Side, seed: int) -> RunId:
     return RunId(STUDY, side.fingerprint[:LETTERS], seed)
 
 
-def training_seconds(run: FinishedRun) -> float | None:
-    """Seconds of the stages of a finished run that say how long they took; None where none does."""
-    seconds = [value for key, value in run.numbers.items() if key.endswith(".seconds")]
-    return sum(seconds) if seconds else None
+def training_seconds(run: FinishedRun, stages: Sequence[str]) -> float | None:
+    """Seconds of stages of a finished run, as far as they say how long they took; None where none does.
+
+    Args:
+        run: whose commit has the metrics of other stages too, as its baseline had them.
+        stages: that it ran.
+    """
+    seconds = [run.numbers.get(f"{stage}.seconds") for stage in stages]
+    known = [one for one in seconds if one is not None]
+    return sum(known) if known else None
 
 
 class Runs:
@@ -115,7 +121,7 @@ class Runs:
                 return None
             run = at_commit(commit[:10], "experiment", files, MEASURED)
             value, _ = value_in(self.metric, files, run.metrics)
-            self._read[commit] = Measured(value, training_seconds(run) or 0.0)
+            self._read[commit] = Measured(value, training_seconds(run, self.stages) or 0.0)
         return self._read[commit]
 
     # ------------------------------------------------------------ computing

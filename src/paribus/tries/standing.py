@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paribus.git import try_git
 from paribus.study.committed import CommittedFiles
 from paribus.study.finished import MEASURED, at_commit
 from paribus.study.published import RESULTS
@@ -135,4 +136,9 @@ def _row(data: Mapping[str, Any], arm: str) -> StudyRow:
 
 def _seconds(commit: str) -> float | None:
     """Seconds of training of a finished run; None where git does not have it."""
-    return training_seconds(at_commit(commit[:10], "experiment", CommittedFiles(commit), MEASURED))
+    own = try_git("diff", "--name-only", "--relative", f"{commit}^", commit, "--", "metrics")
+    if own is None:
+        return None
+    stages = [Path(name).stem for name in own.splitlines()]
+    run = at_commit(commit[:10], "experiment", CommittedFiles(commit), MEASURED)
+    return training_seconds(run, stages)
