@@ -11,6 +11,7 @@ from support.tried import BEGUN, ended
 
 from paribus.cli.ledger import ledger_data, table
 from paribus.pages.ledger import write_page
+from paribus.study.committed import CommittedFiles
 from paribus.study.finished import FinishedRun
 from paribus.tries.ledger import Begun, Entry, Ledger
 from paribus.tries.runs import training_seconds
@@ -92,6 +93,7 @@ def test_the_table_keeps_to_80_columns(
 def test_stages_that_a_run_did_not_run_cost_it_nothing() -> None:
     """Its commit has the metrics of the other stages, as the baseline's commit had them."""
     metrics = {"pretrain": {"seconds": 3.0, "val_bpb": 1.0}, "rl": {"seconds": 500.0}}
-    run = FinishedRun("a", "experiment", "pretrain", metrics=metrics)
+    files = CommittedFiles("HEAD")
+    run = FinishedRun("a", "experiment", "pipeline", None, {}, metrics, {}, files)
     assert training_seconds(run, ["tokens", "pretrain"]) == 3.0
     assert training_seconds(run, ["tokens"]) is None
