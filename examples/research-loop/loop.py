@@ -68,7 +68,9 @@ def main() -> None:
     arguments.add_argument("--minutes", type=float, default=float("inf"), help="to begin ideas in")
     given = arguments.parse_args()
     ends = time.monotonic() + 60 * given.minutes
-    git("checkout", "--quiet", "--", ".")  # the edits of an idea that was under way in a killed loop
+    git(
+        "checkout", "--quiet", "--", "."
+    )  # the edits of an idea that was under way in a killed loop
     for idea in read_yaml(given.ideas)["ideas"]:
         if time.monotonic() >= ends:
             return

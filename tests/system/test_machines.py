@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from support import postgres, tuned
 from support.machines import Machine, Network, impossible
 from support.project import Project
@@ -165,6 +166,30 @@ def test_a_stopped_study_saves_everywhere_and_goes_on(desk: Desk) -> None:
     assert len(desk.project.values("third")) == 4
 
 
+def test_a_try_computes_on_both_machines(desk: Desk) -> None:
+    """Its commits, which no branch has, are brought there."""
+    project = desk.project
+    terms = {"smallest_effect": 0.01, "seeds": {"from": 3, "to": 4}}
+    (project.root / "experiments/try.yaml").write_text(yaml.safe_dump(terms))
+    project.commit("terms")
+    params = yaml.safe_load((project.root / "params.yaml").read_text())
+    params["optimizer"]["kind"] = "adamw"
+    (project.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    done = desk.paribus("try", "-m", "worse", "--json", "--engine", f"ray:{desk.head}")
+    project.git("checkout", "-q", "--", "params.yaml")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert json.loads(done.stdout)["runs_computed"] == 6
+    runs = project.experiments("try")
+    machines = {ran_on(project, one.commit) for one in runs}
+    assert machines == {"desk1", "desk2"}
+
+
+def ran_on(project: LightProject, commit: str) -> str:
+    """The machine that computed a run."""
+    message = project.git("log", "-1", "--format=%B", commit)
+    return message.partition("Ran-On: ")[2].split()[0]
+
+
 def test_runs_of_one_seed_are_on_one_class_of_hardware(desk: Desk) -> None:
     """The second machine computes with other kernels: no pair is torn, and both machines have work."""
     desk.other.run("ray", "stop", "--force")
@@ -176,8 +201,7 @@ def test_runs_of_one_seed_are_on_one_class_of_hardware(desk: Desk) -> None:
     assert done.returncode == 0, done.stderr
     machines: dict[int, set[str]] = {}
     for one in desk.project.experiments("fourth"):
-        message = desk.project.git("log", "-1", "--format=%B", one.commit)
-        machine = message.partition("Ran-On: ")[2].split()[0]
+        machine = ran_on(desk.project, one.commit)
         machines.setdefault(one.run.seed, set()).add(machine)
     assert [len(of_seed) for of_seed in machines.values()] == [1, 1, 1, 1]
     assert set.union(*machines.values()) == {"desk1", "desk2"}

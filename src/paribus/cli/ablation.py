@@ -123,7 +123,10 @@ def execute(
 def _drive(study: Study, prepared: Prepared) -> list[Result]:
     name = study.experiment.name
     commit = git("rev-parse", "HEAD")
-    engine = prepared.open(study, commits_of(study.experiment))
+    threads = study.settled["threads"]
+    extra = {"train.threads": threads} if threads else {}
+    train = study.experiment.config(extra=extra).train
+    engine = prepared.open(train, commits_of(study.experiment))
     try:
         start_arms(study.experiment, engine, commit)
         settle_arms(study.experiment)

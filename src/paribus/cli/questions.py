@@ -227,12 +227,11 @@ def noise(profile: str, **options: Any) -> None:
 @click.option("--seeds", help="Of the first look and the last, as 3..8.")
 @click.option("--as-one", help="What one thing a change of evaluation or data is.")
 @click.option("--again", is_flag=True, help="Try once more, at other seeds, what has a verdict.")
+@engine_option
 @click.option(
     "--workers",
     type=click.IntRange(1, MOST_WORKERS),
-    default=1,
-    show_default=True,
-    help="Runs side by side.",
+    help="Runs side by side.  [default: 1; of a cluster as many as fit]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the entry of the ledger as JSON.")
 def try_change(
@@ -240,8 +239,9 @@ def try_change(
     message: str | None,
     as_one: str | None,
     again: bool,
-    workers: int,
+    workers: int | None,
     as_json: bool,
+    engine: str,
     **given: Any,
 ) -> None:
     """Is this change better? COMMIT, or what is not committed, against the baseline of experiments/try.yaml.
@@ -251,7 +251,7 @@ def try_change(
     try:
         from paribus.cli import trying
 
-        status = trying.run(commit, message, as_one, again, workers, as_json, given)
+        status = trying.run(commit, message, as_one, again, workers, as_json, given, engine)
     except (UserError, click.ClickException):
         raise
     except Exception as error:

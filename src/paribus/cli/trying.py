@@ -6,13 +6,16 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from paribus.cli.engines import LOCAL, Prepared, prepare_tries
+from paribus.config import Train, merge
 from paribus.execute.leftovers import remove_leftovers
-from paribus.execute.local import Pool
-from paribus.places import main_checkout, state_root
+from paribus.places import state_root
+from paribus.study.committed import CommittedFiles
 from paribus.text import duration, number, quantity, signed
 from paribus.tries.attempt import Question, Seen, ask, decide
 from paribus.tries.decision import INTERVAL
 from paribus.tries.ledger import Entry, Ledger
+from paribus.tries.sides import Side
 from paribus.tries.terms import Terms, read_terms
 
 if TYPE_CHECKING:
@@ -27,9 +30,10 @@ def run(
     message: str | None,
     as_one: str | None,
     again: bool,
-    workers: int,
+    workers: int | None,
     as_json: bool,
     given: dict[str, Any],
+    engine: str = LOCAL,
 ) -> int:
     """Try a change; returns the exit status.
 
@@ -38,9 +42,10 @@ def run(
         message: of the change.
         as_one: why evaluation or data may change.
         again: whether to try once more what has a verdict.
-        workers: runs side by side.
+        workers: runs side by side; None: 1 here, on a cluster as many as fit.
         as_json: print the entry of the ledger as JSON.
         given: the terms that the command line gives.
+        engine: `local`, `ray` or `ray:HOST:PORT`.
 
     Raises:
         UserError: before any run, where the change cannot be tried.
@@ -49,12 +54,13 @@ def run(
         given = given | {"stack": False}
     ledger = Ledger()
     terms = read_terms(given)
-    question = ask(terms, ledger, revision, message, as_one, again, workers)
+    prepared = prepare_tries(engine, workers)
+    question = ask(terms, ledger, revision, message, as_one, again, prepared.side_by_side)
     screen = Screen()
     screen.head(question, terms)
     entry = question.entry
     if entry.ended is None:
-        entry = _run(question, terms, ledger, screen, workers)
+        entry = _run(question, terms, ledger, screen, prepared)
     elif question.pair is not None:
         screen.line(f"tried before, as number {entry.number}; --again tries it at fresh seeds")
     print(json.dumps(as_data(entry), indent=1) if as_json else conclusion(entry))
@@ -62,16 +68,19 @@ def run(
     return EXIT_STATUS[entry.ended.verdict]
 
 
-def _run(question: Question, terms: Terms, ledger: Ledger, screen: Screen, workers: int) -> Entry:
+def _run(
+    question: Question, terms: Terms, ledger: Ledger, screen: Screen, prepared: Prepared
+) -> Entry:
     from paribus.errors import StateInUse
 
-    number = question.entry.number
+    number, pair = question.entry.number, question.pair
+    assert pair is not None, "without a pair a try has its verdict"
     with ledger.held(number) as mine:
         if not mine:
             raise StateInUse(f"try {number} is being run by another `paribus try` of this change")
         for found in remove_leftovers(state_root()):
             screen.line(found)
-        engine = Pool(main_checkout(), state_root(), workers)
+        engine = prepared.open(train_of(pair.baseline), [pair.baseline.commit, pair.change.commit])
         try:
             with screen:
                 return decide(question, terms, ledger, engine, screen.busy, screen.seed)
@@ -80,6 +89,12 @@ def _run(question: Question, terms: Terms, ledger: Ledger, screen: Screen, worke
             raise SystemExit(130) from None
         finally:
             engine.close()
+
+
+def train_of(side: Side) -> Train:
+    """The settings of training that the runs of a side have. side: of a try."""
+    params = CommittedFiles(side.commit).mapping("params.yaml")
+    return Train(**merge(params, side.overrides)["train"])
 
 
 # ---------------------------------------------------------------- on the screen
