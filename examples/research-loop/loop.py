@@ -3,9 +3,9 @@
     python examples/research-loop/loop.py examples/research-loop/ideas.yaml --minutes 60
 
 An idea is a message and edits of text; a program that writes its own edits takes the place of the list. The loop may be
-killed at any moment and started again: an idea that has a verdict gets it from the ledger, without a run. It takes back
-whatever is not committed, so give it a clone of its own. It writes a line of JSON for each idea, with the exit status of
-`paribus try` and how long it took.
+killed at any moment and started again: it goes on with the idea that was under way. It takes back whatever is not
+committed, so give it a clone of its own. It writes a line of JSON for each idea, with the exit status of `paribus try` and
+how long it took.
 """
 
 from __future__ import annotations
@@ -61,6 +61,15 @@ def attempt(idea: dict[str, Any]) -> dict[str, Any]:
     return said | {"minutes": round((time.monotonic() - began) / 60, 1)}
 
 
+def judged() -> dict[str, dict[str, Any]]:
+    """Message -> its newest try, of those that were taken back: on what was kept since, they are not tried once more."""
+    command = [sys.executable, "-m", "paribus", "ledger", "--json"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    newest = {one["message"]: one for one in json.loads(done.stdout)["tries"]}
+    taken_back = ("discard", "undecided")
+    return {name: one for name, one in newest.items() if one["verdict"] in taken_back}
+
+
 def main() -> None:
     """Try the ideas of a file in their order, as long as there is time to begin one."""
     arguments = argparse.ArgumentParser(description=main.__doc__)
@@ -71,7 +80,10 @@ def main() -> None:
     git(
         "checkout", "--quiet", "--", "."
     )  # the edits of an idea that was under way in a killed loop
+    known = judged()
     for idea in read_yaml(given.ideas)["ideas"]:
+        if idea["message"] in known:
+            continue
         if time.monotonic() >= ends:
             return
         print(json.dumps(attempt(idea), ensure_ascii=False), flush=True)
