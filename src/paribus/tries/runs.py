@@ -29,7 +29,8 @@ TRIALS = 2  # of a run that a signal or a lost worker ended
 POLL_SECONDS = 1.0
 BUSY_SECONDS = 5.0
 SLOWEST = 10.0  # times as long as the baseline, from which a run is given up
-SHORTEST_LIMIT = 120.0  # seconds; below it a machine's hiccup decides
+# Seconds; below it what else the machine does decides: runs of 12 s took 150 s each beside twenty other processes.
+SHORTEST_LIMIT = 900.0
 
 
 class Stopped(UserError):
@@ -97,6 +98,7 @@ class Runs:
     ) -> None:
         self.stages, self.metric, self.engine, self.say = list(stages), metric, engine, say
         self.computed: set[RunId] = set()
+        self._longest = 0.0  # seconds that a run took here, from its clone to its results
         self._read: dict[str, Measured] = {}
         self._trials: dict[RunId, int] = {}
         self._failed: dict[RunId, Failed] = {}
@@ -174,9 +176,10 @@ class Runs:
             self.say(f"{side.name} at seed {seed}: {event.stage or 'set-up'}")
         if event.kind not in ("ended", "lost"):
             return False
-        began.pop(event.run, None)
+        start = began.pop(event.run, time.monotonic())
         outcome = event.outcome or Outcome("failed")
         if outcome.state == "done":
+            self._longest = max(self._longest, time.monotonic() - start)
             self.computed.add(event.run)
             return True
         if event.run in self._failed:  # given up as too slow
@@ -206,7 +209,7 @@ class Runs:
     ) -> None:
         if not usual_seconds:
             return
-        limit = max(SLOWEST * usual_seconds, SHORTEST_LIMIT)
+        limit = max(SLOWEST * max(usual_seconds, self._longest), SHORTEST_LIMIT)
         for run in waiting:
             if run in began and time.monotonic() - began[run] > limit and run not in self._failed:
                 words = f"not done after {limit:.0f} s, {SLOWEST:.0f} times what the baseline took"
