@@ -94,7 +94,9 @@ def _run(
 def train_of(side: Side) -> Train:
     """The settings of training that the runs of a side have. side: of a try."""
     params = CommittedFiles(side.commit).mapping("params.yaml")
-    return Train(**merge(params, side.overrides)["train"])
+    values = merge(params, side.overrides)["train"]
+    assert isinstance(values, dict)
+    return Train(**values)
 
 
 # ---------------------------------------------------------------- on the screen
