@@ -83,6 +83,11 @@ def arm_warnings(experiment: Experiment) -> list[str]:
             changed = [f"the code of {arm.asked}", *sorted(arm.overrides)]
             if arm.code.note:
                 warnings.append(f"{experiment.file}: arms.{name}.code: {arm.code.note}")
+        if experiment.equal == "tokens" and any(key.startswith("tokenizer.") for key in changed):
+            warnings.append(
+                f"{experiment.file}: arms.{name} has another tokenizer, so that equal tokens are not equal text: its tokens "
+                "hold more or fewer bytes (metrics/tokenizer.json, bytes_per_token)"
+            )
         if len(changed) > 1 and arm.as_one is None:
             warnings.append(
                 f"{experiment.file}: arms.{name} changes {len(changed)} things ({', '.join(changed)}), so that its "

@@ -9,7 +9,8 @@ from paribus.study.experiment import BASELINE, Experiment, Metric
 from paribus.study.items import item_noise
 from paribus.study.matching import matching_of
 from paribus.study.results import Result, value_of
-from paribus.study.sample import ByItem, Unmatched
+from paribus.study.sample import ByItem, Timed, Unmatched
+from paribus.study.timing import ROUNDS, error_of_timing
 
 Pair = tuple[Result, Result]
 
@@ -65,6 +66,8 @@ def differences_in(
     differences = [own - base for base, own in zip(before, after, strict=True)]
     if not _seeds_match(experiment, results, pairs[0]):
         differences = Unmatched(before, after)
+    if metric.name == "val_bpb" and experiment.equal == "seconds":
+        return Timed(differences, error_of_timing(experiment, pairs), ROUNDS)
     answers = answers_of(metric, pairs)
     if answers is None:
         return differences

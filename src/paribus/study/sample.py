@@ -88,6 +88,25 @@ class ByItem(list[float]):
         return replace(Sample.of(self.differences), items=self.noise)
 
 
+class Timed(list[float]):
+    """Differences at each seed of runs whose length follows from measured seconds.
+
+    Args:
+        differences: of any kind, one a seed.
+        error: that the measurement gives all of them alike.
+        rounds: of the measurement.
+    """
+
+    def __init__(self, differences: Sequence[float], error: float, rounds: int) -> None:
+        super().__init__(differences)
+        self.differences, self.error, self.rounds = differences, error, rounds
+
+    def sample(self) -> Sample:
+        """The sample of the differences, with the error of the seconds."""
+        common = (self.error, self.rounds - 1)
+        return replace(Sample.of(self.differences), common=common)
+
+
 @dataclass(frozen=True)
 class Sample:
     """The differences of one arm.
@@ -100,6 +119,7 @@ class Sample:
         matched: whether they are differences of matched runs.
         items: noise of the items, where the metric is a mean over items.
         reserve: tests and intervals hold with one more seed so many standard deviations on the other side; 0: as they are.
+        common: (standard error that all seeds share, its degrees of freedom): of measured seconds.
     """
 
     n: int
@@ -109,11 +129,12 @@ class Sample:
     matched: bool = True
     items: ItemNoise | None = None
     reserve: float = 0.0
+    common: tuple[float, int] | None = None
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Sample:
         """The sample of these differences, at least one."""
-        if isinstance(values, (Unmatched, ByItem)):
+        if isinstance(values, (Unmatched, ByItem, Timed)):
             return values.sample()
         array = np.asarray(values, dtype=float)
         stdev = float(array.std(ddof=1)) if len(array) > 1 else None
@@ -143,8 +164,22 @@ class Sample:
 
     @property
     def error(self) -> float:
-        """Standard error of the mean, from seeds and items."""
-        return math.hypot(self.seed_error, self.items.error if self.items else 0.0)
+        """Standard error of the mean, from seeds and from what no seed makes smaller."""
+        return math.hypot(self.seed_error, self.lasting_error)
+
+    @property
+    def lasting_error(self) -> float:
+        """The standard error that more seeds leave as it is: of items, and of measured seconds."""
+        return math.hypot(*(error for error, _ in self._lasting()))
+
+    def _lasting(self) -> list[tuple[float, float]]:
+        """(standard error, its degrees of freedom) of what no seed makes smaller."""
+        parts: list[tuple[float, float]] = []
+        if self.items is not None:
+            parts.append((self.items.error, self.items.units - 1))
+        if self.common is not None:
+            parts.append(self.common)
+        return parts
 
     @property
     def shift(self) -> float:
@@ -159,11 +194,11 @@ class Sample:
     @property
     def df(self) -> float:
         """Degrees of freedom of Student's t."""
-        if self.items is None:
+        lasting = self._lasting()
+        if not lasting:
             return self.seed_df
-        of_seeds, of_items = self.seed_error**2, self.items.error**2
-        squares = of_seeds**2 / self.seed_df + of_items**2 / (self.items.units - 1)
-        return (of_seeds + of_items) ** 2 / squares
+        squares = [error**4 / df for error, df in [(self.seed_error, self.seed_df), *lasting]]
+        return self.error**4 / sum(squares)
 
     def p(self) -> float:
         """Two-sided p of "the mean is 0"; 1 without a spread."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from paribus.files import Optional, Values, read_json
+from paribus.files import Optional, Shape, Values, read_json
 from paribus.journal import write_json
 from paribus.machine.hardware import available_cores, detect_hardware
 from paribus.study.budget import measure_step, pretrain_steps, steps_for
@@ -20,6 +20,7 @@ from paribus.study.outcomes import Outcomes
 from paribus.study.record import recorded
 from paribus.study.results import Codes, Result, codes_of, collect, done
 from paribus.study.sequence import Step, judge, steps
+from paribus.study.timing import time_in_turns
 
 
 @dataclass
@@ -140,12 +141,13 @@ class Study:
         return max(self.settled.get("goal") or 0, schedule.after(begun - 1) or 0)
 
 
+TIMED: Shape = {"key": str, "seconds": (int, float), "error": Optional((int, float))}
 # study.json: its values are computed again where the file is lost or damaged.
 _SETTLED = {
     "threads": Optional((int, type(None))),
     "goal": Optional((int, type(None))),
     "steps": Optional(Values(int)),
-    "step_seconds": Optional(Values({"key": str, "seconds": (int, float)})),
+    "step_seconds": Optional(Values(TIMED)),
 }
 
 
@@ -188,14 +190,21 @@ def _threads(experiment: Experiment, workers: int) -> int | None:
 
 
 def _measured(experiment: Experiment, known: dict[str, Any]) -> dict[str, Any]:
-    """Arm -> {key, seconds of a step}; measured again where its pretraining has changed."""
+    """Arm -> {key, seconds of a step, error}; measured again, beside the baseline, where its pretraining has changed."""
     seconds: dict[str, Any] = dict(known.get("step_seconds") or {})
-    for arm in experiment.names:
-        key = chain_key(["pretrain"], experiment.config(arm))
-        if seconds.get(arm, {}).get("key") != key:
-            print(f"{experiment.name}: measuring a step of {arm}", file=sys.stderr)
-            extra = {"train.threads": known["threads"]} if known["threads"] else {}
-            seconds[arm] = {"key": key, "seconds": measure_step(experiment.config(arm, extra))}
+    keys = {arm: chain_key(["pretrain"], experiment.config(arm)) for arm in experiment.names}
+    stale = [arm for arm in experiment.names if seconds.get(arm, {}).get("key") != keys[arm]]
+    if not stale:
+        return seconds
+    print(f"{experiment.name}: measuring a step of {', '.join(stale)} in turns", file=sys.stderr)
+    extra = {"train.threads": known["threads"]} if known["threads"] else {}
+    timed = [BASELINE, *(arm for arm in stale if arm != BASELINE)]
+    settled = None if BASELINE in stale else float(seconds[BASELINE]["seconds"])
+    configs = {arm: experiment.config(arm, extra) for arm in timed}
+    found = time_in_turns(configs, measure_step, settled)
+    for arm in stale:
+        of_step, error = found[arm]
+        seconds[arm] = {"key": keys[arm], "seconds": of_step, "error": error}
     return seconds
 
 

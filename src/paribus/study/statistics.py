@@ -377,9 +377,9 @@ def _more(
     if to_see_it is None or to_call_none is None:
         return None
     needed = max(to_see_it, to_call_none)
-    if sample.items is not None:
-        # No seed makes the error from items smaller: they leave seeds a part of the squared error that so many may have.
-        left = 1 - sample.items.error**2 * needed / stdev**2
+    if sample.lasting_error:
+        # It leaves the seeds a part of the squared error that so many seeds may have.
+        left = 1 - sample.lasting_error**2 * needed / stdev**2
         needed = math.ceil(needed / left) if left > 0 else MOST_SEEDS + 1
     return max(needed - sample.n, 1) if needed <= MOST_SEEDS else None
 
