@@ -11,6 +11,17 @@ from paribus.pages.markdown import cell, line
 SHOWN = 8  # differences on the page
 
 
+def file_name(stage: str, fingerprint: str, kind: str) -> str:
+    """The name of a certificate's file.
+
+    Args:
+        stage: that was rebuilt.
+        fingerprint: of its run.
+        kind: "md" or "json".
+    """
+    return f"verify-{stage}-{fingerprint[:8]}.{kind}"
+
+
 def page(made: dict[str, Any]) -> str:
     """The certificate as Markdown."""
     about = made["record"]

@@ -98,7 +98,7 @@ def verify(name: str, stage: str | None, steps: int | None, out: Path | None) ->
     folder = out or RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     files = [
-        folder / f"verify-{chosen}-{proof['record']['fingerprint'][:8]}.{kind}"
+        folder / certificate.file_name(chosen, proof["record"]["fingerprint"], kind)
         for kind in ("json", "md")
     ]
     write_json(files[0], proof)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -98,6 +99,26 @@ def chat(
         )
     else:
         chat_in_terminal(checkpoint or "rl", **drawing)
+
+
+@commands.command()
+@click.argument("checkpoint")
+@click.option(
+    "--to",
+    "target",
+    type=click.Choice(["hf", "gguf"]),
+    default="hf",
+    show_default=True,
+    help="A folder for transformers, or a file for llama.cpp.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Default: exports/CHECKPOINT-TARGET.")
+@click.option("--force", is_flag=True, help="Replace what is at --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+def export(checkpoint: str, **options: Any) -> None:
+    """Write CHECKPOINT (base, mid, sft, rl or a folder) for other tools, with tokenizer and model card."""
+    from paribus.cli.exporting import export_checkpoint
+
+    export_checkpoint(checkpoint, **options)
 
 
 @commands.command()

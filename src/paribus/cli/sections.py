@@ -33,6 +33,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "keys": "every key of params.yaml: type, bounds, meaning",
         "profile": "files of overrides: list, apply",
         "ui": "the MLflow page of this project",
+        "export": "a checkpoint for transformers or llama.cpp",
         "chat": "talk to checkpoints, here or on a page",
         "pause": "have running stages save and stop",
     },
