@@ -31,7 +31,7 @@ from paribus.audit.agreement import (
     params,
 )
 from paribus.audit.band import Band, measured_band
-from paribus.audit.certificate import page
+from paribus.audit.certificate import file_name, page
 from paribus.audit.lookup import find
 from paribus.errors import UserError
 from paribus.files import write_atomic
@@ -98,8 +98,7 @@ def verify(name: str, stage: str | None, steps: int | None, out: Path | None) ->
     folder = out or RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     files = [
-        folder / certificate.file_name(chosen, proof["record"]["fingerprint"], kind)
-        for kind in ("json", "md")
+        folder / file_name(chosen, proof["record"]["fingerprint"], kind) for kind in ("json", "md")
     ]
     write_json(files[0], proof)
     write_atomic(files[1], page(proof))
