@@ -199,6 +199,7 @@ FIGURES: dict[str, Callable[..., str]] = {
     "tries": tries,
     "curriculum": curriculum,
     "borrowing": promise_figures.borrowing,
+    "ladders": promise_figures.ladders,
     "noise": noise,
     "promises": promise_figures.promises,
     "studies": studies,

@@ -56,3 +56,19 @@ def borrowing() -> str:
         worst = f"{row['worst']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
         lines.append(f"| {rule} | {worst} | {row['where']} | {cells} |")
     return "\n".join([*lines, "", ""])
+
+
+def ladders() -> str:
+    """Coverage of a ladder's intervals by kind of noise and by how far rungs lie off the line."""
+    found = json.loads((BENCHMARKS / "ladders.json").read_text(encoding="utf-8"))
+    lines = [
+        "",
+        "",
+        "| noise | off the line | trend | prediction | kept out, outside |",
+        "| --- | ---: | --- | --- | --- |",
+    ]
+    for case, by_scatter in found["cases"].items():
+        for off, rates in by_scatter.items():
+            cells = [f"{rate:.3f} ({low:.3f} to {high:.3f})" for rate, low, high in rates.values()]
+            lines.append(f"| {case} | {off} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", ""])

@@ -55,10 +55,12 @@ stages:
     outs: [checkpoints/base]
     metrics:
       - metrics/pretrain.json: {cache: false}
+    plots:
+      - plots/pretrain.csv: {cache: false}
 """
 
 WORK = '''
-import hashlib, json, os, signal, sys, time
+import hashlib, json, math, os, signal, sys, time
 from pathlib import Path
 import yaml
 
@@ -67,7 +69,7 @@ def behave(stage, params):
     path = Path(os.environ["DVC_ROOT"]) / ".paribus/behave.json"
     rules = json.loads(path.read_text()) if path.exists() else []
     flat = {"stage": stage, "seed": params["seed"], "kind": params["optimizer"]["kind"],
-            "eps": params["optimizer"]["eps"]}
+            "eps": params["optimizer"]["eps"], "depth": params["model"]["depth"]}
     for rule in rules:
         if all(flat[key] == value for key, value in rule["when"].items()):
             return rule["do"]
@@ -105,13 +107,22 @@ else:
     bias = {"muon": 0.0, "adamw": 0.5}[params["optimizer"]["kind"]]
     bias += 0.001 * (params["seed"] % 3) + do.get("add", 0.0)
     value = do.get("value", 1.0 + 0.1 * params["seed"] + bias)
+    steps, batch = params["pretrain"]["steps"], params["pretrain"]["batch_tokens"]
+    value += do.get("by_log_steps", 0.0) * math.log(steps)
     os.makedirs("checkpoints/base", exist_ok=True)
     weights = do.get("weights", mark)
     Path("checkpoints/base/model.safetensors").write_text(weights * do.get("size", 1))
     Path("checkpoints/base/config.json").write_text(json.dumps({"depth": do.get("depth", params["model"]["depth"])}))
     Path("checkpoints/base/provenance.json").write_text(json.dumps({"fingerprint": mark}))
     os.makedirs("metrics", exist_ok=True)
-    Path("metrics/pretrain.json").write_text(json.dumps({"val_bpb": value, "parameters": 10}))
+    measured = {"val_bpb": value, "parameters": 10, "steps": steps, "train_tokens": steps * batch, "seconds": steps / 10}
+    Path("metrics/pretrain.json").write_text(json.dumps(measured))
+    rows = ["step,tokens,seconds,train_loss,val_bpb"]
+    for look in range(1, 9):  # bits per byte fall as one over the look to the value at the end
+        step = steps * look / 8
+        rows.append(f"{step},{step * batch},{step / 10},,{value + 1 / look - 1 / 8}")
+    os.makedirs("plots", exist_ok=True)
+    Path("plots/pretrain.csv").write_text("\\n".join(rows) + "\\n")
 '''
 
 

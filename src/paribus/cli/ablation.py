@@ -31,14 +31,15 @@ from paribus.study.driver import Driver
 from paribus.study.events import GivenUp, folder_of, given_up
 from paribus.study.experiment import Experiment, Run
 from paribus.study.identity import unchanged_sources
+from paribus.study.ladder import judge
 from paribus.study.outcomes import Outcomes
 from paribus.study.reading import noise_experiment, read_experiment
 from paribus.study.record import note
 from paribus.study.registration import check_sources, registered
 from paribus.study.results import Result, collect, different_models, done, of_other_arms
-from paribus.study.sequence import judge
 from paribus.study.settled import Study, keep_goal, settle, study_of
 from paribus.study.status import Display, table
+from paribus.study.targets import check_within_curves
 from paribus.study.trial_start import start_arms
 
 WATCH_SECONDS = 3.0
@@ -270,6 +271,7 @@ def _report(study: Study, changed: Sequence[str], force: bool) -> None:
     mixed = different_models(results)
     if mixed:
         raise UserError(f"{problem}; their mean would be of neither" for problem in mixed)
+    check_within_curves(study.experiment, results)
     if not force:
         check_not_fewer(name, results)
     failures = {run: one.words for run, one in evidence.failures.items()}

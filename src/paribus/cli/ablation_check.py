@@ -8,8 +8,10 @@ from typing import Any
 import click
 
 from paribus.git import git
+from paribus.pages.foresight import conditions
 from paribus.study.code_checks import change_of, check_code, code_lines, notes_of
 from paribus.study.experiment import Experiment, changed_keys
+from paribus.study.ladder import sizes_of
 from paribus.study.matching import matching
 from paribus.study.reading import read_experiment
 from paribus.study.registration import check_sources, registered
@@ -37,6 +39,8 @@ def check(name: str, as_json: bool) -> None:
             "stages": experiment.stages,
             "warnings": experiment.warnings,
             "arms": arms,
+            "ladder": None if experiment.ladder is None else sizes_of(experiment.ladder),
+            "groups": list(experiment.groups),
         }
         click.echo(json.dumps(document, indent=1))
         return
@@ -50,6 +54,8 @@ def check(name: str, as_json: bool) -> None:
     for facts in arms.values():
         if facts["code"] is not None:
             click.echo("\n".join([facts["code"]["seeds"], *facts["code"]["notes"]]))
+    for line in conditions(experiment):
+        click.echo(line)
     click.echo(f"{name}: `paribus ablate run {name}` may begin")
 
 

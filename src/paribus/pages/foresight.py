@@ -13,7 +13,7 @@ from paribus.study.experiment import Experiment
 from paribus.study.foresight import Outlook, Spread, as_json, cost_of_a_seed, outlook, spread_of
 from paribus.study.outcomes import Outcomes
 from paribus.study.settled import Study
-from paribus.text import duration, number
+from paribus.text import duration, number, quantity
 
 
 def foresee(
@@ -43,7 +43,8 @@ def foresee(
 
         chosen = calibrated(Recipe.of(experiment.config()), chosen, dtype)
     spread = spread_of(experiment, outcomes)
-    rows = outlook(experiment, cost_of_a_seed(study, chosen, dtype, gpus, price), spread)
+    cost = cost_of_a_seed(study, chosen, dtype, gpus, price)
+    rows = outlook(experiment, cost, spread, len(study.groups_planned()))
     if json_out:
         click.echo(json.dumps(as_json(experiment, chosen, rows, spread), indent=1))
         return
@@ -102,4 +103,25 @@ def page(
         lines.append(f"spread: not known, so that effects are in sd alone; {how} measures it")
     else:
         lines.append(f"spread: {spread.stdev:.3g} {unit}, from {spread.source}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *conditions(experiment)])
+
+
+def conditions(experiment: Experiment) -> list[str]:
+    """The sizes and lengths at which a study runs, in lines.
+
+    Args:
+        experiment: the study.
+    """
+    lines = []
+    if experiment.ladder is not None:
+        ladder = experiment.ladder
+        lines.append(f"ladder: {ladder.rule()}")
+        for rung in (*ladder.rungs, ladder.beyond):
+            trained = " (not trained: predicted)" if rung is ladder.beyond else ""
+            lines.append(
+                f"  {ladder.key} {rung.value:g}: {quantity(rung.parameters)} parameters, {quantity(rung.tokens)} tokens, "
+                f"{quantity(rung.flops)} FLOPs{trained}"
+            )
+    if experiment.horizons is not None:
+        lines.append(f"horizons: {experiment.horizons.words()}")
+    return lines

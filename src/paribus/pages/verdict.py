@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from paribus.files import write_atomic
 from paribus.journal import read_json
 from paribus.pages.code_arms import code_sections
+from paribus.pages.compute import worth_rows
 from paribus.pages.drawing import svg, templates
 from paribus.pages.held_equal import held
+from paribus.pages.ladder import draw_ladder, ladder_values, printed
 from paribus.pages.markdown import cell, fenced, line, paragraph
 from paribus.pages.verdict_besides import best_sentence, sentence_of
 from paribus.pages.verdict_figures import draw
@@ -29,7 +31,10 @@ from paribus.pages.verdict_sentences import caveat, sentence
 from paribus.places import state_root
 from paribus.study.advice import NextLook, next_look
 from paribus.study.besides import Besides
+from paribus.study.compute import in_compute
+from paribus.study.compute import sentence as sentence_in_compute
 from paribus.study.experiment import BASELINE, Experiment, Run
+from paribus.study.ladder import LadderJudged
 from paribus.study.looks import p_over_looks
 from paribus.study.machines import notes as spread_notes
 from paribus.study.outcomes import Outcomes
@@ -40,6 +45,7 @@ from paribus.study.results import Result
 from paribus.study.scaling import scaling
 from paribus.study.sequence import Judged, Step, added_arms
 from paribus.study.statistics import holm
+from paribus.study.targets import reached_notes
 from paribus.study.verdict import ArmVerdict, costs, verdicts
 from paribus.text import duration, quantity, signed
 
@@ -50,6 +56,7 @@ ALT = {
     "forest": "difference of every arm from the baseline with its interval",
     "curve": "difference in bits per byte over training, with its band",
     "scaling": "the metric over parameters at equal compute, with the parabola through it",
+    "ladder": "difference of every arm from the baseline over sizes, with the line through it and its prediction",
 }
 COST_ROWS = {  # of the cost table: name -> (words, how it is written)
     "tokens_per_second": ("tokens/s", quantity),
@@ -83,11 +90,14 @@ def write_pages(
     Returns:
         The HTML page.
     """
-    found = verdicts(experiment, outcomes, judged.effects)
+    found = [] if experiment.ladder else verdicts(experiment, outcomes, judged.effects)
     profile = scaling(experiment, found, outcomes.results)
     values = page_values(experiment, runs, outcomes, judged, failures, notes, found)
     values["scaling"] = profile.sentence(experiment.metric.unit) if profile else None
     figures = draw(experiment, found, profile)
+    climbed = draw_ladder(experiment, judged) if isinstance(judged, LadderJudged) else None
+    if climbed is not None:
+        figures["ladder"] = climbed
     RESULTS.mkdir(parents=True, exist_ok=True)
     page = RESULTS / f"{experiment.name}.html"
     write_atomic(page, html(values, figures))
@@ -102,6 +112,10 @@ def write_pages(
         print(words)
     if values["scaling"]:
         print(values["scaling"])
+    for worth in values["compute"]:
+        print(worth)
+    if values["ladder"]:
+        print("\n".join(printed(values)))
     for failure in values["failures"]:
         print(f"no result: {failure}")
     print(f"report: {page}")
@@ -155,26 +169,28 @@ def page_values(
         notes: warnings.
         found: the verdicts, the baseline left out.
     """
-    names = [BASELINE, *(arm.name for arm in found)]
+    names, groups = [BASELINE, *(arm.name for arm in found)], list(experiment.groups)
     results = outcomes.results
     besides = Besides(experiment, outcomes, judged)
     answers = [sentence_of(answer, experiment.alpha) for answer in besides.answers()]
     coming = next_look(experiment, outcomes, judged, recorded(experiment.name))
+    worth = in_compute(experiment, outcomes, judged)
     asked = registration(results, experiment.file)
-    in_order = sorted(results, key=lambda result: (result.seed, names.index(result.arm)))
+    in_order = sorted(results, key=lambda result: (result.seed, groups.index(result.arm)))
     of_machines = spread_notes(results, experiment.smallest_effect)
     about_runs = [
         *late_arms(experiment, recorded(experiment.name)),
         *filter(None, [asked.sentence()]),
         *shared_with(experiment, results),
         *without_value(experiment, outcomes),
+        *reached_notes(experiment, results),
         *skipped(results),
         *mixtures(results),
         *unequal_noise(found),
         *uneven(results),
         *of_machines,
     ]
-    return {
+    values: dict[str, Any] = {
         "experiment": experiment,
         "verdicts": [_verdict_row(experiment, arm, coming, asked) for arm in found],
         "asked_after": asked.exploratory,
@@ -195,7 +211,15 @@ def page_values(
         "trouble": trouble(experiment),
         "code": code_sections(experiment, results),
         "signed": signed,
+        "ladder": None,
+        "compute": [
+            sentence_in_compute(arm, one, experiment.metric.name) for arm, one in worth.items()
+        ],
+        "worth": worth_rows(worth),
     }
+    if isinstance(judged, LadderJudged):
+        values |= ladder_values(experiment, outcomes, judged, coming, COST_ROWS)
+    return values
 
 
 def _cost_rows(

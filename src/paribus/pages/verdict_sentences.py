@@ -85,6 +85,8 @@ def next_step(effect: Effect, coming: NextLook | None) -> str:
         return coming.words()
     if effect.more_seeds is None and effect.items is not None:
         return "no number of seeds decides, as the noise of the items alone is too large: it takes more items"
+    if effect.stdev is None and effect.n > 1:
+        return "runs that never reach the target do not tell how many would decide; a target that more of them reach does"
     if effect.more_seeds is None:
         return "more than 100,000 seeds would be needed"
     needed = effect.n + effect.more_seeds

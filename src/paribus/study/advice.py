@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from paribus.errors import UserError
 from paribus.plan.devices import device_named
+from paribus.study.compute import unneeded
 from paribus.study.experiment import BASELINE, Experiment
 from paribus.study.outcomes import Outcomes
 from paribus.study.results import Result
@@ -56,16 +57,14 @@ def next_look(
     """
     taken = judged.taken[-1].seeds if judged.taken else 0
     step = next_step(experiment, taken, record)
-    open_arms = []
-    for arm in experiment.arms:
-        effect = judged.effects.get(arm)
-        if effect is None or not effect.decided:
-            open_arms.append(arm)
+    open_arms = [arm for arm in experiment.arms if not judged.is_decided(arm)]
     if step is None or not open_arms:
         return None
     first = experiment.first_seed
     wanted = set(range(first, first + step.seeds))
-    missing = {arm: len(wanted - outcomes.ended(arm)) for arm in [BASELINE, *open_arms]}
+    needless = unneeded(experiment, outcomes.results)
+    groups = set(experiment.groups_of([BASELINE, *open_arms])) - needless
+    missing = {group: len(wanted - outcomes.ended(group)) for group in groups}
     return NextLook(
         seeds=step.seeds,
         command=f"paribus ablate run {experiment.name}",

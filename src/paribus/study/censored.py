@@ -115,6 +115,11 @@ class CensoredDifference:
         return sum(group.known for group in self.groups) - with_known
 
     @property
+    def known(self) -> int:
+        """Times that are not censored."""
+        return sum(group.known for group in self.groups)
+
+    @property
     def size(self) -> int:
         """Runs, or pairs, that say something."""
         return sum(len(group.values) for group in self.groups)

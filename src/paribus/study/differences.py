@@ -10,6 +10,7 @@ from paribus.study.items import item_noise
 from paribus.study.matching import matching_of
 from paribus.study.results import Result, value_of
 from paribus.study.sample import ByItem, Timed, Unmatched
+from paribus.study.targets import times_of
 from paribus.study.timing import ROUNDS, error_of_timing
 
 Pair = tuple[Result, Result]
@@ -39,7 +40,7 @@ def differences_of(
         experiment: the study.
         results: of all runs that count.
         arm: its name. One whose code changes what a seed decides gives `Unmatched` differences; a metric that is a mean over
-            items gives differences `ByItem`.
+            items gives differences `ByItem`, and one with a target `TargetTimes`.
         other: that it is compared with.
     """
     pairs = matched(results, arm, other)
@@ -64,7 +65,10 @@ def differences_in(
     if not pairs or len(before) < len(pairs) or len(after) < len(pairs):
         return []
     differences = [own - base for base, own in zip(before, after, strict=True)]
-    if not _seeds_match(experiment, results, pairs[0]):
+    is_matched = _seeds_match(experiment, results, pairs[0])
+    if metric.target is not None:
+        return times_of(pairs, is_matched)
+    if not is_matched:
         differences = Unmatched(before, after)
     if metric.name == "val_bpb" and experiment.equal == "seconds":
         return Timed(differences, error_of_timing(experiment, pairs), ROUNDS)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from paribus.study import fields
 from paribus.study.arm_code import ArmCode
 from paribus.study.arms import Arm
 from paribus.study.asked import Asked
+from paribus.study.groups import Group, Horizons, Ladder, Rung
 from paribus.study.identity import chain_key, key_with_code, settings
 from paribus.study.looks import Schedule
 
@@ -46,12 +48,16 @@ def study_files() -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Metric:
-    """Where a metric is read: a key of a JSON file that a stage writes."""
+    """Where a metric is read: a key of a JSON file that a stage writes.
+
+    target: of a curve, where the metric is the amount of compute at which the curve reaches it; path is then the curve's.
+    """
 
     name: str
     path: str
     key: str
     unit: str
+    target: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,8 @@ class Experiment:
     borrow: bool = False
     skewed: bool = False  # noise may be: a verdict bears one more seed far on the other side
     besides: Asked = Asked()
+    ladder: Ladder | None = None
+    horizons: Horizons | None = None
 
     @property
     def file(self) -> Path:
@@ -114,14 +122,63 @@ class Experiment:
         """The baseline, then the arms."""
         return [BASELINE, *self.arms]
 
+    @cached_property
+    def groups(self) -> dict[str, Group]:
+        """Name -> group of runs that the study may ask for: baseline and arms, on every rung, at every horizon."""
+        if self.ladder is None:
+            own = {name: Group(name) for name in self.names}
+            return own | (self.horizons.groups(BASELINE) if self.horizons else {})
+        found = {}
+        for rung in self.ladder.rungs:
+            for name in self.names:
+                found[f"{name}-{rung.name}"] = Group(name, rung.overrides, rung.name)
+        return found
+
+    def groups_of(self, arms: Collection[str]) -> list[str]:
+        """Names of the groups of some arms.
+
+        Args:
+            arms: their names, and the baseline's.
+        """
+        return [name for name, group in self.groups.items() if group.arm in arms]
+
+    @property
+    def looked_at(self) -> tuple[str, ...]:
+        """What a look of the study judges: its arms, on a ladder at each rung."""
+        if self.ladder is None:
+            return tuple(self.arms)
+        return tuple(self.groups_of(self.arms))
+
+    def at(self, rung: Rung) -> Experiment:
+        """The study as it would be at one size alone.
+
+        Args:
+            rung: of its ladder.
+        """
+        return replace(self, base=self.base | dict(rung.overrides), ladder=None)
+
+    def on_rung(self, name: str) -> Experiment:
+        """The study at the rung of a group; itself where the group has none.
+
+        Args:
+            name: of the rung.
+        """
+        if self.ladder is None or not name:
+            return self
+        return next(self.at(rung) for rung in self.ladder.rungs if rung.name == name)
+
     @property
     def first_seed(self) -> int:
         """The seed of the first run of every arm; those of the others follow it."""
         return self.config().seed + (own_seeds(self.name) if self.fresh_seeds else 0)
 
     def code(self, arm: str) -> ArmCode | None:
-        """The code of an arm; None where it is the baseline's."""
-        return self.arms[arm].code if arm in self.arms else None
+        """The code of an arm or of a group of its runs; None where it is the baseline's."""
+        name = self._group(arm).arm
+        return self.arms[name].code if name in self.arms else None
+
+    def _group(self, name: str) -> Group:
+        return self.groups.get(name) or Group(name)
 
     def config(self, arm: str = BASELINE, extra: Mapping[str, Any] | None = None) -> Config:
         """params.yaml with the baseline's and an arm's overrides, of the keys that the baseline's code has.
@@ -143,11 +200,13 @@ class Experiment:
         return flatten(self.config(arm)) | added
 
     def overrides(self, arm: str = BASELINE) -> dict[str, Any]:
-        """Dotted key -> value, of the baseline and then of an arm."""
-        return self.base | (self.arms[arm].overrides if arm != BASELINE else {})
+        """Dotted key -> value, of the baseline, then of the conditions of a group, then of an arm."""
+        group = self._group(arm)
+        own = self.arms[group.arm].overrides if group.arm != BASELINE else {}
+        return self.base | dict(group.overrides) | own
 
     def run(self, arm: str, number: int, extra: Mapping[str, Any]) -> Run:
-        """The run of an arm at a seed.
+        """The run of an arm, or of a group, at a seed.
 
         Args:
             arm: its name.

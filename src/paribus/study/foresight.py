@@ -18,6 +18,7 @@ from paribus.recipe import Recipe
 from paribus.study.differences import differences_of
 from paribus.study.experiment import Experiment
 from paribus.study.identity import chain_key, definitions
+from paribus.study.ladder import sizes_of
 from paribus.study.looks import Schedule, level
 from paribus.study.outcomes import Outcomes
 from paribus.study.power import POWER, Floats, upper_stdev
@@ -179,8 +180,8 @@ def cost_of_a_seed(
     seconds, gigabytes = 0.0, 0.0
     known: set[str] = set()
     rate: float | None = None
-    for arm in study.experiment.names:
-        config = study.experiment.config_of(study.run(arm, 0))
+    for group in study.groups_planned():
+        config = study.experiment.config_of(study.run(group, 0))
         planned = make_plan(
             Recipe.of(config), device, dtype=dtype, vram=device.memory, gpus=gpus, price=price
         )
@@ -211,11 +212,14 @@ def _seconds_of_stages(experiment: Experiment, planned: Plan) -> dict[str, float
 # ---------------------------------------------------------------- the outlook
 
 
-def outlook(experiment: Experiment, cost: Cost, spread: Spread | None) -> list[Outlook]:
+def outlook(
+    experiment: Experiment, cost: Cost, spread: Spread | None, groups: int | None = None
+) -> list[Outlook]:
     """What a study knows and has cost after each look, LOOKS_SHOWN of an open one.
 
     Args:
         experiment: the study.
+        groups: runs of one seed; None: one for the baseline and each arm.
         cost: of one seed.
         spread: to plan with; None: effects are in standard deviations alone.
     """
@@ -236,7 +240,7 @@ def outlook(experiment: Experiment, cost: Cost, spread: Spread | None) -> list[O
         rows.append(
             Outlook(
                 seeds=seeds,
-                runs=seeds * len(experiment.names),
+                runs=seeds * (groups or len(experiment.names)),
                 detectable_sd=size,
                 detectable=size * spread.stdev if spread else None,
                 power=powers[number] if spread else None,
@@ -263,4 +267,5 @@ def as_json(
         "stdev_of_differences": spread.stdev if spread else None,
         "stdev_source": spread.source if spread else None,
         "looks": [vars(row) for row in rows],
+        "ladder": None if experiment.ladder is None else sizes_of(experiment.ladder),
     }

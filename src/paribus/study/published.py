@@ -7,13 +7,17 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from paribus.errors import UserError
 from paribus.files import write_atomic
 from paribus.study.besides import Answer, Besides
+from paribus.study.compute import as_json as compute_json
+from paribus.study.compute import in_compute
 from paribus.study.differences import matched
 from paribus.study.divergence import survivors
 from paribus.study.experiment import Experiment
+from paribus.study.ladder import LadderJudged, as_json
 from paribus.study.outcomes import Outcomes
 from paribus.study.record import PUBLISHED, rows_of
 from paribus.study.results import Result
@@ -43,7 +47,7 @@ def publish(
         Their path.
     """
     results, diverged = outcomes.results, outcomes.diverged
-    arms: dict[str, object] = {}
+    arms: dict[str, dict[str, object]] = {}
     for arm in experiment.arms:
         counts = survivors(results, diverged, arm)
         effect = judged.effects.get(arm)
@@ -69,7 +73,7 @@ def publish(
         }
         for result in results
     ]
-    values = {
+    values: dict[str, Any] = {
         "study": experiment.name,
         "metric": experiment.metric.name,
         "looks": rows_of(judged.taken),
@@ -80,6 +84,12 @@ def publish(
         "may_be_best": besides.may_be_best(),
         "left_out": dict(left_out),
     }
+    for arm, one in in_compute(experiment, outcomes, judged).items():
+        values["arms"][arm]["in_compute"] = compute_json(one)
+    if isinstance(judged, LadderJudged):
+        values["ladder"] = as_json(experiment, judged)
+        for arm, climb in judged.climbs.items():
+            values["arms"][arm]["verdict"] = climb.answer
     path = RESULTS / f"{experiment.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(values, indent=1, allow_nan=False) + "\n")

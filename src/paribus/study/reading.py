@@ -24,6 +24,8 @@ One in a folder, `experiments/FOLDER/NAME.yaml`, is asked for as FOLDER/NAME; th
     alpha: 0.05
     stages: [pretrain]          # of dvc.yaml; what they depend on runs too
     workers: 1
+    horizons: [0.8, 1.0, 1.25]  # or auto: lengths at which the baseline is trained too, for what an effect is worth in compute
+    ladder: {model.depth: [2, 3, 4, 6], predict: 9}     # sizes at which every arm is compared; instead of horizons
 
 An arm changes one thing. More is warned about, unless `as_one` says what one thing the changes are.
 """
@@ -46,11 +48,13 @@ from paribus.study.arm_checks import arm_problems, arm_warnings
 from paribus.study.arm_code import settled_code
 from paribus.study.arms import read_arms
 from paribus.study.code_checks import code_problems
+from paribus.study.designs import with_designs
 from paribus.study.experiment import BASELINE, FOLDER, Experiment, Metric, study_files
 from paribus.study.fields import hint, shown
 from paribus.study.identity import definitions, settings, writer_of
 from paribus.study.looks import Schedule
 from paribus.study.results import code_of_chain
+from paribus.study.targets import AMOUNTS, NO_TARGET, is_target, read_target, target_problems
 
 REQUIRED = (
     "question",
@@ -63,7 +67,8 @@ REQUIRED = (
     "stages",
 )
 OPTIONAL = ("seeds", "fresh_seeds", "borrow", "skewed", "direction", "alpha", "workers")
-KEYS = (*REQUIRED, *OPTIONAL, *asked.KEYS)
+DESIGNS = ("horizons", "ladder")
+KEYS = (*REQUIRED, *OPTIONAL, *asked.KEYS, *DESIGNS)
 MEASURES = {  # metric -> (file, key, the better direction, unit)
     "val_bpb": ("metrics/pretrain.json", "val_bpb", "lower", "bits per byte"),
     "core": ("metrics/core.json", "core", "higher", "CORE"),
@@ -180,7 +185,10 @@ def _parse(name: str, raw: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
     )
     if stages and not of_baseline:
         experiment = _with_code(experiment, problems)
-        problems += arm_problems(experiment)
+        if "ladder" not in raw:
+            problems += arm_problems(experiment)
+        problems += target_problems(experiment)
+        experiment = with_designs(experiment, raw.get("ladder"), raw.get("horizons"), problems)
     return experiment, [*problems, *of_baseline, *of_stages]
 
 
@@ -203,6 +211,7 @@ def noise_experiment(
     problems: list[str] = []
     _, base = read_baseline({"profile": profile}, problems)
     measured = [read_metric(name, None, [], problems, default="lower") for name in metrics]
+    problems += [f"metric: {NO_TARGET}: {name}" for name in metrics if is_target(name)]
     fields.whole({"--seeds": seeds}, "--seeds", 3, fields.MOST_SEEDS, problems)
     if problems:
         raise UserError(problems)
@@ -309,6 +318,11 @@ def read_metric(
 
     default: of the better direction, where the metric is not among MEASURES and `direction` is absent.
     """
+    if is_target(name):
+        problem = _direction_problem(name, direction, "lower", is_default=False)
+        if problem:
+            problems.append(problem)
+        return read_target(name, stages, problems), "lower"
     file, _, key = str(name).partition(":")
     path, unit, better = f"metrics/{file}.json", key, default
     if str(name) in MEASURES:
@@ -351,7 +365,8 @@ def _metric_problems(name: Any, path: str, key: str, stages: list[str]) -> list[
     writer = writer_of(path)
     if not key or writer is None:
         return [
-            f"metric: {shown(name)} is not known; {hint(name, list(MEASURES))}, or FILE:KEY with FILE one of "
+            f"metric: {shown(name)} is not known; {hint(name, [*MEASURES, *AMOUNTS])}, steps_to:3.28 and the like, "
+            "or FILE:KEY with FILE one of "
             f"{', '.join(_metrics_files())}"
         ]
     if stages and writer not in stages:

@@ -21,6 +21,7 @@ from paribus.errors import UserError
 from paribus.execute.repository import Reference, experiments_of
 from paribus.execute.run import ASKED_FOR, COMPARED_WITH, RAN_ON, STUDY_FILE
 from paribus.git import try_git
+from paribus.study.censored import Reach
 from paribus.study.committed import CommittedFiles, altered
 from paribus.study.experiment import Experiment, Metric, Run
 from paribus.study.finished import FinishedRun, Provenance, at_commit, of_checkpoint
@@ -33,6 +34,7 @@ from paribus.study.identity import (
     split_params,
 )
 from paribus.study.registration import committed_code, sources, tracking_notes
+from paribus.study.targets import MEASURE, reach_of
 
 LOST = "unreadable"  # the key of an experiment whose params.yaml today's code refuses
 
@@ -56,6 +58,7 @@ class Result:
         altered: files of its experiment that were changed after it ran; such a run counts for nothing.
         outputs: dvc.lock's own hash.
         machine: that computed it, "" where its experiment does not say.
+        reach: of a metric with a target, whether and when the curve got there; `value` is that time, or what bounds it.
     """
 
     name: str
@@ -81,6 +84,7 @@ class Result:
     recipe: str = ""
     altered: tuple[str, ...] = ()
     machine: str = ""
+    reach: Reach | None = None
 
     def number(self, stage: str, key: str) -> float | None:
         """A number of metrics/STAGE.json; None where it is missing.
@@ -105,7 +109,7 @@ def collect(experiment: Experiment) -> list[Result]:
     """Every finished run of the ablation's arms, also of other code or parameters than today's."""
     results = []
     for reference in experiments_of(experiment.name):
-        if reference.run.arm in experiment.names:
+        if reference.run.arm in experiment.groups:
             results.append(_result(experiment, reference))
     return results
 
@@ -113,7 +117,7 @@ def collect(experiment: Experiment) -> list[Result]:
 def of_other_arms(experiment: Experiment) -> dict[str, int]:
     """Arm -> finished runs, of arms that the file does not name any more."""
     arms = [reference.run.arm for reference in experiments_of(experiment.name)]
-    return dict(Counter(arm for arm in arms if arm not in experiment.names))
+    return dict(Counter(arm for arm in arms if arm not in experiment.groups))
 
 
 _READ: dict[tuple[str, str], Result] = {}  # what a commit holds never changes: read once a process
@@ -131,7 +135,14 @@ def _read(experiment: Experiment, reference: Reference) -> Result:
     run = at_commit(reference.name, "experiment", files, _measured_stages(experiment))
     trained = [stage for stage in TRAINING_STAGES if stage in experiment.stages]
     provenances = _provenances(run, trained)
-    value, diverged = value_in(experiment.metric, files, run.metrics)
+    curve = _numbers(run.curve("pretrain")) if "pretrain" in experiment.stages else []
+    reach = None
+    if experiment.metric.target is None:
+        value, diverged = value_in(experiment.metric, files, run.metrics)
+    else:
+        reach = reach_of(experiment.metric, curve, experiment.config(reference.run.arm))
+        diverged = _diverged(run.metrics, reach)
+        value = None if reach is None or diverged else reach.time
     common, recipe = _recipes(experiment, reference.run.arm, files)
     return Result(
         name=reference.name,
@@ -144,7 +155,8 @@ def _read(experiment: Experiment, reference: Reference) -> Result:
         code=code_key(experiment, reference.commit),
         value=value,
         metrics=run.metrics,
-        curve=_numbers(run.curve("pretrain")) if "pretrain" in experiment.stages else [],
+        curve=curve,
+        reach=reach,
         provenance=provenances.get(trained[-1], Provenance()) if trained else Provenance(),
         fingerprints={stage: written.fingerprint for stage, written in provenances.items()},
         outputs={"dvc.lock": files.blob("dvc.lock") or ""},
@@ -158,6 +170,13 @@ def _read(experiment: Experiment, reference: Reference) -> Result:
         recipe=recipe,
         altered=tuple(altered(files, experiment.stages)),
     )
+
+
+def _diverged(metrics: Mapping[str, Mapping[str, Any]], reach: Reach | None) -> bool:
+    """Whether a run ended without a finite loss before its curve got to the target."""
+    final = metrics.get("pretrain", {}).get(MEASURE)
+    got_there = reach is not None and reach.known != "not reached"
+    return not got_there and final is not None and not _is_finite(final)
 
 
 def _measured_stages(experiment: Experiment) -> list[str]:
@@ -275,6 +294,8 @@ def _recipes(experiment: Experiment, arm: str, files: CommittedFiles) -> tuple[s
         everything |= all_params(definitions()[stage], config)
     everything.pop("seed", None)
     changed_by_arms = {"pretrain.steps"}  # follows from an equal budget
+    for group in experiment.groups.values():
+        changed_by_arms |= group.overrides.keys()
     for one in experiment.arms.values():
         changed_by_arms |= one.overrides.keys()
     common = {key: value for key, value in everything.items() if key not in changed_by_arms}
@@ -306,10 +327,10 @@ Codes = Mapping[str, str]  # arm -> the key of its code
 
 
 def codes_of(experiment: Experiment) -> Codes:
-    """The key of today's code of every arm."""
+    """The key of today's code of every arm, in each of its groups of runs."""
     today = code_key(experiment)
     codes = {}
-    for arm in experiment.names:
+    for arm in {*experiment.names, *experiment.groups}:
         code = experiment.code(arm)
         codes[arm] = today if code is None else code_key(experiment, code.commit)
     return codes

@@ -1,7 +1,8 @@
 """The differences of one arm as a sample: their mean, its error, and what Student's t says of it.
 
-Three kinds of differences: those of matched runs (a plain list), of runs that share nothing at a seed (`Unmatched`), and of a
-metric that is a mean over items (`ByItem`), whose error holds the noise of the items beside that of the seeds.
+Kinds of differences: those of matched runs (a plain list), of runs that share nothing at a seed (`Unmatched`), and of a
+metric that is a mean over items (`ByItem`), whose error holds the noise of the items beside that of the seeds; times to a
+target are in targets.py.
 
 Sources: Student (1908); Welch (1947); Schuirmann (1987), two one-sided tests; Satterthwaite (1946), degrees of freedom of a
 sum of variances; Hanley & Lippman-Hand (1983), what is bounded by items of which none differs.
@@ -10,6 +11,7 @@ sum of variances; Hanley & Lippman-Hand (1983), what is bounded by items of whic
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -46,7 +48,15 @@ class ItemNoise:
         return float(self.largest * (1 - alpha ** (1 / self.units)))
 
 
-class Unmatched(list[float]):
+class OwnSample(list[float], ABC):
+    """Differences whose sample is more than their mean and standard deviation."""
+
+    @abstractmethod
+    def sample(self) -> Sample:
+        """The sample of the differences."""
+
+
+class Unmatched(OwnSample):
     """Differences at each seed of runs that share nothing there: they are compared as two samples (Welch, 1947).
 
     Args:
@@ -71,7 +81,7 @@ class Unmatched(list[float]):
         return Sample(n, mean, math.sqrt(total), total**2 * (n - 1) / squares, matched=False)
 
 
-class ByItem(list[float]):
+class ByItem(OwnSample):
     """Differences at each seed of a metric that is a mean over items.
 
     Args:
@@ -88,7 +98,7 @@ class ByItem(list[float]):
         return replace(Sample.of(self.differences), items=self.noise)
 
 
-class Timed(list[float]):
+class Timed(OwnSample):
     """Differences at each seed of runs whose length follows from measured seconds.
 
     Args:
@@ -134,7 +144,7 @@ class Sample:
     @classmethod
     def of(cls, values: Sequence[float]) -> Sample:
         """The sample of these differences, at least one."""
-        if isinstance(values, (Unmatched, ByItem, Timed)):
+        if isinstance(values, OwnSample):
             return values.sample()
         array = np.asarray(values, dtype=float)
         stdev = float(array.std(ddof=1)) if len(array) > 1 else None

@@ -43,7 +43,7 @@ def steps(experiment: Experiment, record: Sequence[Step] = ()) -> Iterator[Step]
         record: looks that were taken before. Where the file would take them as they were, they are its own; else they stand as
             recorded, and the looks of the file follow and may spend what is left.
     """
-    schedule, arms = experiment.seeds, tuple(experiment.arms)
+    schedule, arms = experiment.seeds, experiment.looked_at
     begun = None
     if not _same(experiment, record):
         yield from record
@@ -59,7 +59,7 @@ def steps(experiment: Experiment, record: Sequence[Step] = ()) -> Iterator[Step]
 
 def _same(experiment: Experiment, record: Sequence[Step]) -> bool:
     """Whether the study's file would have taken the recorded looks as they were."""
-    schedule, arms = experiment.seeds, set(experiment.arms)
+    schedule, arms = experiment.seeds, set(experiment.looked_at)
     planned = schedule.upto(record[-1].seeds) if record else ()
     if [step.seeds for step in record] != list(planned):
         return False
@@ -94,7 +94,7 @@ def added_arms(experiment: Experiment, record: Sequence[Step]) -> dict[str, floa
         record: looks that were taken before.
     """
     added = {}
-    for arm in experiment.arms:
+    for arm in experiment.looked_at:
         without = [step.share for step in record if arm not in step.arms]
         if without:
             added[arm] = without[-1]
@@ -115,6 +115,22 @@ class Judged:
 
     effects: dict[str, Effect]
     taken: tuple[Step, ...]
+
+    def is_decided(self, arm: str) -> bool:
+        """Whether an arm has a verdict that stands.
+
+        Args:
+            arm: its name.
+        """
+        return arm in self.effects and self.effects[arm].decided
+
+    def is_open(self, arm: str) -> bool:
+        """Whether an arm has results and no verdict yet.
+
+        Args:
+            arm: its name.
+        """
+        return arm in self.effects and not self.effects[arm].decided
 
 
 def judge(
@@ -206,6 +222,14 @@ class _Looks:
 
     def _decided(self, arm: str) -> bool:
         return arm in self.effects and self.effects[arm].decided
+
+    def is_open(self, arm: str) -> bool:
+        """Whether an arm has results and no verdict yet.
+
+        Args:
+            arm: its name.
+        """
+        return arm in self.effects and not self.effects[arm].decided
 
     def _add(self, arm: str, step: Step, differences: list[float]) -> None:
         """Note what an arm has at a look. One without a new seed, or with a single one, is not tested again."""

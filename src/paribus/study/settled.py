@@ -13,13 +13,15 @@ from paribus.files import Optional, Shape, Values, read_json
 from paribus.journal import write_json
 from paribus.machine.hardware import available_cores, detect_hardware
 from paribus.study.budget import measure_step, pretrain_steps, steps_for
+from paribus.study.compute import unneeded
 from paribus.study.events import folder_of, given_up
 from paribus.study.experiment import BASELINE, Experiment, Run
 from paribus.study.identity import chain_key
+from paribus.study.ladder import judge
 from paribus.study.outcomes import Outcomes
 from paribus.study.record import recorded
 from paribus.study.results import Codes, Result, codes_of, collect, done
-from paribus.study.sequence import Step, judge, steps
+from paribus.study.sequence import Step, steps
 from paribus.study.timing import time_in_turns
 
 
@@ -35,7 +37,7 @@ class Study:
         """A run, complete with the settled values.
 
         Args:
-            arm: its name.
+            arm: its name, or that of a group.
             number: of the seed, from 0.
         """
         if (arm, number) not in self.known:
@@ -51,17 +53,25 @@ class Study:
             extra["pretrain.steps"] = steps
         return self.experiment.run(arm, number, extra)
 
+    def groups_planned(self) -> list[str]:
+        """Groups of runs that the study needs whatever its results."""
+        horizons = self.experiment.horizons
+        planned = {1.0, *(horizons.first if horizons else ())}
+        groups = self.experiment.groups
+        return [name for name, group in groups.items() if group.scale in planned]
+
     def runs(self, seeds: int, arms: Sequence[str] | None = None) -> list[Run]:
-        """Runs, seed by seed.
+        """Runs of all groups of some arms, seed by seed.
 
         Args:
             seeds: how many, from the first.
             arms: their names; all by default.
         """
+        groups = self.experiment.groups_of(arms or self.experiment.names)
         runs = []
         for number in range(seeds):
-            for arm in arms or self.experiment.names:
-                runs.append(self.run(arm, number))
+            for name in groups:
+                runs.append(self.run(name, number))
         return runs
 
     @cached_property
@@ -111,18 +121,26 @@ class Study:
         experiment = self.experiment
         asked: dict[str, Run] = {}
         open_arms = list(experiment.arms)
+        needless = unneeded(experiment, self._done(results))
         for step in steps(experiment, self.record):
             if step.seeds > goal or not open_arms:
                 break
-            asked |= {run.name: run for run in self.runs(step.seeds, [BASELINE, *open_arms])}
+            for run in self.runs(step.seeds, [BASELINE, *open_arms]):
+                if run.arm not in needless:
+                    asked[run.name] = run
             runs = list(asked.values())
             if self._missing(results, runs):
                 break
             have = done(results, runs, self.code)
             outcomes = Outcomes.of(list(have.values()), runs, given_up(experiment.name, runs))
-            found = judge(experiment, outcomes, self.record, upto=step.seeds).effects
-            open_arms = [arm for arm in open_arms if arm in found and not found[arm].decided]
+            found = judge(experiment, outcomes, self.record, upto=step.seeds)
+            open_arms = [arm for arm in open_arms if found.is_open(arm)]
         return list(asked.values())
+
+    def _done(self, results: Sequence[Result]) -> list[Result]:
+        """The results that count, of the seeds of the first look."""
+        runs = self.runs(self.experiment.seeds.first)
+        return list(done(results, runs, self.code).values())
 
     def _missing(self, results: Sequence[Result], runs: Sequence[Run]) -> set[str]:
         """Names of runs that have neither ended nor been given up."""
@@ -209,7 +227,7 @@ def _measured(experiment: Experiment, known: dict[str, Any]) -> dict[str, Any]:
 
 
 def derived_steps(experiment: Experiment, known: dict[str, Any]) -> dict[str, int]:
-    """Arm -> steps of pretraining, where its budget needs a number other than its own.
+    """Group of runs -> steps of pretraining, where it needs a number other than its own.
 
     Args:
         experiment: the study.
@@ -218,10 +236,12 @@ def derived_steps(experiment: Experiment, known: dict[str, Any]) -> dict[str, in
     measured = known.get("step_seconds") or {}
     seconds = {arm: entry["seconds"] for arm, entry in measured.items()} or None
     steps_of = {}
-    for arm in experiment.names:
-        steps = steps_for(experiment, arm, seconds)
-        if steps and steps != pretrain_steps(experiment.config(arm))[0]:
-            steps_of[arm] = steps
+    for name, group in experiment.groups.items():
+        where = experiment.on_rung(group.rung)
+        own = pretrain_steps(where.config(group.arm))[0]
+        steps = round(group.scale * (steps_for(where, group.arm, seconds) or own))
+        if steps != own:
+            steps_of[name] = max(steps, 1)
     return steps_of
 
 

@@ -367,7 +367,8 @@ def _more(
     next_look = plan.after(sample.n) if plan is not None else None
     if next_look is not None:
         return next_look - sample.n
-    if sample.identical:
+    only_bounded = sample.stdev is None and sample.n > 1
+    if sample.identical or only_bounded:
         return None
     if not sample.usable:
         return max(3 - sample.n, 1)

@@ -28,6 +28,7 @@ from paribus.study.experiment import FOLDER, Metric
 from paribus.study.fields import hint, shown
 from paribus.study.noise_floor import MIN_SEEDS
 from paribus.study.reading import read_baseline, read_metric, read_stages
+from paribus.study.targets import NO_TARGET
 
 FILE = FOLDER / "try.yaml"
 MOST_SEEDS = 100  # of one try; a question that needs more is a study
@@ -127,6 +128,8 @@ def _parse(raw: Mapping[str, Any]) -> tuple[Terms, list[str]]:
     _, overrides = read_baseline(both_sides, problems)
     targets, stages = read_stages([raw["stage"]], problems)
     metric, direction = read_metric(raw["metric"], raw["direction"], stages, problems)
+    if metric.target is not None:
+        problems.append(f"metric: {NO_TARGET}: {metric.name}")
     if "seed" in overrides:
         problems.append("set: seed is not for both sides to have: each run has its own")
     terms = Terms(
