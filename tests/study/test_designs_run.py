@@ -91,9 +91,7 @@ def test_an_effect_in_compute_is_the_planted_one(shared: LightProject) -> None:
         )
         rules.append(rule({"value": 2 + luck, "by_log_steps": -0.1}, seed=seed))
     project.behave(*rules)
-    project.study(
-        "worth", baseline={"set": {"pretrain.steps": 1000}}, horizons=[0.8, 1.25], seeds=3
-    )
+    project.study("worth", baseline={"set": {"pretrain.steps": 1000}}, horizons=[0.8, 1.25])
     project.ablate("run", "worth", "--workers", "2")
     found = report(project, "worth")
     assert len(found["runs"]) == 4 * 2
@@ -116,7 +114,6 @@ def test_runs_that_never_reach_a_target_count(shared: LightProject) -> None:
         "target",
         metric="steps_to:1.2",
         baseline={"set": {"pretrain.steps": 80}},
-        seeds=3,
         smallest_effect=5,
     )
     project.ablate("run", "target")
