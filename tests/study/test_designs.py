@@ -92,6 +92,8 @@ def test_automatic_horizons_begin_with_the_two_next_to_the_baselines() -> None:
         ({"metric": "tokens_to:low"}, "as tokens_to:3.28"),
         ({"metric": "seconds_to:-1"}, "expected a target"),
         ({"metric": "steps_to:3", "direction": "higher"}, "lower is better"),
+        ({"secondary": ["steps_to:3"]}, "a target is a metric of ablations alone"),
+        ({"ladder": LADDER, "contrasts": "all"}, "not with ladder"),
         (
             {"metric": "steps_to:3", "baseline": {"set": TINY | {"pretrain.eval_every": 0}}},
             "set pretrain.eval_every",

@@ -355,6 +355,8 @@ def read_secondary(
         metric, direction = read_metric(one["metric"], one.get("direction"), stages, own)
         if metric.name == primary.name or metric.name in found:
             own.append(f"{metric.name} stands there already")
+        if metric.target is not None:
+            own.append(f"{NO_TARGET}, and the first of them alone: {metric.name}")
         problems += [f"secondary: {problem}" for problem in own]
         found[metric.name] = (metric, direction)
     return tuple(found.values())

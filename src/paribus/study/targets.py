@@ -25,6 +25,9 @@ from paribus.study.sample import OwnSample, Sample, Unmatched
 CURVE = "plots/pretrain.csv"
 MEASURE = "val_bpb"
 NO_TARGET = "a target is a metric of ablations alone, as a run may never reach it"
+# Known differences from which matched runs are judged by them. Fewer leave a spread with one degree of freedom; then the times of
+# both arms are two groups, which errs on the safe side where matched times go together.
+FEWEST_PAIRS = 3
 AMOUNTS = {  # metric -> (what is counted along the curve, unit)
     "steps_to": ("step", "steps"),
     "tokens_to": ("tokens", "tokens"),
@@ -133,13 +136,15 @@ class CensoredSample(Sample):
         """Two-sided p of no difference, by the likelihood ratio."""
         return 1.0 if self.likelihood is None else self.likelihood.p()
 
-    def p_equivalent(self, margin: float) -> float:
-        """TOST by the likelihood: the larger p of "at most -margin" and "at least margin"."""
+    def p_below(self, bound: float, sign: int = 1) -> float:
+        """One-sided p of "sign times the difference is at least bound", by the likelihood ratio."""
         if self.likelihood is None or self.likelihood.df < 1:
             return 1.0
-        from_below = -self.likelihood.t_at(-margin)
-        from_above = self.likelihood.t_at(margin)
-        return max(float(stats.t.cdf(end, self.likelihood.df)) for end in (from_below, from_above))
+        return float(stats.t.cdf(sign * self.likelihood.t_at(sign * bound), self.likelihood.df))
+
+    def p_equivalent(self, margin: float) -> float:
+        """TOST: the larger p of "at least margin" and "at most -margin"."""
+        return max(self.p_below(margin), self.p_below(margin, -1))
 
     def interval(self, alpha: float) -> tuple[float, float]:
         """The interval of the difference; infinite on a side that the runs do not bound."""
@@ -178,7 +183,7 @@ class TargetTimes(OwnSample):
     def _likelihood(self) -> CensoredDifference:
         if self.matched:
             differences = paired_times(self.baseline, self.arm)
-            if differences.known > 1:
+            if differences.known >= FEWEST_PAIRS:
                 return CensoredDifference((differences,))
         return CensoredDifference((Times.of(self.baseline), Times.of(self.arm)))
 
