@@ -4,7 +4,8 @@ Each rung of a ladder gives the mean of its matched differences. A straight line
 how far they lie from it is the noise that every claim is measured by. It has two parts: seeds, and rungs whose true effects
 lie off the line. Where the rungs scatter no more than their seeds explain, both are pooled; where they scatter more, only the
 scatter of the rungs counts, with the few degrees of freedom it has. So a line that does not hold gives wide intervals,
-however many seeds there are. Coverage from four rungs on: 92 to 97 %, more where the rungs of a seed share noise (docs/statistics.md).
+however many seeds there are. Coverage from four rungs on is 92 to 97 %, and more where the rungs of a seed share noise
+(docs/statistics.md).
 """
 
 from __future__ import annotations
