@@ -83,7 +83,7 @@ def main() -> None:
     before, began, processor = peak_bytes(), time.perf_counter(), time.process_time()
     tokenizer = train_tokenizer(
         growing(texts, options.megabytes),
-        config.Tokenizer(options.vocab_size, 2, options.megabytes),
+        config.Tokenizer(options.vocab_size, 2, options.megabytes, kind="bpe", pre_split="gpt4"),
     )
     record = {
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",

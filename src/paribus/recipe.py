@@ -6,6 +6,8 @@ command or a stage and handed down; nothing below fills in a value again. Needs 
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -61,8 +63,31 @@ class Recipe:
 
     @cached_property
     def flops_per_token(self) -> float:
-        """FLOPs of the forward and backward pass of one token, as MFU counts them."""
-        return accounting.flops_per_token(self.architecture, self.vocab_size)
+        """FLOPs of the forward and backward pass of one token of pretraining, as MFU counts them."""
+        return self.flops_per_token_of("pretrain")
+
+    def flops_per_token_of(self, stage: str) -> float:
+        """The same for any training stage."""
+        return self._over_steps(
+            stage, lambda trained: accounting.flops_per_token(trained, self.vocab_size)
+        )
+
+    @property
+    def short_steps(self) -> int:
+        """Steps of pretraining, the first ones, with rows of `short_context`."""
+        pretrain = self.pretrain
+        if pretrain.short_context is None:
+            return 0
+        return round(pretrain.short_fraction * self.steps("pretrain"))
+
+    def _over_steps(self, stage: str, flops: Callable[[Architecture], float]) -> float:
+        """The mean over a stage's steps of what follows from the model and its context."""
+        whole = flops(self.architecture)
+        if stage != "pretrain" or self.pretrain.short_context is None or not self.short_steps:
+            return whole
+        short = dataclasses.replace(self.architecture, seq_len=self.pretrain.short_context)
+        share = self.short_steps / self.steps("pretrain")
+        return share * flops(short) + (1 - share) * whole
 
     def schedule(self, stage: str) -> Pretrain | Conversations | RL:
         """The schedule of a training stage."""
@@ -97,8 +122,12 @@ class Recipe:
         """Tokens of a whole supervised stage."""
         return self.steps(stage) * self.batch_tokens(stage)
 
-    def step_flops(self, batch_tokens: int) -> float:
+    def step_flops(self, batch_tokens: int, stage: str = "pretrain") -> float:
         """FLOPs of one optimiser step of so many tokens: what "equal FLOPs" counts."""
-        return accounting.step_flops(
-            self.architecture, self.vocab_size, self.config.optimizer, batch_tokens
+        optimizer = self.config.optimizer
+        return self._over_steps(
+            stage,
+            lambda trained: accounting.step_flops(
+                trained, self.vocab_size, optimizer, batch_tokens
+            ),
         )

@@ -42,7 +42,12 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(TEXTS, config.Tokenizer(vocab_size=300, max_digits=2, train_megabytes=1))
+    return train_tokenizer(
+        TEXTS,
+        config.Tokenizer(
+            vocab_size=300, max_digits=2, train_megabytes=1, kind="bpe", pre_split="gpt4"
+        ),
+    )
 
 
 def loader(

@@ -16,7 +16,8 @@ import torch
 
 from paribus import config
 from paribus.data import write_jsonl
-from paribus.data.packing import PackedLoader, document_rows
+from paribus.data.mixture import document_rows
+from paribus.data.packing import PackedLoader
 from paribus.data.shards import TokenShards, split_of, write_shards
 from paribus.data.tokenizer import Tokenizer, train_tokenizer
 from paribus.recipe import Recipe
@@ -34,7 +35,12 @@ SEQ_LEN = 32
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(TEXTS, config.Tokenizer(vocab_size=280, max_digits=2, train_megabytes=1))
+    return train_tokenizer(
+        TEXTS,
+        config.Tokenizer(
+            vocab_size=280, max_digits=2, train_megabytes=1, kind="bpe", pre_split="gpt4"
+        ),
+    )
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,12 @@ SEQ_LEN = 32
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(TEXTS, config.Tokenizer(vocab_size=300, max_digits=2, train_megabytes=1))
+    return train_tokenizer(
+        TEXTS,
+        config.Tokenizer(
+            vocab_size=300, max_digits=2, train_megabytes=1, kind="bpe", pre_split="gpt4"
+        ),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +129,9 @@ def test_every_bad_shard_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
 
 def swapped() -> Tokenizer:
     """A tokenizer with as many tokens as the module's, and other ones."""
-    settings = config.Tokenizer(vocab_size=300, max_digits=2, train_megabytes=1)
+    settings = config.Tokenizer(
+        vocab_size=300, max_digits=2, train_megabytes=1, kind="bpe", pre_split="gpt4"
+    )
     return train_tokenizer([text.upper() for text in TEXTS], settings)
 
 
@@ -149,7 +156,9 @@ def test_pretraining_refuses_a_tokenizer_that_was_swapped(
     made = Project(tmp_path / "project", project_root)
     shutil.copytree(tiny_data, made.root / "data")
     manifest = json.loads((made.root / "data/tokenizer/manifest.json").read_text())
-    settings = config.Tokenizer(manifest["vocab_size"], max_digits=1, train_megabytes=1)
+    settings = config.Tokenizer(
+        manifest["vocab_size"], max_digits=1, train_megabytes=1, kind="bpe", pre_split="gpt4"
+    )
     texts = list(documents(made.root / "data/corpus/documents"))
     train_tokenizer([text.upper() for text in texts], settings).save_trained(
         made.root / "data/tokenizer"

@@ -43,7 +43,12 @@ PROBLEM = {
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(STORY, config.Tokenizer(vocab_size=360, max_digits=2, train_megabytes=1))
+    return train_tokenizer(
+        STORY,
+        config.Tokenizer(
+            vocab_size=360, max_digits=2, train_megabytes=1, kind="bpe", pre_split="gpt4"
+        ),
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,7 +102,7 @@ def test_training_does_not_depend_on_threads_or_hash_seed(tmp_path: Path, limits
         "import sys; from paribus import config; from paribus.data import tokenizer as t;"
         + limits
         + "texts = [f'word{i % 97} thing{i % 89} and {i} more x{i}' for i in range(3000)];"
-        "t.train_tokenizer(texts, config.Tokenizer(500, 3, 1.0)).save(sys.argv[1])"
+        "t.train_tokenizer(texts, config.Tokenizer(500, 3, 1.0, 'bpe', 'gpt4')).save(sys.argv[1])"
     )
     for number in (1, 2):
         environment = os.environ | {"RAYON_NUM_THREADS": str(number), "PYTHONHASHSEED": str(number)}
@@ -111,7 +116,9 @@ def trained(texts: list[str], vocab_size: int = 500) -> str:
     """tokenizer.json, as it is saved."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokenizer.json"
-        train_tokenizer(texts, config.Tokenizer(vocab_size, 2, 1.0)).save(path)
+        train_tokenizer(
+            texts, config.Tokenizer(vocab_size, 2, 1.0, kind="bpe", pre_split="gpt4")
+        ).save(path)
         return path.read_text(encoding="utf-8")
 
 
@@ -265,7 +272,10 @@ def test_one_long_document_needs_bounded_memory(
 def test_too_little_text_is_said(tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match="tokenizer.vocab_size: the text yields only"):
         train_tokenizer(
-            ["one two"], config.Tokenizer(vocab_size=5000, max_digits=2, train_megabytes=1)
+            ["one two"],
+            config.Tokenizer(
+                vocab_size=5000, max_digits=2, train_megabytes=1, kind="bpe", pre_split="gpt4"
+            ),
         )
 
 
@@ -314,7 +324,10 @@ def test_a_malformed_message_is_refused(tokenizer: Tokenizer, message: dict[str,
 def test_real_english_is_compressed_and_every_byte_string_survives(shared_data: Path) -> None:
     texts = list(sample_documents(shared_data / "corpus", 1.0))
     tokenizer = train_tokenizer(
-        texts, config.Tokenizer(vocab_size=4096, max_digits=2, train_megabytes=1)
+        texts,
+        config.Tokenizer(
+            vocab_size=4096, max_digits=2, train_megabytes=1, kind="bpe", pre_split="gpt4"
+        ),
     )
     assert 2.9 < compression(tokenizer, texts[:40]) < 4.5
     rng = random.Random(0)

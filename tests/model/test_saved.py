@@ -171,7 +171,9 @@ def test_a_tensor_of_another_shape_is_named_with_both(checkpoint: Path) -> None:
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(checkpoint: Path) -> None:
-    cfg = config.Tokenizer(vocab_size=301, max_digits=1, train_megabytes=1)
+    cfg = config.Tokenizer(
+        vocab_size=301, max_digits=1, train_megabytes=1, kind="bpe", pre_split="gpt4"
+    )
     texts = [hashlib.sha256(bytes([number])).hexdigest() for number in range(256)]
     train_tokenizer(texts, cfg).save(checkpoint / "tokenizer.json")
     with pytest.raises(UserError, match=r"tokenizer\.json: its sha256"):

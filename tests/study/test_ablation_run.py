@@ -209,7 +209,7 @@ def test_arms_of_a_seed_read_the_same_rows(ended: Project, monkeypatch: pytest.M
     import torch
 
     from paribus.curriculum import TOKENS
-    from paribus.data.packing import document_rows
+    from paribus.data.mixture import document_rows
     from paribus.recipe import Recipe
     from paribus.study.reading import read_experiment
     from paribus.train.trainer import next_token

@@ -54,7 +54,12 @@ damaged_in_every_way = pytest.mark.parametrize("change", DAMAGES.values(), ids=D
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     texts = [f"text number {number}" for number in range(300)]
-    return train_tokenizer(texts, config.Tokenizer(vocab_size=300, max_digits=2, train_megabytes=1))
+    return train_tokenizer(
+        texts,
+        config.Tokenizer(
+            vocab_size=300, max_digits=2, train_megabytes=1, kind="bpe", pre_split="gpt4"
+        ),
+    )
 
 
 @pytest.fixture

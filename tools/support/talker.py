@@ -51,7 +51,7 @@ def model_config(**changes: Any) -> Model:
 
 @functools.cache
 def codec() -> Codec:
-    cfg = Tokenizer(vocab_size=300, max_digits=1, train_megabytes=0.1)
+    cfg = Tokenizer(vocab_size=300, max_digits=1, train_megabytes=0.1, kind="bpe", pre_split="gpt4")
     return train_tokenizer([f"{p['question']} {p['answer']}" for p in PROBLEMS], cfg)
 
 

@@ -25,6 +25,7 @@ RESERVED_SOURCES = (
     "problems_direct",
     "documents",
 )
+MAIN = "main"  # the documents of corpus.source among the sources of pretrain.mixture
 MAX_WEIGHTS = 10**12  # weights of a model; the largest published ones have as many
 MAX_APPLIED_BLOCKS = 1_024  # four times the deepest model that model.depth allows
 MAX_NAME = 500  # characters of an experiment's name in MLflow
@@ -330,6 +331,8 @@ def world_has_no_choice(config: Config) -> Iterator[str]:
     if corpus.source != "world":
         return
     only = "is for corpus.source text, local or hub"
+    if corpus.texts:
+        return
     if corpus.megabytes:
         yield f"corpus.megabytes: {corpus.megabytes:g} {only}; the world has corpus.world.megabytes"
     if corpus.drop_contaminated:
@@ -367,6 +370,53 @@ def conversations_are_sources(config: Config) -> Iterator[str]:
         yield from _found(source_problem(key, source, (str, HubFiles)))
         if name in RESERVED_SOURCES or not re.fullmatch(r"\w[\w-]{0,99}", name):
             yield f"{key}: this name is taken or odd; taken are {', '.join(RESERVED_SOURCES)}"
+
+
+def texts_are_sources(config: Config) -> Iterator[str]:
+    """Each further corpus is `text`, a path or files of the Hub, under a plain name that is still free."""
+    for name, source in config.corpus.texts.items():
+        key = f"corpus.texts.{escaped(name)}"
+        yield from _found(source_problem(key, source, (str, HubFiles)))
+        if name == MAIN or not re.fullmatch(r"\w[\w-]{0,99}", name):
+            yield f"{key}: this name is taken or odd; taken is {MAIN}, for corpus.source"
+
+
+def documents_are_mixed(config: Config) -> Iterator[str]:
+    """pretrain.mixture, .epochs and .source_order name corpora that there are, and agree with each other."""
+    pretrain = config.pretrain
+    known = [MAIN, *config.corpus.texts]
+    named = {"mixture": pretrain.mixture, "epochs": pretrain.epochs}
+    for key, sources in (*named.items(), ("source_order", pretrain.source_order)):
+        for source in sources:
+            if source not in known:
+                hint = did_you_mean(source, known)
+                yield (
+                    f"pretrain.{key}: {escaped(source)}: no such source; {hint + ' ' if hint else ''}"
+                    f"there are: {', '.join(map(escaped, known))} (more by corpus.texts)"
+                )
+    amounts = pretrain.mixture | pretrain.epochs
+    if amounts and sum(amounts.values()) <= 0:
+        yield "pretrain.mixture: no source has a weight above 0"
+    for source in pretrain.epochs:
+        if pretrain.mixture.get(source):
+            yield (
+                f"pretrain.epochs: {escaped(source)} has a share in pretrain.mixture too; one of them decides"
+            )
+    read = sorted(source for source, amount in amounts.items() if amount > 0)
+    if pretrain.source_order and sorted(pretrain.source_order) != read:
+        yield (
+            f"pretrain.source_order: {', '.join(map(escaped, pretrain.source_order))} are not the sources that "
+            f"pretrain.mixture and pretrain.epochs name, each once: {', '.join(map(escaped, read)) or 'none'}"
+        )
+
+
+def rows_are_cut_evenly(config: Config) -> Iterator[str]:
+    """Rows at first are whole parts of a row."""
+    short, seq_len = config.pretrain.short_context, config.model.seq_len
+    if short is not None and (short >= seq_len or seq_len % short):
+        yield (
+            f"pretrain.short_context: {short} does not divide model.seq_len ({seq_len}) into two rows or more"
+        )
 
 
 def shots_exist(config: Config) -> Iterator[str]:
@@ -419,6 +469,9 @@ RULES: tuple[Rule, ...] = (
     problems_are_a_source,
     core_is_a_source,
     conversations_are_sources,
+    texts_are_sources,
+    documents_are_mixed,
+    rows_are_cut_evenly,
     shots_exist,
     *(mixture_is_sound(name) for name in CONVERSATION_STAGES),
     *(sources_exist(name, key) for name in CONVERSATION_STAGES for key in ("mixture", "epochs")),

@@ -29,9 +29,19 @@ class Condition:
 WORLD_TEXT = Condition(
     "corpus.source: world", lambda corpus, config: config.corpus.source == "world"
 )
-TEXT = Condition("corpus.source: text, local or hub", lambda corpus, _: corpus.source != "world")
-OWN_TEXT = Condition(
+TEXT = Condition(
+    "corpus.source: text, local or hub, or corpus.texts",
+    lambda corpus, _: corpus.source != "world" or bool(corpus.texts),
+)
+OWN_FILES = Condition(
     "corpus.source: local or hub", lambda corpus, _: corpus.source in ("local", "hub")
+)
+OWN_TEXT = Condition(
+    "corpus.source: local or hub, or corpus.texts with files",
+    lambda corpus, _: (
+        corpus.source in ("local", "hub")
+        or any(source != "text" for source in corpus.texts.values())
+    ),
 )
 WORLD_PROBLEMS = Condition(
     "corpus.problems: world", lambda _, config: config.corpus.problems == "world"
@@ -86,6 +96,9 @@ OTHER_WIDTH = Condition(
 SEVERAL_PROCESSES = Condition(
     "train.processes above 1, or torchrun",
     lambda train, _: train.processes > 1 or launched().processes > 1,
+)
+SHORT_CONTEXT = Condition(
+    "a pretrain.short_context", lambda pretrain, _: pretrain.short_context is not None
 )
 OWN_HORIZON = Condition("pretrain.steps: null", lambda pretrain, _: pretrain.steps is None)
 WARM_DOWN = Condition(

@@ -48,16 +48,19 @@ class Corpus:
     paths: list[str] = key(
         "local: files, folders or globs of .txt, .jsonl, .parquet (also .gz, .zst); "
         "hub: OWNER/NAME@COMMIT:PATTERN of such files in a dataset repository",
-        acts_when=when.OWN_TEXT,
+        acts_when=when.OWN_FILES,
     )
     text_column: str = key(
         "column that holds the text in .jsonl and .parquet", acts_when=when.OWN_TEXT
     )
     megabytes: float | None = key(
-        "text to take, MB (4.8: about a million tokens of English); null: all",
+        "text to take, MB (4.8: about a million tokens of English), of each corpus; null: all",
         gt=0,
         le=Limit(10**8, "100 TB, several times all published text"),
         acts_when=when.TEXT,
+    )
+    texts: dict[str, str] = key(
+        "more documents, for pretrain.mixture: name -> `text` (the package's English), a path, or OWNER/NAME@COMMIT:PATTERN"
     )
     drop_contaminated: bool = key(
         "leave out documents that share 13 words in a row with a test problem or a CORE item",
@@ -87,7 +90,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Byte-level BPE."""
+    """How text becomes tokens: pieces by a pattern, then subwords of bytes that are learned from the documents."""
 
     vocab_size: int = key(
         "tokens, special ones included",
@@ -103,6 +106,13 @@ class Tokenizer:
         "text the merges are learned from, MB",
         gt=0,
         le=Limit(100_000.0, "all of it is held in memory: 100 GB"),
+    )
+    kind: Literal["bpe", "unigram"] = key(
+        "byte-level subwords: merges of frequent pairs (arXiv:1508.07909), or a unigram language model (arXiv:1804.10959)"
+    )
+    pre_split: Literal["gpt2", "gpt4", "gpt4o"] = key(
+        "pieces that no token crosses, in the manner of the pattern of this name: gpt2 keeps white space apart, gpt4 gives "
+        "a word one mark before it, gpt4o also parts words where capitals begin"
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from paribus.config.derived import embedding_std, mlp_hidden, resolve_model
 from paribus.config.schema import Config, flatten
-from paribus.curriculum import CONVERSATION_STAGES, TRAINING_STAGES
+from paribus.curriculum import SUPERVISED_STAGES, TRAINING_STAGES
 
 
 def inert(config: Config) -> dict[str, str]:
@@ -71,8 +71,9 @@ def effective(config: Config) -> dict[str, Any]:
     if model.depth == 1 and model.value_embeddings == "alternate":
         values["model.value_embeddings"] = "all"
     for stage in TRAINING_STAGES:
-        values |= _steps(stage, getattr(config, stage))
-    for stage in CONVERSATION_STAGES:
+        steps = _steps(stage, getattr(config, stage))
+        values |= {key: count for key, count in steps.items() if key in values}
+    for stage in SUPERVISED_STAGES:
         mixture = getattr(config, stage).mixture
         values |= {f"{stage}.mixture.{name}": share for name, share in shares(mixture).items()}
     return values
@@ -84,7 +85,7 @@ def _steps(stage: str, schedule: Any) -> dict[str, int]:
         return {}
     return {
         f"{stage}.{name}": round(getattr(schedule, name) * schedule.steps)
-        for name in ("warmup_fraction", "warmdown_fraction")
+        for name in ("warmup_fraction", "warmdown_fraction", "short_fraction")
         if hasattr(schedule, name)
     }
 
@@ -125,7 +126,7 @@ def merge_problems(before: Mapping[str, object], after: Mapping[str, object]) ->
     source at weight 1 does not count as one: it is mixed in with the others.
     """
     problems: list[str] = []
-    for stage in CONVERSATION_STAGES:
+    for stage in SUPERVISED_STAGES:
         old, new = _weights(before, stage), _weights(after, stage)
         changed = {name: weight for name, weight in new.items() if old.get(name) != weight}
         kept = {name: weight for name, weight in new.items() if name not in changed and weight > 0}
@@ -148,7 +149,7 @@ def merge_problems(before: Mapping[str, object], after: Mapping[str, object]) ->
 def merge_notes(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
     """The shares that follow where a mixture was changed and its weights no longer add up to 1."""
     notes: list[str] = []
-    for stage in CONVERSATION_STAGES:
+    for stage in SUPERVISED_STAGES:
         old, new = _weights(before, stage), _weights(after, stage)
         total = sum(new.values())
         if new == old or total <= 0 or _is_one(total):

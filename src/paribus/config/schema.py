@@ -375,6 +375,39 @@ class Pretrain(Schedule):
         "rows: documents end to end, or whole documents packed so that each "
         "row opens with one (arXiv:2404.10830)"
     )
+    mixture: dict[str, float] = key(
+        "share of tokens by source: `main` (corpus.source), or a name of corpus.texts; {}: all documents as they are",
+        ge=0,
+        le=Limit(1e6, "weights are relative; nobody needs larger ones"),
+    )
+    epochs: dict[str, float] = key(
+        "passes over a source within the stage's tokens, in place of a share; the mixture's sources "
+        "share what is left",
+        ge=0,
+        le=Limit(10_000.0, "the source would be known by heart"),
+    )
+    unique_fraction: float = key(
+        "share of each source's rows that is read, again and again where the horizon is longer (arXiv:2305.16264)",
+        gt=0,
+        le=1,
+    )
+    curriculum: Literal["none", "short_first", "long_first"] = key(
+        "order of the run's rows: shuffled, or by the length of the document that a row begins in"
+    )
+    source_order: list[str] = key(
+        "sources one after another, in this order, in place of mixed: each that mixture or epochs names"
+    )
+    short_context: int | None = key(
+        "tokens of a row at first: rows of model.seq_len are cut into such ones; null: none are",
+        ge=8,
+        le=limits.CONTEXT,
+    )
+    short_fraction: float = key(
+        "share of steps, the first ones, with rows of short_context",
+        ge=0,
+        le=1,
+        acts_when=when.SHORT_CONTEXT,
+    )
     eval_tokens: int = key(
         "validation tokens of one estimate of bits per byte",
         ge=1,

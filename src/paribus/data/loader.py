@@ -12,6 +12,7 @@ import math
 import queue
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,23 +100,19 @@ def permute(indices: np.ndarray, size: int, key: int) -> np.ndarray:
 # ---------------------------------------------------------------- documents
 
 
-class DocumentLoader:
-    """Rows of T tokens cut end to end from a split's token shards, in an order reshuffled every epoch.
+class RowLoader(ABC):
+    """Batches of numbered rows of documents: row g of a run is the same in whatever batch, on whatever rank."""
 
-    Rows overlap in one token only (the last target of one is the first input of the next), so an epoch sees
-    each token once as a target. The tail that fills no row is left out of training, not of validation.
-    """
+    rows_per_epoch: int  # after so many the same rows come again, in another order
+    epoch_tokens: int  # targets of an epoch
 
-    def __init__(self, folder: str | Path, split: str, seq_len: int, seed: int) -> None:
-        self.shards = TokenShards(folder, split, verify=True)
-        self.split, self.seq_len, self.seed = split, seq_len, seed
-        self.rows_per_epoch = (len(self.shards) - 1) // seq_len
-        self.epoch_tokens = self.rows_per_epoch * seq_len
-        if self.rows_per_epoch < 1:
-            raise UserError(
-                f"{folder}: {split} has {len(self.shards):,} tokens, fewer than one row of "
-                f"model.seq_len ({seq_len}) + 1; give more text or change tokens.val_fraction"
-            )
+    @abstractmethod
+    def read(self, global_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids (B, T + 1) and targets (B, T) of the rows with these numbers, counted on from epoch to epoch."""
+
+    @abstractmethod
+    def lengths(self, global_rows: np.ndarray) -> np.ndarray:
+        """(B,) tokens of the document that each row begins in."""
 
     def batch(self, step: int, rows: range, batch_rows: int) -> Batch:
         """The rows `rows` of the batch of a step: inputs and targets (len(rows), T) int64.
@@ -123,37 +120,141 @@ class DocumentLoader:
         step: from 0. batch_rows: rows of the whole batch, all ranks together. The same for any number of ranks.
         """
         first = step * batch_rows
-        tokens = self.tokens(np.arange(first + rows.start, first + rows.stop, rows.step))
+        tokens, targets = self.read(np.arange(first + rows.start, first + rows.stop, rows.step))
         inputs = torch.from_numpy(tokens[:, :-1].astype(np.int64))
-        targets = torch.from_numpy(tokens[:, 1:].astype(np.int64))
-        return Batch(inputs, targets, None)
+        return Batch(inputs, torch.from_numpy(targets.astype(np.int64)), None)
+
+
+def places_of(
+    global_rows: np.ndarray, rows: int, unique: int, key_of_epoch: Callable[[int], int]
+) -> np.ndarray:
+    """Where the rows with these numbers are among the `rows` of a split; each epoch reads all `unique` ones anew.
+
+    unique: how many rows of the split are read. Which ones they are does not depend on the seed.
+    """
+    epochs, places = np.divmod(global_rows, unique)
+    for epoch in range(int(epochs.min()), int(epochs.max()) + 1):
+        here = epochs == epoch
+        places[here] = permute(places[here], unique, key_of_epoch(epoch))
+    return places if unique == rows else permute(places, rows, shuffle_key("unique", rows))
+
+
+class DocumentLoader(RowLoader):
+    """Rows of T tokens cut end to end from a split's token shards, in an order reshuffled every epoch.
+
+    Rows overlap in one token only (the last target of one is the first input of the next), so an epoch sees
+    each token once as a target. The tail that fills no row is left out of training, not of validation.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str,
+        seq_len: int,
+        seed: int,
+        source: str | None = None,
+        unique_fraction: float = 1.0,
+    ) -> None:
+        """source: the corpus whose documents are read; None: those of all. unique_fraction: share of rows that is read."""
+        self.shards = TokenShards(folder, split, verify=True)
+        self.split, self.seq_len, self.seed, self.source = split, seq_len, seed, source
+        self._start, stop = self.shards.extent(source)
+        self.rows = (stop - self._start - 1) // seq_len
+        self.rows_per_epoch = max(round(unique_fraction * self.rows), 1)
+        self.epoch_tokens = self.rows_per_epoch * seq_len
+        if self.rows < 1:
+            of_source = f" of {source}" if source else ""
+            raise UserError(
+                f"{folder}: {split} has {stop - self._start:,} tokens{of_source}, fewer than one row of "
+                f"model.seq_len ({seq_len}) + 1; give more text or change tokens.val_fraction"
+            )
+
+    def read(self, global_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids (B, T + 1) and targets (B, T) of the rows with these numbers."""
+        tokens = self.tokens(global_rows)
+        return tokens, tokens[:, 1:]
 
     def tokens(self, global_rows: np.ndarray) -> np.ndarray:
         """(B, T + 1) token ids of the shuffled rows with these numbers, counted on from epoch to epoch."""
-        epochs, places = np.divmod(global_rows, self.rows_per_epoch)
-        for epoch in range(int(epochs.min()), int(epochs.max()) + 1):
-            here = epochs == epoch
-            key = shuffle_key(self.seed, self.split, epoch)
-            places[here] = permute(places[here], self.rows_per_epoch, key)
-        out = np.empty((len(places), self.seq_len + 1), self.shards.dtype)
-        for row, place in zip(out, places.tolist(), strict=True):
-            self.shards.read(place * self.seq_len, row)
+        out = np.empty((len(global_rows), self.seq_len + 1), self.shards.dtype)
+        for row, start in zip(out, self._starts(global_rows).tolist(), strict=True):
+            self.shards.read(start, row)
         return out
+
+    def lengths(self, global_rows: np.ndarray) -> np.ndarray:
+        """(B,) tokens of the document that each row begins in."""
+        begins = np.append(self.shards.document_starts(), len(self.shards))
+        document = np.searchsorted(begins, self._starts(global_rows), "right") - 1
+        return np.asarray(begins[document + 1] - begins[document])
+
+    def _starts(self, global_rows: np.ndarray) -> np.ndarray:
+        """(B,) where the rows with these numbers begin, in tokens of the split."""
+        places = places_of(global_rows, self.rows, self.rows_per_epoch, self._key_of)
+        return self._start + places * self.seq_len
+
+    def _key_of(self, epoch: int) -> int:
+        named = () if self.source is None else (self.source,)
+        return shuffle_key(self.seed, self.split, *named, epoch)
 
     def validation_rows(self, rows: int, max_tokens: int | None = None) -> Iterator[Batch]:
         """The split in its own order, `rows` rows at a time, until `max_tokens` targets (None: all) are covered.
 
-        The last row is padded with targets of -1, so that a full pass sees every token.
+        Of several corpora each gives its share of those. The last row of each is padded with targets of -1, so that a
+        full pass sees every token.
         """
-        targets = min(len(self.shards) - 1, max_tokens or len(self.shards))
-        starts = range(0, targets, self.seq_len)
-        for first in range(0, len(starts), rows):
-            here = starts[first : first + rows]
+        for start, stop in self.shards.parts():
+            there = stop - start
+            share = None if max_tokens is None else max(max_tokens * there // len(self.shards), 1)
+            yield from self._part_in_order(start, stop, rows, share)
+
+    def _part_in_order(
+        self, start: int, stop: int, rows: int, max_tokens: int | None
+    ) -> Iterator[Batch]:
+        """The tokens [start, stop) of the split."""
+        targets = min(stop - start - 1, max_tokens or stop - start)
+        firsts = range(0, targets, self.seq_len)
+        for first in range(0, len(firsts), rows):
+            here = firsts[first : first + rows]
             tokens = np.full((len(here), self.seq_len + 1), NOT_LEARNED, np.int64)
-            for row, start in zip(tokens, here, strict=True):
-                self.shards.read(start, row[: min(self.seq_len, targets - start) + 1])
+            for row, place in zip(tokens, here, strict=True):
+                self.shards.read(start + place, row[: min(self.seq_len, targets - place) + 1])
             inputs = torch.from_numpy(tokens[:, :-1].clip(0))
             yield Batch(inputs, torch.from_numpy(tokens[:, 1:].copy()), None)
+
+
+def shares_of(
+    mixture: Mapping[str, float],
+    epochs: Mapping[str, float],
+    epoch_tokens: Mapping[str, int],
+    tokens: int,
+) -> dict[str, float]:
+    """Source -> its share of the tokens, of those that have one.
+
+    mixture: weights. epochs: passes over a source; the others share what these leave. epoch_tokens: of one pass over each of
+    these. tokens: all that will be drawn. Raises UserError where the passes do not fit.
+    """
+    wanted = {name: passes * epoch_tokens[name] for name, passes in epochs.items()}
+    weights = {name: weight for name, weight in mixture.items() if weight > 0}
+    if not wanted:
+        total = sum(weights.values())
+        return {name: weights[name] / total for name in sorted(weights)}
+    left = tokens - sum(wanted.values())
+    if left < 0 or (not weights and left > FILLED * tokens):
+        asked = ", ".join(f"{passes:g} of {name}" for name, passes in epochs.items())
+        cure = "ask for fewer" if left < 0 else "give another source a weight"
+        raise UserError(
+            f"epochs: {asked} are {sum(wanted.values()):,.0f} tokens, and the stage draws {tokens:,}; "
+            f"change its steps, or {cure}"
+        )
+    shares = {name: amount / tokens for name, amount in wanted.items()}
+    for name, weight in weights.items():
+        shares.setdefault(name, weight / sum(weights.values()) * left / tokens)
+    return dict(sorted(shares.items()))
+
+
+def part_of(amount: float, number: int) -> tuple[int, int]:
+    """Part `number` of an endless count cut in parts of `amount`, which need not be whole."""
+    return int(number * amount), int((number + 1) * amount)
 
 
 # ---------------------------------------------------------------- conversations
@@ -262,34 +363,11 @@ class ConversationLoader:
         self.truncated = {name: source.truncated for name, source in self._sources.items()}
         self.dropped = {name: source.dropped for name, source in self._sources.items()}
         passes = {name: epochs[name] for name in names if name in epochs}
-        self.shares = self._shares(mixture, passes, tokens)
+        loaders = self._sources | self._documents
+        epoch_tokens = {name: loaders[name].epoch_tokens for name in passes}
+        self.shares = shares_of(mixture, passes, epoch_tokens, tokens)
         self._ends = [0]  # global rows before each block
         self._recent: dict[int, list[list[Item]]] = {}
-
-    def _shares(
-        self, mixture: Mapping[str, float], epochs: Mapping[str, float], tokens: int
-    ) -> dict[str, float]:
-        """Of the tokens, by source."""
-        wanted = {}  # tokens of the sources that have a number of epochs
-        for name, passes in epochs.items():
-            source = self._sources.get(name) or self._documents[name]
-            wanted[name] = passes * source.epoch_tokens
-        weights = {name: weight for name, weight in mixture.items() if weight > 0}
-        if not wanted:
-            total = sum(weights.values())
-            return {name: weights[name] / total for name in sorted(weights)}
-        left = tokens - sum(wanted.values())
-        if left < 0 or (not weights and left > FILLED * tokens):
-            asked = ", ".join(f"{passes:g} of {name}" for name, passes in epochs.items())
-            cure = "ask for fewer" if left < 0 else "give another source a weight"
-            raise UserError(
-                f"epochs: {asked} are {sum(wanted.values()):,.0f} tokens, and the stage draws {tokens:,}; "
-                f"change its steps, or {cure}"
-            )
-        shares = {name: amount / tokens for name, amount in wanted.items()}
-        for name, weight in weights.items():
-            shares.setdefault(name, weight / sum(weights.values()) * left / tokens)
-        return dict(sorted(shares.items()))
 
     def batch(self, step: int, rows: range, batch_rows: int) -> Batch:
         """The rows `rows` of the batch of a step: inputs and targets (len(rows), T) int64.
@@ -347,9 +425,9 @@ class ConversationLoader:
         rows: list[list[Item]] = []
         for name, share in self.shares.items():
             if name in self._documents:
-                rows += [[(name, row)] for row in range(*_part(share * BLOCK_ROWS, number))]
+                rows += [[(name, row)] for row in range(*part_of(share * BLOCK_ROWS, number))]
             else:
-                tokens = range(*_part(share * BLOCK_ROWS * (self.seq_len + 1), number))
+                tokens = range(*part_of(share * BLOCK_ROWS * (self.seq_len + 1), number))
                 indices = self._sources[name].between(tokens.start, tokens.stop)
                 items += [(name, index) for index in indices.tolist()]
         lengths = [int(self._sources[name].lengths[index]) for name, index in items]
@@ -360,11 +438,6 @@ class ConversationLoader:
             rows.append([items[index] for index in sorted(packed, key=luck.__getitem__)])
         order = permute(np.arange(len(rows)), len(rows), shuffle_key(self.seed, "rows", number))
         return [rows[index] for index in order.tolist()]
-
-
-def _part(amount: float, number: int) -> tuple[int, int]:
-    """Part `number` of an endless count cut in parts of `amount`, which need not be whole."""
-    return int(number * amount), int((number + 1) * amount)
 
 
 # ---------------------------------------------------------------- ahead of time

@@ -12,70 +12,80 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from paribus.data.loader import NOT_LEARNED, Batch, DocumentLoader, mix, pack, permute, shuffle_key
+from paribus.data.loader import NOT_LEARNED, RowLoader, mix, pack, places_of, shuffle_key
 from paribus.data.shards import TokenShards
 from paribus.errors import UserError
-from paribus.recipe import Recipe
 
 GROUP_ROWS = 128  # packed together: 99 % and more of the places are filled, and one row costs under a millisecond
 KEPT_GROUPS = 256
 
 
-def document_rows(tokens: str | Path, recipe: Recipe) -> DocumentLoader | PackedLoader:
-    """Rows of the training documents among the shards in `tokens`, as `pretrain.packing` says."""
-    seq_len, seed = recipe.architecture.seq_len, recipe.config.seed
-    if recipe.pretrain.packing == "best_fit":
-        return PackedLoader(tokens, "train", seq_len, seed)
-    return DocumentLoader(tokens, "train", seq_len, seed)
-
-
-class PackedLoader:
+class PackedLoader(RowLoader):
     """Batches of packed rows; every token but <|bos|> is a target once an epoch, padding is none.
 
     A document longer than a row goes on in another, after a <|bos|> of its own. As with rows cut from the stream,
     the documents of a row see those before them.
     """
 
-    def __init__(self, folder: str | Path, split: str, seq_len: int, seed: int) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str,
+        seq_len: int,
+        seed: int,
+        source: str | None = None,
+        unique_fraction: float = 1.0,
+    ) -> None:
+        """source: the corpus whose documents are read; None: those of all. unique_fraction: share of rows that is read."""
         self.shards = TokenShards(folder, split, verify=True)
-        self.split, self.seq_len, self.seed = split, seq_len, seed
-        if not len(self.shards):
-            raise UserError(f"{folder}: {split} has no tokens")
+        self.split, self.seq_len, self.seed, self.source = split, seq_len, seed, source
+        start, self._stop = self.shards.extent(source)
+        if self._stop <= start:
+            raise UserError(
+                f"{folder}: {split} has no tokens" + (f" of {source}" if source else "")
+            )
         first = np.empty(1, self.shards.dtype)
         self.shards.read(0, first)
         self.bos = int(first[0])
-        self._begins = self.shards.document_starts()
-        groups = -(-len(self.shards) // (GROUP_ROWS * (seq_len + 1)))
-        self._firsts = np.searchsorted(
-            self._begins, np.arange(groups + 1) * GROUP_ROWS * (seq_len + 1)
-        )
+        begins = self.shards.document_starts()
+        self._begins = begins[(begins >= start) & (begins < self._stop)]
+        groups = -(-(self._stop - start) // (GROUP_ROWS * (seq_len + 1)))
+        bounds = start + np.arange(groups + 1) * GROUP_ROWS * (seq_len + 1)
+        self._firsts = np.searchsorted(self._begins, bounds)
         self._group = lru_cache(KEPT_GROUPS)(self._pack_group)
         self._ends = np.cumsum([len(self._pack_group(group)) for group in range(groups)])
-        self.rows_per_epoch = int(self._ends[-1])
+        self.rows = int(self._ends[-1])
+        self.rows_per_epoch = max(round(unique_fraction * self.rows), 1)
+        self.epoch_tokens = self.rows_per_epoch * seq_len
 
-    def batch(self, step: int, rows: range, batch_rows: int) -> Batch:
-        """Rows `rows` of the `batch_rows` of step `step`."""
-        epochs, places = np.divmod(
-            np.arange(rows.start, rows.stop, rows.step) + step * batch_rows, self.rows_per_epoch
-        )
+    def read(self, global_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids (B, T + 1) and targets (B, T) of the rows with these numbers; -1 where a row is padded."""
+        places = places_of(global_rows, self.rows, self.rows_per_epoch, self._key_of)
         tokens = np.full((len(places), self.seq_len + 1), self.bos, np.int64)
         targets = np.full(tokens.shape, NOT_LEARNED, np.int64)
-        for row, (epoch, place) in enumerate(zip(epochs.tolist(), places.tolist(), strict=True)):
-            key = shuffle_key(self.seed, self.split, "packed", epoch)
-            filled = self._fill(
-                int(permute(np.array([place]), self.rows_per_epoch, key)[0]), tokens[row]
-            )
+        for row, place in enumerate(places.tolist()):
+            filled = self._fill(place, tokens[row])
             targets[row, :filled] = tokens[row, :filled]
-        return Batch(
-            torch.from_numpy(tokens[:, :-1].copy()), torch.from_numpy(targets[:, 1:].copy()), None
-        )
+        return tokens, targets[:, 1:]
+
+    def lengths(self, global_rows: np.ndarray) -> np.ndarray:
+        """(B,) tokens of the longest piece of each row, which is a whole document but where that is longer than a row."""
+        places = places_of(global_rows, self.rows, self.rows_per_epoch, self._key_of)
+        return np.array([int(self._pieces(place)[:, 1].max()) for place in places.tolist()])
+
+    def _key_of(self, epoch: int) -> int:
+        named = () if self.source is None else (self.source,)
+        return shuffle_key(self.seed, self.split, *named, "packed", epoch)
+
+    def _pieces(self, number: int) -> np.ndarray:
+        """The pieces (n, 2) of packed row `number`."""
+        group = int(np.searchsorted(self._ends, number, "right"))
+        return self._group(group)[number - (int(self._ends[group - 1]) if group else 0)]
 
     def _fill(self, number: int, row: np.ndarray) -> int:
         """Write packed row `number` into `row` (T + 1,), <|bos|> throughout; how many of its places are taken."""
-        group = int(np.searchsorted(self._ends, number, "right"))
-        pieces = self._group(group)[number - (int(self._ends[group - 1]) if group else 0)]
+        pieces = self._pieces(number)
         luck = mix(
             pieces[:, 0].astype(np.uint64), shuffle_key(self.seed, "within")
         )  # else the longest came first in every row
@@ -93,7 +103,7 @@ class PackedLoader:
         begins = self._begins[first:last]
         ends = np.append(
             self._begins[first + 1 : last + 1],
-            [len(self.shards)] if last == len(self._begins) else [],
+            [self._stop] if last == len(self._begins) else [],
         )
         text = (ends - begins - 1).astype(np.int64)  # tokens without <|bos|>
         counts = np.maximum(-(-text // self.seq_len), 1)

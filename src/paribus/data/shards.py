@@ -2,7 +2,8 @@
 
 Layout of a folder: {train,val}-00000.bin ... (little-endian uint16, or uint32 for vocabularies over 65,536),
 each of `shard_tokens` ids but the last; {train,val}-documents.bin, where each document begins (little-endian int64,
-in tokens of the split); and manifest.json. Every document opens with <|bos|>.
+in tokens of the split); and manifest.json. Every document opens with <|bos|>. Of several corpora one follows the other, and the
+manifest has where each ends.
 """
 
 from __future__ import annotations
@@ -38,11 +39,23 @@ AHEAD = 2  # chunks being encoded
 RELEASE_BYTES = 512_000_000  # read through the maps before their pages are given back; one read counts its neighbours too
 SAID_BYTES = 10_000_000_000  # of shards whose check is announced
 SPLITS = ("train", "val")
+MAIN = "main"  # the corpus of corpus.source
 
 
 def documents(folder: Path) -> Iterator[str]:
-    """The text of every document of a folder of .jsonl, in order of file name and line; of a corpus checked file by file."""
-    for path in sorted(folder.glob("*.jsonl")):
+    """The text of every document of a corpus, source by source, in order of file name and line; checked file by file."""
+    for source in sources(folder):
+        yield from _documents_of(folder, source)
+
+
+def sources(folder: Path) -> list[str]:
+    """The corpora in a folder of documents: MAIN's files are in it, those of each other one in a folder of its name."""
+    return [MAIN, *sorted(path.name for path in folder.iterdir() if path.is_dir())]
+
+
+def _documents_of(folder: Path, source: str) -> Iterator[str]:
+    place = folder if source == MAIN else folder / source
+    for path in sorted(place.glob("*.jsonl")):
         check_files(folder.parent, [path])
         for number, row in enumerate(load_jsonl(path), 1):
             if not isinstance(row.get("text"), str):
@@ -55,7 +68,7 @@ def documents(folder: Path) -> Iterator[str]:
 
 def sample_documents(folder: Path, megabytes: float) -> Iterator[str]:
     """About so many megabytes of documents spread over the whole folder, chosen by their hash."""
-    share = megabytes * 1e6 / max(sum(path.stat().st_size for path in folder.glob("*.jsonl")), 1)
+    share = megabytes * 1e6 / max(sum(path.stat().st_size for path in folder.rglob("*.jsonl")), 1)
     return (
         text
         for text in documents(folder)
@@ -99,6 +112,10 @@ class _Writer:
             tokens = tokens[room:]
             if len(tokens):
                 self._end_shard()
+
+    def end_source(self, source: str) -> None:
+        """Note that the tokens since the source before are those of this one."""
+        self.entry.setdefault("sources", {})[source] = self.entry["tokens"]
 
     def close(self) -> dict[str, object]:
         """The split's part of the manifest."""
@@ -146,23 +163,19 @@ def write_shards(
     Raises UserError when a split gets no document; `out` is then left as it was.
     """
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
-    total = sum(path.stat().st_size for path in folder.glob("*.jsonl"))
+    total = sum(path.stat().st_size for path in folder.rglob("*.jsonl"))
+    corpora = sources(folder)
     with whole_folder(out) as partial:
         writers = {split: _Writer(partial, split, dtype, cfg.shard_tokens) for split in SPLITS}
         done = 0
-        for chunk, encoded in _encoded(tokenizer, documents(folder), dtype):
-            found: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-            sizes = dict.fromkeys(SPLITS, 0)
-            for text, ids in zip(chunk, encoded, strict=True):
-                data = text.encode()
-                split = "val" if _hash_fraction(data) < cfg.val_fraction else "train"
-                found[split].append(ids)
-                sizes[split] += len(data)
-            for split, writer in writers.items():
-                writer.add(found[split], sizes[split])
-            done += sum(sizes.values())
-            if progress is not None:
-                progress("tokens", min(done, total), total)
+        for source in corpora:
+            for chunk, encoded in _encoded(tokenizer, _documents_of(folder, source), dtype):
+                done += _write_chunk(writers, chunk, encoded, cfg.val_fraction)
+                if progress is not None:
+                    progress("tokens", min(done, total), total)
+            if len(corpora) > 1:
+                for writer in writers.values():
+                    writer.end_source(source)
         manifest: dict[str, object] = {
             "dtype": dtype.str,
             "vocab_size": tokenizer.vocab_size,
@@ -175,6 +188,21 @@ def write_shards(
             json.dumps(manifest, indent=1) + "\n", encoding="utf-8"
         )
     return manifest
+
+
+def _write_chunk(
+    writers: dict[str, _Writer], chunk: list[str], encoded: list[np.ndarray], val_fraction: float
+) -> int:
+    """Add texts to the split of each; bytes of them all."""
+    found: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+    sizes = dict.fromkeys(SPLITS, 0)
+    for text, ids in zip(chunk, encoded, strict=True):
+        split = split_of(text, val_fraction)
+        found[split].append(ids)
+        sizes[split] += len(text.encode())
+    for split, writer in writers.items():
+        writer.add(found[split], sizes[split])
+    return sum(sizes.values())
 
 
 def _encoded(
@@ -317,6 +345,29 @@ class TokenShards:
         self._arrays = [np.frombuffer(mapped, self.dtype) for mapped in self._maps]
         self._starts = [0, *itertools.accumulate(map(len, self._arrays))]
         self._read = 0
+
+    def parts(self) -> list[tuple[int, int]]:
+        """Where the documents of each corpus begin and end, in tokens of the split; without empty ones."""
+        ends = self._source_ends()
+        bounds = [0, *ends.values()]
+        return [(start, stop) for start, stop in itertools.pairwise(bounds) if stop > start]
+
+    def extent(self, source: str | None) -> tuple[int, int]:
+        """Where the documents of a corpus begin and end, in tokens of the split; None: of all. Raises UserError."""
+        if source is None:
+            return 0, len(self)
+        ends = self._source_ends()
+        if source not in ends:
+            raise UserError(
+                f"{self.folder / 'manifest.json'}: no documents of {source}; there are: {', '.join(ends)}; {_ADVICE}"
+            )
+        names = list(ends)
+        place = names.index(source)
+        return (ends[names[place - 1]] if place else 0), ends[source]
+
+    def _source_ends(self) -> dict[str, int]:
+        """Corpus -> where its documents end; a manifest that names none is of the main one."""
+        return dict(self.manifest[self.split].get("sources") or {MAIN: len(self)})
 
     def document_starts(self) -> np.ndarray:
         """(documents,) int64, memory-mapped: where each document begins, in tokens of the split."""

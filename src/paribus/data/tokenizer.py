@@ -1,4 +1,4 @@
-"""Byte-level BPE: any text in, the same out; special tokens for turns and tools that text can never forge."""
+"""Byte-level subwords: any text in, the same out; special tokens for turns and tools that text can never forge."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ ENCODED_AT_ONCE = (
     1_000_000  # characters whose tokens the library holds at once: 0.1 kB for each token (measured)
 )
 COUNTED_AT_ONCE = 25_000_000  # characters
+SCORE_DIGITS = 6  # kept of a unigram token's logarithm of probability
 MOST_WORDS = 4_000_000  # different words counted
 FED_MEGABYTES = (
     250  # text that merges are learned from as it is; of more the words are counted first
@@ -56,20 +57,33 @@ _BEFORE_BLANK = re.compile(r"(?<=\S)(?= )")
 _AFTER_WORD = re.compile(r"(?<=[^\W_])(?=[\r\n。，、！？；：…।۔؟،])")
 
 
-def pre_split(max_digits: int) -> str:
-    """The expression that cuts text into the pieces within which merges happen, in the manner of GPT-4's.
+CONTRACTION = r"'(?i:[sdmt]|ll|ve|re)"
+MARK = r"[^\r\n\p{L}\p{M}\p{N}]?"
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+# What comes first in a pattern: English contractions, and a word with the one mark or blank before it. GPT-4o's words end
+# before a capital that follows a small letter, and have the contraction in them.
+WORDS = {
+    "gpt2": rf"{CONTRACTION}| ?[\p{{L}}\p{{M}}]+",
+    "gpt4": rf"{CONTRACTION}|{MARK}[\p{{L}}\p{{M}}]+",
+    "gpt4o": rf"{MARK}{UPPER}*{LOWER}+(?:{CONTRACTION})?|{MARK}{UPPER}+{LOWER}*(?:{CONTRACTION})?",
+}
+# What follows the digits: punctuation, which GPT-4 keeps together with the line ends after it; line ends; other white space,
+# its last blank left to a next word.
+REST = {
+    "gpt2": r"| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s+",
+    "gpt4": r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "gpt4o": r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
 
-    In order: English contractions; a word with the one mark or space before it; at most `max_digits` digits;
-    punctuation with the line ends after it; line ends; other white space, its last blank left to a next word.
+
+def pre_split(max_digits: int, kind: str = "gpt4") -> str:
+    """The expression that cuts text into the pieces that no token crosses: words, digits, and the rest.
+
+    max_digits: longest run of digits. kind: `tokenizer.pre_split`, after the published patterns of these names
+    (https://github.com/openai/tiktoken, tiktoken_ext/openai_public.py), with marks as letters.
     """
-    return (
-        r"'(?i:[sdmt]|ll|ve|re)"
-        r"|[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+"
-        rf"|\p{{N}}{{1,{max_digits}}}"
-        r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+"
-        r"|\s+(?!\S)|\s+"
-    )
+    blank = " ?" if kind == "gpt2" else ""
+    return rf"{WORDS[kind]}|{blank}\p{{N}}{{1,{max_digits}}}{REST[kind]}"
 
 
 class Tokenizer:
@@ -179,16 +193,20 @@ def _damage(inner: tokenizers.Tokenizer) -> str | None:
     if not ids.keys() >= set(pre_tokenizers.ByteLevel.alphabet()):
         return "it lacks some of the 256 bytes"
     about = json.loads(inner.to_str())
-    merged = dict.fromkeys("".join(pair) for pair in about["model"]["merges"])
-    order = [ids.get(token, -1) for token in merged]
-    first = len(ids) - len(order)
-    if order != list(range(first, len(ids))):
+    if about["model"]["type"] == "BPE" and not _merges_make(ids, about["model"]["merges"]):
         return "its merges do not make its tokens in their order"
     expected = [("pre_tokenizer", "Sequence"), ("decoder", "ByteLevel"), ("normalizer", None)]
     for part, kind in expected:
         if (about[part] or {}).get("type") != kind:
             return f"its {part} is {about[part]!r:.80}; expected {kind}"
     return None
+
+
+def _merges_make(ids: dict[str, int], merges: list[list[str]]) -> bool:
+    """Whether the tokens of merges have the last ids, in the order of the merges."""
+    merged = dict.fromkeys("".join(pair) for pair in merges)
+    order = [ids.get(token, -1) for token in merged]
+    return order == list(range(len(ids) - len(order), len(ids)))
 
 
 def _groups(texts: list[str]) -> Iterator[tuple[list[int], list[str]]]:
@@ -232,20 +250,23 @@ def _cut(text: str, start: int) -> int:
 
 
 def train_tokenizer(texts: Iterable[str], cfg: config.Tokenizer) -> Tokenizer:
-    """Learn merges from the first `cfg.train_megabytes` of `texts`; the same texts give the same tokenizer.
+    """Learn the tokens from the first `cfg.train_megabytes` of `texts`; the same texts give the same tokenizer.
 
     The words of more than FED_MEGABYTES are counted first; merges are then learned from FED_WORDS of them, in proportion.
     Raises UserError when the text has too little variety for `cfg.vocab_size`.
     """
     split = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(tokenizers.Regex(pre_split(cfg.max_digits)), "isolated"),
+            pre_tokenizers.Split(
+                tokenizers.Regex(pre_split(cfg.max_digits, cfg.pre_split)), "isolated"
+            ),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    inner = tokenizers.Tokenizer(models.BPE())
+    inner = tokenizers.Tokenizer(models.BPE() if cfg.kind == "bpe" else models.Unigram())
     inner.pre_tokenizer, inner.decoder = split, decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
+    make_trainer = trainers.BpeTrainer if cfg.kind == "bpe" else trainers.UnigramTrainer
+    trainer = make_trainer(
         vocab_size=cfg.vocab_size,
         special_tokens=list(SPECIAL),
         show_progress=False,
@@ -262,6 +283,8 @@ def train_tokenizer(texts: Iterable[str], cfg: config.Tokenizer) -> Tokenizer:
             pre_tokenizers.WhitespaceSplit()
         )  # counted words are split, and in the byte-level alphabet
     inner.train_from_iterator(feed, trainer)
+    if cfg.kind == "unigram":
+        inner.model = _in_fixed_order(inner)
     inner.pre_tokenizer = split
     tokenizer = Tokenizer(inner)
     if tokenizer.vocab_size != cfg.vocab_size:
@@ -270,6 +293,25 @@ def train_tokenizer(texts: Iterable[str], cfg: config.Tokenizer) -> Tokenizer:
             f"{cfg.vocab_size}; lower it, or give more text (corpus.*, tokenizer.train_megabytes)"
         )
     return tokenizer
+
+
+def _in_fixed_order(inner: tokenizers.Tokenizer) -> models.Unigram:
+    """A trained unigram model with its tokens in a fixed order: special ones, then by probability.
+
+    The library sums in an order of chance, so that logarithms of probabilities differ from one training to the next in their
+    eleventh digit (measured), and tokens that are as likely change places. Bytes that the text lacks get the lowest values, one
+    after another in an order of chance.
+    """
+    vocabulary = json.loads(inner.to_str())["model"]["vocab"]
+    scores = {
+        token: round(score, SCORE_DIGITS) for token, score in vocabulary if token not in SPECIAL
+    }
+    least = min((score for token, score in scores.items() if len(token) > 1), default=0.0)
+    rare = sorted(token for token, score in scores.items() if len(token) == 1 and score <= least)
+    lowest = sorted((scores[token] for token in rare), reverse=True)
+    scores |= zip(rare, lowest, strict=True)
+    plain = sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
+    return models.Unigram([*((name, 0.0) for name in SPECIAL), *plain])
 
 
 def count_words(texts: Iterable[str], split: pre_tokenizers.PreTokenizer) -> Counter[str]:

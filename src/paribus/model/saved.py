@@ -137,6 +137,8 @@ def _tokens(path: Path) -> int:
     about = _object(path)
     model = about.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, list):  # of a unigram model: pairs of a token and its logarithm
+        vocabulary = {str(token): score for token, score in vocabulary}
     if not isinstance(vocabulary, dict):
         raise UserError(f"{path}: damaged: key model.vocab is no mapping of tokens to ids; {CURE}")
     names = set(vocabulary)

@@ -267,6 +267,8 @@ def _text_bytes(corpus: Corpus, trained: float) -> float:
 
     trained: bytes that pretraining reads, which stand for text of the user's own, as its size is unknown before it is read.
     """
+    if corpus.texts:
+        return trained
     if corpus.source == "world":
         return corpus.world.megabytes * 1e6
     if corpus.source == "text":

@@ -37,8 +37,7 @@ from paribus.summary import rl_metrics, supervised_metrics
 
 if TYPE_CHECKING:
     from paribus.config import Conversations
-    from paribus.data.loader import ConversationLoader, DocumentLoader
-    from paribus.data.packing import PackedLoader
+    from paribus.data.loader import ConversationLoader, RowLoader
     from paribus.data.tokenizer import Tokenizer
     from paribus.generate import Engine
     from paribus.model.gpt import GPT
@@ -55,7 +54,7 @@ LONG_SECONDS = 120.0  # from which on the planned time is reported at the start
 @on_processes
 def pretrain() -> None:
     """Token shards -> checkpoints/base, metrics/pretrain.json, plots/pretrain.csv."""
-    from paribus.data.packing import document_rows
+    from paribus.data.mixture import document_rows
     from paribus.data.shards import check_tokenizer
     from paribus.evaluate.bpb import HeldOut
     from paribus.stages.callbacks import CoreEstimate, Validation
@@ -97,7 +96,7 @@ def size_metrics(recipe: Recipe) -> dict[str, float]:
     }
 
 
-def print_epochs(rows: DocumentLoader | PackedLoader, recipe: Recipe) -> None:
+def print_epochs(rows: RowLoader, recipe: Recipe) -> None:
     """Warn that pretraining reads its documents more than once."""
     from paribus.train import parallel
 

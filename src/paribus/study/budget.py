@@ -41,7 +41,7 @@ def stage_cost(experiment: Experiment, config: Config, stage: str) -> float:
     recipe = Recipe.of(config)
     if experiment.equal != "flops":
         return recipe.tokens(stage)
-    return recipe.steps(stage) * recipe.step_flops(recipe.batch_tokens(stage))
+    return recipe.steps(stage) * recipe.step_flops(recipe.batch_tokens(stage), stage)
 
 
 def cost(experiment: Experiment, config: Config) -> float:

@@ -81,11 +81,22 @@ class Loader(Protocol):
         """The rows `rows` of the `batch_rows` of a step."""
 
 
+@dataclass(frozen=True)
+class ShortRows:
+    """The first `steps` steps of a run, whose rows are cut into rows of `length` tokens."""
+
+    steps: int
+    length: int
+
+    def cut(self, rows: Tensor) -> Tensor:
+        """(B, T) -> (B x T / length, length): the same tokens in the same order, each row without a past."""
+        return rows.reshape(-1, self.length)
+
+
 class NextToken:
     """Cross-entropy on what a loader marks as learned: pretraining, midtraining and SFT."""
 
     pure = True
-    ragged = False
     dropout = True
 
     def __init__(
@@ -96,13 +107,15 @@ class NextToken:
         rank: int = 0,
         ranks: int = 1,
         terms: Mapping[str, float] | None = None,
+        short: ShortRows | None = None,
     ) -> None:
         """batch_rows: of a step, all ranks together. device_batch_size: most rows of a forward pass.
 
-        terms: of the loss, besides the plain cross-entropy: arguments of `model.cross_entropy`.
+        terms: of the loss, besides the plain cross-entropy: arguments of `GPT.forward`. short: steps with shorter rows.
         """
         self.loader, self.batch_rows, self.device_batch_size = loader, batch_rows, device_batch_size
-        self.terms = terms or {}
+        self.terms, self.short = terms or {}, short
+        self.ragged = short is not None
         self.rows = range(rank, batch_rows, ranks)
         self.making = Making()
 
@@ -117,9 +130,10 @@ class NextToken:
         micro_batches = []
         for part in _parts(len(batch.inputs), self.device_batch_size):
             documents = None if batch.documents is None else batch.documents[part]
-            micro_batches.append(
-                MicroBatch(batch.inputs[part], batch.targets[part], documents, terms=self.terms)
-            )
+            inputs, targets = batch.inputs[part], batch.targets[part]
+            if self.short is not None and step < self.short.steps:
+                inputs, targets = self.short.cut(inputs), self.short.cut(targets)
+            micro_batches.append(MicroBatch(inputs, targets, documents, terms=self.terms))
         learned = float((batch.targets >= 0).sum())
         return Work(micro_batches, learned, batch.inputs.numel())
 

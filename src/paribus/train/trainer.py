@@ -21,7 +21,7 @@ from paribus.train import parallel
 from paribus.train.callback import Callback, Callbacks
 from paribus.train.checkpoint import StateStore
 from paribus.train.loop import Loop, Plan
-from paribus.train.objectives import Loader, NextToken, Objective
+from paribus.train.objectives import Loader, NextToken, Objective, ShortRows
 from paribus.train.optim import MuonAdamW
 from paribus.train.schedule import lr_factor
 from paribus.train.stepper import Forward, make_stepper, to_device
@@ -80,7 +80,7 @@ class Trainer:
         return Plan(
             steps=total,
             lr_factor=lambda step: self.lr_factor(step, total),
-            flops_per_token=self.recipe.flops_per_token,
+            flops_per_token=self.recipe.flops_per_token_of(self.stage),
             peak_flops=self.peak_flops,
             save_seconds=train.save_seconds,
             log_every=train.log_every,
@@ -142,6 +142,9 @@ def next_token(rows: Loader, recipe: Recipe, stage: str) -> NextToken:
     """The objective of a supervised stage: this rank's share of its rows."""
     schedule = recipe.supervised_schedule(stage)
     terms = {"z_loss": schedule.z_loss, "label_smoothing": schedule.label_smoothing}
+    short = None
+    if stage == "pretrain" and recipe.pretrain.short_context is not None:
+        short = ShortRows(recipe.short_steps, recipe.pretrain.short_context)
     return NextToken(
         rows,
         recipe.rows(stage),
@@ -149,6 +152,7 @@ def next_token(rows: Loader, recipe: Recipe, stage: str) -> NextToken:
         parallel.rank(),
         parallel.ranks(),
         terms={name: value for name, value in terms.items() if value},
+        short=short,
     )
 
 

@@ -137,7 +137,7 @@ def _build(job: dict[str, Any]) -> tuple[Recipe, Hardware, GPT]:
 
 def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     """Train from where an earlier start stopped to the end of the budget, and measure bits per byte."""
-    from paribus.data.packing import document_rows
+    from paribus.data.mixture import document_rows
     from paribus.data.shards import check_tokenizer
     from paribus.data.tokenizer import Tokenizer
     from paribus.evaluate.bpb import HeldOut

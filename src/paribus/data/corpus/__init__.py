@@ -1,8 +1,9 @@
 """The corpus folder: documents, problems, conversations and CORE tasks from wherever the configuration says.
 
-Layout, whatever the source: documents/*.jsonl {"text"}, problems/{train,validation,test}.jsonl {"question",
-"answer"}, conversations/<source>.jsonl {"messages"}, core/ as in the public DCLM bundle, and manifest.json: what
-it was made from, with size and sha256 of every file. The conversations of the embedded world are always there.
+Layout, whatever the source: documents/*.jsonl {"text"} and documents/<name>/*.jsonl of `corpus.texts`,
+problems/{train,validation,test}.jsonl {"question", "answer"}, conversations/<source>.jsonl {"messages"}, core/ as in the
+public DCLM bundle, and manifest.json: what it was made from, with size and sha256 of every file. The conversations of the
+embedded world are always there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from paribus.data.contents import CONTENTS, digests_of
 from paribus.data.corpus.conversations import build_conversations
 from paribus.data.corpus.core import build_core
 from paribus.data.corpus.described import Entry
-from paribus.data.corpus.documents import build_documents
+from paribus.data.corpus.documents import build_documents, build_texts
 from paribus.data.corpus.problems import build_problems
 from paribus.data.disk import check_room
 from paribus.data.sealed import seal
@@ -51,9 +52,10 @@ def build_corpus(
             except UserError as error:
                 wrong[name] = error.problems
         own, wrong["conversations"] = build_conversations(cfg, partial / "own", root, progress)
+        texts, wrong["texts"] = build_texts(cfg, partial / "texts", root, progress)
         problems = [
             problem
-            for name in ("documents", "conversations", "problems", "core")
+            for name in ("documents", "texts", "conversations", "problems", "core")
             for problem in wrong.get(name, [])
         ]
         if problems:
@@ -64,6 +66,11 @@ def build_corpus(
         for path in sorted((partial / "own").glob("*")):
             path.rename(partial / "conversations" / path.name)
         (partial / "own").rmdir()
+        for name in texts:
+            (partial / "texts" / name).rename(partial / "documents" / name)
+        if texts:
+            (partial / "texts").rmdir()
+            manifest["documents"]["texts"] = texts
         manifest["conversations"]["files"] = own
         for name in ("problems", "conversations"):
             manifest[name]["counts"] = _count_rows(partial / name)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from paribus import config
 from paribus.data import Progress, english, hub
@@ -15,6 +17,7 @@ from paribus.data.contamination import Items, read_items
 from paribus.data.corpus.described import DOWNLOADS, Entry, NamedFile, describe
 from paribus.data.duplicates import Seen
 from paribus.data.finding import find_files, say_left_out
+from paribus.data.paths import inside
 from paribus.data.reading import read_documents
 from paribus.errors import UserError
 
@@ -98,11 +101,44 @@ class _Sources:
     bytes: int | None = None  # unknown of those that are fetched one by one
 
 
-def build_documents(cfg: config.Corpus, out: Path, root: Path, progress: Progress | None) -> Entry:
-    """The first `corpus.megabytes` of the package's own English, or of the files that `corpus.paths` names."""
-    sources = _sources(cfg, root, progress)
+def build_texts(
+    cfg: config.Corpus, out: Path, root: Path, progress: Progress | None
+) -> tuple[dict[str, Entry], list[str]]:
+    """A folder of documents for every corpus in `corpus.texts`: the entry of each, and the problems met."""
+    entries: dict[str, Entry] = {}
+    problems: list[str] = []
+    for name, text in cfg.texts.items():
+        key = f"corpus.texts.{name}"
+        of_hub = isinstance(config.parse_source(text), config.HubFiles)
+        source: Literal["text", "local", "hub"] = "hub" if of_hub else "local"
+        if text == "text":
+            source = "text"
+        own = dataclasses.replace(cfg, source=source, paths=[text])
+        try:
+            folder = inside(out, name, key)
+            entry = build_documents(own, folder, root, progress, out.parent, key)
+            entries[name] = {"source": text} | entry
+        except UserError as error:
+            problems += error.problems
+    return entries, problems
+
+
+def build_documents(
+    cfg: config.Corpus,
+    out: Path,
+    root: Path,
+    progress: Progress | None,
+    corpus: Path | None = None,
+    key: str = "corpus.paths",
+) -> Entry:
+    """The first `corpus.megabytes` of the package's own English, or of the files that `corpus.paths` names.
+
+    corpus: the folder with the problems and tasks that documents are compared with; by default the parent of `out`.
+    key: that names the files, for messages.
+    """
+    sources = _sources(cfg, root, progress, key)
     problems = sources.problems
-    writer = _DocumentWriter(out, _test_items(cfg, out.parent), cfg)
+    writer = _DocumentWriter(out, _test_items(cfg, corpus or out.parent), cfg)
     limit = math.inf if cfg.megabytes is None else cfg.megabytes * 1e6
     entries: list[Entry] = []
     done = 0
@@ -115,23 +151,23 @@ def build_documents(cfg: config.Corpus, out: Path, root: Path, progress: Progres
             break
     counts = writer.close()
     if not problems and not writer.documents:
-        problems.append(f"corpus.paths: {', '.join(cfg.paths)} hold no text in all")
+        problems.append(f"{key}: {', '.join(cfg.paths)} hold no text in all")
     if not problems and writer.documents == 1:
-        problems.append(_one_document(cfg, was_cut=writer.bytes >= limit))
+        problems.append(_one_document(cfg, key, was_cut=writer.bytes >= limit))
     if problems:
         raise UserError(problems)
     _say_findings(counts)
     return counts | {"files": entries, "left_out": sources.left_out}
 
 
-def _sources(cfg: config.Corpus, root: Path, progress: Progress | None) -> _Sources:
+def _sources(cfg: config.Corpus, root: Path, progress: Progress | None, key: str) -> _Sources:
     """The files that the configuration names."""
     if cfg.source == "hub":
         return _Sources(_hub_files(cfg, root, progress), cfg.text_column)
     if cfg.source == "text":
         return _Sources(iter(english.files()), english.COLUMN)
-    found = find_files(cfg.paths, root, columns=(cfg.text_column,))
-    say_left_out(found.left_out, "corpus.paths")
+    found = find_files(cfg.paths, root, key, (cfg.text_column,))
+    say_left_out(found.left_out, key)
     size = sum(path.stat().st_size for _, path in found.files)
     files = iter(found.files)
     return _Sources(files, cfg.text_column, found.problems, found.left_out, size)
@@ -155,15 +191,15 @@ def _hub_files(cfg: config.Corpus, root: Path, progress: Progress | None) -> Ite
     return ((file.name, file.path) for file in fetched)
 
 
-def _one_document(cfg: config.Corpus, was_cut: bool) -> str:
-    """was_cut: whether corpus.megabytes left the rest out."""
+def _one_document(cfg: config.Corpus, key: str, was_cut: bool) -> str:
+    """key: that names the files. was_cut: whether corpus.megabytes left the rest out."""
     if was_cut:
         return (
             f"corpus.megabytes: {cfg.megabytes} ends the corpus with its first document, and training and validation each "
             "need their own: raise it"
         )
     return (
-        f"corpus.paths: {', '.join(cfg.paths)} hold one document in all, and training and validation each need their own: "
+        f"{key}: {', '.join(cfg.paths)} hold one document in all, and training and validation each need their own: "
         "a .txt is one document; where a mark such as <|endoftext|> stands between texts, write each text as a line "
         '{"text": ...} of a .jsonl'
     )
