@@ -80,9 +80,15 @@ class Recipe:
             return 0
         return round(pretrain.short_fraction * self.steps("pretrain"))
 
+    def trained_in(self, stage: str) -> Architecture:
+        """The model that a stage trains: only pretraining predicts further tokens."""
+        if stage == "pretrain" or not self.architecture.future_tokens:
+            return self.architecture
+        return dataclasses.replace(self.architecture, future_tokens=0)
+
     def _over_steps(self, stage: str, flops: Callable[[Architecture], float]) -> float:
         """The mean over a stage's steps of what follows from the model and its context."""
-        whole = flops(self.architecture)
+        whole = flops(self.trained_in(stage))
         if stage != "pretrain" or self.pretrain.short_context is None or not self.short_steps:
             return whole
         short = dataclasses.replace(self.architecture, seq_len=self.pretrain.short_context)

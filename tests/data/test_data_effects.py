@@ -84,7 +84,9 @@ def config_of(changes: dict[str, Any]) -> Config:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("effects")
-    texts = [f"In 1999, on day {n}, the cat counted {n * 37} birds in camelCase " * 8 for n in range(60)]
+    texts = [
+        f"In 1999, on day {n}, the cat counted {n * 37} birds in camelCase " * 8 for n in range(60)
+    ]
     rows = [{"text": text, "other": text.upper()} for text in texts]
     write_jsonl(root / "mine.jsonl", rows)
     write_jsonl(root / "twice.jsonl", [*rows[:30], *rows[:29]])

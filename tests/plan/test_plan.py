@@ -90,6 +90,8 @@ POINTS: dict[
         False,
         False,
     ),
+    "further tokens": ({"model.future_tokens": 2}, 512, 8, "float32", False, False),
+    "further tokens, bf16": ({"model.future_tokens": 1}, 2048, 8, "bfloat16", True, False),
     "parallel, gated, embedding as it is": (
         {
             "model.parallel_blocks": True,

@@ -84,6 +84,7 @@ FLIPS: dict[str, list[Any]] = {
     "model.residual_scalars": [False, True],
     "model.tied_head": [True, False],
     "model.softcap": [0.0, 2.0],
+    "model.future_tokens": [2],
     "model.embedding_norm": [False, True],
     "model.embedding_scale": [3.0],
     "model.embedding_std": [0.3],
@@ -155,7 +156,9 @@ def training(values: dict[str, Any]) -> Iterator[str]:
     yield said(model)
     for _ in range(4):
         rows = torch.randint(0, VOCABULARY, (2, config.model.seq_len + 1), generator=generator)
-        loss = model(rows[:, :-1].contiguous(), rows[:, 1:].contiguous()) / rows.numel()
+        future = config.pretrain.future_loss if config.model.future_tokens else 0.0
+        inputs, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+        loss = model(inputs, targets, future_loss=future) / rows.numel()
         loss.backward()
         optimizer.clip()
         optimizer.step(0.5)

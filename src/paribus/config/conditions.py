@@ -100,6 +100,7 @@ SEVERAL_PROCESSES = Condition(
 SHORT_CONTEXT = Condition(
     "a pretrain.short_context", lambda pretrain, _: pretrain.short_context is not None
 )
+FUTURE = Condition("model.future_tokens above 0", lambda _, config: config.model.future_tokens > 0)
 OWN_HORIZON = Condition("pretrain.steps: null", lambda pretrain, _: pretrain.steps is None)
 WARM_DOWN = Condition(
     "a {here}.warmdown_fraction that is a step or more",

@@ -185,6 +185,13 @@ class Model:
         ge=0,
         le=Limit(1e6, "the same as off, in 32 bits"),
     )
+    future_tokens: int = key(
+        "tokens after the next one that pretraining predicts too, each by a matrix of its own before the shared head "
+        "(after arXiv:2404.19737); no checkpoint keeps these",
+        ge=0,
+        le=Limit(8, "twice that of published models"),
+        formerly=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -385,6 +392,12 @@ class Pretrain(Schedule):
         "share what is left",
         ge=0,
         le=Limit(10_000.0, "the source would be known by heart"),
+    )
+    future_loss: float = key(
+        "weight of the loss of each of model.future_tokens; the training loss contains them",
+        gt=0,
+        le=Limit(10.0, "the next token would hardly count"),
+        acts_when=when.FUTURE,
     )
     unique_fraction: float = key(
         "share of each source's rows that is read, again and again where the horizon is longer (arXiv:2305.16264)",

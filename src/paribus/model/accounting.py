@@ -56,8 +56,14 @@ def product_flops(config: Architecture, vocab_size: int) -> int:
 
     A tied head multiplies all the same, and each pass over the blocks counts.
     """
-    head = vocab_size * config.width
-    return 6 * (config.recurrence * parameters(config, vocab_size)["matrices"] + head)
+    matrices = config.recurrence * parameters(config, vocab_size)["matrices"]
+    return 6 * (matrices + head_products(config, vocab_size))
+
+
+def head_products(config: Architecture, vocab_size: int) -> int:
+    """Parameters that a token's prediction in training multiplies: the head, and once more for each further token."""
+    further = config.future_tokens * config.width * (config.width + vocab_size)
+    return vocab_size * config.width + further
 
 
 def attention_flops(config: Architecture, keys: float) -> float:

@@ -272,6 +272,14 @@ def cross_entropy(
     return forward, kept_streams * streams + 2 * FP32 * weight
 
 
+def future(config: Architecture, batch: Batch) -> int:
+    """`GPT._with_future`, besides the rows that it gives to the loss: what the heads read, and their norms."""
+    if not config.future_tokens:
+        return 0
+    of_a_head = stream(config, batch) + FP32 * batch.tokens + cast_copies(config.width**2, batch)
+    return stream(config, batch) + config.future_tokens * of_a_head
+
+
 def cache(config: Architecture, rows: int, capacity: int, itemsize: int) -> int:
     """`cache.KVCache` of `rows` sequences of at most `capacity` tokens, numbers of `itemsize` bytes."""
     numbers = applied_blocks(config) * rows * capacity * config.n_kv_heads * config.head_dim

@@ -35,7 +35,7 @@ from paribus.model.cache import Cache
 from paribus.model.compiler import require_tools
 from paribus.model.cross_entropy import cross_entropy
 from paribus.model.initial import Draw, initial_draw
-from paribus.model.layers import Block, Linear, Norm, rotary_table
+from paribus.model.layers import Block, Linear, Norm, normalise, rotary_table
 from paribus.model.shapes import applied_blocks, logit_rows, rotary_channels, window_of
 
 __all__ = ["GPT", "load_checkpoint", "save_checkpoint"]
@@ -67,6 +67,9 @@ class GPT(nn.Module):
         self.final_norm = Norm(config)
         if not config.tied_head:
             self.head = Linear(config.width, vocab_size)
+        if config.future_tokens:
+            heads = [Linear(config.width, config.width) for _ in range(config.future_tokens)]
+            self.head_future = nn.ModuleList(heads)
         cos, sin = rotary_table(config.seq_len, rotary_channels(config), config.rope_base)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -98,17 +101,38 @@ class GPT(nn.Module):
         targets: Tensor,
         documents: Tensor | None = None,
         weights: Tensor | None = None,
+        future_loss: float = 0.0,
         **terms: float,
     ) -> Tensor:
         """Sum over tokens of weight x loss, nats, fp32 ().
 
         tokens, targets (B, T) int64: inputs, and what to predict at each; targets of -1 are not learned. documents (B, T):
-        as in `hidden`. weights (B, T): factors in the sum; None: 1 each. terms: temperature and top_k, how the targets were
+        as in `hidden`. weights (B, T): factors in the sum; None: 1 each. future_loss: weight of each further token that
+        `model.future_tokens` has predicted; 0: none is. terms: temperature and top_k, how the targets were
         drawn if not from the model's own distribution, and the other arguments of `cross_entropy` that name its terms.
         """
-        hidden = self.hidden(tokens, documents).flatten(0, 1)  # (N, D)
+        hidden = self.hidden(tokens, documents)
+        if future_loss:
+            hidden, targets, weights = self._with_future(hidden, targets, future_loss)
         flat_weights = None if weights is None else weights.flatten()
-        return self._cross_entropy(hidden, targets.flatten(), flat_weights, **terms)[0]
+        return self._cross_entropy(hidden.flatten(0, 1), targets.flatten(), flat_weights, **terms)[
+            0
+        ]
+
+    def _with_future(
+        self, hidden: Tensor, targets: Tensor, future_loss: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows once more for every further token: hidden (B', T, D), targets (B', T), weights (B', T) of the loss.
+
+        What comes after the end of a row is not learned. Bytes: `footprint.future`.
+        """
+        streams, wanted = [hidden], [targets]
+        weights = [torch.ones(targets.shape, device=targets.device)]
+        for number, head in enumerate(self.head_future, 1):
+            streams.append(normalise(hidden + head(hidden), self.config.norm))
+            wanted.append(nn.functional.pad(targets[:, number:], (0, number), value=-1))
+            weights.append(torch.full_like(weights[0], future_loss))
+        return torch.cat(streams), torch.cat(wanted), torch.cat(weights)
 
     def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of each token in nats, without gradient: hidden (N, D), targets (N,) -> (N,) fp32; 0 where -1."""
@@ -335,9 +359,12 @@ def save_checkpoint(folder: Path, model: GPT, tokenizer: Path, provenance: dict[
     from safetensors.torch import save_file
 
     tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.named_parameters()
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.named_parameters()
+        if not name.startswith("head_future.")  # only pretraining uses them
     }
-    shape = {"model": dataclasses.asdict(model.config), "vocab_size": model.vocab_size}
+    config = dataclasses.replace(model.config, future_tokens=0)
+    shape = {"model": dataclasses.asdict(config), "vocab_size": model.vocab_size}
     with whole_folder(folder) as partial:
         with replacing(partial / "model.safetensors") as aside:
             save_file(tensors, aside)

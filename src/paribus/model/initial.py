@@ -51,6 +51,8 @@ def parameter_shapes(config: Architecture, vocab_size: int) -> dict[str, Shape]:
     shapes |= norm_shapes("final_norm", config)
     if not config.tied_head:
         shapes["head.weight"] = (vocab_size, config.width)
+    for number in range(config.future_tokens):
+        shapes[f"head_future.{number}.weight"] = (config.width, config.width)
     return shapes
 
 

@@ -111,6 +111,7 @@ def stage_plan(
     recipe: Recipe, stage: str, device: Device, dtype: str, vram: int | None = None, gpus: int = 1
 ) -> StagePlan:
     """One stage of the curriculum, or `evaluation`; `vram` bytes a card, by default what the device has."""
+    recipe = dataclasses.replace(recipe, architecture=recipe.trained_in(stage))
     config = recipe.config
     item = 4 if dtype == "float32" else 2
     work, tokens, speed = _work(recipe, stage, device, item, gpus)

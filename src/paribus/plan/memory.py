@@ -74,15 +74,17 @@ def training_step(
     state = footprint.optimizer_state(config, vocab_size, optimizer)
     kept = _kept(config, batch, checkpointing)
     chunk = logit_rows(vocab_size, "cuda" if batch.cuda else "cpu")
-    loss, loss_backward = footprint.cross_entropy(config, vocab_size, batch, chunk)
+    predicted = dataclasses.replace(batch, rows=batch.rows * (1 + config.future_tokens))
+    loss, loss_backward = footprint.cross_entropy(config, vocab_size, predicted, chunk)
+    kept_of_future = footprint.future(config, batch)
     gradients = 4 * counts["total"]
     present = gradients if accumulate else 0
     embedding = (
         4 * vocab_size * config.width * (1 if accumulate else 0) + 4 * batch.tokens * config.width
     )
     moments = [
-        Memory(weights, present, state, kept, loss, 0, 0, 0),
-        Memory(weights, present, state, kept, loss_backward, 0, 0, 0),
+        Memory(weights, present, state, kept, loss + kept_of_future, 0, 0, 0),
+        Memory(weights, present, state, kept, loss_backward + kept_of_future, 0, 0, 0),
         *(
             Memory(weights, _gradients(config, counts, present, made), state, left, 0, 0, 0, 0)
             for made, left in _backward(config, counts, batch, checkpointing)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from paribus.config import Architecture, Optimizer
 from paribus.model import footprint
-from paribus.model.accounting import optimizer_flops_per_step, parameters
+from paribus.model.accounting import head_products, optimizer_flops_per_step, parameters
 from paribus.model.shapes import applied_blocks, window_of
 from paribus.plan.devices import Device, device_named, device_table
 
@@ -121,7 +121,9 @@ def forward_backward(
     """One forward pass over `tokens` tokens, in rows of `length`, and its backward pass."""
     counts = parameters(model, vocab_size)
     passes = (3 + checkpointing) if backward else 1
-    products = model.recurrence * counts["matrices"] + vocab_size * model.width
+    heads = head_products(model, vocab_size) if backward else vocab_size * model.width
+    products = model.recurrence * counts["matrices"] + heads
+    predicted = 1 + model.future_tokens if backward else 1
     flops = 2 * passes * products * tokens
     length = length or model.seq_len
     keys = model.recurrence * sum(
@@ -135,7 +137,7 @@ def forward_backward(
     streams = STREAMS * (1 if compiled else 2) * (1 if backward else 0.3)
     moved = tokens * itemsize * streams * model.width * applied_blocks(
         model
-    ) + tokens * LOGIT_BYTES * vocab_size * (1 if backward else 0.5)
+    ) + tokens * predicted * LOGIT_BYTES * vocab_size * (1 if backward else 0.5)
     kernels = applied_blocks(model) * KERNELS[compiled] * (1 if backward else 0.3)
     return Work(
         flops / (device.rate * efficiency(device, model.width)),

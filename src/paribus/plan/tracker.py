@@ -49,6 +49,7 @@ def track_step(
     accumulate: other forward passes of the step have left their gradients. packed: rows hold several conversations,
     which see only themselves. dtype: of matrix products.
     """
+    future_loss = config.pretrain.future_loss if config.model.future_tokens else 0.0
     with FakeTensorMode():
         model = GPT(Recipe.of(config).architecture, vocab_size, getattr(torch, dtype))
         model.activation_checkpointing = config.train.activation_checkpointing
@@ -65,7 +66,9 @@ def track_step(
             tracker._peak_mem.clear()
             tokens = torch.zeros(shape, dtype=torch.int64)
             documents = torch.zeros(shape, dtype=torch.int32) if packed else None
-            (model(tokens, torch.zeros_like(tokens), documents) / 1.0).backward()
+            targets = torch.zeros_like(tokens)
+            loss = model(tokens, targets, documents, future_loss=future_loss)
+            (loss / 1.0).backward()
             optimizer.clip()
             gradient, kinds = _peak(tracker)
             tracker._peak_mem.clear()

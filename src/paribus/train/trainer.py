@@ -142,6 +142,8 @@ def next_token(rows: Loader, recipe: Recipe, stage: str) -> NextToken:
     """The objective of a supervised stage: this rank's share of its rows."""
     schedule = recipe.supervised_schedule(stage)
     terms = {"z_loss": schedule.z_loss, "label_smoothing": schedule.label_smoothing}
+    if stage == "pretrain" and recipe.architecture.future_tokens:
+        terms["future_loss"] = recipe.pretrain.future_loss
     short = None
     if stage == "pretrain" and recipe.pretrain.short_context is not None:
         short = ShortRows(recipe.short_steps, recipe.pretrain.short_context)
