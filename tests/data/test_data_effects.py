@@ -28,6 +28,7 @@ from paribus.train.trainer import next_token
 SMALL: dict[str, Any] = TINY | {
     "corpus.source": "text",
     "corpus.megabytes": 0.2,
+    "tokenizer.vocab_size": 600,
     "corpus.texts": {"mine": "mine.jsonl", "twice": "twice.jsonl"},
     "pretrain.mixture": {"main": 1.0, "mine": 1.0, "twice": 1.0},
 }
@@ -57,7 +58,7 @@ BESIDE: dict[str, dict[str, Any]] = {
 }
 ROWS: dict[str, dict[str, Any]] = {
     "tokenizer.kind": {"tokenizer.kind": "unigram"},
-    "tokenizer.vocab_size": {"tokenizer.vocab_size": 420},
+    "tokenizer.vocab_size": {"tokenizer.vocab_size": 620},
     "tokenizer.pre_split": {"tokenizer.pre_split": "gpt2"},
     "tokenizer.max_digits": {"tokenizer.max_digits": 1},
     "tokenizer.train_megabytes": {"tokenizer.train_megabytes": 0.05},
