@@ -115,6 +115,7 @@ def hardware(
     train: Any = {
         "device": device,
         "dtype": dtype,
+        "tf32": False,
         "threads": threads,
         "processes": 1,
         "sharding": "ddp",

@@ -28,7 +28,6 @@ from paribus.train.trainer import next_token
 SMALL: dict[str, Any] = TINY | {
     "corpus.source": "text",
     "corpus.megabytes": 0.2,
-    "tokenizer.vocab_size": 600,
     "corpus.texts": {"mine": "mine.jsonl", "twice": "twice.jsonl"},
     "pretrain.mixture": {"main": 1.0, "mine": 1.0, "twice": 1.0},
 }
@@ -50,17 +49,26 @@ CORPUS: dict[str, dict[str, Any]] = {
     "corpus.world.conversations": {"corpus.world.conversations": 30},
     "corpus.world.core_items": {"corpus.world.core_items": 9},
 }
+NUMBERS = {
+    "corpus.source": "local",
+    "corpus.paths": ["mine.jsonl"],
+    "corpus.texts": {},
+    "pretrain.mixture": {},
+    "tokenizer.vocab_size": 340,
+}
 # What the flip is compared with, where that is another configuration than SMALL.
 BESIDE: dict[str, dict[str, Any]] = {
+    "tokenizer.max_digits": NUMBERS,
+    "pretrain.short_fraction": {"pretrain.short_context": 16},
     "corpus.paths": CORPUS["corpus.source"],
     "corpus.drop_contaminated": {"corpus.problems": "problems"},
     "corpus.world.megabytes": {"corpus.source": "world"},
 }
 ROWS: dict[str, dict[str, Any]] = {
     "tokenizer.kind": {"tokenizer.kind": "unigram"},
-    "tokenizer.vocab_size": {"tokenizer.vocab_size": 620},
+    "tokenizer.vocab_size": {"tokenizer.vocab_size": 420},
     "tokenizer.pre_split": {"tokenizer.pre_split": "gpt2"},
-    "tokenizer.max_digits": {"tokenizer.max_digits": 1},
+    "tokenizer.max_digits": NUMBERS | {"tokenizer.max_digits": 1},
     "tokenizer.train_megabytes": {"tokenizer.train_megabytes": 0.05},
     "tokens.val_fraction": {"tokens.val_fraction": 0.2},
     "seed": {"seed": 8},
@@ -85,8 +93,10 @@ def config_of(changes: dict[str, Any]) -> Config:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("effects")
+    names = [f"q{chr(97 + n % 26)}{chr(97 + n // 26)}z" for n in range(60)]
     texts = [
-        f"In 1999, on day {n}, the cat counted {n * 37} birds in camelCase " * 8 for n in range(60)
+        f"In 1999, on day {n}, {name} the cat counted {n * 37} birds in camelCase " * 8
+        for n, name in enumerate(names)
     ]
     rows = [{"text": text, "other": text.upper()} for text in texts]
     write_jsonl(root / "mine.jsonl", rows)
@@ -171,8 +181,7 @@ def test_a_key_of_the_corpus_changes_its_files(key: str, chain: Chain) -> None:
 
 @pytest.mark.parametrize("key", ROWS)
 def test_a_key_changes_what_pretraining_reads(key: str, chain: Chain) -> None:
-    beside = {"pretrain.short_context": 16} if key == "pretrain.short_fraction" else {}
-    assert chain.rows(config_of(ROWS[key])) != chain.rows(config_of(beside))
+    assert chain.rows(config_of(ROWS[key])) != chain.rows(config_of(BESIDE.get(key, {})))
 
 
 @pytest.mark.parametrize("key", MUST_NOT)

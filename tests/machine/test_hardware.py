@@ -56,6 +56,7 @@ def test_auto_is_resolved_and_what_decides_bits_is_in_the_class(tiny_config: Con
         "compile": True,
         "isa": "x",
         "deterministic": False,
+        "tf32": True,
         "device_name": "another CPU",
         "cpu_capability": "x",
         "libraries": {},
@@ -63,6 +64,14 @@ def test_auto_is_resolved_and_what_decides_bits_is_in_the_class(tiny_config: Con
     }
     for name, value in changes.items():
         assert dataclasses.replace(hardware, **{name: value}).hardware_class() != one
+
+
+def test_tf32_is_refused_without_a_card_that_has_it(
+    tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = dataclasses.replace(tiny_config.train, device="cpu", dtype="float32", tf32=True)
+    with pytest.raises(UserError, match="this machine computes on cpu"):
+        detect_hardware(train)
 
 
 @pytest.mark.parametrize(

@@ -345,6 +345,7 @@ def _cause_of(key: str) -> Cause:
 _CAUSES: dict[str, Cause] = {
     "process_threads": "threads",
     "dtype": "determinism",
+    "tf32": "determinism",
     "compile": "determinism",
     "deterministic": "determinism",
     "activation_checkpointing": "determinism",

@@ -35,6 +35,7 @@ LONGEST_LINE = 50_000  # bytes, of a log
 TRAIN = {
     "device": "device",
     "dtype": "dtype",
+    "tf32": "tf32",
     "threads": "process_threads",
     "processes": "processes",
     "compile": "compile",

@@ -182,6 +182,15 @@ def compiled_shards(config: Config) -> Iterator[str]:
         yield "train.compile: true does not go with train.sharding: fsdp; turn one of them off"
 
 
+def tf32_is_of_float32(config: Config) -> Iterator[str]:
+    """TF32 is a way to multiply float32 numbers on a CUDA card."""
+    train = config.train
+    if train.tf32 and train.dtype != "float32":
+        yield f"train.tf32: true is for train.dtype: float32, and not for {train.dtype}"
+    if train.tf32 and train.device in ("cpu", "mps"):
+        yield f"train.tf32: true is for CUDA cards, and train.device is {train.device}"
+
+
 def cores_for_processes(config: Config) -> Iterator[str]:
     """On a CPU each process runs its own threads."""
     train = config.train
@@ -463,6 +472,7 @@ RULES: tuple[Rule, ...] = (
     softcap_is_felt,
     passes_are_bounded,
     compiled_shards,
+    tf32_is_of_float32,
     cores_for_processes,
     world_has_no_choice,
     paths_are_sources,

@@ -93,6 +93,7 @@ OTHER_WIDTH = Condition(
     "a width other than optimizer.lr_reference_width",
     lambda optimizer, config: width(config.model) != optimizer.lr_reference_width,
 )
+FLOAT32 = Condition("train.dtype: float32", lambda train, _: train.dtype == "float32")
 SEVERAL_PROCESSES = Condition(
     "train.processes above 1, or torchrun",
     lambda train, _: train.processes > 1 or launched().processes > 1,

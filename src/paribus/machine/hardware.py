@@ -40,6 +40,7 @@ class Hardware:
     torch_version: str
     libraries: dict[str, str]  # name -> version of what else computes
     environment: dict[str, str]  # variables that choose kernels, where they are set
+    tf32: bool  # whether products of float32 numbers round their factors to 11 bits
 
     def hardware_class(self) -> dict[str, Any]:
         """What of the hardware and the software under it decides the bits of a result; part of the fingerprint.
@@ -63,6 +64,8 @@ class Hardware:
         ]
         if self.device == "cpu":
             names.append("threads")
+        if self.tf32:
+            names.append("tf32")
         return {name: getattr(self, name) for name in names}
 
 
@@ -145,6 +148,8 @@ def detect_hardware(train: config.Train) -> Hardware:
     isa = instruction_set()
     place = launched()
     threads = train.threads or available_cores()
+    if train.tf32:
+        _require_tf32(device)
     return Hardware(
         device=device,
         device_name=torch.cuda.get_device_name(own_card()) if device == "cuda" else cpu_name(),
@@ -160,6 +165,7 @@ def detect_hardware(train: config.Train) -> Hardware:
         torch_version=str(torch.__version__),
         libraries=kernel_libraries(device),
         environment=kernel_environment(),
+        tf32=train.tf32,
     )
 
 
@@ -187,6 +193,22 @@ def _device(train: config.Train) -> str:
     if problem:
         raise UserError(f"train.device: {train.device}: {problem}; or set train.device: cpu")
     return device
+
+
+def _require_tf32(device: str) -> None:
+    """Raises UserError where products have no TF32: it came with cards of compute capability 8."""
+    import torch
+
+    if device != "cuda":
+        raise UserError(
+            f"train.tf32: true is for CUDA cards, and this machine computes on {device}"
+        )
+    major, minor = torch.cuda.get_device_capability(own_card())
+    if major < 8:
+        raise UserError(
+            f"train.tf32: true needs a card of compute capability 8.0, and "
+            f"{torch.cuda.get_device_name(own_card())} has {major}.{minor}; set it to false"
+        )
 
 
 def _refuse_unused_driver(device: str) -> None:

@@ -36,8 +36,9 @@ def set_up_process(hardware: Hardware, seed: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if hardware.device == "cuda":
         # fp32 means fp32: answers that do not depend on the batch size (generate.py) need all of its 24 bits, of which
-        # TF32 ("high") keeps 11. Beside bf16 no product in fp32 decides a token.
-        precision = "highest" if hardware.dtype == "float32" else "high"
+        # TF32 ("high") keeps 11: `train.tf32` asks for that. Beside bf16 no product in fp32 decides a token.
+        exact = hardware.dtype == "float32" and not hardware.tf32
+        precision = "highest" if exact else "high"
         torch.set_float32_matmul_precision(precision)
     random.seed(seed)
     numpy.random.seed(seed % 2**32)
