@@ -116,7 +116,8 @@ def verdicts(study: str) -> dict[str, Verdict]:
     """Arm -> its verdict, from the tables of experiments/results/STUDY.md."""
     text = (RESULTS / f"{study}.md").read_text(encoding="utf-8")
     sentences = re.findall(r"^- (.+)$", text, re.MULTILINE)
-    table = text.partition("| arm | changed |")[2].partition("\n\n")[0]
+    head = re.search(r"\| (?:arm|effect) \| changed \|", text)
+    table = text[head.end() :].partition("\n\n")[0] if head else ""
     found = {}
     for line in table.splitlines()[2:]:
         cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
@@ -149,10 +150,14 @@ def studies(*names: str) -> str:
     for name in names:
         text = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
         question = text.splitlines()[0].removeprefix("# ")
-        arms = [
-            f"{one.arm} **{one.verdict}**: {one.difference} ({one.interval}; {one.seeds} seeds)"
-            for one in verdicts(name).values()
-        ]
+        arms = []
+        for one in verdicts(name).values():
+            of_two_factors = " x " in one.arm
+            if of_two_factors and one.verdict not in ("better", "worse"):
+                continue
+            arms.append(
+                f"{one.arm} **{one.verdict}**: {one.difference} ({one.interval}; {one.seeds} seeds)"
+            )
         lines.append(f"| [{name}]({name}.md) | {question} | {'; '.join(arms)} |")
     return "\n".join([*lines, "", ""])
 
@@ -200,6 +205,8 @@ FIGURES: dict[str, Callable[..., str]] = {
     "curriculum": curriculum,
     "borrowing": promise_figures.borrowing,
     "ladders": promise_figures.ladders,
+    "factors": promise_figures.factors,
+    "factor-power": promise_figures.factor_power,
     "noise": noise,
     "promises": promise_figures.promises,
     "studies": studies,

@@ -1,4 +1,4 @@
-"""Tables of docs/statistics.md: how often verdicts are false, from promises.json and borrowing.json of benchmarks."""
+"""Tables of docs/statistics.md: how often verdicts are false, from files of benchmarks."""
 
 from __future__ import annotations
 
@@ -72,3 +72,35 @@ def ladders() -> str:
             cells = [f"{rate:.3f} ({low:.3f} to {high:.3f})" for rate, low, high in rates.values()]
             lines.append(f"| {case} | {off} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", ""])
+
+
+def factors() -> str:
+    """Every kind of noise: rates of any false effect by both rules, and coverage."""
+    found = json.loads((BENCHMARKS / "factors.json").read_text(encoding="utf-8"))
+    columns = {
+        "single factors, model": "factors, model alone",
+        "single factors, paribus": "factors",
+        "interactions, paribus": "interactions",
+        "coverage, factor a": "interval of a holds",
+        "coverage, factor b": "of b",
+        "coverage, interaction b x c": "of b x c",
+    }
+    lines = [
+        "",
+        "",
+        f"| noise | {' | '.join(columns.values())} |",
+        "| --- |" + " ---: |" * len(columns),
+    ]
+    for case, row in found["false"].items():
+        cells = " | ".join(f"{row[column]['rate']:.3f}" for column in columns)
+        lines.append(f"| {case} | {cells} |")
+    return "\n".join([*lines, "", ""])
+
+
+def factor_power() -> str:
+    """The chance to find an effect of a single factor, by its size and seeds."""
+    found = json.loads((BENCHMARKS / "factors.json").read_text(encoding="utf-8"))
+    parts = []
+    for case, row in found["power"].items():
+        parts.append(f"{row['paribus']['rate']:.2f} at {case}")
+    return "; ".join(parts)

@@ -220,7 +220,7 @@ def test_whatever_a_file_holds_is_explained_or_can_be_run(
     """A thousand bad files in all: each is refused with words, or every distribution of its space can be sampled."""
     import optuna
 
-    from paribus.tune.distributions import distribution
+    from paribus.study.spaces import distribution
     from paribus.tune.space import parse_study
 
     for value in VALUES:
@@ -244,7 +244,7 @@ def test_a_number_that_is_no_whole_one_is_drawn_between_whole_ends(inside: Path)
     """A decay from 0 to 1 is not one of two values."""
     import optuna
 
-    from paribus.tune.distributions import distribution
+    from paribus.study.spaces import distribution
 
     decay = distribution("optimizer.weight_decay", {"low": 0, "high": 1})
     assert decay == optuna.distributions.FloatDistribution(0.0, 1.0)

@@ -106,6 +106,8 @@ if stage == "tokens":
 else:
     bias = {"muon": 0.0, "adamw": 0.5}[params["optimizer"]["kind"]]
     bias += 0.001 * (params["seed"] % 3) + do.get("add", 0.0)
+    for key, best in do.get("best", {}).items():  # of the optimizer: the nearer, the lower
+        bias += 0.1 * abs(math.log(params["optimizer"][key] / best))
     value = do.get("value", 1.0 + 0.1 * params["seed"] + bias)
     steps, batch = params["pretrain"]["steps"], params["pretrain"]["batch_tokens"]
     value += do.get("by_log_steps", 0.0) * math.log(steps)
@@ -344,7 +346,7 @@ from paribus.study.reading import read_experiment
 def execute():
     name, workers, retry = sys.argv[2:]
     driver.BUSY_SECONDS = 0.5
-    ablation.execute(read_experiment(name), int(workers), None, retry == "retry")
+    ablation.execute_parts(read_experiment(name), int(workers), None, retry == "retry")
 
 commands(["execute"])
 """

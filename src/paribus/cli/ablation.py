@@ -6,10 +6,13 @@ commands read the user's checkout and write nothing to it except the report's fi
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from paribus.cli.engines import LOCAL, Prepared, prepare
@@ -38,9 +41,17 @@ from paribus.study.record import note
 from paribus.study.registration import check_sources, registered
 from paribus.study.results import Result, collect, different_models, done, of_other_arms
 from paribus.study.settled import Study, keep_goal, settle, study_of
-from paribus.study.status import Display, table
+from paribus.study.status import Display, Standing, table
 from paribus.study.targets import check_within_curves
 from paribus.study.trial_start import start_arms
+from paribus.study.tuned import (
+    names_of_parts,
+    parts,
+    settled_by_tuning,
+    trial_study,
+    trials_part,
+    untuned_part,
+)
 
 WATCH_SECONDS = 3.0
 
@@ -75,8 +86,38 @@ def run(
         print(f"warning: {warning}", file=sys.stderr)
     registered(experiment.file)
     with unchanged_sources():
-        study, _ = execute(experiment, workers, gpus, retry, engine, looks)
-        _report(study, changes(experiment), force=False)
+        study = execute_parts(experiment, workers, gpus, retry, engine, looks)
+        _report(study, changes(experiment), force=False, whole=experiment)
+
+
+def execute_parts(
+    experiment: Experiment,
+    workers: int | None,
+    gpus: str | None,
+    retry: bool = False,
+    engine: str = LOCAL,
+    looks: int = 1,
+) -> Study:
+    """Run what a study lacks; of a tuned one its trials, its verdict with what they picked, and its arms untuned.
+
+    Args:
+        experiment: as its file has it.
+        workers: runs side by side; None: as the file says.
+        gpus: of this machine, separated by commas; None: all.
+        retry: try again what was given up.
+        engine: `local`, `ray` or `ray:HOST:PORT`.
+        looks: of an open study, how many to take.
+
+    Returns:
+        The study that is judged.
+    """
+    options = (workers, gpus, retry, engine, looks)
+    if experiment.tune is None:
+        return execute(experiment, *options)[0]
+    execute(experiment, *options, True)
+    judged, _ = execute(settled_by_tuning(experiment), *options)
+    execute(untuned_part(experiment), *options)
+    return judged
 
 
 def execute(
@@ -86,31 +127,37 @@ def execute(
     retry: bool = False,
     engine: str = LOCAL,
     looks: int = 1,
+    tuning: bool = False,
 ) -> tuple[Study, list[Result]]:
-    """Run what is missing. Exits with EXIT_PAUSED when `paribus ablate stop` asks for it."""
+    """Run what is missing, or with `tuning` its trials. Exits with EXIT_PAUSED when `paribus ablate stop` asks for it."""
     check_sources(experiment.stages)
     check_code(experiment)
     for line in code_lines(experiment):
         print(line, file=sys.stderr)
     prepared = prepare(engine, experiment, workers, gpus)
-    folder = folder_of(experiment.name)
+    part = trials_part(experiment) if tuning else experiment
+    folder = folder_of(part.name)
     with locked(folder / "lock", wait=False) as mine:
         if not mine:
             raise UserError(
-                f"{experiment.name} is being run by another `paribus ablate run`; `paribus ablate status "
+                f"{part.name} is being run by another `paribus ablate run`; `paribus ablate status "
                 f"{experiment.name} --watch` shows it"
             )
         (folder / "stop").unlink(missing_ok=True)
         for found in remove_leftovers(state_root()):
             print(found, file=sys.stderr)
         try:
-            study = Study(experiment, settle(experiment, prepared.side_by_side))
+            if tuning:
+                settled = settle(replace(part, equal="none"), prepared.side_by_side)
+                study: Study = trial_study(experiment, settled)
+            else:
+                study = Study(experiment, settle(experiment, prepared.side_by_side))
             if retry:
                 _try_again(study)
-            if experiment.seeds.open:
+            if experiment.seeds.open and not tuning:
                 study.aim(collect(experiment), looks)
                 keep_goal(study)
-            return study, _drive(study, prepared)
+            return study, _drive(study, experiment, prepared)
         except (OSError, GitError, MachineError) as error:
             if not is_machines_fault(error):
                 raise
@@ -121,16 +168,17 @@ def execute(
             raise SystemExit(EXIT_MACHINE) from None
 
 
-def _drive(study: Study, prepared: Prepared) -> list[Result]:
-    name = study.experiment.name
+def _drive(study: Study, experiment: Experiment, prepared: Prepared) -> list[Result]:
+    """Run what a study lacks. experiment: with the arms that it, or the study that its trials are of, has."""
+    name = experiment.of or experiment.name
     commit = git("rev-parse", "HEAD")
     threads = study.settled["threads"]
     extra = {"train.threads": threads} if threads else {}
     train = study.experiment.config(extra=extra).train
-    engine = prepared.open(train, commits_of(study.experiment))
+    engine = prepared.open(train, commits_of(experiment))
     try:
-        start_arms(study.experiment, engine, commit)
-        settle_arms(study.experiment)
+        start_arms(experiment, engine, commit)
+        settle_arms(experiment)
         return Driver(study, engine, commit).drive()
     except KeyboardInterrupt:
         print(
@@ -188,7 +236,7 @@ def plan(name: str, **options: Any) -> None:
     """Print what the ablation NAME can find after each look, and what that costs. options: of `pages.foresight.foresee`."""
     from paribus.pages.foresight import foresee
 
-    study = study_of(read_experiment(name))
+    study = study_of(settled_by_tuning(read_experiment(name)))
     foresee(study, usable(study).outcomes, **options)
 
 
@@ -198,10 +246,20 @@ def plan(name: str, **options: Any) -> None:
 def stop(name: str) -> None:
     """Have what runs save its state and end, and begin nothing more."""
     experiment = read_experiment(name)
-    folder = folder_of(experiment.name)
+    for part in names_of_parts(experiment):
+        _stop(part)
+    print(
+        f"{experiment.name}: stopped; `paribus ablate run {experiment.name}` goes on",
+        file=sys.stderr,
+    )
+
+
+def _stop(name: str) -> None:
+    """Stop a study, or a part of one."""
+    folder = folder_of(name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stop").touch()
-    for run_id, stage in under_way(state_root(), experiment.name).items():
+    for run_id, stage in under_way(state_root(), name).items():
         print(f"{run_id}: asked to save and stop{f' ({stage})' if stage else ''}", file=sys.stderr)
     with locked(
         folder / "lock"
@@ -209,58 +267,91 @@ def stop(name: str) -> None:
         (folder / "stop").unlink(missing_ok=True)
         for found in remove_leftovers(state_root()):
             print(found, file=sys.stderr)
-    print(
-        f"{experiment.name}: stopped; `paribus ablate run {experiment.name}` goes on",
-        file=sys.stderr,
-    )
 
 
-def status(name: str, watch: bool = False) -> None:
-    """Print the table of every run; watch: until all are done."""
-    experiment = read_experiment(name)
-    study = study_of(experiment)
-    for warning in changes(experiment) + altered_runs(experiment):
+def status(name: str, watch: bool = False, as_json: bool = False) -> None:
+    """Print the table of every run.
+
+    Args:
+        name: of the ablation's file.
+        watch: until all are done.
+        as_json: for programs, once.
+    """
+    whole = read_experiment(name)
+    for warning in changes(whole) + altered_runs(whole):
         print(f"warning: {warning}", file=sys.stderr)
-    with Display(experiment.name, live=watch) as display:
+    if as_json:
+        document = []
+        for study in parts(whole):
+            part: dict[str, Any] = asdict(_standing(study))
+            document.append({"study": study.experiment.name, **part})
+        print(json.dumps(document, indent=1))
+        return
+    for study in parts(whole):
+        _status(study, watch)
+
+
+def _status(study: Study, watch: bool) -> None:
+    """Print the table of a study, or of a part of one."""
+    with Display(study.experiment.name, live=watch) as display:
         while True:
-            results = collect(experiment)
-            runs = study.wanted(results)
-            have, failures = done(results, runs, study.code), given_up(experiment.name, runs)
-            running = under_way(state_root(), experiment.name)
-            stages = {one.experiment_name(): stage for one, stage in running.items()}
-            diverged = diverged_seeds(list(have.values()), runs, failures)
-            rows = table(study, runs, have, stages, failures, diverged, max(len(running), 1))
+            standing = _standing(study)
             if not watch:
-                display.print(rows)
+                display.print(standing)
                 return
-            display.show(lambda: rows)  # noqa: B023
-            if all(run.name in have or run.name in failures for run in runs):
+            display.show(lambda: standing)  # noqa: B023
+            if all(row.state in ("done", "diverged", "failed") for row in standing.rows):
                 return
             time.sleep(WATCH_SECONDS)
+
+
+def _standing(study: Study) -> Standing:
+    """How the runs of a study, or of a part of one, stand."""
+    name = study.experiment.name
+    results = collect(study.experiment)
+    runs = study.wanted(results)
+    have, failures = done(results, runs, study.code), given_up(name, runs)
+    running = under_way(state_root(), name)
+    stages = {one.experiment_name(): stage for one, stage in running.items()}
+    diverged = diverged_seeds(list(have.values()), runs, failures)
+    return table(study, runs, have, stages, failures, diverged, max(len(running), 1))
 
 
 # ---------------------------------------------------------------- reporting
 
 
-def report(name: str, force: bool = False) -> None:
+def report(name: str, force: bool = False, as_json: bool = False) -> None:
     """Judge the finished runs, print the verdicts and write the pages.
 
     Args:
         name: of the ablation's file.
         force: replace a page that rests on more runs.
+        as_json: print what experiments/results/NAME.json holds, and the verdicts on stderr.
     """
-    experiment = read_experiment(name)
-    changed = changes(experiment)
+    whole = read_experiment(name)
+    changed = changes(whole)
     for warning in changed:
         print(f"warning: {warning}", file=sys.stderr)
-    _report(study_of(experiment), changed, force)
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+        data = _report(study_of(settled_by_tuning(whole)), changed, force, whole)
+    if as_json:
+        print(data.read_text(encoding="utf-8"), end="")
 
 
-def _report(study: Study, changed: Sequence[str], force: bool) -> None:
+def _report(study: Study, changed: Sequence[str], force: bool, whole: Experiment) -> Path:
+    """Write the pages of a study and the file with its data, and return that. whole: as its file has it."""
+    from paribus.pages.factors import as_json
     from paribus.pages.verdict import write_pages
+    from paribus.study.factor_effects import factor_effects
     from paribus.study.published import check_not_fewer, publish
+    from paribus.study.tuning_report import tuning_report
 
     name = study.experiment.name
+    if whole.tune is not None and study.experiment is whole:
+        raise UserError(
+            f"{name}: its trials have not all ended yet; `paribus ablate run {name}` goes on, `paribus ablate status {name}` "
+            "shows how it stands"
+        )
     evidence = usable(study)
     results = evidence.outcomes.results
     if not results:
@@ -277,9 +368,18 @@ def _report(study: Study, changed: Sequence[str], force: bool) -> None:
     failures = {run: one.words for run, one in evidence.failures.items()}
     notes = [*evidence.notes, *changed]
     judged = judge(study.experiment, evidence.outcomes, study.record)
-    write_pages(study.experiment, evidence.runs, evidence.outcomes, judged, failures, notes)
-    publish(study.experiment, evidence.outcomes, judged, evidence.left_out)
+    more: dict[str, object] = {}
+    tuning = None
+    if whole.tune is not None:
+        untuned = usable(study_of(untuned_part(whole))).outcomes
+        tuning = tuning_report(whole, evidence.outcomes, untuned)
+        more["tuning"] = tuning.as_json()
+    if whole.factorial is not None:
+        more["factors"] = as_json(factor_effects(whole, evidence.outcomes))
+    write_pages(study.experiment, evidence.runs, evidence.outcomes, judged, failures, notes, tuning)
+    data = publish(study.experiment, evidence.outcomes, judged, evidence.left_out, more)
     note(name, judged.taken)
+    return data
 
 
 @dataclass(frozen=True)

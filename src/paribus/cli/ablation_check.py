@@ -37,6 +37,7 @@ def check(name: str, as_json: bool) -> None:
             "study": name,
             "baseline": git("rev-parse", "HEAD"),
             "stages": experiment.stages,
+            "design": design_lines(experiment),
             "warnings": experiment.warnings,
             "arms": arms,
             "ladder": None if experiment.ladder is None else sizes_of(experiment.ladder),
@@ -46,6 +47,8 @@ def check(name: str, as_json: bool) -> None:
         return
     for warning in experiment.warnings:
         click.echo(f"warning: {warning}", err=True)
+    for line in design_lines(experiment):
+        click.echo(line)
     for arm, facts in arms.items():
         for key, (before, after) in facts["set"].items():
             click.echo(f"{arm}: {key}: {before} → {after}")
@@ -57,6 +60,18 @@ def check(name: str, as_json: bool) -> None:
     for line in conditions(experiment):
         click.echo(line)
     click.echo(f"{name}: `paribus ablate run {name}` may begin")
+
+
+def design_lines(experiment: Experiment) -> list[str]:
+    """What a study does besides comparing arms, in sentences: its cells and aliases, its tuning."""
+    lines = []
+    if experiment.factorial is not None:
+        lines.append(f"design: {experiment.factorial.words()}")
+    if experiment.tune is not None:
+        for arm in experiment.names:
+            keys = ", ".join(experiment.tune.space_of(experiment, arm))
+            lines.append(f"{arm}: tuned in {experiment.tune.runs} runs: {keys}")
+    return lines
 
 
 def _facts(experiment: Experiment, arm: str) -> dict[str, Any]:

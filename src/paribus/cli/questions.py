@@ -164,11 +164,12 @@ def ablate_plan(name: str, **options: Any) -> None:
 @ablate.command("status")
 @click.argument("name")
 @click.option("--watch", is_flag=True, help="Until all runs are done.")
-def ablate_status(name: str, watch: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def ablate_status(name: str, watch: bool, as_json: bool) -> None:
     """Every run of NAME: stage, step, time left; when all will be done."""
     from paribus.cli import ablation
 
-    ablation.status(name, watch)
+    ablation.status(name, watch, as_json)
 
 
 @ablate.command("stop")
@@ -183,11 +184,12 @@ def ablate_stop(name: str) -> None:
 @ablate.command("report")
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Replace a page that rests on more runs.")
-def ablate_report(name: str, force: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON.")
+def ablate_report(name: str, force: bool, as_json: bool) -> None:
     """Judge what is done of NAME -> experiments/results/NAME.html and .md, and MLflow."""
     from paribus.cli import ablation
 
-    ablation.report(name, force)
+    ablation.report(name, force, as_json)
 
 
 @commands.command()

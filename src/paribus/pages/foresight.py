@@ -88,12 +88,22 @@ def page(
         console.print(table)
     several = "s" if arms > 1 else ""
     after = "; looks go on after the last one shown" if experiment.seeds.open else ""
+    of_what = f"of {arms} arm{several} (Holm)"
+    if experiment.factorial is not None:
+        of_what = "of a single factor, averaged over the others"
     lines = [
         captured.get().rstrip(),
-        f"finds: the smallest effect found with power .8 by then, of {arms} arm{several} (Holm); sd: of differences",
+        f"finds: the smallest effect found with power .8 by then, {of_what}; sd: of differences",
         f"power: of the smallest effect that matters, {experiment.smallest_effect:g} {unit}",
         f"time: of the runs one after another{after}",
     ]
+    if experiment.factorial is not None:
+        lines.append(f"design: {experiment.factorial.words()}")
+    if experiment.tune is not None:
+        lines.append(
+            f"tuning: {experiment.tune.runs} runs of each arm and of the baseline come first, and all run untuned as well; both "
+            "are counted"
+        )
     if spread is None:
         how = (
             f"`paribus noise {experiment.profile}`"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from paribus.files import write_atomic
 from paribus.journal import read_json
+from paribus.pages import factors
 from paribus.pages.code_arms import code_sections
 from paribus.pages.compute import worth_rows
 from paribus.pages.drawing import svg, templates
@@ -34,6 +35,7 @@ from paribus.study.besides import Besides
 from paribus.study.compute import in_compute
 from paribus.study.compute import sentence as sentence_in_compute
 from paribus.study.experiment import BASELINE, Experiment, Run
+from paribus.study.factor_effects import factor_effects
 from paribus.study.ladder import LadderJudged
 from paribus.study.looks import p_over_looks
 from paribus.study.machines import notes as spread_notes
@@ -46,6 +48,7 @@ from paribus.study.scaling import scaling
 from paribus.study.sequence import Judged, Step, added_arms
 from paribus.study.statistics import holm
 from paribus.study.targets import reached_notes
+from paribus.study.tuning_report import TuningReport
 from paribus.study.verdict import ArmVerdict, costs, verdicts
 from paribus.text import duration, quantity, signed
 
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
 ALT = {
     "forest": "difference of every arm from the baseline with its interval",
     "curve": "difference in bits per byte over training, with its band",
+    **factors.ALT,
     "scaling": "the metric over parameters at equal compute, with the parabola through it",
     "ladder": "difference of every arm from the baseline over sizes, with the line through it and its prediction",
 }
@@ -76,6 +80,7 @@ def write_pages(
     judged: Judged,
     failures: Mapping[str, str],
     notes: Sequence[str],
+    tuning: TuningReport | None = None,
 ) -> Path:
     """Print the verdicts; write NAME.html, NAME.md and NAME.png into experiments/results; send the same to MLflow.
 
@@ -86,18 +91,32 @@ def write_pages(
         judged: the verdicts.
         failures: run -> why it has no result.
         notes: warnings.
+        tuning: what equal tuning did; None: the study has none.
 
     Returns:
         The HTML page.
     """
-    found = [] if experiment.ladder else verdicts(experiment, outcomes, judged.effects)
+    crossed = factor_effects(experiment, outcomes) if experiment.factorial else None
+    of_other_design = experiment.ladder or crossed
+    found = [] if of_other_design else verdicts(experiment, outcomes, judged.effects)
     profile = scaling(experiment, found, outcomes.results)
+    if tuning:
+        notes = [*notes, *tuning.warnings()]
     values = page_values(experiment, runs, outcomes, judged, failures, notes, found)
     values["scaling"] = profile.sentence(experiment.metric.unit) if profile else None
     figures = draw(experiment, found, profile)
     climbed = draw_ladder(experiment, judged) if isinstance(judged, LadderJudged) else None
     if climbed is not None:
         figures["ladder"] = climbed
+    if crossed:
+        values["verdicts"] = factors.rows(experiment, crossed)
+        values["factors"] = factors.section(experiment, crossed)
+        values["compared"] = (
+            "second level − first; p after Holm over single factors, and interactions"
+        )
+        figures = factors.draw(experiment, crossed)
+    if tuning:
+        values["tuning"] = tuning_section(experiment, tuning, judged)
     RESULTS.mkdir(parents=True, exist_ok=True)
     page = RESULTS / f"{experiment.name}.html"
     write_atomic(page, html(values, figures))
@@ -108,10 +127,14 @@ def write_pages(
     write_atomic(RESULTS / f"{experiment.name}.md", markdown(values, list(figures)))
     for verdict in values["verdicts"]:
         print(verdict["sentence"])
-    for words in values["besides"]:
+    extra = [
+        *values["besides"],
+        values["scaling"] or "",
+        *(values["tuning"] or {}).get("sentences", []),
+    ]
+    extra.append((values["factors"] or {}).get("agreement", ""))
+    for words in filter(None, extra):
         print(words)
-    if values["scaling"]:
-        print(values["scaling"])
     for worth in values["compute"]:
         print(worth)
     if values["ladder"]:
@@ -216,10 +239,36 @@ def page_values(
             sentence_in_compute(arm, one, experiment.metric.name) for arm, one in worth.items()
         ],
         "worth": worth_rows(worth),
+        "compared": "arm − baseline at each seed; p after Holm over the arms",
+        "factors": None,
+        "tuning": None,
     }
     if isinstance(judged, LadderJudged):
         values |= ladder_values(experiment, outcomes, judged, coming, COST_ROWS)
     return values
+
+
+def tuning_section(experiment: Experiment, tuning: TuningReport, judged: Judged) -> dict[str, Any]:
+    """What the templates show of equal tuning.
+
+    Args:
+        experiment: the study.
+        tuning: what it did.
+        judged: the verdicts on the tuned arms.
+    """
+    rows = []
+    for arm, one in tuning.tuned.items():
+        best = one.best
+        values = "; ".join(
+            f"{key}: {value}" for key, value in (best.values if best else {}).items()
+        )
+        first = one.trials[0].scores[0] if one.trials else None
+        row = {"name": arm, "best_values": values, "first": first, "trials": len(one.trials)}
+        rows.append(row | {"best": best.score if best else None})
+    sentences = []
+    for arm in experiment.arms:
+        sentences.append(tuning.sentence(experiment, arm, judged.effects.get(arm)))
+    return {"runs": tuning.runs, "rows": rows, "sentences": sentences}
 
 
 def _cost_rows(

@@ -48,7 +48,16 @@ def to_mlflow(experiment: Experiment, values: dict[str, Any]) -> None:
         | code_tags(values["code"]),
         execution=f"ablation {experiment.name}",
     ) as log:
-        for suffix in (".html", ".md", ".png", "-curve.png", "-scaling.png", "-ladder.png"):
+        for suffix in (
+            ".html",
+            ".md",
+            ".png",
+            "-curve.png",
+            "-scaling.png",
+            "-ladder.png",
+            "-halfnormal.png",
+            "-interactions.png",
+        ):
             path = RESULTS / f"{experiment.name}{suffix}"
             if path.is_file():
                 log.artifact(path, "report")

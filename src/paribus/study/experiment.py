@@ -16,9 +16,11 @@ from paribus.study import fields
 from paribus.study.arm_code import ArmCode
 from paribus.study.arms import Arm
 from paribus.study.asked import Asked
+from paribus.study.factors import Factorial
 from paribus.study.groups import Group, Horizons, Ladder, Rung
 from paribus.study.identity import chain_key, key_with_code, settings
 from paribus.study.looks import Schedule
+from paribus.study.tuning import Tuning
 
 FOLDER = Path("experiments")
 OTHER_FOLDERS = ("profiles", "tune", "results", "ideas")  # in it, without ablations
@@ -111,11 +113,16 @@ class Experiment:
     besides: Asked = Asked()
     ladder: Ladder | None = None
     horizons: Horizons | None = None
+    factorial: Factorial | None = None  # the design whose cells the arms are
+    tune: Tuning | None = None  # what every arm is tuned in before it is judged
+    of: str = ""  # the study that this one is a part of (tuned.py)
+    seeds_from: int | None = None  # in place of the configuration's seed
 
     @property
     def file(self) -> Path:
         """The ablation's file."""
-        return study_files().get(self.name, FOLDER / f"{self.name}.yaml")
+        name = self.of or self.name
+        return study_files().get(name, FOLDER / f"{name}.yaml")
 
     @property
     def names(self) -> list[str]:
@@ -170,6 +177,8 @@ class Experiment:
     @property
     def first_seed(self) -> int:
         """The seed of the first run of every arm; those of the others follow it."""
+        if self.seeds_from is not None:
+            return self.seeds_from
         return self.config().seed + (own_seeds(self.name) if self.fresh_seeds else 0)
 
     def code(self, arm: str) -> ArmCode | None:

@@ -21,7 +21,7 @@ from paribus.study.identity import chain_key, definitions
 from paribus.study.ladder import sizes_of
 from paribus.study.looks import Schedule, level
 from paribus.study.outcomes import Outcomes
-from paribus.study.power import POWER, Floats, upper_stdev
+from paribus.study.power import POWER, Floats, detectable_effect, power_of, upper_stdev
 from paribus.study.record import PUBLISHED
 from paribus.study.settled import Study
 
@@ -229,27 +229,50 @@ def outlook(
     while due is not None and (not schedule.open or len(looks) < LOOKS_SHOWN):
         looks.append(due)
         due = schedule.after(due)
-    chances = Chances(schedule, looks[-1], experiment.alpha / len(experiment.arms))
-    powers: Sequence[float] = ()
-    if spread is not None:
-        powers = chances.by_look(experiment.smallest_effect / spread.stdev)
+    found, powers = _found(experiment, looks, spread)
+    tuning = experiment.tune
+    # Every arm also runs as the file has it, beside its tuned self.
+    alike, first = (2, tuning.runs) if tuning else (1, 0)
     rows = []
     for number, seeds in enumerate(looks):
-        size = chances.detectable(number)
-        hours = cost.seconds * seeds / 3600
+        size = found[number]
+        rounds = seeds * alike + first  # of all arms and the baseline
+        hours = cost.seconds * rounds / 3600
         rows.append(
             Outlook(
                 seeds=seeds,
-                runs=seeds * (groups or len(experiment.names)),
+                runs=rounds * (groups or len(experiment.names)),
                 detectable_sd=size,
                 detectable=size * spread.stdev if spread else None,
                 power=powers[number] if spread else None,
                 hours=hours,
                 usd=None if cost.usd_per_hour is None else hours * cost.usd_per_hour,
-                disk_gb=cost.disk_gb * seeds,
+                disk_gb=cost.disk_gb * rounds,
             )
         )
     return rows
+
+
+def _found(
+    experiment: Experiment, looks: Sequence[int], spread: Spread | None
+) -> tuple[list[float], Sequence[float]]:
+    """(smallest effect that each look finds, in sd of the differences; power at the smallest effect that matters, or none).
+
+    Of a study with factors it is a single factor's: its contrast over seeds alone has to show it, at half of alpha.
+    """
+    margin = experiment.smallest_effect / spread.stdev if spread else None
+    if experiment.factorial is not None:
+        scale = math.sqrt(
+            2 / len(experiment.names)
+        )  # sd of a contrast over that of a difference of two runs
+        level_of = experiment.alpha / 2
+        sizes = [detectable_effect(seeds, alpha=level_of) * scale for seeds in looks]
+        if margin is None:
+            return sizes, ()
+        return sizes, [power_of(margin / scale, seeds, alpha=level_of) for seeds in looks]
+    chances = Chances(experiment.seeds, looks[-1], experiment.alpha / len(experiment.arms))
+    sizes = [chances.detectable(number) for number in range(len(looks))]
+    return sizes, chances.by_look(margin) if margin is not None else ()
 
 
 def as_json(
@@ -260,6 +283,8 @@ def as_json(
         "study": experiment.name,
         "metric": experiment.metric.name,
         "arms": list(experiment.arms),
+        "factors": list(experiment.factorial.factors) if experiment.factorial else [],
+        "tuning_runs": experiment.tune.runs * len(experiment.names) if experiment.tune else 0,
         "alpha": experiment.alpha,
         "smallest_effect": experiment.smallest_effect,
         "open": experiment.seeds.open,

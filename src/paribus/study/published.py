@@ -34,6 +34,7 @@ def publish(
     outcomes: Outcomes,
     judged: Judged,
     left_out: Mapping[str, int],
+    more: Mapping[str, object] | None = None,
 ) -> Path:
     """Write the data of a report.
 
@@ -42,6 +43,7 @@ def publish(
         outcomes: how the runs ended that its verdicts rest on.
         judged: its verdicts.
         left_out: why other finished runs do not count -> how many they are.
+        more: further keys, of designs that have more to say.
 
     Returns:
         Their path.
@@ -90,6 +92,7 @@ def publish(
         values["ladder"] = as_json(experiment, judged)
         for arm, climb in judged.climbs.items():
             values["arms"][arm]["verdict"] = climb.answer
+    values |= more or {}
     path = RESULTS / f"{experiment.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(values, indent=1, allow_nan=False) + "\n")

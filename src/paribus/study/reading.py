@@ -9,6 +9,8 @@ One in a folder, `experiments/FOLDER/NAME.yaml`, is asked for as FOLDER/NAME; th
       adamw: {optimizer.kind: adamw}
       slower: {set: {optimizer.matrix_lr: 0.01, optimizer.head_lr: 0.003}, as_one: half of both rates}
       normuon: {code: ideas/normuon}                # a branch, tag, commit or patch file; with set, if it needs one
+                                                  # or `factors` in place of arms: factors.py
+    tune: {…}                   # every arm alike, before it is judged: tuning.py
     seeds: open                 # the default: looks after 3, 5, 8, 12, 18, … seeds, without a last one; or 5, for one look;
                                 # or {from: 3, to: 12}
     borrow: true                # whether arms lend each other their variance; the default of open studies
@@ -46,29 +48,31 @@ from paribus.graph import chain
 from paribus.study import asked, fields
 from paribus.study.arm_checks import arm_problems, arm_warnings
 from paribus.study.arm_code import settled_code
-from paribus.study.arms import read_arms
+from paribus.study.arms import Arm, read_arms
 from paribus.study.code_checks import code_problems
 from paribus.study.designs import with_designs
 from paribus.study.experiment import BASELINE, FOLDER, Experiment, Metric, study_files
+from paribus.study.factors import Factorial, factorial_problems, read_factorial
 from paribus.study.fields import hint, shown
 from paribus.study.identity import definitions, settings, writer_of
 from paribus.study.looks import Schedule
 from paribus.study.results import code_of_chain
 from paribus.study.targets import AMOUNTS, NO_TARGET, is_target, read_target, target_problems
+from paribus.study.tuning import read_tuning, tuning_problems
 
 REQUIRED = (
     "question",
     "hypothesis",
     "baseline",
-    "arms",
     "metric",
     "smallest_effect",
     "equal",
     "stages",
 )
-OPTIONAL = ("seeds", "fresh_seeds", "borrow", "skewed", "direction", "alpha", "workers")
-DESIGNS = ("horizons", "ladder")
-KEYS = (*REQUIRED, *OPTIONAL, *asked.KEYS, *DESIGNS)
+FACTORIAL = ("factors", "design", "interactions")
+DESIGNS = ("horizons", "ladder", "tune")
+OPTIONAL = ("arms", "seeds", "fresh_seeds", "borrow", "skewed", "direction", "alpha", "workers")
+KEYS = (*REQUIRED, *OPTIONAL, *FACTORIAL, *asked.KEYS, *DESIGNS)
 MEASURES = {  # metric -> (file, key, the better direction, unit)
     "val_bpb": ("metrics/pretrain.json", "val_bpb", "lower", "bits per byte"),
     "core": ("metrics/core.json", "core", "higher", "CORE"),
@@ -114,7 +118,6 @@ def parse_experiment(name: str, raw: Mapping[str, Any], to_run: bool = False) ->
         UserError: with every problem at once, each with the file's name.
     """
     experiment, problems = _parse(name, raw)
-
     if to_run and not problems:
         problems = code_problems(experiment)
     if problems:
@@ -143,15 +146,32 @@ def _parse(name: str, raw: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
     problems = [f"{shown(key)}: unknown key; {hint(key, KEYS)}" for key in raw if key not in KEYS]
     problems += [f"{key}: missing" for key in REQUIRED if key not in raw]
     problems += asked.design_problems(raw)
+    if "factors" not in raw:
+        problems += [f"{key}: only with factors" for key in FACTORIAL if key in raw]
+    for key in ("factors", "tune"):
+        others = [
+            other for other in ("tune", "horizons", "ladder") if other in raw and other != key
+        ]
+        problems += [f"{other}: not with {key}" for other in others if key in raw]
     wrong_name = fields.name_problem(name)
     if wrong_name:
         problems.append(wrong_name)
     # A study that was registered with looks of its own keeps the verdicts that it was registered with.
-    values = {"borrow": raw.get("seeds", "open") == "open"} | _PLACEHOLDERS | dict(raw)
+    open_arms = raw.get("seeds", "open") == "open" and "factors" not in raw
+    values = {"borrow": open_arms} | _PLACEHOLDERS | dict(raw)
     of_baseline: list[str] = []
     of_stages: list[str] = []
     profile, base = read_baseline(values["baseline"], of_baseline)
-    arms = read_arms(raw["arms"], BASELINE, problems) if "arms" in raw else {}
+    factorial: Factorial | None = None
+    arms: dict[str, Arm] = {}
+    if "factors" in raw:
+        problems += factorial_problems(raw)
+        if not of_baseline:
+            factorial, arms = read_factorial(raw, base, problems)
+    elif "arms" in raw:
+        arms = read_arms(raw["arms"], BASELINE, problems)
+    else:
+        problems.append("arms: missing; or factors, for several changes at once")
     targets, stages = read_stages(raw["stages"], of_stages) if "stages" in raw else ([], [])
     metric, direction = Metric("", "", "", ""), "lower"
     if "metric" in raw:
@@ -182,12 +202,15 @@ def _parse(name: str, raw: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
             contrasts=asked.read_contrasts(raw, list(arms), problems),
             margin=asked.read_margin(raw, problems),
         ),
+        factorial=factorial,
+        tune=read_tuning(raw["tune"], problems) if "tune" in raw else None,
     )
     if stages and not of_baseline:
         experiment = _with_code(experiment, problems)
-        if "ladder" not in raw:
-            problems += arm_problems(experiment)
-        problems += target_problems(experiment)
+        of_arms = [] if "ladder" in raw else arm_problems(experiment)
+        if experiment.tune is not None and not of_arms:
+            problems += tuning_problems(experiment)
+        problems += of_arms + target_problems(experiment)
         experiment = with_designs(experiment, raw.get("ladder"), raw.get("horizons"), problems)
     return experiment, [*problems, *of_baseline, *of_stages]
 

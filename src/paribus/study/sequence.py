@@ -151,6 +151,10 @@ def judge(
         record: looks that were taken before.
         upto: seeds beyond which there is no look; None: there may be.
     """
+    if (
+        experiment.factorial is not None
+    ):  # its cells are not judged, its effects are (factor_effects.py)
+        return Judged({}, ())
     looks = _Looks(experiment, outcomes)
     spent = 0.0
     for step in steps(experiment, record):

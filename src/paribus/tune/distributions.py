@@ -18,24 +18,10 @@ from optuna.distributions import (
 from optuna.trial import Trial
 
 from paribus.errors import UserError
-from paribus.tune.space import Study, is_whole
+from paribus.study.spaces import distribution
+from paribus.tune.space import Study
 
 MOST_POINTS = 10_000  # of a space that is listed to find what was not tried
-
-
-def distribution(key: str, spread: dict[str, Any]) -> BaseDistribution:
-    """A range, or choices, of the space as Optuna has it; the key's type says whether values are whole.
-
-    Args:
-        key: dotted.
-        spread: its range or choices, as the study's file has them.
-    """
-    if "choices" in spread:
-        return CategoricalDistribution(spread["choices"])
-    low, high, log = spread["low"], spread["high"], spread.get("log", False)
-    if is_whole(key):
-        return IntDistribution(low, high, log=log, step=spread.get("step", 1))
-    return FloatDistribution(float(low), float(high), log=log, step=spread.get("step"))
 
 
 def suggest(trial: Trial, space: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from paribus.plan.estimate import stage_plan
 from paribus.plan.probe import calibrated, here
 from paribus.plan.throughput import Device
 from paribus.recipe import Recipe
+from paribus.study.spaces import inside
 from paribus.tune.distributions import all_points, check_space, suggest
 from paribus.tune.launch import (
     Discarded,
@@ -48,7 +49,7 @@ from paribus.tune.launch import (
     watch,
 )
 from paribus.tune.outcome import RETESTS, counted, is_skipped, page, ranked, summary, write_profile
-from paribus.tune.space import Study, inside, least_memory, read_study
+from paribus.tune.space import Study, least_memory, read_study
 from paribus.tune.storage import GRACE, HEARTBEAT, LOST, RETRY, connect, lost_is_told, shown
 
 BEGIN_SECONDS = 10.0  # a worker that made the study has put its starting points in by then, or died

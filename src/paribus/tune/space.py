@@ -17,11 +17,8 @@ Every problem of a file is found when it is read, all at once.
 from __future__ import annotations
 
 import difflib
-import functools
 import math
 import re
-import types
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +26,6 @@ from typing import Any
 
 from paribus.config import (
     Config,
-    describe,
     flatten,
     inert_problems,
     load_config,
@@ -42,19 +38,17 @@ from paribus.errors import UserError
 from paribus.graph import stage_definition
 from paribus.plan.memory import parse_bytes
 from paribus.study.identity import is_declared
+from paribus.study.spaces import ends_of, is_number, spread_problems
 
 STUDIES = Path("experiments/tune")
 KEYS = ("trials", "budget", "memory", "overrides", "space", "retest", "warm_start")
 REQUIRED = ("trials", "budget", "memory", "space")
 BUDGETS = ("tokens", "flops", "seconds")
-RANGE = ("low", "high", "log", "step", "choices")
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
 RETEST = {"top": 3, "seeds": 3}
 MOST_TRIALS, MOST_RETESTS = 100_000, 1_000  # beyond them a number is a slip of the keyboard
 LONGEST_SECONDS = 30 * 24 * 3600.0  # of one trial
-MOST_STEPS = 1_000_000  # of a range; Optuna counts them in decimals of 28 digits
 LEAST_MEMORY = 2**20  # bytes; less is a number without its unit
-LARGEST_WHOLE = 2**53  # up to which Optuna's storages keep a whole number exactly
 OWN = {
     "pretrain.steps": "the budget says how many",
     "pretrain.tokens_per_parameter": "the budget says how many",
@@ -197,7 +191,7 @@ def _budget(value: object, problems: list[str]) -> tuple[str, float]:
         problems.append(f"budget: {_short(value)} is not allowed; {wanted}")
         return "tokens", 1.0
     [(kind, amount)] = value.items()
-    if kind not in BUDGETS or not _is_number(amount) or amount <= 0:
+    if kind not in BUDGETS or not is_number(amount) or amount <= 0:
         problems.append(f"budget: {_short(value)} is not allowed; {wanted}")
         return "tokens", 1.0
     if kind == "seconds" and amount > LONGEST_SECONDS:
@@ -296,31 +290,6 @@ def read_by_trials(key: str, declared: Sequence[str] | None = None) -> bool:
     return key not in NOT_READ and is_declared(key, names)
 
 
-def is_whole(key: str) -> bool:
-    """Whether a key takes whole numbers."""
-    hint = _kinds().get(key)
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return int in options
-
-
-@functools.cache
-def _kinds() -> dict[str, object]:
-    """Key -> its type."""
-    return {path: kind for path, kind, _ in describe()}
-
-
-def inside(value: object, spread: dict[str, Any]) -> bool:
-    """Whether a range or its choices hold a value.
-
-    Args:
-        value: of a key.
-        spread: its range or choices.
-    """
-    if "choices" in spread:
-        return value in spread["choices"]
-    return isinstance(value, (int, float)) and spread["low"] <= value <= spread["high"]
-
-
 def least_memory(study: Study, memory: Callable[[Config], int]) -> float:
     """Bytes of the smallest point of the space, found key by key; infinite if the ends of the ranges never go together.
 
@@ -354,17 +323,12 @@ def _space(
     known = list(flatten(parse_config(rules.params)))
     for key, spread in value.items():
         of_key = _key_problems(key, known, overrides)
-        of_key = of_key or rules.unread(key) or _spread_problems(key, spread)
+        of_key = of_key or rules.unread(key) or spread_problems(key, spread)
         if not of_key:
             for end in ends_of(spread):
                 of_key += rules.refusals(overrides | {key: end})
         problems += [f"space.{problem}" for problem in dict.fromkeys(of_key)]
     return value
-
-
-def ends_of(spread: dict[str, Any]) -> list[object]:
-    """The choices of a key, or both ends of its range."""
-    return list(spread.get("choices") or [spread["low"], spread["high"]])
 
 
 def _key_problems(key: object, known: Sequence[str], overrides: Mapping[str, object]) -> list[str]:
@@ -380,105 +344,7 @@ def _key_problems(key: object, known: Sequence[str], overrides: Mapping[str, obj
     return []
 
 
-def _spread_problems(key: str, spread: object) -> list[str]:
-    """The problem of a range's form, or of its choices."""
-    wanted = "expected {low, high} with low < high (log or step at will), or {choices: [...]}"
-    if not isinstance(spread, dict):
-        return [f"{key}: {_short(spread)}; {wanted}"]
-    unknown = [name for name in spread if name not in RANGE]
-    if unknown:
-        return [f"{key}.{name}: unknown key; {_hint(str(name), RANGE)}" for name in unknown]
-    if "choices" in spread:
-        return _choice_problems(key, spread)
-    if "low" in spread and "high" in spread:
-        return _range_problems(key, spread)
-    return [f"{key}: {_short(spread)}; {wanted}"]
-
-
-def _choice_problems(key: str, spread: Mapping[str, object]) -> list[str]:
-    choices = spread["choices"]
-    if len(spread) > 1:
-        others = ", ".join(name for name in spread if name != "choices")
-        return [f"{key}: choices stand alone; leave out {others}"]
-    if not isinstance(choices, list) or len(choices) < 2:
-        return [f"{key}.choices: {_short(choices)}; expected a list of at least two values"]
-    problems = []
-    for place, choice in enumerate(choices):
-        if choice is not None and not isinstance(choice, str | bool | int | float):
-            return [f"{key}.choices: {_short(choice)} is not a single value"]
-        if _is_among(choice, choices[:place]):
-            problems.append(f"{key}.choices: {_short(choice)} is there twice")
-    return problems
-
-
-def _is_among(value: object, others: Sequence[object]) -> bool:
-    """1 and 1.0 are the same choice, 1 and true are not."""
-    return any(
-        value == other and isinstance(value, bool) == isinstance(other, bool) for other in others
-    )
-
-
-def _range_problems(key: str, spread: dict[str, Any]) -> list[str]:
-    problems = _kind_problems(key, spread)
-    if problems:
-        return problems
-    low, high, log = spread["low"], spread["high"], spread.get("log", False)
-    if low >= high:
-        problems.append(f"{key}: low {low} and high {high}; expected low < high")
-    if log and low <= 0:
-        problems.append(f"{key}: log: true needs low above 0, as {low} has no logarithm")
-    if log and "step" in spread:
-        problems.append(f"{key}: log and step do not go together; leave out one of them")
-    if "step" in spread and not problems:
-        problems += _step_problems(key, spread["step"], high - low)
-    return problems
-
-
-def _kind_problems(key: str, spread: dict[str, Any]) -> list[str]:
-    """Values of a range that are not of the key's kind."""
-    kind = "a whole number" if is_whole(key) else "a number"
-    problems = []
-    for end in ("low", "high"):
-        if not _fits(key, spread[end]):
-            problems.append(f"{key}.{end}: {_short(spread[end])} is not allowed; expected {kind}")
-    log = spread.get("log", False)
-    if not isinstance(log, bool):
-        problems.append(f"{key}.log: {_short(log)} is not allowed; expected true or false")
-    step = spread.get("step", 1)
-    if not _fits(key, step) or step <= 0:
-        problems.append(f"{key}.step: {_short(step)} is not allowed; expected {kind} above 0")
-    return problems
-
-
-def _fits(key: str, value: object) -> bool:
-    """Whether a number is of a key's kind."""
-    if not _is_number(value):
-        return False
-    return not is_whole(key) or (isinstance(value, int) and _is_exact(value))
-
-
-def _step_problems(key: str, step: float, width: float) -> list[str]:
-    if step > width:
-        return [f"{key}.step: {step} is more than high - low, so that low alone is left"]
-    if width / step > MOST_STEPS:
-        return [f"{key}.step: {step} makes more than {MOST_STEPS:,} values of the range"]
-    return []
-
-
 # ---------------------------------------------------------------- small things
-
-
-def _is_number(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(float(value))
-    except OverflowError:
-        return False
-
-
-def _is_exact(value: int) -> bool:
-    return abs(value) <= LARGEST_WHOLE
 
 
 def _all_text(values: Mapping[object, object]) -> bool:
