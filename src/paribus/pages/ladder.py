@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from paribus.pages.code_arms import code_sections
 from paribus.pages.drawing import BLUE, FAINT, GOLD, GREEN, INK, RED, canvas, title
 from paribus.study.advice import NextLook
 from paribus.study.experiment import BASELINE, Experiment
@@ -53,6 +54,8 @@ def ladder_values(
         values = [column[key] for column in columns]
         if any(value is not None for value in values):
             cost.append([words, *("–" if value is None else write(value) for value in values)])
+    largest = ladder.rungs[-1]
+    of_largest = on_rung(experiment, outcomes, largest).results
     verdicts = []
     for arm, climb in judged.climbs.items():
         words = sentence(experiment, arm, climb, coming)
@@ -62,6 +65,7 @@ def ladder_values(
         "names": names,
         "cost": cost,
         "values": _pairs(experiment, judged),
+        "code": code_sections(experiment.at(largest), of_largest),
         "ladder": {
             "rule": ladder.rule(),
             "key": ladder.key,
@@ -162,7 +166,7 @@ def _checked(experiment: Experiment, climb: Climb) -> list[str]:
     if check is None or ladder is None:
         return []
     kept_out = max(ladder.rungs, key=lambda rung: rung.flops)
-    where = "in" if check.passed else "outside"
+    where = "inside" if check.passed else "outside"
     return [
         f"kept out of a first fit, {_size(ladder, kept_out)} was measured at {signed(check.measured)}, {where} its prediction "
         f"from the others ({signed(check.predicted.low)} to {signed(check.predicted.high)})"

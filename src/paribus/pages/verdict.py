@@ -198,7 +198,8 @@ def page_values(
     answers = [sentence_of(answer, experiment.alpha) for answer in besides.answers()]
     coming = next_look(experiment, outcomes, judged, recorded(experiment.name))
     worth = in_compute(experiment, outcomes, judged)
-    asked = registration(results, experiment.file)
+    baselines = experiment.groups_of([BASELINE])
+    asked = registration(results, experiment.file, baselines)
     in_order = sorted(results, key=lambda result: (result.seed, groups.index(result.arm)))
     of_machines = spread_notes(results, experiment.smallest_effect)
     about_runs = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,12 +51,15 @@ class Registration:
         return f"exploratory: {share}, so that its hypothesis may have been written after its results were seen"
 
 
-def registration(results: Sequence[Result], path: Path) -> Registration:
+def registration(
+    results: Sequence[Result], path: Path, baselines: Collection[str] = (BASELINE,)
+) -> Registration:
     """When a study was asked, and which of its results are older.
 
     Args:
         results: that its report rests on.
         path: of its file.
+        baselines: names of the baseline's groups of runs.
     """
     older: list[str] = []
     asked: float | None = None
@@ -68,7 +71,7 @@ def registration(results: Sequence[Result], path: Path) -> Registration:
             continue
         asked = committed if asked is None else min(asked, committed)
         older.append(result.name)
-        arms = arms or result.arm != BASELINE
+        arms = arms or result.arm not in baselines
     return Registration(asked, tuple(older), len(results), arms)
 
 
