@@ -1,4 +1,4 @@
-"""Optimiser steps of paribus and of nanochat on the same shapes, for train.py (CPU) and gpu.py; facts about the machine.
+"""Models of paribus on shapes that nanochat has too, for train.py; facts about the machine.
 
 Needs torch, numpy, tokenizers and safetensors only: the configuration is written out here, not read from params.yaml.
 relu², QK-norm, untied head, soft-cap, alternate value embeddings, residual and x0 scalars, Muon with AdamW on both sides;
@@ -9,11 +9,9 @@ cost next to nothing.)
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
 import platform
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,25 +21,18 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))  # not installed where there is only torch
 
+from paribus.card.peer import PeerShape, peer_step, random_batches  # noqa: E402
 from paribus.config import Model, Optimizer, Train, resolve_model  # noqa: E402
 from paribus.machine.hardware import Hardware, available_cores, cpu_name, detect_hardware  # noqa: E402
 from paribus.machine.process import set_up_process  # noqa: E402
 from paribus.model.gpt import GPT  # noqa: E402
 
-Batches = Callable[[], tuple[torch.Tensor, torch.Tensor]]
+__all__ = ["OPTIMIZER", "Shape", "hardware", "machine", "own_model", "peer_step", "random_batches"]
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What both sides agree on. `rows` of `length` tokens are one forward pass."""
-
-    depth: int
-    width: int
-    head_dim: int
-    vocab: int
-    length: int
-    rows: int
-    window_pattern: str = "L"  # S: a quarter of the length, up to a multiple of 128
+class Shape(PeerShape):
+    """The same, as ours has it."""
 
     @property
     def window(self) -> int:
@@ -137,57 +128,6 @@ def own_model(model: Model, vocab: int, found: Hardware) -> GPT:
     made = GPT(resolve_model(model), vocab, getattr(torch, found.dtype))
     made.initialise(1)
     return made.to(found.device).train()
-
-
-def random_batches(shape: Shape, device: str) -> Batches:
-    """Rows of random tokens and the tokens that follow them."""
-    generator = torch.Generator(device).manual_seed(0)
-
-    def batch() -> tuple[torch.Tensor, torch.Tensor]:
-        rows = torch.randint(
-            0, shape.vocab, (shape.rows, shape.length + 1), generator=generator, device=device
-        )
-        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
-
-    return batch
-
-
-def peer_step(
-    folder: Path, shape: Shape, device: str, compiled: bool, micro_batches: int = 1
-) -> tuple[Callable[[], torch.Tensor], Any]:
-    """(one optimiser step of nanochat as its pretraining script does it, its model); its dtype comes from NANOCHAT_DTYPE.
-
-    Its tokens are made on the device: what its loader would add is not in the time.
-    """
-    sys.path.insert(0, str(folder))
-    gpt = importlib.import_module("nanochat.gpt")
-    heads = shape.width // shape.head_dim
-    config = gpt.GPTConfig(
-        sequence_len=shape.length,
-        vocab_size=shape.vocab,
-        n_layer=shape.depth,
-        n_head=heads,
-        n_kv_head=heads,
-        n_embd=shape.width,
-        window_pattern=shape.window_pattern,
-    )
-    with torch.device("meta"):
-        model = gpt.GPT(config)
-    model.to_empty(device=device)
-    model.init_weights()
-    optimizer = model.setup_optimizer()
-    forward = torch.compile(model, dynamic=False) if compiled else model
-    batch = random_batches(shape, device)
-
-    def step() -> torch.Tensor:
-        for _ in range(micro_batches):
-            loss = forward(*batch())
-            (loss / micro_batches).backward()
-        optimizer.step()
-        model.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    return step, model
 
 
 def machine() -> dict[str, Any]:

@@ -180,10 +180,25 @@ def clean(dry_run: bool, as_json: bool) -> None:
 
 
 @commands.command()
-def doctor() -> None:
+@click.option("--gpu", is_flag=True, help="Examine the card: results, speed, memory; ten minutes.")
+@click.option(
+    "--device",
+    type=click.Choice(["cuda", "cpu"]),
+    default="cuda",
+    show_default=True,
+    help="For --gpu; cpu tries it all at the smallest sizes.",
+)
+@click.option(
+    "--minutes", type=Number(0.1, 600), default=10.0, show_default=True, help="For --gpu."
+)
+@click.option("--peer", type=click.Path(file_okay=False), help="For --gpu: a checkout of nanochat.")
+@click.option("--json", "as_json", is_flag=True, help="For --gpu: print the record, not the page.")
+def doctor(gpu: bool, **options: Any) -> None:
     """Check the set-up: versions, GPU, disk, clock, git, store, remote. One line each; exit 1 if something is broken."""
     from paribus.cli import doctor as checks
 
+    if gpu:
+        sys.exit(checks.examine_card(**options))
     findings = checks.examine()
     click.echo(checks.report(findings))
     sys.exit(any(finding.state == "broken" for _, finding in findings))

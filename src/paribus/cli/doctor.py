@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -73,6 +74,21 @@ def report(findings: list[tuple[str, Finding]]) -> str:
         f"{finding.state:6} {name:10} {' '.join(finding.text.split())}"
         for name, finding in findings
     )
+
+
+def examine_card(device: str, minutes: float, peer: str | None, as_json: bool) -> int:
+    """`paribus doctor --gpu`: print the page or the record, and return the exit status: 1 where a check failed."""
+    from paribus.card.examination import all_passed, page, write
+    from paribus.card.examination import examine as examine_all
+
+    def say(line: str) -> None:
+        print(f"paribus: {line}", file=sys.stderr, flush=True)
+
+    record = examine_all(device, minutes, Path(peer).resolve() if peer else None, say)
+    data, text = write(record)
+    print(json.dumps(record, indent=1) if as_json else page(record))
+    say(f"written to {text} and {data}; paste the page into an issue")
+    return 0 if all_passed(record) else 1
 
 
 def _some(things: list[str]) -> str:

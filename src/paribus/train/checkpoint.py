@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from paribus.errors import MachineError, explained
@@ -77,7 +78,7 @@ class StateStore:
         self.wait()
         self.refuse_if_hopeless()
         try:
-            copies = {name: _copy(tensor) for name, tensor in tensors.items()}
+            copies = _copies(tensors)
         except (MemoryError, RuntimeError) as error:
             if explained(error) is None:
                 raise
@@ -282,8 +283,15 @@ def _whole_log(log: Path, logged: Extent) -> bytes:
     return content
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the host. From CUDA all copies are queued, into pinned memory, and then waited for once."""
+    copies = {}
+    for name, tensor in tensors.items():
+        source = tensor.detach().contiguous()
+        copies[name] = source.to("cpu", copy=True, non_blocking=source.is_cuda)
+    if any(tensor.is_cuda for tensor in tensors.values()):
+        torch.cuda.current_stream().synchronize()
+    return copies
 
 
 def _digest(values: Mapping[str, object]) -> str:

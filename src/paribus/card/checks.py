@@ -1,0 +1,333 @@
+"""The checks of a card, the most important first; each runs in a process of its own (`paribus.card.one`)."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paribus.card.bench import Bench, digest, disturb, seconds_of, speed, timed_steps
+from paribus.card.peer import PeerShape, peer_step
+from paribus.config import Tokenizer as TokenizerSettings
+from paribus.data.tokenizer import train_tokenizer
+from paribus.generate import Engine
+from paribus.machine.interrupt import Interrupt
+from paribus.model import attention
+from paribus.model.footprint import Batch
+from paribus.plan.memory import max_device_batch, training_step
+from paribus.train.checkpoint import StateStore
+from paribus.train.loop import Plan, peak_memory_bytes
+from paribus.train.trainer import RandomRows, Trainer
+from paribus.tune.batch import candidates
+
+# Of a loss near ln(vocabulary) in bf16, whose numbers have 8 bits: products round by 0.4 %, and sums of them by less.
+LOSS_ERROR = {"bfloat16": 0.02, "float32": 1e-4}
+GRADIENT_ERROR = {"bfloat16": 0.05, "float32": 1e-3}
+MASK_ERROR = {"bfloat16": 0.03, "float32": 1e-4}  # of outputs of size 1
+MEMORY_ERROR = 0.15  # a plan that is off by more would promise what does not fit
+FIRST, ALL = 2, 4  # steps before and after a restart
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check found. wrong: why it failed, "" where it passed; figures: by name, for the record."""
+
+    wrong: str = ""
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+def loss(bench: Bench) -> Outcome:
+    """Loss and gradient of one batch on the device, beside the CPU's in fp32."""
+    recipe = bench.recipe(bench.sizes.depths[0])
+    rows = RandomRows(recipe).batch(0, range(1), 1)
+    figures: dict[str, Any] = {}
+    expected = _loss_and_norm(Bench("cpu", bench.sizes), rows, "float32")
+    wrong = []
+    for dtype in ("float32", "bfloat16") if bench.device == "cuda" else ("float32",):
+        found = _loss_and_norm(bench, rows, dtype)
+        errors = [abs(a / b - 1) for a, b in zip(found, expected, strict=True)]
+        figures |= {f"{dtype}_loss_error": errors[0], f"{dtype}_gradient_error": errors[1]}
+        if errors[0] > LOSS_ERROR[dtype] or errors[1] > GRADIENT_ERROR[dtype]:
+            wrong.append(f"{dtype}: loss off by {errors[0]:.2%}, gradient by {errors[1]:.2%}")
+    return Outcome("; ".join(wrong), figures)
+
+
+def _loss_and_norm(bench: Bench, rows: Any, dtype: str) -> tuple[float, float]:
+    """(loss a token, norm of the gradient) of rows."""
+    trainer, _ = bench.trainer(bench.sizes.depths[0], train__dtype=dtype)
+    disturb(trainer.model)
+    tokens, targets = (x.contiguous().to(bench.device) for x in (rows.inputs, rows.targets))
+    mean = trainer.model(tokens, targets) / targets.numel()
+    mean.backward()
+    return float(mean.detach()), float(trainer.optimizer.clip())
+
+
+def masks(bench: Bench) -> Outcome:
+    """FlexAttention's block masks (windows, documents) beside dense masks, forward and backward."""
+    sizes = bench.sizes
+    dtype = torch.bfloat16 if bench.device == "cuda" else torch.float32
+    torch.manual_seed(0)
+    shape = (2, 2, sizes.seq_len, sizes.head_dim)
+    q, k, v, weight = (torch.randn(shape, device=bench.device).to(dtype) for _ in range(4))
+    documents = torch.arange(sizes.seq_len, device=bench.device) * 5 // sizes.seq_len
+    documents = documents.expand(2, -1).contiguous().int()
+    positions = torch.arange(sizes.seq_len, device=bench.device)[None]
+    errors = {}
+    for name, window, packed in (
+        ("window", sizes.window // 2, None),
+        ("documents", None, documents),
+        ("both", sizes.window // 2, documents),
+    ):
+        block = attention.block_mask(sizes.seq_len, window, packed, q.device)
+        dense = attention.dense_mask(positions, window, packed, None)
+        pairs = zip(
+            _attended(q, k, v, block, weight), _attended(q, k, v, dense, weight), strict=True
+        )
+        errors[name] = max(float((a - b).abs().max()) for a, b in pairs)
+    bound = MASK_ERROR[str(dtype).removeprefix("torch.")]
+    off = [f"{name} by {error:.3g}" for name, error in errors.items() if not error <= bound]
+    return Outcome("off: " + ", ".join(off) if off else "", errors)
+
+
+def _attended(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, weight: torch.Tensor
+) -> list[torch.Tensor]:
+    """The output of attention and the gradients of its three inputs, in fp32; on a CPU Flex has no backward pass."""
+    if q.device.type == "cpu":
+        return [attention.attend(q, k, v, mask).float()]
+    inputs = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+    out = attention.attend(*inputs, mask)
+    out.backward(weight)
+    gradients = [x.grad.float() for x in inputs if x.grad is not None]
+    return [out.detach().float(), *gradients]
+
+
+def deterministic(bench: Bench) -> Outcome:
+    """The same steps twice, in deterministic mode: the same weights, to the bit."""
+    hashes = []
+    for _ in range(2):
+        trainer, _ = bench.trainer(bench.sizes.depths[0], train__deterministic=True)
+        timed_steps(bench, trainer)
+        hashes.append(digest(trainer.model))
+    wrong = "" if hashes[0] == hashes[1] else "two runs of the same steps end in different weights"
+    return Outcome(wrong, {"weights_sha256": hashes})
+
+
+def resume(bench: Bench) -> Outcome:
+    """A run that is stopped, saved and continued ends in the weights of one that is not."""
+    with tempfile.TemporaryDirectory(prefix="paribus-card-") as name:
+        whole = _run(bench, Path(name) / "whole", ALL)
+        _run(bench, Path(name) / "cut", FIRST)
+        cut = _run(bench, Path(name) / "cut", ALL)
+    wrong = "" if whole == cut else "a continued run ends in different weights"
+    return Outcome(wrong, {"weights_sha256": [whole, cut]})
+
+
+def _run(bench: Bench, folder: Path, steps: int) -> str:
+    """Train to a step, from the newest state in a folder; the hash of the weights."""
+    trainer, _ = bench.trainer(bench.sizes.depths[0], train__deterministic=True)
+    store = StateStore(folder, 1)
+    plan = Plan(steps, lambda step: 1.0, 1.0, 1.0, save_seconds=0.0)
+    loop = trainer.loop(store, Interrupt(), [], plan)
+    state = store.load()
+    if state is not None:
+        loop.restore(state)
+    loop.run()
+    store.wait()
+    return digest(trainer.model)
+
+
+def speeds(bench: Bench) -> Outcome:
+    """Tokens per second and MFU at each depth, without deterministic kernels."""
+    figures: dict[str, Any] = {}
+    for depth in bench.sizes.depths:
+        figures |= _speed(bench, depth, f"d{depth}", train__deterministic=False)
+    return Outcome("", figures)
+
+
+def determinism_cost(bench: Bench) -> Outcome:
+    """The same at the first depth with deterministic kernels."""
+    depth = bench.sizes.depths[0]
+    return Outcome("", _speed(bench, depth, f"d{depth}", train__deterministic=True))
+
+
+def _speed(bench: Bench, depth: int, name: str, **changes: Any) -> dict[str, Any]:
+    trainer, hardware = bench.trainer(depth, train__compile=bench.compiles, **changes)
+    seconds = timed_steps(bench, trainer)
+    figures = speed(bench, trainer.recipe, hardware, seconds)
+    figures["peak_memory_bytes"] = peak_memory_bytes(trainer.model.device)
+    return {f"{name}_{key}": value for key, value in figures.items()}
+
+
+def peer(bench: Bench) -> Outcome:
+    """Tokens per second of nanochat at each depth, on tokens that are on the card already."""
+    assert bench.peer is not None, "asked for with a checkout alone"
+    sizes, figures = bench.sizes, {}
+    for depth in sizes.depths:
+        shape = PeerShape(
+            depth,
+            64 * depth,
+            sizes.head_dim,
+            sizes.vocab_size,
+            sizes.seq_len,
+            sizes.rows,
+            window_pattern="SSSL",
+        )
+        step, _ = peer_step(bench.peer, shape, bench.device, bench.compiles, sizes.passes)
+        for _ in range(sizes.warmup):
+            step()
+        seconds = [seconds_of(step, bench) for _ in range(sizes.steps)]
+        figures[f"d{depth}_tokens_per_second"] = sizes.step_tokens / statistics.median(seconds)
+    return Outcome("", figures)
+
+
+def memory(bench: Bench) -> Outcome:
+    """The most that the allocator handed out in a step, beside the plan, over a grid of depths and rows."""
+    figures: dict[str, Any] = {}
+    wrong = []
+    for depth, rows in bench.sizes.grid:
+        changes = {"pretrain__device_batch_size": rows, "model__window_pattern": "L"}
+        if bench.device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        trainer, hardware = bench.trainer(depth, **changes)
+        timed_steps(bench, trainer)
+        measured, planned = peak_memory_bytes(trainer.model.device), _planned(trainer, rows)
+        figures[f"d{depth}_rows{rows}_measured_to_planned"] = measured / planned
+        del trainer
+        if hardware.device == "cuda" and abs(measured / planned - 1) > MEMORY_ERROR:
+            wrong.append(f"d{depth} with {rows} rows takes {measured / planned:.2f} of the plan")
+    return Outcome("; ".join(wrong), figures)
+
+
+def _planned(trainer: Trainer, rows: int) -> int:
+    """Bytes of a step by the planner, without its reserve."""
+    recipe, model = trainer.recipe, trainer.model
+    batch = Batch(
+        rows,
+        recipe.architecture.seq_len,
+        model.compute_dtype.itemsize,
+        cuda=model.device.type == "cuda",
+    )
+    planned = training_step(
+        recipe.architecture,
+        recipe.vocab_size,
+        recipe.config.optimizer,
+        batch,
+        accumulate=recipe.rows("pretrain") > rows,
+        checkpointing=False,
+    )
+    return planned.tensors
+
+
+def device_batch(bench: Bench) -> Outcome:
+    """Whether the largest device batch that the planner promises fits, and the speed of smaller ones."""
+    sizes = bench.sizes
+    depth = sizes.depths[0]
+    recipe = bench.recipe(depth, pretrain__batch_tokens=32 * sizes.step_tokens)
+    trainer, hardware = bench.trainer(depth)
+    total = _memory_of(bench)
+    most = max_device_batch(recipe, "pretrain", total, device=bench.device, dtype=hardware.dtype)
+    tried = candidates(recipe.rows("pretrain"), most)[-3:]
+    figures: dict[str, Any] = {"planned": most}
+    wrong = ""
+    for rows in tried:
+        batch = RandomRows(recipe).batch(0, range(rows), rows)
+        tokens, targets = (x.contiguous().to(bench.device) for x in (batch.inputs, batch.targets))
+
+        def pass_through(tokens: torch.Tensor = tokens, targets: torch.Tensor = targets) -> None:
+            (trainer.model(tokens, targets) / targets.numel()).backward()
+
+        try:
+            pass_through()
+            seconds = seconds_of(pass_through, bench)
+        except torch.OutOfMemoryError:
+            wrong = f"{rows} rows, of {most} that the plan promises, are out of memory"
+            break
+        trainer.optimizer.zero_grad()
+        figures[f"rows{rows}_tokens_per_second"] = tokens.numel() / seconds
+    return Outcome(wrong, figures)
+
+
+def _memory_of(bench: Bench) -> int:
+    """Bytes of the card that are free now, what this process holds included; on a CPU a small figure that tries the code."""
+    if bench.device != "cuda":
+        return 2**30
+    free, _ = torch.cuda.mem_get_info()
+    return free + torch.cuda.memory_reserved()
+
+
+def sampling(bench: Bench) -> Outcome:
+    """Tokens per second of answers decoded side by side."""
+    trainer, _ = bench.trainer(bench.sizes.depths[0])
+    disturb(trainer.model)
+    settings = TokenizerSettings(vocab_size=270, max_digits=1, train_megabytes=0.1)
+    engine = Engine(trainer.model.eval(), train_tokenizer(["one and one is two"] * 9, settings))
+    figures = {}
+    for rows in bench.sizes.samples:
+        began = time.perf_counter()
+        answers = engine.generate(
+            [[1, 2, 3, 4]],
+            samples=rows,
+            max_new_tokens=bench.sizes.new_tokens,
+            temperature=1.0,
+            stop=set(),
+            tools=False,
+        )
+        bench.synchronise()
+        made = sum(len(answer.tokens) for answer in answers[0])
+        figures[f"rows{rows}_tokens_per_second"] = made / (time.perf_counter() - began)
+    return Outcome("", figures)
+
+
+def saving(bench: Bench) -> Outcome:
+    """How long a save holds up training, and how long it takes to be on disk."""
+    trainer, _ = bench.trainer(bench.sizes.depths[0])
+    timed_steps(bench, trainer)
+    tensors = {f"model.{name}": p for name, p in trainer.model.named_parameters()}
+    tensors |= trainer.optimizer.full_state()
+    with tempfile.TemporaryDirectory(prefix="paribus-card-") as name:
+        store = StateStore(Path(name), 1)
+        stalled = seconds_of(lambda: store.save(1, tensors, {}), bench)
+        began = time.perf_counter()
+        store.wait()
+        written = time.perf_counter() - began
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    figures = {"stall_seconds": stalled, "write_seconds": written, "state_bytes": size}
+    return Outcome("", figures)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check: what it is called, what it says in a page, how long it may take, and what to change where it fails."""
+
+    name: str
+    run: Callable[[Bench], Outcome]
+    cure: str
+    seconds: int = 120
+
+    @property
+    def title(self) -> str:
+        """What it looks at, as its function says."""
+        return (self.run.__doc__ or self.name).splitlines()[0].rstrip(".")
+
+
+CHECKS = (
+    Check("loss", loss, "train.dtype: float32; if that is off too, another build of torch"),
+    Check("masks", masks, "model.window_pattern: L, and no packed rows"),
+    Check("deterministic", deterministic, "train.compile: false, then train.deterministic: false"),
+    Check("resume", resume, "train.compile: false, then train.deterministic: false"),
+    Check("speed", speeds, "train.compile: false; pretrain.device_batch_size: smaller", 240),
+    Check("peer", peer, "nothing of ours: nanochat's checkout or its dependencies", 240),
+    Check("memory", memory, "pretrain.device_batch_size: smaller than `paribus plan` says"),
+    Check("device_batch", device_batch, "pretrain.device_batch_size: smaller"),
+    Check("sampling", sampling, "rl.rollout_rows and eval.gsm8k.rows: smaller"),
+    Check("saving", saving, "train.save_seconds: larger"),
+    Check("determinism_cost", determinism_cost, "train.deterministic: false", 240),
+)

@@ -1,0 +1,106 @@
+"""`paribus doctor --gpu`, at the smallest sizes on a CPU: every check runs, finds what is wrong, and the page says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from paribus.card import checks, examination
+from paribus.card.bench import SIZES, Bench
+from paribus.cli.commands import commands
+from paribus.errors import UserError
+from paribus.model import attention
+
+BENCH = Bench("cpu", SIZES["cpu"])
+SAID: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def in_the_checkout(project_root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """As a user calls it; what a check sets for its process is undone."""
+    monkeypatch.chdir(project_root)
+    mode, threads = torch.get_deterministic_debug_mode(), torch.get_num_threads()
+    yield
+    torch.set_deterministic_debug_mode(mode)
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    "check", [check for check in checks.CHECKS if check.name != "peer"], ids=lambda one: one.name
+)
+def test_a_check_passes_where_all_is_right_and_has_figures(check: checks.Check) -> None:
+    outcome = check.run(BENCH)
+    assert outcome.wrong == ""
+    assert outcome.figures
+
+
+def test_a_wrong_mask_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = attention.block_mask
+
+    def one_key_more(length: int, window: int | None, *rest: Any) -> Any:
+        return right(length, window and window + 1, *rest)
+
+    monkeypatch.setattr(attention, "block_mask", one_key_more)
+    assert "window by" in checks.masks(BENCH).wrong
+
+
+def test_a_run_that_forgets_its_momenta_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    from paribus.train.optim import MuonAdamW
+
+    real = MuonAdamW.load_state
+    monkeypatch.setattr(MuonAdamW, "load_state", lambda self, _, updates: real(self, {}, updates))
+    assert "different weights" in checks.resume(BENCH).wrong
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    """A record of one check."""
+    check = {
+        "name": "masks",
+        "title": "Block masks",
+        "state": "passed",
+        "seconds": 1.0,
+        "wrong": "",
+        "cure": "",
+        "figures": {"window": 0.01},
+        "last_words": "",
+    }
+    return {"card": "A card", "checks": [check | changes]}
+
+
+def test_the_page_names_the_key_to_change_and_the_last_words() -> None:
+    bad = record(
+        state="broken", wrong="exit status 1", cure="model.window_pattern: L", last_words="Boom|"
+    )
+    page = examination.page(bad)
+    assert "**broken**: exit status 1; change model.window_pattern: L" in page
+    assert "```\nBoom|\n```" in page
+    assert not examination.all_passed(bad)
+
+
+def test_a_check_that_was_not_reached_is_no_failure() -> None:
+    late = record(state="not reached")
+    assert "| not reached |" in examination.page(late)
+    assert examination.all_passed(late)
+
+
+def test_a_check_that_breaks_down_keeps_its_last_words_and_the_others_run() -> None:
+    broken = checks.Check("no-such-check", checks.loss, "a key")
+    result = examination.run_check(broken, "cpu", None, 60)
+    assert result.state == "broken"
+    assert "ValueError" in result.last_words
+
+
+def test_a_folder_that_is_no_nanochat_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no nanochat/gpt.py"):
+        examination.examine("cpu", 1.0, tmp_path, SAID.append)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_without_a_card_the_command_says_what_tries_it() -> None:
+    ended = CliRunner().invoke(commands, ["doctor", "--gpu"])
+    assert ended.exit_code == 2
+    assert "--device cpu tries every check" in ended.stderr

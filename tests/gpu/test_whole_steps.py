@@ -1,0 +1,203 @@
+"""Whole steps on the null device: training, RL's gradient and an evaluation's passes as a stage does them.
+
+Nothing is compared: kernels compute nothing, so that sampling, which follows values, cannot run. What raises here raises
+on a card: a kernel that does not fit it, an operation that is not deterministic, tensors on two devices, a host that
+waits for the card within a step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.checkout import ROOT
+from support.talker import PROBLEMS, talker
+
+from paribus.config import load_config
+from paribus.config.profiles import profile_overrides
+from paribus.errors import explained
+from paribus.machine.hardware import Hardware, detect_hardware
+from paribus.machine.process import set_up_process
+from paribus.model import kernels
+from paribus.model.gpt import GPT
+from paribus.recipe import Recipe
+from paribus.train.checkpoint import StateStore
+from paribus.train.objectives import MicroBatch, PolicyGradient, Work
+from paribus.train.rollout import Rollout, rollout
+from paribus.train.stepper import AheadStepper, PlainStepper, make_stepper, pinned
+from paribus.train.trainer import RandomRows, Trainer, next_token
+
+pytestmark = [
+    pytest.mark.skipif(
+        "NULL_CUDA" not in os.environ,
+        reason="needs torch's CUDA build (3 GB) and the null device: make gpu-dry-run",
+    ),
+    pytest.mark.timeout(1800),
+]
+PROFILES = sorted(path.stem for path in (ROOT / "experiments/profiles").glob("*.yaml"))
+SMALL = {"model.depth": 2, "train.device": "cuda", "train.compile": False}
+VOCAB = 512
+# One value of each switch that is not the default's; those of kernels with variants of their own come first.
+SWITCHES: dict[str, Any] = {
+    "model.n_kv_heads": 1,
+    "model.attention_softcap": 20.0,
+    "model.window_pattern": "L",
+    "model.mlp": "relu2",
+    "model.mlp_bias": True,
+    "model.qkv_bias": True,
+    "model.out_bias": True,
+    "model.parallel_blocks": True,
+    "model.norm": "layer",
+    "model.norm_position": "sandwich",
+    "model.norm_gain": True,
+    "model.qk_norm": False,
+    "model.qk_gain": True,
+    "model.attention_gate": "head",
+    "model.head_gain": True,
+    "model.value_residual": True,
+    "model.position": "learned",
+    "model.rotary_fraction": 0.5,
+    "model.value_embeddings": "none",
+    "model.tied_head": True,
+    "model.embedding_norm": False,
+    "model.softcap": 0.0,
+    "model.mlp_dropout": 0.1,
+    "model.recurrence": 2,
+    "optimizer.kind": "adamw",
+    "optimizer.weight_decay": 0.1,
+    "optimizer.cautious_weight_decay": True,
+    "optimizer.clip_value": 1.0,
+    "train.activation_checkpointing": True,
+    "train.deterministic": False,
+    "train.dtype": "float32",
+    "pretrain.z_loss": 1e-4,
+    "pretrain.label_smoothing": 0.1,
+}
+
+
+def set_up(overrides: dict[str, Any]) -> tuple[Recipe, Hardware, GPT]:
+    """A model on the card, in a process as a stage sets it up."""
+    config = load_config(ROOT / "params.yaml", overrides)
+    hardware = detect_hardware(config.train)
+    set_up_process(hardware, config.seed)
+    recipe = Recipe.of(config, VOCAB)
+    model = GPT(recipe.architecture, VOCAB, getattr(torch, hardware.dtype))
+    model.activation_checkpointing = config.train.activation_checkpointing
+    model = model.to("cuda")
+    model.initialise(config.seed)
+    return recipe, hardware, model.train()
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    """The host may not wait for the card: torch raises where it does."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def take_steps(recipe: Recipe, hardware: Hardware, model: GPT, stage: str, rows: int) -> None:
+    """Two steps, of which the second, where all is set up, must not wait."""
+    objective = next_token(RandomRows(recipe), recipe, stage)
+    trainer = Trainer(recipe, stage, model, objective, hardware)
+    stepper = make_stepper(model, trainer.forward, trainer.optimizer, objective, 1)
+    assert isinstance(stepper, AheadStepper)
+    work = pinned(few_rows(recipe, rows, packed=stage != "pretrain"))
+    assert all(micro.tokens.is_pinned() for micro in work.micro_batches)
+    stepper.submit(1, work, 1.0)
+    stepper.flush()
+    with without_waiting():
+        stepper.submit(2, work, 1.0)
+    stepper.flush()
+
+
+def few_rows(recipe: Recipe, rows: int, packed: bool) -> Work:
+    """Two small micro-batches of a step; with the documents of each token where rows are packed."""
+    batch = RandomRows(recipe).batch(0, range(rows), rows)
+    documents = torch.zeros_like(batch.inputs, dtype=torch.int32) if packed else None
+    micro = MicroBatch(batch.inputs.contiguous(), batch.targets.contiguous(), documents)
+    return Work([micro, micro], float(2 * batch.targets.numel()), 2 * batch.targets.numel())
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_step_of_each_profile_does_not_wait_for_the_card(profile: str, stage: str) -> None:
+    take_steps(*set_up(profile_overrides(profile) | SMALL), stage, rows=2)
+
+
+@pytest.mark.parametrize("key", SWITCHES)
+def test_a_step_of_each_switch_does_not_wait_for_the_card(key: str) -> None:
+    take_steps(*set_up(SMALL | {key: SWITCHES[key]}), "pretrain", rows=2)
+
+
+@pytest.mark.parametrize("pattern", ["L", "SL"])
+def test_an_rl_step_goes_through(pattern: str) -> None:
+    """The gradient of answers that a CPU has sampled: sampling follows values, of which there are none here."""
+    recipe, hardware, model = set_up(SMALL | {"model.window_pattern": pattern})
+    cfg = dataclasses.replace(
+        recipe.config.rl, questions_per_step=5, samples_per_question=4, max_new_tokens=50
+    )
+
+    def sample(step: int) -> Rollout:
+        return rollout(talker(), PROBLEMS, cfg=cfg, seed=1, step=step)
+
+    objective = PolicyGradient(sample, device_batch_size=2)
+    trainer = Trainer(recipe, "rl", model, objective, hardware)
+    stepper = make_stepper(model, trainer.forward, trainer.optimizer, objective, 1)
+    assert isinstance(stepper, PlainStepper)
+    work = objective.work(1)
+    assert work.micro_batches
+    stepper.submit(1, work, 1.0)
+
+
+def test_an_evaluation_s_forward_passes_go_through() -> None:
+    """Of several rows and of one, as validation and sampling have them."""
+    _, _, model = set_up(SMALL)
+    with torch.inference_mode():
+        for rows in (2, 1):
+            tokens = torch.zeros(rows, 200, dtype=torch.int64, device="cuda")
+            model.eval().logits(model.hidden(tokens))
+
+
+def test_more_memory_than_the_cap_is_a_problem_in_words() -> None:
+    torch.cuda.set_per_process_memory_fraction(0.01)
+    try:
+        with pytest.raises(torch.OutOfMemoryError) as caught:
+            torch.empty(2**32, dtype=torch.uint8, device="cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    refusal = explained(caught.value)
+    assert refusal is not None
+    assert "out of memory" in refusal.problems[0]
+
+
+def test_a_state_saved_from_the_card_is_read_back_onto_it(tmp_path: Path) -> None:
+    recipe, hardware, model = set_up(SMALL)
+    trainer = Trainer(
+        recipe, "pretrain", model, next_token(RandomRows(recipe), recipe, "pretrain"), hardware
+    )
+    model(*(torch.zeros(1, 64, dtype=torch.int64, device="cuda"),) * 2).backward()
+    trainer.optimizer.step(1.0)
+    store = StateStore(tmp_path, 1)
+    store.save(1, trainer.optimizer.full_state(), {})
+    store.wait()
+    state = store.load()
+    assert state is not None
+    trainer.optimizer.load_state(state.tensors, trainer.optimizer.updates)
+    assert all(tensor.is_cuda for tensor in trainer.optimizer.state.values())
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """No variant that an earlier test has compiled counts towards the limit."""
+    torch._dynamo.reset()
+    kernels.flex_of.cache_clear()
+    yield
