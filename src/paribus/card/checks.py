@@ -101,10 +101,10 @@ def _attended(
     """The output of attention and the gradients of its three inputs, in fp32; on a CPU Flex has no backward pass."""
     if q.device.type == "cpu":
         return [attention.attend(q, k, v, mask).float()]
-    inputs = [x.detach().clone().requires_grad_() for x in (q, k, v)]
-    out = attention.attend(*inputs, mask)
+    q, k, v = (x.detach().clone().requires_grad_() for x in (q, k, v))
+    out = attention.attend(q, k, v, mask)
     out.backward(weight)
-    gradients = [x.grad.float() for x in inputs if x.grad is not None]
+    gradients = [x.grad.float() for x in (q, k, v) if x.grad is not None]
     return [out.detach().float(), *gradients]
 
 
@@ -290,7 +290,8 @@ def saving(bench: Bench) -> Outcome:
     """How long a save holds up training, and how long it takes to be on disk."""
     trainer, _ = bench.trainer(bench.sizes.depths[0])
     timed_steps(bench, trainer)
-    tensors = {f"model.{name}": p for name, p in trainer.model.named_parameters()}
+    tensors: dict[str, torch.Tensor] = {}
+    tensors |= {f"model.{name}": p.detach() for name, p in trainer.model.named_parameters()}
     tensors |= trainer.optimizer.full_state()
     with tempfile.TemporaryDirectory(prefix="paribus-card-") as name:
         store = StateStore(Path(name), 1)

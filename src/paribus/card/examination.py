@@ -20,6 +20,7 @@ from paribus.files import write_atomic
 from paribus.journal import write_json
 from paribus.machine.hardware import available_cores, cpu_name
 from paribus.machine.provenance import git_state
+from paribus.model.kernels import shared_memory
 from paribus.pages.markdown import cell, fenced
 from paribus.places import state_root
 
@@ -130,7 +131,7 @@ def _machine(device: str) -> dict[str, Any]:
             "card": properties.name,
             "memory_bytes": properties.total_memory,
             "compute_capability": f"{properties.major}.{properties.minor}",
-            "shared_memory_bytes": properties.shared_memory_per_block_optin,
+            "shared_memory_bytes": shared_memory(torch.device("cuda")),
             "cuda": torch.version.cuda,
         }
     return about

@@ -69,7 +69,7 @@ def peer_step(
 
     def step() -> torch.Tensor:
         for _ in range(micro_batches):
-            loss = forward(*batch())
+            loss: torch.Tensor = forward(*batch())
             (loss / micro_batches).backward()
         optimizer.step()
         model.zero_grad(set_to_none=True)
