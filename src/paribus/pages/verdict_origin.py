@@ -146,7 +146,7 @@ def unequal_noise(found: Sequence[ArmVerdict]) -> list[str]:
         more, less = (arm.name, "the baseline") if own > base else ("the baseline", arm.name)
         named.append(
             f"values of {more} spread {max(own, base) / min(own, base):.1f} times as much as those of {less}: if they are skewed "
-            f"as well, the verdict on {arm.name} is wrong more often than alpha says; more seeds show it"
+            f"as well, the verdict on {arm.name} is wrong more often than alpha says; `skewed: true` bears that"
         )
     return named
 
