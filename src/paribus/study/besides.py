@@ -213,7 +213,7 @@ class Besides:
     def may_be_best(self) -> list[str]:
         """The arms, and the baseline, of which none is shown to be worse than another one; [] for fewer than two arms."""
         names = self.experiment.names
-        if len(names) < 3 or not any(effect.looks for effect in self.judged.effects.values()):
+        if len(names) < 3 or not any(self._end(arm)[1] for arm in self.experiment.arms):
             return []
         worst = dict.fromkeys(names, 1.0)
         for one, other in combinations(names, 2):
