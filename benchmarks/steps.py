@@ -78,6 +78,7 @@ def switched_off() -> dict[str, Any]:
 
 OPTIMIZER = Optimizer(
     kind="muon",
+    arguments={},
     matrix_lr=0.02,
     adamw_matrix_lr=0.002,
     embedding_lr=0.2,
@@ -94,8 +95,16 @@ OPTIMIZER = Optimizer(
     beta2=0.95,
     eps=1e-10,
     muon_momentum=0.95,
+    muon_nesterov=True,
     muon_iterations=5,
+    muon_coefficients="jordan",
+    muon_scaling="tall",
+    muon_normalisation="none",
+    muon_beta2=0.95,
+    muon_hyperball=False,
     grad_clip=1.0,
+    ema_decay=0.0,
+    evaluate="weights",
 )
 
 

@@ -93,7 +93,8 @@ FLIPS: dict[str, list[Any]] = {
     "model.mlp_dropout": [0.2],
     "model.residual_dropout": [0.2],
     "model.embedding_dropout": [0.2],
-    "optimizer.kind": ["adamw", "muon"],
+    "optimizer.kind": ["adamw", "muon", "torch.optim.SGD"],
+    "optimizer.arguments": [{"momentum": 0.9}],
     "optimizer.matrix_lr": [0.08],
     "optimizer.adamw_matrix_lr": [0.008],
     "optimizer.embedding_lr": [0.05],
@@ -110,12 +111,24 @@ FLIPS: dict[str, list[Any]] = {
     "optimizer.beta2": [0.99],
     "optimizer.eps": [1e-3],
     "optimizer.muon_momentum": [0.6],
+    "optimizer.muon_nesterov": [False],
     "optimizer.muon_iterations": [2],
+    "optimizer.muon_coefficients": ["newton_schulz", "polar_express"],
+    "optimizer.muon_scaling": ["spectral", "rms", "none"],
+    "optimizer.muon_normalisation": ["rows", "columns"],
+    "optimizer.muon_beta2": [0.5],
+    "optimizer.muon_hyperball": [True, False],
     "optimizer.grad_clip": [0.0, 0.01],
+    "optimizer.ema_decay": [0.9, 0.0],
+    "optimizer.evaluate": ["ema", "weights"],
 }
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "adamw": {"optimizer.kind": "adamw"},
+    "a library's optimizer": {"optimizer.kind": "torch.optim.SGD"},
+    "NorMuon": {"optimizer.muon_normalisation": "rows"},
+    "hyperball": {"optimizer.muon_hyperball": True, "model.initialisation": "orthogonal"},
+    "average": {"optimizer.ema_decay": 0.9},
     "learned positions": {"model.position": "learned"},
     "no positions": {"model.position": "none"},
     "all see everything": {"model.window_pattern": "L"},
@@ -163,7 +176,8 @@ def training(values: dict[str, Any]) -> Iterator[str]:
         optimizer.clip()
         optimizer.step(0.5)
         optimizer.zero_grad()
-        yield said(model)
+        with optimizer.evaluated():
+            yield said(model) + averages(optimizer)
 
 
 def said(model: GPT) -> str:
@@ -171,6 +185,13 @@ def said(model: GPT) -> str:
         f"{name} {tuple(tensor.shape)} {tensor.double().sum().item()!r} {tensor.norm().item()!r}"
         for name, tensor in model.named_parameters()
     )
+
+
+def averages(optimizer: MuonAdamW) -> str:
+    """The averaged weights, which a checkpoint holds beside the others."""
+    kept = optimizer.full_state()
+    names = sorted(name for name in kept if name.startswith("ema."))
+    return "\n".join(f"{name} {kept[name].double().sum().item()!r}" for name in names)
 
 
 def differ(base: list[str], values: dict[str, Any]) -> bool:
@@ -295,7 +316,7 @@ def arms(*overrides: dict[str, Any]) -> list[str]:
     ("change", "said"),
     [
         ({"optimizer.adamw_matrix_lr": 0.1}, "read only with optimizer.kind: adamw"),
-        ({"optimizer.kind": "adamw", "optimizer.matrix_lr": 0.1}, "read only with optimizer.kind: muon"),
+        ({"optimizer.kind": "adamw", "optimizer.matrix_lr": 0.1}, "read only with an optimizer.kind other"),
         ({"pretrain.tokens_per_parameter": 5}, "read only with pretrain.steps: null"),
         ({"model.window": 16, "model.window_pattern": "L"}, "model.window is read only with a letter S"),
         ({"model.mlp_ratio": 4.01}, "the baseline computes the same"),

@@ -10,7 +10,8 @@ import torch
 
 from paribus.config import Config, resolve_model
 from paribus.model.gpt import GPT
-from paribus.train.optim import MuonAdamW, orthogonalise, parameter_groups
+from paribus.train.muon import orthogonalise
+from paribus.train.optim import MuonAdamW, parameter_groups
 from paribus.train.schedule import lr_factor
 
 

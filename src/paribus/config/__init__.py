@@ -16,6 +16,7 @@ from paribus.config.derived import (
 )
 from paribus.config.effects import changes, effective, inert, inert_problems, merge_problems
 from paribus.config.keys import key
+from paribus.config.libraries import is_foreign, library, library_version, signature_of
 from paribus.config.parsing import (
     allowed,
     fingerprint,
@@ -80,7 +81,10 @@ __all__ = [
     "flatten",
     "inert",
     "inert_problems",
+    "is_foreign",
     "key",
+    "library",
+    "library_version",
     "load_config",
     "merge",
     "merge_problems",
@@ -96,4 +100,5 @@ __all__ = [
     "read_yaml",
     "resolve_model",
     "resolve_pretrain",
+    "signature_of",
 ]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from paribus.config.conditions import heads, width
+from paribus.config.libraries import is_foreign, kind_problems
 from paribus.config.schema import Config, Conversations, Optimizer
 from paribus.config.sources import Archive, HubFiles, source_problem
 from paribus.curriculum import CONVERSATION_STAGES, SUPERVISED_STAGES, TRAINING_STAGES
@@ -191,6 +192,33 @@ def tf32_is_of_float32(config: Config) -> Iterator[str]:
         yield f"train.tf32: true is for CUDA cards, and train.device is {train.device}"
 
 
+def optimizer_is_there(config: Config) -> Iterator[str]:
+    """A library's optimiser is installed, and takes the arguments that it is given."""
+    yield from kind_problems(config.optimizer.kind, config.optimizer.arguments)
+
+
+def optimizer_takes_shards(config: Config) -> Iterator[str]:
+    """A library's optimiser needs whole matrices that stay where they are."""
+    kind = config.optimizer.kind
+    if is_foreign(kind) and config.train.sharding == "fsdp" and config.train.processes > 1:
+        yield (
+            f"optimizer.kind: {escaped(kind)} does not go with train.sharding: fsdp, as it keeps the state of whole "
+            "matrices; set ddp, or muon or adamw"
+        )
+
+
+def norms_are_above_zero(config: Config) -> Iterator[str]:
+    """The norm that a matrix keeps is the one that it starts with."""
+    optimizer = config.optimizer
+    if optimizer.kind != "muon" or not optimizer.muon_hyperball:
+        return
+    if config.model.initialisation == "zero_outputs":
+        yield (
+            "optimizer.muon_hyperball: true does not go with model.initialisation: zero_outputs: a matrix that starts "
+            "at zero would stay there; set another initialisation"
+        )
+
+
 def cores_for_processes(config: Config) -> Iterator[str]:
     """On a CPU each process runs its own threads."""
     train = config.train
@@ -255,7 +283,7 @@ def passes_fit_memory(name: str) -> Rule:
 
 def _decaying_rates(optimizer: Optimizer) -> list[str]:
     """Keys of the rates of what decays."""
-    rates = ["matrix_lr" if optimizer.kind == "muon" else "adamw_matrix_lr"]
+    rates = ["adamw_matrix_lr" if optimizer.kind == "adamw" else "matrix_lr"]
     if optimizer.weight_decay and optimizer.weight_decay_of != "matrices":
         rates += ["embedding_lr", "head_lr"]
     if optimizer.weight_decay and optimizer.weight_decay_of == "all":
@@ -473,6 +501,9 @@ RULES: tuple[Rule, ...] = (
     passes_are_bounded,
     compiled_shards,
     tf32_is_of_float32,
+    optimizer_is_there,
+    optimizer_takes_shards,
+    norms_are_above_zero,
     cores_for_processes,
     world_has_no_choice,
     paths_are_sources,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from paribus.config.libraries import is_foreign
 from paribus.config.limits import STEPS
 from paribus.launched import launched
 
@@ -72,6 +73,25 @@ EMBEDDED_AS_IT_IS = Condition(
 )
 MUON = Condition("optimizer.kind: muon", lambda optimizer, _: optimizer.kind == "muon")
 ADAMW = Condition("optimizer.kind: adamw", lambda optimizer, _: optimizer.kind == "adamw")
+NOT_ADAMW = Condition(
+    "an optimizer.kind other than adamw", lambda optimizer, _: optimizer.kind != "adamw"
+)
+FOREIGN = Condition("a class as optimizer.kind", lambda optimizer, _: is_foreign(optimizer.kind))
+MUON_MOMENTUM = Condition(
+    "optimizer.kind: muon and optimizer.muon_momentum above 0",
+    lambda optimizer, _: optimizer.kind == "muon" and optimizer.muon_momentum > 0,
+)
+MUON_SCALED = Condition(
+    "optimizer.kind: muon and optimizer.muon_hyperball: false",
+    lambda optimizer, _: optimizer.kind == "muon" and not optimizer.muon_hyperball,
+)
+NORMUON = Condition(
+    "optimizer.kind: muon and an optimizer.muon_normalisation",
+    lambda optimizer, _: optimizer.kind == "muon" and optimizer.muon_normalisation != "none",
+)
+AVERAGED = Condition(
+    "optimizer.ema_decay above 0", lambda optimizer, _: optimizer.ema_decay > 0
+)
 DECAY = Condition("optimizer.weight_decay above 0", lambda optimizer, _: optimizer.weight_decay > 0)
 EMBEDDINGS = Condition(
     "an untied token embedding (model.tied_head: false), model.position: learned, or model.value_embeddings",

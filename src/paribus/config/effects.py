@@ -58,6 +58,8 @@ def effective(config: Config) -> dict[str, Any]:
     values = flatten(config) | flatten(model, "model.")
     for key in (*inert(config), "model.aspect_ratio"):  # which the width stands for
         values.pop(key, None)
+        for below in [name for name in values if name.startswith(f"{key}.")]:
+            values.pop(below)
     optimizer = config.optimizer
     values.pop("optimizer.lr_reference_width", None)
     values["optimizer.lr_width_exponent"] = (

@@ -201,8 +201,9 @@ def _wrong_item(hint: object, value: object, path: str) -> tuple[str, str]:
             if _as_type(kind, item) is None:
                 return f"{path}.{escaped(name)}", shown(item)
     if origin is list and isinstance(value, list):
+        kind = typing.get_args(hint)[0]
         for number, item in enumerate(value):
-            if _as_type(str, item) is None:
+            if _as_type(kind, item) is None:
                 return f"{path}[{number}]", shown(item)
     return path, shown(value)
 
@@ -212,8 +213,10 @@ def _as_type(hint: Any, value: object) -> Any:
     origin = typing.get_origin(hint)
     if origin is Literal:
         return value if isinstance(value, str) and value in typing.get_args(hint) else None
+    if origin is types.UnionType:
+        return _as_any_of(typing.get_args(hint), value)
     if origin is list:
-        return _as_texts(value)
+        return _as_list(typing.get_args(hint)[0], value)
     if origin is dict:
         return _as_mapping(typing.get_args(hint)[1], value)
     if isinstance(value, bool) or hint is bool:
@@ -225,11 +228,20 @@ def _as_type(hint: Any, value: object) -> Any:
     return value if isinstance(value, hint) else None
 
 
-def _as_texts(value: object) -> list[str] | None:
+def _as_any_of(hints: Sequence[Any], value: object) -> Any:
+    """`value` as the first of these types that it is of, else None."""
+    for hint in hints:
+        parsed = _as_type(hint, value)
+        if parsed is not None:
+            return parsed
+    return None
+
+
+def _as_list(kind: object, value: object) -> list[Any] | None:
     if not isinstance(value, list):
         return None
-    texts = [item for item in value if isinstance(item, str) and _is_text(item)]
-    return texts if len(texts) == len(value) else None
+    items = [_as_type(kind, item) for item in value]
+    return None if None in items else items
 
 
 def _as_mapping(kind: object, value: object) -> dict[str, object] | None:
@@ -284,7 +296,7 @@ def allowed(hint: Any, meta: object, nullable: bool) -> str:
     elif origin is list:
         text = "a list of strings of printable characters"
     elif origin is dict:
-        items = {float: "numbers", str: "strings"}[typing.get_args(hint)[1]]
+        items = {float: "numbers", str: "strings"}.get(typing.get_args(hint)[1], "plain values")
         text = f"a mapping of names to {items}"
     else:
         text = _KINDS[hint]

@@ -16,6 +16,8 @@ from paribus.config.data_schema import Corpus, Tokenizer, Tokens
 from paribus.config.keys import key
 from paribus.config.limits import Limit
 
+Argument = bool | int | float | str | list[float]  # of a library's optimiser
+
 
 @dataclass(frozen=True)
 class Model:
@@ -208,14 +210,23 @@ class Architecture(Model):
 class Optimizer:
     """AdamW's rates of matrices, embeddings and head are given at `lr_reference_width`, and follow the width.
 
-    They are multiplied by (width / lr_reference_width)^lr_width_exponent. `matrix_lr` (Muon) and `scalar_lr` hold at every
-    width. No rate follows the batch.
+    They are multiplied by (width / lr_reference_width)^lr_width_exponent. `matrix_lr` (of Muon, or of a library's optimiser)
+    and `scalar_lr` hold at every width. No rate follows the batch.
     """
 
-    kind: Literal["muon", "adamw"] = key(
-        "optimiser of the block matrices; all else is always AdamW"
+    kind: str = key(
+        "optimiser of the block matrices: muon, adamw, or a class of torch.optim, heavyball, pytorch_optimizer or "
+        "own (train/own.py), as heavyball.SOAP; all else is always AdamW"
     )
-    matrix_lr: float = key("Muon: block matrices", gt=0, le=limits.RATE, acts_when=when.MUON)
+    arguments: dict[str, Argument] = key(
+        "arguments of such a class, but its rate and decay", acts_when=when.FOREIGN
+    )
+    matrix_lr: float = key(
+        "block matrices, by Muon or a library's optimiser",
+        gt=0,
+        le=limits.RATE,
+        acts_when=when.NOT_ADAMW,
+    )
     adamw_matrix_lr: float = key(
         "AdamW: block matrices, when kind is adamw; follows the width",
         gt=0,
@@ -271,15 +282,49 @@ class Optimizer:
     eps: float = key(
         "AdamW epsilon", ge=limits.EPSILON, le=Limit(1.0, "the step would be that of plain descent")
     )
-    muon_momentum: float = key("Muon momentum (Nesterov)", ge=0, le=0.9999, acts_when=when.MUON)
+    muon_momentum: float = key("Muon momentum", ge=0, le=0.9999, acts_when=when.MUON)
+    muon_nesterov: bool = key(
+        "Muon looks one step of momentum ahead (Nesterov)", acts_when=when.MUON_MOMENTUM
+    )
     muon_iterations: int = key(
         "Newton-Schulz iterations",
         ge=1,
         le=Limit(12, "it has converged after 5"),
         acts_when=when.MUON,
     )
+    muon_coefficients: Literal["jordan", "newton_schulz", "polar_express"] = key(
+        "of these iterations: the steepest, which end near 1; the classical; the best of each number of iterations "
+        "(arXiv:2505.16932)",
+        acts_when=when.MUON,
+    )
+    muon_scaling: Literal["tall", "spectral", "rms", "none"] = key(
+        "Muon's step by shape: sqrt(outputs / inputs), at least 1; the same below 1 too (arXiv:2310.17813); 0.2 "
+        "sqrt(larger side), for AdamW's rates (arXiv:2502.16982); 1",
+        acts_when=when.MUON_SCALED,
+    )
+    muon_normalisation: Literal["none", "rows", "columns"] = key(
+        "NorMuon (arXiv:2510.05491): each output's row steps as far as the others, or each input's column",
+        acts_when=when.MUON,
+    )
+    muon_beta2: float = key(
+        "second moment of these rows or columns", ge=0, le=0.9999, acts_when=when.NORMUON
+    )
+    muon_hyperball: bool = key(
+        "each matrix keeps its first norm, and matrix_lr is the share of it that a step moves "
+        "(https://whenwen.github.io/blog/2025/weight-decay-hyperball-part-1)",
+        acts_when=when.MUON,
+    )
     grad_clip: float = key(
         "largest global gradient norm; 0: off", ge=0, le=Limit(1e9, "no gradient is larger")
+    )
+    ema_decay: float = key(
+        "exponential moving average of all weights over steps: what it keeps each step; 0: none",
+        ge=0,
+        le=Limit(0.999999, "a million steps"),
+    )
+    evaluate: Literal["weights", "ema"] = key(
+        "which weights are validated and go on as the checkpoint; the others are saved beside them",
+        acts_when=when.AVERAGED,
     )
 
 

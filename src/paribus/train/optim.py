@@ -1,5 +1,8 @@
 """Muon for the block matrices, AdamW for everything else; one optimiser, its state plain named tensors.
 
+An optimiser of a library may take Muon's place (`optimizer.kind`, library.py). What all rules share is here: groups and
+their rates, clipping, weight decay, the average of the weights, and who holds what.
+
 With several ranks each parameter is updated by one owner, which alone holds its state, and then broadcast:
 the optimiser state is sharded and the result is that of a single process. What FSDP has sharded is made whole for
 that, a group at a time, as Muon needs whole matrices.
@@ -8,6 +11,8 @@ that, a group at a time, as Muon needs whole matrices.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +20,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from paribus.config import Optimizer as OptimizerConfig
+from paribus.config import is_foreign
+from paribus.errors import UserError
 from paribus.model.gpt import GPT
-from paribus.train import parallel
+from paribus.train import adamw, muon, parallel
+from paribus.train.library import checked, is_kept_for
+from paribus.train.state import State
 
-# Coefficients of the quintic iteration that drives singular values to about 1 (Keller Jordan, "Muon", 2024,
-# https://kellerjordan.github.io/posts/muon): tuned for slope at zero, so they end in [0.7, 1.2], not at 1.
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NO_FACTORS: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Group:
     """Parameters that share a rule and a learning rate."""
 
     name: str
-    rule: str  # muon | adamw
+    rule: str  # muon | adamw | an optimiser of a library
     lr: float
     weight_decay: float
     parameters: dict[str, Tensor]
@@ -45,7 +52,7 @@ def parameter_groups(model: GPT, config: OptimizerConfig) -> list[Group]:
         members[_kind(name, parameter, model.config.tied_head)][name] = parameter
     width_factor = (model.config.width / config.lr_reference_width) ** config.lr_width_exponent
     adamw_matrix_lr = config.adamw_matrix_lr * width_factor
-    matrix_lr = config.matrix_lr if config.kind == "muon" else adamw_matrix_lr
+    matrix_lr = adamw_matrix_lr if config.kind == "adamw" else config.matrix_lr
     decay = config.weight_decay
     of_embeddings = decay if config.weight_decay_of != "matrices" else 0.0
     of_scalars = decay if config.weight_decay_of == "all" else 0.0
@@ -74,18 +81,25 @@ class MuonAdamW:
     """One step: clip, then each group by its rule. `state` maps names to tensors, ready to be saved.
 
     on_device: AdamW by torch's fused kernel, and the number of updates kept where the parameters are, so that a step can
-    be skipped there without the host's knowledge. By default on CUDA.
+    be skipped there without the host's knowledge. By default on CUDA, but with a library's optimiser, which cannot skip.
     """
 
     def __init__(self, model: GPT, config: OptimizerConfig, on_device: bool | None = None) -> None:
         self.config = config
         self.groups = parameter_groups(model, config)
-        self.state: dict[str, Tensor] = {}
+        self.state: State = {}
         self.parameters = [p for group in self.groups for p in group.parameters.values()]
-        self.on_device = self.parameters[0].is_cuda if on_device is None else on_device
-        self.updates = 0
         self._owner = _owners(self.groups)
         self._sharded = any(parallel.is_sharded(p) for p in self.parameters)
+        self._library = None
+        if is_foreign(config.kind):
+            if self._sharded:
+                raise UserError(f"train.sharding: fsdp does not go with {config.kind}; set ddp")
+            self._library = checked(config.kind, config.arguments, self._matrices())
+        if on_device is None:
+            on_device = self.parameters[0].is_cuda and self._library is None
+        self.on_device = on_device
+        self.updates = 0
 
     @property
     def updates(self) -> int:
@@ -117,10 +131,18 @@ class MuonAdamW:
         return norm
 
     @torch.no_grad()
-    def step(self, lr_factor: float, finite: Tensor | None = None) -> None:
-        """Update every parameter; learning rates are multiplied by `lr_factor`.
+    def step(
+        self,
+        lr_factor: float,
+        finite: Tensor | None = None,
+        group_factors: Mapping[str, float] = NO_FACTORS,
+    ) -> None:
+        """Update every parameter.
 
-        finite () bool, where the parameters are: if False everything stays as it is, to the bit. Needs `on_device`.
+        Args:
+            lr_factor: what learning rates are multiplied by.
+            finite: () bool, where the parameters are: if False everything stays as it is, to the bit. Needs `on_device`.
+            group_factors: group -> its own factor in place of `lr_factor`.
         """
         if finite is not None and not self.on_device:
             raise ValueError("finite: only an optimizer that is on_device can skip a step there")
@@ -129,28 +151,38 @@ class MuonAdamW:
         for group in self.groups:
             mine = self._mine(group)
             if mine:
-                self._update(group, mine, lr_factor, gate)
+                self._update(group, mine, group_factors.get(group.name, lr_factor), gate)
             self._share(group, mine)
 
     def _update(
         self, group: Group, mine: dict[str, Tensor], lr_factor: float, gate: Tensor | None
     ) -> None:
         """Decay and step of the parameters of a group that this rank owns. gate (): 1, or 0 to change nothing."""
+        averages = self._averages(mine) if self.config.ema_decay else []
         cautious = self.config.cautious_weight_decay and group.weight_decay > 0
         before = [parameter.clone() for parameter in mine.values()] if cautious else []
         if group.weight_decay and not cautious:
             decay = self._decay(group, lr_factor, gate)
             torch._foreach_mul_(list(mine.values()), 1 - decay)
-        lr = group.lr * lr_factor
-        if group.rule == "muon":
-            self._muon(mine, lr, gate)
-        elif self.on_device:
-            self._fused_adamw(mine, lr, gate)
-        else:
-            self._adamw(mine, lr)
+        self._apply(group.rule, mine, group.lr * lr_factor, gate)
         for old, parameter in zip(before, mine.values(), strict=False):
             shrinks = (parameter - old) * old <= 0
             parameter.sub_(self._decay(group, lr_factor, gate) * shrinks * old)
+        if averages:
+            weight = (1 - self.config.ema_decay) * (1.0 if gate is None else gate)
+            torch._foreach_lerp_(averages, list(mine.values()), [weight] * len(averages))
+
+    def _apply(self, rule: str, mine: dict[str, Tensor], lr: float, gate: Tensor | None) -> None:
+        """The step of a rule."""
+        if rule == "muon":
+            muon.update(mine, self.state, self.config, lr, gate)
+        elif self._library is not None and rule == self.config.kind:
+            self._library.update(lr)
+        elif self.on_device:
+            assert isinstance(self._updates, Tensor)
+            adamw.fused_update(mine, self.state, self.config, lr, self._updates, gate)
+        else:
+            adamw.update(mine, self.state, self.config, lr, self.updates)
 
     def _decay(self, group: Group, lr_factor: float, gate: Tensor | None) -> Tensor | float:
         """The share of each number that a step takes off."""
@@ -163,112 +195,69 @@ class MuonAdamW:
         for parameter in self.parameters:
             parameter.grad = None
 
-    def full_state(self) -> dict[str, Tensor]:
-        """The state of all parameters, on rank 0, to be saved. The other ranks get their own part."""
-        if parallel.ranks() == 1:
-            return self.state
-        full = {}
+    # ------------------------------------------------------------ the average of the weights
+
+    def _averages(self, mine: dict[str, Tensor]) -> list[Tensor]:
+        """The exponential moving averages of these weights; they begin at the weights themselves."""
+        for name, parameter in mine.items():
+            self.state.setdefault(f"ema.{name}", parameter.detach().clone())
+        return [self.state[f"ema.{name}"] for name in mine]
+
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
+        """Within, the model has the weights that `optimizer.evaluate` names; all ranks enter and leave.
+
+        An error within ends the run, on one rank perhaps: the weights are then left as they are.
+        """
+        averaged = self.config.ema_decay > 0 and self.config.evaluate == "ema"
+        if averaged:
+            self.swap()
+        yield
+        if averaged:
+            self.swap()
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the model's weights and their averages. What has no average yet stays as it is."""
         for group in self.groups:
-            kinds = ("momentum",) if group.rule == "muon" else ("first", "second")
+            mine = {}
             for name, parameter in group.parameters.items():
-                for kind in kinds:
-                    full[f"{kind}.{name}"] = self._to_first(f"{kind}.{name}", name, parameter)
-        return full
+                whole = parallel.full(parameter.detach())
+                average = self.state.get(f"ema.{name}")
+                if self._is_mine(name) and average is not None:
+                    weights = whole.clone()
+                    whole.copy_(average)
+                    average.copy_(weights)
+                mine[name] = whole
+            self._broadcast(group.parameters, mine)
 
-    def _to_first(self, key: str, name: str, parameter: Tensor) -> Tensor:
-        """A tensor of the state, brought from its owner to rank 0."""
-        owner = self._owner[name]
-        tensor = self.state.get(key)
-        if tensor is None:
-            tensor = torch.zeros(parameter.shape, device=parameter.device)
-        if owner and parallel.rank() == owner:
-            dist.send(tensor, 0)
-        elif owner and parallel.rank() == 0:
-            dist.recv(tensor, owner)
-        return tensor
+    # ------------------------------------------------------------ the state, and who holds it
 
-    def load_state(self, state: dict[str, Tensor], updates: int) -> None:
+    def full_state(self) -> State:
+        """The state of all parameters, on rank 0, to be saved. The other ranks get their own part."""
+        state = self.state | self._library.state() if self._library else self.state
+        return parallel.to_first(state, self.parameters[0].device)
+
+    def load_state(self, state: State, updates: int) -> None:
         """Restore a state from `full_state`; each rank keeps its own part.
 
         state: kind.parameter -> tensor. updates: made so far.
         """
         device = self.parameters[0].device
         self.updates = updates
-        self.state = {}
+        mine = {}
         for key, tensor in state.items():
             _, _, name = key.partition(".")
             if self._is_mine(name):
-                self.state[key] = tensor.to(device)
+                mine[key] = tensor.to(device)
+        self.state = {key: mine[key] for key in mine if not is_kept_for(key)}
+        if self._library is not None:
+            self._library.load(mine)
 
-    def _buffer(self, kind: str, name: str, like: Tensor) -> Tensor:
-        return self.state.setdefault(f"{kind}.{name}", torch.zeros_like(like))
-
-    def _muon(self, parameters: dict[str, Tensor], lr: float, gate: Tensor | None) -> None:
-        """Nesterov momentum, orthogonalised; matrices of one shape go through the iteration together.
-
-        gate (): 1, or 0 to change nothing, whatever the gradients are.
-        """
-        by_shape: dict[torch.Size, list[str]] = defaultdict(list)
-        for name, parameter in parameters.items():
-            by_shape[parameter.shape].append(name)
-        for shape, names in by_shape.items():
-            gradients = _gradients({name: parameters[name] for name in names})
-            momenta = [self._buffer("momentum", name, parameters[name]) for name in names]
-            weight = 1 - self.config.muon_momentum
-            if gate is None:
-                torch._foreach_lerp_(momenta, gradients, weight)
-            else:
-                closed = gate == 0
-                for gradient in gradients:
-                    gradient.masked_fill_(closed, 0.0)  # 0 times a NaN were a NaN
-                torch._foreach_lerp_(momenta, gradients, [weight * gate] * len(names))
-            directions = torch._foreach_lerp(gradients, momenta, self.config.muon_momentum)
-            updates = orthogonalise(torch.stack(directions), self.config.muon_iterations)
-            if gate is not None:
-                updates.mul_(gate)
-            # A tall matrix (more outputs than inputs) takes larger steps: equal change of the output's RMS.
-            scale = max(1.0, shape[0] / shape[1]) ** 0.5
-            torch._foreach_add_(
-                [parameters[name] for name in names], list(updates.unbind()), alpha=-lr * scale
-            )
-
-    def _fused_adamw(self, parameters: dict[str, Tensor], lr: float, gate: Tensor | None) -> None:
-        """`_adamw` as one kernel; gate as for `_muon`."""
-        first = [self._buffer("first", name, p) for name, p in parameters.items()]
-        second = [self._buffer("second", name, p) for name, p in parameters.items()]
-        assert isinstance(self._updates, Tensor)
-        torch._fused_adamw_(
-            list(parameters.values()),
-            _gradients(parameters),
-            first,
-            second,
-            [],
-            [self._updates] * len(first),
-            lr=lr,
-            beta1=self.config.beta1,
-            beta2=self.config.beta2,
-            weight_decay=0.0,
-            eps=self.config.eps,
-            amsgrad=False,
-            maximize=False,
-            found_inf=None if gate is None else 1 - gate,
-        )
-
-    def _adamw(self, parameters: dict[str, Tensor], lr: float) -> None:
-        """arXiv:1711.05101, without weight decay of its own (done in `step`)."""
-        beta1, beta2 = self.config.beta1, self.config.beta2
-        gradients = _gradients(parameters)
-        first = [self._buffer("first", name, p) for name, p in parameters.items()]
-        second = [self._buffer("second", name, p) for name, p in parameters.items()]
-        torch._foreach_lerp_(first, gradients, 1 - beta1)
-        torch._foreach_mul_(second, beta2)
-        torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
-        denominators = torch._foreach_sqrt(second)
-        torch._foreach_div_(denominators, (1 - beta2**self.updates) ** 0.5)
-        torch._foreach_add_(denominators, self.config.eps)
-        torch._foreach_addcdiv_(
-            list(parameters.values()), first, denominators, -lr / (1 - beta1**self.updates)
-        )
+    def _matrices(self) -> dict[str, Tensor]:
+        """The block matrices that this rank updates."""
+        [matrices] = [group.parameters for group in self.groups if group.name == "matrix"]
+        return {name: matrix for name, matrix in matrices.items() if self._is_mine(name)}
 
     def _is_mine(self, name: str) -> bool:
         return self._owner[name] == parallel.rank()
@@ -288,21 +277,25 @@ class MuonAdamW:
 
     def _share(self, group: Group, mine: dict[str, Tensor]) -> None:
         """Give every rank what each owner has updated."""
+        shared = {}
+        for name, parameter in group.parameters.items():
+            if parameter.grad is not None or not parallel.is_sharded(parameter):
+                shared[name] = parameter
+        self._broadcast(shared, mine)
+
+    def _broadcast(self, parameters: Mapping[str, Tensor], mine: Mapping[str, Tensor]) -> None:
+        """Set parameters on every rank to what their owners have in `mine`, whole where they are sharded."""
         if parallel.ranks() == 1:
             return
-        for name, parameter in group.parameters.items():
+        for name, parameter in parameters.items():
             if not parallel.is_sharded(parameter):
                 dist.broadcast(parameter, self._owner[name])
-            elif parameter.grad is not None:
-                values = mine.get(name)
-                if values is None:
-                    values = torch.empty(parameter.shape, device=parameter.device)
-                dist.broadcast(values, self._owner[name])
-                parallel.assign(parameter, values)
-
-
-def _gradients(parameters: dict[str, Tensor]) -> list[Tensor]:
-    return [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+                continue
+            values = mine.get(name)
+            if values is None:
+                values = torch.empty(parameter.shape, device=parameter.device)
+            dist.broadcast(values, self._owner[name])
+            parallel.assign(parameter, values)
 
 
 def _owners(groups: list[Group]) -> dict[str, int]:
@@ -314,19 +307,3 @@ def _owners(groups: list[Group]) -> dict[str, int]:
         owners[name] = load.index(min(load))
         load[owners[name]] += named[name].numel()
     return owners
-
-
-def orthogonalise(matrices: Tensor, iterations: int) -> Tensor:
-    """The nearest semi-orthogonal matrices, roughly: (N, rows, columns) -> same, in bf16 on CUDA, else fp32.
-
-    iterations: of Newton-Schulz (`optimizer.muon_iterations`).
-    """
-    a, b, c = NEWTON_SCHULZ
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
-    for _ in range(iterations):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(matrices.dtype)

@@ -213,6 +213,28 @@ def leads(model: GPT, measure: Callable[[], dict[str, float]]) -> dict[str, floa
         return measure() if rank() == 0 else {}
 
 
+def to_first(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The named tensors of all ranks, on rank 0; the other ranks get their own. Names do not repeat between ranks.
+
+    device: of the tensors.
+    """
+    if ranks() == 1:
+        return tensors
+    own = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()]
+    listed: list[Any] = [None] * ranks()
+    dist.all_gather_object(listed, own)
+    if rank() > 0:
+        for tensor in tensors.values():
+            dist.send(tensor.contiguous().to(device), 0)
+        return tensors
+    found = dict(tensors)
+    for owner in range(1, ranks()):
+        for name, shape, dtype in listed[owner]:
+            found[name] = torch.empty(shape, dtype=dtype, device=device)
+            dist.recv(found[name], owner)
+    return found
+
+
 # ---------------------------------------------------------------- tensors of FSDP
 
 

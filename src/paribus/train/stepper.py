@@ -180,9 +180,10 @@ def make_stepper(
 ) -> Stepper:
     """The stepper that suits the device and the objective. seed: of the run.
 
-    An objective that samples from the weights of the step before has to wait for them anyway; a CPU does the steps itself.
+    An objective that samples from the weights of the step before has to wait for them anyway; a CPU does the steps itself,
+    and a library's optimiser cannot leave one out on the device.
     """
-    if model.device.type == "cuda" and objective.pure:
+    if optimizer.on_device and objective.pure:
         return AheadStepper(model, forward, optimizer, seed)
     return PlainStepper(model, forward, optimizer, seed)
 

@@ -1,0 +1,162 @@
+"""Muon (Keller Jordan, 2024, https://kellerjordan.github.io/posts/muon) and its published variants.
+
+The step of a matrix is its momentum, made orthogonal. Matrices of one shape go through the iteration together.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from paribus.config import Optimizer as OptimizerConfig
+from paribus.train.state import State, buffer, gradients_of
+
+Coefficients = tuple[float, float, float]
+
+SAFETY = 1.01  # arXiv:2505.16932: rounding in bf16 must carry no singular value out of the next iteration's range
+TINY = 1e-7  # keeps a gradient of zero from dividing by zero
+
+
+def _safe(*rows: Coefficients) -> list[Coefficients]:
+    """Iterations that take singular values up to 1.01 times as large, and the last one, which corrects itself, as it is."""
+    *early, last = rows
+    return [(a / SAFETY, b / SAFETY**3, c / SAFETY**5) for a, b, c in early] + [last]
+
+
+# x -> a x + b x³ + c x⁵ on singular values, one row an iteration; the last row holds for all that follow.
+COEFFICIENTS: dict[str, list[Coefficients]] = {
+    # Keller Jordan's: the steepest slope at zero, so that they end in [0.7, 1.2] and not at 1.
+    "jordan": [(3.4445, -4.7750, 2.0315)],
+    # Newton and Schulz's: slow from zero, and ends at 1.
+    "newton_schulz": [(1.875, -1.25, 0.375)],
+    # Each the best after those before it (arXiv:2505.16932, for singular values from 0.001 on): ends at 1.
+    "polar_express": _safe(
+        (8.28721201814563, -23.595886519098837, 17.300387312530933),
+        (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+        (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+        (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+        (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+        (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+        (1.875, -1.25, 0.375),
+    ),
+}
+
+
+def update(
+    parameters: dict[str, Tensor],
+    state: State,
+    config: OptimizerConfig,
+    lr: float,
+    gate: Tensor | None,
+) -> None:
+    """Step all matrices of a group.
+
+    Args:
+        parameters: name -> matrix (rows, columns), with its gradient.
+        state: of the optimiser; `momentum.*`, and what the variants keep.
+        config: the keys `muon_*` of `optimizer`.
+        lr: learning rate.
+        gate: (), 1, or 0 to change nothing, whatever the gradients are. None: 1.
+    """
+    by_shape: dict[torch.Size, dict[str, Tensor]] = defaultdict(dict)
+    for name, parameter in parameters.items():
+        by_shape[parameter.shape][name] = parameter
+    for shape, matrices in by_shape.items():
+        directions = _directions(matrices, state, config, gate)
+        updates = orthogonalise(directions, config.muon_iterations, config.muon_coefficients)
+        if config.muon_normalisation != "none":
+            updates = _normalised(updates, list(matrices), state, config, gate)
+        if gate is not None:
+            updates.mul_(gate)
+        if config.muon_hyperball:
+            _step_on_sphere(matrices, updates, state, lr, gate)
+        else:
+            step = lr * scale(shape, config.muon_scaling)
+            torch._foreach_add_(list(matrices.values()), list(updates.unbind()), alpha=-step)
+
+
+def _directions(
+    matrices: dict[str, Tensor], state: State, config: OptimizerConfig, gate: Tensor | None
+) -> Tensor:
+    """The momenta, or what they will be after one more such gradient (Nesterov): (N, rows, columns)."""
+    gradients = gradients_of(matrices)
+    momenta = [buffer(state, "momentum", name, matrix) for name, matrix in matrices.items()]
+    if gate is not None:
+        closed = gate == 0
+        for gradient in gradients:
+            gradient.masked_fill_(closed, 0.0)  # 0 times a NaN were a NaN
+    _lerp(momenta, gradients, 1 - config.muon_momentum, gate)
+    if not config.muon_nesterov:
+        return torch.stack(momenta)
+    return torch.stack(torch._foreach_lerp(gradients, momenta, config.muon_momentum))
+
+
+def orthogonalise(matrices: Tensor, iterations: int, coefficients: str = "jordan") -> Tensor:
+    """The nearest semi-orthogonal matrices, roughly: (N, rows, columns) -> same, in bf16 on CUDA, else fp32.
+
+    iterations: of Newton-Schulz (`optimizer.muon_iterations`). coefficients: a key of COEFFICIENTS.
+    """
+    rows = COEFFICIENTS[coefficients]
+    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + TINY)
+    for number in range(iterations):
+        a, b, c = rows[min(number, len(rows) - 1)]
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def scale(shape: torch.Size, scaling: str) -> float:
+    """What a step is multiplied by: rows are outputs, columns inputs (`optimizer.muon_scaling`)."""
+    rows, columns = shape
+    if scaling == "tall":  # more outputs than inputs: equal change of the output's RMS
+        return float(max(1.0, rows / columns) ** 0.5)
+    if scaling == "spectral":
+        return float((rows / columns) ** 0.5)
+    if scaling == "rms":  # the RMS of AdamW's steps, so that its rates serve
+        return float(0.2 * max(rows, columns) ** 0.5)
+    return 1.0
+
+
+def _normalised(
+    updates: Tensor, names: list[str], state: State, config: OptimizerConfig, gate: Tensor | None
+) -> Tensor:
+    """Even steps of all rows, or columns, by a running mean of their squares; each matrix's norm stays (arXiv:2510.05491)."""
+    across = -1 if config.muon_normalisation == "rows" else -2
+    squares = list(updates.square().mean(across, keepdim=True).unbind())
+    means = [
+        buffer(state, "mean_square", name, one) for name, one in zip(names, squares, strict=True)
+    ]
+    _lerp(means, squares, 1 - config.muon_beta2, gate)
+    even = updates / (torch.stack(means).sqrt() + TINY)
+    before = torch.linalg.matrix_norm(updates, keepdim=True)
+    return even * (before / (torch.linalg.matrix_norm(even, keepdim=True) + TINY))
+
+
+def _step_on_sphere(
+    matrices: dict[str, Tensor], updates: Tensor, state: State, lr: float, gate: Tensor | None
+) -> None:
+    """Step by `lr` of a matrix's norm, then back to the norm it had at first.
+
+    K. Wen and others, 2025, https://whenwen.github.io/blog/2025/weight-decay-hyperball-part-1.
+    """
+    for (name, matrix), step in zip(matrices.items(), updates, strict=True):
+        key = f"norm.{name}"
+        if key not in state:
+            state[key] = torch.linalg.vector_norm(matrix)
+        norm = state[key]
+        matrix.sub_(step * (lr * norm / (torch.linalg.vector_norm(step) + TINY)))
+        back = norm / (torch.linalg.vector_norm(matrix) + TINY)
+        matrix.mul_(back if gate is None else torch.where(gate == 0, 1.0, back))
+
+
+def _lerp(means: list[Tensor], values: list[Tensor], weight: float, gate: Tensor | None) -> None:
+    """Move running means towards values by `weight`, or by nothing where the gate is closed."""
+    if gate is None:
+        torch._foreach_lerp_(means, values, weight)
+    else:
+        torch._foreach_lerp_(means, values, [weight * gate] * len(means))

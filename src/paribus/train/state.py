@@ -1,0 +1,21 @@
+"""What an optimiser keeps from step to step: `kind.parameter` -> tensor, so that it is saved and sharded by name."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+
+def buffer(state: State, kind: str, name: str, like: Tensor) -> Tensor:
+    """The tensor of that kind for a parameter, made of zeros in the shape of `like` where there is none."""
+    key = f"{kind}.{name}"
+    if key not in state:
+        state[key] = torch.zeros_like(like)
+    return state[key]
+
+
+def gradients_of(parameters: dict[str, Tensor]) -> list[Tensor]:
+    """Their gradients, in order; each has one."""
+    return [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
