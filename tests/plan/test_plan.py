@@ -104,6 +104,22 @@ POINTS: dict[
         False,
         False,
     ),
+    "NorMuon, average": (
+        {"optimizer.muon_normalisation": "rows", "optimizer.ema_decay": 0.99},
+        512,
+        1,
+        "float32",
+        False,
+        False,
+    ),
+    "a library's optimizer": (
+        {"optimizer.kind": "torch.optim.SGD", "optimizer.arguments": {"momentum": 0.9}},
+        512,
+        1,
+        "float32",
+        False,
+        False,
+    ),
     "adamw, one row": (
         {"optimizer.kind": "adamw", "model.seq_len": 64},
         2048,

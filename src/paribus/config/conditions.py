@@ -89,9 +89,7 @@ NORMUON = Condition(
     "optimizer.kind: muon and an optimizer.muon_normalisation",
     lambda optimizer, _: optimizer.kind == "muon" and optimizer.muon_normalisation != "none",
 )
-AVERAGED = Condition(
-    "optimizer.ema_decay above 0", lambda optimizer, _: optimizer.ema_decay > 0
-)
+AVERAGED = Condition("optimizer.ema_decay above 0", lambda optimizer, _: optimizer.ema_decay > 0)
 DECAY = Condition("optimizer.weight_decay above 0", lambda optimizer, _: optimizer.weight_decay > 0)
 EMBEDDINGS = Condition(
     "an untied token embedding (model.tied_head: false), model.position: learned, or model.value_embeddings",

@@ -63,14 +63,29 @@ def kind_problems(kind: str, arguments: Mapping[str, object]) -> Iterator[str]:
         known = names_in(place)
     except ImportError:
         yield (
-            f"optimizer.kind: {shown(kind)}: {place} is not installed; pip install 'paribus[optimizers]' "
-            "(pinned in requirements-optimizers.lock)"
+            f"optimizer.kind: {shown(kind)}: {place} is not installed; "
+            "pip install --no-deps -r requirements-optimizers.lock"
         )
         return
     if name not in known:
         yield f"optimizer.kind: {place} has no optimizer {escaped(name)}; {did_you_mean(name, known) or _few(known)}"
         return
+    if _needs_closure(kind):
+        yield f"optimizer.kind: {kind} computes the loss again within a step (its closure), and a step here does that once"
+        return
     yield from _argument_problems(kind, arguments)
+
+
+def _needs_closure(kind: str) -> bool:
+    """Whether a library's optimiser cannot step without a function that computes the loss."""
+    place, _, name = kind.rpartition(".")
+    if place == "own":
+        return False
+    step = inspect.signature(getattr(library(place), name).step)
+    return any(
+        one.name == "closure" and one.default is inspect.Parameter.empty
+        for one in step.parameters.values()
+    )
 
 
 def _argument_problems(kind: str, arguments: Mapping[str, object]) -> Iterator[str]:
@@ -123,19 +138,23 @@ def signature_of(kind: str) -> Signature:
 
 def library(place: str) -> ModuleType:
     """The module of a library. Raises ImportError where it is not installed."""
+    found: ModuleType
     if place == "heavyball":
         import heavyball
         import heavyball.utils
 
-        heavyball.utils.compile_mode = None  # else kernels are chosen by their times: other bits each time
-        return heavyball
-    if place == "pytorch_optimizer":
+        # Compiled, it chooses kernels by their times, and so other bits each time.
+        heavyball.utils.compile_mode = None
+        found = heavyball
+    elif place == "pytorch_optimizer":
         import pytorch_optimizer
 
-        return pytorch_optimizer
-    import torch
+        found = pytorch_optimizer
+    else:
+        import torch.optim
 
-    return torch.optim
+        found = torch.optim
+    return found
 
 
 def library_version(kind: str) -> str | None:

@@ -43,17 +43,22 @@ def fingerprint_parts(
 
     name: of the stage in dvc.yaml, with `@item` where it has one.
     Returns stage; params: dotted key -> value, as declared; deps: data dep -> digest of its contents; code: source
-    file -> digest of what the stage reaches of it; hardware: `Hardware.hardware_class()` or None.
+    file -> digest of what the stage reaches of it; hardware: `Hardware.hardware_class()` or None; optimizer: the version of
+    the optional library that the optimiser is of, if it is of one.
     Raises UserError for a param that params.yaml does not have, or a dep that does not exist.
     """
     definition = stage_definition(name)
-    return {
+    parts = {
         "stage": name,
         "params": declared_params(definition, settings),
         "deps": dep_digests(definition),
         "code": stage_code(name, working_sources()),
         "hardware": hardware.hardware_class() if hardware else None,
     }
+    version = config.library_version(settings.optimizer.kind)
+    if version and "optimizer" in definition.params:
+        parts["optimizer"] = version
+    return parts
 
 
 def dep_digests(definition: StageDefinition) -> dict[str, str]:
@@ -134,6 +139,8 @@ def _versions() -> dict[str, str | None]:
         "optuna",
         "lm_eval",
         "datasets",
+        "heavyball",
+        "pytorch_optimizer",
     ):
         try:
             versions[package] = metadata.version(package)

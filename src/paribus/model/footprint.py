@@ -290,11 +290,18 @@ def cache(config: Architecture, rows: int, capacity: int, itemsize: int) -> int:
 
 
 def optimizer_state(config: Architecture, vocab_size: int, optimizer: Optimizer) -> int:
-    """Muon keeps one fp32 number a parameter of the block matrices, AdamW two of everything else."""
+    """Muon keeps one fp32 number a parameter of the block matrices, AdamW two of everything else, an average one of each.
+
+    What a library's optimiser keeps of the matrices is not in it: plan/library.py tries that out.
+    """
     counts = parameters(config, vocab_size)
-    numbers = 2 * counts["total"]
-    if optimizer.kind == "muon":
-        numbers -= counts["matrices"]
+    of_matrices = {"muon": 1, "adamw": 2}.get(optimizer.kind, 0)
+    numbers = 2 * (counts["total"] - counts["matrices"]) + of_matrices * counts["matrices"]
+    if optimizer.kind == "muon" and optimizer.muon_normalisation != "none":
+        side = 0 if optimizer.muon_normalisation == "rows" else 1
+        numbers += config.depth * sum(shape[side] for shape in block_matrices(config))
+    if optimizer.ema_decay:
+        numbers += counts["total"]
     return FP32 * numbers
 
 
@@ -304,13 +311,16 @@ def optimizer_update(
     """The optimiser's temporaries.
 
     Muon works on all matrices of one shape at once, AdamW on one kind of parameter; AdamW's fused kernel, on CUDA, makes none.
-    Cautious decay keeps a copy of what decays.
+    Cautious decay keeps a copy of what decays. Those of a library's optimiser are not in it.
     """
     counts = parameters(config, vocab_size)
     others = max(counts["embedding"] + counts["value_embeddings"], counts["head"])
     denominator = 0 if cuda else FP32
-    matrices = _muon_update(config, 2 if cuda else FP32)
-    if optimizer.kind == "adamw":
+    matrices = 0
+    if optimizer.kind == "muon":
+        normalised = optimizer.muon_normalisation != "none"
+        matrices = _muon_update(config, 2 if cuda else FP32, normalised)
+    elif optimizer.kind == "adamw":
         matrices = denominator * counts["matrices"]
     others *= denominator
     if optimizer.cautious_weight_decay and optimizer.weight_decay:
@@ -318,14 +328,19 @@ def optimizer_update(
     return max(matrices, others)
 
 
-def _muon_update(config: Architecture, itemsize: int) -> int:
-    """The peak over Muon's groups of like matrices: gradients, directions, and the iteration in numbers of `itemsize`."""
+def _muon_update(config: Architecture, itemsize: int, normalised: bool) -> int:
+    """The peak over Muon's groups of like matrices: directions, and the iteration in numbers of `itemsize`.
+
+    normalised: its updates are made even by row or column, three times in memory for that.
+    """
     groups: dict[tuple[int, ...], int] = {}
     for shape in block_matrices(config):
         groups[shape] = groups.get(shape, 0) + config.depth
     peak = before = 0
     for (rows, columns), count in groups.items():
         matrices, gram = count * rows * columns, count * min(rows, columns) ** 2
-        peak = max(peak, before + 2 * FP32 * matrices + itemsize * (2 * matrices + 2 * gram))
+        iteration = FP32 * matrices + itemsize * (2 * matrices + 2 * gram)
+        evening = 3 * FP32 * matrices if normalised else 0
+        peak = max(peak, before + iteration, before + evening)
         before = FP32 * matrices  # the last group's updates live until the next one's are made
     return peak

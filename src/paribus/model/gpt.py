@@ -17,8 +17,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -351,10 +352,18 @@ def nearest_orthogonal(matrix: Tensor) -> Tensor:
 # ---------------------------------------------------------------- checkpoints
 
 
-def save_checkpoint(folder: Path, model: GPT, tokenizer: Path, provenance: dict[str, Any]) -> None:
+def save_checkpoint(
+    folder: Path,
+    model: GPT,
+    tokenizer: Path,
+    provenance: dict[str, Any],
+    beside: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
+) -> None:
     """Write model.safetensors, config.json, tokenizer.json and provenance.json: all that using the model needs.
 
-    All four at once: whoever is killed here leaves the checkpoint that was there before, or none.
+    All at once: whoever is killed here leaves the checkpoint that was there before, or none.
+
+    beside: name -> weights by name, to be kept in NAME.safetensors.
     """
     from safetensors.torch import save_file
 
@@ -368,6 +377,10 @@ def save_checkpoint(folder: Path, model: GPT, tokenizer: Path, provenance: dict[
     with whole_folder(folder) as partial:
         with replacing(partial / "model.safetensors") as aside:
             save_file(tensors, aside)
+        for name, weights in beside.items():
+            others = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
+            with replacing(partial / f"{name}.safetensors") as aside:
+                save_file(others, aside)
         write_atomic(partial / "config.json", json.dumps(shape, indent=1) + "\n")
         write_atomic(partial / "tokenizer.json", tokenizer.read_bytes())
         record = provenance | {saved.DIGESTS: saved.digests_of(partial)}

@@ -10,6 +10,7 @@ from typing import Any
 from paribus.config import Corpus
 from paribus.data import english
 from paribus.model import footprint
+from paribus.plan import library
 from paribus.plan.memory import PROMPT_TOKENS, STAGES, Memory, max_device_batch, stage_memory
 from paribus.plan.throughput import (
     Device,
@@ -295,6 +296,7 @@ def _bill(
     text_bytes = _text_bytes(config.corpus, tokens * bytes_per_token)
     weights = 4 * recipe.parameters["total"]
     state = weights + footprint.optimizer_state(recipe.architecture, vocab, config.optimizer)
+    state += library.memory_of(recipe.architecture, config.optimizer).state
     bill = {
         "train_tokens": float(
             sum(stage.tokens for name, stage in stages.items() if name != "evaluation")

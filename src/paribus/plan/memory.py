@@ -18,6 +18,7 @@ from paribus.errors import UserError
 from paribus.model import accounting, footprint
 from paribus.model.footprint import Batch
 from paribus.model.shapes import has_value_embedding, logit_rows
+from paribus.plan import library
 from paribus.recipe import Recipe
 
 PROMPT_TOKENS = 256  # of a word problem with the chat format: GSM8K's longest is 240 with a 65,536-word vocabulary
@@ -71,7 +72,9 @@ def training_step(
     """
     counts = accounting.parameters(config, vocab_size)
     weights = 4 * counts["total"] + 4 * config.seq_len * config.head_dim  # and the rotary table
-    state = footprint.optimizer_state(config, vocab_size, optimizer)
+    foreign = library.memory_of(config, optimizer)
+    state = footprint.optimizer_state(config, vocab_size, optimizer) + foreign.state
+    update = footprint.optimizer_update(config, vocab_size, optimizer, batch.cuda)
     kept = _kept(config, batch, checkpointing)
     chunk = logit_rows(vocab_size, "cuda" if batch.cuda else "cpu")
     predicted = dataclasses.replace(batch, rows=batch.rows * (1 + config.future_tokens))
@@ -97,7 +100,7 @@ def training_step(
             16 * batch.tokens,
             0,
             0,
-            footprint.optimizer_update(config, vocab_size, optimizer, batch.cuda),
+            max(update, foreign.update),
             0,
         ),
     ]
@@ -229,10 +232,13 @@ def _rollout(recipe: Recipe, item: int) -> Memory:
     """Sampling answers, with the optimiser's state waiting."""
     rl, model, vocab = recipe.config.rl, recipe.architecture, recipe.vocab_size
     rows = min(rl.rollout_rows, rl.questions_per_step * rl.samples_per_question)
+    optimizer = recipe.config.optimizer
+    state = footprint.optimizer_state(model, vocab, optimizer)
+    state += library.memory_of(model, optimizer).state
     return Memory(
         4 * recipe.parameters["total"],
         0,
-        footprint.optimizer_state(model, vocab, recipe.config.optimizer),
+        state,
         *_decoding(model, vocab, item, rows, rl.samples_per_question, rl.max_new_tokens),
         0,
         0,

@@ -7,15 +7,17 @@ CUDA context, which the planner adds as its reserve.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from paribus.config import Config
+from paribus.config import Config, is_foreign
 from paribus.model.gpt import GPT
 from paribus.recipe import Recipe
+from paribus.train.library import try_out
 from paribus.train.optim import MuonAdamW
 
 
@@ -50,30 +52,33 @@ def track_step(
     which see only themselves. dtype: of matrix products.
     """
     future_loss = config.pretrain.future_loss if config.model.future_tokens else 0.0
+    optimizer = config.optimizer
+    if is_foreign(optimizer.kind):
+        try_out(optimizer.kind, json.dumps(optimizer.arguments))  # which needs real numbers
     with FakeTensorMode():
         model = GPT(Recipe.of(config).architecture, vocab_size, getattr(torch, dtype))
         model.activation_checkpointing = config.train.activation_checkpointing
         model.train()
-        optimizer = MuonAdamW(model, config.optimizer)
+        updating = MuonAdamW(model, optimizer)
         tracker = MemTracker()
         tracker.track_external(model)
         shape = (rows, model.config.seq_len)
         with tracker:
             _zero_gradients(model)
-            optimizer.step(1.0)
+            updating.step(1.0)
             if not accumulate:
-                optimizer.zero_grad()
+                updating.zero_grad()
             tracker._peak_mem.clear()
             tokens = torch.zeros(shape, dtype=torch.int64)
             documents = torch.zeros(shape, dtype=torch.int32) if packed else None
             targets = torch.zeros_like(tokens)
             loss = model(tokens, targets, documents, future_loss=future_loss)
             (loss / 1.0).backward()
-            optimizer.clip()
-            gradient, kinds = _peak(tracker)
+            updating.clip()
+            gradient, kinds = peak_of(tracker)
             tracker._peak_mem.clear()
-            optimizer.step(1.0)
-            update, update_kinds = _peak(tracker)
+            updating.step(1.0)
+            update, update_kinds = peak_of(tracker)
     return Tracked(gradient, update, kinds if gradient >= update else update_kinds)
 
 
@@ -82,7 +87,8 @@ def _zero_gradients(model: GPT) -> None:
         parameter.grad = torch.zeros_like(parameter)
 
 
-def _peak(tracker: MemTracker) -> tuple[int, dict[str, int]]:
+def peak_of(tracker: MemTracker) -> tuple[int, dict[str, int]]:
+    """Bytes at the peak that a tracker has seen, and by kind."""
     snapshot = next(iter(tracker.get_tracker_snapshot("peak").values()))
     kinds = {str(getattr(kind, "value", kind)).lower(): size for kind, size in snapshot.items()}
     return kinds.pop("total"), kinds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +15,25 @@ from paribus.stages.context import Session
 from paribus.summary import refuse_divergence, write_curve, write_json
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from paribus.model.gpt import GPT
 
 CUT_OFF_SAID = 0.1  # share of answers cut off from which on a warning appears
 
 
 def write_outputs(
-    run: Session, log: tracking.RunLog, model: GPT, target: str, summary: dict[str, Any]
+    run: Session,
+    log: tracking.RunLog,
+    model: GPT,
+    target: str,
+    summary: dict[str, Any],
+    beside: Mapping[str, Mapping[str, Tensor]],
 ) -> None:
     """Write checkpoint, curve and metrics in that order, so that metrics prove that the stage is done.
 
-    target: the checkpoint's name. Raises UserError, before anything is written, for a run that diverged.
+    target: the checkpoint's name. beside: name -> weights that are kept beside the model's. Raises UserError, before
+    anything is written, for a run that diverged.
     """
     stage = run.stage
     refuse_divergence(stage, summary)
@@ -32,7 +41,7 @@ def write_outputs(
 
     tokenizer = source_tokenizer(target)
     with naming(CHECKPOINTS / target):
-        save_checkpoint(CHECKPOINTS / target, model, tokenizer, run.provenance)
+        save_checkpoint(CHECKPOINTS / target, model, tokenizer, run.provenance, beside)
     with naming(PLOTS / f"{stage}.csv"):
         write_curve(PLOTS / f"{stage}.csv", stage, logged_steps(run.folder))
     with naming(run.folder):

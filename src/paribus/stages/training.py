@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,8 @@ from paribus.stages.outputs import say_cut_off, write_outputs
 from paribus.summary import rl_metrics, supervised_metrics
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from paribus.config import Conversations
     from paribus.data.loader import ConversationLoader, RowLoader
     from paribus.data.tokenizer import Tokenizer
@@ -80,7 +82,7 @@ def pretrain() -> None:
             summary = supervised_metrics(position)
             summary["val_bpb"] = held_out.bits_per_byte(run.config.eval.bpb_tokens)
             summary |= size_metrics(recipe)
-            write_outputs(run, started.log, model, "base", summary)
+            write_outputs(run, started.log, model, "base", summary, started.beside)
 
 
 def size_metrics(recipe: Recipe) -> dict[str, float]:
@@ -135,7 +137,8 @@ def converse(stage: str, source: str, target: str) -> None:
 
         with training(run, trainer, within) as started:
             position = started.run_to_the_end()
-            write_outputs(run, started.log, model, target, supervised_metrics(position))
+            summary = supervised_metrics(position)
+            write_outputs(run, started.log, model, target, summary, started.beside)
 
 
 def conversation_rows(
@@ -192,7 +195,7 @@ def rl() -> None:
         with training(run, trainer, within) as started:
             position = started.run_to_the_end([Watch(engine, watched, run.config, within)])
             metrics = rl_metrics(logged_steps(run.folder), position)
-            write_outputs(run, started.log, model, "rl", metrics)
+            write_outputs(run, started.log, model, "rl", metrics, started.beside)
             key, context = "rl.max_new_tokens", model.config.seq_len
             say_cut_off("rl", metrics["cut_off"], key, schedule.max_new_tokens, context)
 
@@ -249,7 +252,11 @@ def trainer_of(run: Session, recipe: Recipe, model: GPT, objective: Objective) -
 
 @dataclass(frozen=True)
 class Started:
-    """A training whose log is open. state: the one that it resumes from, if any; record: rank 0's callback."""
+    """A training whose log is open.
+
+    state: the one that it resumes from, if any. record: rank 0's callback. beside: name -> weights to keep beside the
+    model's, filled at the end.
+    """
 
     run: Session
     trainer: Trainer
@@ -257,6 +264,7 @@ class Started:
     state: State | None
     run_log: tracking.RunLog | None
     record: Callback | None
+    beside: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     @property
     def log(self) -> tracking.RunLog:
@@ -279,6 +287,7 @@ class Started:
             if self.state:
                 loop.restore(self.state)
             run_or_pause(self.run.stage, loop)
+            others = loop.optimizer.settle()
             parallel.gather(loop.model)
         parallel.leave()
         refuse_spoilt_weights(self.run.stage, loop)
@@ -287,6 +296,9 @@ class Started:
             raise SystemExit(0)
         remember(Recipe.of(self.run.config), self.run.stage, loop.position.seconds)
         self.log.refuse_lost_rows()
+        if others:
+            averaged = self.run.config.optimizer.evaluate == "ema"
+            self.beside["weights" if averaged else "ema"] = others
         return loop.position
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from paribus.config import Config
+from paribus.config import Config, is_foreign
 from paribus.curriculum import SUPERVISED_STAGES, TRAINING_STAGES
 from paribus.recipe import Recipe
 
@@ -94,7 +94,7 @@ def budget_problems(experiment: Experiment, arm: str) -> list[str]:
         problem = _problem_of_rl(experiment, base, own)
         if problem:
             return [problem]
-    if found := _set_by_hand(experiment, arm):
+    if found := _uncounted(experiment, base, own) or _set_by_hand(experiment, arm):
         return found
     steps = steps_for(experiment, arm) if "pretrain" in trained else None
     held = cost(experiment, experiment.config(arm, {"pretrain.steps": steps} if steps else {}))
@@ -121,6 +121,18 @@ def _problem_of_rl(experiment: Experiment, base: Config, own: Config) -> str | N
             "leave rl out of stages, or say equal: none"
         )
     return None
+
+
+def _uncounted(experiment: Experiment, base: Config, own: Config) -> list[str]:
+    """FLOPs that nobody knows: those of a library's optimiser."""
+    kinds = {base.optimizer.kind, own.optimizer.kind}
+    foreign = sorted(kind for kind in kinds if is_foreign(kind))
+    if experiment.equal != "flops" or not foreign:
+        return []
+    return [
+        f"equal: flops: those of {', '.join(foreign)} are unknown; say equal: tokens, and the report shows the arms at "
+        "equal time too"
+    ]
 
 
 def _set_by_hand(experiment: Experiment, arm: str) -> list[str]:

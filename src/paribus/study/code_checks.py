@@ -39,6 +39,11 @@ MEASURING = (
 )
 FEW = 3  # names that a sentence lists
 
+# Where an update is computed, whose FLOPs are counted by the baseline's code.
+OPTIMIZER_FILES = tuple(
+    f"src/paribus/train/{name}.py" for name in ("optim", "muon", "adamw", "library", "own")
+)
+
 
 def code_problems(experiment: Experiment) -> list[str]:
     """Why the arms that are code cannot be compared with the baseline, in sentences; none where they can, or there are none.
@@ -272,7 +277,7 @@ def _budget(experiment: Experiment, change: Change) -> list[str]:
             "equal time too"
         ]
     models = [file.path for file in change.files if file.path.startswith("src/paribus/model/")]
-    optimizer = [file.path for file in change.files if file.path == "src/paribus/train/optim.py"]
+    optimizer = [file.path for file in change.files if file.path in OPTIMIZER_FILES]
     if experiment.equal == "flops" and (models or optimizer):
         return [
             f"equal: flops: they are counted with the baseline's code, and the arm changes {_few([*models, *optimizer])}; say "

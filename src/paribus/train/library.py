@@ -48,6 +48,7 @@ class Library:
         self.kind, self.arguments, self.parameters = kind, arguments, parameters
         self._optimizer: torch.optim.Optimizer | None = None  # None: this rank has no matrix
         self._first: Groups = []
+        self._first_counters: dict[str, Any] = {}
         self._start()
 
     def _start(self) -> None:
@@ -56,6 +57,7 @@ class Library:
         if groups:
             self._optimizer = make(self.kind, self.arguments, groups)
             self._first = [dict(group) for group in self._optimizer.param_groups]
+            self._first_counters = _counters(self._optimizer)
 
     def update(self, lr: float) -> None:
         """Step all parameters that have a gradient."""
@@ -71,6 +73,10 @@ class Library:
         if self._optimizer is None:
             return state
         kept = self._optimizer.state
+        counters = {}
+        for key, value in _counters(self._optimizer).items():
+            if value != self._first_counters.get(key):
+                counters[key] = value
         items = zip(self.parameters.items(), self._optimizer.param_groups, self._first, strict=True)
         for (name, parameter), group, first in items:
             changed = {}
@@ -81,6 +87,7 @@ class Library:
             plain = {
                 "state": packed(dict(kept.get(parameter, {})), "", tensors),
                 "group": packed(changed, "group", tensors),
+                "counters": counters,
             }
             for path, tensor in tensors.items():
                 state[f"{_KIND}{path}.{name}"] = tensor
@@ -104,6 +111,8 @@ class Library:
             if kept:
                 self._optimizer.state[parameter] = kept
             group.update(unpacked(plain["group"], name, state, parameter.device))
+            for key, value in plain["counters"].items():
+                setattr(self._optimizer, key, unpacked(value, name, state, parameter.device))
 
 
 def make(kind: str, arguments: Mapping[str, Any], groups: Groups) -> torch.optim.Optimizer:
@@ -151,6 +160,25 @@ def packed(value: object, path: str, tensors: State) -> Any:
     raise Unsaved(f"{path} is a {type(value).__name__}")
 
 
+def _counters(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What an optimiser itself keeps besides its groups, as JSON: numbers, texts, and dicts and lists of them.
+
+    All else is taken to be the same in every optimiser of the kind; a trial before the run shows whether it is.
+    """
+    found: dict[str, Any] = {}
+    for key, value in vars(optimizer).items():
+        if key in ("state", "param_groups", "defaults"):
+            continue
+        tensors: State = {}
+        try:
+            plain = packed(value, key, tensors)
+        except Unsaved:
+            continue
+        if not tensors:
+            found[key] = plain
+    return found
+
+
 def unpacked(value: Any, name: str, state: State, device: torch.device) -> Any:
     """What was `packed` for the parameter `name`."""
     if not isinstance(value, dict):
@@ -167,16 +195,14 @@ def unpacked(value: Any, name: str, state: State, device: torch.device) -> Any:
 # ---------------------------------------------------------------- what cannot be resumed is refused
 
 
-def checked(
-    kind: str, arguments: Mapping[str, Any], parameters: Mapping[str, Tensor]
-) -> Library:
+def checked(kind: str, arguments: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> Library:
     """A `Library` that was tried on a small matrix first. Raises UserError."""
-    _refuse_if_lossy(kind, json.dumps(arguments))
+    try_out(kind, json.dumps(arguments))
     return Library(kind, arguments, parameters)
 
 
 @functools.cache
-def _refuse_if_lossy(kind: str, arguments: str) -> None:
+def try_out(kind: str, arguments: str) -> None:
     """Raises UserError unless a small training is the same to the bit with a resume in its middle. arguments: as JSON."""
     given = json.loads(arguments)
     try:

@@ -338,7 +338,8 @@ class Loop:
         began = time.perf_counter()
         self._evaluating = True
         self.model.eval()
-        metrics = self.callback.evaluate(step)
+        with self.optimizer.evaluated():
+            metrics = self.callback.evaluate(step)
         self.model.train(self.objective.dropout)
         self._evaluating = False
         taken = time.perf_counter() - began

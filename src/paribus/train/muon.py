@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from paribus.config import Optimizer as OptimizerConfig
-from paribus.train.state import State, buffer, gradients_of
+from paribus.train.state import State, buffer, gradients_of, move_towards
 
 Coefficients = tuple[float, float, float]
 
@@ -64,8 +64,11 @@ def update(
     for name, parameter in parameters.items():
         by_shape[parameter.shape][name] = parameter
     for shape, matrices in by_shape.items():
-        directions = _directions(matrices, state, config, gate)
-        updates = orthogonalise(directions, config.muon_iterations, config.muon_coefficients)
+        updates = orthogonalise(
+            _directions(matrices, state, config, gate),
+            config.muon_iterations,
+            config.muon_coefficients,
+        )
         if config.muon_normalisation != "none":
             updates = _normalised(updates, list(matrices), state, config, gate)
         if gate is not None:
@@ -87,7 +90,7 @@ def _directions(
         closed = gate == 0
         for gradient in gradients:
             gradient.masked_fill_(closed, 0.0)  # 0 times a NaN were a NaN
-    _lerp(momenta, gradients, 1 - config.muon_momentum, gate)
+    move_towards(momenta, gradients, 1 - config.muon_momentum, gate)
     if not config.muon_nesterov:
         return torch.stack(momenta)
     return torch.stack(torch._foreach_lerp(gradients, momenta, config.muon_momentum))
@@ -131,10 +134,11 @@ def _normalised(
     means = [
         buffer(state, "mean_square", name, one) for name, one in zip(names, squares, strict=True)
     ]
-    _lerp(means, squares, 1 - config.muon_beta2, gate)
+    move_towards(means, squares, 1 - config.muon_beta2, gate)
     even = updates / (torch.stack(means).sqrt() + TINY)
     before = torch.linalg.matrix_norm(updates, keepdim=True)
-    return even * (before / (torch.linalg.matrix_norm(even, keepdim=True) + TINY))
+    restored: Tensor = even * (before / (torch.linalg.matrix_norm(even, keepdim=True) + TINY))
+    return restored
 
 
 def _step_on_sphere(
@@ -152,11 +156,3 @@ def _step_on_sphere(
         matrix.sub_(step * (lr * norm / (torch.linalg.vector_norm(step) + TINY)))
         back = norm / (torch.linalg.vector_norm(matrix) + TINY)
         matrix.mul_(back if gate is None else torch.where(gate == 0, 1.0, back))
-
-
-def _lerp(means: list[Tensor], values: list[Tensor], weight: float, gate: Tensor | None) -> None:
-    """Move running means towards values by `weight`, or by nothing where the gate is closed."""
-    if gate is None:
-        torch._foreach_lerp_(means, values, weight)
-    else:
-        torch._foreach_lerp_(means, values, [weight * gate] * len(means))

@@ -25,7 +25,7 @@ from paribus.errors import UserError
 from paribus.model.gpt import GPT
 from paribus.train import adamw, muon, parallel
 from paribus.train.library import checked, is_kept_for
-from paribus.train.state import State
+from paribus.train.state import State, move_towards
 
 NO_FACTORS: Mapping[str, float] = {}
 
@@ -169,8 +169,7 @@ class MuonAdamW:
             shrinks = (parameter - old) * old <= 0
             parameter.sub_(self._decay(group, lr_factor, gate) * shrinks * old)
         if averages:
-            weight = (1 - self.config.ema_decay) * (1.0 if gate is None else gate)
-            torch._foreach_lerp_(averages, list(mine.values()), [weight] * len(averages))
+            move_towards(averages, list(mine.values()), 1 - self.config.ema_decay, gate)
 
     def _apply(self, rule: str, mine: dict[str, Tensor], lr: float, gate: Tensor | None) -> None:
         """The step of a rule."""
@@ -215,6 +214,20 @@ class MuonAdamW:
         yield
         if averaged:
             self.swap()
+
+    @torch.no_grad()
+    def settle(self) -> dict[str, Tensor]:
+        """Leave the model, for good, with the weights that `optimizer.evaluate` names; all ranks call it.
+
+        Returns, on rank 0, the others by name; nothing where no average was kept.
+        """
+        if not self.config.ema_decay:
+            return {}
+        if self.config.evaluate == "ema":
+            self.swap()
+        averages = {key: tensor for key, tensor in self.state.items() if key.startswith("ema.")}
+        others = parallel.to_first(averages, self.parameters[0].device)
+        return {key.removeprefix("ema."): tensor for key, tensor in others.items()}
 
     @torch.no_grad()
     def swap(self) -> None:

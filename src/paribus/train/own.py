@@ -8,3 +8,5 @@ It is a `torch.optim.Optimizer`, as every library's are:
 
 docs/optimizers.md has an example in ten lines.
 """
+
+import torch  # noqa: F401  for the classes that are put here

@@ -19,3 +19,13 @@ def buffer(state: State, kind: str, name: str, like: Tensor) -> Tensor:
 def gradients_of(parameters: dict[str, Tensor]) -> list[Tensor]:
     """Their gradients, in order; each has one."""
     return [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
+
+
+def move_towards(
+    means: list[Tensor], values: list[Tensor], weight: float, gate: Tensor | None
+) -> None:
+    """Move running means towards values by `weight`, or by nothing where the gate is closed."""
+    if gate is None:
+        torch._foreach_lerp_(means, values, weight)
+    else:
+        torch._foreach_lerp_(means, values, [weight * gate] * len(means))

@@ -171,6 +171,7 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
             if not loop.position.nonfinite:
                 raise
             return {"diverged": str(error), "peak_memory_bytes": peak_memory_bytes(model.device)}
+    loop.optimizer.settle()
     model.eval()
     position = loop.position
     return {
