@@ -86,7 +86,7 @@ def problems_of(kind: str, arguments: dict[str, Any], **others: Any) -> str:
     [
         ("mu", {}, "did you mean muon?"),
         ("numpy.array", {}, "a class of numpy is not allowed"),
-        ("torch.optim.Adamw", {}, "did you mean AdamW?"),
+        ("torch.optim.Adagrat", {}, "did you mean Adagrad?"),
         ("torch.optim.LBFGS", {}, "its closure"),
         ("torch.optim.SGD", {"momentums": 0.9}, "did you mean momentum?"),
         ("torch.optim.SGD", {"lr": 0.9}, "optimizer.matrix_lr decides this"),
@@ -144,14 +144,15 @@ def trained(momentum):
     model = GPT(resolve_model(config.model), 50)
     model.initialise(1)
     optimizer = MuonAdamW(model, config.optimizer)
-    for _ in range(2):
-        tokens = torch.arange(32).view(2, 16)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        tokens = torch.randint(0, 50, (2, 16), generator=generator)
         model(tokens, tokens).backward()
         optimizer.step(1.0)
         optimizer.zero_grad()
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
-print(torch.equal(trained(0.9), trained(0.5)))
+print(torch.equal(trained(0.95), trained(0.0)))
 try:
     try_out("own.Forgetful", "{}")
 except UserError as error:

@@ -51,6 +51,11 @@ def kind_problems(kind: str, arguments: Mapping[str, object]) -> Iterator[str]:
                 f"optimizer.kind: {shown(kind)} is not allowed; expected one of {', '.join(OWN_KINDS)}, or a class of "
                 f"{', '.join(PLACES)}, as torch.optim.SGD{'; ' + hint if hint else ''}"
             )
+        elif arguments:
+            yield (
+                f"optimizer.arguments: {shown(arguments)} is not allowed with optimizer.kind: {kind}, which has keys of its "
+                "own; expected {}, or a class as optimizer.kind"
+            )
         return
     place, _, name = kind.rpartition(".")
     if place not in PLACES:

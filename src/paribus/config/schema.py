@@ -219,7 +219,9 @@ class Optimizer:
         "own (train/own.py), as heavyball.SOAP; all else is always AdamW"
     )
     arguments: dict[str, Argument] = key(
-        "arguments of such a class, but its rate and decay", acts_when=when.FOREIGN
+        "arguments of such a class, but its rate and decay",
+        le=Limit(1e9, "no argument of an optimiser is larger"),
+        acts_when=when.FOREIGN,
     )
     matrix_lr: float = key(
         "block matrices, by Muon or a library's optimiser",

@@ -59,6 +59,7 @@ class Library:
             self._first = [dict(group) for group in self._optimizer.param_groups]
             self._first_counters = _counters(self._optimizer)
 
+    @torch.no_grad()
     def update(self, lr: float) -> None:
         """Step all parameters that have a gradient."""
         if self._optimizer is None:
