@@ -85,6 +85,12 @@ MUON_SCALED = Condition(
     "optimizer.kind: muon and optimizer.muon_hyperball: false",
     lambda optimizer, _: optimizer.kind == "muon" and not optimizer.muon_hyperball,
 )
+MUON_OF_NORMS = Condition(
+    "optimizer.kind: muon and a model.initialisation other than zero_outputs",
+    lambda optimizer, config: (
+        optimizer.kind == "muon" and config.model.initialisation != "zero_outputs"
+    ),
+)
 NORMUON = Condition(
     "optimizer.kind: muon and an optimizer.muon_normalisation",
     lambda optimizer, _: optimizer.kind == "muon" and optimizer.muon_normalisation != "none",

@@ -314,7 +314,7 @@ class Optimizer:
     muon_hyperball: bool = key(
         "each matrix keeps its first norm, and matrix_lr is the share of it that a step moves "
         "(https://whenwen.github.io/blog/2025/weight-decay-hyperball-part-1)",
-        acts_when=when.MUON,
+        acts_when=when.MUON_OF_NORMS,
     )
     grad_clip: float = key(
         "largest global gradient norm; 0: off", ge=0, le=Limit(1e9, "no gradient is larger")
