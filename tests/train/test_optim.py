@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from paribus.config import Config, resolve_model
-from paribus.model.gpt import GPT
+from paribus.model.gpt import GPT, save_checkpoint
 from paribus.train.muon import orthogonalise
 from paribus.train.optim import MuonAdamW, parameter_groups
 from paribus.train.schedule import lr_factor
@@ -208,3 +210,48 @@ def test_which_learning_rates_follow_the_width(tiny_config: Config, kind: str) -
         if kind == "adamw"
         else tiny_config.optimizer.matrix_lr
     )
+
+
+@pytest.mark.parametrize("evaluate", ["weights", "ema"])
+def test_a_checkpoint_holds_the_weights_and_their_average(
+    tiny_config: Config, tmp_path: Path, evaluate: Literal["weights", "ema"]
+) -> None:
+    changes: dict[str, Any] = {"ema_decay": 0.5, "evaluate": evaluate}
+    model = GPT(resolve_model(tiny_config.model), 50)
+    model.initialise(1)
+    start = model.head.weight.detach().clone()
+    optimizer = MuonAdamW(model, dataclasses.replace(tiny_config.optimizer, **changes))
+    tokens = torch.randint(0, 50, (2, 16), generator=torch.Generator().manual_seed(0))
+    (model(tokens, tokens) / 32).backward()
+    optimizer.step(1.0)
+    last = model.head.weight.detach().clone()
+    others = optimizer.settle()
+    found = {evaluate: model.head.weight.detach()}
+    found["weights" if evaluate == "ema" else "ema"] = others["head.weight"]
+    assert torch.equal(found["weights"], last)
+    assert torch.allclose(found["ema"], (start + last) / 2)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    save_checkpoint(tmp_path / "base", model, tmp_path / "tokenizer.json", {}, {"other": others})
+    kept = load_file(tmp_path / "base/other.safetensors")
+    assert torch.equal(kept["head.weight"], others["head.weight"])
+
+
+@pytest.mark.parametrize("coefficients", ["newton_schulz", "polar_express"])
+def test_other_coefficients_end_at_one(coefficients: str) -> None:
+    matrices = torch.randn(2, 24, 96, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalise(matrices, 8, coefficients))
+    assert torch.allclose(values, torch.ones_like(values), atol=0.02)
+
+
+def test_hyperball_keeps_each_norm(tiny_config: Config) -> None:
+    start, moved = first(tiny_config), stepped(tiny_config, muon_hyperball=True)
+    name = "blocks.0.mlp.up.weight"
+    assert not torch.equal(start[name], moved[name])
+    assert moved[name].norm() == pytest.approx(float(start[name].norm()), rel=1e-5)
+
+
+def test_normuon_evens_out_rows(tiny_config: Config) -> None:
+    name = "blocks.0.mlp.up.weight"
+    steps = stepped(tiny_config, muon_normalisation="rows")[name] - first(tiny_config)[name]
+    lengths = steps.norm(dim=1)
+    assert torch.allclose(lengths, lengths.mean().expand_as(lengths), rtol=1e-3)

@@ -378,7 +378,9 @@ def save_checkpoint(
         with replacing(partial / "model.safetensors") as aside:
             save_file(tensors, aside)
         for name, weights in beside.items():
-            others = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
+            others = {}
+            for key, tensor in tensors.items():
+                others[key] = weights.get(key, tensor).detach().cpu().contiguous()
             with replacing(partial / f"{name}.safetensors") as aside:
                 save_file(others, aside)
         write_atomic(partial / "config.json", json.dumps(shape, indent=1) + "\n")

@@ -225,7 +225,7 @@ class MuonAdamW:
             return {}
         if self.config.evaluate == "ema":
             self.swap()
-        averages = {key: tensor for key, tensor in self.state.items() if key.startswith("ema.")}
+        averages = {key: kept for key, kept in self.state.items() if key.startswith("ema.")}
         others = parallel.to_first(averages, self.parameters[0].device)
         return {key.removeprefix("ema."): tensor for key, tensor in others.items()}
 
