@@ -28,8 +28,8 @@ LAYER_EPSILON = 1e-5  # torch's
 FREE = frozenset(
     {
         "depth", "aspect_ratio", "width", "head_dim", "n_heads", "n_kv_heads", "seq_len", "mlp_ratio", "rope_base",
-        "window", "window_pattern", "norm_gain", "tied_head", "embedding_std", "initialisation", "attention_dropout",
-        "mlp_dropout", "residual_dropout", "embedding_dropout",
+        "window", "window_pattern", "norm_gain", "tied_head", "embedding_std", "initialisation",
+        "future_tokens", "attention_dropout", "mlp_dropout", "residual_dropout", "embedding_dropout",
     }
 )  # fmt: skip
 # Key -> the values that no stock architecture goes without.
