@@ -1,7 +1,7 @@
 """What the commands that read many runs take: `python benchmarks/store.py --runs 500 5000 --out store.json`.
 
 A store of SQLite is filled through MLflow's own tables: one execution and its stage are logged by MLflow's client, with
-every key of params.yaml and a curve of 100 points of 30 metrics, and their rows are copied. Then, in processor seconds:
+every key of params.yaml and a curve of 10 points of 30 metrics, and their rows are copied. Then, in processor seconds:
 
     grade      paribus plan --grade --json
     compare    paribus compare of two runs, by their names in MLflow
@@ -26,7 +26,7 @@ from support.studied import LightProject
 
 from paribus.config import flatten, load_config
 
-POINTS = 100  # of a curve
+POINTS = 10  # of a curve
 METRICS = 30
 PARTS = ("params", "tags", "metrics", "latest_metrics")  # tables with a run_uuid each
 LOGGED = """
