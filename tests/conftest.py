@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.checkout import ROOT
 from support.core_bundle import make_bundle, phrase
+from support.made_once import MadeOnce
 from support.project import make_data
 from support.stages import make_stages
 from support.studied import LightProject
@@ -115,12 +116,23 @@ def word_tokenizer_fixture(tiny_config: Config) -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def light_project(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> LightProject:
-    """To be copied: a project whose trainer takes a second, with its own git and DVC."""
-    return LightProject(tmp_path_factory.mktemp("light") / "project", project_root).start()
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Makes a folder that all workers of pytest-xdist read or copy: once, by the first that needs it."""
+    folder = tmp_path_factory.getbasetemp()
+    return MadeOnce(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)
 
 
 @pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Path:
+def light_project(made_once: MadeOnce, project_root: Path) -> LightProject:
+    """To be copied: a project whose trainer takes a second, with its own git and DVC."""
+
+    def make(folder: Path) -> None:
+        LightProject(folder, project_root).start()
+
+    return LightProject.at(made_once("light", make))
+
+
+@pytest.fixture(scope="session")
+def tiny_data(made_once: MadeOnce, project_root: Path) -> Path:
     """To be copied: data/ of a project with tiny params, as its first three stages make it."""
-    return make_data(tmp_path_factory.mktemp("data"), project_root)
+    return made_once("tiny", lambda folder: make_data(folder, project_root)) / "data"

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from support.project import Project
 from support.waiting import PATIENCE, wait_for
+from support.warm import warm
 
 from paribus.config import merge, read_yaml
 from paribus.machine.interrupt import EXIT_PAUSED
@@ -46,27 +47,36 @@ class Trainer(Project):
         shutil.copytree(data, root / "data")
 
     def start(self, **train: Any) -> subprocess.Popen[str]:  # type: ignore[override]
-        params = yaml.safe_load((self.root / "params.yaml").read_text())
-        params["train"] |= train
-        (self.root / "params.yaml").write_text(yaml.safe_dump(params))
-        environment = self.environment() | {
-            "PYTHONPATH": str(self.root / "src"),
-            "DVC_ROOT": str(self.root),
-        }
-        self.feed_mlflow()
+        self._configure(train)
         return subprocess.Popen(
             ["paribus", "pretrain"],
             cwd=self.root,
-            env=environment,
+            env=self._stage_environment(),
             stderr=subprocess.PIPE,
             text=True,
         )
 
     def train(self, **train: Any) -> tuple[int, str]:
-        """Exit status and what was said."""
-        process = self.start(**train)
-        said = process.communicate()[1]
-        return process.returncode, said
+        """Exit status and what was said; a single process is forked with its libraries loaded."""
+        if train.get("processes", 1) > 1:
+            process = self.start(**train)
+            said = process.communicate()[1]
+            return process.returncode, said
+        self._configure(train)
+        done = warm().run(["-m", "paribus", "pretrain"], self.root, self._stage_environment())
+        return done.returncode, done.stderr
+
+    def _configure(self, train: dict[str, Any]) -> None:
+        params = yaml.safe_load((self.root / "params.yaml").read_text())
+        params["train"] |= train
+        (self.root / "params.yaml").write_text(yaml.safe_dump(params))
+        self.feed_mlflow()
+
+    def _stage_environment(self) -> dict[str, str]:
+        return self.environment() | {
+            "PYTHONPATH": str(self.root / "src"),
+            "DVC_ROOT": str(self.root),
+        }
 
     def rows(self) -> list[dict[str, Any]]:
         """The log's steps and events so far."""

@@ -246,6 +246,19 @@ def test_a_clone_of_an_experiment_uses_the_main_checkouts_store(
         assert tracking_uri() == uri
 
 
+def test_a_run_for_files_alone_starts_nothing_that_feeds_mlflow(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_config: Config
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("DVC_EXP_NAME", "files")
+    monkeypatch.setenv(sender.FILES_ONLY, "1")
+    with begin(tiny_config) as run:
+        run.log(1, {"train/loss": 0.5})
+    assert [row["train/loss"] for row in run.rows()] == [0.5]
+    assert not (state_root() / "sender.lock").exists()
+
+
 # ---------------------------------------------------------------- what a run looks like
 
 

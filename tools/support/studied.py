@@ -144,12 +144,17 @@ class LightProject:
         (root / "notes.md").write_text("notes\n")
         (root / "experiments").mkdir()
 
+    @classmethod
+    def at(cls, root: Path) -> LightProject:
+        """The one that is in a folder."""
+        project = cls.__new__(cls)
+        project.root = root
+        return project
+
     def copy(self, root: Path) -> LightProject:
         """The same project in another folder."""
-        copied = LightProject.__new__(LightProject)
-        copied.root = root
         shutil.copytree(self.root, root, symlinks=True)
-        return copied
+        return LightProject.at(root)
 
     def start(self) -> LightProject:
         self.git("init", "-q", "-b", "main")

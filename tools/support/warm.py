@@ -4,7 +4,7 @@ A command of paribus spends two to four seconds of processor time on loading sci
 anything. A forked one is a process of its own all the same, with its own folder, environment, output and exit status; it
 takes signals, and dies of them, as one that was started from a shell.
 
-    python -m support.warm SOCKET MODULE …    loads the modules, then serves until its standard input ends
+    python -m support.warm SOCKET OWNER MODULE …    loads the modules, then serves while the process OWNER lives
 
 A request is a JSON line {"arguments", "cwd", "environment"} with two files for its output; the answers are its pid, and
 what `waitpid` says when it has ended.
@@ -13,6 +13,7 @@ what `waitpid` says when it has ended.
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import functools
 import gc
 import importlib
@@ -21,6 +22,7 @@ import os
 import runpy
 import selectors
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,8 +32,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+import paribus
 from paribus.graph import closure
 from paribus.journal import locked
+from paribus.machine import interrupt
 from support import forked
 from support.forked import WarmProcess, begin
 
@@ -73,6 +79,7 @@ MLFLOW = (
     "paribus.tracking.sender",
     "paribus.tracking.store",
 )
+LOOK_SECONDS = 1.0  # how often it looks whether its owner lives
 # Every run waits at its end until MLflow has all of it: for up to half a second, at a user's pace.
 SENDER = """
 import sys
@@ -87,21 +94,39 @@ sender.main(Path(sys.argv[1]))
 
 
 class Warm:
-    """The process that commands are forked from; modules: what it loads."""
+    """The process that commands are forked from; the workers of one pytest-xdist share it.
 
-    def __init__(self, modules: tuple[str, ...]) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="paribus-warm-")
-        self._address = str(Path(self._folder.name) / "socket")
-        self.programs = self._write_programs(Path(self._folder.name) / "bin")
+    name: of its folder. modules: what it loads.
+    """
+
+    def __init__(self, name: str, modules: tuple[str, ...]) -> None:
+        worker = "PYTEST_XDIST_WORKER" in os.environ
+        owner = os.getppid() if worker else os.getpid()
+        folder = Path(tempfile.gettempdir()) / f"paribus-warm-{owner}-{name}"
+        folder.mkdir(exist_ok=True)
+        self._address = str(folder / "socket")
+        self.programs = folder / "bin"
+        with locked(folder / "lock"):
+            if not self._answers():
+                self._write_programs()
+                self._start(owner, modules)
+
+    def _answers(self) -> bool:
+        """Whether another worker has started it."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            return connection.connect_ex(self._address) == 0
+
+    def _start(self, owner: int, modules: tuple[str, ...]) -> None:
         paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tools")])
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "support.warm", self._address, *modules],
-            stdin=subprocess.PIPE,
+        server = subprocess.Popen(
+            [sys.executable, "-m", "support.warm", self._address, str(owner), *modules],
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": paths},
         )
-        assert self._server.stdout
-        assert self._server.stdout.readline() == b"ready\n"
+        assert server.stdout
+        with server.stdout:
+            assert server.stdout.readline() == b"ready\n"
 
     def begin(
         self,
@@ -126,35 +151,26 @@ class Warm:
             errors.seek(0)
             return subprocess.CompletedProcess(arguments, status, output.read(), errors.read())
 
-    def _write_programs(self, folder: Path) -> Path:
+    def _write_programs(self) -> None:
         """A folder for PATH: stages that DVC runs there begin at once as well."""
-        folder.mkdir()
-        program = folder / "paribus"
+        self.programs.mkdir(exist_ok=True)
+        program = self.programs / "paribus"
         command = shlex.join(
             [sys.executable, "-I", "-S", forked.__file__, self._address, "paribus"]
         )
         program.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         program.chmod(0o755)
-        return folder
-
-    def close(self) -> None:
-        assert self._server.stdin
-        assert self._server.stdout
-        self._server.stdin.close()
-        self._server.wait()
-        self._server.stdout.close()
-        self._folder.cleanup()
 
 
 @functools.cache
 def warm() -> Warm:
-    """The one of this test process, for commands; it ends with it."""
-    return Warm(COMMANDS)
+    """The one for commands; it ends with pytest."""
+    return Warm("commands", COMMANDS)
 
 
 @functools.cache
 def _with_mlflow() -> Warm:
-    return Warm(MLFLOW)
+    return Warm("mlflow", MLFLOW)
 
 
 def feed_mlflow(state_root: Path, environment: dict[str, str]) -> None:
@@ -176,9 +192,11 @@ def feed_mlflow(state_root: Path, environment: dict[str, str]) -> None:
 
 
 class Server:
-    """Forks commands and tells how they ended."""
+    """Forks commands and tells how they ended. owner: the process it serves."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, owner: int) -> None:
+        self._owner = owner
+        Path(address).unlink(missing_ok=True)  # of a server that was killed
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(address)
         self._listener.listen()
@@ -190,14 +208,12 @@ class Server:
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
 
     def serve(self) -> dict[str, Any] | None:
-        """Until standard input ends; in a forked process, what it is to run."""
+        """While its owner lives; in a forked process, what it is to run."""
         looked_at = selectors.DefaultSelector()
-        for file in (0, self._listener, self._ended):
+        for file in (self._listener, self._ended):
             looked_at.register(file, selectors.EVENT_READ)
-        while True:
-            for key, _ in looked_at.select():
-                if key.fileobj == 0:
-                    return None
+        while psutil.pid_exists(self._owner):
+            for key, _ in looked_at.select(LOOK_SECONDS):
                 if key.fileobj is self._ended:
                     self._ended.recv(4096)
                     self._tell_of_ended()
@@ -206,10 +222,14 @@ class Server:
                 if request is not None:
                     looked_at.close()
                     return request
+        return None
 
     def _fork(self) -> dict[str, Any] | None:
         connection, _ = self._listener.accept()
         text, files, _, _ = socket.recv_fds(connection, 65536, 2)
+        if not text:  # somebody looked whether it is there
+            connection.close()
+            return None
         while not text.endswith(b"\n"):
             text += connection.recv(65536)
         request: dict[str, Any] = json.loads(text)
@@ -255,6 +275,10 @@ def become(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.path[0] = request["cwd"]
+    interrupt.note_launchers()
+    own = Path(request["cwd"]) / "src/paribus"
+    if same_code(own):  # else `paribus` there starts again, from the code of the checkout
+        paribus.__file__ = str(own / "__init__.py")
     kind, what, *rest = request["arguments"]
     if kind == "-m":
         sys.argv = [what, *rest]
@@ -264,7 +288,21 @@ def become(request: dict[str, Any]) -> None:
         exec(what, {"__name__": "__main__"})
 
 
-def main(address: str, modules: list[str]) -> None:
+def same_code(folder: Path) -> bool:
+    """Whether a checkout's package is, to the byte, what this process has loaded."""
+    theirs, ours = (_sources(place) for place in (folder, ROOT / "src/paribus"))
+    if theirs.keys() != ours.keys():
+        return False
+    return all(filecmp.cmp(theirs[name], ours[name], shallow=False) for name in ours)
+
+
+def _sources(folder: Path) -> dict[Path, Path]:
+    """Path below the folder -> file."""
+    files = [*folder.rglob("*.py"), *folder.rglob("*.yaml"), *folder.rglob("*.j2")]
+    return {path.relative_to(folder): path for path in files}
+
+
+def main(address: str, owner: int, modules: list[str]) -> None:
     for name in modules:
         importlib.import_module(name)
     assert threading.active_count() == 1, "a thread would be lost in every forked process"
@@ -274,12 +312,14 @@ def main(address: str, modules: list[str]) -> None:
         closure.generated_deps(closure.working_sources(ROOT))
     gc.collect()
     gc.freeze()
-    server = Server(address)
+    server = Server(address, owner)
     print("ready", flush=True)
     request = server.serve()
-    if request is not None:
+    if request is None:
+        shutil.rmtree(Path(address).parent)
+    else:
         become(request)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3:])

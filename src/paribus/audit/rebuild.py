@@ -1,7 +1,7 @@
 """Rebuild a run from its record alone: a clean clone at its commit, its data by DVC's names, its params; then the stage.
 
-The original stays untouched: the clone is a temporary folder with its own `.paribus`, MLflow store and, where
-objects have to be pulled, its own DVC cache. Data in the original's cache is linked, not copied. The stage is started
+The original stays untouched: the clone is a temporary folder with its own `.paribus` and, where objects have to be
+pulled, its own DVC cache; MLflow hears nothing of it. Data in the original's cache is linked, not copied. The stage is started
 without DVC, so no run-cache can answer in its place.
 """
 
@@ -28,6 +28,7 @@ from paribus.journal import read_rows
 from paribus.machine.interrupt import EXIT_PAUSED
 from paribus.study.finished import CHECKPOINTS, FinishedRun, Provenance, read_curve
 from paribus.summary import write_curve
+from paribus.tracking import sender
 
 POLL_SECONDS = 0.1
 LONGEST_LINE = 50_000  # bytes, of a log
@@ -112,9 +113,8 @@ def workplace() -> Iterator[Path]:
         try:
             yield Path(name)
         finally:
-            for state in Path(name).rglob(
-                ".paribus"
-            ):  # what sends the clone's log to its MLflow store ends when this is gone
+            # The code of an earlier commit feeds an MLflow store of the clone; that process ends when this is gone.
+            for state in Path(name).rglob(".paribus"):
                 state.rename(state.with_name("gone"))
 
 
@@ -207,7 +207,7 @@ def _pull(root: Path, versions: Mapping[str, str]) -> list[str]:
 def _environment(root: Path, stage: str | None) -> dict[str, str]:
     """The environment that DVC would give a stage in the clone.
 
-    With it the stage ends with this process, and keeps its state in the clone.
+    With it the stage ends with this process, and keeps its state and its log in the clone, without MLflow.
     """
     foreign = ("DVC_", "MLFLOW_", "TORCHELASTIC_")
     clean = {
@@ -219,6 +219,7 @@ def _environment(root: Path, stage: str | None) -> dict[str, str]:
         "DVC_NO_ANALYTICS": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PYTHONPATH": str(root / "src"),
+        sender.FILES_ONLY: "1",
     }
     return clean | own | ({"DVC_ROOT": str(root), "DVC_STAGE": stage} if stage else {})
 

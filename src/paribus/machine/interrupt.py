@@ -251,6 +251,19 @@ def _own_parent() -> int:
     return int(named) if named else os.getppid()
 
 
-# Taken on import, before torch is loaded, so that a launcher that dies in those seconds is noticed too.
-_PARENT = _own_parent()
-_LAUNCHERS = _launchers()
+_PARENT: int
+_LAUNCHERS: list[tuple[int, str]]
+
+
+def note_launchers() -> None:
+    """Note who started this process, for `launcher_gone`.
+
+    That is done on import, before torch is loaded, so that a launcher that dies in those seconds is noticed too. A
+    process that was forked after the import does it again.
+    """
+    global _PARENT, _LAUNCHERS
+    _PARENT = _own_parent()
+    _LAUNCHERS = _launchers()
+
+
+note_launchers()

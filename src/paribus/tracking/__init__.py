@@ -402,6 +402,8 @@ class _Background(threading.Thread):
         began = time.time()
         self._finishing.set()
         self.join()
+        if not sender.wanted():
+            return
         while not (all_sent(self.folder) or self._trouble_since(began)):
             sender.ensure(self.root)
             if time.time() - max(began, sender.last_progress(self.root)) > patience:

@@ -32,6 +32,9 @@ POLL_SECONDS = 0.5
 IDLE_SECONDS = 20.0  # longer than the next stage takes to begin, on a busy machine too
 RETRY_SECONDS = 2.0  # after a failure; doubles up to RETRY_AT_MOST
 RETRY_AT_MOST = 8.0
+# The environment variable of processes whose runs are written to files alone, as those of a temporary clone: MLflow's
+# store there would be gone before anyone opened it.
+FILES_ONLY = "PARIBUS_FILES_ONLY"
 
 _ERRORS: Shape = Values({"error": str, "time": NUMBER})
 
@@ -42,8 +45,10 @@ _started: subprocess.Popen[bytes] | None = (
 
 
 def ensure(root: Path) -> None:
-    """Start a sender if none runs. root: `places.state_root()`."""
+    """Start a sender if none runs, and one is wanted. root: `places.state_root()`."""
     global _started
+    if not wanted():
+        return
     if _started is not None and _started.poll() is None:
         return
     with locked(root / "sender.lock", wait=False) as free:
@@ -60,6 +65,11 @@ def ensure(root: Path) -> None:
             start_new_session=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
+
+
+def wanted() -> bool:
+    """Whether MLflow is to have the runs of this process."""
+    return FILES_ONLY not in os.environ
 
 
 def renew(root: Path) -> None:
