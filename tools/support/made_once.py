@@ -16,15 +16,14 @@ class MadeOnce:
         self._root = root
 
     def __call__(self, name: str, make: Callable[[Path], object]) -> Path:
-        """The folder of that name, which `make` fills where nobody has yet; to be read or copied.
+        """The folder of that name, which `make` makes where nobody has yet; to be read or copied.
 
-        A folder is filled where it stays, as DVC and MLflow keep its path. What failed midway is made again.
+        A folder is made where it stays, as DVC and MLflow keep its path. What failed midway is made again.
         """
         folder, made = self._root / name, self._root / f"{name}.made"
         with locked(self._root / f"{name}.lock"):
             if not made.exists():
                 shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir()
                 make(folder)
                 made.touch()
         return folder

@@ -35,6 +35,7 @@ def senders(root: Path) -> list[psutil.Process]:
 
 def make_data(root: Path, source: Path) -> Path:
     """ROOT/data of a project with tiny params: corpus, tokenizer and tokens."""
+    root.mkdir()
     for name in ("dvc.yaml", "requirements.lock"):
         shutil.copy(source / name, root / name)
     params = merge(read_yaml(source / "params.yaml"), TINY)

@@ -128,6 +128,16 @@ else:
 '''
 
 
+def depth(number: int) -> dict[str, Any]:
+    """A baseline that no other study of a project shares."""
+    return {"set": {"model.depth": number}}
+
+
+def names(study: str, arms: tuple[str, ...] = ("baseline", "adamw"), seeds: int = 2) -> list[str]:
+    """The runs of a study like STUDY, in alphabetical order."""
+    return sorted(f"{study}.{arm}.s{7 + number}" for arm in arms for number in range(seeds))
+
+
 class LightProject:
     """A project with the schema of paribus and a trainer that takes a second."""
 
