@@ -19,16 +19,18 @@ CHECK_PYTHON := import sys; (3, 11) <= sys.version_info < (3, 14) or \
 repro: $(READY)  ## the whole curriculum
 	@$(BIN)/dvc repro
 
-PYTEST := $(BIN)/pytest -q --dist loadfile --no-loadscope-reorder
+# Tests wait for processes for half of their time: four files side by side keep two cores busy.
+WORKERS ?= 4
+PYTEST := $(BIN)/pytest -q --dist loadfile --no-loadscope-reorder -n $(WORKERS)
 
 test: $(READY)  ## the whole test suite
-	@$(PYTEST) -n 2
+	@$(PYTEST)
 
 test-quick: $(READY)  ## without real kills, processes, queues and clones
-	@$(PYTEST) -n 2 -m "not long"
+	@$(PYTEST) -m "not long"
 
 test-long: $(READY)  ## kills, processes, queues and clones, repeated more often than the suite does
-	@$(PYTEST) -n 2 -m "long or soak" --soak
+	@$(PYTEST) -m "long or soak" --soak
 
 lint: $(READY)
 	@$(BIN)/ruff check .
@@ -72,7 +74,7 @@ $(READY): .venv/.requirements pyproject.toml
 	@touch $@
 
 # torch first and plainly: each machine gets its own build. Then the whole lock without resolving or compiling, which
-# halves the time; then once more with resolving, for what another platform may need besides.
+# halves the time; then with resolving where something is missing, as another platform may need more.
 .venv/.requirements: requirements.lock
 	@test -e $@ || { $(PYTHON) -c '$(CHECK_PYTHON)' && $(PYTHON) -m venv --clear .venv; }
 	@rm -f $@ $(READY)
@@ -80,5 +82,5 @@ $(READY): .venv/.requirements pyproject.toml
 	@$(PIP) "$$(grep '^torch==' $<)"
 	@echo "installing the other $$(grep -c '^[^\#]' $<) packages of $<"
 	@$(PIP) --no-compile --no-deps --requirement $<
-	@$(PIP) --no-compile --requirement $<
+	@$(BIN)/python -m pip check >/dev/null || $(PIP) --no-compile --requirement $<
 	@touch $@

@@ -28,20 +28,26 @@ pytest_plugins = ("support.processor_times",)
 # last would be waited for with the other core idle.
 LONGEST_FIRST = (
     "test_studies",
-    "test_processes",
     "test_kills",
+    "test_study_records",
+    "test_processes",
     "test_verify",
     "test_tune",
+    "test_tracking",
     "test_pipeline",
     "test_tune_workers",
-    "test_tracking",
+    "test_try",
     "test_extremes",
     "test_execute",
     "test_stop",
+    "test_cli",
     "test_remotes",
+    "test_tables",
     "test_run_cache",
+    "test_code_arms",
     "test_kernels",
     "test_distributed",
+    "test_ablation",
     "test_ablation_files",
     "test_bad_values",
     "test_report",
@@ -130,6 +136,31 @@ def light_project(made_once: MadeOnce, project_root: Path) -> LightProject:
         LightProject(folder, project_root).start()
 
     return LightProject.at(made_once("light", make))
+
+
+@pytest.fixture(scope="session")
+def with_tokens(made_once: MadeOnce, light_project: LightProject) -> LightProject:
+    """To be copied: a light project whose `tokens` are made."""
+
+    def make(folder: Path) -> None:
+        project = light_project.copy(folder)
+        project.run("dvc", "repro", "-q", "tokens")
+        project.commit("tokens")
+
+    return LightProject.at(made_once("tokens", make))
+
+
+@pytest.fixture(scope="session")
+def after_a_study(made_once: MadeOnce, with_tokens: LightProject) -> LightProject:
+    """To be copied: a light project in which the study `ended` has run to its end."""
+
+    def make(folder: Path) -> None:
+        project = with_tokens.copy(folder)
+        project.behave()
+        project.study("ended")
+        project.execute("ended")
+
+    return LightProject.at(made_once("ended", make))
 
 
 @pytest.fixture(scope="session")

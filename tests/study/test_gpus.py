@@ -10,6 +10,12 @@ from support.studied import LightProject
 from paribus.errors import UserError
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, with_tokens: LightProject) -> LightProject:
+    """One project for tests of studies of their own; its `tokens` are made."""
+    return with_tokens.copy(tmp_path_factory.mktemp("studies") / "project")
+
+
 def cards(monkeypatch: pytest.MonkeyPatch, count: int, visible: str = "") -> None:
     import torch
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -12,6 +13,17 @@ from support.studied import LightProject, depth, executing, kill, names
 from support.waiting import PATIENCE, wait_for
 
 SLOWLY = {"when": {"stage": "pretrain"}, "do": {"seconds": 0.5}}  # 4 s: long enough to be met
+
+
+@pytest.fixture
+def project(tmp_path: Path, light_project: LightProject) -> LightProject:
+    return light_project.copy(tmp_path / "project")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, with_tokens: LightProject) -> LightProject:
+    """One project for tests of studies of their own; its `tokens` are made."""
+    return with_tokens.copy(tmp_path_factory.mktemp("studies") / "project")
 
 
 # ---------------------------------------------------------------- killed

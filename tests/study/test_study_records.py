@@ -5,12 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from support.studied import LightProject, depth
 from support.tiny import TINY
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, with_tokens: LightProject) -> LightProject:
+    """One project for tests of studies of their own; its `tokens` are made."""
+    return with_tokens.copy(tmp_path_factory.mktemp("studies") / "project")
+
+
+@pytest.fixture
+def ended(after_a_study: LightProject, tmp_path: Path) -> LightProject:
+    """A project whose study `ended` has run, to be damaged."""
+    return after_a_study.copy(tmp_path / "project")
+
 
 # ---------------------------------------------------------------- reports
 
