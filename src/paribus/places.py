@@ -40,6 +40,11 @@ def state_root() -> Path:
     return root
 
 
+def dvc_experiment() -> str | None:
+    """The DVC experiment that this process runs in; None in the workspace."""
+    return os.environ.get("DVC_EXP_NAME")
+
+
 def outside_problem(outs: Iterable[str]) -> str | None:
     """What is wrong with outputs that a link leads out of the repository, and the cure; None where there are none.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import platform
 import shlex
 import socket
@@ -28,7 +27,7 @@ from paribus.graph import (
     working_sources,
 )
 from paribus.machine.hardware import Hardware
-from paribus.places import main_checkout, state_root
+from paribus.places import dvc_experiment, main_checkout, state_root
 
 
 def stage_fingerprint(name: str, settings: config.Config, hardware: Hardware | None = None) -> str:
@@ -82,7 +81,7 @@ def collect_provenance(hardware: Hardware | None = None) -> dict[str, Any]:
     )
     return {
         "git": git_state(),
-        "dvc_experiment": os.environ.get("DVC_EXP_NAME"),
+        "dvc_experiment": dvc_experiment(),
         "requirements_lock": file_digest(lock) if lock else None,
         "versions": _versions(),
         "hardware": dataclasses.asdict(hardware) if hardware else None,

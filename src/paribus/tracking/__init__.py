@@ -14,9 +14,9 @@ that whatever MLflow missed can be sent later, after any later start of paribus:
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
-import os
 import shutil
 import threading
 import time
@@ -43,11 +43,17 @@ from paribus.journal import (
 from paribus.machine.interrupt import EXIT_PAUSED
 from paribus.machine.process import MachineUse
 from paribus.machine.provenance import git_state
-from paribus.places import state_root
+from paribus.places import dvc_experiment, state_root
 from paribus.tracking import sender
 from paribus.tracking.address import has_secrets, public_uri, tracking_uri
 from paribus.tracking.mirror import all_sent
-from paribus.tracking.records import read_execution, read_known, read_run
+from paribus.tracking.records import (
+    Execution,
+    RunRecord,
+    read_execution,
+    read_known,
+    read_run,
+)
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 
@@ -71,14 +77,14 @@ class RunLog:
     """
 
     def __init__(
-        self, folder: Path, root: Path, run: dict[str, Any], system_metrics: bool, held: ExitStack
+        self, folder: Path, root: Path, run: RunRecord, system_metrics: bool, held: ExitStack
     ) -> None:
         """held: gives the run's lock back."""
         self.folder, self._root = folder, root
         self._run = run
         self._ended = False
         self._held = held
-        self._background = _Background(folder, root, run["uri"], run["created"], system_metrics)
+        self._background = _Background(folder, root, run.uri, run.created, system_metrics)
         self._journal = Journal(folder / "metrics.jsonl", self._background.warn)
         self._background.start()
 
@@ -109,7 +115,7 @@ class RunLog:
         held = ExitStack()
         held.enter_context(locked(folder / "writer.lock"))
         run = read_run(folder)
-        if run and run["status"] == "FINISHED" and resume_step is None:
+        if run and run.status == "FINISHED" and resume_step is None:
             _put_away(folder, root, run)
             run = None
         keep_rows(
@@ -119,28 +125,26 @@ class RunLog:
         )
         keep_rows(folder / "system.jsonl", shape=ROW)
         git = git_state()
-        name = execution or os.environ.get("DVC_EXP_NAME")
-        run = run or _new_run(folder, goes_on=resume_step is not None)
-        if read_execution(root / "executions" / f"{run['execution']}.json") is None:
-            run["execution"] = _execution(root, config, git, name)["id"]
-        run |= {
-            "stage": stage,
-            "experiment": config.tracking.experiment,
-            "uri": public_uri(tracking_uri()),
-            "status": "RUNNING",
-            "params": {key: _as_text(value) for key, value in params.items()},
-            "tags": {
-                "stage": stage,
-                "fingerprint": fingerprint,
-                **_git_tags(git, name),
-                **(tags or {}),
-            },
-            "datasets": datasets or {},
-            "summary": {},
-            "session": uuid.uuid4().hex,
-            "flush_seconds": FLUSH_SECONDS,
-        }
-        write_json(folder / "run.json", run)
+        name = execution or dvc_experiment()
+        began = run or _new_run(folder, goes_on=resume_step is not None)
+        if read_execution(root / "executions" / f"{began.execution}.json") is None:
+            began = dataclasses.replace(began, execution=_execution(root, config, git, name).id)
+        known_tags = {"stage": stage, "fingerprint": fingerprint, **_git_tags(git, name)}
+        run = dataclasses.replace(
+            began,
+            stage=stage,
+            experiment=config.tracking.experiment,
+            uri=public_uri(tracking_uri()),
+            status="RUNNING",
+            params={key: _as_text(value) for key, value in params.items()},
+            tags=known_tags | (tags or {}),
+            datasets=datasets or {},
+            summary={},
+            session=uuid.uuid4().hex,
+            flush_seconds=FLUSH_SECONDS,
+            ended=None,
+        )
+        run.write(folder / "run.json")
         if has_secrets(tracking_uri()):
             sender.renew(root)
         return cls(folder, root, run, config.tracking.system_metrics, held)
@@ -184,8 +188,7 @@ class RunLog:
         copy = self.folder / "artifacts" / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-        self._run["artifacts"][name] = file_digest(copy)
-        self._save()
+        self._save(artifacts=dict(self._run.artifacts) | {name: file_digest(copy)})
 
     def table(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
         """Log rows, all with the same keys, as the MLflow table tables/<name>.json, which its page shows for several runs."""
@@ -200,10 +203,8 @@ class RunLog:
 
     def summary(self, metrics: Mapping[str, object]) -> None:
         """Final metrics, nested or dotted, for the run and, as `<stage>.<key>`, for its parent; text becomes tags."""
-        self._run["summary"] |= {
-            key: plain(value) for key, value in config.flatten(metrics).items()
-        }
-        self._save()
+        values = {key: plain(value) for key, value in config.flatten(metrics).items()}
+        self._save(summary=dict(self._run.summary) | values)
 
     def finish(self, status: Status = "FINISHED") -> None:
         """End the run and wait until MLflow has all of it; not for a server that does not answer.
@@ -212,15 +213,15 @@ class RunLog:
         """
         with naming(self._journal.path):
             self._journal.sync()
-        self._run |= {"status": status, "ended": time.time()}
-        self._save()
+        self._save(status=status, ended=time.time())
         self._ended = True
         self._background.finish(STOPPED_SECONDS if status == "KILLED" else FINISH_SECONDS)
         self._journal.close()
         self._held.close()
 
-    def _save(self) -> None:
-        write_json(self.folder / "run.json", self._run)
+    def _save(self, **facts: Any) -> None:
+        self._run = dataclasses.replace(self._run, **facts)
+        self._run.write(self.folder / "run.json")
 
     def __enter__(self) -> RunLog:
         return self
@@ -239,20 +240,25 @@ class RunLog:
             )
 
 
-def _new_run(folder: Path, goes_on: bool) -> dict[str, object]:
+def _new_run(folder: Path, goes_on: bool) -> RunRecord:
     """A run that has no run.json; one that goes on although its own was damaged keeps the name MLflow knows it by."""
     known = read_known(folder) if goes_on else None
-    return {
-        "id": known["run"] if known else uuid.uuid4().hex,
-        "created": time.time(),
-        "execution": None,
-        "artifacts": {},
-    }
+    return RunRecord(
+        id=known.run if known else uuid.uuid4().hex,
+        created=time.time(),
+        execution=None,
+        stage="",
+        experiment="",
+        uri="",
+        status="RUNNING",
+        session="",
+        flush_seconds=FLUSH_SECONDS,
+    )
 
 
-def _put_away(folder: Path, root: Path, run: dict[str, Any]) -> None:
+def _put_away(folder: Path, root: Path, run: RunRecord) -> None:
     """Make room in `folder` for a new run; what MLflow still lacks of the old one goes to `.paribus/unsent`."""
-    aside = root / "unsent" / run["id"]
+    aside = root / "unsent" / run.id
     aside.mkdir(parents=True, exist_ok=True)
     for name in ("metrics.jsonl", "system.jsonl", "artifacts", "mlflow.json", "run.json"):
         if (folder / name).exists():
@@ -279,38 +285,37 @@ def _git_tags(git: Mapping[str, object], execution: str | None) -> dict[str, str
 
 
 def _execution(
-    root: Path, settings: config.Config, git: dict[str, Any], name: str | None
-) -> dict[str, object]:
+    root: Path, settings: config.Config, git: Mapping[str, Any], name: str | None
+) -> Execution:
     """The open execution of this experiment, params and commit; begins one in `.paribus/executions` if necessary."""
     with locked(root / "executions" / "lock"):
         key, latest = _latest_execution(root, settings, git, name)
-        if latest and not latest["closed"]:
+        if latest and not latest.closed:
             return latest
         names = [path.name.partition(".")[0] for path in (root / "executions").glob(f"{key}-*")]
         number = max(map(_number, names), default=0) + 1  # of damaged ones too
-        execution = {
-            "id": f"{key}-{number}",
-            "created": time.time(),
-            "closed": False,
-            "name": name or f"workspace {(git['commit'] or '')[:8]}".strip(),
-            "params": {name: _as_text(value) for name, value in config.flatten(settings).items()},
-            "tags": {"fingerprint": key, **_git_tags(git, name)},
-        }
-        write_json(root / "executions" / f"{execution['id']}.json", execution)
+        execution = Execution(
+            id=f"{key}-{number}",
+            created=time.time(),
+            name=name or f"workspace {(git['commit'] or '')[:8]}".strip(),
+            params={key: _as_text(value) for key, value in config.flatten(settings).items()},
+            tags={"fingerprint": key, **_git_tags(git, name)},
+        )
+        execution.write(root / "executions" / f"{execution.id}.json")
         return execution
 
 
 def _latest_execution(
     root: Path, settings: config.Config, git: Mapping[str, object], name: str | None
-) -> tuple[str, dict[str, object] | None]:
+) -> tuple[str, Execution | None]:
     """(key, its latest execution)."""
     key = config.fingerprint(
         experiment=name or "workspace", commit=git["commit"], params=config.flatten(settings)
     )
-    latest: dict[str, Any] | None = None
+    latest: Execution | None = None
     for path in (root / "executions").glob(f"{key}-*.json"):
         one = read_execution(path)
-        if one is not None and (latest is None or _number(one["id"]) > _number(latest["id"])):
+        if one is not None and (latest is None or _number(one.id) > _number(latest.id)):
             latest = one
     return key, latest
 
@@ -325,11 +330,10 @@ def close_execution(settings: config.Config) -> None:
     """The pipeline is through: a stage that runs after this begins a new parent run."""
     root = state_root()
     with locked(root / "executions" / "lock"):
-        name = os.environ.get("DVC_EXP_NAME")
-        _, execution = _latest_execution(root, settings, git_state(), name)
+        _, execution = _latest_execution(root, settings, git_state(), dvc_experiment())
         if execution:
-            execution["closed"] = True
-            write_json(root / "executions" / f"{execution['id']}.json", execution)
+            closed = dataclasses.replace(execution, closed=True)
+            closed.write(root / "executions" / f"{execution.id}.json")
 
 
 # ---------------------------------------------------------------- in the background

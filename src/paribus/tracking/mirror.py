@@ -6,17 +6,26 @@ A step is never sent twice: MLflow itself is asked for the last step of every ke
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from paribus.files import parse
 from paribus.journal import ROW, as_floats, write_json
 from paribus.tracking.address import with_secrets
-from paribus.tracking.records import read_execution, read_known, read_parents, read_run
+from paribus.tracking.records import (
+    Execution,
+    Known,
+    RunRecord,
+    read_execution,
+    read_known,
+    read_parents,
+    read_run,
+)
 from paribus.tracking.store import Store, connect, store_key
 
 if TYPE_CHECKING:
@@ -37,18 +46,18 @@ class Mirror:
         self._counts: dict[str, int] = {}  # of events, by name
         self._last: dict[str, int] = {}  # key -> last step that MLflow has
         self._store: Store | None = None
-        self._known: dict[str, Any] = {}
+        self._known = Known(uri="", run="")
 
     def sync(self, died: bool = False) -> None:
         """Send everything. died: the run's process is gone, so a run that is still RUNNING was killed."""
         run = read_run(self.folder, move=False)
         if run is None:  # moved away this instant
             return
-        status = "KILLED" if died and run["status"] == "RUNNING" else run["status"]
+        status = "KILLED" if died and run.status == "RUNNING" else run.status
         try:
-            if self._store is None or self._known["run"] != run["id"]:
+            if self._store is None or self._known.run != run.id:
                 self._store = self._begin(run)
-            if status == "RUNNING" != self._known["status"]:
+            if status == "RUNNING" and self._known.status != "RUNNING":
                 self._go_on(self._store)
             for name in self._files:
                 self._send_rows(self._store, name)
@@ -59,18 +68,14 @@ class Mirror:
             self._store = None  # begin again: only MLflow knows what arrived
             raise
 
-    def _begin(self, run: dict[str, Any]) -> Store:
+    def _begin(self, run: RunRecord) -> Store:
         """Find or make the run, then learn the last step of each key from MLflow."""
-        store = connect(with_secrets(run["uri"]), run["experiment"], self.root)
-        self._known = known_of(self.folder, run) or {
-            "uri": run["uri"],
-            "run": run["id"],
-            "run_id": None,
-        }
+        store = connect(with_secrets(run.uri), run.experiment, self.root)
+        self._known = known_of(self.folder, run) or Known(uri=run.uri, run=run.id)
         parent = self._parent(store, run)
-        run_id, new = store.run_of(run, self._known["run_id"], run["stage"], parent)
+        run_id, new = store.run_of(run, self._known.run_id, run.stage, parent)
         if new:
-            store.log_params(run_id, run["params"])
+            store.log_params(run_id, run.params)
             _log_inputs(store, run_id, run)
             self._note(run_id=run_id, parent=parent, artifacts={}, status="RUNNING")
         # `data.metrics` has the values only; these entities, the latest of each key, have the steps.
@@ -83,27 +88,33 @@ class Mirror:
 
     def _go_on(self, store: Store) -> None:
         """Mark a run that had ended as running again."""
-        for run_id in (self._known["run_id"], self._known["parent"]):
+        for run_id in (self._run_id, self._known.parent or ""):
             store.client.update_run(run_id, status="RUNNING")
         self._note(status="RUNNING")
 
-    def _note(self, **facts: object) -> None:
-        self._known |= facts
-        self._progress()
-        write_json(self.folder / "mlflow.json", self._known)
+    @property
+    def _run_id(self) -> str:
+        """MLflow's id of the run, which `_begin` has found or made."""
+        assert self._known.run_id is not None
+        return self._known.run_id
 
-    def _parent(self, store: Store, run: dict[str, Any]) -> str:
+    def _note(self, **facts: Any) -> None:
+        self._known = dataclasses.replace(self._known, **facts)
+        self._progress()
+        self._known.write(self.folder / "mlflow.json")
+
+    def _parent(self, store: Store, run: RunRecord) -> str:
         """The id of the execution's run, which is created if MLflow lacks it."""
-        execution = read_execution(self.root / "executions" / f"{run['execution']}.json")
+        execution = read_execution(self.root / "executions" / f"{run.execution}.json")
         if execution is None:
             execution = _bare_execution(run)
-        path = self.root / "executions" / "mlflow" / f"{execution['id']}.json"
+        path = self.root / "executions" / "mlflow" / f"{execution.id}.json"
         known = read_parents(path)
-        run_id, new = store.run_of(execution, known.get(run["uri"]), execution["name"])
+        run_id, new = store.run_of(execution, known.get(run.uri), execution.name)
         if new:
-            store.log_params(run_id, execution["params"])
+            store.log_params(run_id, execution.params)
             path.parent.mkdir(exist_ok=True)
-            write_json(path, known | {run["uri"]: run_id})
+            write_json(path, known | {run.uri: run_id})
         return run_id
 
     def _send_rows(self, store: Store, name: str) -> None:
@@ -117,12 +128,10 @@ class Mirror:
                 if problem is None:  # else the stage names the line when it starts again
                     self._take(row, metrics, tags)
             for start in range(0, len(metrics), _BATCH):
-                store.client.log_batch(
-                    self._known["run_id"], metrics=metrics[start : start + _BATCH]
-                )
+                store.client.log_batch(self._run_id, metrics=metrics[start : start + _BATCH])
                 self._progress()
             for key, text in tags.items():
-                store.client.set_tag(self._known["run_id"], store_key(key), text)
+                store.client.set_tag(self._run_id, store_key(key), text)
 
     def _take(self, row: dict[str, Any], metrics: list[Metric], tags: dict[str, str]) -> None:
         """Add to `metrics` and `tags` what MLflow lacks of a row of the log."""
@@ -140,51 +149,47 @@ class Mirror:
                 metrics.append(Metric(store_key(key), value, milliseconds, step))
                 self._last[store_key(key)] = step
 
-    def _send_artifacts(self, store: Store, run: dict[str, Any]) -> None:
-        sent = self._known["artifacts"]
-        for name, digest in run["artifacts"].items():
+    def _send_artifacts(self, store: Store, run: RunRecord) -> None:
+        for name, digest in run.artifacts.items():
             copy = self.folder / "artifacts" / name
-            if sent.get(name) != digest and copy.is_file():
-                place = str(Path(name).parent) if "/" in name else None
-                store.client.log_artifact(self._known["run_id"], str(copy), place)
-                self._note(artifacts=sent | {name: digest})
-                sent = self._known["artifacts"]
-                if place == "tables":
-                    tables = [
-                        {"path": each, "type": "table"}
-                        for each in sent
-                        if each.startswith("tables/")
-                    ]
-                    store.client.set_tag(
-                        self._known["run_id"], "mlflow.loggedArtifacts", json.dumps(tables)
-                    )
+            if self._known.artifacts.get(name) == digest or not copy.is_file():
+                continue
+            place = str(Path(name).parent) if "/" in name else None
+            store.client.log_artifact(self._run_id, str(copy), place)
+            self._note(artifacts=dict(self._known.artifacts) | {name: digest})
+            if place == "tables":
+                self._list_tables(store)
 
-    def _end(self, store: Store, run: dict[str, Any], status: str) -> None:
+    def _list_tables(self, store: Store) -> None:
+        """Tell MLflow's page which artifacts are tables."""
+        tables = []
+        for name in self._known.artifacts:
+            if name.startswith("tables/"):
+                tables.append({"path": name, "type": "table"})
+        store.client.set_tag(self._run_id, "mlflow.loggedArtifacts", json.dumps(tables))
+
+    def _end(self, store: Store, run: RunRecord, status: str) -> None:
         """Final metrics, for the run and its parent, and how it ended."""
-        numbers = {key: float(value) for key, value in run["summary"].items() if _is_number(value)}
-        texts = {
-            key: value
-            for key, value in run["summary"].items()
-            if isinstance(value, str) and key not in numbers
-        }
-        last = max(
-            (step for key, step in self._last.items() if not key.startswith("system/")), default=0
-        )
+        numbers: dict[str, float] = {}
+        texts: dict[str, str] = {}
+        for key, value in run.summary.items():
+            if isinstance(value, bool | int | float) or value in ("inf", "-inf", "nan"):
+                numbers[key] = float(value)  # "inf" and the like too
+            elif isinstance(value, str):
+                texts[key] = value
+        steps = [step for key, step in self._last.items() if not key.startswith("system/")]
+        ended = time.time() if run.ended is None else run.ended
+        parent = self._known.parent or ""
         for run_id, prefix, step in (
-            (self._known["run_id"], "", last),
-            (self._known["parent"], run["stage"] + ".", 0),
+            (self._run_id, "", max(steps, default=0)),
+            (parent, run.stage + ".", 0),
         ):
-            _log_final(
-                store,
-                run_id,
-                {store_key(prefix + key): value for key, value in numbers.items()},
-                step,
-            )
+            named = {store_key(prefix + key): value for key, value in numbers.items()}
+            _log_final(store, run_id, named, step)
             for key, text in texts.items():
                 store.client.set_tag(run_id, store_key(prefix + key), text[:5000])
-            ended = int(run.get("ended", time.time()) * 1000)
-            store.client.set_terminated(run_id, status, end_time=ended)
-        self._note(status=status, session=run["session"])
+            store.client.set_terminated(run_id, status, end_time=int(ended * 1000))
+        self._note(status=status, session=run.session)
 
 
 class _Follower:
@@ -217,42 +222,30 @@ class _Follower:
         return []
 
 
-def known_of(folder: Path, run: Mapping[str, object]) -> dict[str, Any] | None:
+def known_of(folder: Path, run: RunRecord) -> Known | None:
     """The note that MLflow has this run; None if the note is about another run or another store."""
     known = read_known(folder)
-    return known if known and (known["uri"], known["run"]) == (run["uri"], run["id"]) else None
+    return known if known and (known.uri, known.run) == (run.uri, run.id) else None
 
 
 def all_sent(folder: Path) -> bool:
     """Whether MLflow has the final status of a run whose process is gone; the status is sent last."""
     run = read_run(folder, move=False)
-    known = run and known_of(folder, run)
-    return bool(
-        run
-        and known
-        and _has_end(known, run, "KILLED" if run["status"] == "RUNNING" else run["status"])
-    )
+    known = known_of(folder, run) if run else None
+    if run is None or known is None:
+        return False
+    return _has_end(known, run, "KILLED" if run.status == "RUNNING" else run.status)
 
 
-def _has_end(known: Mapping[str, object], run: Mapping[str, object], status: str) -> bool:
+def _has_end(known: Known, run: RunRecord, status: str) -> bool:
     """Whether MLflow has this end of the run, which may have ended so once before and then gone on."""
-    return (known["status"], known.get("session")) == (status, run["session"])
+    return (known.status, known.session) == (status, run.session)
 
 
-def _bare_execution(run: Mapping[str, object]) -> dict[str, Any]:
+def _bare_execution(run: RunRecord) -> Execution:
     """The known facts about an execution whose own file is lost: MLflow has the rest if it was sent before."""
-    name = run["execution"] or f"of {run['id']}"
-    return {
-        "id": name,
-        "created": run["created"],
-        "name": f"execution {name}",
-        "params": {},
-        "tags": {},
-    }
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, bool | int | float) or value in ("inf", "-inf", "nan")
+    name = run.execution or f"of {run.id}"
+    return Execution(id=name, created=run.created, name=f"execution {name}")
 
 
 def _log_final(store: Store, run_id: str, metrics: dict[str, float], step: int) -> None:
@@ -268,14 +261,14 @@ def _log_final(store: Store, run_id: str, metrics: dict[str, float], step: int) 
         store.client.log_batch(run_id, metrics=changed[start : start + _BATCH])
 
 
-def _log_inputs(store: Store, run_id: str, run: dict[str, Any]) -> None:
+def _log_inputs(store: Store, run_id: str, run: RunRecord) -> None:
     """Lineage. MLflow cuts digests at 36 characters."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    context = [InputTag("mlflow.data.context", run["stage"])]
+    context = [InputTag("mlflow.data.context", run.stage)]
     inputs = [
         DatasetInput(Dataset(name, digest[:36], "local", json.dumps({"uri": str(path)})), context)
-        for name, (path, digest) in run["datasets"].items()
+        for name, (path, digest) in run.datasets.items()
     ]
     if inputs:
         store.client.log_inputs(run_id, inputs)

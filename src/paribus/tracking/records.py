@@ -1,11 +1,15 @@
-"""The files that tracking keeps, each with the shape it must have."""
+"""The files that tracking keeps: what each says, and the shape it must have."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from paribus.files import NUMBER, Optional, Shape, Values, read_json
+from paribus.journal import write_json
 from paribus.tracking.address import public_uri
 
 _TEXTS = Values(str)
@@ -47,28 +51,100 @@ EXECUTION: Shape = {
 }
 
 
-def read_run(folder: Path, *, move: bool = True) -> dict[str, Any] | None:
-    """run.json of a run's folder; its store's address without a password, which older versions wrote.
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What MLflow's run is made from: one of a stage, or the execution above it."""
+
+    id: str  # ours; MLflow gives another
+    created: float  # seconds since the epoch
+    params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """Write the file of these facts."""
+        write_json(path, _values(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(Recorded):
+    """run.json of a stage's run."""
+
+    execution: str | None
+    stage: str
+    experiment: str  # MLflow's
+    uri: str  # of the store, without its password
+    status: str
+    session: str  # one start of the stage
+    flush_seconds: float
+    artifacts: Mapping[str, str] = field(default_factory=dict)  # name -> digest
+    datasets: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # -> (path, digest)
+    summary: Mapping[str, object] = field(default_factory=dict)  # dotted key -> value
+    ended: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """mlflow.json: what MLflow has of a run."""
+
+    uri: str
+    run: str  # our id
+    run_id: str | None = None  # MLflow's
+    parent: str | None = None
+    artifacts: Mapping[str, str] = field(default_factory=dict)
+    status: str = ""
+    session: str | None = None  # that ended so
+
+    def write(self, path: Path) -> None:
+        """Write the file of these facts."""
+        write_json(path, _values(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution(Recorded):
+    """A parent run: what one start of the pipeline made, or one experiment of DVC's."""
+
+    name: str
+    closed: bool = False
+
+
+_Record = TypeVar("_Record", RunRecord, Known, Execution)
+
+
+def _values(record: Recorded | Known) -> dict[str, object]:
+    """What the file holds; a moment that has not come is left out."""
+    values = dataclasses.asdict(record)
+    if values.get("ended", 0) is None:
+        del values["ended"]
+    return values
+
+
+def _record(kind: type[_Record], values: Mapping[str, object] | None) -> _Record | None:
+    """The facts in a file; None without one."""
+    if values is None:
+        return None
+    names = {each.name for each in dataclasses.fields(kind)}
+    own = {name: value for name, value in values.items() if name in names}
+    if "uri" in own:  # older versions wrote its password
+        own["uri"] = public_uri(str(own["uri"]))
+    return kind(**own)  # type: ignore[arg-type]  # `read_json` has looked at the shape
+
+
+def read_run(folder: Path, *, move: bool = True) -> RunRecord | None:
+    """run.json of a run's folder.
 
     move: False leaves a damaged one to be put aside by the next stage, whose words a person reads.
     """
-    run = read_json(folder / "run.json", RUN, move=move)
-    if run is not None:
-        run["uri"] = public_uri(run["uri"])
-    return run
+    return _record(RunRecord, read_json(folder / "run.json", RUN, move=move))
 
 
-def read_known(folder: Path) -> dict[str, Any] | None:
+def read_known(folder: Path) -> Known | None:
     """mlflow.json of a run's folder."""
-    known = read_json(folder / "mlflow.json", KNOWN)
-    if known is not None:
-        known["uri"] = public_uri(known["uri"])
-    return known
+    return _record(Known, read_json(folder / "mlflow.json", KNOWN))
 
 
-def read_execution(path: Path) -> dict[str, Any] | None:
+def read_execution(path: Path) -> Execution | None:
     """A file of `.paribus/executions`."""
-    return read_json(path, EXECUTION)
+    return _record(Execution, read_json(path, EXECUTION))
 
 
 def read_parents(path: Path) -> dict[str, str]:

@@ -149,11 +149,11 @@ class Sender:
         run = read_run(folder, move=False)
         if run is None:  # damaged, or moved away this instant
             return not path.exists()
-        uri = run["uri"]
+        uri = run.uri
         before, sent = self._seen.get(folder, (0, 0.0))
         now = time.monotonic()
         retry = max(self._again.get(uri, 0.0), self._again.get(subject_of(folder), 0.0))
-        due = (died or now >= sent + run["flush_seconds"]) and now >= retry
+        due = (died or now >= sent + run.flush_seconds) and now >= retry
         if due or written != before:  # a run that begins or ends is waiting for us
             self._try(folder, uri, died)
             self._seen[folder] = written, time.monotonic()

@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from paribus.tracking.address import (
     tracking_uri,
     with_secrets,
 )
+from paribus.tracking.records import Recorded
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -56,25 +57,25 @@ class Store:
         return run
 
     def run_of(
-        self, own: dict[str, Any], known: str | None, name: str, parent: str = ""
+        self, own: Recorded, known: str | None, name: str, parent: str = ""
     ) -> tuple[str, bool]:
         """(MLflow's run id, whether it is new to us) of a run or execution, made if need be."""
         if known and self.existing(known):
             return known, False
         # One made just before a crash, and not noted, bears our id.
         found = self.client.search_runs(
-            [self.experiment], f"tags.`paribus.run` = '{own['id']}'", max_results=1
+            [self.experiment], f"tags.`paribus.run` = '{own.id}'", max_results=1
         )
         if found:
             return found[0].info.run_id, True
-        tags = own["tags"] | {
-            "paribus.run": own["id"],
+        tags = dict(own.tags) | {
+            "paribus.run": own.id,
             "mlflow.source.name": "paribus",
             "mlflow.source.type": "LOCAL",
         }
         if parent:
             tags["mlflow.parentRunId"] = parent
-        run = self.client.create_run(self.experiment, int(own["created"] * 1000), tags, name)
+        run = self.client.create_run(self.experiment, int(own.created * 1000), tags, name)
         return run.info.run_id, True
 
     def search(self, question: str) -> Iterator[Run]:
@@ -93,7 +94,7 @@ class Store:
             if not token:
                 return
 
-    def log_params(self, run_id: str, params: dict[str, str]) -> None:
+    def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
         """Log parameters of a run, at most 100 a request, as MLflow takes no more.
 
         run_id: the run's MLflow id. params: key -> value; a value is cut after 6,000 characters, MLflow's limit.
