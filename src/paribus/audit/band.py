@@ -72,10 +72,7 @@ def measured_band(
     difference = rebuilt - recorded
     half = _half_width(values)
     near = abs(difference) <= half
-    of_twins = [twin.measured(stage) for twin in twins]
-    outside = [
-        key for key, pair in (metrics or {}).items() if not _within_seeds(key, *pair, of_twins)
-    ]
+    outside = _outside(twins, stage, metrics or {})
     text = (
         f"At steps {steps[0]} to {steps[-1]} the mean {column} is {difference:+.6g} from the recorded one; two of its "
         f"{len(values)} seeds differ by up to {half:.6g} (95 %), so it is {'within' if near else 'outside'} the noise."
@@ -83,7 +80,15 @@ def measured_band(
     if outside:
         text += f" Of metrics/{stage}.json {', '.join(outside)} differ by more than two seeds do."
     within = near and not outside
-    return Band(column, difference, half, len(values), within, text, tuple(outside))
+    return Band(column, difference, half, len(values), within, text, outside)
+
+
+def _outside(
+    twins: Sequence[FinishedRun], stage: str, metrics: Mapping[str, tuple[object, object]]
+) -> tuple[str, ...]:
+    """The metrics that differ by more than two seeds do."""
+    of_twins = [twin.measured(stage) for twin in twins]
+    return tuple(key for key, pair in metrics.items() if not _within_seeds(key, *pair, of_twins))
 
 
 def _last_steps(

@@ -322,6 +322,15 @@ def _lock_problem() -> str | None:
     return None
 
 
+def _locked_outs() -> dict[str, str]:
+    """Output -> DVC's name for it, by dvc.lock. Raises what a file of another form leads to."""
+    outs: dict[str, str] = {}
+    for stage in config.read_yaml("dvc.lock")["stages"].values():
+        for entry in stage.get("outs", []):
+            outs[entry["path"]] = str(entry.get("md5", ""))
+    return outs
+
+
 def _outputs() -> Finding:
     """Outputs that lie where DVC refuses them, or that dvc.lock names and that are neither here nor in the cache."""
     definitions = stage_definitions() if Path("dvc.yaml").exists() else {}
@@ -337,22 +346,14 @@ def _outputs() -> Finding:
     if problem:
         return Finding("broken", f"dvc.lock cannot be read by DVC ({problem}){TORN}")
     try:
-        stages = config.read_yaml("dvc.lock")["stages"]
-        entries = [
-            (kind, entry["path"], str(entry.get("md5", "")))
-            for stage in stages.values()
-            for kind in ("deps", "outs")
-            for entry in stage.get(kind, [])
-        ]
+        outs = _locked_outs()
     except (UserError, KeyError, AttributeError, TypeError):
         return Finding("broken", f"dvc.lock is not as DVC writes it{TORN}")
-    outs = {path: md5 for kind, path, md5 in entries if kind == "outs"}
     cache = cache_folder(Path.cwd())
-    missing = [
-        path
-        for path, md5 in outs.items()
-        if not Path(path).exists() and not (cache / md5[:2] / md5[2:]).exists()
-    ]
+    missing = []
+    for path, md5 in outs.items():
+        if not Path(path).exists() and not (cache / md5[:2] / md5[2:]).exists():
+            missing.append(path)
     if missing:
         return Finding(
             "note",

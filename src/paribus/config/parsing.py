@@ -148,17 +148,20 @@ def _hints(cls: type) -> dict[str, object]:
 def _unknown_key(prefix: str, name: object) -> str:
     dotted = prefix + str(name)
     known = [path for path, *_ in describe()]
-    hint = did_you_mean(dotted, known) if isinstance(name, str) else ""
-    if dotted in known:
-        hint = "a dotted name is for -S and for experiments; here write " + _nested(dotted)
-    elif not hint and isinstance(name, str):
-        last = name.split(".")[-1]
-        same = [path for path in known if path.split(".")[-1] == last]
-        hint = f"did you mean {same[0]}?" if same else ""
+    hint = _key_meant(dotted, known) if isinstance(name, str) else ""
     if not hint:
         siblings = [path.removeprefix(prefix) for path in known if path.startswith(prefix)]
         hint = f"allowed here: {', '.join(one for one in siblings if '.' not in one)}"
     return f"{escaped(dotted)}: unknown key; {hint}"
+
+
+def _key_meant(dotted: str, known: list[str]) -> str:
+    """How to write the key that was meant: the same one, one of a similar name, or one of the same last name."""
+    if dotted in known:
+        return "a dotted name is for -S and for experiments; here write " + _nested(dotted)
+    last = dotted.rpartition(".")[2]
+    same = [path for path in known if path.rpartition(".")[2] == last]
+    return did_you_mean(dotted, known) or (f"did you mean {same[0]}?" if same else "")
 
 
 def _nested(dotted: str) -> str:
@@ -182,8 +185,7 @@ def _parse_value(hint: object, value: object, path: str, meta: Any, problems: li
         return None
     items = parsed if isinstance(parsed, dict) else {"": parsed}
     for name, item in items.items():
-        is_number = isinstance(item, (int, float)) and not isinstance(item, bool)
-        if is_number and not _in_range(item, meta):
+        if not _in_range(item, meta):
             place = f"{path}.{escaped(name)}" if name else path
             reason = f" ({meta['why']})" if meta["why"] and item > meta["le"] else ""
             problems.append(f"{place}: {shown(item)} is out of range; {expected}{reason}")
@@ -219,12 +221,17 @@ def _as_type(hint: Any, value: object) -> Any:
         return _as_list(typing.get_args(hint)[0], value)
     if origin is dict:
         return _as_mapping(typing.get_args(hint)[1], value)
-    if isinstance(value, bool) or hint is bool:
-        return value if hint is bool and isinstance(value, bool) else None
-    if hint is float and isinstance(value, (int, float)):
-        return _as_float(value)
-    if hint is str:
-        return value if isinstance(value, str) and _is_text(value) else None
+    return _as_plain(hint, value)
+
+
+def _as_plain(hint: type, value: object) -> Any:
+    """The same for a type that is no generic one. A bool is no number here."""
+    if isinstance(value, bool):
+        return value if hint is bool else None
+    if hint is float:
+        return _as_float(value) if isinstance(value, (int, float)) else None
+    if isinstance(value, str) and not _is_text(value):
+        return None
     return value if isinstance(value, hint) else None
 
 
@@ -271,7 +278,10 @@ def _is_text(value: str) -> bool:
     return not any(unicodedata.category(letter) in _UNFIT or letter in _TURNING for letter in value)
 
 
-def _in_range(value: float, meta: Any) -> bool:
+def _in_range(value: object, meta: Any) -> bool:
+    """Whether a number is within the bounds of its key; what is no number has none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return True
     ge, gt, le = meta["ge"], meta["gt"], meta["le"]
     if ge is not None and value < ge:
         return False

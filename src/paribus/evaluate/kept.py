@@ -108,8 +108,19 @@ class Kept:
         path.parent.mkdir(parents=True, exist_ok=True)
         data = path.read_bytes() if path.is_file() else b""
         whole = data[: data.rfind(b"\n") + 1]
+        good = self._take(whole, path)
+        if good is not None:
+            write_atomic(path, self._header() + b"".join(good))
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        if good is None and len(whole) < len(data):
+            os.ftruncate(self._file, len(whole))  # the line that a kill cut off
+        if not whole:
+            os.write(self._file, self._header())
+
+    def _take(self, whole: bytes, path: Path) -> list[bytes] | None:
+        """Take the rows of this key; the lines to keep where there are others, None where all may stay."""
         good: list[bytes] = []
-        damaged: list[int] = []
+        damaged: list[str] = []
         others = 0  # of another key: another model, other questions
         for number, line in enumerate(whole.splitlines(keepends=True), 1):
             row, state = self._read(line)
@@ -119,17 +130,11 @@ class Kept:
             elif state == "other":
                 others += 1
             elif state == "damaged":
-                damaged.append(number)
+                damaged.append(str(number))
         if damaged:
-            lines = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+            lines = ", ".join(damaged[:5]) + (", ..." if len(damaged) > 5 else "")
             say(f"{path}: damaged in line {lines}; what was kept there is computed again")
-        if damaged or others:
-            write_atomic(path, self._header() + b"".join(good))
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        if not damaged and not others and len(whole) < len(data):
-            os.ftruncate(self._file, len(whole))  # the line that a kill cut off
-        if not whole:
-            os.write(self._file, self._header())
+        return good if damaged or others else None
 
     def _read(self, line: bytes) -> tuple[Row | None, str]:
         """The row of a line; without one whether it is the header, belongs to another key or is damaged."""

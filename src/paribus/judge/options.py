@@ -154,6 +154,9 @@ class Options:
         ]
 
     def _columns(self) -> list[str]:
+        return [*self._arms(), *self._metric()]
+
+    def _arms(self) -> list[str]:
         problems = []
         if not self.arm and not self.arms_in:
             problems.append("--arm: name the column that says which arm a run is of")
@@ -163,6 +166,10 @@ class Options:
             problems.append(
                 "--runs-in: its columns are the runs; leave --pair-by, --run and --step out"
             )
+        return problems
+
+    def _metric(self) -> list[str]:
+        problems = []
         if not self.metric and not self.runs_in and not self.arms_in:
             problems.append("--metric: name the column of results")
         if self.reach is None and TARGET_METRIC.fullmatch(self.metric):
