@@ -20,6 +20,7 @@ from paribus import graph
 from paribus.audit import band, lookup, verify
 from paribus.audit.agreement import Difference
 from paribus.audit.certificate import page
+from paribus.audit.proof import About, Certificate, Outcome, Parting
 from paribus.errors import UserError
 
 pytestmark = pytest.mark.long
@@ -57,7 +58,7 @@ def project(origin: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     yield copy
 
 
-def certify(name: str = "checkpoints/base", steps: int | None = 0) -> dict[str, Any]:
+def certify(name: str = "checkpoints/base", steps: int | None = 0) -> Certificate:
     found = lookup.find(name)
     return verify.certificate(found, verify.choose_stage(found, None, steps), steps)
 
@@ -68,8 +69,8 @@ def edit_lock(change: Callable[[dict[str, Any]], None]) -> None:
     Path("dvc.lock").write_text(yaml.safe_dump(stages))
 
 
-def whats(made: dict[str, Any], cause: str) -> str:
-    return "; ".join(one["what"] for one in made["differences"] if one["cause"] == cause)
+def whats(made: Certificate, cause: str) -> str:
+    return "; ".join(one.what for one in made.differences if one.cause == cause)
 
 
 def swap(first: Path, second: Path) -> None:
@@ -138,9 +139,9 @@ def origin_weights(origin: Project) -> str:
 
 def test_records_that_agree_are_consistent(project: Project) -> None:
     made = certify()
-    assert made["verdict"] == "consistent"
-    assert made["outcome"] is None
-    assert made["causes"] == []
+    assert made.verdict == "consistent"
+    assert made.outcome is None
+    assert made.causes == []
 
 
 # ---------------------------------------------------------------- planted faults
@@ -152,8 +153,8 @@ def test_an_edited_dvc_lock_is_caught(project: Project) -> None:
 
     edit_lock(edit)
     made = certify()
-    assert made["verdict"] == "contradicted"
-    assert made["causes"][0] in ("dvc.lock", "data")
+    assert made.verdict == "contradicted"
+    assert made.causes[0] in ("dvc.lock", "data")
     assert "data/tokens" in whats(made, "dvc.lock")
     assert "data/tokens" in whats(made, "data")
 
@@ -164,7 +165,7 @@ def test_a_dvc_lock_that_names_what_nobody_has_is_not_reproduced(project: Projec
 
     edit_lock(edit)
     made = certify(steps=None)
-    assert made["verdict"] == "not reproduced"
+    assert made.verdict == "not reproduced"
     assert "data/tokens is unavailable" in whats(made, "data")
 
 
@@ -174,7 +175,7 @@ def test_a_dvc_lock_that_names_another_checkpoint_is_caught(project: Project) ->
 
     edit_lock(edit)
     made = certify()
-    assert made["causes"] == ["dvc.lock"]
+    assert made.causes == ["dvc.lock"]
     assert "checkpoints/base" in whats(made, "dvc.lock")
 
 
@@ -199,8 +200,8 @@ def test_dirty_code_is_caught_by_the_file(project: Project, file: str, old: str,
     shutil.copytree(project.root / "checkpoints/base", project.root / "mine")
     (project.root / "mine/provenance.json").write_text(written)
     made = certify("mine")
-    assert made["verdict"] == "contradicted"
-    assert "code" in made["causes"]
+    assert made.verdict == "contradicted"
+    assert "code" in made.causes
     assert f"src/paribus/{file} (the run had uncommitted changes)" in whats(made, "code")
 
 
@@ -213,7 +214,7 @@ def test_a_swapped_shard_is_caught_by_the_file(project: Project) -> None:
     names = sorted(shards)[:2]
     swap(shards[names[0]], shards[names[1]])
     made = certify()
-    assert made["causes"] == ["data"]
+    assert made.causes == ["data"]
     assert all(name in whats(made, "data") for name in names)
 
 
@@ -225,20 +226,22 @@ def test_a_changed_tokenizer_is_caught(project: Project) -> None:
     path.write_text(text + "\n")
     project.run("dvc", "commit", "-q", "-f", "tokenizer")
     made = certify()
-    assert made["verdict"] == "contradicted"
+    assert made.verdict == "contradicted"
     assert "data/tokenizer" in whats(made, "data")
-    assert "data" in made["causes"]
+    assert "data" in made.causes
 
 
 def test_another_seed_parts_and_the_step_is_named(project: Project) -> None:
     """dvc.lock says seed 8; the checkpoint is of seed 7. At step 1 the head is zero, so any seed's loss is ln(vocabulary)."""
     edit_lock(lambda stages: stages["pretrain"]["params"]["params.yaml"].update(seed=8))
     made = certify(steps=2)
-    assert made["verdict"] == "not reproduced"
-    assert made["causes"] == ["params"]
+    assert made.verdict == "not reproduced"
+    assert made.causes == ["params"]
     assert "seed in dvc.lock" in whats(made, "params")
-    assert made["outcome"]["parted"]["step"] == 2
-    assert made["outcome"]["parted"]["column"] == "train_loss"
+    assert made.outcome
+    assert made.outcome.parted
+    assert made.outcome.parted.step == 2
+    assert made.outcome.parted.column == "train_loss"
     assert "They part at step 2: train_loss" in page(made)
     assert "Why: params (seed in dvc.lock)." in page(made)
 
@@ -248,8 +251,8 @@ def test_another_thread_count_is_caught(project: Project) -> None:
         lambda stages: stages["pretrain"]["params"]["params.yaml"].update({"train.threads": 3})
     )
     made = certify()
-    assert made["causes"] == ["threads"]
-    assert made["differences"][0]["what"] == "train.threads"
+    assert made.causes == ["threads"]
+    assert made.differences[0].what == "train.threads"
 
 
 def test_a_forged_record_is_caught_by_its_own_fingerprint(project: Project) -> None:
@@ -284,10 +287,11 @@ def test_a_metric_that_the_weights_do_not_measure_is_never_bit_exact(project: Pr
     project.run("dvc", "commit", "-q", "-f", "pretrain")
     commit_as_user(project, "a better number")
     made = certify("HEAD", steps=None)
-    assert made["verdict"] == "not reproduced"
-    assert made["causes"] == ["metrics"]
-    assert made["outcome"]["metrics"] == {"val_bpb": (pytest.approx(honest - 0.5), honest)}
-    assert made["outcome"]["weights"][0] == made["outcome"]["weights"][1]
+    assert made.verdict == "not reproduced"
+    assert made.causes == ["metrics"]
+    assert made.outcome
+    assert made.outcome.metrics == {"val_bpb": (pytest.approx(honest - 0.5), honest)}
+    assert made.outcome.weights[0] == made.outcome.weights[1]
     shown = page(made)
     assert f"these weights measure {honest}" in shown
     assert "bit-exact" not in shown
@@ -301,8 +305,8 @@ def test_a_metrics_file_is_held_against_dvc_lock_without_running(
     forge_metric(project, by=0.5)
     commit_as_user(project, "a better number")
     made = certify(name)
-    assert made["verdict"] == "contradicted"
-    assert made["causes"] == ["metrics"]
+    assert made.verdict == "contradicted"
+    assert made.causes == ["metrics"]
     assert "metrics/pretrain.json" in whats(made, "metrics")
 
 
@@ -310,13 +314,13 @@ def test_a_metric_that_was_edited_with_its_hash_in_dvc_lock_is_held_against_the_
     project: Project,
 ) -> None:
     """Without running anything, and without MLflow: DVC noted what the run left."""
-    assert certify("HEAD")["verdict"] == "consistent"
+    assert certify("HEAD").verdict == "consistent"
     forge_metric(project, by=0.5)
     project.run("dvc", "commit", "-q", "-f", "pretrain")
     commit_as_user(project, "a better number")
     made = certify("HEAD")
-    assert made["verdict"] == "contradicted"
-    assert made["causes"] == ["metrics"]
+    assert made.verdict == "contradicted"
+    assert made.causes == ["metrics"]
     assert "as the run left it (DVC's run-cache)" in whats(made, "metrics")
 
 
@@ -326,13 +330,13 @@ def test_a_metrics_file_is_held_against_what_the_run_logged(
     """Without running anything, where DVC's and git's own records were forged and MLflow's was not."""
     shutil.rmtree(project.root / ".dvc/cache/runs")
     shutil.copy(origin.root / "mlflow.db", project.root / "mlflow.db")
-    assert certify("HEAD")["verdict"] == "consistent"
+    assert certify("HEAD").verdict == "consistent"
     forge_metric(project, by=0.5)
     project.run("dvc", "commit", "-q", "-f", "pretrain")
     commit_as_user(project, "a better number")
     made = certify("HEAD")
-    assert made["verdict"] == "contradicted"
-    assert made["causes"] == ["metrics"]
+    assert made.verdict == "contradicted"
+    assert made.causes == ["metrics"]
     assert whats(made, "metrics") == "val_bpb in metrics/pretrain.json, and as the run logged it"
 
 
@@ -342,12 +346,12 @@ def test_an_edit_of_params_after_the_run_is_contradicted(project: Project) -> No
     values["pretrain"]["steps"] = 9
     values["sft"]["steps"] = 9  # of another stage: none of pretraining's business
     path.write_text(yaml.safe_dump(values))
-    assert certify("HEAD")["verdict"] == "consistent", "not in that commit"
+    assert certify("HEAD").verdict == "consistent", "not in that commit"
     commit_as_user(project, "longer")
     for name in ("HEAD", "workspace"):
         made = certify(name)
-        assert made["verdict"] == "contradicted"
-        assert made["causes"] == ["params"]
+        assert made.verdict == "contradicted"
+        assert made.causes == ["params"]
         assert whats(made, "params") == "pretrain.steps in params.yaml"
 
 
@@ -361,8 +365,8 @@ def test_a_flipped_byte_of_the_data_in_the_working_folder_is_named(
     shard.unlink()
     shard.write_bytes(bytes(content))
     made = certify(name)
-    assert made["verdict"] == "contradicted"
-    assert made["causes"] == ["data"]
+    assert made.verdict == "contradicted"
+    assert made.causes == ["data"]
     assert f"data/tokens in the working folder: {shard.name}" in whats(made, "data")
 
 
@@ -381,37 +385,40 @@ def test_what_no_record_explains_is_not_called_chance_where_two_rebuilds_agree(
         project.root / ".dvc/cache/runs"
     )  # as in another clone: nothing else remembers the curve
     made = certify("HEAD", steps=3)
-    assert made["verdict"] == "not reproduced"
-    assert made["causes"] == []
-    assert made["outcome"]["again"] == "same"
+    assert made.verdict == "not reproduced"
+    assert made.causes == []
+    assert made.outcome
+    assert made.outcome.again == "same"
     shown = page(made)
     assert "the cause is not recorded" in shown
     assert "two rebuilds here are the same" in shown
     assert "deterministic" not in shown
 
 
-def made_of(outcome: verify.Outcome, *found: Difference) -> dict[str, Any]:
-    """A certificate around an outcome, as it is written down."""
+def made_of(outcome: Outcome, *found: Difference) -> Certificate:
+    """A certificate around an outcome."""
     verdict = verify.judge(list(found), outcome)
-    hardware = dict.fromkeys(
-        ("device_name", "isa", "dtype", "process_threads", "torch_version"), "x"
+    named = ("device_name", "isa", "dtype", "process_threads", "torch_version")
+    about = About(
+        name="HEAD",
+        kind="revision",
+        stage="pretrain",
+        commit="c",
+        mlflow_run=None,
+        experiment="paribus",
+        fingerprint="f",
+        data={},
+        hardware=dict.fromkeys(named, "x"),
+        requirements_lock=None,
+        git={"dirty": False},
     )
-    about = {"kind": "revision", "name": "HEAD", "stage": "pretrain", "fingerprint": "f"}
-    return {
-        "verdict": verdict,
-        "causes": verify.causes(list(found), verdict),
-        "record": about
-        | {"commit": "c", "git": {"dirty": False}, "hardware": hardware, "data": {}},
-        "differences": [asdict(one) for one in found],
-        "outcome": asdict(outcome),
-        "made": "today",
-        "seconds": 1,
-    }
+    causes = verify.causes(list(found), verdict)
+    return Certificate(verdict, causes, about, list(found), outcome, None, "today", 1)
 
 
 def test_two_rebuilds_that_differ_are_what_shows_that_a_computation_is_not_deterministic() -> None:
-    part = {"step": 2, "column": "train_loss", "recorded": "1", "rebuilt": "2"}
-    apart = verify.Outcome(6, True, part, ("a", "b"), None, again="different")
+    part = Parting(2, "train_loss", "1", "2")
+    apart = Outcome(6, True, part, ("a", "b"), None, again="different")
     twice = Difference("determinism", "two rebuilds here part at step 2", "2", "3", False)
     shown = page(made_of(apart, twice))
     assert "differs from itself: the computation is not deterministic" in shown
@@ -431,7 +438,7 @@ def test_a_row_that_only_one_of_two_whole_curves_has_parts_them() -> None:
     assert verify.parted(rows, rows, whole=True) is None
     found = verify.parted([rows[0], rows[2]], rows, whole=True)
     assert found is not None
-    assert found["step"] == 2
+    assert found.step == 2
     assert verify.parted(rows[:2], rows) is None, "of a run that was ended early"
 
 
@@ -528,16 +535,16 @@ def test_the_band_is_that_of_runs_that_differ_in_the_seed_alone(project: Project
 
 def test_a_difference_within_the_noise_is_reproduced_only_where_nothing_contradicts() -> None:
     within = band.Band("train_loss", 0.1, 0.6, 3, True, "")
-    outcome = verify.Outcome(6, True, {"step": 2}, ("a", "b"), within)
+    outcome = Outcome(6, True, Parting(2, "train_loss", "1", "2"), ("a", "b"), within)
     machine = Difference("hardware", "isa", "avx2", "avx512", False)
     edited = Difference("params", "seed in dvc.lock", 7, 8, True)
     assert verify.judge([machine], outcome) == "within noise"
     assert verify.judge([machine, edited], outcome) == "not reproduced"
     assert verify.causes([machine, edited], "not reproduced") == ["params"]
-    assert verify.judge([machine], verify.Outcome(6, True, None, ("a", "a"), None)) == "bit-exact"
-    assert (
-        verify.judge([machine], verify.Outcome(6, True, None, ("a", "b"), None)) == "not reproduced"
-    ), "the weights alone part"
+    assert verify.judge([machine], Outcome(6, True, None, ("a", "a"), None)) == "bit-exact"
+    assert verify.judge([machine], Outcome(6, True, None, ("a", "b"), None)) == "not reproduced", (
+        "the weights alone part"
+    )
 
 
 # ---------------------------------------------------------------- bad input

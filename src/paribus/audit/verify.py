@@ -11,9 +11,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 import click
 
@@ -30,9 +28,10 @@ from paribus.audit.agreement import (
     machine,
     params,
 )
-from paribus.audit.band import Band, measured_band
+from paribus.audit.band import measured_band
 from paribus.audit.certificate import file_name, page
 from paribus.audit.lookup import find
+from paribus.audit.proof import About, Certificate, Outcome, Parting, Verdict
 from paribus.errors import UserError
 from paribus.files import write_atomic
 from paribus.study.finished import CHECKPOINTS, PIPELINE, FinishedRun, in_mlflow
@@ -40,41 +39,7 @@ from paribus.study.lasting import MACHINE_FIGURES, TIMES
 from paribus.summary import write_json
 from paribus.tracking.lookup import Runs
 
-Verdict = Literal["bit-exact", "within noise", "consistent", "contradicted", "not reproduced"]
-REPRODUCED = ("bit-exact", "within noise", "consistent")
 RESULTS = Path("experiments/results")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The outcome of running a stage again.
-
-    parted: the first step whose curves differ, its column and both values. measured: how many values of
-    metrics/<stage>.json were compared. metrics: those that differ, key -> (recorded, rebuilt). again: where nothing
-    recorded explains a difference, whether a second rebuild here is the same as the first ("same", "different").
-    """
-
-    steps: int
-    finished: bool
-    parted: dict[str, Any] | None
-    weights: tuple[str | None, str | None]  # recorded, rebuilt
-    band: Band | None
-    measured: int = 0
-    metrics: dict[str, tuple[object, object]] = field(default_factory=dict)
-    again: Literal["same", "different"] | None = None
-
-    @property
-    def same_training(self) -> bool:
-        """The curves and the weights are the same, as far as they could be compared."""
-        if self.parted is not None:
-            return False
-        recorded, rebuilt = self.weights
-        return not self.finished or recorded is None or recorded == rebuilt
-
-    @property
-    def equal(self) -> bool:
-        """Every bit that could be compared is the same."""
-        return self.same_training and not self.metrics
 
 
 def verify(name: str, stage: str | None, steps: int | None, out: Path | None) -> int:
@@ -98,9 +63,9 @@ def verify(name: str, stage: str | None, steps: int | None, out: Path | None) ->
     folder = out or RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     files = [
-        folder / file_name(chosen, proof["record"]["fingerprint"], kind) for kind in ("json", "md")
+        folder / file_name(chosen, proof.record.fingerprint, kind) for kind in ("json", "md")
     ]
-    write_json(files[0], proof)
+    write_json(files[0], proof.as_json())
     write_atomic(files[1], page(proof))
     try:
         noted = note(proof, files)
@@ -112,7 +77,7 @@ def verify(name: str, stage: str | None, steps: int | None, out: Path | None) ->
         f"kept in {files[0]} and {files[1].name}"
         + (f", and with MLflow's run {noted}" if noted else "")
     )
-    return int(not proof["reproduced"])
+    return int(not proof.reproduced)
 
 
 def choose_stage(record: FinishedRun, stage: str | None, steps: int | None) -> str:
@@ -153,16 +118,13 @@ def choose_stage(record: FinishedRun, stage: str | None, steps: int | None) -> s
     return chosen
 
 
-def certificate(record: FinishedRun, stage: str, steps: int | None) -> dict[str, Any]:
+def certificate(record: FinishedRun, stage: str, steps: int | None) -> Certificate:
     """Rebuild a run and compare.
 
     Args:
         record: of the run.
         stage: a training stage.
         steps: only the first so many; None: all; 0: records only.
-
-    Returns:
-        What the certificate's JSON holds.
     """
     began = time.time()
     written = rebuild.written_provenance(record, stage)
@@ -184,29 +146,29 @@ def certificate(record: FinishedRun, stage: str, steps: int | None) -> dict[str,
         if outcome and judge(differences, outcome) == "not reproduced" and not differences:
             outcome = run_again(record, stage, folder, outcome, differences)
     verdict = judge(differences, outcome)
-    return {
-        "verdict": verdict,
-        "reproduced": verdict in REPRODUCED,
-        "causes": causes(differences, verdict),
-        "record": {
-            "name": record.name,
-            "kind": record.kind,
-            "stage": stage,
-            "commit": record.commit,
-            "mlflow_run": record.logged.id if record.logged else None,
-            "experiment": config.load_config().tracking.experiment,
-            "fingerprint": written.fingerprint,
-            "data": written.data,
-            "hardware": written.hardware,
-            "requirements_lock": written.requirements_lock,
-            "git": written.git,
-        },
-        "differences": [asdict(difference) for difference in differences],
-        "outcome": asdict(outcome) if outcome else None,
-        "asked_steps": steps,
-        "made": time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(began)),
-        "seconds": round(time.time() - began, 1),
-    }
+    about = About(
+        name=record.name,
+        kind=record.kind,
+        stage=stage,
+        commit=record.commit,
+        mlflow_run=record.logged.id if record.logged else None,
+        experiment=config.load_config().tracking.experiment,
+        fingerprint=written.fingerprint,
+        data=written.data,
+        hardware=written.hardware,
+        requirements_lock=written.requirements_lock,
+        git=written.git,
+    )
+    return Certificate(
+        verdict=verdict,
+        causes=causes(differences, verdict),
+        record=about,
+        differences=differences,
+        outcome=outcome,
+        asked_steps=steps,
+        made=time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(began)),
+        seconds=round(time.time() - began, 1),
+    )
 
 
 def prepare(record: FinishedRun, stage: str, folder: Path) -> tuple[Path, list[str]]:
@@ -342,7 +304,7 @@ def run_again(
     Returns:
         `first`, and whether the second rebuild was the same.
     """
-    steps = int(first.parted["step"]) if first.parted else None
+    steps = first.parted.step if first.parted else None
     root, _ = prepare(record, stage, folder / "again")
     if rebuild.run_stage(root, stage, steps):
         return first
@@ -351,8 +313,8 @@ def run_again(
     before, now = (rebuild.rebuilt_weights(each, stage) for each in roots)
     part = parted(curves[0], curves[1])
     if part is not None:
-        what = f"two rebuilds here part at step {part['step']}: {part['column']}"
-        found.append(Difference("determinism", what, part["recorded"], part["rebuilt"], False))
+        what = f"two rebuilds here part at step {part.step}: {part.column}"
+        found.append(Difference("determinism", what, part.recorded, part.rebuilt, False))
     elif before is not None and now is not None and before != now:
         found.append(Difference("determinism", "weights of two rebuilds here", before, now, False))
     different = bool(found)
@@ -381,7 +343,7 @@ def differing_metrics(
 
 def parted(
     ours: list[dict[str, str]], theirs: list[dict[str, str]], whole: bool = False
-) -> dict[str, object] | None:
+) -> Parting | None:
     """The first step at which two curves differ in anything but time, to the bit.
 
     Args:
@@ -390,7 +352,7 @@ def parted(
         whole: both runs finished, so a step that is missing on one side differs too.
 
     Returns:
-        {step, column, recorded, rebuilt}; None where nothing differs.
+        None where nothing differs.
     """
     other_rows = {row["step"]: row for row in theirs}
     own_rows = {row["step"]: row for row in ours}
@@ -399,16 +361,12 @@ def parted(
         if row is None or other is None:
             if whole:
                 has = [ABSENT if one is None else step for one in (row, other)]
-                return _parting(step, "step", *has)
+                return Parting(int(step), "step", *has)
             continue
         for column in sorted(row.keys() | other.keys()):
             if column not in TIMES and row.get(column, "") != other.get(column, ""):
-                return _parting(step, column, row.get(column, ""), other.get(column, ""))
+                return Parting(int(step), column, row.get(column, ""), other.get(column, ""))
     return None
-
-
-def _parting(step: str, column: str, recorded: str, rebuilt: str) -> dict[str, object]:
-    return {"step": int(step), "column": column, "recorded": recorded, "rebuilt": rebuilt}
 
 
 def judge(found: list[Difference], outcome: Outcome | None) -> Verdict:
@@ -445,7 +403,7 @@ def causes(found: list[Difference], verdict: Verdict) -> list[str]:
 # ---------------------------------------------------------------- the certificate
 
 
-def note(made: dict[str, Any], files: list[Path]) -> str | None:
+def note(made: Certificate, files: list[Path]) -> str | None:
     """Attach the certificate to the run in MLflow.
 
     Args:
@@ -455,17 +413,17 @@ def note(made: dict[str, Any], files: list[Path]) -> str | None:
     Returns:
         The run's id; None if MLflow does not know it.
     """
-    about = made["record"]
-    runs = Runs(about["experiment"])
-    question = f"tags.fingerprint = '{about['fingerprint']}' and tags.stage = '{about['stage']}'"
+    about = made.record
+    runs = Runs(about.experiment)
+    question = f"tags.fingerprint = '{about.fingerprint}' and tags.stage = '{about.stage}'"
     ids = [run.id for run in runs.search(question)]
     if not ids:
         return None
-    run_id = about["mlflow_run"] if about["mlflow_run"] in ids else ids[0]
+    run_id = about.mlflow_run if about.mlflow_run in ids else ids[0]
     tags = {
-        "verify.verdict": made["verdict"],
-        "verify.made": made["made"],
-        "verify.causes": ", ".join(made["causes"]) or "none",
+        "verify.verdict": made.verdict,
+        "verify.made": made.made,
+        "verify.causes": ", ".join(made.causes) or "none",
     }
     runs.attach(run_id, files, "verify", tags)
     return str(run_id)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
 from paribus.audit.lookup import find_experiment
+from paribus.audit.proof import Certificate
 from paribus.audit.verify import RESULTS, certificate, choose_stage
 from paribus.errors import UserError
 from paribus.execute.repository import experiments_of
@@ -53,7 +53,7 @@ def verify_study(name: str, steps: int | None, out: Path | None) -> int:
             f"study {name}: no run of it is done; `paribus ablate run {name}` makes them"
         )
     rows: list[Row] = []
-    certificates: list[dict[str, Any]] = []
+    certificates: list[Certificate] = []
     for run in runs:
         for row, proof in certify_run(run, experiment.stages, steps or 0):
             rows.append(row)
@@ -64,7 +64,8 @@ def verify_study(name: str, steps: int | None, out: Path | None) -> int:
     folder = out or RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / f"verify-study-{name}.json"
-    write_json(place, {"study": name, "certificates": certificates})
+    kept = [proof.as_json() for proof in certificates]
+    write_json(place, {"study": name, "certificates": kept})
     write_atomic(place.with_suffix(".md"), page(name, rows))
     wrong = [row for row in rows if not row.reproduced]
     click.echo(f"{len(rows) - len(wrong)} of {len(rows)} agree with their records; kept in {place}")
@@ -83,7 +84,7 @@ def runs_of(experiment: Experiment) -> list[str]:
 
 def certify_run(
     run: str, stages: Sequence[str], steps: int
-) -> list[tuple[Row, dict[str, Any] | None]]:
+) -> list[tuple[Row, Certificate | None]]:
     """A row, and a certificate where one can be made, for each training stage of a run that its study needs.
 
     Args:
@@ -93,12 +94,12 @@ def certify_run(
     """
     record = find_experiment(run)
     assert record is not None, "it was listed"
-    looked_at: list[tuple[Row, dict[str, Any] | None]] = []
+    looked_at: list[tuple[Row, Certificate | None]] = []
     try:
         for stage in [one for one in record.stages if one in stages] or ["pretrain"]:
             proof = certificate(record, choose_stage(record, stage, steps), steps)
-            why = "; ".join(one["what"] for one in proof["differences"])
-            looked_at.append((Row(run, stage, proof["verdict"], proof["reproduced"], why), proof))
+            why = "; ".join(one.what for one in proof.differences)
+            looked_at.append((Row(run, stage, proof.verdict, proof.reproduced, why), proof))
     except (
         UserError
     ) as error:  # nothing of it is kept here: report that and go on with the other runs
