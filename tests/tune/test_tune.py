@@ -404,7 +404,7 @@ def opened(study: Any, url: str) -> Any:
 
 def worker_of(study: Any, optuna_study: Any) -> Any:
     from paribus.plan.probe import here
-    from paribus.tune.search import Worker
+    from paribus.tune.worker import Worker
 
     return Worker(study, optuna_study, *here(Recipe.of(study.config())))
 
@@ -525,9 +525,9 @@ def test_trials_of_the_dead_are_put_back_once(
 
 
 def test_of_workers_that_ask_at_once_no_more_go_on_than_the_study_has_trials(inside: Path) -> None:
-    from paribus.tune.search import Dropped
     from paribus.tune.space import read_study
     from paribus.tune.storage import RETRY
+    from paribus.tune.worker import Dropped
 
     write(inside, "crowd", trials=2)
     study = read_study("crowd")
