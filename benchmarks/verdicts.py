@@ -8,7 +8,7 @@ planned. Compute to verdict: training runs until the verdict, at alpha .05 and p
 
     unpaired    two arms with seeds of their own, a fixed number of them, Welch's or Student's t: the usual design
     matched     the same seeds in both arms, a fixed number, t of the differences
-    sequential  matched, with looks that are paid for; it stops at the verdict
+    sequential  matched, corrected for interim looks; it stops at the verdict
 
 Everything that follows from normal noise depends on two measured figures: the standard deviation over seeds, and the
 correlation that matching leaves between arms, which is swept.
@@ -479,7 +479,7 @@ def real(path: Path, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def same_recipe(base: np.ndarray, again: np.ndarray, seeds: int = 3) -> dict[str, Any]:
-    """What is said of comparisons of `seeds` seeds each that share no run; every "better" or "worse" is false."""
+    """Verdicts on comparisons of `seeds` seeds each that share no run; every "better" or "worse" is false."""
     split = [
         (base[i : i + seeds], again[i : i + seeds]) for i in range(0, len(base) - seeds + 1, seeds)
     ]

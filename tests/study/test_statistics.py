@@ -1,4 +1,4 @@
-"""Verdicts: planted effects are found, null ones are not, looks are paid for, intervals cover, bad input is told."""
+"""Verdicts: planted effects are found, null ones are not, interim looks are corrected for, intervals cover, bad input is explained."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from paribus.config import flatten
 from paribus.git import try_git
 from paribus.study.finished import FinishedRun
 
-LOGGED_ENVIRONMENT = ("hardware", "dtype", "threads", "processes")  # tags of MLflow's
+LOGGED_ENVIRONMENT = ("hardware", "dtype", "threads", "processes")  # MLflow tags
 CodeKind = Literal["code", "deps"]
 # Of A and of B; a list where the runs of one side disagree, None where nothing is kept.
 Pair = tuple[Any, Any]

@@ -126,7 +126,7 @@ def _versions() -> Finding:
         ):  # a suffix such as +cu128 names a build of the same version
             wrong.append(f"{name} is {found}, not {pinned}")
     if wrong:
-        return Finding("broken", f"{_some(wrong)}; mend: rm -rf .venv && make venv")
+        return Finding("broken", f"{_some(wrong)}; to fix it: rm -rf .venv && make venv")
     return Finding("ok", f"Python {version} and {len(pins)} packages as in requirements.lock")
 
 

@@ -336,7 +336,7 @@ def evaluate_tasks(
     include_path: a folder of task files (YAML), whose names go before lm_eval's own. limit: items of each task.
     num_fewshot: for tasks that do not fix theirs to 0. kept: answers of an earlier start, and where these go. stop():
     asked between forward passes; where it says yes Stopped is raised.
-    Raises UserError for tasks, or data of theirs, that are not there.
+    Raises UserError for tasks that do not exist, or whose data are missing.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # its bars, read on import: there is one of ours
     from lm_eval import simple_evaluate

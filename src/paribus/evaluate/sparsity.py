@@ -196,7 +196,7 @@ def _cut_off_advice(report: Mapping[str, Any]) -> str:
     return (
         f"{report['cut_off']:.0%} of the answers were cut off at rl.max_new_tokens ({report['max_new_tokens']}) or "
         "the end of the context (model.seq_len) before their end, and count as wrong: raise the one that is too small, "
-        "then look again. What is said above is not the model's "
+        "then look again. The figures above are not the model's "
         "doing as long as that is so."
     )
 

@@ -227,7 +227,7 @@ def saved_words(comparison: Comparison, options: Options) -> str:
 
 
 def amount_words(amount: Amount) -> str:
-    """`3,210 (3,190 to 3,240)`; an open end is said to be open."""
+    """`3,210 (3,190 to 3,240)`; an open end is named as such."""
     if amount.estimate is None:
         return "an amount that these runs do not tell"
     low = "no lower bound" if amount.low is None else f"{_plain(amount.low)}"

@@ -473,7 +473,7 @@ def _data_in_mlflow(family: list[StoredRun]) -> dict[str, str]:
 
 
 def _value(text: str) -> object:
-    """A parameter of MLflow's as params.yaml has it."""
+    """An MLflow parameter as params.yaml has it."""
     try:
         return json.loads(text)
     except ValueError:

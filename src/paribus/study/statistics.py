@@ -75,7 +75,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Family:
-    """What a look at several arms has to know besides their differences.
+    """What a look at several arms needs beside their differences.
 
     Attributes:
         looks: arm -> the looks taken on it, this one last, where they are not those of the plan up to its number of seeds (a seed

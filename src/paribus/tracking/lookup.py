@@ -46,7 +46,7 @@ class Runs:
             self._store = opened(uri, experiment, state_root())
 
     def search(self, question: str) -> list[StoredRun]:
-        """Runs that meet a filter of MLflow's, the newest first, however many there are."""
+        """All runs that meet an MLflow filter, the newest first."""
         if self._store is None:
             return []
         return [_stored(run) for run in self._store.search(question)]

@@ -79,7 +79,7 @@ class Store:
         return run.info.run_id, True
 
     def search(self, question: str) -> Iterator[Run]:
-        """Every run that meets a filter of MLflow's, the newest first; MLflow gives a page at a time."""
+        """All runs that meet an MLflow filter, the newest first; MLflow returns them in pages."""
         token: str | None = None
         while True:
             page = self.client.search_runs(
