@@ -1,4 +1,4 @@
-"""Verdicts: planted effects are found, null ones are not, interim looks are corrected for, intervals cover, bad input is explained."""
+"""Verdicts: planted effects are found, null ones not, interim looks corrected for; intervals cover; bad input is explained."""
 
 from __future__ import annotations
 
