@@ -15,8 +15,10 @@ from paribus.config.derived import (
     resolve_pretrain,
 )
 from paribus.config.effects import changes, effective, inert, inert_problems, merge_problems
+from paribus.config.eval_schema import Core, Eval, Gsm8k
 from paribus.config.keys import key
 from paribus.config.libraries import is_foreign, library, library_version, signature_of
+from paribus.config.machine_schema import Tracking, Train
 from paribus.config.parsing import (
     allowed,
     fingerprint,
@@ -32,15 +34,10 @@ from paribus.config.schema import (
     Architecture,
     Config,
     Conversations,
-    Core,
-    Eval,
-    Gsm8k,
     Model,
     Optimizer,
     Pretrain,
     Schedule,
-    Tracking,
-    Train,
     describe,
     flatten,
 )

@@ -13,8 +13,10 @@ from typing import Any, Literal
 from paribus.config import conditions as when
 from paribus.config import limits
 from paribus.config.data_schema import Corpus, Tokenizer, Tokens
+from paribus.config.eval_schema import Eval
 from paribus.config.keys import key
 from paribus.config.limits import Limit
+from paribus.config.machine_schema import Tracking, Train
 
 Argument = bool | int | float | str | list[float]  # of a library's optimiser
 
@@ -331,58 +333,6 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
-class Train:
-    """How every training stage runs; no key here is meant to change what is learned."""
-
-    device: Literal["auto", "cpu", "cuda", "mps"] = key("auto: cuda, else cpu")
-    dtype: Literal["auto", "float32", "bfloat16"] = key(
-        "matrix products; auto: bfloat16 where the hardware is quick at it"
-    )
-    tf32: bool = key(
-        "products of float32 numbers round their factors to 11 bits (TF32): several times as quick on cards that have it",
-        acts_when=when.FLOAT32,
-    )
-    threads: int | None = key(
-        "CPU threads of torch; null: the cores this process may use; part of the fingerprint",
-        ge=1,
-        le=limits.CORES,
-    )
-    processes: int = key(
-        "processes that train together, each on a GPU or on its share of the cores",
-        ge=1,
-        le=limits.PROCESSES,
-    )
-    sharding: Literal["ddp", "fsdp"] = key(
-        "several processes: ddp copies the model to each; fsdp shards it too, for what does not fit",
-        acts_when=when.SEVERAL_PROCESSES,
-    )
-    compile: bool = key("torch.compile the training step")
-    deterministic: bool = key("bit-for-bit repeatable kernels")
-    activation_checkpointing: bool = key(
-        "recompute block activations in the backward pass: less memory, a third more work"
-    )
-    session_minutes: float | None = key(
-        "save and exit 75 after so long; the next start goes on; null: no limit",
-        gt=0,
-        le=Limit(525_600.0, "a year"),
-    )
-    save_seconds: float = key(
-        "least time between saves of the training state, seconds, and never under 50 times what a save "
-        "costs; 0: after every step",
-        ge=0,
-        le=Limit(604_800.0, "a week of work lost by a power cut"),
-    )
-    keep_states: int = key(
-        "whole training states kept", ge=1, le=Limit(1_000, "each is three times the model")
-    )
-    log_every: int = key(
-        "steps between logged lines; metrics count all steps, and RL logs every one",
-        ge=1,
-        le=limits.STEPS,
-    )
-
-
-@dataclass(frozen=True)
 class Schedule:
     """Horizon, batch and learning-rate schedule of a supervised stage: warm-up, constant, warm-down."""
 
@@ -564,57 +514,6 @@ class RL:
         "steps between looks at the validation problems; 0: only at the end", ge=0, le=limits.STEPS
     )
     watch_questions: int = key("validation problems of one look", ge=1, le=limits.PROBLEMS)
-
-
-@dataclass(frozen=True)
-class Core:
-    """DCLM CORE (arXiv:2406.11794)."""
-
-    max_per_task: int | None = key(
-        "items of each task, after the protocol's shuffle; null: all", ge=2, le=limits.PROBLEMS
-    )
-    batch_size: int = key("rows of one forward pass: memory, not results", ge=1, le=limits.ROWS)
-
-
-@dataclass(frozen=True)
-class Gsm8k:
-    """Word problems, scored as GSM8K is."""
-
-    split: Literal["validation", "test"] = key("validation to tune, test for the report")
-    questions: int | None = key(
-        "problems answered greedily; null: the whole split", ge=1, le=limits.PROBLEMS
-    )
-    samples: int = key("sampled answers per problem for pass@k", ge=1, le=limits.SAMPLES)
-    sampled_questions: int | None = key(
-        "problems answered by sampling; null: as many as greedily", ge=1, le=limits.PROBLEMS
-    )
-    temperature: float = key("of the sampled answers", ge=limits.COLDEST, le=limits.HOTTEST)
-    few_shot: int = key(
-        "worked examples before the question, base model only",
-        ge=0,
-        le=Limit(1_000, "more than any context holds"),
-    )
-    max_new_tokens: int = key("longest answer, tokens", ge=1, le=limits.CONTEXT)
-    rows: int = key("answers generated side by side: memory, not results", ge=1, le=limits.ROWS)
-
-
-@dataclass(frozen=True)
-class Eval:
-    """Evaluation of checkpoints."""
-
-    bpb_tokens: int | None = key(
-        "validation tokens for the final bits per byte; null: all", ge=1, le=limits.TOKENS
-    )
-    core: Core = key("CORE")
-    gsm8k: Gsm8k = key("word problems")
-
-
-@dataclass(frozen=True)
-class Tracking:
-    """MLflow."""
-
-    experiment: str = key("MLflow experiment")
-    system_metrics: bool = key("log CPU, memory and GPU use")
 
 
 @dataclass(frozen=True)
