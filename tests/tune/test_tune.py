@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import math
@@ -300,9 +301,10 @@ def test_a_trial_that_the_kernel_kills_says_how_far_it_came(inside: Path) -> Non
 
     def kill_when_large(_: list[dict[str, Any]]) -> None:
         for child in psutil.Process().children():
-            is_trial = "paribus.tune.trial" in child.cmdline()
-            if is_trial and child.memory_info().rss > 150 * 2**20:
-                child.kill()
+            with contextlib.suppress(psutil.Error):  # it has ended by now
+                is_trial = "paribus.tune.trial" in child.cmdline()
+                if is_trial and child.memory_info().rss > 150 * 2**20:
+                    child.kill()
 
     write(inside, "killed")
     config = read_study("killed").config()

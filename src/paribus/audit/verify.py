@@ -62,9 +62,7 @@ def verify(name: str, stage: str | None, steps: int | None, out: Path | None) ->
     proof = certificate(record, chosen, steps)
     folder = out or RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    files = [
-        folder / file_name(chosen, proof.record.fingerprint, kind) for kind in ("json", "md")
-    ]
+    files = [folder / file_name(chosen, proof.record.fingerprint, kind) for kind in ("json", "md")]
     write_json(files[0], proof.as_json())
     write_atomic(files[1], page(proof))
     try:
