@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +47,8 @@ def peer_step(
     Its tokens are made on the device: what its loader would add is not in the time.
     """
     sys.path.insert(0, str(folder))
-    gpt = importlib.import_module("nanochat.gpt")
+    from nanochat import gpt
+
     heads = shape.width // shape.head_dim
     config = gpt.GPTConfig(
         sequence_len=shape.length,
