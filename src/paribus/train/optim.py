@@ -27,8 +27,6 @@ from paribus.train import adamw, muon, parallel
 from paribus.train.library import checked, is_kept_for
 from paribus.train.state import State, move_towards
 
-NO_FACTORS: Mapping[str, float] = {}
-
 
 @dataclass(frozen=True)
 class Group:
@@ -131,18 +129,12 @@ class MuonAdamW:
         return norm
 
     @torch.no_grad()
-    def step(
-        self,
-        lr_factor: float,
-        finite: Tensor | None = None,
-        group_factors: Mapping[str, float] = NO_FACTORS,
-    ) -> None:
+    def step(self, lr_factor: float, finite: Tensor | None = None) -> None:
         """Update every parameter.
 
         Args:
             lr_factor: what learning rates are multiplied by.
             finite: () bool, where the parameters are: if False everything stays as it is, to the bit. Needs `on_device`.
-            group_factors: group -> its own factor in place of `lr_factor`.
         """
         if finite is not None and not self.on_device:
             raise ValueError("finite: only an optimizer that is on_device can skip a step there")
@@ -151,7 +143,7 @@ class MuonAdamW:
         for group in self.groups:
             mine = self._mine(group)
             if mine:
-                self._update(group, mine, group_factors.get(group.name, lr_factor), gate)
+                self._update(group, mine, lr_factor, gate)
             self._share(group, mine)
 
     def _update(
