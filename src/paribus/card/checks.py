@@ -267,7 +267,7 @@ def sampling(bench: Bench) -> Outcome:
     """Tokens per second of answers decoded side by side."""
     trainer, _ = bench.trainer(bench.sizes.depths[0])
     disturb(trainer.model)
-    settings = TokenizerSettings(300, 1, 0.1, kind="bpe", pre_split="gpt4")
+    settings = TokenizerSettings(270, 1, 0.1, kind="bpe", pre_split="gpt4")
     engine = Engine(trainer.model.eval(), train_tokenizer(["one and one is two"] * 9, settings))
     figures = {}
     for rows in bench.sizes.samples:
