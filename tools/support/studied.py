@@ -109,7 +109,7 @@ else:
     for key, best in do.get("best", {}).items():  # of the optimizer: the nearer, the lower
         bias += 0.1 * abs(math.log(params["optimizer"][key] / best))
     value = do.get("value", 1.0 + 0.1 * params["seed"] + bias)
-    steps, batch = params["pretrain"]["steps"], params["pretrain"]["batch_tokens"]
+    steps, batch = params["pretrain"]["steps"] or 100, params["pretrain"]["batch_tokens"]
     value += do.get("by_log_steps", 0.0) * math.log(steps)
     os.makedirs("checkpoints/base", exist_ok=True)
     weights = do.get("weights", mark)

@@ -79,6 +79,7 @@ MLFLOW = (
     "paribus.tracking.sender",
     "paribus.tracking.store",
 )
+OWNER = "PARIBUS_WARM_OWNER"  # environment variable: the pid of the process whose end it waits for
 LOOK_SECONDS = 1.0  # how often it looks whether its owner lives
 # Every run waits at its end until MLflow has all of it: for up to half a second, at a user's pace.
 SENDER = """
@@ -94,14 +95,15 @@ sender.main(Path(sys.argv[1]))
 
 
 class Warm:
-    """The process that commands are forked from; the workers of one pytest-xdist share it.
+    """The process that commands are forked from; the workers of one pytest-xdist, and what they start, share it.
 
     name: of its folder. modules: what it loads.
     """
 
     def __init__(self, name: str, modules: tuple[str, ...]) -> None:
         worker = "PYTEST_XDIST_WORKER" in os.environ
-        owner = os.getppid() if worker else os.getpid()
+        mine = os.getppid() if worker else os.getpid()
+        owner = int(os.environ.setdefault(OWNER, str(mine)))
         folder = Path(tempfile.gettempdir()) / f"paribus-warm-{owner}-{name}"
         folder.mkdir(exist_ok=True)
         self._address = str(folder / "socket")
@@ -118,12 +120,15 @@ class Warm:
 
     def _start(self, owner: int, modules: tuple[str, ...]) -> None:
         paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tools")])
-        server = subprocess.Popen(
-            [sys.executable, "-m", "support.warm", self._address, str(owner), *modules],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": paths},
-        )
+        # It outlives whoever starts it, and so must hold none of its files: a pipe would stay open.
+        with Path(self._address).with_name("log").open("ab") as log:
+            server = subprocess.Popen(
+                [sys.executable, "-m", "support.warm", self._address, str(owner), *modules],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=os.environ | {"PYTHONPATH": paths},
+            )
         assert server.stdout
         with server.stdout:
             assert server.stdout.readline() == b"ready\n"
