@@ -23,6 +23,7 @@ from paribus.export.stock import (
     STOCKS,
     Needs,
     Stock,
+    stock_for,
 )
 from paribus.files import replacing
 from paribus.model.gpt import load_checkpoint
@@ -71,7 +72,7 @@ def export_gguf(run: FinishedRun, checkpoint: Path, out: Path) -> Stock:
     refuse_unknown_keys(checkpoint, model.config)
     tokenizer = json.loads((checkpoint / "tokenizer.json").read_bytes())
     pre_tokenizer = _pre_tokenizer(tokenizer)
-    stock = _held(model.config)
+    stock = stock_for(model.config, HELD)
     problems = _problems(model.config, pre_tokenizer)
     if problems or stock is None or pre_tokenizer is None:
         raise UserError([f"--to gguf: {checkpoint}: {problem}" for problem in problems])
@@ -98,18 +99,10 @@ def export_gguf(run: FinishedRun, checkpoint: Path, out: Path) -> Stock:
     return stock
 
 
-def _held(config: Architecture) -> Stock | None:
-    """The architecture of the format that holds a model; None where none does."""
-    for stock in HELD:
-        if not stock.misfits(config):
-            return stock
-    return None
-
-
 def _problems(config: Architecture, pre_tokenizer: str | None) -> list[str]:
     """Why the format cannot hold a checkpoint, by the architecture that comes nearest."""
     problems = []
-    if _held(config) is None:
+    if stock_for(config, HELD) is None:
         nearest = min(HELD, key=lambda each: len(each.misfits(config)))
         reasons = ", ".join(nearest.misfits(config))
         problems.append(

@@ -8,7 +8,7 @@ the embedding, where the head has a matrix of its own.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -148,10 +148,6 @@ def _gain_before_rotary(config: Architecture) -> list[str]:
     if config.qk_gain and config.qk_norm_position == "after_rotary":
         return ["model.qk_gain is true with model.qk_norm_position after_rotary"]
     return []
-
-
-def _llama_conditions(config: Architecture) -> list[str]:
-    return _shared_embedding(config)
 
 
 def _qwen3_conditions(config: Architecture) -> list[str]:
@@ -353,7 +349,7 @@ def _gpt2_tensors(config: Architecture, tensors: Tensors) -> Tensors:
 
 
 STOCKS = (
-    Stock("llama", "LlamaForCausalLM", LLAMA, _llama_conditions, _llama_settings, _llama_tensors),
+    Stock("llama", "LlamaForCausalLM", LLAMA, _shared_embedding, _llama_settings, _llama_tensors),
     Stock("qwen3", "Qwen3ForCausalLM", QWEN3, _qwen3_conditions, _qwen3_settings, _qwen3_tensors),
     Stock(
         "nanochat",
@@ -367,9 +363,9 @@ STOCKS = (
 )
 
 
-def stock_for(config: Architecture) -> Stock | None:
-    """The first stock architecture that holds a model of this configuration; None where none does."""
-    for stock in STOCKS:
+def stock_for(config: Architecture, among: Sequence[Stock] = STOCKS) -> Stock | None:
+    """The first of some stock architectures that holds a model of this configuration; None where none does."""
+    for stock in among:
         if not stock.misfits(config):
             return stock
     return None
