@@ -190,6 +190,13 @@ def tries() -> str:
     return "\n".join(lines) + "\n\n"
 
 
+def plan(study: str) -> str:
+    """What a public study takes: runs, hours and money, of experiments/results/public/STUDY-plan.json."""
+    path = RESULTS / f"public/{study}-plan.json"
+    last = json.loads(path.read_text(encoding="utf-8"))["looks"][-1]
+    return f"{last['runs']} runs, {last['hours']:.0f} hours, {last['usd']:.0f} USD"
+
+
 def loop() -> str:
     """How many tries of the loop were kept, discarded and undecided."""
     totals = json.loads((RESULTS / "ledger.json").read_text(encoding="utf-8"))["totals"]
@@ -208,6 +215,7 @@ FIGURES: dict[str, Callable[..., str]] = {
     "factors": promise_figures.factors,
     "factor-power": promise_figures.factor_power,
     "noise": noise,
+    "plan": plan,
     "promises": promise_figures.promises,
     "studies": studies,
     "study": study,
