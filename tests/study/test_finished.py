@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
+from support.committed import commit_all, committed_run
 
 from paribus.audit.lookup import find
 from paribus.errors import UserError
@@ -26,49 +25,11 @@ METRICS = {
 CURVE = "step,train_loss,val_bpb\n1,2.5,\n2,2.25,1.5\n"
 
 
-def md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
-
-
-def cached(content: bytes, suffix: str = "") -> str:
-    """Put an object into DVC's cache; its name."""
-    mark = md5(content)
-    path = Path(".dvc/cache/files/md5") / mark[:2] / f"{mark[2:]}{suffix}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return mark + suffix
-
-
 @pytest.fixture
 def commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A commit with the outputs of pretraining: metrics and a curve in git, a checkpoint in DVC's cache."""
     monkeypatch.chdir(tmp_path)
-    for folder in (".dvc", "metrics", "plots", "checkpoints/base"):
-        Path(folder).mkdir(parents=True)
-    Path(".dvc/config").touch()
-    Path(".gitignore").write_text("/checkpoints\n/.dvc\n")
-    Path("params.yaml").write_text("seed: 7\nmodel:\n  depth: 2\n")
-    Path("metrics/pretrain.json").write_text(json.dumps(METRICS))
-    Path("plots/pretrain.csv").write_text(CURVE)
-    written = json.dumps(PROVENANCE).encode()
-    Path("checkpoints/base/provenance.json").write_bytes(written)
-    listing = [{"md5": cached(written), "relpath": "provenance.json"}]
-    folder = cached(json.dumps(listing).encode(), ".dir")
-    outs = [
-        {"path": "checkpoints/base", "md5": folder},
-        {"path": "metrics/pretrain.json", "md5": md5(Path("metrics/pretrain.json").read_bytes())},
-    ]
-    lock = {"schema": "2.0", "stages": {"pretrain": {"cmd": "x", "outs": outs}}}
-    Path("dvc.lock").write_text(yaml.safe_dump(lock))
-    return commit_all()
-
-
-def commit_all() -> str:
-    options = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
-    for command in (["init", "-q"], ["add", "-A"], [*options, "commit", "-qm", "run"]):
-        subprocess.run(["git", *command], check=True)
-    head = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
-    return head.stdout.strip()
+    return committed_run(PROVENANCE, METRICS, CURVE)
 
 
 def read(commit: str) -> FinishedRun:

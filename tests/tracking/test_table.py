@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -31,7 +32,7 @@ def test_runs_are_grouped_by_a_param_and_matched_by_a_tag(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    asked = {"metric": "val_loss", "baseline": "adamw"}
+    asked: dict[str, Any] = {"metric": "val_loss", "baseline": "adamw"}
     short = judge("mlflow:muon or not", arm="optimizer.kind", pair_by="seed", **asked)
     long = judge("mlflow:muon or not", arm="params.optimizer.kind", pair_by="tags.seed", **asked)
     assert short.comparisons == long.comparisons

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -55,7 +56,7 @@ DECORATORS = [
 
 @click.command("judge")
 def judge_command(
-    table: str, lower: bool, as_json: bool, html: Path | None, **options: object
+    table: str, lower: bool, as_json: bool, html: Path | None, **options: Any
 ) -> None:
     """A verdict on every arm of TABLE: a CSV, TSV, JSON lines or parquet file, or mlflow:EXPERIMENT."""
     from paribus.judge import judge

@@ -62,6 +62,7 @@ DATA_STAGES = ("corpus", "tokenizer", "tokens")
 
 # Modules and packages that only watch a run. They may not return a value that an output depends on.
 OBSERVERS = (
+    "paribus.api",
     "paribus.graph",
     "paribus.machine.interrupt",
     "paribus.machine.lock",

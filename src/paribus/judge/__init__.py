@@ -1,6 +1,6 @@
 """A verdict on anybody's table of results: `paribus judge`, and the same as a function.
 
-    import paribus.judge
+    import paribus
 
     judgement = paribus.judge(frame, arm="recipe", metric="val_loss", baseline="adamw", pair_by="seed")
     for one in judgement.comparisons:
@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
-from typing import Any
+from typing import Unpack
 
-from paribus.judge.options import Options
+from paribus.judge.options import Asked, Options
 from paribus.judge.runs import read_runs
-from paribus.judge.table import opened
+from paribus.judge.table import Table, opened
 from paribus.judge.verdicts import Comparison, Judgement, judge_runs
 from paribus.judge.words import as_json, sentence, summary
 
 __all__ = ["Comparison", "Judgement", "Options", "as_json", "judge", "sentence", "summary"]
 
 
-def judge(table: Any, **options: Any) -> Judgement:
+def judge(table: Table, **options: Unpack[Asked]) -> Judgement:
     """The verdict on every arm of a table of results.
 
     Args:
@@ -48,7 +48,7 @@ def judge(table: Any, **options: Any) -> Judgement:
 class _CallableModule(ModuleType):
     """Makes `paribus.judge(frame, …)` the function, and leaves `paribus.judge` the package."""
 
-    def __call__(self, table: Any, **options: Any) -> Judgement:
+    def __call__(self, table: Table, **options: Unpack[Asked]) -> Judgement:
         return judge(table, **options)
 
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack
 
 from paribus.errors import UserError, did_you_mean, shown
 
@@ -15,6 +15,43 @@ MISSING = ("refuse", "absent", "diverged")
 TARGET_METRIC = re.compile(r"(?P<axis>\w+)_to:(?P<target>.+)")
 NUMBERS_ABOVE_0 = ("smallest_effect", "noise", "fixed_sigma", "fixed_bound", "slope", "slope_error")
 NUMBERS = ("target", "margin")
+
+Columns = str | Sequence[str] | None
+
+
+class Asked(TypedDict, total=False):
+    """The same by name, for whoever calls `judge`: each of these is described in `Options`."""
+
+    arm: Columns
+    metric: str
+    baseline: str | None
+    chain: bool
+    order_by: str | None
+    descending: bool
+    pair_by: Columns
+    block: str | None
+    runs_in: Columns
+    arms_in: Columns
+    run: str | None
+    step: str | None
+    rows_are_runs: bool
+    curve: str | None
+    horizon: str | None
+    slope: float | None
+    slope_error: float | None
+    where: Columns
+    higher_is_better: bool
+    alpha: float
+    smallest_effect: float | None
+    margin: float | None
+    correction: Literal["holm", "hierarchical", "none"]
+    pooled: bool
+    noise: float | None
+    fixed_sigma: float | None
+    fixed_bound: float | None
+    target: float | None
+    missing: Literal["refuse", "absent", "diverged"]
+    duplicates: Literal["refuse", "mean"]
 
 
 @dataclass(frozen=True)
@@ -86,12 +123,13 @@ class Options:
     duplicates: str = "refuse"
 
     @classmethod
-    def of(cls, **named: Any) -> Options:
+    def of(cls, **asked: Unpack[Asked]) -> Options:
         """Options by name; a column may be given as text, or several as a list.
 
         Raises:
             UserError: with everything that is wrong.
         """
+        named: dict[str, Any] = dict(asked)
         known = {field.name for field in fields(cls)}
         unknown = [
             f"{name}: no option; {did_you_mean(name, known) or 'see docs/judge.md'}"

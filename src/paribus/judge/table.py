@@ -57,7 +57,23 @@ class Source(Protocol):
         ...
 
 
-def opened(table: Any) -> Source:
+class FrameLike(Protocol):
+    """A pandas or polars frame."""
+
+    @property
+    def columns(self) -> Iterable[Any]:
+        """Names of its columns."""
+        ...
+
+    def __getitem__(self, column: Any, /) -> Any:
+        """A column."""
+        ...
+
+
+Table = str | Path | Mapping[str, Any] | FrameLike
+
+
+def opened(table: Table) -> Source:
     """The source that a table, or the name of one, stands for.
 
     Args:
