@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("in_checkout")
         ({"metric": "pretrain:train_loss", "direction": "up"}, "expected lower or higher"),
         ({"metric": "core"}, "add core to stages"),
         ({"direction": "higher"}, "lower is better"),
-        ({"equal": "cost"}, "tokens, flops, seconds, none"),
+        ({"equal": "cost"}, "tokens, bytes, flops, seconds, none"),
         ({"alpha": 0.7}, "above 0 and below 0.5"),
         ({"smallest_effect": 0}, "a number above 0"),
         ({"stages": ["pretrian"]}, "did you mean pretrain?"),
@@ -63,6 +63,7 @@ pytestmark = pytest.mark.usefixtures("in_checkout")
         ({"arms": {"a": {"sft.steps": 9}}, "stages": ["sft"]}, "cannot be held"),
         ({"arms": {"a": {"model.depth": 3}}, "stages": ["rl"], "equal": "flops"}, "leave rl out"),
         ({"stages": ["sft"], "equal": "seconds"}, "for pretrain alone"),
+        ({"stages": ["sft"], "equal": "bytes"}, "for pretrain alone"),
     ],
     ids=str,
 )
@@ -311,8 +312,8 @@ def test_the_difference_over_training_is_taken_at_equal_tokens_and_at_equal_time
         result("adamw", seed, 1.05 + 0.1 * seed + 0.001 * seed, speed=200.0) for seed in range(5)
     ]
     [found] = verdicts_in(parse(seeds=5, baseline=FROM_ZERO), BASE + arm)
-    assert found.over_tokens is not None
-    assert found.over_tokens.mean == pytest.approx([0.052] * 5)
+    assert found.over_training is not None
+    assert found.over_training.mean == pytest.approx([0.052] * 5)
     assert found.over_seconds is not None
     assert found.over_seconds.steps[-1] == 2.5
     assert found.at_equal_time is not None

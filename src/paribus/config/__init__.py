@@ -21,7 +21,9 @@ from paribus.config.libraries import is_foreign, library, library_version, signa
 from paribus.config.machine_schema import Tracking, Train
 from paribus.config.parsing import (
     allowed,
+    dotted,
     fingerprint,
+    lay_over,
     load_config,
     merge,
     parse_architecture,
@@ -71,6 +73,7 @@ __all__ = [
     "change_notes",
     "changes",
     "describe",
+    "dotted",
     "dump_yaml",
     "effective",
     "embedding_std",
@@ -80,6 +83,7 @@ __all__ = [
     "inert_problems",
     "is_foreign",
     "key",
+    "lay_over",
     "library",
     "library_version",
     "load_config",

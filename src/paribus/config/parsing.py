@@ -48,6 +48,34 @@ def merge(values: Mapping[str, object], overrides: Mapping[str, object]) -> dict
     return merged
 
 
+def dotted(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested overrides as dotted keys; an empty mapping is a value, which empties what is there.
+
+    Args:
+        values: the overrides, as a file nests them.
+        prefix: of the keys, its dot included.
+    """
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            found |= dotted(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def lay_over(base: Mapping[str, object], more: Mapping[str, object]) -> dict[str, Any]:
+    """Dotted overrides with others on top. Where those empty a mapping, what `base` puts into it goes.
+
+    Args:
+        base: dotted key -> value.
+        more: dotted key -> value, which wins.
+    """
+    emptied = tuple(f"{key}." for key, value in more.items() if value == {})
+    kept = {key: value for key, value in base.items() if not key.startswith(emptied)}
+    return kept | dict(more)
+
+
 def _copy(values: Mapping[str, object]) -> dict[str, object]:
     """Mappings copied all the way down; what they hold is shared."""
     return {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paribus.config.parsing import dotted
 from paribus.config.reading import read_yaml
-from paribus.config.schema import flatten
 from paribus.errors import UserError, did_you_mean, shown
 
 PROFILES = Path("experiments/profiles")
@@ -13,7 +13,7 @@ PROFILES = Path("experiments/profiles")
 
 def profile_overrides(name: str) -> dict[str, object]:
     """A profile's dotted overrides. Raises UserError with the nearest name where no profile has that name."""
-    return flatten(read_yaml(named_file(PROFILES, name, "profile")))
+    return dotted(read_yaml(named_file(PROFILES, name, "profile")))
 
 
 def named_file(folder: Path, name: str, kind: str) -> Path:

@@ -125,11 +125,20 @@ def _overlap(a: Parts, b: Parts) -> bool:
 
 
 def assignments(overrides: Mapping[str, object]) -> list[str]:
-    """Dotted overrides as `dvc exp run -S` takes them: `key=value`, `+key=value` where params.yaml has no such key."""
+    """Dotted overrides as `dvc exp run -S` takes them.
+
+    They are `key=value`, `+key=value` where params.yaml has no such key, and `~key +key={}` for an empty mapping, as DVC
+    merges mappings.
+    """
     known = config.flatten(config.load_config())
-    return [
-        f"{key if key in known else '+' + key}={_hydra(value)}" for key, value in overrides.items()
-    ]
+    words = []
+    for key, value in overrides.items():
+        if value == {}:
+            words += [f"~{key}", f"+{key}={{}}"]
+        else:
+            sign = "" if key in known else "+"
+            words.append(f"{sign}{key}={_hydra(value)}")
+    return words
 
 
 def _hydra(value: object) -> str:

@@ -64,6 +64,7 @@ ALT = {
 }
 COST_ROWS = {  # of the cost table: name -> (words, how it is written)
     "tokens_per_second": ("tokens/s", quantity),
+    "text_bytes": ("bytes of text", quantity),
     "peak_memory_bytes": ("peak memory, bytes", quantity),
     "parameters": ("parameters", quantity),
     "steps": ("pretraining steps", quantity),

@@ -37,8 +37,8 @@ def draw(
     figures = {}
     if any(arm.effect for arm in found):
         figures["forest"] = _draw_forest(experiment, [arm for arm in found if arm.effect])
-    if any(arm.over_tokens for arm in found):
-        figures["curve"] = _draw_curves(found)
+    if any(arm.over_training for arm in found):
+        figures["curve"] = _draw_curves(found, "bytes" if experiment.equal == "bytes" else "tokens")
     if profile:
         figures["scaling"] = _draw_scaling(experiment, profile)
     return figures
@@ -84,11 +84,12 @@ def _draw_forest(experiment: Experiment, found: Sequence[ArmVerdict]) -> Figure:
     return figure
 
 
-def _draw_curves(found: Sequence[ArmVerdict]) -> Figure:
+def _draw_curves(found: Sequence[ArmVerdict], amount: str) -> Figure:
+    """The differences over training. amount: what the left one is over, tokens or bytes."""
     figure, (left, right) = canvas(columns=2, height=3.4)
-    for axes, kind, axis in (
-        (left, "over_tokens", "pretraining tokens"),
-        (right, "over_seconds", "seconds of pretraining"),
+    for axes, kind, heading, axis in (
+        (left, "over_training", f"At equal {amount}", f"pretraining {amount}"),
+        (right, "over_seconds", "At equal time", "seconds of pretraining"),
     ):
         for arm, colour in zip(found, LINES * len(found), strict=False):
             curve = getattr(arm, kind)
@@ -113,7 +114,7 @@ def _draw_curves(found: Sequence[ArmVerdict]) -> Figure:
         _zero(axes)
         title(
             axes,
-            "At equal tokens" if kind == "over_tokens" else "At equal time",
+            heading,
             axis,
             "bits per byte, arm − baseline" if axes is left else "",
         )

@@ -11,8 +11,6 @@ from paribus.progress import Progress
 from paribus.stages.context import load_trained_tokenizer, name_changes, say_if_stale
 from paribus.summary import write_json
 
-COMPRESSION_BYTES = 20_000_000  # of text that bytes per token is measured on, at most
-
 
 def corpus() -> None:
     """Documents, conversations, problems and tasks -> data/corpus."""
@@ -33,28 +31,19 @@ def tokenizer() -> None:
 
 def make_tokenizer() -> None:
     """The stage `tokenizer` without its handling of signals."""
-    from paribus.data.shards import documents, sample_documents
-    from paribus.data.tokenizer import (
-        GPT2_BYTES_PER_TOKEN,
-        compression,
-        first_bytes,
-        train_tokenizer,
-    )
+    from paribus.data.compression import bytes_per_token, trained_on
+    from paribus.data.tokenizer import GPT2_BYTES_PER_TOKEN
 
     config = load_config()
     say_if_stale("tokenizer")
-    megabytes = config.tokenizer.train_megabytes
-    trained = train_tokenizer(sample_documents(CORPUS / "documents", megabytes), config.tokenizer)
+    trained = trained_on(CORPUS, config.tokenizer)
     with writing(TOKENIZER / "tokenizer.json"):
         trained.save_trained(TOKENIZER)
-    every_50th = (
-        text for number, text in enumerate(documents(CORPUS / "documents")) if number % 50 == 0
-    )
-    bytes_per_token = compression(trained, list(first_bytes(every_50th, COMPRESSION_BYTES)))
+    of_token = bytes_per_token(trained, CORPUS)
     figures = {
         "vocab_size": trained.vocab_size,
-        "bytes_per_token": bytes_per_token,
-        "bytes_per_token_over_gpt2": bytes_per_token / GPT2_BYTES_PER_TOKEN,
+        "bytes_per_token": of_token,
+        "bytes_per_token_over_gpt2": of_token / GPT2_BYTES_PER_TOKEN,
     }
     with writing(METRICS / "tokenizer.json"):
         write_json(METRICS / "tokenizer.json", figures)

@@ -86,7 +86,7 @@ def arm_warnings(experiment: Experiment) -> list[str]:
         if experiment.equal == "tokens" and any(key.startswith("tokenizer.") for key in changed):
             warnings.append(
                 f"{experiment.file}: arms.{name} has another tokenizer, so that equal tokens are not equal text: its tokens "
-                "hold more or fewer bytes (metrics/tokenizer.json, bytes_per_token)"
+                "hold more or fewer bytes; equal: bytes gives each arm the same text"
             )
         if len(changed) > 1 and arm.as_one is None:
             warnings.append(

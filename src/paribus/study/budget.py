@@ -1,20 +1,26 @@
-"""What "all else equal" holds equal: tokens, FLOPs or seconds of training, by the number of pretraining steps of each arm.
+"""What "all else equal" holds equal: tokens, bytes of text, FLOPs or seconds of training, by each arm's steps of pretraining.
 
-Tokens and FLOPs are counted (`step_flops` in model/accounting.py) over every training stage that runs; seconds are
-measured on this machine, once an arm, before the first run.
+Tokens and FLOPs are counted (`step_flops` in model/accounting.py) over every training stage that runs. Bytes of a token
+and seconds of a step are measured, once an arm, before the first run.
 """
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paribus.config import Config, is_foreign
 from paribus.curriculum import SUPERVISED_STAGES, TRAINING_STAGES
+from paribus.places import main_checkout
 from paribus.recipe import Recipe
 
 if TYPE_CHECKING:
     from paribus.study.experiment import Experiment
 
+# Measured before the first run, for pretraining alone; where study.json keeps it.
+MEASURED = {"bytes": "token_bytes", "seconds": "step_seconds"}
 TOLERANCE = 0.02  # of the budget: by how much rounding to whole steps may miss it
 
 
@@ -51,21 +57,27 @@ def cost(experiment: Experiment, config: Config) -> float:
 
 
 def steps_for(
-    experiment: Experiment, arm: str, seconds: dict[str, float] | None = None
+    experiment: Experiment, arm: str, measured: Mapping[str, float] | None = None
 ) -> int | None:
     """Pretraining steps that give an arm its equal budget; None where there is nothing to derive.
 
-    seconds: arm -> measured seconds of a step, where seconds are held equal.
+    Args:
+        experiment: the study.
+        arm: its name.
+        measured: arm -> bytes of a token or seconds of a step, where these are held equal.
     """
     if experiment.equal == "none" or "pretrain" not in experiment.stages:
         return None
     config = experiment.config(arm)
     steps, batch = pretrain_steps(config)
-    if experiment.equal == "seconds":
-        if seconds is None:
+    if experiment.equal in MEASURED:
+        if measured is None:
             return None
-        base, _ = pretrain_steps(experiment.config())
-        return max(round((experiment.amount or base * seconds["baseline"]) / seconds[arm]), 1)
+        of_step, of_base = measured[arm], measured["baseline"]
+        base, base_batch = pretrain_steps(experiment.config())
+        if experiment.equal == "bytes":
+            of_step, of_base = batch * of_step, base_batch * of_base
+        return max(round((experiment.amount or base * of_base) / of_step), 1)
     step = training_flops(config, 1, batch) if experiment.equal == "flops" else batch
     others = cost(experiment, config) - steps * step
     return max(round((target(experiment) - others) / step), 1)
@@ -84,10 +96,10 @@ def budget_problems(experiment: Experiment, arm: str) -> list[str]:
     trained = [stage for stage in TRAINING_STAGES if stage in experiment.stages]
     if not trained:
         return [f"equal: {experiment.equal}: none of the stages trains; say equal: none"]
-    if experiment.equal == "seconds":
+    if experiment.equal in MEASURED:
         if trained != ["pretrain"]:
             return [
-                f"equal: seconds can be held for pretrain alone, and {', '.join(trained)} train"
+                f"equal: {experiment.equal} can be held for pretrain alone, and {', '.join(trained)} train"
             ]
         return _set_by_hand(experiment, arm)
     if "rl" in trained:
@@ -104,6 +116,28 @@ def budget_problems(experiment: Experiment, arm: str) -> list[str]:
             f"{TOLERANCE:.0%} apart" + (f" at {steps} steps of pretraining" if steps else "")
         ]
     return []
+
+
+def text_problems(experiment: Experiment, bytes_of_token: Mapping[str, float]) -> list[str]:
+    """Arms whose whole steps miss the bytes of text that are held equal by more than the tolerance.
+
+    Args:
+        experiment: the study.
+        bytes_of_token: arm -> bytes of a token.
+    """
+    steps, batch = pretrain_steps(experiment.config())
+    wanted = experiment.amount or steps * batch * bytes_of_token["baseline"]
+    problems = []
+    for arm in experiment.names:
+        steps, batch = pretrain_steps(experiment.config(arm))
+        steps = steps_for(experiment, arm, bytes_of_token) or steps
+        held = steps * batch * bytes_of_token[arm]
+        if abs(held / wanted - 1) > TOLERANCE:
+            problems.append(
+                f"{arm}: equal: bytes: cannot be held: {steps} whole steps read {held:,.4g} bytes against {wanted:,.4g}, more "
+                f"than {TOLERANCE:.0%} apart; take more steps, or a smaller pretrain.batch_tokens"
+            )
+    return problems
 
 
 def _problem_of_rl(experiment: Experiment, base: Config, own: Config) -> str | None:
@@ -146,6 +180,21 @@ def _set_by_hand(experiment: Experiment, arm: str) -> list[str]:
             "leave them to it, or say equal: none"
         ]
     return []
+
+
+def measure_token(config: Config) -> float:
+    """Bytes of a token: a corpus and a tokenizer are made as the stages make them, and its text is counted.
+
+    Args:
+        config: of an arm.
+    """
+    from paribus.data.compression import bytes_per_token, trained_on
+    from paribus.data.corpus import build_corpus
+
+    with tempfile.TemporaryDirectory(prefix="paribus-bytes-") as folder:
+        corpus = Path(folder) / "corpus"
+        build_corpus(config.corpus, corpus, main_checkout())
+        return bytes_per_token(trained_on(corpus, config.tokenizer), corpus)
 
 
 def measure_step(config: Config, seconds: float = 8.0) -> float:

@@ -39,6 +39,14 @@ MEASURING = (
 )
 FEW = 3  # names that a sentence lists
 
+# Where a corpus and its tokenizer are made, whose bytes of a token are counted by the baseline's code.
+TEXT_FILES = (
+    "src/paribus/data/compression.py",
+    "src/paribus/data/corpus/",
+    "src/paribus/data/tokenizer.py",
+    "src/paribus/world/",
+)
+
 # Where an update is computed, whose FLOPs are counted by the baseline's code.
 OPTIMIZER_FILES = tuple(
     f"src/paribus/train/{name}.py" for name in ("optim", "muon", "adamw", "library", "own")
@@ -275,6 +283,12 @@ def _budget(experiment: Experiment, change: Change) -> list[str]:
         return [
             "equal: seconds: steps are timed with the baseline's code; say equal: tokens, and the report shows the arms at "
             "equal time too"
+        ]
+    texts = [file.path for file in change.files if file.path.startswith(TEXT_FILES)]
+    if experiment.equal == "bytes" and texts:
+        return [
+            f"equal: bytes: those of a token are counted with the baseline's code, and the arm changes {_few(texts)}; say "
+            "equal: tokens"
         ]
     models = [file.path for file in change.files if file.path.startswith("src/paribus/model/")]
     optimizer = [file.path for file in change.files if file.path in OPTIMIZER_FILES]

@@ -75,6 +75,11 @@ def horizon_problems(experiment: Experiment) -> list[str]:
             "horizons: with equal: seconds the lengths follow from the clock; say equal: tokens, flops or none: the page "
             "shows the seconds saved too"
         ]
+    if experiment.equal == "bytes":
+        return [
+            "horizons: what is saved is counted in tokens, and with equal: bytes those of the arms differ; say equal: flops "
+            "or none"
+        ]
     return []
 
 
@@ -192,7 +197,12 @@ def ladder_problems(experiment: Experiment) -> list[str]:
         )
     if experiment.equal == "seconds" or experiment.amount is not None:
         problems.append(
-            "ladder: every rung has its own length, which equal holds for its arms; say equal: tokens, flops or none"
+            "ladder: every rung has its own length, which equal holds for its arms; say equal: tokens, bytes, flops or none"
+        )
+    if experiment.equal == "bytes" and ladder.key.startswith(("corpus.", "tokenizer.")):
+        problems.append(
+            f"ladder: {ladder.key} changes the bytes of a token on every rung, and equal: bytes counts them once an arm; "
+            "say equal: tokens or flops"
         )
     if experiment.horizons is not None:
         problems.append("horizons: every rung of a ladder has its own; leave out one of both")

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from paribus.config import Config, flatten
+from paribus.config import Config, flatten, lay_over
 from paribus.errors import UserError
 from paribus.execute.run import RunId
 from paribus.study import fields
@@ -162,7 +162,7 @@ class Experiment:
         Args:
             rung: of its ladder.
         """
-        return replace(self, base=self.base | dict(rung.overrides), ladder=None)
+        return replace(self, base=lay_over(self.base, rung.overrides), ladder=None)
 
     def on_rung(self, name: str) -> Experiment:
         """The study at the rung of a group; itself where the group has none.
@@ -212,7 +212,7 @@ class Experiment:
         """Dotted key -> value, of the baseline, then of the conditions of a group, then of an arm."""
         group = self._group(arm)
         own = self.arms[group.arm].overrides if group.arm != BASELINE else {}
-        return self.base | dict(group.overrides) | own
+        return lay_over(lay_over(self.base, group.overrides), own)
 
     def run(self, arm: str, number: int, extra: Mapping[str, Any]) -> Run:
         """The run of an arm, or of a group, at a seed.

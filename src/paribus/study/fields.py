@@ -8,15 +8,20 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paribus.config import flatten
+from paribus.config import dotted
 from paribus.execute.run import LONGEST_NAME, NAME
 from paribus.study.looks import OPEN, Schedule
 
-EQUAL = ("tokens", "flops", "seconds", "none")
+EQUAL = ("tokens", "bytes", "flops", "seconds", "none")
 AUTO = Schedule(3, 12)  # seeds: auto
 MOST_SEEDS = 1000  # of a study; beyond it is a slip of the pen
 MOST_WORKERS = 256
-MOST_HELD = {"tokens": 1e16, "flops": 1e30, "seconds": 1e9}  # of a run; beyond any that was made
+MOST_HELD = {
+    "tokens": 1e16,
+    "bytes": 1e17,
+    "flops": 1e30,
+    "seconds": 1e9,
+}  # of a run; beyond any that was made
 LONGEST_SHOWN = 60  # letters of a wrong value
 
 
@@ -189,7 +194,7 @@ def overrides(value: object, where: str, problems: list[str]) -> dict[str, objec
         return {}
     wrong = _keys_that_are_no_text(value, where)
     problems += wrong
-    return {} if wrong else flatten(value)
+    return {} if wrong else dotted(value)
 
 
 def _keys_that_are_no_text(value: dict[object, object], where: str) -> list[str]:

@@ -22,7 +22,7 @@ One in a folder, `experiments/FOLDER/NAME.yaml`, is asked for as FOLDER/NAME; th
     metric: val_bpb             # core, gsm8k.STAGE, or any key of a metrics file, as pretrain:train_loss
     direction: lower            # needed for keys of files only
     smallest_effect: 0.01
-    equal: tokens               # or flops, seconds, {tokens: 200000}, or none
+    equal: tokens               # or bytes, flops, seconds, {tokens: 200000}, or none
     alpha: 0.05
     stages: [pretrain]          # of dvc.yaml; what they depend on runs too
     workers: 1
@@ -41,7 +41,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from paribus.config import flatten, profile_overrides, read_yaml
+from paribus.config import flatten, lay_over, profile_overrides, read_yaml
 from paribus.curriculum import CHECKPOINT_NAMES
 from paribus.errors import UserError
 from paribus.graph import chain
@@ -272,7 +272,7 @@ def read_baseline(value: Any, problems: list[str]) -> tuple[str | None, dict[str
     before = len(problems)
     overrides = {} if profile is None else _profile(profile, problems)
     if changes is not None:
-        overrides |= fields.overrides(changes, "baseline.set", problems)
+        overrides = lay_over(overrides, fields.overrides(changes, "baseline.set", problems))
     if len(problems) == before:
         try:
             settings(overrides)

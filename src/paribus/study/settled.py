@@ -9,10 +9,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from paribus.errors import UserError
 from paribus.files import Optional, Shape, Values, read_json
 from paribus.journal import write_json
 from paribus.machine.hardware import available_cores, detect_hardware
-from paribus.study.budget import measure_step, pretrain_steps, steps_for
+from paribus.study.budget import (
+    MEASURED,
+    measure_step,
+    measure_token,
+    pretrain_steps,
+    steps_for,
+    text_problems,
+)
 from paribus.study.compute import unneeded
 from paribus.study.events import folder_of, given_up
 from paribus.study.experiment import BASELINE, Experiment, Run
@@ -159,6 +167,7 @@ class Study:
         return max(self.settled.get("goal") or 0, schedule.after(begun - 1) or 0)
 
 
+COUNTED: Shape = {"key": str, "bytes": (int, float)}
 TIMED: Shape = {"key": str, "seconds": (int, float), "error": Optional((int, float))}
 # study.json: its values are computed again where the file is lost or damaged.
 _SETTLED = {
@@ -166,6 +175,7 @@ _SETTLED = {
     "goal": Optional((int, type(None))),
     "steps": Optional(Values(int)),
     "step_seconds": Optional(Values(TIMED)),
+    "token_bytes": Optional(Values(COUNTED)),
 }
 
 
@@ -179,13 +189,22 @@ def settle(experiment: Experiment, workers: int) -> dict[str, object]:
     Args:
         experiment: the study.
         workers: runs side by side, which share the cores.
+
+    Raises:
+        UserError: where whole steps of an arm miss the bytes of text that are held equal.
     """
     path = folder_of(experiment.name) / "study.json"
     known = _read_settled(experiment)
     if "threads" not in known:
         known["threads"] = _threads(experiment, workers)
     if experiment.equal == "seconds":
-        known["step_seconds"] = _measured(experiment, known)
+        known["step_seconds"] = _timed(experiment, known)
+    if experiment.equal == "bytes":
+        counted = _counted(experiment, known)
+        known["token_bytes"] = counted
+        bytes_of_token = {arm: entry["bytes"] for arm, entry in counted.items()}
+        if problems := text_problems(experiment, bytes_of_token):
+            raise UserError(problems)
     known["steps"] = derived_steps(experiment, known)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, known)
@@ -207,7 +226,22 @@ def _threads(experiment: Experiment, workers: int) -> int | None:
     return train.threads or max(available_cores() // workers, 1)
 
 
-def _measured(experiment: Experiment, known: dict[str, Any]) -> dict[str, Any]:
+def _counted(experiment: Experiment, known: dict[str, Any]) -> dict[str, Any]:
+    """Arm -> {key, bytes of a token}; counted again where its corpus or tokenizer has changed, once for arms that share both."""
+    before: dict[str, Any] = known.get("token_bytes") or {}
+    by_key = {entry["key"]: entry["bytes"] for entry in before.values()}
+    counted = {}
+    for arm in experiment.names:
+        config = experiment.config(arm)
+        key = chain_key(["corpus", "tokenizer"], config)
+        if key not in by_key:
+            print(f"{experiment.name}: counting the bytes of {arm}'s tokens", file=sys.stderr)
+            by_key[key] = measure_token(config)
+        counted[arm] = {"key": key, "bytes": by_key[key]}
+    return counted
+
+
+def _timed(experiment: Experiment, known: dict[str, Any]) -> dict[str, Any]:
     """Arm -> {key, seconds of a step, error}; measured again, beside the baseline, where its pretraining has changed."""
     seconds: dict[str, Any] = dict(known.get("step_seconds") or {})
     keys = {arm: chain_key(["pretrain"], experiment.config(arm)) for arm in experiment.names}
@@ -231,18 +265,25 @@ def derived_steps(experiment: Experiment, known: dict[str, Any]) -> dict[str, in
 
     Args:
         experiment: the study.
-        known: what is settled, the measured seconds of a step among it.
+        known: what is settled, seconds of a step and bytes of a token among it.
     """
-    measured = known.get("step_seconds") or {}
-    seconds = {arm: entry["seconds"] for arm, entry in measured.items()} or None
+    measured = _measured_of_arms(experiment, known)
     steps_of = {}
     for name, group in experiment.groups.items():
         where = experiment.on_rung(group.rung)
         own = pretrain_steps(where.config(group.arm))[0]
-        steps = round(group.scale * (steps_for(where, group.arm, seconds) or own))
+        steps = round(group.scale * (steps_for(where, group.arm, measured) or own))
         if steps != own:
             steps_of[name] = max(steps, 1)
     return steps_of
+
+
+def _measured_of_arms(experiment: Experiment, known: dict[str, Any]) -> dict[str, float] | None:
+    """Arm -> seconds of a step or bytes of a token, whichever holds the budget equal; None where neither is known or needed."""
+    entries = known.get(MEASURED.get(experiment.equal, ""))
+    if not entries:
+        return None
+    return {arm: entry[experiment.equal] for arm, entry in entries.items()}
 
 
 def keep_goal(study: Study) -> None:

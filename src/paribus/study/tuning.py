@@ -21,6 +21,7 @@ from paribus.config import flatten, inert_problems
 from paribus.errors import UserError
 from paribus.execute.run import LONGEST_NAME
 from paribus.study import fields
+from paribus.study.budget import MEASURED
 from paribus.study.fields import hint, shown
 from paribus.study.identity import definitions, is_declared
 from paribus.study.spaces import ends_of, spread_problems
@@ -153,9 +154,10 @@ def _part_problems(experiment: Experiment) -> list[str]:
         for arm in experiment.arms
         if len(arm) > LONGEST_ARM
     ]
-    if experiment.equal == "seconds":
+    if experiment.equal in MEASURED:
         problems.append(
-            "tune: does not go with equal: seconds, as every trial would have to be timed; say tokens or flops"
+            f"tune: does not go with equal: {experiment.equal}, which would have to be measured for every trial; "
+            "say tokens or flops"
         )
     return problems
 

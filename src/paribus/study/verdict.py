@@ -28,15 +28,22 @@ from paribus.study.statistics import Effect, effects
 from paribus.study.unchanged import changed_nothing
 
 Points = list[tuple[float, float]]
-GRID = 20  # points of a curve over seconds, which no two runs share
+GRID = 20  # points of a curve over seconds or bytes, which no two arms share
 COSTS: dict[str, Callable[[Result], float | None]] = {
     "parameters": lambda result: result.number("pretrain", "parameters"),
     "tokens": lambda result: result.number("pretrain", "train_tokens"),
+    "text_bytes": lambda result: _text_bytes(result, result.number("pretrain", "train_tokens")),
     "steps": lambda result: result.number("pretrain", "steps"),
     "tokens_per_second": lambda result: result.number("pretrain", "tokens_per_second"),
     "peak_memory_bytes": lambda result: max(_of_stages(result, "peak_memory_bytes"), default=None),
     "seconds": lambda result: sum(_of_stages(result, "seconds")) or None,
 }
+
+
+def _text_bytes(result: Result, tokens: float | None) -> float | None:
+    """Bytes of text that so many of a run's tokens hold."""
+    of_token = result.number("tokenizer", "bytes_per_token")
+    return tokens * of_token if tokens and of_token else None
 
 
 def _of_stages(result: Result, key: str) -> list[float]:
@@ -57,7 +64,7 @@ class ArmVerdict:
     values: list[float]
     effect: Effect | None
     items: ItemEffect | None
-    over_tokens: Curve | None
+    over_training: Curve | None  # over tokens, or over bytes of text where these are held equal
     over_seconds: Curve | None
     at_equal_time: Effect | None
     cost: dict[str, float | None]
@@ -90,7 +97,9 @@ def verdicts(
                 values=[arm_run.value or 0.0 for _, arm_run in pairs],
                 effect=effects_of.get(arm),
                 items=_items(experiment, pairs),
-                over_tokens=_curve(experiment, pairs, "tokens"),
+                over_training=_curve(
+                    experiment, pairs, "bytes" if experiment.equal == "bytes" else "tokens"
+                ),
                 over_seconds=_curve(experiment, pairs, "seconds"),
                 at_equal_time=_at_equal_time(experiment, pairs),
                 cost=costs(experiment, results, arm),
@@ -146,17 +155,21 @@ def _flops(config: Config, result: Result) -> float | None:
 
 
 def points(result: Result, axis: str) -> Points:
-    """(tokens or seconds, bits per byte) of every look during pretraining, in order.
+    """(tokens, bytes or seconds; bits per byte) of every look during pretraining, in order.
 
     Args:
         result: of the run.
-        axis: "tokens" or "seconds".
+        axis: "tokens", "bytes" of text, or "seconds".
     """
     looks = []
     for row in result.curve:
         value = row.get("val_bpb")
-        if value is not None and math.isfinite(value):
-            looks.append((float(row[axis] or 0.0), float(value)))
+        if value is None or not math.isfinite(value):
+            continue
+        place = row["seconds"] if axis == "seconds" else row["tokens"]
+        if axis == "bytes":
+            place = _text_bytes(result, place)
+        looks.append((float(place or 0.0), float(value)))
     return looks
 
 
@@ -171,7 +184,7 @@ def _at(curve: Points, places: Sequence[float]) -> NDArray[np.float64]:
 def _curve(
     experiment: Experiment, pairs: Sequence[tuple[Result, Result]], axis: str
 ) -> Curve | None:
-    """The difference of bits per byte over training, at the same tokens or seconds of both arms.
+    """The difference of bits per byte over training, at the same tokens, bytes or seconds of both arms.
 
     None for arms that share their pretraining.
     """
@@ -191,12 +204,12 @@ def _curve(
 
 
 def _grid(curves: Sequence[Points], axis: str) -> list[float]:
-    """Places that all curves reach: the first one's tokens, or evenly spaced seconds."""
+    """Places that all curves reach: the first one's tokens, or evenly spaced bytes or seconds."""
     first = max(curve[0][0] for curve in curves)
     last = min(curve[-1][0] for curve in curves)
     if last <= first:
         return []
-    if axis == "seconds":
+    if axis != "tokens":
         return list(np.linspace(first, last, GRID))
     return [place for place, _ in curves[0] if first <= place <= last]
 

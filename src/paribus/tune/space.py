@@ -26,6 +26,7 @@ from typing import Any
 
 from paribus.config import (
     Config,
+    dotted,
     flatten,
     inert_problems,
     load_config,
@@ -248,7 +249,7 @@ def _overrides(value: object, rules: _Rules, problems: list[str]) -> dict[str, o
             f"overrides: {_short(value)} is not allowed; expected keys of params.yaml and their values"
         )
         return {}
-    overrides = flatten(value)
+    overrides = dotted(value)
     refused = rules.refusals(overrides)
     for key in overrides:
         if key in OWN:
