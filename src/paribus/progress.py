@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 BAR_SECONDS = 0.25
 LINE_SECONDS = 10.0
 MAX_VALUES = 4  # shown beside the step
+FIRST = ("mean_reward", "bpb", "accuracy")  # what a stage is for comes before its loss and speed
+OF_A_STEP = ("answers", "passes", "rows read")  # parts of a step; all others are of an evaluation
 
 
 class Progress:
@@ -35,11 +38,12 @@ class Progress:
         self._task = self._bar.add_task(name, total=total or None, text="") if self._bar else None
         self._every = BAR_SECONDS if self._bar else LINE_SECONDS
         self._due = 0.0
-        self._began = self._moved = time.monotonic()
+        self._moved = time.monotonic()
         self._first: tuple[float, int] | None = (
             None  # a first step that compiles says nothing of the rate
         )
         self._part, self._step, self._values = "", 0, dict[str, float]()
+        self._measured = dict[str, float]()  # the newest of each evaluation
         self._shown: tuple[str, int] | None = None
         # The unit that the current step counts, when that began, and how much was done then.
         self._within: tuple[tuple[int, str, int], float, int] | None = None
@@ -56,12 +60,6 @@ class Progress:
             self._show(time.monotonic())
         if self._bar:
             self._bar.stop()
-        if kind is None and self._step >= self.total:
-            print(
-                f"{self.name}: done in {clock(time.monotonic() - self._began)}",
-                file=self._stream,
-                flush=True,
-            )
 
     def update(self, step: int, **values: float) -> None:
         """`step` units are done; the first few of `values` are shown beside them."""
@@ -71,6 +69,12 @@ class Progress:
         if now >= self._due:
             self._due = now + self._every
             self._show(now)
+
+    def measured(self, metrics: Mapping[str, float]) -> None:
+        """Show from now on what an evaluation measured: of `metrics` those of validation and of watched problems."""
+        for name, value in metrics.items():
+            if name in ("val/bpb", "watch/accuracy"):
+                self._measured[name] = value
 
     def count(self, *done: Any) -> None:
         """`count(done, total)` or `count(part, done, total)`: where the total, or what is counted, shows on the way."""
@@ -94,7 +98,8 @@ class Progress:
         if done > first:
             seconds = (total - done) * (now - began) / (done - first)
             left = f" ({clock(seconds)} left)"
-        words.append(f"{part} {done:,}/{total:,}{left}")
+        doing = "" if part in OF_A_STEP else "evaluating: "
+        words.append(f"{doing}{part} {done:,}/{total:,}{left}")
         self._write(words)
 
     def seconds_left(self, now: float) -> float | None:
@@ -108,8 +113,7 @@ class Progress:
         left = self.seconds_left(now)
         words = [" ".join(filter(None, (self._part, self.unit, f"{self._step:,}/{self.total:,}")))]
         words += [
-            _value(name, value)
-            for name, value in itertools.islice(self._values.items(), MAX_VALUES)
+            _value(name, value) for name, value in itertools.islice(self._in_order(), MAX_VALUES)
         ]
         if (
             not self._values
@@ -121,6 +125,16 @@ class Progress:
             words.append(f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s")
         words += [f"{clock(left)} left"] if left is not None else []
         self._write(words)
+
+    def _in_order(self) -> list[tuple[str, float]]:
+        """What is shown beside the step, what matters most first."""
+        values = self._measured | self._values
+
+        def place(name: str) -> int:
+            short = name.rpartition("/")[2]
+            return FIRST.index(short) if short in FIRST else len(FIRST)
+
+        return sorted(values.items(), key=lambda one: place(one[0]))
 
     def _write(self, words: list[str]) -> None:
         if self._bar and self._task is not None:
@@ -147,9 +161,9 @@ def _live_bar(stream: TextIO) -> Bar:
 
 
 def _value(name: str, value: float) -> str:
-    """tokens_per_second=21900.4 -> "21,900 tokens/s"; loss=2.13456 -> "loss 2.135"; rl/reward -> "reward 0.5"."""
+    """tokens_per_second=21900.4 -> "21,900 tokens/s"; loss=2.13 -> "loss 2.130"; rl/reward -> "reward 0.5000"."""
     name = name.rpartition("/")[2]
-    number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
     if name.endswith("_per_second"):
         return f"{number} {name.removesuffix('_per_second').replace('_', ' ')}/s"
     return f"{name.replace('_', ' ')} {number}"

@@ -57,6 +57,7 @@ ANYTHING: list[Any] = [
 # Values that are right for a key, although they are in the list.
 RIGHT_PAIRS = [
     ("seeds", {"from": 3}),
+    ("expects", {}),
     *(("question", value) for value in ("nothing", LONG, "a\x00b", "a\nb", "\ud800")),
     ("baseline", {}),
     ("smallest_effect", 1.5),

@@ -7,17 +7,16 @@ commands read the user's checkout and write nothing to it except the report's fi
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from paribus.cli.engines import LOCAL, Prepared, prepare
 from paribus.errors import EXIT_MACHINE, MachineError, UserError
-from paribus.execute.leftovers import remove_leftovers, under_way
+from paribus.execute.leftovers import remove_leftovers
 from paribus.execute.machine import is_machines_fault
 from paribus.git import GitError, git
 from paribus.journal import Journal, locked
@@ -29,7 +28,6 @@ from paribus.study.code_checks import (
     commits_of,
     settle_arms,
 )
-from paribus.study.divergence import diverged_seeds
 from paribus.study.driver import Driver
 from paribus.study.events import GivenUp, folder_of, given_up
 from paribus.study.experiment import Experiment, Run
@@ -41,20 +39,14 @@ from paribus.study.record import note
 from paribus.study.registration import check_sources, registered
 from paribus.study.results import Result, collect, different_models, done, of_other_arms
 from paribus.study.settled import Study, keep_goal, settle, study_of
-from paribus.study.status import Display, Standing, table
 from paribus.study.targets import check_within_curves
 from paribus.study.trial_start import start_arms
 from paribus.study.tuned import (
-    names_of_parts,
-    parts,
     settled_by_tuning,
     trial_study,
     trials_part,
     untuned_part,
 )
-
-WATCH_SECONDS = 3.0
-
 
 # ---------------------------------------------------------------- running
 
@@ -238,83 +230,6 @@ def plan(name: str, **options: Any) -> None:
 
     study = study_of(settled_by_tuning(read_experiment(name)))
     foresee(study, usable(study).outcomes, **options)
-
-
-# ---------------------------------------------------------------- stopping, looking
-
-
-def stop(name: str) -> None:
-    """Have what runs save its state and end, and begin nothing more."""
-    experiment = read_experiment(name)
-    for part in names_of_parts(experiment):
-        _stop(part)
-    print(
-        f"{experiment.name}: stopped; `paribus ablate run {experiment.name}` goes on",
-        file=sys.stderr,
-    )
-
-
-def _stop(name: str) -> None:
-    """Stop a study, or a part of one."""
-    folder = folder_of(name)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "stop").touch()
-    for run_id, stage in under_way(state_root(), name).items():
-        print(f"{run_id}: asked to save and stop{f' ({stage})' if stage else ''}", file=sys.stderr)
-    with locked(
-        folder / "lock"
-    ):  # the process that drives the study releases it when all runs have ended
-        (folder / "stop").unlink(missing_ok=True)
-        for found in remove_leftovers(state_root()):
-            print(found, file=sys.stderr)
-
-
-def status(name: str, watch: bool = False, as_json: bool = False) -> None:
-    """Print the table of every run.
-
-    Args:
-        name: of the ablation's file.
-        watch: until all are done.
-        as_json: for programs, once.
-    """
-    whole = read_experiment(name)
-    for warning in changes(whole) + altered_runs(whole):
-        print(f"warning: {warning}", file=sys.stderr)
-    if as_json:
-        document = []
-        for study in parts(whole):
-            part: dict[str, Any] = asdict(_standing(study))
-            document.append({"study": study.experiment.name, **part})
-        print(json.dumps(document, indent=1))
-        return
-    for study in parts(whole):
-        _status(study, watch)
-
-
-def _status(study: Study, watch: bool) -> None:
-    """Print the table of a study, or of a part of one."""
-    with Display(study.experiment.name, live=watch) as display:
-        while True:
-            standing = _standing(study)
-            if not watch:
-                display.print(standing)
-                return
-            display.show(lambda: standing)  # noqa: B023
-            if all(row.state in ("done", "diverged", "failed") for row in standing.rows):
-                return
-            time.sleep(WATCH_SECONDS)
-
-
-def _standing(study: Study) -> Standing:
-    """How the runs of a study, or of a part of one, stand."""
-    name = study.experiment.name
-    results = collect(study.experiment)
-    runs = study.wanted(results)
-    have, failures = done(results, runs, study.code), given_up(name, runs)
-    running = under_way(state_root(), name)
-    stages = {one.experiment_name(): stage for one, stage in running.items()}
-    diverged = diverged_seeds(list(have.values()), runs, failures)
-    return table(study, runs, have, stages, failures, diverged, max(len(running), 1))
 
 
 # ---------------------------------------------------------------- reporting

@@ -10,6 +10,7 @@ import click
 
 from paribus.cli import questions, stages
 from paribus.cli.arguments import Number, Temperature
+from paribus.cli.examples import add_examples
 from paribus.cli.root import (
     MOST_ITEMS,
     MOST_ROWS,
@@ -262,3 +263,6 @@ def ui(port: int, host: str | None) -> None:
     from paribus.cli.serve import mlflow_ui
 
     mlflow_ui(port, host)
+
+
+add_examples(commands)  # when every command is there

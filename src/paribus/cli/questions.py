@@ -44,6 +44,26 @@ def tune_run(name: str, **options: Any) -> None:
     tune.run(name, **options)
 
 
+@tune.command("new")
+@click.argument("name")
+def tune_new(name: str) -> None:
+    """Write experiments/tune/NAME.yaml, a commented template to edit."""
+    from paribus.cli import studies
+
+    studies.new_tuning(name)
+
+
+@tune.command("status")
+@click.argument("name")
+@click.option("--storage", "url", help="Where the study is.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def tune_status(name: str, url: str | None, as_json: bool) -> None:
+    """How the study NAME stands: trials done and under way, the best so far."""
+    from paribus.tune.standing import status
+
+    status(name, url, as_json)
+
+
 @tune.command("report")
 @click.argument("name")
 @click.option("--storage", "url", help="Where the study is.")
@@ -62,6 +82,16 @@ def tune_batch(memory: str | None, as_json: bool) -> None:
     from paribus.tune.batch import batch
 
     batch(memory, json_out=as_json)
+
+
+@commands.command()
+@click.argument("patterns", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def runs(patterns: tuple[str, ...], as_json: bool) -> None:
+    """Headline figures of the workspace and of every experiment; of those that fit PATTERNS, as 'muon*'."""
+    from paribus.cli.runs import show_runs
+
+    show_runs(patterns, as_json)
 
 
 @commands.command()
@@ -110,6 +140,26 @@ def verify(run: str | None, study: str | None, **options: Any) -> None:
 @commands.group(cls=Commands)
 def ablate() -> None:
     """Arms x seeds with a verdict; ablations are experiments/NAME.yaml."""
+
+
+@ablate.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def ablate_list(as_json: bool) -> None:
+    """Every ablation of this project: its question, and how it stands."""
+    from paribus.cli import studies
+
+    studies.list_studies(as_json)
+
+
+@ablate.command("new")
+@click.argument("name")
+@click.option("--like", metavar="STUDY", help="Ask this study's question again, at fresh seeds.")
+@click.option("--arm", "arms", multiple=True, help="With --like: only this arm; may be repeated.")
+def ablate_new(name: str, like: str | None, arms: tuple[str, ...]) -> None:
+    """Write experiments/NAME.yaml, a commented template to edit."""
+    from paribus.cli import studies
+
+    studies.new_ablation(name, like, arms)
 
 
 @ablate.command("check")
@@ -167,18 +217,18 @@ def ablate_plan(name: str, **options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def ablate_status(name: str, watch: bool, as_json: bool) -> None:
     """Every run of NAME: stage, step, time left; when all will be done."""
-    from paribus.cli import ablation
+    from paribus.cli import ablation_status
 
-    ablation.status(name, watch, as_json)
+    ablation_status.status(name, watch, as_json)
 
 
 @ablate.command("stop")
 @click.argument("name")
 def ablate_stop(name: str) -> None:
     """Have the runs of NAME save and end; `ablate run` goes on."""
-    from paribus.cli import ablation
+    from paribus.cli import ablation_status
 
-    ablation.stop(name)
+    ablation_status.stop(name)
 
 
 @ablate.command("report")

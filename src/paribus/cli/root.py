@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,7 +14,7 @@ import paribus
 from paribus.cli.arguments import EngineName
 from paribus.cli.sections import write_sections
 from paribus.errors import UserError, explained
-from paribus.launched import launched
+from paribus.launched import is_launched, launched
 
 # Upper bounds of counts: above them a number is a slip of the keyboard.
 MOST_ITEMS = 1_000_000  # questions, items, tokens to draw among
@@ -128,4 +129,9 @@ def run_stage(stage: str, *arguments: str) -> None:
     problem = outside_problem(definition.outs) if definition else None
     if problem:
         raise UserError(problem)
+    began = time.monotonic()
     getattr(import_module(module), function)(*arguments)
+    if not is_launched():  # the process that started several speaks for them
+        from paribus.cli.endings import print_ending
+
+        print_ending(stage, arguments, time.monotonic() - began)

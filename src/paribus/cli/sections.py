@@ -24,6 +24,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "judge": "a verdict on anybody's table of results",
         "noise": "what the seed alone does",
         "tune": "Optuna over any keys, within a memory budget",
+        "runs": "headline figures of all runs beside each other",
         "compare": "what differs between two runs",
         "verify": "make a run again from its record, and certify it",
     },

@@ -40,8 +40,9 @@ class Record(Callback):
         return self.expected
 
     def on_log(self, step: int, metrics: dict[str, float]) -> None:
-        """Add the metrics after `step` steps to the run's log."""
+        """Add the metrics after `step` steps to the run's log; the progress line keeps what an evaluation measured."""
         self.log.log(step, metrics)
+        self.bar.measured(metrics)
 
     def on_progress(self, step: int, metrics: dict[str, float]) -> None:
         """Show the step and its metrics on the progress line."""

@@ -84,11 +84,13 @@ class Driver:
                 self._check_that_done_is_done(have, runs, results)
                 failures = given_up(self.experiment.name, runs)
                 left = [run for run in runs if run.name not in have and run.name not in failures]
+                diverged = diverged_seeds(list(have.values()), runs, failures)
+                look = _Look(runs, have, failures, diverged)
                 if not left and not self._under_way:
+                    self.display.show(lambda: self._standing(look))  # noqa: B023 -- called at once
                     return [have[run.name] for run in runs if run.name in have]
                 self._release(left, results)
-                diverged = diverged_seeds(list(have.values()), runs, failures)
-                self._wait_for_an_end(_Look(runs, have, failures, diverged))
+                self._wait_for_an_end(look)
 
     def _wait_for_an_end(self, look: _Look) -> None:
         """Handle events until a run has ended, or one that had to wait may go on."""

@@ -111,6 +111,7 @@ class Experiment:
     borrow: bool = False
     skewed: bool = False  # noise may be: a verdict bears one more seed far on the other side
     besides: Asked = Asked()
+    expects: Mapping[str, str] = field(default_factory=dict)  # of arms, or factors (expected.py)
     ladder: Ladder | None = None
     horizons: Horizons | None = None
     factorial: Factorial | None = None  # the design whose cells the arms are

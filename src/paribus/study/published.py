@@ -138,3 +138,18 @@ def published_runs(name: str) -> int:
         return len(_ROW.findall((RESULTS / f"{name}.md").read_text(encoding="utf-8")))
     except OSError:
         return 0
+
+
+def published_sentences(name: str) -> list[str]:
+    """What the published page of a study answers: the list at its top; [] where there is no page.
+
+    Args:
+        name: of the study.
+    """
+    try:
+        page = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+    except OSError:
+        return []
+    top = page.partition("\n## ")[0]
+    listed = [line.removeprefix("- ") for line in top.splitlines() if line.startswith("- ")]
+    return [re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", line) for line in listed]  # Markdown's escapes

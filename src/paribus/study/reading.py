@@ -4,6 +4,8 @@ One in a folder, `experiments/FOLDER/NAME.yaml`, is asked for as FOLDER/NAME; th
 
     question: Does Muon beat AdamW at the default size?
     hypothesis: Muon is better by more than 0.01 bits per byte.
+    expects: {adamw: worse}     # the same for programs: better, worse, equivalent, not better, not worse; of a ladder's arm
+                                # holds, shrinks, vanishes
     baseline: {profile: default, set: {pretrain.steps: 60}}
     arms:
       adamw: {optimizer.kind: adamw}
@@ -51,6 +53,7 @@ from paribus.study.arm_code import settled_code
 from paribus.study.arms import Arm, read_arms
 from paribus.study.code_checks import code_problems
 from paribus.study.designs import with_designs
+from paribus.study.expected import read_expects
 from paribus.study.experiment import BASELINE, FOLDER, Experiment, Metric, study_files
 from paribus.study.factors import Factorial, factorial_problems, read_factorial
 from paribus.study.fields import hint, shown
@@ -71,7 +74,17 @@ REQUIRED = (
 )
 FACTORIAL = ("factors", "design", "interactions")
 DESIGNS = ("horizons", "ladder", "tune")
-OPTIONAL = ("arms", "seeds", "fresh_seeds", "borrow", "skewed", "direction", "alpha", "workers")
+OPTIONAL = (
+    "expects",
+    "arms",
+    "seeds",
+    "fresh_seeds",
+    "borrow",
+    "skewed",
+    "direction",
+    "alpha",
+    "workers",
+)
 KEYS = (*REQUIRED, *OPTIONAL, *FACTORIAL, *asked.KEYS, *DESIGNS)
 MEASURES = {  # metric -> (file, key, the better direction, unit)
     "val_bpb": ("metrics/pretrain.json", "val_bpb", "lower", "bits per byte"),
@@ -202,6 +215,7 @@ def _parse(name: str, raw: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
             contrasts=asked.read_contrasts(raw, list(arms), problems),
             margin=asked.read_margin(raw, problems),
         ),
+        expects=read_expects(raw, list(factorial.factors if factorial else arms), problems),
         factorial=factorial,
         tune=read_tuning(raw["tune"], problems) if "tune" in raw else None,
     )

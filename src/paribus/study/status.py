@@ -163,7 +163,8 @@ class Display:
     def _new(self) -> Any:
         from rich.live import Live
 
-        return Live(console=self.console, auto_refresh=False)
+        # What is printed at exit, as the reset of a library's colours, would come out as text through a redirected stdout.
+        return Live(console=self.console, auto_refresh=False, redirect_stdout=False)
 
     def __enter__(self) -> Display:
         if self._live:

@@ -1,0 +1,159 @@
+"""`paribus ablate list` and `new`, `paribus tune new`: the studies there are, and files to begin one with."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import click
+
+from paribus.config import parse_yaml, read_text, read_yaml
+from paribus.errors import UserError, shown
+from paribus.execute.repository import all_experiments
+from paribus.execute.run import parse_experiment_name
+from paribus.files import read_json, write_atomic
+from paribus.study.experiment import FOLDER, study_files
+from paribus.study.fields import name_problem
+from paribus.study.reading import parse_experiment, read_experiment
+from paribus.study.record import PUBLISHED
+from paribus.tune.space import STUDIES, parse_study
+
+WIDTH, INDENT = 80, "    "
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A study, as `paribus ablate list` shows it.
+
+    Attributes:
+        name, file, question: as its file has them; a file that cannot be read has no question.
+        runs: finished ones here.
+        report: the committed page; None: there is none.
+        verdicts: arm -> verdict, of that page.
+    """
+
+    name: str
+    file: str
+    question: str
+    runs: int
+    report: str | None
+    verdicts: dict[str, str | None]
+
+    @property
+    def standing(self) -> str:
+        """How it stands, in a few words."""
+        decided = [f"{arm} {verdict}" for arm, verdict in self.verdicts.items() if verdict]
+        if self.report:
+            return "; ".join(decided) or "reported"
+        return f"{self.runs} runs done" if self.runs else "not started here"
+
+
+def list_studies(as_json: bool) -> None:
+    """Print every ablation, its question, and how it stands.
+
+    Args:
+        as_json: for programs.
+    """
+    names = [parse_experiment_name(name) for name in all_experiments()]
+    runs = Counter(named[0].study for named in names if named and not named[1])
+    found = [_listed(name, path, runs[name]) for name, path in study_files().items()]
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in found], indent=1, ensure_ascii=False))
+        return
+    for one in found:
+        click.echo(click.wrap_text(f"{one.name}: {one.standing}", WIDTH, "", INDENT))
+        click.echo(click.wrap_text(one.question, WIDTH, INDENT, INDENT))
+    if not found:
+        click.echo(f"no ablation in {FOLDER}; `paribus ablate new NAME` writes the first")
+
+
+def _listed(name: str, path: Path, runs: int) -> Listed:
+    try:
+        question = str(read_yaml(path).get("question", ""))
+    except UserError as error:
+        question = error.problems[0]
+    data: Mapping[str, Any] = read_json(PUBLISHED / f"{name}.json", move=False) or {}
+    page = PUBLISHED / f"{name}.md"
+    verdicts = {arm: one.get("verdict") for arm, one in data.get("arms", {}).items()}
+    return Listed(name, str(path), question, runs, str(page) if page.is_file() else None, verdicts)
+
+
+# ---------------------------------------------------------------- new files
+
+
+def new_ablation(name: str, like: str | None, arms: Sequence[str]) -> None:
+    """Write experiments/NAME.yaml: a commented template, or another study asked again with fresh seeds.
+
+    Args:
+        name: of the new study.
+        like: the study that it repeats; None: the template.
+        arms: of that study, which the new one has; none: all.
+    """
+    problem = name_problem(name)
+    if problem:
+        raise UserError(problem)
+    if arms and not like:
+        raise UserError(f"--arm {arms[0]}: only with --like, which names the study whose arm it is")
+    text = _asked_again(like, arms) if like else _template("ablation.yaml", name)
+    parse_experiment(name, parse_yaml(text, name))
+    path = FOLDER / f"{name}.yaml"
+    _write_new(path, text)
+    click.echo(f"{path}: edit it, commit it, then `paribus ablate run {name}`")
+
+
+def new_tuning(name: str) -> None:
+    """Write experiments/tune/NAME.yaml, a commented template.
+
+    Args:
+        name: of the new study.
+    """
+    text = _template("tuning.yaml", name)
+    parse_study(name, parse_yaml(text, name))
+    path = STUDIES / f"{name}.yaml"
+    _write_new(path, text)
+    click.echo(f"{path}: edit it, then `paribus tune run {name}`")
+
+
+def _template(file: str, name: str) -> str:
+    template = resources.files("paribus.cli") / "templates" / file
+    return re.sub(r"\bNAME(?=[ .\"\n])", name, template.read_text(encoding="utf-8"))
+
+
+def _write_new(path: Path, text: str) -> None:
+    if path.exists():
+        raise UserError(f"{path} is there already; choose another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, text)
+
+
+def _asked_again(like: str, arms: Sequence[str]) -> str:
+    """The text of a study's file with fresh seeds, open looks, and only the arms named, where some are."""
+    from ruamel.yaml import YAML
+
+    experiment = read_experiment(like)
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 2**20
+    document = yaml.load(read_text(experiment.file))
+    unknown = [arm for arm in arms if arm not in document.get("arms", {})]
+    if unknown:
+        there = ", ".join(document.get("arms", {})) or "none that stand alone"
+        raise UserError(
+            f"--arm {arm}: {like} has no such arm; there are: {there}" for arm in unknown
+        )
+    for section in ("arms", "expects"):
+        for arm in [one for one in document.get(section, {}) if arms and one not in arms]:
+            del document[section][arm]
+    if experiment.factorial is None:  # a study of factors has one look
+        document["seeds"] = "open"
+    document["fresh_seeds"] = True
+    stream = io.StringIO()
+    yaml.dump(document, stream)
+    return f"# {shown(like)} again, at seeds that no other study has.\n{stream.getvalue()}"

@@ -1,0 +1,124 @@
+"""`paribus tune status`: how a study stands, read from Optuna's storage and the folders of its trials."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import click
+
+from paribus.text import duration, number
+from paribus.tune.outcome import RETESTS, counted, is_skipped, ranked
+from paribus.tune.search import open_study
+from paribus.tune.space import Study, read_study
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a study stands.
+
+    Attributes:
+        study: its name.
+        done, of: trials that ran, and that its file asks for.
+        states: Optuna's state -> trials in it, points that were never trained aside.
+        running: trial -> seconds since it began.
+        best: trial, val_bpb and params of the best so far; None: none is complete.
+        retested: whether the best was trained again on fresh seeds.
+    """
+
+    study: str
+    done: int
+    of: int
+    states: dict[str, int]
+    running: dict[int, float]
+    best: dict[str, Any] | None
+    retested: bool
+
+
+def status(name: str, url: str | None, as_json: bool) -> None:
+    """Print how a study stands.
+
+    Args:
+        name: of the study.
+        url: of the storage; None: the sqlite file of this checkout.
+        as_json: for programs.
+
+    Raises:
+        UserError: where the study has not begun.
+    """
+    study = read_study(name)
+    found = standing(study, open_study(study, url, create=False)[0])
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=1))
+        return
+    for line in lines(found):
+        click.echo(line)
+
+
+def standing(study: Study, optuna_study: Any) -> Standing:
+    """How a study stands.
+
+    Args:
+        study: its file.
+        optuna_study: Optuna's study.
+    """
+    trials = optuna_study.get_trials(deepcopy=False)
+    trained = [trial for trial in trials if not is_skipped(trial)]
+    running = {}
+    for trial in trained:
+        if trial.state.name == "RUNNING":
+            running[trial.number] = time.time() - trial.datetime_start.timestamp()
+    best = None
+    for trial in ranked(optuna_study)[:1]:
+        best = {"trial": trial.number, "val_bpb": trial.value, "params": dict(trial.params)}
+    states = Counter(trial.state.name.lower() for trial in trained)
+    return Standing(
+        study=study.name,
+        done=counted(optuna_study),
+        of=study.trials,
+        states=dict(states),
+        running=running,
+        best=best,
+        retested=RETESTS in optuna_study.user_attrs,
+    )
+
+
+def lines(found: Standing) -> list[str]:
+    """How a study stands, for people.
+
+    Args:
+        found: as `standing` gives it.
+    """
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(found.states.items()))
+    said = [
+        f"{found.study}: {found.done} of {found.of} trials done"
+        + (f" ({counts})" if counts else "")
+    ]
+    said += [
+        f"trial {trial}: under way for {duration(seconds)}"
+        for trial, seconds in found.running.items()
+    ]
+    if found.best:
+        said.append(
+            f"best so far: trial {found.best['trial']}, {number(found.best['val_bpb'], 4)} bits per byte"
+        )
+        said += [f"    {key}: {value_words(value)}" for key, value in found.best["params"].items()]
+    if found.retested:
+        said.append(
+            f"re-tested on fresh seeds: `paribus tune report {found.study}` shows how it held"
+        )
+    elif not found.running:
+        said.append(f"`paribus tune run {found.study}` goes on")
+    return said
+
+
+def value_words(value: object) -> str:
+    """A value of a trial: a float with four digits.
+
+    Args:
+        value: as Optuna has it.
+    """
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
