@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet
 CHECK_PYTHON := import sys; (3, 11) <= sys.version_info < (3, 14) or \
     sys.exit("paribus needs Python 3.11 to 3.13, not " + sys.version.split()[0] + "; name one: make PYTHON=python3.12")
 
-.PHONY: repro test test-quick test-long lint types figures venv clean gpu-dry-run
+.PHONY: repro test test-quick test-long lint types figures docs venv clean gpu-dry-run
 .DELETE_ON_ERROR:
 
 repro: $(READY)  ## the whole curriculum
@@ -39,6 +39,14 @@ lint: $(READY)
 
 figures: $(READY)  ## write every marked figure in README.md and docs from the file that holds it
 	@$(BIN)/python tools/figures.py
+
+docs: $(READY) .venv/.docs  ## docs/ as a site in site/, which opens from the disk; a link that leads nowhere fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+.venv/.docs: requirements-docs.lock $(READY)
+	@$(PIP) --no-deps --requirement $<
+	@touch $@
 
 types: $(READY)
 	@$(BIN)/mypy
