@@ -28,12 +28,14 @@ from paribus.config import (
     merge_problems,
     parse_config,
     read_yaml,
-    resolve_model,
 )
 from paribus.errors import UserError
 from paribus.model.gpt import GPT
+from paribus.recipe import Recipe
 from paribus.study.reading import parse_experiment
 from paribus.train.optim import MuonAdamW
+from paribus.train.schedule import common_factor, own_factors
+from paribus.train.trainer import RandomRows, next_token
 from paribus.tune.space import read_study
 
 PARAMS = read_yaml(ROOT / "params.yaml")
@@ -44,10 +46,11 @@ SMALL = {
     "model.head_dim": 12,
     "model.seq_len": 32,
     "model.window": 8,
+    "pretrain.steps": 4,
     "rl.max_new_tokens": 8,
     "eval.gsm8k.max_new_tokens": 8,
 }
-# Other values of every key of model.* and optimizer.*: at least one of them has to change the weights.
+# Other values of every key of model.*, optimizer.* and the schedule: at least one of them has to change the weights.
 FLIPS: dict[str, list[Any]] = {
     "model.depth": [2, 1],
     "model.aspect_ratio": [24],
@@ -105,7 +108,7 @@ FLIPS: dict[str, list[Any]] = {
     "optimizer.clip_value": [1e-6],
     "optimizer.weight_decay": [0.5, 0.0],
     "optimizer.weight_decay_of": ["embeddings", "all"],
-    "optimizer.weight_decay_schedule": ["constant"],
+    "optimizer.weight_decay_schedule": ["constant", "linear", "rate_linear"],
     "optimizer.cautious_weight_decay": [True],
     "optimizer.beta1": [0.6],
     "optimizer.beta2": [0.99],
@@ -121,7 +124,24 @@ FLIPS: dict[str, list[Any]] = {
     "optimizer.grad_clip": [0.0, 0.01],
     "optimizer.ema_decay": [0.9, 0.0],
     "optimizer.evaluate": ["ema", "weights"],
+    "pretrain.steps": [8],
+    "pretrain.tokens_per_parameter": [5.0],
+    "pretrain.lr_scale": [0.5],
+    "pretrain.warmup_fraction": [0.5],
+    "pretrain.warmdown_fraction": [0.0, 0.75],
+    "pretrain.warmdown_shape": ["cosine", "sqrt", "square"],
+    "pretrain.final_lr_fraction": [0.5],
+    "pretrain.power": [0.5],
+    "pretrain.group_warmup_fraction": [{"matrix": 0.5}, {"scalar": 0.25}],
+    "pretrain.group_warmdown_fraction": [{"embedding": 0.0}, {"head": 0.75}],
+    "pretrain.group_warmdown_shape": [{"matrix": "square"}, {"matrix": "linear"}],
+    "pretrain.group_final_lr_fraction": [{"head": 0.5}],
+    "pretrain.group_power": [{"embedding": 1.0}],
+    "pretrain.z_loss": [1e-3],
+    "pretrain.label_smoothing": [0.1],
+    "pretrain.future_loss": [1.0],
 }
+WATCHING = ("eval_every", "eval_tokens", "core_every", "core_max_per_task", "device_batch_size")
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "adamw": {"optimizer.kind": "adamw"},
@@ -129,6 +149,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "NorMuon": {"optimizer.muon_normalisation": "rows"},
     "hyperball": {"optimizer.muon_hyperball": True, "model.initialisation": "orthogonal"},
     "average": {"optimizer.ema_decay": 0.9},
+    "no warm-down": {"pretrain.warmdown_fraction": 0.0, "pretrain.power": 1.0},
+    "further tokens": {"model.future_tokens": 1},
     "learned positions": {"model.position": "learned"},
     "no positions": {"model.position": "none"},
     "all see everything": {"model.window_pattern": "L"},
@@ -158,23 +180,26 @@ def config_of(values: dict[str, Any]) -> Config | None:
         return None
 
 
-def training(values: dict[str, Any]) -> Iterator[str]:
+def training(values: dict[str, Any], dtype: torch.dtype = torch.float32) -> Iterator[str]:
     """The weights at first and after each of a few steps: names, shapes, sums and norms, as text."""
     config = config_of(values)
     assert config is not None
-    model = GPT(resolve_model(config.model), VOCABULARY)
+    recipe, schedule = Recipe.of(config, VOCABULARY), config.pretrain
+    steps = recipe.steps("pretrain")
+    terms = next_token(RandomRows(recipe), recipe, "pretrain").terms
+    model = GPT(recipe.architecture, VOCABULARY, dtype)
     model.initialise(config.seed)
     optimizer = MuonAdamW(model, config.optimizer)
     generator = torch.Generator().manual_seed(0)
     yield said(model)
-    for _ in range(4):
+    for step in range(4):
         rows = torch.randint(0, VOCABULARY, (2, config.model.seq_len + 1), generator=generator)
-        future = config.pretrain.future_loss if config.model.future_tokens else 0.0
         inputs, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
-        loss = model(inputs, targets, future_loss=future) / rows.numel()
+        loss = model(inputs, targets, **terms) / rows.numel()
         loss.backward()
         optimizer.clip()
-        optimizer.step(0.5)
+        own = own_factors(schedule, config.optimizer.weight_decay_schedule, step, steps)
+        optimizer.step(common_factor(schedule, step, steps), own=own)
         optimizer.zero_grad()
         with optimizer.evaluated():
             yield said(model) + averages(optimizer)
@@ -194,14 +219,35 @@ def averages(optimizer: MuonAdamW) -> str:
     return "\n".join(f"{name} {kept[name].double().sum().item()!r}" for name in names)
 
 
-def differ(base: list[str], values: dict[str, Any]) -> bool:
+def differ(base: list[str], values: dict[str, Any], dtype: torch.dtype = torch.float32) -> bool:
     """Whether a training with `values` ever leaves the weights of the base; it is followed no further."""
-    return any(mine != theirs for mine, theirs in zip(training(values), base, strict=True))
+    return any(mine != theirs for mine, theirs in zip(training(values, dtype), base, strict=True))
 
 
 def test_every_key_of_the_model_and_the_optimizer_is_flipped() -> None:
     keys = [path for path, *_ in describe() if path.startswith(("model.", "optimizer."))]
-    assert sorted(keys) == sorted(FLIPS)
+    assert sorted(keys) == sorted(key for key in FLIPS if not key.startswith("pretrain."))
+
+
+def test_every_key_of_pretraining_is_flipped_here_or_where_rows_are_read() -> None:
+    keys = {path for path, *_ in describe() if path.startswith("pretrain.")}
+    rows = (ROOT / "tests/data/test_data_effects.py").read_text()
+    read = {key for key in keys if f'    "{key}": {{' in rows}
+    assert keys - read - FLIPS.keys() == {f"pretrain.{name}" for name in WATCHING}
+
+
+def test_a_flipped_key_changes_the_weights_in_bfloat16_too() -> None:
+    before = list(training({}, torch.bfloat16))
+    config = config_of({})
+    assert config is not None
+    wrong = []
+    for key, values in FLIPS.items():
+        flips = [{key: value} for value in values]
+        allowed = [flip for flip in flips if config_of(flip) is not None]
+        changed = any(differ(before, flip, torch.bfloat16) for flip in allowed)
+        if allowed and changed == (key in inert(config)):
+            wrong.append(f"{key} {'acts' if changed else 'does not act'}")
+    assert not wrong
 
 
 def id_of(value: object) -> str:

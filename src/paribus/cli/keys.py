@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import operator
 from typing import Any
 
 import click
 
-from paribus.config import (
-    allowed,
-    describe,
-    flatten,
-    inert,
-    load_config,
-)
+from paribus.config import allowed, describe, inert, load_config
 from paribus.errors import UserError, did_you_mean, shown
 
 
 def print_keys(pattern: str) -> None:
     """Print every key whose dotted name contains `pattern`. Raises UserError where none does."""
     config = load_config()
-    values = flatten(config)
     without = inert(config)
-    found = [row for row in describe() if row[0] in values and pattern in row[0]]
+    keys = [row for row in describe() if not dataclasses.is_dataclass(row[1])]
+    found = [row for row in keys if pattern in row[0]]
     if not found:
         names = [path for path, *_ in describe()]
         hint = did_you_mean(pattern, names)
         raise UserError(f"no key contains {shown(pattern)}{'; ' + hint if hint else ''}")
     for path, hint, meta in found:
-        click.echo(_key_page(path, hint, meta, values[path], path in without))
+        value = operator.attrgetter(path)(config)
+        click.echo(_key_page(path, hint, meta, value, path in without))
 
 
 def _key_page(path: str, hint: Any, meta: Any, value: Any, is_inert: bool) -> str:

@@ -5,6 +5,7 @@ Only the standard library is needed (ruamel.yaml to read a file), so that the tr
 
 from paribus.config.combinations import RESERVED_SOURCES
 from paribus.config.committed import change_notes
+from paribus.config.courses import GROUPS, Course, course_of, groups_apart
 from paribus.config.data_schema import Corpus, Tokenizer, Tokens, World
 from paribus.config.derived import (
     GATED_MLPS,
@@ -40,6 +41,7 @@ from paribus.config.schema import (
     Optimizer,
     Pretrain,
     Schedule,
+    Shape,
     describe,
     flatten,
 )
@@ -47,6 +49,7 @@ from paribus.config.sources import Archive, HubFiles, parse_source
 
 __all__ = [
     "GATED_MLPS",
+    "GROUPS",
     "PROFILES",
     "RESERVED_SOURCES",
     "RL",
@@ -57,6 +60,7 @@ __all__ = [
     "Conversations",
     "Core",
     "Corpus",
+    "Course",
     "Eval",
     "Gsm8k",
     "HubFiles",
@@ -64,6 +68,7 @@ __all__ = [
     "Optimizer",
     "Pretrain",
     "Schedule",
+    "Shape",
     "Tokenizer",
     "Tokens",
     "Tracking",
@@ -72,6 +77,7 @@ __all__ = [
     "allowed",
     "change_notes",
     "changes",
+    "course_of",
     "describe",
     "dotted",
     "dump_yaml",
@@ -79,6 +85,7 @@ __all__ = [
     "embedding_std",
     "fingerprint",
     "flatten",
+    "groups_apart",
     "inert",
     "inert_problems",
     "is_foreign",

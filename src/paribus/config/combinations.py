@@ -10,8 +10,17 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
-from paribus.config.conditions import heads, width
+from paribus.config.conditions import EMBEDDINGS, SCALARS, heads, width
+from paribus.config.courses import (
+    FIELDS,
+    GROUPS,
+    course_of,
+    groups_apart,
+    has_plateau,
+    has_warm_down,
+)
 from paribus.config.libraries import is_foreign, kind_problems
+from paribus.config.limits import STEPS
 from paribus.config.schema import Config, Conversations, Optimizer
 from paribus.config.sources import Archive, HubFiles, source_problem
 from paribus.curriculum import CONVERSATION_STAGES, SUPERVISED_STAGES, TRAINING_STAGES
@@ -243,6 +252,44 @@ def schedule_adds_up(name: str) -> Rule:
             )
 
     return rule
+
+
+def groups_are_there(name: str) -> Rule:
+    """The rule for stage `name`: a group with a course of its own is one that the model has, and the course adds up."""
+
+    def rule(config: Config) -> Iterator[str]:
+        schedule = _stage(config, name)
+        absent = {"embedding": EMBEDDINGS, "scalar": SCALARS}
+        for group in groups_apart(schedule):
+            fields = [key for key in FIELDS if group in getattr(schedule, f"group_{key}")]
+            path = f"{name}.group_{fields[0]}.{escaped(group)}"
+            if group not in GROUPS:
+                hint = did_you_mean(group, GROUPS)
+                yield f"{path}: no such group; {hint + ' ' if hint else ''}there are: {', '.join(GROUPS)}"
+            elif group in absent and not absent[group].holds(config.optimizer, config):
+                yield f"{path}: the model has no such parameters: they take {absent[group].words}"
+            else:
+                yield from _course_problems(schedule, name, group)
+
+    return rule
+
+
+def _course_problems(schedule: Any, name: str, group: str) -> Iterator[str]:
+    """What is wrong with the course of a group in stage `name`."""
+    course, steps = course_of(schedule, group), schedule.steps or int(STEPS.value)
+    if course.warmup_fraction + course.warmdown_fraction > 1:
+        yield (
+            f"{name}: warmup_fraction {course.warmup_fraction:g} + warmdown_fraction {course.warmdown_fraction:g} of the "
+            f"group {group} are over 1; they are shares of the same steps"
+        )
+    for key, acts in (
+        ("warmdown_shape", has_warm_down(course, steps)),
+        ("final_lr_fraction", has_warm_down(course, steps)),
+        ("power", has_plateau(course, steps)),
+    ):
+        if group in getattr(schedule, f"group_{key}") and not acts:
+            part = "steps between warm-up and warm-down" if key == "power" else "warm-down"
+            yield f"{name}.group_{key}.{group}: without an effect: the group has no {part}"
 
 
 def batch_is_whole_rows(name: str) -> Rule:
@@ -517,6 +564,7 @@ RULES: tuple[Rule, ...] = (
     *(mixture_is_sound(name) for name in CONVERSATION_STAGES),
     *(sources_exist(name, key) for name in CONVERSATION_STAGES for key in ("mixture", "epochs")),
     *(schedule_adds_up(name) for name in SUPERVISED_STAGES),
+    *(groups_are_there(name) for name in SUPERVISED_STAGES),
     *(batch_is_whole_rows(name) for name in SUPERVISED_STAGES),
     *(passes_fit_memory(name) for name in TRAINING_STAGES),
     *(decay_leaves_weights(name) for name in TRAINING_STAGES),

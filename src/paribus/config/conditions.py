@@ -7,12 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from paribus.config.courses import (
+    Course,
+    course_of,
+    groups_apart,
+    has_plateau,
+    has_warm_down,
+)
 from paribus.config.libraries import is_foreign
 from paribus.config.limits import STEPS
 from paribus.launched import launched
 
 if TYPE_CHECKING:
-    from paribus.config.schema import Config, Conversations, Model
+    from paribus.config.schema import Config, Conversations, Model, Pretrain
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,11 @@ FUTURE = Condition("model.future_tokens above 0", lambda _, config: config.model
 OWN_HORIZON = Condition("pretrain.steps: null", lambda pretrain, _: pretrain.steps is None)
 WARM_DOWN = Condition(
     "a {here}.warmdown_fraction that is a step or more",
-    lambda schedule, _: round(schedule.warmdown_fraction * (schedule.steps or STEPS.value)) > 0,
+    lambda schedule, _: any_course(schedule, has_warm_down),
+)
+PLATEAU = Condition(
+    "steps between {here}.warmup_fraction and {here}.warmdown_fraction",
+    lambda schedule, _: any_course(schedule, has_plateau),
 )
 CONVERSES = Condition(
     "a source other than documents in {here}.mixture or {here}.epochs",
@@ -147,6 +158,13 @@ CORE_LOOKS = Condition(
     "a pretrain.core_every above 0 and up to pretrain.steps",
     lambda pretrain, _: 0 < pretrain.core_every <= (pretrain.steps or STEPS.value),
 )
+
+
+def any_course(schedule: Conversations | Pretrain, has: Callable[[Course, int], bool]) -> bool:
+    """Whether the common course of a stage's rates, or that of any group, has a part."""
+    steps = schedule.steps or int(STEPS.value)
+    groups = ["", *groups_apart(schedule)]
+    return any(has(course_of(schedule, group), steps) for group in groups)
 
 
 def conversation_amounts(stage: Conversations) -> list[float]:

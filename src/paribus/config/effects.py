@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from paribus.config.courses import Course, course_of, groups_apart
 from paribus.config.derived import embedding_std, mlp_hidden, resolve_model
-from paribus.config.schema import Config, flatten
+from paribus.config.schema import Config, Conversations, Pretrain, flatten
 from paribus.curriculum import SUPERVISED_STAGES, TRAINING_STAGES
 
 
@@ -76,6 +77,7 @@ def effective(config: Config) -> dict[str, Any]:
         steps = _steps(stage, getattr(config, stage))
         values |= {key: count for key, count in steps.items() if key in values}
     for stage in SUPERVISED_STAGES:
+        _courses(stage, getattr(config, stage), values)
         mixture = getattr(config, stage).mixture
         values |= {f"{stage}.mixture.{name}": share for name, share in shares(mixture).items()}
     return values
@@ -90,6 +92,26 @@ def _steps(stage: str, schedule: Any) -> dict[str, int]:
         for name in ("warmup_fraction", "warmdown_fraction", "short_fraction")
         if hasattr(schedule, name)
     }
+
+
+def _courses(stage: str, schedule: Pretrain | Conversations, values: dict[str, Any]) -> None:
+    """Leave in `values`, of what groups of parameters have of their own, what differs from the common course."""
+    common = _in_steps(course_of(schedule), schedule.steps)
+    for group in groups_apart(schedule):
+        for name, value in _in_steps(course_of(schedule, group), schedule.steps).items():
+            key = f"{stage}.group_{name}.{group}"
+            values.pop(key, None)
+            if value != common[name]:
+                values[key] = value
+
+
+def _in_steps(course: Course, steps: int | None) -> dict[str, Any]:
+    """The fields of a course, its shares of the steps as numbers of them where `steps` is known."""
+    fields = dataclasses.asdict(course)
+    if steps is not None:
+        for name in ("warmup_fraction", "warmdown_fraction"):
+            fields[name] = round(fields[name] * steps)
+    return fields
 
 
 def shares(mixture: dict[str, float]) -> dict[str, float]:

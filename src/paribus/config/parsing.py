@@ -334,7 +334,10 @@ def allowed(hint: Any, meta: object, nullable: bool) -> str:
     elif origin is list:
         text = "a list of strings of printable characters"
     elif origin is dict:
-        items = {float: "numbers", str: "strings"}.get(typing.get_args(hint)[1], "plain values")
+        kind = typing.get_args(hint)[1]
+        items = {float: "numbers", str: "strings"}.get(kind, "plain values")
+        if typing.get_origin(kind) is Literal:
+            items = "one of " + ", ".join(typing.get_args(kind))
         text = f"a mapping of names to {items}"
     else:
         text = _KINDS[hint]

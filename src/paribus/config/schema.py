@@ -18,6 +18,7 @@ from paribus.config.keys import key
 from paribus.config.limits import Limit
 from paribus.config.machine_schema import Tracking, Train
 
+Shape = Literal["linear", "cosine", "sqrt", "square"]  # of a warm-down
 Argument = bool | int | float | str | list[float]  # of a library's optimiser
 
 
@@ -273,8 +274,9 @@ class Optimizer:
         "what decays: block matrices; embeddings and head too; scalars, gains and biases too",
         acts_when=when.DECAY,
     )
-    weight_decay_schedule: Literal["rate", "constant"] = key(
-        "whether the decay follows the learning rate's schedule, or stays as at the highest rate",
+    weight_decay_schedule: Literal["rate", "constant", "linear", "rate_linear"] = key(
+        "the decay follows the learning rate's schedule; stays as at the highest rate; falls from there to zero in a "
+        "line over the stage; follows the rate and falls so too",
         acts_when=when.DECAY,
     )
     cautious_weight_decay: bool = key(
@@ -346,14 +348,43 @@ class Schedule:
     )
     lr_scale: float = key("multiplies every learning rate", gt=0, le=limits.SCALE)
     warmup_fraction: float = key("share of steps of linear warm-up", ge=0, le=1)
-    warmdown_fraction: float = key("share of steps of linear warm-down", ge=0, le=1)
-    warmdown_shape: Literal["linear", "cosine", "sqrt", "square"] = key(
+    warmdown_fraction: float = key("share of steps of the warm-down", ge=0, le=1)
+    warmdown_shape: Shape = key(
         "how the rate falls over the warm-down: in a line; half a cosine; 1 - sqrt, steep at first (arXiv:2405.18392); "
         "the square of the line",
         acts_when=when.WARM_DOWN,
     )
     final_lr_fraction: float = key(
-        "learning rate of the last step / the highest", ge=0, le=1, acts_when=when.WARM_DOWN
+        "learning rate of the last step / that before the warm-down",
+        ge=0,
+        le=1,
+        acts_when=when.WARM_DOWN,
+    )
+    power: float = key(
+        "between warm-up and warm-down the rate falls as tokens^-power: 0.5 is the inverse square root "
+        "(arXiv:1706.03762, arXiv:2408.13359); 0: constant",
+        ge=0,
+        le=Limit(8.0, "a few steps later nothing is left of the rate"),
+        acts_when=when.PLATEAU,
+    )
+    group_warmup_fraction: dict[str, float] = key(
+        "warmup_fraction of a group of parameters, where it is another: matrix, embedding, head or scalar",
+        ge=0,
+        le=1,
+    )
+    group_warmdown_fraction: dict[str, float] = key(
+        "warmdown_fraction of a group of parameters, where it is another", ge=0, le=1
+    )
+    group_warmdown_shape: dict[str, Shape] = key(
+        "warmdown_shape of a group of parameters, where it is another"
+    )
+    group_final_lr_fraction: dict[str, float] = key(
+        "final_lr_fraction of a group of parameters, where it is another", ge=0, le=1
+    )
+    group_power: dict[str, float] = key(
+        "power of a group of parameters, where it is another",
+        ge=0,
+        le=Limit(8.0, "a few steps later nothing is left of the rate"),
     )
     z_loss: float = key(
         "weight of the squared logarithm of the softmax's sum in the loss (arXiv:2204.02311)",

@@ -25,6 +25,7 @@ from paribus.errors import UserError
 from paribus.model.gpt import GPT
 from paribus.train import adamw, muon, parallel
 from paribus.train.library import checked, is_kept_for
+from paribus.train.schedule import NOTHING_OWN, OwnFactors
 from paribus.train.state import State, move_towards
 
 
@@ -129,12 +130,15 @@ class MuonAdamW:
         return norm
 
     @torch.no_grad()
-    def step(self, lr_factor: float, finite: Tensor | None = None) -> None:
+    def step(
+        self, lr_factor: float, finite: Tensor | None = None, own: OwnFactors = NOTHING_OWN
+    ) -> None:
         """Update every parameter.
 
         Args:
             lr_factor: what learning rates are multiplied by.
             finite: () bool, where the parameters are: if False everything stays as it is, to the bit. Needs `on_device`.
+            own: factors of groups with a schedule of their own, and of the weight decay.
         """
         if finite is not None and not self.on_device:
             raise ValueError("finite: only an optimizer that is on_device can skip a step there")
@@ -143,23 +147,30 @@ class MuonAdamW:
         for group in self.groups:
             mine = self._mine(group)
             if mine:
-                self._update(group, mine, lr_factor, gate)
+                self._update(group, mine, own.rates.get(group.name, lr_factor), own.decay, gate)
             self._share(group, mine)
 
     def _update(
-        self, group: Group, mine: dict[str, Tensor], lr_factor: float, gate: Tensor | None
+        self,
+        group: Group,
+        mine: dict[str, Tensor],
+        lr_factor: float,
+        decay_factor: float,
+        gate: Tensor | None,
     ) -> None:
         """Decay and step of the parameters of a group that this rank owns. gate (): 1, or 0 to change nothing."""
+        decay: Tensor | float = 0.0
+        if group.weight_decay:
+            decay = self._decay(group, lr_factor, decay_factor, gate)
         averages = self._averages(mine) if self.config.ema_decay else []
         cautious = self.config.cautious_weight_decay and group.weight_decay > 0
         before = [parameter.clone() for parameter in mine.values()] if cautious else []
         if group.weight_decay and not cautious:
-            decay = self._decay(group, lr_factor, gate)
             torch._foreach_mul_(list(mine.values()), 1 - decay)
         self._apply(group.rule, mine, group.lr * lr_factor, gate)
         for old, parameter in zip(before, mine.values(), strict=False):
             shrinks = (parameter - old) * old <= 0
-            parameter.sub_(self._decay(group, lr_factor, gate) * shrinks * old)
+            parameter.sub_(decay * shrinks * old)
         if averages:
             move_towards(averages, list(mine.values()), 1 - self.config.ema_decay, gate)
 
@@ -175,10 +186,12 @@ class MuonAdamW:
         else:
             adamw.update(mine, self.state, self.config, lr, self.updates)
 
-    def _decay(self, group: Group, lr_factor: float, gate: Tensor | None) -> Tensor | float:
+    def _decay(
+        self, group: Group, lr_factor: float, decay_factor: float, gate: Tensor | None
+    ) -> Tensor | float:
         """The share of each number that a step takes off."""
-        factor = 1.0 if self.config.weight_decay_schedule == "constant" else lr_factor
-        decay = group.lr * factor * group.weight_decay
+        follows = self.config.weight_decay_schedule in ("rate", "rate_linear")
+        decay = group.lr * (lr_factor if follows else 1.0) * decay_factor * group.weight_decay
         return decay if gate is None else decay * gate
 
     def zero_grad(self) -> None:

@@ -1,33 +1,57 @@
-"""The learning rate over a run: warm-up, constant, warm-down."""
+"""The learning rates and the weight decay over a run: warm-up, plateau, warm-down, and groups with a course of their own."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-Shape = Literal["linear", "cosine", "sqrt", "square"]
+from paribus.config import (
+    RL,
+    Conversations,
+    Course,
+    Pretrain,
+    Shape,
+    course_of,
+    groups_apart,
+)
 
 
 def lr_factor(
-    step: int, steps: int, warmup: float, warmdown: float, final: float, shape: Shape = "linear"
+    step: float,
+    steps: int,
+    warmup: float,
+    warmdown: float,
+    final: float,
+    shape: Shape = "linear",
+    power: float = 0.0,
 ) -> float:
     """Multiplier of the learning rate at one step of a run.
 
     Args:
-        step: from 0.
+        step: from 0. With a batch that grows, the step of an even batch after as many tokens.
         steps: of the run.
         warmup: share of the steps over which the rate rises in a line.
         warmdown: share of the steps over which it falls.
-        final: the multiplier of the last step.
+        final: the rate of the last step / that before the warm-down.
         shape: how it falls.
+        power: between the two the rate falls as 1 / tokens^power.
     """
     warmup_steps, warmdown_steps = round(warmup * steps), round(warmdown * steps)
     if step < warmup_steps:
-        return (step + 1) / warmup_steps
+        return min((step + 1) / warmup_steps, 1.0)
     left = steps - 1 - step
+    top = plateau(min(step, steps - 1 - warmdown_steps), warmup_steps, power)
     if left < warmdown_steps:
-        return final + (1 - final) * height(left / warmdown_steps, shape)
-    return 1.0
+        return top * (final + (1 - final) * height(left / warmdown_steps, shape))
+    return top
+
+
+def plateau(step: float, warmup_steps: int, power: float) -> float:
+    """The multiplier after the warm-up, where it is 1, and before the warm-down."""
+    start = max(warmup_steps, 1)
+    return float((max(step + 1, start) / start) ** -power)
 
 
 def height(left: float, shape: Shape) -> float:
@@ -39,3 +63,44 @@ def height(left: float, shape: Shape) -> float:
     if shape == "square":
         return left**2
     return left
+
+
+@dataclass(frozen=True)
+class OwnFactors:
+    """What a step multiplies by besides the common factor of the learning rates.
+
+    rates: group -> the factor of its learning rate, in place of the common one. decay: multiplies the weight decay.
+    """
+
+    rates: Mapping[str, float] = field(default_factory=dict)
+    decay: float = 1.0
+
+
+NOTHING_OWN = OwnFactors()
+
+
+def common_factor(schedule: Pretrain | Conversations | RL, step: float, steps: int) -> float:
+    """The factor of all learning rates whose group has no course of its own."""
+    if isinstance(schedule, RL):  # its rates fall from the end of the warm-up to the last step
+        course = Course(schedule.warmup_fraction, 1.0, schedule.final_lr_fraction, "linear", 0.0)
+    else:
+        course = course_of(schedule)
+    return schedule.lr_scale * lr_factor(step, steps, *dataclasses.astuple(course))
+
+
+def own_factors(
+    schedule: Pretrain | Conversations | RL, decay_schedule: str, step: float, steps: int
+) -> OwnFactors:
+    """The factors of a step besides the common one. decay_schedule: `optimizer.weight_decay_schedule`."""
+    decay = 1.0
+    if decay_schedule in ("constant", "linear"):
+        decay = schedule.lr_scale
+    if decay_schedule in ("linear", "rate_linear"):
+        decay *= 1 - step / steps
+    if isinstance(schedule, RL):
+        return OwnFactors({}, decay)
+    rates = {}
+    for group in groups_apart(schedule):
+        factor = lr_factor(step, steps, *dataclasses.astuple(course_of(schedule, group)))
+        rates[group] = schedule.lr_scale * factor
+    return OwnFactors(rates, decay)

@@ -21,6 +21,7 @@ from paribus.model.gpt import GPT
 from paribus.train import parallel
 from paribus.train.objectives import MicroBatch, Objective, Work
 from paribus.train.optim import MuonAdamW
+from paribus.train.schedule import NOTHING_OWN, OwnFactors
 from paribus.train.within import Say, nothing
 
 # What a rank without rows of its own puts through, as all ranks take part in each forward: it learns nothing.
@@ -52,6 +53,7 @@ class Stepper(ABC):
     def __init__(self, model: GPT, forward: Forward, optimizer: MuonAdamW, seed: int = 0) -> None:
         """forward: the callable in place of the model (`parallel.wrap`). seed: of the masks of dropout."""
         self.model, self.forward, self.optimizer, self.seed = model, forward, optimizer, seed
+        self.own_factors: Callable[[int], OwnFactors] = lambda step: NOTHING_OWN
 
     @abstractmethod
     def submit(
@@ -117,7 +119,7 @@ class PlainStepper(Stepper):
         loss = parallel.sums(float(own_loss))[0]
         finished = FinishedStep(step, work, lr_factor, tokens, loss, float(norm))
         if finished.finite and tokens:
-            self.optimizer.step(lr_factor)
+            self.optimizer.step(lr_factor, own=self.own_factors(step))
         self.optimizer.zero_grad()
         return finished
 
@@ -152,7 +154,8 @@ class AheadStepper(Stepper):
         loss, norm, tokens = self.gradient(step, work, within)
         parallel.add_up(loss)
         if tokens:
-            self.optimizer.step(lr_factor, torch.isfinite(loss) & torch.isfinite(norm))
+            finite = torch.isfinite(loss) & torch.isfinite(norm)
+            self.optimizer.step(lr_factor, finite, self.own_factors(step))
         self.optimizer.zero_grad()
         numbers = Readback(torch.stack((loss, norm)))
         started = _PendingStep(step, work, lr_factor, tokens, numbers)

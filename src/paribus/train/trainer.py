@@ -6,6 +6,7 @@ learn from, in where states go, and in the callbacks they pass.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from paribus.config import RL
 from paribus.data.loader import Batch
 from paribus.model.gpt import GPT
 from paribus.recipe import Recipe
@@ -23,7 +23,7 @@ from paribus.train.checkpoint import StateStore
 from paribus.train.loop import Loop, Plan
 from paribus.train.objectives import Loader, NextToken, Objective, ShortRows
 from paribus.train.optim import MuonAdamW
-from paribus.train.schedule import lr_factor
+from paribus.train.schedule import OwnFactors, common_factor, own_factors
 from paribus.train.stepper import Forward, make_stepper, to_device
 
 if TYPE_CHECKING:
@@ -64,14 +64,12 @@ class Trainer:
 
     def lr_factor(self, step: int, steps: int) -> float:
         """The factor of the learning rates in one step of a run with `steps` steps."""
-        schedule = self.recipe.schedule(self.stage)
-        warmup, final = schedule.warmup_fraction, schedule.final_lr_fraction
-        if isinstance(schedule, RL):  # its rates fall from the end of the warm-up to the last step
-            factor = lr_factor(step, steps, warmup, 1.0, final)
-        else:
-            warmdown, shape = schedule.warmdown_fraction, schedule.warmdown_shape
-            factor = lr_factor(step, steps, warmup, warmdown, final, shape)
-        return schedule.lr_scale * factor
+        return common_factor(self.recipe.schedule(self.stage), step, steps)
+
+    def own_factors(self, step: int, steps: int) -> OwnFactors:
+        """What else the step multiplies by: of groups with a schedule of their own, and of the weight decay."""
+        decay = self.recipe.config.optimizer.weight_decay_schedule
+        return own_factors(self.recipe.schedule(self.stage), decay, step, steps)
 
     def plan(self, steps: int | None = None) -> Plan:
         """How long and how fast to train. steps: in place of the schedule's."""
@@ -94,12 +92,15 @@ class Trainer:
         plan: Plan | None = None,
     ) -> Loop:
         """The run, at its beginning; `Loop.restore` goes to a state. plan: in place of the schedule's."""
+        plan = plan or self.plan()
+        stepper = make_stepper(
+            self.model, self.forward, self.optimizer, self.objective, self.recipe.config.seed
+        )
+        stepper.own_factors = functools.partial(self.own_factors, steps=plan.steps)
         return Loop(
-            make_stepper(
-                self.model, self.forward, self.optimizer, self.objective, self.recipe.config.seed
-            ),
+            stepper,
             self.objective,
-            plan or self.plan(),
+            plan,
             store,
             interrupt,
             Callbacks(callbacks),
