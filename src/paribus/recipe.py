@@ -14,9 +14,11 @@ from functools import cached_property
 from paribus.config import (
     RL,
     Architecture,
+    Batches,
     Config,
     Conversations,
     Pretrain,
+    batches_of,
     resolve_model,
     resolve_pretrain,
 )
@@ -92,7 +94,8 @@ class Recipe:
         if stage != "pretrain" or self.pretrain.short_context is None or not self.short_steps:
             return whole
         short = dataclasses.replace(self.architecture, seq_len=self.pretrain.short_context)
-        share = self.short_steps / self.steps("pretrain")
+        batches = self.batches("pretrain")
+        share = batches.before(self.short_steps) / batches.total
         return share * flops(short) + (1 - share) * whole
 
     def schedule(self, stage: str) -> Pretrain | Conversations | RL:
@@ -115,18 +118,37 @@ class Recipe:
         return steps
 
     def batch_tokens(self, stage: str) -> int:
-        """Tokens of one optimiser step of a supervised stage."""
+        """Tokens of one optimiser step of a supervised stage; where batches grow, the mean."""
+        if self.batches(stage).growing:
+            return round(self.tokens(stage) / self.steps(stage))
+        return self._full_batch_tokens(stage)
+
+    def _full_batch_tokens(self, stage: str) -> int:
+        """Tokens of a step whose batch does not grow, or no longer does."""
         batch_tokens = self.supervised_schedule(stage).batch_tokens
         assert batch_tokens is not None, stage
         return batch_tokens
 
     def rows(self, stage: str) -> int:
-        """Rows of one optimiser step of a supervised stage."""
-        return max(self.batch_tokens(stage) // self.architecture.seq_len, 1)
+        """Rows of one optimiser step of a supervised stage, the most that a step has."""
+        return max(self._full_batch_tokens(stage) // self.architecture.seq_len, 1)
+
+    def batches(self, stage: str, steps: int | None = None) -> Batches:
+        """Rows of every optimiser step of a training stage. steps: in place of the schedule's."""
+        steps = steps or self.steps(stage)
+        if stage == "rl":  # its rows are answers
+            return Batches(steps, 1, 1)
+        if stage != "pretrain":
+            return Batches(steps, self.rows(stage), self.rows(stage))
+        full = self._full_batch_tokens(stage)
+        return batches_of(self.pretrain, steps, full, self.architecture.seq_len)
 
     def tokens(self, stage: str) -> int:
         """Tokens of a whole supervised stage."""
-        return self.steps(stage) * self.batch_tokens(stage)
+        batches = self.batches(stage)
+        if batches.growing:
+            return batches.total * self.architecture.seq_len
+        return self.steps(stage) * self._full_batch_tokens(stage)
 
     def step_flops(self, batch_tokens: int, stage: str = "pretrain") -> float:
         """FLOPs of one optimiser step of so many tokens: what "equal FLOPs" counts."""

@@ -60,6 +60,8 @@ NUMBERS = {
 BESIDE: dict[str, dict[str, Any]] = {
     "tokenizer.max_digits": NUMBERS,
     "pretrain.short_fraction": {"pretrain.short_context": 16},
+    "pretrain.growth_fraction": {"pretrain.first_batch_tokens": 64},
+    "pretrain.growth": {"pretrain.first_batch_tokens": 64},
     "corpus.paths": CORPUS["corpus.source"],
     "corpus.drop_contaminated": {"corpus.problems": "problems"},
     "corpus.world.megabytes": {"corpus.source": "world"},
@@ -80,6 +82,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "pretrain.source_order": {"pretrain.source_order": ["twice", "main", "mine"]},
     "pretrain.short_context": {"pretrain.short_context": 16},
     "pretrain.short_fraction": {"pretrain.short_context": 16, "pretrain.short_fraction": 0.2},
+    "pretrain.first_batch_tokens": {"pretrain.first_batch_tokens": 64},
+    "pretrain.growth_fraction": {
+        "pretrain.first_batch_tokens": 64,
+        "pretrain.growth_fraction": 0.9,
+    },
+    "pretrain.growth": {"pretrain.first_batch_tokens": 64, "pretrain.growth": "doubling"},
     "pretrain.batch_tokens": {"pretrain.batch_tokens": 512},
 }
 MUST_NOT = {"tokens.shard_tokens": {"tokens.shard_tokens": 5_000}}

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from support.ranks import in_ranks, join
 from support.talker import PROBLEMS, codec, model_config, talker
 from support.toy_loop import ROWS, Rows
-from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from paribus.config import Config, resolve_model
@@ -30,21 +27,6 @@ from paribus.train.rollout import rollout
 from paribus.train.stepper import PlainStepper
 
 pytestmark = pytest.mark.long
-
-# Ranks are forked from a server that loads torch once, and what DistributedDataParallel loads when it is made.
-multiprocessing.set_forkserver_preload(["torch._dynamo", "paribus.train.rollout"])
-
-
-def in_ranks(function: Callable[..., None], arguments: tuple[Any, ...], ranks: int) -> None:
-    """Call function(rank, *arguments) in a process for each rank."""
-    start_processes(function, arguments, nprocs=ranks, start_method="forkserver")
-
-
-def join(rank: int, ranks: int, port: int) -> None:
-    torch.set_num_threads(1)
-    if ranks > 1:
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        dist.init_process_group("gloo", rank=rank, world_size=ranks)
 
 
 class Losses(Callback):

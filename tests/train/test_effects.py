@@ -46,7 +46,8 @@ SMALL = {
     "model.head_dim": 12,
     "model.seq_len": 32,
     "model.window": 8,
-    "pretrain.steps": 4,
+    "pretrain.steps": 6,
+    "pretrain.warmdown_fraction": 0.5,
     "rl.max_new_tokens": 8,
     "eval.gsm8k.max_new_tokens": 8,
 }
@@ -124,7 +125,7 @@ FLIPS: dict[str, list[Any]] = {
     "optimizer.grad_clip": [0.0, 0.01],
     "optimizer.ema_decay": [0.9, 0.0],
     "optimizer.evaluate": ["ema", "weights"],
-    "pretrain.steps": [8],
+    "pretrain.steps": [12],
     "pretrain.tokens_per_parameter": [5.0],
     "pretrain.lr_scale": [0.5],
     "pretrain.warmup_fraction": [0.5],
@@ -132,7 +133,7 @@ FLIPS: dict[str, list[Any]] = {
     "pretrain.warmdown_shape": ["cosine", "sqrt", "square"],
     "pretrain.final_lr_fraction": [0.5],
     "pretrain.power": [0.5],
-    "pretrain.group_warmup_fraction": [{"matrix": 0.5}, {"scalar": 0.25}],
+    "pretrain.group_warmup_fraction": [{"matrix": 0.5}, {"scalar": 0.5}],
     "pretrain.group_warmdown_fraction": [{"embedding": 0.0}, {"head": 0.75}],
     "pretrain.group_warmdown_shape": [{"matrix": "square"}, {"matrix": "linear"}],
     "pretrain.group_final_lr_fraction": [{"head": 0.5}],
@@ -192,7 +193,7 @@ def training(values: dict[str, Any], dtype: torch.dtype = torch.float32) -> Iter
     optimizer = MuonAdamW(model, config.optimizer)
     generator = torch.Generator().manual_seed(0)
     yield said(model)
-    for step in range(4):
+    for step in range(5):
         rows = torch.randint(0, VOCABULARY, (2, config.model.seq_len + 1), generator=generator)
         inputs, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
         loss = model(inputs, targets, **terms) / rows.numel()

@@ -3,6 +3,7 @@
 Only the standard library is needed (ruamel.yaml to read a file), so that the trainer runs where only torch is.
 """
 
+from paribus.config.batches import Batches, batches_of
 from paribus.config.combinations import RESERVED_SOURCES
 from paribus.config.committed import change_notes
 from paribus.config.courses import GROUPS, Course, course_of, groups_apart
@@ -56,6 +57,7 @@ __all__ = [
     "SMALL_STD",
     "Architecture",
     "Archive",
+    "Batches",
     "Config",
     "Conversations",
     "Core",
@@ -75,6 +77,7 @@ __all__ = [
     "Train",
     "World",
     "allowed",
+    "batches_of",
     "change_notes",
     "changes",
     "course_of",

@@ -309,6 +309,20 @@ def batch_is_whole_rows(name: str) -> Rule:
     return rule
 
 
+def batch_grows(config: Config) -> Iterator[str]:
+    """A batch that grows begins with fewer rows, whole ones, than it ends with."""
+    pretrain, seq_len = config.pretrain, config.model.seq_len
+    first, batch = pretrain.first_batch_tokens, pretrain.batch_tokens
+    if first is None:
+        return
+    if first % seq_len:
+        yield f"pretrain.first_batch_tokens: {first} is not a multiple of model.seq_len ({seq_len})"
+    if batch is None:
+        yield "pretrain.first_batch_tokens: needs a pretrain.batch_tokens to grow to, not null"
+    elif first >= batch:
+        yield f"pretrain.first_batch_tokens: {first} is not below pretrain.batch_tokens ({batch}), to which it grows"
+
+
 def passes_fit_memory(name: str) -> Rule:
     """Tokens of one forward pass; their residual stream alone is four bytes times the width each."""
 
@@ -568,6 +582,7 @@ RULES: tuple[Rule, ...] = (
     *(batch_is_whole_rows(name) for name in SUPERVISED_STAGES),
     *(passes_fit_memory(name) for name in TRAINING_STAGES),
     *(decay_leaves_weights(name) for name in TRAINING_STAGES),
+    batch_grows,
     rollouts_fit,
     experiment_has_a_name,
 )

@@ -134,6 +134,20 @@ SHORT_CONTEXT = Condition(
 )
 FUTURE = Condition("model.future_tokens above 0", lambda _, config: config.model.future_tokens > 0)
 OWN_HORIZON = Condition("pretrain.steps: null", lambda pretrain, _: pretrain.steps is None)
+SMALL_FIRST = Condition(
+    "a pretrain.first_batch_tokens", lambda pretrain, _: pretrain.first_batch_tokens is not None
+)
+GROWING = Condition(
+    "a pretrain.growth_fraction that is a step or more",
+    lambda pretrain, _: round(pretrain.growth_fraction * (pretrain.steps or STEPS.value)) > 0,
+)
+GROWING_FROM = Condition(
+    "a pretrain.first_batch_tokens and a pretrain.growth_fraction that is two steps or more",
+    lambda pretrain, _: (
+        pretrain.first_batch_tokens is not None
+        and round(pretrain.growth_fraction * (pretrain.steps or STEPS.value)) > 1
+    ),
+)
 WARM_DOWN = Condition(
     "a {here}.warmdown_fraction that is a step or more",
     lambda schedule, _: any_course(schedule, has_warm_down),

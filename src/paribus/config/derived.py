@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from paribus.config.batches import batches_of
 from paribus.config.conditions import heads, width
 from paribus.config.schema import Architecture, Model, Pretrain
 
@@ -55,6 +56,8 @@ def resolve_pretrain(pretrain: Pretrain, parameters: int, seq_len: int) -> Pretr
             2 ** round(math.log2(2**19 * (horizon / 2.2e9) ** 0.383)) if steps is None else 2**19
         )
         batch = max(batch // seq_len, 1) * seq_len
-    return dataclasses.replace(
-        pretrain, batch_tokens=batch, steps=steps or max(math.ceil(horizon / batch), 1)
-    )
+    if steps is None:
+        steps = max(math.ceil(horizon / batch), 1)
+        while (rows := batches_of(pretrain, steps, batch, seq_len).total) * seq_len < horizon:
+            steps = max(steps + 1, math.ceil(steps * horizon / (rows * seq_len)))
+    return dataclasses.replace(pretrain, batch_tokens=batch, steps=steps)

@@ -89,7 +89,7 @@ def _steps(stage: str, schedule: Any) -> dict[str, int]:
         return {}
     return {
         f"{stage}.{name}": round(getattr(schedule, name) * schedule.steps)
-        for name in ("warmup_fraction", "warmdown_fraction", "short_fraction")
+        for name in ("warmup_fraction", "warmdown_fraction", "short_fraction", "growth_fraction")
         if hasattr(schedule, name)
     }
 

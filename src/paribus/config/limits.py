@@ -18,6 +18,7 @@ class Limit:
 
 
 SEED = Limit(2**64 - 1, "torch takes seeds below 2^64")
+BATCH = Limit(2**27, "eight times the largest published batches, and 3 GB in memory for each")
 STEPS = Limit(10_000_000, "ten times the steps of the longest published trainings")
 ROWS = Limit(65_536, "no machine holds more rows side by side")
 QUESTIONS = Limit(65_536, "eight times the largest published batches")

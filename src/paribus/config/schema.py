@@ -341,7 +341,7 @@ class Schedule:
     batch_tokens: int | None = key(
         "tokens of one optimiser step; null: follows from the horizon (arXiv:2505.13738)",
         ge=1,
-        le=Limit(2**27, "eight times the largest published batches, and 3 GB in memory for each"),
+        le=limits.BATCH,
     )
     device_batch_size: int = key(
         "rows of one forward pass: memory, not results", ge=1, le=limits.ROWS
@@ -409,6 +409,22 @@ class Pretrain(Schedule):
         ge=1e-6,
         le=Limit(1e6, "fifty times the longest published trainings"),
         acts_when=when.OWN_HORIZON,
+    )
+    first_batch_tokens: int | None = key(
+        "tokens of the first optimiser step: the batch grows from there to batch_tokens; null: it does not grow",
+        ge=1,
+        le=limits.BATCH,
+        acts_when=when.GROWING,
+    )
+    growth_fraction: float = key(
+        "share of steps, the first ones, in which the batch grows; learning rates keep to their tokens",
+        ge=0,
+        le=1,
+        acts_when=when.SMALL_FIRST,
+    )
+    growth: Literal["linear", "doubling"] = key(
+        "how the batch grows: in a line, or by doublings at equal distances (arXiv:2407.21783)",
+        acts_when=when.GROWING_FROM,
     )
     packing: Literal["concatenate", "best_fit"] = key(
         "rows: documents end to end, or whole documents packed so that each "

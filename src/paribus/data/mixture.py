@@ -30,7 +30,7 @@ def document_rows(tokens: str | Path, recipe: Recipe) -> RowLoader:
     rows = _mixed(tokens, recipe)
     if pretrain.curriculum == "none" and not pretrain.source_order:
         return rows
-    total = recipe.steps("pretrain") * recipe.rows("pretrain")
+    total = recipe.batches("pretrain").total
     return OrderedRows(rows, total, pretrain.curriculum, pretrain.source_order)
 
 
@@ -46,7 +46,7 @@ def _mixed(tokens: str | Path, recipe: Recipe) -> RowLoader:
     sources = {name: loader(tokens, "train", seq_len, seed, name, unique) for name in names}
     passes = {name: pretrain.epochs[name] for name in names if name in pretrain.epochs}
     epoch_tokens = {name: sources[name].epoch_tokens for name in passes}
-    drawn = recipe.steps("pretrain") * recipe.rows("pretrain") * seq_len
+    drawn = recipe.batches("pretrain").total * seq_len
     return MixedRows(sources, shares_of(pretrain.mixture, passes, epoch_tokens, drawn), seed)
 
 

@@ -58,7 +58,7 @@ def needed(recipe: Recipe, stage: str, dtype: str, processes: int = 1) -> dict[s
             answers * longest * ANSWER_TOKEN_BYTES
         )
         return parts
-    batch_tokens = recipe.batch_tokens(stage)
+    batch_tokens = recipe.rows(stage) * model.seq_len
     parts[f"{stage}.batch_tokens: {batch_tokens:,}"] = BATCHES * TOKEN_BYTES * batch_tokens
     return parts
 

@@ -102,7 +102,7 @@ def print_epochs(rows: RowLoader, recipe: Recipe) -> None:
     """Warn that pretraining reads its documents more than once."""
     from paribus.train import parallel
 
-    epochs = recipe.steps("pretrain") * recipe.rows("pretrain") / rows.rows_per_epoch
+    epochs = recipe.batches("pretrain").total / rows.rows_per_epoch
     if epochs > 1 and parallel.rank() == 0:
         print(
             f"paribus pretrain: the horizon reads data/tokens {epochs:.1f} times; for more text: corpus.*",

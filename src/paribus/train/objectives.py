@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from paribus.config import flatten
+from paribus.config import Batches, flatten
 from paribus.data.loader import Batch
 from paribus.train.within import Abandoned
 
@@ -108,15 +108,17 @@ class NextToken:
         ranks: int = 1,
         terms: Mapping[str, float] | None = None,
         short: ShortRows | None = None,
+        batches: Batches | None = None,
     ) -> None:
         """batch_rows: of a step, all ranks together. device_batch_size: most rows of a forward pass.
 
         terms: of the loss, besides the plain cross-entropy: arguments of `GPT.forward`. short: steps with shorter rows.
+        batches: the rows of every step, where they differ, in place of batch_rows.
         """
         self.loader, self.batch_rows, self.device_batch_size = loader, batch_rows, device_batch_size
-        self.terms, self.short = terms or {}, short
-        self.ragged = short is not None
-        self.rows = range(rank, batch_rows, ranks)
+        self.terms, self.short, self.batches = terms or {}, short, batches
+        self.ragged = short is not None or batches is not None
+        self.rank, self.ranks = rank, ranks
         self.making = Making()
 
     def work(self, step: int) -> Work:
@@ -124,9 +126,9 @@ class NextToken:
 
         The normaliser is the number of learned tokens. A rank without rows (more ranks than rows) has nothing to do.
         """
-        if not self.rows:  # more ranks than rows
-            return Work([], 0.0, 0)
         batch = self._batch(step)
+        if batch is None:  # more ranks than rows
+            return Work([], 0.0, 0)
         micro_batches = []
         for part in _parts(len(batch.inputs), self.device_batch_size):
             documents = None if batch.documents is None else batch.documents[part]
@@ -137,14 +139,22 @@ class NextToken:
         learned = float((batch.targets >= 0).sum())
         return Work(micro_batches, learned, batch.inputs.numel())
 
-    def _batch(self, step: int) -> Batch:
-        """All rows of the step. Raises Abandoned where it was called off."""
-        self.making.done, self.making.total = 0, len(self.rows)
+    def _batch(self, step: int) -> Batch | None:
+        """This rank's rows of the step, if it has any. Raises Abandoned where it was called off."""
+        rows = range(self.rank, self.batch_rows, self.ranks)
+        if (
+            self.batches is not None
+        ):  # all steps are one batch, so that rows count on from step to step
+            first, stop = self.batches.before(step), self.batches.before(step + 1)
+            step, rows = 0, range(first + self.rank, stop, self.ranks)
+        if not rows:
+            return None
+        self.making.done, self.making.total = 0, len(rows)
         chunks: list[Batch] = []
-        for part in _parts(len(self.rows), CHUNK_ROWS):
+        for part in _parts(len(rows), CHUNK_ROWS):
             if self.making.called_off.is_set():
                 raise Abandoned
-            chunks.append(self.loader.batch(step, self.rows[part], self.batch_rows))
+            chunks.append(self.loader.batch(step, rows[part], self.batch_rows))
             self.making.done += len(chunks[-1].inputs)
         if len(chunks) == 1:
             return chunks[0]

@@ -39,7 +39,7 @@ def lr_factor(
         power: between the two the rate falls as 1 / tokens^power.
     """
     warmup_steps, warmdown_steps = round(warmup * steps), round(warmdown * steps)
-    if step < warmup_steps:
+    if warmup_steps and step < warmup_steps:
         return min((step + 1) / warmup_steps, 1.0)
     left = steps - 1 - step
     top = plateau(min(step, steps - 1 - warmdown_steps), warmup_steps, power)

@@ -56,6 +56,7 @@ class Trainer:
         self.recipe, self.stage = recipe, stage
         self.model, self.objective = model, objective
         self.peak_flops = peak_flops
+        self._batches = recipe.batches(stage)
         if forward is None:
             sharding = recipe.config.train.sharding
             forward = parallel.wrap(model, sharding, hardware.compile, objective.ragged)
@@ -64,12 +65,20 @@ class Trainer:
 
     def lr_factor(self, step: int, steps: int) -> float:
         """The factor of the learning rates in one step of a run with `steps` steps."""
-        return common_factor(self.recipe.schedule(self.stage), step, steps)
+        place = self._even(step, steps)
+        return common_factor(self.recipe.schedule(self.stage), place, steps)
 
     def own_factors(self, step: int, steps: int) -> OwnFactors:
         """What else the step multiplies by: of groups with a schedule of their own, and of the weight decay."""
         decay = self.recipe.config.optimizer.weight_decay_schedule
-        return own_factors(self.recipe.schedule(self.stage), decay, step, steps)
+        place = self._even(step, steps)
+        return own_factors(self.recipe.schedule(self.stage), decay, place, steps)
+
+    def _even(self, step: int, steps: int) -> float:
+        """Where a step stands in a run of `steps` steps, in even ones."""
+        if self._batches.steps != steps:
+            self._batches = self.recipe.batches(self.stage, steps)
+        return self._batches.even(step)
 
     def plan(self, steps: int | None = None) -> Plan:
         """How long and how fast to train. steps: in place of the schedule's."""
@@ -145,6 +154,7 @@ def next_token(rows: Loader, recipe: Recipe, stage: str) -> NextToken:
     terms = {"z_loss": schedule.z_loss, "label_smoothing": schedule.label_smoothing}
     if stage == "pretrain" and recipe.architecture.future_tokens:
         terms["future_loss"] = recipe.pretrain.future_loss
+    batches = recipe.batches(stage)
     short = None
     if stage == "pretrain" and recipe.pretrain.short_context is not None:
         short = ShortRows(recipe.short_steps, recipe.pretrain.short_context)
@@ -156,6 +166,7 @@ def next_token(rows: Loader, recipe: Recipe, stage: str) -> NextToken:
         parallel.ranks(),
         terms={name: value for name, value in terms.items() if value},
         short=short,
+        batches=batches if batches.growing else None,
     )
 
 

@@ -16,6 +16,7 @@ import shutil
 import signal
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from paribus.evaluate.bpb import HeldOut
     from paribus.machine.hardware import Hardware
     from paribus.model.gpt import GPT
+    from paribus.train.stepper import Forward
     from paribus.train.trainer import Trainer
 
 LOOKS = 8  # shares of its budget after which a trial is evaluated: those of trials with more or fewer steps compare
@@ -149,9 +151,16 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     recipe, hardware, model = _build(job)
     tokenizer = Tokenizer.load_trained(Path(job["tokenizer"]).parent)
     check_tokenizer(Path(job["tokens"]), tokenizer, Path(job["tokenizer"]))
-    objective = next_token(document_rows(job["tokens"], recipe), recipe, "pretrain")
-    trainer = Trainer(recipe, "pretrain", model, objective, hardware)
+
+    def trainer_of(recipe: Recipe, forward: Forward | None = None) -> Trainer:
+        objective = next_token(document_rows(job["tokens"], recipe), recipe, "pretrain")
+        return Trainer(recipe, "pretrain", model, objective, hardware, forward=forward)
+
+    trainer = trainer_of(recipe)
     steps = _steps(folder, job, trainer, hardware)
+    if steps != recipe.steps("pretrain"):  # shares of the steps are those of the trial's own
+        recipe = replace(recipe, pretrain=replace(recipe.pretrain, steps=steps))
+        trainer = trainer_of(recipe, trainer.forward)
     held_out = HeldOut(model, job["tokens"], tokenizer.token_bytes, recipe)
 
     store = StateStore(folder / "state", 2)
@@ -160,7 +169,7 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     write_json(folder / "start.json", {"went_on_from_step": reached})
     keep_rows(folder / "curve.jsonl", lambda row: state is not None and row["step"] <= reached)
     with Interrupt(folder) as interrupt, Curve(folder, held_out, recipe, steps) as curve:
-        loop = trainer.loop(store, interrupt, [curve], trainer.plan(steps))
+        loop = trainer.loop(store, interrupt, [curve])
         if state:
             loop.restore(state)
         try:
@@ -191,7 +200,7 @@ class Curve(Callback):
     def __init__(self, folder: Path, held_out: HeldOut, recipe: Recipe, steps: int) -> None:
         """steps: that the budget buys."""
         self.held_out, self.schedule = held_out, recipe.pretrain
-        self.batch_tokens = recipe.batch_tokens("pretrain")
+        self.batches, self.seq_len = recipe.batches("pretrain"), recipe.architecture.seq_len
         self.fractions: dict[int, float] = {}  # step -> share of the budget
         for look in range(1, LOOKS):
             step = round(steps * look / LOOKS)
@@ -222,7 +231,7 @@ class Curve(Callback):
             "step": step,
             "fraction": self.fractions[step],
             "val_bpb": value,
-            "tokens": step * self.batch_tokens,
+            "tokens": self.batches.before(step) * self.seq_len,
             "peak_memory_bytes": peak_memory_bytes(self.held_out.model.device),
         }
         self.file.write(json.dumps(row) + "\n")
