@@ -122,7 +122,9 @@ def verdicts(study: str) -> dict[str, Verdict]:
     for line in table.splitlines()[2:]:
         cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
         arm, (seeds, difference, interval, _, verdict) = cells[0], cells[-5:]
-        sentence = next(text for text in sentences if re.match(rf"{re.escape(arm)}(:| is )", text))
+        sentence = next(
+            text for text in sentences if re.match(rf"{re.escape(arm)}(:| is | changed )", text)
+        )
         found[arm] = Verdict(arm, int(seeds), difference, interval, verdict, sentence)
     if not found:
         raise SystemExit(f"{study}.md: no table of effects")
@@ -150,16 +152,40 @@ def studies(*names: str) -> str:
     for name in names:
         text = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
         question = text.splitlines()[0].removeprefix("# ")
-        arms = []
-        for one in verdicts(name).values():
+        arms = over_sizes(text)
+        for one in [] if arms else verdicts(name).values():
             of_two_factors = " x " in one.arm
             if of_two_factors and one.verdict not in ("better", "worse"):
                 continue
-            arms.append(
-                f"{one.arm} **{one.verdict}**: {one.difference} ({one.interval}; {one.seeds} seeds)"
-            )
+            words = f"{one.arm} **{one.verdict}**"
+            if one.verdict != "changed nothing":
+                words += f": {one.difference} ({one.interval}; {one.seeds} seeds)"
+            arms.append(words)
         lines.append(f"| [{name}]({name}.md) | {question} | {'; '.join(arms)} |")
     return "\n".join([*lines, "", ""])
+
+
+def over_sizes(text: str) -> list[str]:
+    """Each arm of a ladder with its verdict and its effect on every rung that was trained; [] for another design.
+
+    Args:
+        text: of the study's page.
+    """
+    head = re.search(r"## Over sizes\n", text)
+    if head is None:
+        return []
+    effects: dict[str, list[str]] = {}
+    for line in text[head.end() :].partition("| ---")[2].partition("\n\n")[0].splitlines()[1:]:
+        arm, rung, _, _, _, seeds, difference, interval, _ = line.strip("| ").split(" | ")
+        if seeds.isdigit():
+            effects.setdefault(arm, []).append(f"{difference} ({interval}) at {rung}")
+    found = []
+    for arm, rungs in effects.items():
+        sentence = re.search(rf"^- {re.escape(arm)}: (\w+): ", text, re.MULTILINE)
+        if sentence is None:
+            raise SystemExit(f"no verdict of {arm} over sizes")
+        found.append(f"{arm} **{sentence[1]}** over sizes: {', '.join(rungs)}")
+    return found
 
 
 def noise(profile: str, what: str) -> str:
