@@ -35,9 +35,11 @@ SAY_EVERY = 10.0  # seconds between the lines that say what is waited for
 SIDES = (
     "paribus float32",
     "paribus float32 compiled",
+    "paribus bfloat16",
     "paribus bfloat16 compiled",
     "nanochat float32",
     "nanochat float32 compiled",
+    "nanochat bfloat16",
     "nanochat bfloat16 compiled",
 )
 

@@ -48,6 +48,27 @@ def test_blocks_see_what_the_mask_does(
     )
 
 
+@pytest.mark.parametrize("window", [None, 1, 20, 140])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("packed", [False, True])
+def test_bands_give_what_the_mask_does_and_its_gradients(
+    documents: torch.Tensor, window: int | None, kv_heads: int, packed: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    leaves = [
+        torch.randn(2, LENGTH, heads, 16, generator=generator).requires_grad_()
+        for heads in (4, kv_heads, kv_heads)
+    ]
+    towards = torch.randn(2, 4, LENGTH, 16, generator=generator)
+    apart = documents if packed else None
+    mask = attention.dense_mask(torch.arange(LENGTH)[None], window, apart, None)
+    found = []
+    for seen in (attention.band(mask, window, torch.float32), mask):
+        answer = attention.attend(*(leaf.transpose(1, 2) for leaf in leaves), seen)
+        found.append([answer, *torch.autograd.grad(answer, leaves, towards)])
+    torch.testing.assert_close(found[0], found[1], atol=5e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_model_with_cudas_choice_of_kernels_computes_the_same(
     flex: None,
@@ -97,6 +118,14 @@ def test_the_backend_follows_from_what_is_seen() -> None:
         == "masked"
     )
     assert cuda(64, 64, documents=False, read=False) == "causal"  # the window covers the sequence
+
+
+def test_a_cpu_in_bf16_takes_bands_where_nothing_forbids_it() -> None:
+    in_bf16 = functools.partial(cpu, 64, 16, documents=True, dtype=torch.bfloat16)
+    assert in_bf16(read=False) == "banded"
+    assert in_bf16(read=True) == "masked"
+    assert in_bf16(read=False, softcap=True) == "masked"
+    assert in_bf16(read=False, dropout=True) == "masked"
 
 
 @pytest.mark.parametrize("head_dim", [8, 264])

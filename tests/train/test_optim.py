@@ -25,6 +25,13 @@ def test_newton_schulz_brings_singular_values_near_one() -> None:
     assert torch.allclose(orthogonalise(matrices.mT, 5), orthogonalise(matrices, 5).mT, atol=1e-5)
 
 
+def test_muon_in_bf16_steps_the_way_it_does_in_fp32() -> None:
+    matrices = torch.randn(2, 24, 96, generator=torch.Generator().manual_seed(0))
+    steps = [orthogonalise(matrices, 5, dtype=kind) for kind in (torch.float32, torch.bfloat16)]
+    cosine = torch.nn.functional.cosine_similarity(*(step.flatten(1) for step in steps))
+    assert cosine.min() > 0.9995
+
+
 def test_adamw_is_torchs(tiny_config: Config) -> None:
     config = dataclasses.replace(
         tiny_config.optimizer, kind="adamw", grad_clip=0.0, weight_decay=0.0

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from paribus.model import kernels
+from paribus.model import banded, kernels
+from paribus.model.banded import Band, band
 
 if TYPE_CHECKING:
     from paribus.model.cache import Cache
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 Rotary = tuple[
     Tensor, Tensor
 ]  # cosines and sines, each (B or 1, T, 1, C / 2), of C channels that turn
-Backend = Literal["causal", "flex", "masked"]
+Backend = Literal["causal", "flex", "masked", "banded"]
 # All but plain products.
 FUSED = [
     SDPBackend.FLASH_ATTENTION,
@@ -66,20 +67,29 @@ def backend(
     documents: bool,
     read: bool,
     softcap: bool = False,
+    dropout: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Backend:
     """What computes the attention of `length` tokens to themselves.
 
     window: keys that a token sees; None: all. documents: whether rows hold several documents that must not see each
-    other. read: whether only some places ask. softcap: whether logits are soft-capped, which SDPA does not do.
+    other. read: whether only some places ask. softcap: whether logits are soft-capped, which SDPA does not do. dropout:
+    whether weights are dropped in training. dtype: of the products.
 
     causal: each sees all before it; SDPA without a mask, which on CUDA in 16 bits is a flash kernel.
     flex: windows and packed documents on CUDA; FlexAttention skips blocks of keys that no query sees, so that a window
         costs its own width and not the sequence's, and makes no (T, S) mask in its kernels.
-    masked: the same elsewhere, and where only some places ask; SDPA with a mask in memory.
+    banded: all of it on a CPU in bf16, uncompiled; plain products of blocks (banded.py).
+    masked: windows and packed documents elsewhere, and where only some places ask; SDPA with a mask in memory.
     """
     if device_type == "cuda" and not read:
         plain = not documents and not softcap and (window is None or window >= length)
         return "causal" if plain else "flex"
+    by_blocks = (
+        device_type == "cpu" and dtype == torch.bfloat16 and not torch.compiler.is_compiling()
+    )
+    if by_blocks and not (read or softcap or dropout):
+        return "banded"
     return "masked" if documents or read or window is not None else "causal"
 
 
@@ -138,9 +148,12 @@ def attend(
 ) -> Tensor:
     """Attend: q (B, H, T, E), k, v (B, K, S, E) -> (B, H, T, E).
 
-    mask: None (plain causal), a dense or a block mask. softcap: of the logits; 0: none. dropout: share of the weights.
+    mask: None (plain causal), a dense or a block mask, or a band. softcap: of the logits; 0: none. dropout: share of the weights.
     On CUDA in 16 bits plain causal attention uses one of the fused kernels, or raises; fp32 has no flash kernel.
     """
+    if isinstance(mask, Band):
+        keys, values = kernels.equal_heads(k, q.shape[1]), kernels.equal_heads(v, q.shape[1])
+        return banded.attend(q, keys, values, mask)
     if mask is not None and not isinstance(mask, Tensor):
         return kernels.flex(q, k, v, mask, softcap)
     if softcap:

@@ -311,12 +311,17 @@ class GPT(nn.Module):
             documents is not None,
             read is not None,
             self.config.attention_softcap > 0,
+            self.config.attention_dropout > 0,
+            self.compute_dtype,
         )
         if chosen == "causal":
             return None
         if chosen == "flex":
             return self._block_mask(length, window, documents, self.device)
-        return attention.dense_mask(positions, window, documents, read)
+        seen = attention.dense_mask(positions, window, documents, read)
+        if chosen == "banded":
+            return attention.band(seen, window, self.compute_dtype)
+        return seen
 
     # ------------------------------------------------------------ compiling
 

@@ -50,6 +50,7 @@ def update(
     config: OptimizerConfig,
     lr: float,
     gate: Tensor | None,
+    dtype: torch.dtype,
 ) -> None:
     """Step all matrices of a group.
 
@@ -59,6 +60,7 @@ def update(
         config: the keys `muon_*` of `optimizer`.
         lr: learning rate.
         gate: (), 1, or 0 to change nothing, whatever the gradients are. None: 1.
+        dtype: of the products.
     """
     by_shape: dict[torch.Size, dict[str, Tensor]] = defaultdict(dict)
     for name, parameter in parameters.items():
@@ -68,6 +70,7 @@ def update(
             _directions(matrices, state, config, gate),
             config.muon_iterations,
             config.muon_coefficients,
+            dtype,
         )
         if config.muon_normalisation != "none":
             updates = _normalised(updates, list(matrices), state, config, gate)
@@ -96,13 +99,18 @@ def _directions(
     return torch.stack(torch._foreach_lerp(gradients, momenta, config.muon_momentum))
 
 
-def orthogonalise(matrices: Tensor, iterations: int, coefficients: str = "jordan") -> Tensor:
-    """The nearest semi-orthogonal matrices, roughly: (N, rows, columns) -> same, in bf16 on CUDA, else fp32.
+def orthogonalise(
+    matrices: Tensor,
+    iterations: int,
+    coefficients: str = "jordan",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The nearest semi-orthogonal matrices, roughly: (N, rows, columns) -> same.
 
-    iterations: of Newton-Schulz (`optimizer.muon_iterations`). coefficients: a key of COEFFICIENTS.
+    iterations: of Newton-Schulz (`optimizer.muon_iterations`). coefficients: a key of COEFFICIENTS. dtype: of the products.
     """
     rows = COEFFICIENTS[coefficients]
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    x = matrices.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + TINY)

@@ -90,6 +90,9 @@ class MuonAdamW:
         self.parameters = [p for group in self.groups for p in group.parameters.values()]
         self._owner = _owners(self.groups)
         self._sharded = any(parallel.is_sharded(p) for p in self.parameters)
+        # of Muon's products: what they round away is less than what five iterations leave undone
+        in_bf16 = self.parameters[0].is_cuda or model.compute_dtype == torch.bfloat16
+        self._muon_dtype = torch.bfloat16 if in_bf16 else torch.float32
         self._library = None
         if is_foreign(config.kind):
             if self._sharded:
@@ -177,7 +180,7 @@ class MuonAdamW:
     def _apply(self, rule: str, mine: dict[str, Tensor], lr: float, gate: Tensor | None) -> None:
         """The step of a rule."""
         if rule == "muon":
-            muon.update(mine, self.state, self.config, lr, gate)
+            muon.update(mine, self.state, self.config, lr, gate, self._muon_dtype)
         elif self._library is not None and rule == self.config.kind:
             self._library.update(lr)
         elif self.on_device:
