@@ -11,7 +11,7 @@ from torch.nn.attention import flex_attention
 
 from paribus.config import Config, resolve_model
 from paribus.errors import UserError
-from paribus.model import attention, kernels
+from paribus.model import attention, banded, kernels
 from paribus.model.gpt import GPT
 
 LENGTH = 150  # more than a block of 128, and not a multiple of it
@@ -63,7 +63,7 @@ def test_bands_give_what_the_mask_does_and_its_gradients(
     apart = documents if packed else None
     mask = attention.dense_mask(torch.arange(LENGTH)[None], window, apart, None)
     found = []
-    for seen in (attention.band(mask, window, torch.float32), mask):
+    for seen in (banded.band(mask, window, torch.float32), mask):
         answer = attention.attend(*(leaf.transpose(1, 2) for leaf in leaves), seen)
         found.append([answer, *torch.autograd.grad(answer, leaves, towards)])
     torch.testing.assert_close(found[0], found[1], atol=5e-6, rtol=1e-4)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from paribus.model import banded, kernels
-from paribus.model.banded import Band, band
+from paribus.model.banded import Band
 
 if TYPE_CHECKING:
     from paribus.model.cache import Cache

@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from paribus.config import Architecture
 from paribus.errors import UserError
 from paribus.files import replacing, whole_folder, write_atomic
-from paribus.model import attention, kernels, saved
+from paribus.model import attention, banded, kernels, saved
 from paribus.model.accounting import parameters
 from paribus.model.attention import Context, Places, Rotary, at
 from paribus.model.cache import Cache
@@ -320,7 +320,7 @@ class GPT(nn.Module):
             return self._block_mask(length, window, documents, self.device)
         seen = attention.dense_mask(positions, window, documents, read)
         if chosen == "banded":
-            return attention.band(seen, window, self.compute_dtype)
+            return banded.band(seen, window, self.compute_dtype)
         return seen
 
     # ------------------------------------------------------------ compiling
