@@ -64,7 +64,7 @@ class BandedAttention(torch.autograd.Function):
         return answer
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of q, k and v, from that of the answer, all (B, H, T, E)."""
         q, k, v = (_flat(tensor) for tensor in ctx.saved_tensors)
         flat_grad = _flat(grad)
