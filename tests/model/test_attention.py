@@ -64,7 +64,8 @@ def test_bands_give_what_the_mask_does_and_its_gradients(
     mask = attention.dense_mask(torch.arange(LENGTH)[None], window, apart, None)
     found = []
     for seen in (banded.band(mask, window, torch.float32), mask):
-        answer = attention.attend(*(leaf.transpose(1, 2) for leaf in leaves), seen)
+        q, k, v = (leaf.transpose(1, 2) for leaf in leaves)
+        answer = attention.attend(q, k, v, seen)
         found.append([answer, *torch.autograd.grad(answer, leaves, towards)])
     torch.testing.assert_close(found[0], found[1], atol=5e-6, rtol=1e-4)
 
