@@ -9,6 +9,8 @@ export DVC_NO_ANALYTICS := 1
 export DVC_SITE_CACHE_DIR ?= $(CURDIR)/.dvc-site-cache
 export MLFLOW_DISABLE_TELEMETRY := true
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Every process that is started would compile what it imports: 1.5 s of processor time for paribus alone.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/python -m pip install --quiet
 CHECK_PYTHON := import sys; (3, 11) <= sys.version_info < (3, 14) or \
     sys.exit("paribus needs Python 3.11 to 3.13, not " + sys.version.split()[0] + "; name one: make PYTHON=python3.12")
@@ -19,8 +21,8 @@ CHECK_PYTHON := import sys; (3, 11) <= sys.version_info < (3, 14) or \
 repro: $(READY)  ## the whole curriculum
 	@$(BIN)/dvc repro
 
-# Tests wait for processes for half of their time: four files side by side keep two cores busy.
-WORKERS ?= 4
+# Tests wait for processes for half of their time: six files side by side keep two cores busy.
+WORKERS ?= 6
 PYTEST := $(BIN)/pytest -q --dist loadfile --no-loadscope-reorder -n $(WORKERS)
 
 test: $(READY)  ## the whole test suite
@@ -71,24 +73,24 @@ gpu-dry-run: $(READY)  ## what would fail on a GPU, as far as the host decides i
 clean:  ## the virtual environments; data, checkpoints and experiments stay
 	rm -rf .venv .venv-gpu
 
-# What `dvc repro` and the stages import, compiled once: a third of the processor time of a `dvc repro` with nothing to do,
-# where Python keeps no bytecode of its own accord (PYTHONDONTWRITEBYTECODE).
-OFTEN := import dvc.cli, dvc.commands.repro, dvc.repo, dvc.stage.run, mlflow, optuna, paribus.stages.training
+# Compiled while both cores are idle; pip compiles what nobody imports as well, which takes ten times as long.
+OFTEN := import dvc.cli, dvc.commands.repro, dvc.repo, dvc.stage.run, mlflow
+OFTEN_TOO := import optuna, statsmodels.api, transformers, paribus.cli.commands, paribus.stages.training, paribus.train.trainer
 
 # A stamp is removed before its install and written after it: an interrupted one starts again from an empty .venv.
 $(READY): .venv/.requirements pyproject.toml
 	@$(PIP) --no-deps --no-build-isolation --editable .
-	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c '$(OFTEN)'
+	@$(BIN)/python -c '$(OFTEN)' & $(BIN)/python -c '$(OFTEN_TOO)'; wait $$!
 	@touch $@
 
-# torch first and plainly: each machine gets its own build. Then the whole lock without resolving or compiling, which
-# halves the time; then with resolving where something is missing, as another platform may need more.
+# torch beside the other packages of the lock, all without resolving or compiling, on two cores; then with resolving
+# where something is missing: other builds of torch, and other platforms, need more.
 .venv/.requirements: requirements.lock
 	@test -e $@ || { $(PYTHON) -c '$(CHECK_PYTHON)' && $(PYTHON) -m venv --clear .venv; }
 	@rm -f $@ $(READY)
-	@echo "installing torch into .venv (the whole set-up takes some minutes)"
-	@$(PIP) "$$(grep '^torch==' $<)"
-	@echo "installing the other $$(grep -c '^[^\#]' $<) packages of $<"
-	@$(PIP) --no-compile --no-deps --requirement $<
+	@echo "installing the $$(grep -c '^[^\#]' $<) packages of $< into .venv (the whole set-up takes some minutes)"
+	@grep '^torch==' $< >.venv/torch; grep -v '^torch==' $< >.venv/others
+	@$(PIP) --no-compile --no-deps --requirement .venv/torch & torch=$$!; \
+	  $(PIP) --no-compile --no-deps --requirement .venv/others; others=$$?; wait $$torch && exit $$others
 	@$(BIN)/python -m pip check >/dev/null || $(PIP) --no-compile --requirement $<
 	@touch $@

@@ -39,6 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "src")]
 
 from support.project import Project, senders  # noqa: E402
+from support.warm import warm  # noqa: E402
 
 from paribus.graph import stage_definitions  # noqa: E402
 from paribus.machine.hardware import cpu_name  # noqa: E402
@@ -59,6 +60,7 @@ DVC_FILES = {
 }  # and what its errors call them
 UNREADABLE = ("corrupted", "format error", "validation failed", "is invalid", "unable to read")
 MAX_STARTS = 30  # in a row without a kill: then something is stuck
+LOADING_SECONDS = 3.0  # of a stage whose libraries are not loaded
 # Less work than the tests' tiny pipeline: a kill costs a start, and starts are what this takes its time for.
 SMALLER = {
     "corpus.world.megabytes": 0.05,
@@ -93,17 +95,20 @@ class Tally:
 class Repro:
     """A running `dvc repro`; `stage` is what it runs."""
 
-    def __init__(self, project: Project, target: str | None) -> None:
+    def __init__(self, project: Project, target: str | None, *, warmly: bool = False) -> None:
         self.root = project.root
         self.log = project.root.parent / f"{project.root.name}.log"
         self.began = self.log.stat().st_size if self.log.exists() else 0
+        environment = project.environment() | {"PYTHONUNBUFFERED": "1"}
+        if warmly:
+            environment["PATH"] = f"{warm().programs}{os.pathsep}{environment['PATH']}"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 ["dvc", "repro", *filter(None, [target])],
                 cwd=project.root,
                 stdout=log,
                 stderr=log,
-                env=project.environment() | {"PYTHONUNBUFFERED": "1"},
+                env=environment,
                 start_new_session=True,
             )
 
@@ -279,16 +284,20 @@ def begun_stages(run: Repro) -> Iterator[str]:
         time.sleep(0.02)
 
 
-def undisturbed(project: Project, target: str | None) -> dict[str, float]:
-    """Run the pipeline through -> seconds of each stage. Raises where it fails."""
-    run, began, seconds = Repro(project, target), {}, {}
+def undisturbed(project: Project, target: str | None, warmly: bool) -> dict[str, float]:
+    """Run the pipeline through -> seconds of each stage, loading included. Raises where it fails."""
+    if warmly:
+        project.feed_mlflow()
+    run = Repro(project, target, warmly=warmly)
+    began, seconds = {}, {}
     for stage in begun_stages(run):
         began[stage] = time.monotonic()
     if run.process.wait():
         raise SystemExit(run.text())
     names = list(began)
     for name, following in zip(names, [*names[1:], None], strict=True):
-        seconds[name] = (began[following] if following else time.monotonic()) - began[name]
+        ended = began[following] if following else time.monotonic()
+        seconds[name] = ended - began[name] + warmly * LOADING_SECONDS
     return seconds
 
 
@@ -368,11 +377,13 @@ def check_steps(project: Project, stage: str) -> list[str]:
 # ---------------------------------------------------------------- the command
 
 
-def kill_test(folder: Path, kills: int, seed: int, target: str | None) -> dict[str, Any]:
+def kill_test(
+    folder: Path, kills: int, seed: int, target: str | None, warmly: bool
+) -> dict[str, Any]:
     """All of it -> the figures, `faults` among them."""
     luck, tally, began = random.Random(seed), Tally(), time.monotonic()
     reference = Project(make(folder / "reference"), ROOT, **SMALLER).start()
-    durations = undisturbed(reference, target)
+    durations = undisturbed(reference, target, warmly)
     print(
         "undisturbed:",
         ", ".join(f"{name} {seconds:.1f} s" for name, seconds in durations.items()),
@@ -414,12 +425,18 @@ def main() -> None:
         "--training-only", action="store_true", help="leave out evaluation and report"
     )
     parser.add_argument(
+        "--warm-reference",
+        action="store_true",
+        help="fork the stages of the undisturbed run from a process that has loaded their libraries",
+    )
+    parser.add_argument(
         "--folder", type=Path, help="an empty folder to work in, kept; else a temporary one"
     )
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="paribus-kills-"))
-    result = kill_test(folder, args.kills, args.seed, "rl" if args.training_only else None)
+    target = "rl" if args.training_only else None
+    result = kill_test(folder, args.kills, args.seed, target, args.warm_reference)
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -18,9 +18,7 @@ from support.tiny import TINY
 from paribus.config import Config, load_config
 from paribus.data.tokenizer import Tokenizer, train_tokenizer
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # two test files run side by side; before torch is loaded
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # files run side by side; before torch is loaded
 
 pytest_plugins = ("support.processor_times",)
 

@@ -23,7 +23,11 @@ from paribus.export.stock import known_keys, stock_for
 from paribus.model.gpt import GPT, save_checkpoint
 from paribus.study.finished import FinishedRun, in_checkpoint
 
-transformers = pytest.importorskip("transformers", reason="needs transformers (the dev extra)")
+
+def transformers() -> Any:
+    """Loaded where a test needs it: every worker imports every file."""
+    return pytest.importorskip("transformers", reason="needs transformers (the dev extra)")
+
 
 SMALL = {
     "model.depth": 3,
@@ -129,7 +133,7 @@ def logits_here(checkpoint: Path, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def logits_there(folder: Path, tokens: torch.Tensor, **options: Any) -> torch.Tensor:
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
+    model = transformers().AutoModelForCausalLM.from_pretrained(folder, **options)
     with torch.no_grad():
         logits: torch.Tensor = model(tokens).logits
     return logits
@@ -171,7 +175,7 @@ def test_generation_with_a_cache_and_with_padding_says_what_it_says_without(
 ) -> None:
     run = saved(tmp_path / "checkpoint", {"model.value_residual": True}, tokenizer)
     export_folder(run, tmp_path / "checkpoint", tmp_path / "out")
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    model = transformers().AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", trust_remote_code=True
     )
     prompt = TOKENS[:, :9]
@@ -187,7 +191,7 @@ def test_the_chat_template_makes_the_tokens_of_training(tokenizer: Path, tmp_pat
     from paribus.data.chat import render, render_prompt
 
     export_folder(saved(tmp_path / "c", {}, tokenizer), tmp_path / "c", tmp_path / "out")
-    there = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    there = transformers().AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
     worked = [
         {"type": "text", "text": "That is 3*4="},
         {"type": "tool_call", "text": "3*4"},

@@ -27,7 +27,6 @@ from paribus.plan.devices import (
     peak_flops,
 )
 from paribus.plan.estimate import as_json, make_plan, stage_plan
-from paribus.plan.tracker import track_step
 from paribus.recipe import Recipe
 
 
@@ -133,6 +132,8 @@ POINTS: dict[
 
 @pytest.mark.parametrize("name", POINTS)
 def test_memory_is_within_5_percent_of_torchs_tracker(name: str) -> None:
+    from paribus.plan.tracker import track_step  # which loads the whole of torch.distributed
+
     overrides, vocab, rows, dtype, accumulate, packed = POINTS[name]
     config = load_config(ROOT / "params.yaml", SMALL | overrides)
     tracked = track_step(

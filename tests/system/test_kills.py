@@ -23,6 +23,7 @@ def test_kills_leave_no_trace(project_root: Path, tmp_path: Path, soak: bool) ->
         "--seed",
         "1",
         "--training-only",
+        *([] if soak else ["--warm-reference"]),
         "--folder",
         str(tmp_path / "work"),
         "--out",
