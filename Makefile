@@ -80,7 +80,7 @@ OFTEN_TOO := import optuna, statsmodels.api, transformers, paribus.cli.commands,
 # A stamp is removed before its install and written after it: an interrupted one starts again from an empty .venv.
 $(READY): .venv/.requirements pyproject.toml
 	@$(PIP) --no-deps --no-build-isolation --editable .
-	@$(BIN)/python -c '$(OFTEN)' & $(BIN)/python -c '$(OFTEN_TOO)'; wait $$!
+	@$(BIN)/python -c '$(OFTEN)' & often=$$!; $(BIN)/python -c '$(OFTEN_TOO)' && wait $$often
 	@touch $@
 
 # torch beside the other packages of the lock, all without resolving or compiling, on two cores; then with resolving

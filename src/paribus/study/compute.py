@@ -81,11 +81,8 @@ def in_compute(experiment: Experiment, outcomes: Outcomes, judged: Judged) -> di
         horizons[run.compute] = horizons.get(run.compute, 0) + 1
     found = {}
     for arm in experiment.arms:
-        effect = judged.effects.get(arm)
-        alpha = experiment.alpha
-        if effect is not None and effect.looks:
-            alpha = level(effect.looks, alpha)
         own = [own for _, own in matched(outcomes.results, arm) if _is_usable(own)]
+        alpha = _level_of(experiment, judged, arm)
         saved = None
         if own and len(horizons) > 1 and alpha > 0:
             is_matched = arm not in shared or shared[arm].holds
@@ -95,10 +92,18 @@ def in_compute(experiment: Experiment, outcomes: Outcomes, judged: Judged) -> di
         if saved is None:
             why = "more runs of the baseline at two horizons are needed, and of the arm"
             found[arm] = InCompute(None, (), horizons, why)
-            continue
-        worth = _worth(experiment, outcomes.results, arm, saved)
-        found[arm] = InCompute(saved, tuple(worth), horizons, _why_open(saved))
+        else:
+            worth = _worth(experiment, outcomes.results, arm, saved)
+            found[arm] = InCompute(saved, tuple(worth), horizons, _why_open(saved))
     return found
+
+
+def _level_of(experiment: Experiment, judged: Judged, arm: str) -> float:
+    """The level of an arm's intervals: what its looks leave of alpha."""
+    effect = judged.effects.get(arm)
+    if effect is None or not effect.looks:
+        return experiment.alpha
+    return level(effect.looks, experiment.alpha)
 
 
 def _of_baseline(experiment: Experiment, results: Sequence[Result]) -> list[Result]:
@@ -216,25 +221,31 @@ def _reach(experiment: Experiment, first: Sequence[Result], arm: str) -> tuple[f
     """The least and the largest horizon that an arm's result needs, from the runs at the two next to 1; (1, 1): no more."""
     horizons = experiment.horizons
     assert horizons is not None
-    near = {1.0, *horizons.first}
+    scale = _scale_needed(experiment, first, arm, {1.0, *horizons.first})
+    if scale is None:
+        return 1.0, 1.0
+    if scale > 1:
+        beyond = [one for one in horizons.scales if one >= scale]
+        return 1.0, min(beyond, default=horizons.scales[-1])
+    below = [one for one in horizons.scales if one <= scale]
+    return max(below, default=horizons.scales[0]), 1.0
+
+
+def _scale_needed(
+    experiment: Experiment, first: Sequence[Result], arm: str, near: set[float]
+) -> float | None:
+    """The horizon, as a share of its own, at which the baseline has an arm's result; None where the runs do not tell."""
     baseline = [one for one in first if experiment.groups[one.arm].arm == BASELINE]
     near_runs = [one for one in baseline if experiment.groups[one.arm].scale in near]
     own = [one for one in first if one.arm == arm]
     wanted = experiment.seeds.first
     if len(near_runs) < len(near) * wanted or len(own) < wanted:
-        return 1.0, 1.0
+        return None
     saved = compute_saved(
         [_trained(one) for one in near_runs], [_trained(one) for one in own], experiment.direction
     )
     needs = saved.baseline_needs.estimate if saved else None
-    if saved is None or needs is None:
-        return 1.0, 1.0
-    scale = needs / _own_horizon(experiment, near_runs)
-    beyond = [one for one in horizons.scales if one >= scale]
-    below = [one for one in horizons.scales if one <= scale]
-    if scale > 1:
-        return 1.0, min(beyond, default=horizons.scales[-1])
-    return max(below, default=horizons.scales[0]), 1.0
+    return None if needs is None else needs / _own_horizon(experiment, near_runs)
 
 
 def _own_horizon(experiment: Experiment, runs: Sequence[Result]) -> float:

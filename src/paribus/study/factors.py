@@ -211,27 +211,15 @@ def _level_problems(where: str, levels: Any, base: Mapping[str, Any]) -> list[st
     """What is wrong with the levels of one factor."""
     if not isinstance(levels, dict) or not levels:
         return [f"{where}: {shown(levels)}; {MEANT}"]
-    problems = []
     known = flatten(settings(base))
+    problems = []
     for key, values in levels.items():
         if key not in known:
             problems.append(f"{where}: {shown(key)}: unknown key; {hint(key, list(known))}")
         elif key == "seed":
             problems.append(f"{where}: seed is no factor: every cell runs at the same seeds")
-        elif not isinstance(values, list) or len(values) != 2:
-            count = (
-                f"{len(values)} level{'s' if len(values) != 1 else ''}"
-                if isinstance(values, list)
-                else shown(values)
-            )
-            problems.append(f"{where}.{key}: {count}; {MEANT}: two levels, no more and no fewer")
-        elif values[0] == values[1]:
-            problems.append(f"{where}.{key}: both levels are {shown(values[0])}")
-        elif values[0] != known[key]:
-            problems.append(
-                f"{where}.{key}: its first level is {shown(values[0])}, and the baseline's value is {shown(known[key])}; the "
-                "first level is the baseline's"
-            )
+        else:
+            problems += _value_problems(f"{where}.{key}", values, known[key])
     if not problems:
         second = {key: values[1] for key, values in levels.items()}
         try:
@@ -239,6 +227,24 @@ def _level_problems(where: str, levels: Any, base: Mapping[str, Any]) -> list[st
         except UserError as error:
             problems += [f"{where}: {problem}" for problem in error.problems]
     return problems
+
+
+def _value_problems(where: str, values: Any, baseline: Any) -> list[str]:
+    """What is wrong with the levels of one key, whose value in the baseline is `baseline`."""
+    if not isinstance(values, list):
+        return [f"{where}: {shown(values)}; {MEANT}: two levels, no more and no fewer"]
+    if len(values) != 2:
+        count = f"{len(values)} level{'' if len(values) == 1 else 's'}"
+        return [f"{where}: {count}; {MEANT}: two levels, no more and no fewer"]
+    first, second = values
+    if first == second:
+        return [f"{where}: both levels are {shown(first)}"]
+    if first != baseline:
+        return [
+            f"{where}: its first level is {shown(first)}, and the baseline's value is {shown(baseline)}; the "
+            "first level is the baseline's"
+        ]
+    return []
 
 
 def _asked(value: Any, factors: Mapping[str, Factor], problems: list[str]) -> tuple[Term, ...]:
@@ -326,26 +332,30 @@ def _design(
         return np.asarray(ff2n(number), float)
     there = fractions(number)
     fine = [design for design in there if not _confused(design, names, asked)]
-    if cells == 0 and fine:
-        return fine[0]
-    wanted = [design for design in there if len(design) == cells]
-    if wanted and not _confused(wanted[0], names, asked):
-        return wanted[0]
+    fitting = [design for design in fine if cells in (0, len(design))]
+    if fitting:
+        return fitting[0]
     enough = f"{{fraction: {len(fine[0])}}}" if fine else "full"
+    wanted = [design for design in there if len(design) == cells]
     if cells and not wanted:
         problems.append(
             f"design.fraction: no fraction of {number} factors with {cells} cells tells all factors apart; design: {enough} does"
         )
         return None
-    pairs = _confused(wanted[0] if wanted else there[-1], names, asked) if there else []
-    told = ", ".join(f"{name_of(one)} with {name_of(other)}" for one, other in pairs[:3])
-    more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
     size = f"{cells} cells" if cells else f"fewer than {2**number} cells"
+    pairs = [pair for design in wanted or there[-1:] for pair in _confused(design, names, asked)]
+    fewer = ", or ask for fewer `interactions`" if cells or there else ""
     problems.append(
-        f"design: a fraction of {size} aliases what is asked: {told}{more}; design: {enough} tells them apart"
-        + ("" if cells == 0 and not there else ", or ask for fewer `interactions`")
+        f"design: a fraction of {size} aliases what is asked: {_told(pairs)}; "
+        f"design: {enough} tells them apart{fewer}"
     )
     return None
+
+
+def _told(pairs: Sequence[tuple[Term, Term]]) -> str:
+    """The first pairs of effects, and how many more there are."""
+    told = ", ".join(f"{name_of(one)} with {name_of(other)}" for one, other in pairs[:3])
+    return f"{told} and {len(pairs) - 3} more" if len(pairs) > 3 else told
 
 
 def _confused(

@@ -156,35 +156,14 @@ _PLACEHOLDERS: dict[str, Any] = {
 
 def _parse(name: str, raw: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
     """The experiment and its problems; the experiment is usable only without problems."""
-    problems = [f"{shown(key)}: unknown key; {hint(key, KEYS)}" for key in raw if key not in KEYS]
-    problems += [f"{key}: missing" for key in REQUIRED if key not in raw]
-    problems += asked.design_problems(raw)
-    if "factors" not in raw:
-        problems += [f"{key}: only with factors" for key in FACTORIAL if key in raw]
-    for key in ("factors", "tune"):
-        others = [
-            other for other in ("tune", "horizons", "ladder") if other in raw and other != key
-        ]
-        problems += [f"{other}: not with {key}" for other in others if key in raw]
-    wrong_name = fields.name_problem(name)
-    if wrong_name:
-        problems.append(wrong_name)
+    problems = _key_problems(name, raw)
     # A study that was registered with looks of its own keeps the verdicts that it was registered with.
     open_arms = raw.get("seeds", "open") == "open" and "factors" not in raw
     values = {"borrow": open_arms} | _PLACEHOLDERS | dict(raw)
     of_baseline: list[str] = []
     of_stages: list[str] = []
     profile, base = read_baseline(values["baseline"], of_baseline)
-    factorial: Factorial | None = None
-    arms: dict[str, Arm] = {}
-    if "factors" in raw:
-        problems += factorial_problems(raw)
-        if not of_baseline:
-            factorial, arms = read_factorial(raw, base, problems)
-    elif "arms" in raw:
-        arms = read_arms(raw["arms"], BASELINE, problems)
-    else:
-        problems.append("arms: missing; or factors, for several changes at once")
+    factorial, arms = _arms(raw, None if of_baseline else base, problems)
     targets, stages = read_stages(raw["stages"], of_stages) if "stages" in raw else ([], [])
     metric, direction = Metric("", "", "", ""), "lower"
     if "metric" in raw:
@@ -220,13 +199,48 @@ def _parse(name: str, raw: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
         tune=read_tuning(raw["tune"], problems) if "tune" in raw else None,
     )
     if stages and not of_baseline:
-        experiment = _with_code(experiment, problems)
-        of_arms = [] if "ladder" in raw else arm_problems(experiment)
-        if experiment.tune is not None and not of_arms:
-            problems += tuning_problems(experiment)
-        problems += of_arms + target_problems(experiment)
-        experiment = with_designs(experiment, raw.get("ladder"), raw.get("horizons"), problems)
+        experiment = _with_what_needs_stages(experiment, raw, problems)
     return experiment, [*problems, *of_baseline, *of_stages]
+
+
+def _key_problems(name: str, raw: Mapping[str, Any]) -> list[str]:
+    """Keys that are unknown, missing, or do not go together, and a name that no study may have."""
+    problems = [f"{shown(key)}: unknown key; {hint(key, KEYS)}" for key in raw if key not in KEYS]
+    problems += [f"{key}: missing" for key in REQUIRED if key not in raw]
+    problems += asked.design_problems(raw)
+    if "factors" not in raw:
+        problems += [f"{key}: only with factors" for key in FACTORIAL if key in raw]
+    for key in ("factors", "tune"):
+        if key in raw:
+            others = [other for other in ("tune", "horizons", "ladder") if other in raw]
+            problems += [f"{other}: not with {key}" for other in others if other != key]
+    wrong_name = fields.name_problem(name)
+    return [*problems, wrong_name] if wrong_name else problems
+
+
+def _arms(
+    raw: Mapping[str, Any], base: dict[str, Any] | None, problems: list[str]
+) -> tuple[Factorial | None, dict[str, Arm]]:
+    """The factors and arms of a file; base: overrides of the baseline, None where they are wrong."""
+    if "factors" in raw:
+        problems += factorial_problems(raw)
+        return (None, {}) if base is None else read_factorial(raw, base, problems)
+    if "arms" in raw:
+        return None, read_arms(raw["arms"], BASELINE, problems)
+    problems.append("arms: missing; or factors, for several changes at once")
+    return None, {}
+
+
+def _with_what_needs_stages(
+    experiment: Experiment, raw: Mapping[str, Any], problems: list[str]
+) -> Experiment:
+    """With the code, ladder and horizons of its arms, examined for what the stages make of them."""
+    experiment = _with_code(experiment, problems)
+    of_arms = [] if "ladder" in raw else arm_problems(experiment)
+    if experiment.tune is not None and not of_arms:
+        problems += tuning_problems(experiment)
+    problems += of_arms + target_problems(experiment)
+    return with_designs(experiment, raw.get("ladder"), raw.get("horizons"), problems)
 
 
 def noise_experiment(
