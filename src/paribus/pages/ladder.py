@@ -15,11 +15,12 @@ from paribus.study.experiment import BASELINE, Experiment
 from paribus.study.groups import Ladder, Rung
 from paribus.study.ladder import Climb, LadderJudged, on_rung
 from paribus.study.outcomes import Outcomes
-from paribus.study.trend import Estimate
+from paribus.study.trend import Estimate, Trend
 from paribus.study.verdict import costs
 from paribus.text import quantity, signed
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 LINES = (BLUE, RED, GREEN, GOLD)
@@ -204,28 +205,10 @@ def draw_ladder(experiment: Experiment, judged: LadderJudged) -> Figure | None:
     places = [rung.flops for rung in (*ladder.rungs, ladder.beyond)]
     between = np.geomspace(min(places), max(places), 100)
     for (arm, climb), colour in zip(fitted.items(), LINES * len(fitted), strict=False):
-        assert climb.trend is not None
         level = experiment.alpha if climb.level is None else climb.level
-        bands = [climb.trend.at(float(at), level) for at in between]
-        low, high = [band.low for band in bands], [band.high for band in bands]
-        axes.fill_between(between, low, high, color=colour, alpha=0.12, linewidth=0)
-        axes.plot(between, [band.mean for band in bands], color=colour, linewidth=1.6, label=arm)
-        for one in climb.rungs:
-            for difference in one.differences:
-                axes.plot(one.rung.flops, difference, marker="_", markersize=8, color=FAINT)
-            if one.effect is not None:
-                axes.plot(one.rung.flops, one.effect.mean, marker="s", markersize=6, color=colour)
-        if climb.predicted is not None and math.isfinite(climb.predicted.high):
-            ends = [climb.predicted.low, climb.predicted.high]
-            axes.plot([ladder.beyond.flops] * 2, ends, color=colour, linewidth=2.4)
-            axes.plot(
-                ladder.beyond.flops,
-                climb.predicted.mean,
-                marker="D",
-                markersize=7,
-                color=colour,
-                markerfacecolor="white",
-            )
+        _draw_line(axes, arm, climb.trend, between, level, colour)
+        _draw_rungs(axes, climb, colour)
+        _draw_prediction(axes, climb, ladder.beyond.flops, colour)
     axes.set_xscale("log")
     axes.minorticks_off()
     axes.set_xticks(places, [_tick(ladder, at) for at in places])
@@ -238,6 +221,37 @@ def draw_ladder(experiment: Experiment, judged: LadderJudged) -> Figure | None:
         experiment.metric.unit,
     )
     return figure
+
+
+def _draw_line(
+    axes: Axes, arm: str, trend: Trend | None, flops: np.ndarray, level: float, colour: str
+) -> None:
+    """An arm's line with its band, at FLOPs (n,)."""
+    if trend is None:
+        return
+    bands = [trend.at(float(at), level) for at in flops]
+    low, high = [band.low for band in bands], [band.high for band in bands]
+    axes.fill_between(flops, low, high, color=colour, alpha=0.12, linewidth=0)
+    means = [band.mean for band in bands]
+    axes.plot(flops, means, color=colour, linewidth=1.6, label=arm)
+
+
+def _draw_rungs(axes: Axes, climb: Climb, colour: str) -> None:
+    """Every difference of an arm at every size, and their mean."""
+    for one in climb.rungs:
+        for difference in one.differences:
+            axes.plot(one.rung.flops, difference, marker="_", markersize=8, color=FAINT)
+        if one.effect is not None:
+            axes.plot(one.rung.flops, one.effect.mean, marker="s", markersize=6, color=colour)
+
+
+def _draw_prediction(axes: Axes, climb: Climb, flops: float, colour: str) -> None:
+    """What is predicted of the size that is not trained."""
+    predicted = climb.predicted
+    if predicted is None or not math.isfinite(predicted.high):
+        return
+    axes.plot([flops] * 2, [predicted.low, predicted.high], color=colour, linewidth=2.4)
+    axes.plot(flops, predicted.mean, "D", markersize=7, color=colour, markerfacecolor="white")
 
 
 def _tick(ladder: Ladder, flops: float) -> str:
