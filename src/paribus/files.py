@@ -62,6 +62,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace a file by `content`, text as UTF-8, so that it is the old or the new one, whole, whatever happens.
 
     Raises MachineError, and leaves the old file, where the disk is full or refuses otherwise.
+
+    path: of the file, in a folder that exists.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
     with replacing(path) as aside:
@@ -113,7 +115,10 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def put_in_place(aside: Path, path: Path) -> None:
-    """Bring a finished file to the disk and give it its name; the name is on the disk when this returns."""
+    """Bring a finished file to the disk and give it its name; the name is on the disk when this returns.
+
+    aside: the finished file, on the same disk. path: its name from now on.
+    """
     _sync(aside)
     os.replace(aside, path)
     _sync(path.parent)
@@ -236,7 +241,10 @@ def read_json(
 
 
 def read_value(path: Path, shape: Shape, *, move: bool = True) -> Any:
-    """As `read_json`, for a file that may hold any JSON value."""
+    """As `read_json`, for a file that may hold any JSON value.
+
+    path: of the file. shape: that the value must have. move: put a damaged file aside.
+    """
     problem = "replaced while it was read"
     for _ in range(3):  # another process may replace the file between reading and putting aside
         try:
@@ -262,7 +270,10 @@ def read_value(path: Path, shape: Shape, *, move: bool = True) -> Any:
 
 
 def parse(text: bytes, shape: Shape) -> tuple[Any, str | None]:
-    """(the value, None), or (None, what is wrong with it)."""
+    """(the value, None), or (None, what is wrong with it).
+
+    text: of a file. shape: that the value must have.
+    """
     if not text.strip(b"\0 \n\t\r"):
         return None, "empty"
     try:
@@ -288,7 +299,10 @@ def _same_file(path: Path, before: os.stat_result) -> bool:
 
 
 def report_damage(path: Path, problem: str, move: bool = True) -> None:
-    """Name a damaged file on stderr, and put it aside. The same file is named only once."""
+    """Name a damaged file on stderr, and put it aside. The same file is named only once.
+
+    path: of the file. problem: what is wrong with it. move: rename it to NAME.damaged.
+    """
     if str(path) in _named:
         return
     aside = free_name(path)
@@ -336,7 +350,10 @@ class Extent:
 
 
 def beginning(path: Path, extent: Extent) -> bytes | None:
-    """The first bytes of a file if they are those of `extent`; None where the file is absent, shorter or altered."""
+    """The first bytes of a file if they are those of `extent`; None where the file is absent, shorter or altered.
+
+    path: of the file, which may have grown since.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(extent.size)
@@ -354,6 +371,8 @@ def read_lines(
     """([(line, row)] of the sound lines, the problems of the others) of a JSONL file.
 
     A last line without its end is being written, or was torn by a kill: it is left out, and does not count as damage.
+
+    path: of the file. shape: that each row must have; None: any.
     """
     rows: list[tuple[bytes, dict[str, object]]] = []
     problems: list[str] = []
@@ -370,7 +389,10 @@ def read_lines(
 
 
 def read_rows(path: Path, shape: Shape | None = None) -> list[dict[str, Any]]:
-    """Every row of a JSONL file; damaged lines are named once on stderr and left out."""
+    """Every row of a JSONL file; damaged lines are named once on stderr and left out.
+
+    path: of the file. shape: that each row must have; None: any.
+    """
     rows, problems = read_lines(path, shape)
     if problems and str(path) not in _named:
         _named.add(str(path))
@@ -379,7 +401,10 @@ def read_rows(path: Path, shape: Shape | None = None) -> list[dict[str, Any]]:
 
 
 def set_lines_aside(path: Path, problems: list[str]) -> None:
-    """Name the damaged lines of a JSONL file that is about to be rewritten without them, and keep a copy of it."""
+    """Name the damaged lines of a JSONL file that is about to be rewritten without them, and keep a copy of it.
+
+    path: of the file. problems: as `read_lines` names them.
+    """
     aside = free_name(path)
     shutil.copyfile(path, aside)
     print(
@@ -398,7 +423,10 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)")  # .NAME.PID: written aside, to be renam
 
 
 def remove_leftovers(folder: Path, recursive: bool = False) -> None:
-    """Remove the files in `folder` that a process was writing aside when it was killed; those of living ones stay."""
+    """Remove the files in `folder` that a process was writing aside when it was killed; those of living ones stay.
+
+    recursive: in the folders below as well.
+    """
     paths = folder.rglob(".*") if recursive else folder.glob(".*")
     for path in list(paths):
         named = _TEMPORARY.fullmatch(path.name)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from support.warm import warm
 
-from paribus.cli import doctor
+from paribus.cli import doctor, machine_checks
 from paribus.machine.provenance import git_state
 
 
@@ -95,7 +95,7 @@ def test_a_driver_that_torch_cannot_use_is_told_with_its_cure(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(doctor, "unused_driver", lambda: "535.104.05")
+    monkeypatch.setattr(machine_checks, "unused_driver", lambda: "535.104.05")
     params = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(params.replace("device: auto", f"device: {device}"))
     assert found("gpu").state == state

@@ -52,6 +52,8 @@ def application(
     /answer takes JSON from this page and from programs here. What it refuses is answered with {"problems": [...]}: a
     request of another site's page with 403, a body of another kind with 415, one that is too large with 413, any other
     with 400.
+
+    speakers: checkpoints by name, loaded. options: with which the page begins. prompts: offered on it.
     """
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
@@ -140,7 +142,10 @@ def check_origin(headers: Mapping[str, str]) -> None:
 
 
 async def read_body(pieces: AsyncIterator[bytes], headers: Mapping[str, str]) -> bytes:
-    """The body, of at most MOST_BYTES; no more of a larger one is kept. Raises Refused."""
+    """The body, of at most MOST_BYTES; no more of a larger one is kept. Raises Refused.
+
+    pieces: of the body, as they come. headers: of the request, which name its length.
+    """
     too_large = Refused(413, f"the message is larger than {MOST_BYTES:,} bytes; expected less")
     length = headers.get("content-length", "")
     if length.isdecimal() and int(length) > MOST_BYTES:
@@ -157,7 +162,10 @@ async def read_body(pieces: AsyncIterator[bytes], headers: Mapping[str, str]) ->
 
 
 def render(speakers: Mapping[str, Speaker], options: Options, prompts: tuple[str, ...]) -> str:
-    """The page as HTML."""
+    """The page as HTML.
+
+    speakers: checkpoints by name. options: with which it begins. prompts: offered on it.
+    """
     import dataclasses
 
     import jinja2
@@ -177,7 +185,10 @@ def render(speakers: Mapping[str, Speaker], options: Options, prompts: tuple[str
 def read_request(
     body: bytes, speakers: Mapping[str, Speaker]
 ) -> tuple[Speaker, list[dict[str, Any]], Options]:
-    """(speaker, messages, options) of {"checkpoint", "messages", "options"}. Raises UserError with every problem."""
+    """(speaker, messages, options) of {"checkpoint", "messages", "options"}. Raises UserError with every problem.
+
+    body: JSON. speakers: checkpoints by name, of which it asks for one.
+    """
     request, problem = parse(body, REQUEST)
     if problem is not None:
         raise UserError(f"not a request of this page: {problem}")
@@ -276,7 +287,11 @@ def serve(
     prompts: tuple[str, ...],
     settings: config.Config,
 ) -> None:
-    """Serve the page until Ctrl-C. Raises UserError for checkpoints that are not there, all at once, or a port in use."""
+    """Serve the page until Ctrl-C. Raises UserError for checkpoints that are not there, all at once, or a port in use.
+
+    checkpoints: their names or folders. port: of 127.0.0.1. options: with which the page begins. prompts: offered
+    on it. settings: of the project, for the device.
+    """
     import uvicorn
 
     speakers: dict[str, Speaker] = {}

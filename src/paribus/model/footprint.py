@@ -49,7 +49,10 @@ class Batch:
 
 
 def norm(config: Architecture, batch: Batch) -> int:
-    """`layers.Norm` of the residual stream. What it returns is counted where it goes."""
+    """`layers.Norm` of the residual stream. What it returns is counted where it goes.
+
+    config: of the model. batch: of one forward pass.
+    """
     kept = FP32 * batch.tokens  # statistics
     if not norm_keeps_output(config, batch):
         kept += stream(config, batch)
@@ -59,17 +62,26 @@ def norm(config: Architecture, batch: Batch) -> int:
 
 
 def norm_keeps_output(config: Architecture, batch: Batch) -> bool:
-    """Whether a norm is `kernels.RootMeanSquare`: it keeps what it gives, which others keep anyway, and not what it takes."""
+    """Whether a norm is `kernels.RootMeanSquare`: it keeps what it gives, which others keep anyway, and not what it takes.
+
+    config: of the model. batch: of one forward pass.
+    """
     return config.norm == "rms" and not batch.cuda
 
 
 def norm_keeps_values(config: Architecture, batch: Batch) -> bool:
-    """Whether a norm keeps its values before a gain or a bias, besides what it returns."""
+    """Whether a norm keeps its values before a gain or a bias, besides what it returns.
+
+    config: of the model. batch: of one forward pass.
+    """
     return config.norm_gain or (config.norm_bias and norm_keeps_output(config, batch))
 
 
 def attention(config: Architecture, layer: int, batch: Batch) -> int:
-    """`layers.Attention` of block `layer`, its normalised input included."""
+    """`layers.Attention` of block `layer`, its normalised input included.
+
+    config: of the model. batch: of one forward pass.
+    """
     query_width = config.n_heads * config.head_dim
     kv_width = config.n_kv_heads * config.head_dim
     numbers = config.width  # the input
@@ -108,6 +120,8 @@ def attention_scores(config: Architecture, batch: Batch) -> int:
     """What an attention that forms all scores, (B, H, T, T), keeps besides what a fused kernel would.
 
     Those are soft-capped logits, and dropout on a CPU, for which torch computes in fp32.
+
+    config: of the model. batch: of one forward pass.
     """
     if batch.cuda or not (config.attention_softcap or config.attention_dropout):
         return 0
@@ -128,7 +142,10 @@ def attention_scores(config: Architecture, batch: Batch) -> int:
 
 
 def dropped(numbers: int, batch: Batch) -> int:
-    """What dropout of so many numbers keeps: bytes on CUDA, factors elsewhere."""
+    """What dropout of so many numbers keeps: bytes on CUDA, factors elsewhere.
+
+    batch: whose device decides.
+    """
     return numbers * (BOOL if batch.cuda else batch.itemsize)
 
 
@@ -136,6 +153,8 @@ def mask(config: Architecture, layer: int, batch: Batch) -> int:
     """The additive mask that a block's attention keeps where it is not plainly causal, (B or 1, 1, T, T).
 
     FlexAttention, on CUDA, keeps none.
+
+    config: of the model. batch: of one forward pass. layer: number of the block.
     """
     if batch.cuda:
         return 0
@@ -158,7 +177,10 @@ KEPT_BY_ACTIVATION = {
 
 
 def mlp(config: Architecture, batch: Batch) -> int:
-    """`layers.MLP`, its normalised input included."""
+    """`layers.MLP`, its normalised input included.
+
+    config: of the model. batch: of one forward pass.
+    """
     hidden = mlp_hidden(config)
     shapes = mlp_shapes(config)
     weights = sum(math.prod(shape) for shape in shapes.values())
@@ -176,7 +198,10 @@ def mlp(config: Architecture, batch: Batch) -> int:
 
 
 def join(config: Architecture, batch: Batch) -> int:
-    """`layers.Join`, and the norm's result where nothing else keeps it."""
+    """`layers.Join`, and the norm's result where nothing else keeps it.
+
+    config: of the model. batch: of one forward pass.
+    """
     kept = norm(config, batch)
     if config.norm_position == "sandwich":
         kept += norm(config, batch)
@@ -188,7 +213,10 @@ def join(config: Architecture, batch: Batch) -> int:
 
 
 def block(config: Architecture, layer: int, batch: Batch) -> int:
-    """`layers.Block` number `layer`."""
+    """`layers.Block` number `layer`.
+
+    config: of the model. batch: of one forward pass.
+    """
     kept = config.residual_scalars * stream(config, batch)  # the input before its factor
     kept += join(config, batch) + attention(config, layer, batch) + mlp(config, batch)
     if config.parallel_blocks:
@@ -197,7 +225,10 @@ def block(config: Architecture, layer: int, batch: Batch) -> int:
 
 
 def outside_blocks(config: Architecture, batch: Batch) -> int:
-    """What `GPT.hidden` keeps before and after its blocks: streams, token numbers, and masks before they are additive."""
+    """What `GPT.hidden` keeps before and after its blocks: streams, token numbers, and masks before they are additive.
+
+    config: of the model. batch: of one forward pass.
+    """
     if norm_keeps_output(config, batch):
         streams = int(not config.residual_scalars)  # x0, which else is the first block's
     else:
@@ -215,12 +246,18 @@ def outside_blocks(config: Architecture, batch: Batch) -> int:
 
 
 def stream(config: Architecture, batch: Batch) -> int:
-    """The residual stream, (B, T, D)."""
+    """The residual stream, (B, T, D).
+
+    config: of the model. batch: of one forward pass.
+    """
     return batch.tokens * config.width * batch.itemsize
 
 
 def cast_copies(weights: int, batch: Batch) -> int:
-    """Cast copies of so many fp32 weights; in fp32 the weights themselves serve."""
+    """Cast copies of so many fp32 weights; in fp32 the weights themselves serve.
+
+    batch: whose number format decides.
+    """
     return 0 if batch.itemsize == FP32 else weights * batch.itemsize
 
 
@@ -232,6 +269,8 @@ def block_backward(config: Architecture, batch: Batch) -> int:
 
     It holds the gradient of the block's output, those inside the MLP less what is freed before the last of them is made, and
     that of a weight.
+
+    config: of the model. batch: of one forward pass.
     """
     hidden = mlp_hidden(config)
     inside = (1 if config.mlp in ("relu", "gelu") else 2) * hidden
@@ -244,6 +283,8 @@ def block_again(config: Architecture, batch: Batch) -> int:
     """What a block's second forward pass, with checkpointing, holds at its end besides the kept tensors.
 
     These are the stream before and after the MLP, the gradient that waits, and the tensor inside relu².
+
+    config: of the model. batch: of one forward pass.
     """
     inside = 2 * mlp_hidden(config) if config.mlp == "relu2" else 0
     return batch.tokens * batch.itemsize * (3 * config.width + inside)
@@ -255,6 +296,8 @@ def cross_entropy(
     """`cross_entropy.ChunkedCrossEntropy`: its own peak, and what it holds when its backward pass runs.
 
     The final norm's output is in both. chunk_rows: tokens of a chunk.
+
+    config: of the model. batch: of one forward pass. vocab_size: tokens of the tokenizer.
     """
     item, weight = batch.itemsize, vocab_size * config.width
     rows = min(chunk_rows, batch.tokens)
@@ -273,7 +316,10 @@ def cross_entropy(
 
 
 def future(config: Architecture, batch: Batch) -> int:
-    """`GPT._with_future`, besides the rows that it gives to the loss: what the heads read, and their norms."""
+    """`GPT._with_future`, besides the rows that it gives to the loss: what the heads read, and their norms.
+
+    config: of the model. batch: of one forward pass.
+    """
     if not config.future_tokens:
         return 0
     of_a_head = stream(config, batch) + FP32 * batch.tokens + cast_copies(config.width**2, batch)
@@ -281,7 +327,10 @@ def future(config: Architecture, batch: Batch) -> int:
 
 
 def cache(config: Architecture, rows: int, capacity: int, itemsize: int) -> int:
-    """`cache.KVCache` of `rows` sequences of at most `capacity` tokens, numbers of `itemsize` bytes."""
+    """`cache.KVCache` of `rows` sequences of at most `capacity` tokens, numbers of `itemsize` bytes.
+
+    config: of the model.
+    """
     numbers = applied_blocks(config) * rows * capacity * config.n_kv_heads * config.head_dim
     return 2 * numbers * itemsize
 
@@ -293,6 +342,9 @@ def optimizer_state(config: Architecture, vocab_size: int, optimizer: Optimizer)
     """Muon keeps one fp32 number a parameter of the block matrices, AdamW two of everything else, an average one of each.
 
     What a library's optimiser keeps of the matrices is not in it: plan/library.py tries that out.
+
+    config: of the model. vocab_size: tokens of the tokenizer. optimizer: which kinds of parameters it gives to Muon
+    and to AdamW.
     """
     counts = parameters(config, vocab_size)
     of_matrices = {"muon": 1, "adamw": 2}.get(optimizer.kind, 0)
@@ -312,6 +364,9 @@ def optimizer_update(
 
     Muon works on all matrices of one shape at once, AdamW on one kind of parameter; AdamW's fused kernel, on CUDA, makes none.
     Cautious decay keeps a copy of what decays. Those of a library's optimiser are not in it.
+
+    config: of the model. vocab_size: tokens of the tokenizer. optimizer: its settings. cuda: whether the fused
+    kernel is used.
     """
     counts = parameters(config, vocab_size)
     others = max(counts["embedding"] + counts["value_embeddings"], counts["head"])

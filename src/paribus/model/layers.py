@@ -127,26 +127,38 @@ class Attention(nn.Module):
             self.output_gate = Linear(gate_channels, config.n_heads)
 
     def forward(self, x: Tensor, tokens: Tensor, context: Context) -> Tensor:
-        """Attend within the sequence: x (B, T, D), tokens (B, T) -> (B, T, D)."""
+        """Attend within the sequence: x (B, T, D), tokens (B, T) -> (B, T, D).
+
+        context: what all blocks share of a forward pass: masks, rotations, the cache.
+        """
         q = self.queries(x, context.rotary)
         k, v = self.keys_and_values(x, tokens, context)
         return self.answer(x, q, k, v, context.masks, context)
 
     def at_places(self, x: Tensor, tokens: Tensor, context: Context, places: Places) -> Tensor:
-        """`forward` at R places of T alone: x (B, T, D), tokens (B, T) -> (B, R, D)."""
+        """`forward` at R places of T alone: x (B, T, D), tokens (B, T) -> (B, R, D).
+
+        context: what all blocks share of a forward pass. places: those that ask.
+        """
         asking = places.of(x)
         q = self.queries(asking, places.rotary)
         k, v = self.keys_and_values(x, tokens, context)
         return self.answer(asking, q, k, v, places.masks, context)
 
     def queries(self, x: Tensor, rotary: Rotary | None) -> Tensor:
-        """Project to queries: x (B, T, D) -> (B, H, T, E)."""
+        """Project to queries: x (B, T, D) -> (B, H, T, E).
+
+        rotary: cosines and sines of the positions; None: positions are none of its business.
+        """
         q = self.q(x).unflatten(-1, (self.config.n_heads, self.config.head_dim))  # (B, T, H, E)
         gain = self.q_gain if self.has_qk_gain else None
         return self.positioned(q, rotary, gain).transpose(1, 2)
 
     def keys_and_values(self, x: Tensor, tokens: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """Project to keys and values: x (B, T, D), tokens (B, T) -> two of (B, K, T, E)."""
+        """Project to keys and values: x (B, T, D), tokens (B, T) -> two of (B, K, T, E).
+
+        context: what all blocks share of a forward pass.
+        """
         heads = (self.config.n_kv_heads, self.config.head_dim)
         k = self.k(x).unflatten(-1, heads)  # (B, T, K, E)
         v = self.v(x).unflatten(-1, heads)
@@ -160,7 +172,10 @@ class Attention(nn.Module):
         return self.positioned(k, context.rotary, gain).transpose(1, 2), v.transpose(1, 2)
 
     def with_first_values(self, v: Tensor, context: Context) -> Tensor:
-        """Values (B, T, K, E) plus a learned multiple of those of the first block, which leaves its own there."""
+        """Values (B, T, K, E) plus a learned multiple of those of the first block, which leaves its own there.
+
+        v: of this block. context: holds those of the first one.
+        """
         if self.layer > 0:
             return v + self.value_scale.to(v.dtype) * context.first_values[0]
         if not context.first_values:
@@ -168,7 +183,10 @@ class Attention(nn.Module):
         return v
 
     def positioned(self, heads: Tensor, rotary: Rotary | None, gain: Tensor | None) -> Tensor:
-        """Queries or keys (B, T, H or K, E), rotated to their positions and normalised. gain (E,): of the norm."""
+        """Queries or keys (B, T, H or K, E), rotated to their positions and normalised. gain (E,): of the norm.
+
+        heads: as projected. rotary: cosines and sines of the positions; None: no rotation.
+        """
         before = self.config.qk_norm_position == "before_rotary"
         if before:
             heads = self.normalised(heads, gain)
@@ -194,7 +212,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attend and project back: q (B, H, T or R, E), k, v (B, K, T, E) -> (B, T or R, D).
 
-        x (B, T or R, D): the input at the places that ask. masks: by window, of these places.
+        x (B, T or R, D): the input at the places that ask. masks: by window, of these places. context: what all
+        blocks share of a forward pass.
         """
         mask, cache, softcap = masks[self.window], context.cache, self.config.attention_softcap
         if cache is None:
@@ -296,7 +315,10 @@ class Block(nn.Module):
             self.x0_scale = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor, x0: Tensor, tokens: Tensor, context: Context) -> Tensor:
-        """x, x0 (B, T, D), tokens (B, T) -> (B, T, D). x0: the residual stream before the first block."""
+        """x, x0 (B, T, D), tokens (B, T) -> (B, T, D). x0: the residual stream before the first block.
+
+        context: what all blocks share of a forward pass.
+        """
         x = self.scaled(x, x0)
         read = self.attention_join.read(x)
         return self.joined(x, read, self.attention(read, tokens, context))
@@ -304,7 +326,10 @@ class Block(nn.Module):
     def at_places(
         self, x: Tensor, x0: Tensor, tokens: Tensor, context: Context, places: Places
     ) -> Tensor:
-        """`forward` at R places of T alone: x, x0 (B, T, D), tokens (B, T) -> (B, R, D)."""
+        """`forward` at R places of T alone: x, x0 (B, T, D), tokens (B, T) -> (B, R, D).
+
+        context: what all blocks share of a forward pass.
+        """
         x = self.scaled(x, x0)
         read = self.attention_join.read(x)
         heard = self.attention.at_places(read, tokens, context, places)

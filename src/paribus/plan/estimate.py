@@ -93,7 +93,11 @@ def make_plan(
     price: float | None = None,
     seeds: int = 1,
 ) -> Plan:
-    """The plan of a recipe on `gpus` devices with `vram` bytes each."""
+    """The plan of a recipe on `gpus` devices with `vram` bytes each.
+
+    device: its kind and rates. dtype: of forward passes. price: of a card an hour; None: costs are left out. seeds:
+    runs of the curriculum.
+    """
     stages = {stage: stage_plan(recipe, stage, device, dtype, vram, gpus) for stage in STAGES}
     total = sum(stage.seconds for stage in stages.values()) / 3600
     return Plan(
@@ -111,7 +115,10 @@ def make_plan(
 def stage_plan(
     recipe: Recipe, stage: str, device: Device, dtype: str, vram: int | None = None, gpus: int = 1
 ) -> StagePlan:
-    """One stage of the curriculum, or `evaluation`; `vram` bytes a card, by default what the device has."""
+    """One stage of the curriculum, or `evaluation`; `vram` bytes a card, by default what the device has.
+
+    recipe: of the run. device: its kind and rates. dtype: of forward passes. gpus: cards.
+    """
     recipe = dataclasses.replace(recipe, architecture=recipe.trained_in(stage))
     config = recipe.config
     item = 4 if dtype == "float32" else 2
@@ -161,7 +168,10 @@ def _work(
 def training_step_work(
     recipe: Recipe, stage: str, device: Device, item: int, gpus: int = 1
 ) -> Work:
-    """One optimiser step of a supervised stage."""
+    """One optimiser step of a supervised stage.
+
+    recipe: of the run. stage: its name. device: its kind and rates. item: bytes of a number.
+    """
     config = recipe.config
     rows = min(recipe.schedule(stage).device_batch_size, recipe.rows(stage))
     return step_seconds(

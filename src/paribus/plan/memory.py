@@ -68,7 +68,9 @@ def training_step(
 ) -> Memory:
     """The peak of one optimiser step, without reserve.
 
-    accumulate: the step has several forward passes, so that gradients are there during a forward pass.
+    accumulate: the step has several forward passes, so that gradients are there during a forward pass. config: of
+    the model. vocab_size: tokens of the tokenizer. optimizer: its settings. batch: the rows of one forward pass.
+    checkpointing: blocks are computed again in the backward pass.
     """
     counts = accounting.parameters(config, vocab_size)
     weights = 4 * counts["total"] + 4 * config.seq_len * config.head_dim  # and the rotary table
@@ -162,7 +164,11 @@ def _backward(
 def inference(
     config: Architecture, vocab_size: int, rows: int, length: int, itemsize: int
 ) -> tuple[int, int]:
-    """(activations, logits) of a forward pass without gradients."""
+    """(activations, logits) of a forward pass without gradients.
+
+    config: of the model. vocab_size: tokens of the tokenizer. rows, length: of the batch, in sequences and tokens.
+    itemsize: bytes of a number.
+    """
     stream = rows * length * config.width * itemsize
     inner = rows * length * itemsize * 2 * int(config.mlp_ratio * config.width)
     chunk = 4 * vocab_size * min(logit_rows(vocab_size, "cuda"), rows * length)
@@ -288,6 +294,8 @@ def max_device_batch(recipe: Recipe, stage: str, budget: int, *, device: str, dt
     """The most rows of a forward pass that stay within `budget` bytes; 0: not even one does.
 
     No more than the rows of an optimiser step: a larger device batch would not be used.
+
+    recipe: the model and the optimiser. stage: whose rows are meant. dtype: of the forward pass.
     """
     if stage == "evaluation":
         limit = 4096

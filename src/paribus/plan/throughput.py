@@ -98,6 +98,8 @@ def efficiency(device: Device, width: int) -> float:
     """Share of the best rate that products of an inner width reach: their operands' traffic is a share of their time.
 
     On a CPU products of the model's own size were timed, and a step reaches a share of that.
+
+    device: whose products' rates were measured.
     """
     return (
         CPU_EFFICIENCY
@@ -118,7 +120,11 @@ def forward_backward(
     checkpointing: bool = False,
     length: int | None = None,
 ) -> Work:
-    """One forward pass over `tokens` tokens, in rows of `length`, and its backward pass."""
+    """One forward pass over `tokens` tokens, in rows of `length`, and its backward pass.
+
+    model: its shape. vocab_size: tokens of the tokenizer. device: that computes it. compiled: by torch.compile.
+    itemsize: bytes of a number. checkpointing: blocks are computed again in the backward pass.
+    """
     counts = parameters(model, vocab_size)
     passes = (3 + checkpointing) if backward else 1
     heads = head_products(model, vocab_size) if backward else vocab_size * model.width
@@ -154,7 +160,11 @@ def _launch(device: Device) -> float:
 def update(
     model: Architecture, vocab_size: int, optimizer: Optimizer, device: Device, gpus: int = 1
 ) -> Work:
-    """One optimiser step; with several cards each updates its share of the parameters, and gradients are summed first."""
+    """One optimiser step; with several cards each updates its share of the parameters, and gradients are summed first.
+
+    model: its shape. vocab_size: tokens of the tokenizer. optimizer: its settings. device: each of the `gpus`
+    cards.
+    """
     counts = parameters(model, vocab_size)
     flops = optimizer_flops_per_step(model, optimizer)
     moved = 4 * counts["total"] * 12  # weight, gradient, state: read and written, and temporaries
@@ -169,7 +179,11 @@ def update(
 def decode(
     model: Architecture, vocab_size: int, rows: int, context: int, device: Device, itemsize: int
 ) -> Work:
-    """One token for each of `rows` answers: reads all weights and every key and value once."""
+    """One token for each of `rows` answers: reads all weights and every key and value once.
+
+    model: its shape. vocab_size: tokens of the tokenizer. context: tokens that an answer sees. device: that
+    computes it. itemsize: bytes of a number.
+    """
     counts = parameters(model, vocab_size)
     weights = model.recurrence * counts["matrices"] + vocab_size * model.width
     moved = (
@@ -199,7 +213,12 @@ def step_seconds(
     itemsize: int = 2,
     checkpointing: bool = False,
 ) -> Work:
-    """One optimiser step over `batch_tokens`, `device_tokens` a forward pass on each of `gpus` cards."""
+    """One optimiser step over `batch_tokens`, `device_tokens` a forward pass on each of `gpus` cards.
+
+    model: its shape. vocab_size: tokens of the tokenizer. optimizer: its settings. device: each of the cards.
+    compiled: by torch.compile. itemsize: bytes of a number. checkpointing: blocks are computed again in the
+    backward pass.
+    """
     passes = max(batch_tokens / gpus / device_tokens, 1.0) if batch_tokens else 1.0
     share = batch_tokens / gpus / passes
     one = forward_backward(

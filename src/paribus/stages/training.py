@@ -99,7 +99,10 @@ def size_metrics(recipe: Recipe) -> dict[str, float]:
 
 
 def print_epochs(rows: RowLoader, recipe: Recipe) -> None:
-    """Warn that pretraining reads its documents more than once."""
+    """Warn that pretraining reads its documents more than once.
+
+    rows: that pretraining reads. recipe: says how many steps read them.
+    """
     from paribus.train import parallel
 
     epochs = recipe.batches("pretrain").total / rows.rows_per_epoch
@@ -123,7 +126,10 @@ def sft() -> None:
 
 
 def converse(stage: str, source: str, target: str) -> None:
-    """Train the `source` checkpoint on a mixture of conversations."""
+    """Train the `source` checkpoint on a mixture of conversations.
+
+    stage: midtrain or sft. target: the checkpoint that it writes.
+    """
     from paribus.train.trainer import next_token
 
     with session(stage) as run:
@@ -146,7 +152,8 @@ def conversation_rows(
 ) -> ConversationLoader:
     """Rows of conversations, and of documents where the mixture has them, in an order of the stage's own.
 
-    source: the checkpoint whose tokenizer it is.
+    source: the checkpoint whose tokenizer it is. stage: whose mixture is meant. recipe: names its parts and their
+    weights.
     """
     from paribus.data.chat import load_sources
     from paribus.data.loader import ConversationLoader, DocumentLoader, shuffle_key
@@ -203,7 +210,10 @@ def rl() -> None:
 def sampled_answers(
     run: Session, engine: Engine, problems: list[dict[str, str]], within: Within
 ) -> PolicyGradient:
-    """RL's objective: answers that the model gives to problems, and their rewards."""
+    """RL's objective: answers that the model gives to problems, and their rewards.
+
+    run: of the stage. engine: samples with the weights of the step. within: called between the parts of a rollout.
+    """
     from paribus.model.kernels import length_step
     from paribus.train import parallel
     from paribus.train.objectives import PolicyGradient
@@ -241,7 +251,11 @@ def giving_way_to(run: Session) -> Within:
 
 
 def trainer_of(run: Session, recipe: Recipe, model: GPT, objective: Objective) -> Trainer:
-    """The trainer of a stage on the session's hardware."""
+    """The trainer of a stage on the session's hardware.
+
+    run: of the stage, with its hardware. recipe: optimizer, schedule and lengths. model: what is trained.
+    objective: its loss.
+    """
     from paribus.plan.devices import peak_flops
     from paribus.train import parallel
     from paribus.train.trainer import Trainer
@@ -306,7 +320,7 @@ class Started:
 def training(run: Session, trainer: Trainer, within: Within) -> Iterator[Started]:
     """Find the state to resume from, report the planned time, and open the log; training has not begun.
 
-    within: called between the parts of steps and evaluations.
+    within: called between the parts of steps and evaluations. run: of the stage. trainer: what trains.
     """
     from paribus.stages.callbacks import Record
     from paribus.train import parallel
@@ -353,7 +367,10 @@ def pausing_outside_of_steps(run: Session) -> Iterator[None]:
 
 
 def run_or_pause(stage: str, loop: Loop) -> None:
-    """Train to the last step. Raises SystemExit where the run was asked to stop: its status is rank 0's."""
+    """Train to the last step. Raises SystemExit where the run was asked to stop: its status is rank 0's.
+
+    stage: its name, for what is printed. loop: ready to begin or to go on.
+    """
     from paribus.train import parallel
     from paribus.train.loop import Paused
 
@@ -367,7 +384,10 @@ def run_or_pause(stage: str, loop: Loop) -> None:
 
 
 def print_where_it_begins(run: Session, state: State | None, steps: int) -> None:
-    """Report that training resumes, or why it does not although states of this stage exist."""
+    """Report that training resumes, or why it does not although states of this stage exist.
+
+    run: of the stage. state: the one found; None: training begins. steps: of the whole training.
+    """
     if state and state.step:
         print(f"paribus {run.stage}: going on from step {state.step} of {steps}", file=sys.stderr)
     elif why := why_anew(run.folder, run.stage, run.parts):
@@ -376,7 +396,10 @@ def print_where_it_begins(run: Session, state: State | None, steps: int) -> None
 
 
 def print_long_plan(stage: str, expected: dict[str, float]) -> None:
-    """Report the planned time of a long training: until its first step ends, perhaps hours later, nothing else appears."""
+    """Report the planned time of a long training: until its first step ends, perhaps hours later, nothing else appears.
+
+    stage: its name. expected: planned figures by their logged names.
+    """
     seconds = expected.get("predicted/seconds", 0.0)
     if seconds < LONG_SECONDS:
         return
@@ -391,7 +414,10 @@ def print_long_plan(stage: str, expected: dict[str, float]) -> None:
 
 
 def refuse_spoilt_weights(stage: str, loop: Loop) -> None:
-    """Raises UserError if the last updates left a weight that is not finite: no later loss was there to show it."""
+    """Raises UserError if the last updates left a weight that is not finite: no later loss was there to show it.
+
+    stage: its name. loop: at its last step.
+    """
     spoilt = []
     for name, parameter in loop.model.named_parameters():
         if not bool(parameter.isfinite().all()):

@@ -290,7 +290,10 @@ def noise_experiment(
 
 
 def read_baseline(value: Any, problems: list[str]) -> tuple[str | None, dict[str, Any]]:
-    """(profile, all overrides of the baseline)."""
+    """(profile, all overrides of the baseline).
+
+    value: as the file has it. problems: what is wrong with it is added to these.
+    """
     if not isinstance(value, dict) or set(value) - {"profile", "set"}:
         problems.append(
             f"baseline: {shown(value)}; expected {{profile: NAME, set: {{dotted.key: value}}}}, either or both"
@@ -344,7 +347,10 @@ def _with_code(experiment: Experiment, problems: list[str]) -> Experiment:
 
 
 def read_stages(value: Any, problems: list[str]) -> tuple[list[str], list[str]]:
-    """(targets, the chain of stages that they need)."""
+    """(targets, the chain of stages that they need).
+
+    value: as the file has it. problems: what is wrong with it is added to these.
+    """
     known = definitions()
     groups = {name.partition("@")[0] for name in known}
     if not isinstance(value, list) or not value:
@@ -367,7 +373,8 @@ def read_metric(
 ) -> tuple[Metric, str]:
     """The metric and its better direction. It has to come from a stage that runs.
 
-    default: of the better direction, where the metric is not among MEASURES and `direction` is absent.
+    default: of the better direction, where the metric is not among MEASURES and `direction` is absent. name: as the
+    file has it. stages: that run. problems: what is wrong is added to these.
     """
     if is_target(name):
         problem = _direction_problem(name, direction, "lower", is_default=False)
@@ -389,7 +396,11 @@ def read_metric(
 def read_secondary(
     raw: Mapping[str, Any], primary: Metric, stages: list[str], problems: list[str]
 ) -> tuple[tuple[Metric, str], ...]:
-    """The secondary metrics with their better direction: names, or {metric: NAME, direction: lower}."""
+    """The secondary metrics with their better direction: names, or {metric: NAME, direction: lower}.
+
+    raw: the file. primary: the metric, which is no secondary one too. stages: that run. problems: what is wrong is
+    added to these.
+    """
     value = raw.get("secondary", [])
     if not isinstance(value, list):
         problems.append(f"secondary: {shown(value)}; expected a list of metrics")

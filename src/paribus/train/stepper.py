@@ -62,6 +62,9 @@ class Stepper(ABC):
         """Start a step. Returns the step whose numbers have become known, this one or the one before, if any.
 
         within("passes", done, total): called after every forward and backward pass; may raise Abandoned.
+
+        work: of the step, as far as this rank does it. lr_factor: by which the schedule multiplies every
+        learning rate.
         """
 
     @abstractmethod
@@ -81,6 +84,8 @@ class Stepper(ABC):
         """Accumulate the gradient of the whole global batch of a step, and clip it.
 
         Returns this rank's share of the loss (), the norm of the gradient before clipping (), and the tokens of all ranks.
+
+        work: of the step, as far as this rank does it. within: called after every pass.
         """
         device = self.model.device
         normaliser, tokens = parallel.sums(work.normaliser, work.tokens)
@@ -114,7 +119,11 @@ class PlainStepper(Stepper):
     def submit(
         self, step: int, work: Work, lr_factor: float, within: Say = nothing
     ) -> FinishedStep:
-        """Do the step, and leave out its update where loss or gradient is not finite; returns this step itself."""
+        """Do the step, and leave out its update where loss or gradient is not finite; returns this step itself.
+
+        work: of the step, as far as this rank does it. lr_factor: of the schedule. within: called after every
+        pass.
+        """
         own_loss, norm, tokens = self.gradient(step, work, within)
         loss = parallel.sums(float(own_loss))[0]
         finished = FinishedStep(step, work, lr_factor, tokens, loss, float(norm))
@@ -150,7 +159,11 @@ class AheadStepper(Stepper):
     def submit(
         self, step: int, work: Work, lr_factor: float, within: Say = nothing
     ) -> FinishedStep | None:
-        """Queue the step on the device, then wait for the step before it and return that one."""
+        """Queue the step on the device, then wait for the step before it and return that one.
+
+        work: of the step, as far as this rank does it. lr_factor: of the schedule. within: called after every
+        pass.
+        """
         loss, norm, tokens = self.gradient(step, work, within)
         parallel.add_up(loss)
         if tokens:
@@ -185,6 +198,9 @@ def make_stepper(
 
     An objective that samples from the weights of the step before has to wait for them anyway; a CPU does the steps itself,
     and a library's optimiser cannot leave one out on the device.
+
+    model: what is trained. forward: the same, as torch.compile or the sharding have wrapped it. optimizer: of its
+    parameters.
     """
     if optimizer.on_device and objective.pure:
         return AheadStepper(model, forward, optimizer, seed)
@@ -194,7 +210,8 @@ def make_stepper(
 def seed_dropout(seed: int, step: int, rank: int, number: int) -> None:
     """Make the masks of a forward pass a function of where it stands, so that they survive a restart.
 
-    number: of the pass within the step. The masks depend on how a step is cut into passes and ranks.
+    number: of the pass within the step. The masks depend on how a step is cut into passes and ranks. seed: of the
+    run. rank: of this process.
     """
     digest = hashlib.sha256(f"{seed}:dropout:{step}:{rank}:{number}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)

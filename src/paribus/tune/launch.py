@@ -38,7 +38,10 @@ class TrialCrashed(UserError):
 
 
 def folder_of(study: str, name: str) -> Path:
-    """The folder of a trial, or of another run for a study."""
+    """The folder of a trial, or of another run for a study.
+
+    study: its name. name: of the trial or run.
+    """
     return state_root() / "tune" / study / name
 
 
@@ -54,7 +57,10 @@ def need_data() -> None:
 def job_of(
     config: Config, memory: int, budget: dict[str, float], kind: str = "train"
 ) -> dict[str, Any]:
-    """The input of a trial's process. budget: one of tokens, flops, seconds; none to measure the speed."""
+    """The input of a trial's process. budget: one of tokens, flops, seconds; none to measure the speed.
+
+    config: of the trial. memory: bytes it may use. kind: train; speed measures it instead.
+    """
     from paribus.data.tokenizer import Tokenizer
 
     recipe = Recipe.of(config, Tokenizer.load_trained(TOKENIZER.parent).vocab_size)
@@ -81,7 +87,10 @@ def _steps_within(recipe: Recipe, budget: dict[str, float]) -> int:
 
 
 def planned_seconds(study: Study, config: Config, tokens_per_second: float) -> float:
-    """What a trial would have taken."""
+    """What a trial would have taken.
+
+    study: whose budget is meant. config: of the trial. tokens_per_second: at which it trained.
+    """
     if study.budget == "seconds":
         return study.amount
     tokens = study.amount
@@ -107,8 +116,9 @@ def watch(
 ) -> dict[str, Any]:
     """Run a job in FOLDER to its end, from where an earlier start of it stopped; its result. What another job left goes.
 
-    each: called every tenth of a second with the new rows of its curve, those of earlier starts first; what it raises
-    ends the process. Raises TrialCrashed with its last words.
+    each: called every tenth of a second with the new rows of its curve, those of earlier starts first; what it
+    raises ends the process. Raises TrialCrashed with its last words. folder: of the trial. job: as `job_of` makes
+    it.
     """
     with StateLock(folder, LOCK_SECONDS):
         if (
@@ -146,7 +156,10 @@ def _is_for(folder: Path, job: dict[str, Any]) -> bool:
 
 
 def finished(folder: Path, job: dict[str, Any]) -> dict[str, Any] | None:
-    """The result of a job that was run to its end."""
+    """The result of a job that was run to its end.
+
+    folder: of the trial. job: as `job_of` makes it.
+    """
     return read_json(folder / "result.json") if _is_for(folder, job) else None
 
 
@@ -215,7 +228,10 @@ def _result(folder: Path, status: int, peak: int) -> dict[str, Any]:
 
 
 def open_log(study: Study, config: Config, folder: Path, tags: dict[str, str]) -> tracking.RunLog:
-    """An MLflow run for a trial, child of the study's; a trial that goes on keeps its run."""
+    """An MLflow run for a trial, child of the study's; a trial that goes on keeps its run.
+
+    study: the parent. config: of the trial, logged as params. folder: of the trial. tags: of the run.
+    """
     rows = curve_of(folder)
     data = {str(path): (str(path), dvc_hash(path)) for path in (TOKENS,)}
     root = state_root()
