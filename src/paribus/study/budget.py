@@ -25,7 +25,10 @@ TOLERANCE = 0.02  # of the budget: by how much rounding to whole steps may miss 
 
 
 def stage_tokens(config: Config, stage: str) -> int:
-    """Tokens that a supervised stage trains on; for `rl` sampled answers, as their lengths are unknown beforehand."""
+    """Tokens that a supervised stage trains on; for `rl` sampled answers, as their lengths are unknown beforehand.
+
+    config: of an arm. stage: its name.
+    """
     if stage == "rl":
         return config.rl.steps * config.rl.questions_per_step * config.rl.samples_per_question
     return Recipe.of(config).tokens(stage)
@@ -38,12 +41,18 @@ def pretrain_steps(config: Config) -> tuple[int, int]:
 
 
 def training_flops(config: Config, steps: float, batch_tokens: float) -> float:
-    """FLOPs of `steps` optimiser steps: forward and backward of their tokens, and Muon's products of each step."""
+    """FLOPs of `steps` optimiser steps: forward and backward of their tokens, and Muon's products of each step.
+
+    config: of an arm. batch_tokens: of a step.
+    """
     return steps * Recipe.of(config).step_flops(round(batch_tokens))
 
 
 def stage_cost(experiment: Experiment, config: Config, stage: str) -> float:
-    """The amount that is held equal, for one supervised stage: its tokens or its FLOPs."""
+    """The amount that is held equal, for one supervised stage: its tokens or its FLOPs.
+
+    experiment: says what is held equal. config: of an arm.
+    """
     recipe = Recipe.of(config)
     if experiment.equal != "flops":
         return recipe.tokens(stage)
@@ -51,7 +60,10 @@ def stage_cost(experiment: Experiment, config: Config, stage: str) -> float:
 
 
 def cost(experiment: Experiment, config: Config) -> float:
-    """The amount that is held equal, for one arm: tokens or FLOPs of all supervised stages that run."""
+    """The amount that is held equal, for one arm: tokens or FLOPs of all supervised stages that run.
+
+    experiment: says what is held equal. config: of the arm.
+    """
     stages = [stage for stage in SUPERVISED_STAGES if stage in experiment.stages]
     return sum(stage_cost(experiment, config, stage) for stage in stages)
 
@@ -65,6 +77,8 @@ def steps_for(
         experiment: the study.
         arm: its name.
         measured: arm -> bytes of a token or seconds of a step, where these are held equal.
+
+    experiment: says what is held equal. arm: its name.
     """
     if experiment.equal == "none" or "pretrain" not in experiment.stages:
         return None
@@ -89,7 +103,10 @@ def target(experiment: Experiment) -> float:
 
 
 def budget_problems(experiment: Experiment, arm: str) -> list[str]:
-    """Why an arm cannot have the budget that is held equal; nothing where it can."""
+    """Why an arm cannot have the budget that is held equal; nothing where it can.
+
+    experiment: says what is held equal. arm: its name.
+    """
     if experiment.equal == "none":
         return []
     base, own = experiment.config(), experiment.config(arm)
@@ -198,7 +215,10 @@ def measure_token(config: Config) -> float:
 
 
 def measure_step(config: Config, seconds: float = 8.0) -> float:
-    """Seconds of a step of pretraining on this machine, as `paribus plan --probe` measures them."""
+    """Seconds of a step of pretraining on this machine, as `paribus plan --probe` measures them.
+
+    config: of an arm. seconds: for which steps are measured.
+    """
     from paribus.plan.probe import here, run_probe
 
     recipe = Recipe.of(config)
