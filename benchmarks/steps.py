@@ -116,6 +116,7 @@ def hardware(
         "device": device,
         "dtype": dtype,
         "tf32": False,
+        "fp8": False,
         "threads": threads,
         "processes": 1,
         "sharding": "ddp",

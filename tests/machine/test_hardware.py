@@ -57,6 +57,7 @@ def test_auto_is_resolved_and_what_decides_bits_is_in_the_class(tiny_config: Con
         "isa": "x",
         "deterministic": False,
         "tf32": True,
+        "fp8": True,
         "device_name": "another CPU",
         "cpu_capability": "x",
         "libraries": {},

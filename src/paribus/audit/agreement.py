@@ -346,6 +346,7 @@ _CAUSES: dict[str, Cause] = {
     "process_threads": "threads",
     "dtype": "determinism",
     "tf32": "determinism",
+    "fp8": "determinism",
     "compile": "determinism",
     "deterministic": "determinism",
     "activation_checkpointing": "determinism",

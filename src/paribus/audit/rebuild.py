@@ -37,6 +37,7 @@ TRAIN = {
     "device": "device",
     "dtype": "dtype",
     "tf32": "tf32",
+    "fp8": "fp8",
     "threads": "process_threads",
     "processes": "processes",
     "compile": "compile",

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
-from paribus.config.conditions import EMBEDDINGS, SCALARS, heads, width
+from paribus.config.conditions import EMBEDDINGS, SCALARS, heads, hidden_width, width
 from paribus.config.courses import (
     FIELDS,
     GROUPS,
@@ -199,6 +199,25 @@ def tf32_is_of_float32(config: Config) -> Iterator[str]:
         yield f"train.tf32: true is for train.dtype: float32, and not for {train.dtype}"
     if train.tf32 and train.device in ("cpu", "mps"):
         yield f"train.tf32: true is for CUDA cards, and train.device is {train.device}"
+
+
+def fp8_fits(config: Config) -> Iterator[str]:
+    """8-bit products take bf16 in and out, on a card, and sides that are multiples of 16."""
+    train, model = config.train, config.model
+    if not train.fp8:
+        return
+    if train.dtype == "float32":
+        yield f"train.fp8: true is for train.dtype: bfloat16, and not for {train.dtype}"
+    if train.device in ("cpu", "mps"):
+        yield f"train.fp8: true is for CUDA cards, and train.device is {train.device}"
+    sides = {
+        "the width": width(model),
+        "the width of keys and values": (model.n_kv_heads or heads(model)) * model.head_dim,
+        "the MLP's hidden width": hidden_width(model),
+    }
+    for name, side in sides.items():
+        if side % 16:
+            yield f"train.fp8: {name}: {side} is not a multiple of 16"
 
 
 def optimizer_is_there(config: Config) -> Iterator[str]:
@@ -562,6 +581,7 @@ RULES: tuple[Rule, ...] = (
     passes_are_bounded,
     compiled_shards,
     tf32_is_of_float32,
+    fp8_fits,
     optimizer_is_there,
     optimizer_takes_shards,
     norms_are_above_zero,

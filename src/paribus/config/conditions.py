@@ -125,6 +125,7 @@ OTHER_WIDTH = Condition(
     lambda optimizer, config: width(config.model) != optimizer.lr_reference_width,
 )
 FLOAT32 = Condition("train.dtype: float32", lambda train, _: train.dtype == "float32")
+BFLOAT16 = Condition("a train.dtype other than float32", lambda train, _: train.dtype != "float32")
 SEVERAL_PROCESSES = Condition(
     "train.processes above 1, or torchrun",
     lambda train, _: train.processes > 1 or launched().processes > 1,
@@ -181,6 +182,9 @@ def any_course(schedule: Conversations | Pretrain, has: Callable[[Course, int], 
     return any(has(course_of(schedule, group), steps) for group in groups)
 
 
+GATED_MLPS = ("geglu", "swiglu")
+
+
 def conversation_amounts(stage: Conversations) -> list[float]:
     """Weights and passes of every source of a stage but the plain documents."""
     amounts = [*stage.mixture.items(), *stage.epochs.items()]
@@ -210,6 +214,12 @@ def width(model: Model) -> int:
     """Width of the residual stream; where it is null, depth x aspect_ratio, up to a multiple of head_dim."""
     wanted = model.depth * model.aspect_ratio
     return model.width or math.ceil(wanted / model.head_dim) * model.head_dim
+
+
+def hidden_width(model: Model) -> int:
+    """Hidden width of the MLP; a gated one has three matrices instead of two, so two thirds of it (arXiv:2002.05202)."""
+    ratio = model.mlp_ratio * (2 / 3 if model.mlp in GATED_MLPS else 1)
+    return max(int(ratio * width(model) / 8 + 0.5) * 8, 8)
 
 
 def heads(model: Model) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from paribus.config.batches import batches_of
-from paribus.config.conditions import heads, width
+from paribus.config.conditions import heads, hidden_width, width
 from paribus.config.schema import Architecture, Model, Pretrain
 
 
@@ -26,14 +26,12 @@ def resolve_model(model: Model) -> Architecture:
     )
 
 
-GATED_MLPS = ("geglu", "swiglu")
 SMALL_STD = 0.02  # GPT-2's; logits of a tied head begin near zero with it
 
 
 def mlp_hidden(config: Architecture) -> int:
-    """Hidden width; a gated MLP has three matrices instead of two, so two thirds of it (arXiv:2002.05202)."""
-    ratio = config.mlp_ratio * (2 / 3 if config.mlp in GATED_MLPS else 1)
-    return max(int(ratio * config.width / 8 + 0.5) * 8, 8)
+    """Hidden width of the MLP."""
+    return hidden_width(config)
 
 
 def embedding_std(model: Model) -> float:

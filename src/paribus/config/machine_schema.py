@@ -23,6 +23,11 @@ class Train:
         "products of float32 numbers round their factors to 11 bits (TF32): several times as quick on cards that have it",
         acts_when=when.FLOAT32,
     )
+    fp8: bool = key(
+        "block matrices multiply 8-bit floats in supervised training, e4m3 forward and e5m2 backward "
+        "(arXiv:2209.05433), on cards that have them (Hopper)",
+        acts_when=when.BFLOAT16,
+    )
     threads: int | None = key(
         "CPU threads of torch; null: the cores this process may use; part of the fingerprint",
         ge=1,

@@ -41,6 +41,7 @@ class Hardware:
     libraries: dict[str, str]  # name -> version of what else computes
     environment: dict[str, str]  # variables that choose kernels, where they are set
     tf32: bool  # whether products of float32 numbers round their factors to 11 bits
+    fp8: bool = False  # whether block matrices multiply 8-bit floats in supervised training
 
     def hardware_class(self) -> dict[str, Any]:
         """What of the hardware and the software under it decides the bits of a result; part of the fingerprint.
@@ -66,6 +67,8 @@ class Hardware:
             names.append("threads")
         if self.tf32:
             names.append("tf32")
+        if self.fp8:
+            names.append("fp8")
         return {name: getattr(self, name) for name in names}
 
 
@@ -149,7 +152,9 @@ def detect_hardware(train: config.Train) -> Hardware:
     place = launched()
     threads = train.threads or available_cores()
     if train.tf32:
-        _require_tf32(device)
+        _require_card("tf32", device, 8)
+    if train.fp8:
+        _require_card("fp8", device, 9)
     return Hardware(
         device=device,
         device_name=torch.cuda.get_device_name(own_card()) if device == "cuda" else cpu_name(),
@@ -166,6 +171,7 @@ def detect_hardware(train: config.Train) -> Hardware:
         libraries=kernel_libraries(device),
         environment=kernel_environment(),
         tf32=train.tf32,
+        fp8=train.fp8,
     )
 
 
@@ -195,18 +201,18 @@ def _device(train: config.Train) -> str:
     return device
 
 
-def _require_tf32(device: str) -> None:
-    """Raises UserError where products have no TF32: it came with cards of compute capability 8."""
+def _require_card(key: str, device: str, capability: int) -> None:
+    """Raises UserError where there is no card of that compute capability: TF32 came with 8 (Ampere), fp8 with 9 (Hopper)."""
     import torch
 
     if device != "cuda":
         raise UserError(
-            f"train.tf32: true is for CUDA cards, and this machine computes on {device}"
+            f"train.{key}: true is for CUDA cards, and this machine computes on {device}"
         )
     major, minor = torch.cuda.get_device_capability(own_card())
-    if major < 8:
+    if major < capability:
         raise UserError(
-            f"train.tf32: true needs a card of compute capability 8.0, and "
+            f"train.{key}: true needs a card of compute capability {capability}.0, and "
             f"{torch.cuda.get_device_name(own_card())} has {major}.{minor}; set it to false"
         )
 

@@ -219,6 +219,12 @@ class GPT(nn.Module):
         """(V, D)."""
         return self.embedding.weight if self.config.tied_head else self.head.weight
 
+    def use_float8(self) -> None:
+        """Multiply 8-bit floats in training, in the matrices of all blocks (`train.fp8`)."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.use_float8()
+
     @property
     def has_dropout(self) -> bool:
         """Whether a forward pass in training mode drops anything."""

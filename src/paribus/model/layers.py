@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paribus.config import Architecture
-from paribus.model import kernels
+from paribus.model import float8, kernels
 from paribus.model.attention import Context, Places, Rotary, attend
 from paribus.model.shapes import (
     GATE_CHANNELS,
@@ -28,7 +28,12 @@ LEAK = 0.5  # slope of leaky_relu2 below zero, before the square
 
 
 class Linear(nn.Linear):
-    """A product in the dtype of its input; weight and bias themselves stay in fp32 for the optimiser."""
+    """A product in the dtype of its input; weight and bias themselves stay in fp32 for the optimiser.
+
+    in_float8: whether training multiplies 8-bit floats instead (`train.fp8`).
+    """
+
+    in_float8 = False
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
         super().__init__(inputs, outputs, bias=bias)
@@ -36,6 +41,9 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
+        if self.in_float8 and self.training:
+            y = float8.linear(x, self.weight)
+            return y if bias is None else y + bias
         return F.linear(x, self.weight.to(x.dtype), bias)
 
 
@@ -249,7 +257,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        if self.kind == "relu2" and self.down.bias is None and not self.dropout:
+        plain = self.down.bias is None and not (self.down.in_float8 and self.training)
+        if self.kind == "relu2" and plain and not self.dropout:
             return kernels.relu_squared_product(self.up(x), self.down.weight)
         hidden = self.activated(x)
         if self.dropout:
@@ -313,6 +322,15 @@ class Block(nn.Module):
             self.residual_scale = nn.Parameter(torch.ones(()))
         if config.x0_scalars:
             self.x0_scale = nn.Parameter(torch.zeros(()))
+
+    def use_float8(self) -> None:
+        """Let its matrices multiply 8-bit floats in training (`train.fp8`)."""
+        attention, mlp = self.attention, self.mlp
+        matrices = [attention.q, attention.k, attention.v, attention.out, mlp.up, mlp.down]
+        if mlp.gated:
+            matrices.append(mlp.gate)
+        for matrix in matrices:
+            matrix.in_float8 = True
 
     def forward(self, x: Tensor, x0: Tensor, tokens: Tensor, context: Context) -> Tensor:
         """x, x0 (B, T, D), tokens (B, T) -> (B, T, D). x0: the residual stream before the first block.

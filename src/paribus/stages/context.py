@@ -229,6 +229,8 @@ def set_up(run: Session, model: GPT) -> None:
     """Prepare a loaded model for the session. Raises UserError where this machine lacks what its kernels need."""
     check_kernels(run, model.config)
     model.activation_checkpointing = run.config.train.activation_checkpointing
+    if run.hardware.fp8:
+        model.use_float8()
 
 
 def check_kernels(run: Session, model: Architecture) -> None:
