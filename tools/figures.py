@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import graph_figure
 import promise_figures
 import public_figures
 
@@ -236,6 +237,7 @@ FIGURES: dict[str, Callable[..., str]] = {
     "loop": loop,
     "tries": tries,
     "curriculum": curriculum,
+    "dag": graph_figure.dag,
     "borrowing": promise_figures.borrowing,
     "ladders": promise_figures.ladders,
     "factors": promise_figures.factors,

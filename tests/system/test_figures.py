@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import graph_figure
 import pytest
 
 
@@ -20,7 +22,7 @@ def copy(project_root: Path, tmp_path: Path) -> Path:
     """The texts and the files that hold their figures."""
     for name in ("tools", "metrics", "docs", "experiments/results", "benchmarks"):
         shutil.copytree(project_root / name, tmp_path / name)
-    for page in project_root.glob("*.md"):
+    for page in [*project_root.glob("*.md"), project_root / "dvc.yaml"]:
         shutil.copy(page, tmp_path)
     return tmp_path
 
@@ -48,3 +50,17 @@ def test_a_figure_that_does_not_exist_is_refused(copy: Path) -> None:
     assert done.returncode == 1
     assert "no figure 'temperature'; there are: " in done.stderr
     assert "curriculum" in done.stderr
+
+
+def test_the_graph_leaves_out_only_arrows_that_follow_from_others() -> None:
+    found = {"a": {"b", "c", "d"}, "b": {"d"}, "c": {"d"}, "d": set[str]()}
+    assert graph_figure.needed(found) == {"a": {"b", "c"}, "b": {"d"}, "c": {"d"}, "d": set()}
+
+
+def test_the_graph_draws_every_arrow_once() -> None:
+    found = graph_figure.needed(graph_figure.edges())
+    drawn = []
+    for chain in graph_figure.chains(found):
+        drawn += list(itertools.pairwise(chain))
+    wanted = [(stage, other) for stage, after in found.items() for other in after]
+    assert sorted(drawn) == sorted(wanted)
