@@ -139,12 +139,10 @@ def places_of(
     return places if unique == rows else permute(places, rows, shuffle_key("unique", rows))
 
 
-class DocumentLoader(RowLoader):
-    """Rows of T tokens cut end to end from a split's token shards, in an order reshuffled every epoch.
+class SplitRows(RowLoader):
+    """The rows that a split's token shards are laid out in, in an order reshuffled every epoch."""
 
-    Rows overlap in one token only (the last target of one is the first input of the next), so an epoch sees
-    each token once as a target. The tail that fills no row is left out of training, not of validation.
-    """
+    layout: tuple[str, ...] = ()  # names the order of rows where they are not cut end to end
 
     def __init__(
         self,
@@ -158,16 +156,37 @@ class DocumentLoader(RowLoader):
         """source: the corpus whose documents are read; None: those of all. unique_fraction: share of rows that is read."""
         self.shards = TokenShards(folder, split, verify=True)
         self.split, self.seq_len, self.seed, self.source = split, seq_len, seed, source
-        self._start, stop = self.shards.extent(source)
-        self.rows = (stop - self._start - 1) // seq_len
+        self._named = f"{folder}: {split}"
+        self._of_source = f" of {source}" if source else ""
+        self._start, self._stop = self.shards.extent(source)
+        self.rows = self._lay_out()
         self.rows_per_epoch = max(round(unique_fraction * self.rows), 1)
         self.epoch_tokens = self.rows_per_epoch * seq_len
-        if self.rows < 1:
-            of_source = f" of {source}" if source else ""
+
+    @abstractmethod
+    def _lay_out(self) -> int:
+        """Find the rows of the split, and return how many there are. Raises UserError where it has too few tokens."""
+
+    def _key_of(self, epoch: int) -> int:
+        named = () if self.source is None else (self.source,)
+        return shuffle_key(self.seed, self.split, *named, *self.layout, epoch)
+
+
+class DocumentLoader(SplitRows):
+    """Rows of T tokens cut end to end from a split's token shards, in an order reshuffled every epoch.
+
+    Rows overlap in one token only (the last target of one is the first input of the next), so an epoch sees
+    each token once as a target. The tail that fills no row is left out of training, not of validation.
+    """
+
+    def _lay_out(self) -> int:
+        rows = (self._stop - self._start - 1) // self.seq_len
+        if rows < 1:
             raise UserError(
-                f"{folder}: {split} has {stop - self._start:,} tokens{of_source}, fewer than one row of "
-                f"model.seq_len ({seq_len}) + 1; give more text or change tokens.val_fraction"
+                f"{self._named} has {self._stop - self._start:,} tokens{self._of_source}, fewer than one row of "
+                f"model.seq_len ({self.seq_len}) + 1; give more text or change tokens.val_fraction"
             )
+        return rows
 
     def read(self, global_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Token ids (B, T + 1) and targets (B, T) of the rows with these numbers."""
@@ -191,10 +210,6 @@ class DocumentLoader(RowLoader):
         """(B,) where the rows with these numbers begin, in tokens of the split."""
         places = places_of(global_rows, self.rows, self.rows_per_epoch, self._key_of)
         return self._start + places * self.seq_len
-
-    def _key_of(self, epoch: int) -> int:
-        named = () if self.source is None else (self.source,)
-        return shuffle_key(self.seed, self.split, *named, epoch)
 
     def validation_rows(self, rows: int, max_tokens: int | None = None) -> Iterator[Batch]:
         """The split in its own order, `rows` rows at a time, until `max_tokens` targets (None: all) are covered.

@@ -9,55 +9,40 @@ comes before it. T tokens of a row, B rows of a batch.
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
-from paribus.data.loader import NOT_LEARNED, RowLoader, mix, pack, places_of, shuffle_key
-from paribus.data.shards import TokenShards
+from paribus.data.loader import NOT_LEARNED, SplitRows, mix, pack, places_of, shuffle_key
 from paribus.errors import UserError
 
 GROUP_ROWS = 128  # packed together: 99 % and more of the places are filled, and one row costs under a millisecond
 KEPT_GROUPS = 256
 
 
-class PackedLoader(RowLoader):
+class PackedLoader(SplitRows):
     """Batches of packed rows; every token but <|bos|> is a target once an epoch, padding is none.
 
     A document longer than a row goes on in another, after a <|bos|> of its own. As with rows cut from the stream,
     the documents of a row see those before them.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        split: str,
-        seq_len: int,
-        seed: int,
-        source: str | None = None,
-        unique_fraction: float = 1.0,
-    ) -> None:
-        """source: the corpus whose documents are read; None: those of all. unique_fraction: share of rows that is read."""
-        self.shards = TokenShards(folder, split, verify=True)
-        self.split, self.seq_len, self.seed, self.source = split, seq_len, seed, source
-        start, self._stop = self.shards.extent(source)
-        if self._stop <= start:
-            raise UserError(
-                f"{folder}: {split} has no tokens" + (f" of {source}" if source else "")
-            )
+    layout = ("packed",)
+
+    def _lay_out(self) -> int:
+        if self._stop <= self._start:
+            raise UserError(f"{self._named} has no tokens{self._of_source}")
         first = np.empty(1, self.shards.dtype)
         self.shards.read(0, first)
         self.bos = int(first[0])
         begins = self.shards.document_starts()
-        self._begins = begins[(begins >= start) & (begins < self._stop)]
-        groups = -(-(self._stop - start) // (GROUP_ROWS * (seq_len + 1)))
-        bounds = start + np.arange(groups + 1) * GROUP_ROWS * (seq_len + 1)
+        self._begins = begins[(begins >= self._start) & (begins < self._stop)]
+        group_tokens = GROUP_ROWS * (self.seq_len + 1)
+        groups = -(-(self._stop - self._start) // group_tokens)
+        bounds = self._start + np.arange(groups + 1) * group_tokens
         self._firsts = np.searchsorted(self._begins, bounds)
         self._group = lru_cache(KEPT_GROUPS)(self._pack_group)
         self._ends = np.cumsum([len(self._pack_group(group)) for group in range(groups)])
-        self.rows = int(self._ends[-1])
-        self.rows_per_epoch = max(round(unique_fraction * self.rows), 1)
-        self.epoch_tokens = self.rows_per_epoch * seq_len
+        return int(self._ends[-1])
 
     def read(self, global_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Token ids (B, T + 1) and targets (B, T) of the rows with these numbers; -1 where a row is padded."""
@@ -73,10 +58,6 @@ class PackedLoader(RowLoader):
         """(B,) tokens of the longest piece of each row, which is a whole document but where that is longer than a row."""
         places = places_of(global_rows, self.rows, self.rows_per_epoch, self._key_of)
         return np.array([int(self._pieces(place)[:, 1].max()) for place in places.tolist()])
-
-    def _key_of(self, epoch: int) -> int:
-        named = () if self.source is None else (self.source,)
-        return shuffle_key(self.seed, self.split, *named, "packed", epoch)
 
     def _pieces(self, number: int) -> np.ndarray:
         """The pieces (n, 2) of packed row `number`."""
