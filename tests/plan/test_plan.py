@@ -289,7 +289,7 @@ def test_the_table_of_the_planning_page_is_what_the_planner_says(
     shared_data: Path, project_root: Path
 ) -> None:
     errors = speed_errors(shared_data / "measured_runs.csv")
-    page = (project_root / "docs/planning.md").read_text(encoding="utf-8")
+    page = (project_root / "benchmarks/measurements.md").read_text(encoding="utf-8")
     for run, error in errors.items():
         row = next(line for line in page.splitlines() if line.startswith(f"| `{run}` |"))
         assert f"| {error - 1:+.0%} |".replace("%", " %") in row, (row, error)

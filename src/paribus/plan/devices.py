@@ -24,7 +24,7 @@ from paribus.plan.memory import parse_bytes
 if TYPE_CHECKING:
     from paribus.machine.hardware import Hardware
 
-SPREAD = 1.5  # all fourteen public runs lie within this factor of the data-sheet estimate: docs/planning.md
+SPREAD = 1.5  # all fourteen public runs lie within this factor of the data-sheet estimate: benchmarks/measurements.md
 
 _NOISE = ("nvidia", "geforce", "tesla", "apple", "graphics", "gpu", "card", "generation")
 _MEMORY = re.compile(r"(?<![a-z0-9])(\d+)\s*(?:gb|gib)(?![a-z0-9])")

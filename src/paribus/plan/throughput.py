@@ -8,8 +8,8 @@
     communication     an all-reduce of the gradients, for several cards
 
 Five constants, the same for every card and trainer. They were chosen on nine public runs from ranges that measurements of
-such kernels allow, and held against five more (docs/planning.md). They are not per card: what differs from card to card is
-its data sheet and `attainable`, the rate of its largest products.
+such kernels allow, and held against five more (benchmarks/measurements.md). They are not per card: what differs from card to
+card is its data sheet and `attainable`, the rate of its largest products.
 """
 
 from __future__ import annotations
