@@ -12,7 +12,9 @@ import torch
 from paribus import config
 from paribus.data import write_jsonl
 from paribus.data.chat import Messages, load_sources, render_batch
-from paribus.data.loader import ConversationLoader, DocumentLoader, pack
+from paribus.data.conversation_rows import ConversationLoader
+from paribus.data.loader import DocumentLoader
+from paribus.data.packing import pack
 from paribus.data.shards import write_shards
 from paribus.data.tokenizer import Tokenizer, train_tokenizer
 from paribus.errors import UserError

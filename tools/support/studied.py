@@ -361,7 +361,9 @@ from paribus.study.reading import read_experiment
 def execute():
     name, workers, retry = sys.argv[2:]
     driver.BUSY_SECONDS = 0.5
-    ablation.execute_parts(read_experiment(name), int(workers), None, retry == "retry")
+    ablation.execute_parts(
+        read_experiment(name), ablation.How(int(workers), retry=retry == "retry")
+    )
 
 commands(["execute"])
 """

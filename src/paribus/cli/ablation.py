@@ -51,23 +51,31 @@ from paribus.study.tuned import (
 # ---------------------------------------------------------------- running
 
 
-def run(
-    name: str,
-    workers: int | None = None,
-    gpus: str | None = None,
-    retry: bool = False,
-    engine: str = LOCAL,
-    looks: int = 1,
-) -> None:
-    """Run, or go on with, the ablation NAME, an open one to its next look; then report.
+@dataclass(frozen=True)
+class How:
+    """How the runs of a study are computed.
 
-    Args:
-        name: of the ablation's file.
+    Attributes:
         workers: runs side by side; None: as the file says, or one for each GPU of `gpus`.
         gpus: of this machine, separated by commas; None: all.
         retry: try again what was given up.
         engine: `local`, `ray` or `ray:HOST:PORT`.
         looks: of an open study, how many to take.
+    """
+
+    workers: int | None = None
+    gpus: str | None = None
+    retry: bool = False
+    engine: str = LOCAL
+    looks: int = 1
+
+
+def run(name: str, how: How) -> None:
+    """Run, or go on with, the ablation NAME, an open one to its next look; then report.
+
+    Args:
+        name: of the ablation's file.
+        how: its runs are computed.
 
     Raises:
         UserError: before any compute, where something is wrong.
@@ -78,55 +86,41 @@ def run(
         print(f"warning: {warning}", file=sys.stderr)
     registered(experiment.file)
     with unchanged_sources():
-        study = execute_parts(experiment, workers, gpus, retry, engine, looks)
+        study = execute_parts(experiment, how)
         _report(study, changes(experiment), force=False, whole=experiment)
 
 
-def execute_parts(
-    experiment: Experiment,
-    workers: int | None,
-    gpus: str | None,
-    retry: bool = False,
-    engine: str = LOCAL,
-    looks: int = 1,
-) -> Study:
+def execute_parts(experiment: Experiment, how: How) -> Study:
     """Run what a study lacks; of a tuned one its trials, its verdict with what they picked, and its arms untuned.
 
     Args:
         experiment: as its file has it.
-        workers: runs side by side; None: as the file says.
-        gpus: of this machine, separated by commas; None: all.
-        retry: try again what was given up.
-        engine: `local`, `ray` or `ray:HOST:PORT`.
-        looks: of an open study, how many to take.
+        how: its runs are computed.
 
     Returns:
         The study that is judged.
     """
-    options = (workers, gpus, retry, engine, looks)
     if experiment.tune is None:
-        return execute(experiment, *options)[0]
-    execute(experiment, *options, True)
-    judged, _ = execute(settled_by_tuning(experiment), *options)
-    execute(untuned_part(experiment), *options)
+        return execute(experiment, how)[0]
+    execute(experiment, how, tuning=True)
+    judged, _ = execute(settled_by_tuning(experiment), how)
+    execute(untuned_part(experiment), how)
     return judged
 
 
-def execute(
-    experiment: Experiment,
-    workers: int | None,
-    gpus: str | None,
-    retry: bool = False,
-    engine: str = LOCAL,
-    looks: int = 1,
-    tuning: bool = False,
-) -> tuple[Study, list[Result]]:
-    """Run what is missing, or with `tuning` its trials. Exits with EXIT_PAUSED when `paribus ablate stop` asks for it."""
+def execute(experiment: Experiment, how: How, tuning: bool = False) -> tuple[Study, list[Result]]:
+    """Run what is missing. Exits with EXIT_PAUSED when `paribus ablate stop` asks for it.
+
+    Args:
+        experiment: the study.
+        how: its runs are computed.
+        tuning: its trials, in place of its arms.
+    """
     check_sources(experiment.stages)
     check_code(experiment)
     for line in code_lines(experiment):
         print(line, file=sys.stderr)
-    prepared = prepare(engine, experiment, workers, gpus)
+    prepared = prepare(how.engine, experiment, how.workers, how.gpus)
     part = trials_part(experiment) if tuning else experiment
     folder = folder_of(part.name)
     with locked(folder / "lock", wait=False) as mine:
@@ -144,10 +138,10 @@ def execute(
                 study: Study = trial_study(experiment, settled)
             else:
                 study = Study(experiment, settle(experiment, prepared.side_by_side))
-            if retry:
+            if how.retry:
                 _try_again(study)
             if experiment.seeds.open and not tuning:
-                study.aim(collect(experiment), looks)
+                study.aim(collect(experiment), how.looks)
                 keep_goal(study)
             return study, _drive(study, experiment, prepared)
         except (OSError, GitError, MachineError) as error:
@@ -396,16 +390,21 @@ def noise(
     profile: str,
     seeds: int,
     metrics: Sequence[str],
-    workers: int | None,
-    gpus: str | None,
-    engine: str = LOCAL,
+    how: How,
 ) -> None:
-    """The noise floor of a profile over seeds: run what is missing, then the table of seeds for effects."""
+    """The noise floor of a profile over seeds: run what is missing, then the table of seeds for effects.
+
+    Args:
+        profile: its name.
+        seeds: how many, at least 3.
+        metrics: names of what is measured; none: val_bpb.
+        how: the runs are computed.
+    """
     from paribus.pages.noise import write_noise
 
     if seeds < 3:
         raise UserError(f"--seeds {seeds}: a spread needs at least 3")
     experiment, wanted = noise_experiment(profile, seeds, metrics or ["val_bpb"])
     with unchanged_sources():
-        _, results = execute(experiment, workers, gpus, engine=engine)
+        _, results = execute(experiment, how)
         write_noise(experiment, wanted, results)

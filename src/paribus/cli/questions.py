@@ -193,7 +193,7 @@ def ablate_run(name: str, **options: Any) -> None:
     """Run, or go on with, the ablation NAME, an open one to its next look; then report. Kill it, and call it again."""
     from paribus.cli import ablation
 
-    ablation.run(name, **options)
+    ablation.run(name, ablation.How(**options))
 
 
 @ablate.command("plan")
@@ -256,11 +256,11 @@ def ablate_report(name: str, force: bool, as_json: bool) -> None:
 @click.option("--workers", type=click.IntRange(1, MOST_WORKERS), help="Runs side by side.")
 @click.option("--gpus", type=Cards(), help="Cards for the workers in turn, as 0,1; default: all.")
 @engine_option
-def noise(profile: str, **options: Any) -> None:
+def noise(profile: str, seeds: int, metrics: tuple[str, ...], **options: Any) -> None:
     """The noise floor of PROFILE over seeds, and how many seeds an effect needs -> experiments/results."""
     from paribus.cli import ablation
 
-    ablation.noise(profile, **options)
+    ablation.noise(profile, seeds, metrics, ablation.How(**options))
 
 
 # ---- tries

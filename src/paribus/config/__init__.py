@@ -4,9 +4,9 @@ Only the standard library is needed (ruamel.yaml to read a file), so that the tr
 """
 
 from paribus.config.batches import Batches, batches_of
-from paribus.config.combinations import RESERVED_SOURCES
 from paribus.config.committed import change_notes
 from paribus.config.conditions import GATED_MLPS
+from paribus.config.corpus_rules import RESERVED_SOURCES
 from paribus.config.courses import GROUPS, Course, course_of, groups_apart
 from paribus.config.data_schema import Corpus, Tokenizer, Tokens, World
 from paribus.config.derived import (

@@ -8,15 +8,33 @@ comes before it. T tokens of a row, B rows of a batch.
 
 from __future__ import annotations
 
+import bisect
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 
-from paribus.data.loader import NOT_LEARNED, SplitRows, mix, pack, places_of, shuffle_key
+from paribus.data.loader import NOT_LEARNED, SplitRows, mix, places_of, shuffle_key
 from paribus.errors import UserError
 
 GROUP_ROWS = 128  # packed together: 99 % and more of the places are filled, and one row costs under a millisecond
 KEPT_GROUPS = 256
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Rows of indices whose lengths sum to at most `capacity`: longest first, each where it fits tightest."""
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free places, row), sorted
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        found = bisect.bisect_left(room, (lengths[index], 0))
+        if found < len(room):
+            free, row = room.pop(found)
+        else:
+            free, row = capacity, len(rows)
+            rows.append([])
+        rows[row].append(index)
+        bisect.insort(room, (free - lengths[index], row))
+    return rows
 
 
 class PackedLoader(SplitRows):

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from paribus.config import Conversations
-    from paribus.data.loader import ConversationLoader, RowLoader
+    from paribus.data.conversation_rows import ConversationLoader
+    from paribus.data.loader import RowLoader
     from paribus.data.tokenizer import Tokenizer
     from paribus.generate import Engine
     from paribus.model.gpt import GPT
@@ -156,7 +157,8 @@ def conversation_rows(
     weights.
     """
     from paribus.data.chat import load_sources
-    from paribus.data.loader import ConversationLoader, DocumentLoader, shuffle_key
+    from paribus.data.conversation_rows import ConversationLoader
+    from paribus.data.loader import DocumentLoader, shuffle_key
     from paribus.data.shards import check_tokenizer
 
     schedule: Conversations = getattr(recipe.config, stage)
