@@ -39,7 +39,10 @@ def supervised_metrics(position: Position) -> dict[str, Any]:
 
 
 def rl_metrics(log: list[Row], position: Position) -> dict[str, Any]:
-    """The sparsity of the reward over the whole run, and what it bought."""
+    """The sparsity of the reward over the whole run, and what it bought.
+
+    log: rows of the whole run. position: where it ended.
+    """
     rows = [row for row in log if "rl/mean_reward" in row]
     fifth = max(len(rows) // 5, 1)
     groups = _sum(rows, "rl/groups")
@@ -126,7 +129,10 @@ def _of_difficulty(parts: list[Row]) -> dict[str, float]:
 
 
 def write_curve(path: Path, stage: str, log: list[Row]) -> None:
-    """The curve of a training stage, a line a step; what was not measured at a step is left empty."""
+    """The curve of a training stage, a line a step; what was not measured at a step is left empty.
+
+    path: of the CSV file. log: rows of the whole run.
+    """
     columns = dict(curve_columns(stage))
     for column, key in OPTIONAL_COLUMNS.items():
         if any(key in row for row in log):
@@ -152,7 +158,10 @@ def refuse_divergence(stage: str, metrics: dict[str, Any]) -> None:
 
 
 def not_finite(values: Any, name: str = "") -> list[str]:
-    """`key is value` for each number among nested values that is infinite or not a number."""
+    """`key is value` for each number among nested values that is infinite or not a number.
+
+    name: of the values, before the dotted keys.
+    """
     if isinstance(values, float) and not math.isfinite(values):
         return [f"{name or 'the value'} is {values}"]
     parts: list[tuple[Any, Any]] = []
@@ -167,7 +176,10 @@ def not_finite(values: Any, name: str = "") -> list[str]:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write a metrics file whole. Raises UserError for numbers that JSON cannot hold."""
+    """Write a metrics file whole. Raises UserError for numbers that JSON cannot hold.
+
+    path: of the file. values: by metric.
+    """
     spoilt = not_finite(values)
     if spoilt:
         raise UserError(f"{path}: not written: {', '.join(spoilt)}")
@@ -176,7 +188,10 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def write_csv(path: Path, header: tuple[str, ...], rows: Iterable[Any]) -> None:
-    """Write a curve whole."""
+    """Write a curve whole.
+
+    path: of the file. header: names of the columns. rows: their values.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -79,7 +79,10 @@ def _git_blob(path: Path) -> str:
 
 
 def present(files: Iterable[Remote], say: Callable[[str], None]) -> list[Remote]:
-    """Those that are there and right; one that is not is named and removed, so that it is fetched again."""
+    """Those that are there and right; one that is not is named and removed, so that it is fetched again.
+
+    files: with the digests they should have. say: takes a line on each that is wrong.
+    """
 
     def check(file: Remote) -> bool:
         if not file.path.is_file():
@@ -103,7 +106,10 @@ def missing_bytes(files: Iterable[Remote]) -> int:
 
 
 def need_space(folder: Path, needed: int, why: str) -> None:
-    """Raises UserError if the disk of `folder` has less than `needed` bytes free."""
+    """Raises UserError if the disk of `folder` has less than `needed` bytes free.
+
+    why: what is to be written there, for the message.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -122,6 +128,9 @@ def fetch_all(
     """Every file to its path.
 
     Raises UserError that names every file that could not be fetched; their parts stay for the next start.
+
+    files: with addresses and paths. headers: of every request. progress: is told of the bytes that came.
+    connections: at once.
     """
     done = _Count(sum(file.size or 0 for file in files), progress)
     stop = threading.Event()
@@ -267,7 +276,10 @@ def _passing(code: int) -> bool:
 
 
 def read_range(url: str, headers: Mapping[str, str], start: int, stop: int) -> bytes:
-    """Bytes [start, stop) of a remote file. Raises OSError and HTTPException once trying again is of no use."""
+    """Bytes [start, stop) of a remote file. Raises OSError and HTTPException once trying again is of no use.
+
+    url: of the file. headers: of the request.
+    """
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with open_url(url, dict(headers) | {"Range": f"bytes={start}-{stop - 1}"}) as answer:
@@ -284,7 +296,10 @@ def read_range(url: str, headers: Mapping[str, str], start: int, stop: int) -> b
 
 
 def open_url(url: str, headers: Mapping[str, str]) -> Any:
-    """The answer to a GET, redirects followed. Raises HTTPError and what BROKEN lists."""
+    """The answer to a GET, redirects followed. Raises HTTPError and what BROKEN lists.
+
+    url: http or https. headers: of the request.
+    """
     return _OPENER.open(urllib.request.Request(url, headers=dict(headers)), timeout=STALL_SECONDS)
 
 

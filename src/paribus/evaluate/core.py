@@ -128,8 +128,8 @@ def evaluate_core(
     whose mean is `core` and whose files must all be there; otherwise the bundle counts as CORE only with all 22
     tasks. cache: a folder that keeps what is scored, so that a run that was killed or stopped goes on where it was.
     on_progress(label, done, n) is called after every forward pass. stop() is asked before every forward pass.
-    Raises Stopped where it says yes;
-    raises UserError, before any compute, with every missing or malformed file and line.
+    Raises Stopped where it says yes; raises UserError, before any compute, with every missing or malformed file and
+    line. tokenizer: of the checkpoint. max_per_task: items of each; None: all.
     """
     read = read_bundle(bundle, max_per_task, complete=synthetic)
     identity = _model_digest(model) if cache else ""
@@ -154,7 +154,10 @@ def evaluate_core(
 
 
 def write_items(folder: Path, result: CoreResult) -> None:
-    """Write summary.json and items.parquet (task, index, correct, prediction, losses), for paired comparisons."""
+    """Write summary.json and items.parquet (task, index, correct, prediction, losses), for paired comparisons.
+
+    folder: of the evaluation. result: with every item.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -178,7 +181,10 @@ def write_items(folder: Path, result: CoreResult) -> None:
 
 
 def centre(accuracy: float, baseline: float) -> float:
-    """Accuracy above guessing: 0 for a guess, 1 for all right."""
+    """Accuracy above guessing: 0 for a guess, 1 for all right.
+
+    accuracy: from 0 to 1. baseline: of a guess, from 0 to 1.
+    """
     return (accuracy - baseline) / (1 - baseline)
 
 
@@ -248,9 +254,10 @@ def evaluate_task(
 ) -> list[Item]:
     """The outcome of the first `task.n` items, in order.
 
-    batch_size: most rows of one forward pass. on_progress(label, done, n): called after every forward pass.
-    kept: takes the scores of every forward pass, and has those of an earlier start, which are not computed again. The
-    passes are the same either way. Raises Stopped between two passes where stop() is true.
+    batch_size: most rows of one forward pass. on_progress(label, done, n): called after every forward pass. kept:
+    takes the scores of every forward pass, and has those of an earlier start, which are not computed again. The
+    passes are the same either way. Raises Stopped between two passes where stop() is true. model: that scores.
+    tokenizer: of the checkpoint.
     """
     kept = kept or Kept(None, "")
     finished = _finished_items(task, kept)

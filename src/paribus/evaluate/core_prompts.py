@@ -13,13 +13,19 @@ PROBES = 4  # items of a task on which tokenising in parts is compared with toke
 
 
 def few_shot_indices(task: Task, index: int) -> list[int]:
-    """The rows shown before item `index`: drawn from all the others by a generator of its own."""
+    """The rows shown before item `index`: drawn from all the others by a generator of its own.
+
+    task: whose rows and number of examples are meant.
+    """
     drawn = random.Random(FEW_SHOT_SEED + index).sample(range(len(task.rows) - 1), task.shots)
     return [other + (other >= index) for other in drawn]
 
 
 def candidates(kind: str, row: Row) -> list[tuple[str, str]]:
-    """(what comes before the delimiter, what comes after) for every option; language modelling has one."""
+    """(what comes before the delimiter, what comes after) for every option; language modelling has one.
+
+    kind: of the task. row: of its data.
+    """
     if kind == "multiple_choice":
         return [(row["query"], choice) for choice in row["choices"]]
     if kind == "schema":
@@ -28,13 +34,19 @@ def candidates(kind: str, row: Row) -> list[tuple[str, str]]:
 
 
 def example(task: Task, index: int) -> str:
-    """A row as a few-shot example: with its right answer, and the blank line after it."""
+    """A row as a few-shot example: with its right answer, and the blank line after it.
+
+    task: which words it puts around them. index: of the row.
+    """
     before, after = candidates(task.kind, task.rows[index])[task.rows[index].get("gold", 0)]
     return before + task.delimiter + after + "\n\n"
 
 
 def question(task: Task, index: int) -> list[str]:
-    """The item itself, once per option; in language modelling without its continuation, then with it."""
+    """The item itself, once per option; in language modelling without its continuation, then with it.
+
+    task: which words it puts around it. index: of the row.
+    """
     texts = [
         before + task.delimiter + after for before, after in candidates(task.kind, task.rows[index])
     ]
@@ -131,7 +143,10 @@ def common_prefix(sequences: list[list[int]]) -> int:
 
 
 def spans(kind: str, prompts: list[list[int]]) -> list[tuple[list[int], int]]:
-    """(tokens, first token to score) of every option; the last to score is the last."""
+    """(tokens, first token to score) of every option; the last to score is the last.
+
+    kind: of the task. prompts: token ids, once per option.
+    """
     if kind == "schema":
         suffix = common_prefix([prompt[::-1] for prompt in prompts])
         return [(prompt, len(prompt) - suffix) for prompt in prompts]

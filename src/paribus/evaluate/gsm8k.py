@@ -69,7 +69,10 @@ def solution_steps(problem: Problem) -> int:
 
 
 def chat_prompt(tokenizer: Tokenizer, question: str) -> list[int]:
-    """The question as a user's turn, the assistant's turn opened."""
+    """The question as a user's turn, the assistant's turn opened.
+
+    tokenizer: of the checkpoint.
+    """
     return render_prompt([{"role": "user", "content": question}], tokenizer)
 
 
@@ -78,8 +81,9 @@ def few_shot_prompt(
 ) -> list[int]:
     """A prompt for a base model, which knows running text only: worked problems, then the question.
 
-    shots: the worked problems. room: tokens of the prompt; if they do not hold all shots, the first ones are left out.
-    Answers are one line each and without annotations, so that a line end ends an answer.
+    shots: the worked problems. room: tokens of the prompt; if they do not hold all shots, the first ones are left
+    out. Answers are one line each and without annotations, so that a line end ends an answer. tokenizer: of the
+    checkpoint.
     """
     ending = tokenizer.encode(f"Question: {question}\nAnswer:")
     parts = [tokenizer.encode(_shot(shot)) for shot in shots]
@@ -101,7 +105,10 @@ def n_without_room(
     problems: Sequence[Problem],
     room: int,
 ) -> int:
-    """How many of the problems `few_shot_prompt` asks with fewer than all shots. room: tokens of a prompt."""
+    """How many of the problems `few_shot_prompt` asks with fewer than all shots. room: tokens of a prompt.
+
+    tokenizer: of the checkpoint.
+    """
     longest = sum(len(tokenizer.encode(_shot(shot))) for shot in shots)
     count = 0
     for problem in problems:
@@ -174,6 +181,8 @@ def evaluate_gsm8k(
     `on_progress(questions answered, of how many)`, sampled ones counted apart. `stop()` is asked before every token;
     raises Stopped where it is true: unfinished answers are lost, finished ones are kept.
     `within(phase, answers done, of how many)` is called before every token as well, as a question may have many answers.
+
+    engine: of the checkpoint.
     """
     greedy = list(range(len(problems)))[: cfg.questions]
     sampled = greedy[: cfg.sampled_questions]
@@ -279,6 +288,8 @@ def is_cut_off(completion: Completion, bos: int) -> bool:
     """Whether an answer ends at a limit, `max_new_tokens` or the end of the context, and not by itself.
 
     A <|bos|> (`bos`) ends an answer too. Where the question fills the context, the answer has no token at all.
+
+    completion: an answer.
     """
     if completion.finished:
         return False
@@ -381,6 +392,8 @@ def write_items(folder: Path, result: Gsm8kResult) -> None:
     """items.parquet: every item; failures.jsonl: wrong ones, to read; samples.json: the first ones; summary.json.
 
     summary.json comes last. It vouches for itself and for all files of `folder`, prompts.json among them where it is there.
+
+    result: with every item.
     """
     import pyarrow
     import pyarrow.parquet
@@ -402,7 +415,10 @@ def write_items(folder: Path, result: Gsm8kResult) -> None:
 
 
 def read_result(folder: Path, advice: str) -> Gsm8kResult:
-    """What `write_items` kept. Raises UserError, with `advice`, if it is absent or damaged, or not of one evaluation."""
+    """What `write_items` kept. Raises UserError, with `advice`, if it is absent or damaged, or not of one evaluation.
+
+    folder: of an evaluation.
+    """
     path = folder / "summary.json"
     summary = read_sealed(path, advice, required=True)
     check_sealed_files(folder, summary, advice)

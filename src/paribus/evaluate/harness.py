@@ -334,9 +334,10 @@ def evaluate_tasks(
     """Run tasks, groups or tags through lm_eval's `simple_evaluate`: its results, plain JSON values, without samples.
 
     include_path: a folder of task files (YAML), whose names go before lm_eval's own. limit: items of each task.
-    num_fewshot: for tasks that do not fix theirs to 0. kept: answers of an earlier start, and where these go. stop():
-    asked between forward passes; where it says yes Stopped is raised.
-    Raises UserError for tasks that do not exist, or whose data are missing.
+    num_fewshot: for tasks that do not fix theirs to 0. kept: answers of an earlier start, and where these go.
+    stop(): asked between forward passes; where it says yes Stopped is raised. Raises UserError for tasks that do
+    not exist, or whose data are missing. checkpoint: its folder. device, dtype: of forward passes. batch_size: most
+    rows of one. seed: of lm_eval. on_progress: called after every forward pass.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # its bars, read on import: there is one of ours
     from lm_eval import simple_evaluate
@@ -399,7 +400,10 @@ def _is_our_own(error: Exception) -> bool:
 
 
 def task_manager(tasks: Sequence[str], include_path: Path | None) -> TaskManager:
-    """An index in which every task is; lm_eval's own tasks, whose index takes seconds, only where they are needed."""
+    """An index in which every task is; lm_eval's own tasks, whose index takes seconds, only where they are needed.
+
+    include_path: a folder of task files; None: there is none.
+    """
     from lm_eval.tasks import TaskManager
 
     if include_path is not None and not include_path.is_dir():
@@ -428,7 +432,10 @@ def _broken_files(folder: Path | None) -> list[str]:
 
 
 def unknown_tasks(tasks: Sequence[str], known: Sequence[str]) -> list[str]:
-    """A line for people on each task that is not known, with the nearest names."""
+    """A line for people on each task that is not known, with the nearest names.
+
+    tasks: names that were asked for.
+    """
     problems = []
     for name in tasks:
         if name not in known:

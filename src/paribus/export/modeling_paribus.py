@@ -40,7 +40,10 @@ class ParibusConfig(PreTrainedConfig):
 
 
 def normalise(x: Tensor, kind: str) -> Tensor:
-    """RMS or layer normalisation of x (..., n) over its last axis, without gains."""
+    """RMS or layer normalisation of x (..., n) over its last axis, without gains.
+
+    kind: rms or layer.
+    """
     if kind == "layer":
         return F.layer_norm(x, (x.shape[-1],))
     return F.rms_norm(x, (x.shape[-1],))
@@ -67,14 +70,20 @@ Rotary = tuple[Tensor, Tensor]  # cosines and sines
 
 
 def rotary(positions: Tensor, channels: int, base: float, dtype: torch.dtype) -> Rotary:
-    """Cosines and sines of positions (B, T), each (B, T, 1, channels / 2)."""
+    """Cosines and sines of positions (B, T), each (B, T, 1, channels / 2).
+
+    base: of the angles. dtype: of the result.
+    """
     pairs = torch.arange(0, channels, 2, dtype=torch.float64, device=positions.device)
     angles = positions[..., None, None].double() * base ** (-pairs / channels)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x: Tensor, turn: Rotary) -> Tensor:
-    """Rotate the first channels of x (B, T, H or K, E), in pairs (i, i + half), by their position."""
+    """Rotate the first channels of x (B, T, H or K, E), in pairs (i, i + half), by their position.
+
+    turn: cosines and sines of their positions.
+    """
     cos, sin = turn
     turning = 2 * cos.shape[-1]
     first, second = x[..., :turning].chunk(2, dim=-1)
@@ -107,7 +116,10 @@ class Attention(nn.Module):
             self.output_gate = nn.Linear(shape.gate_channels, shape.n_heads, bias=False)
 
     def forward(self, x: Tensor, tokens: Tensor, state: State, applied: int) -> Tensor:
-        """X (B, T, D), tokens (B, T) -> (B, T, D). applied: blocks that the tokens passed before."""
+        """X (B, T, D), tokens (B, T) -> (B, T, D). applied: blocks that the tokens passed before.
+
+        x: the normalised stream. state: what all blocks share of a forward pass.
+        """
         shape = self.shape
         q = self.q(x).unflatten(-1, (shape.n_heads, shape.head_dim))  # (B, T, H, E)
         k = self.k(x).unflatten(-1, (shape.n_kv_heads, shape.head_dim))
@@ -129,7 +141,10 @@ class Attention(nn.Module):
         return result
 
     def values(self, x: Tensor, tokens: Tensor, state: State) -> Tensor:
-        """X (B, T, D), tokens (B, T) -> (B, T, K, E)."""
+        """X (B, T, D), tokens (B, T) -> (B, T, K, E).
+
+        x: the normalised stream. state: what all blocks share of a forward pass.
+        """
         shape = self.shape
         v: Tensor = self.v(x).unflatten(-1, (shape.n_kv_heads, shape.head_dim))
         if shape.value_residual:
@@ -143,7 +158,11 @@ class Attention(nn.Module):
         return v
 
     def positioned(self, heads: Tensor, turn: Rotary | None, gain: Tensor | None) -> Tensor:
-        """Queries or keys (B, T, H or K, E), rotated to their positions and normalised."""
+        """Queries or keys (B, T, H or K, E), rotated to their positions and normalised.
+
+        heads: as projected. turn: cosines and sines of the positions; None: no rotation. gain (E,): of the
+        norm.
+        """
         before = self.shape.qk_norm_position == "before_rotary"
         if before:
             heads = self.normalised(heads, gain)
@@ -152,7 +171,10 @@ class Attention(nn.Module):
         return heads if before else self.normalised(heads, gain)
 
     def normalised(self, heads: Tensor, gain: Tensor | None) -> Tensor:
-        """Queries or keys with norm 1 per channel times a gain, if `qk_norm`."""
+        """Queries or keys with norm 1 per channel times a gain, if `qk_norm`.
+
+        heads: as projected (B, T, H or K, E).
+        """
         if not self.shape.qk_norm:
             return heads
         heads = normalise(heads, self.shape.norm)
@@ -239,7 +261,10 @@ class Block(nn.Module):
         self.x0_scale = nn.Parameter(torch.zeros(())) if shape.x0_scalars else None
 
     def forward(self, x: Tensor, x0: Tensor, tokens: Tensor, state: State, applied: int) -> Tensor:
-        """x, x0 (B, T, D), tokens (B, T) -> (B, T, D). x0: the residual stream before the first block."""
+        """x, x0 (B, T, D), tokens (B, T) -> (B, T, D). x0: the residual stream before the first block.
+
+        state: what all blocks share of a forward pass. applied: blocks that the tokens passed before.
+        """
         if self.residual_scale is not None:
             x = self.residual_scale * x
         if self.x0_scale is not None:
@@ -339,6 +364,8 @@ class ParibusForCausalLM(PreTrainedModel, GenerationMixin):
         """The residual stream after the final norm, (B, T, D).
 
         tokens, positions (B, T). key_positions, real (B, S): of what is cached and of the tokens; whether it is no padding.
+
+        cache: of the tokens before; None: there are none.
         """
         shape = self.shape
         x = self.embed(tokens, positions)
@@ -374,6 +401,9 @@ class ParibusForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean cross-entropy in nats of each token after the first, given those before: (B, T, V), (B, T) -> ()."""
+    """The mean cross-entropy in nats of each token after the first, given those before: (B, T, V), (B, T) -> ().
+
+    logits: of every token. labels: the tokens themselves; -100 where nothing is asked.
+    """
     predicted, targets = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     return F.cross_entropy(predicted, targets, ignore_index=IGNORED)

@@ -98,7 +98,8 @@ class Engine:
     ) -> Iterator[int]:
         """The tokens of one answer as they come, forced ones included: the same as `generate` gives with `rows=1`.
 
-        prompt: token ids; the others as in `generate`.
+        prompt: token ids; the others as in `generate`. max_new_tokens: of the answer. temperature: 0 is greedy.
+        top_k: 0 is all. seed: of the samples. stop: token ids that end it. tools: let the calculator answer.
         """
         drawing = self._drawing(max_new_tokens, temperature, top_k, stop, tools)
         with torch.inference_mode():
@@ -125,8 +126,8 @@ class Engine:
 def open_checkpoint(folder: Path, device: str, dtype: str, *, recorded: bool = True) -> Engine:
     """The engine of a checkpoint's folder: its model, ready to generate, and its tokenizer.
 
-    dtype: of products, by its name in torch. recorded: as in `load_checkpoint`.
-    Raises UserError where the checkpoint is absent or damaged.
+    dtype: of products, by its name in torch. recorded: as in `load_checkpoint`. Raises UserError where the
+    checkpoint is absent or damaged. device: by its name in torch.
     """
     model = load_checkpoint(folder, device, getattr(torch, dtype), recorded=recorded)
     return Engine(model.eval(), Tokenizer.load(folder / "tokenizer.json"))

@@ -123,7 +123,7 @@ def working_sources(root: Path = Path()) -> Sources:
 def committed_sources(commit: str, root: Path = Path()) -> Sources:
     """The sources of a commit, links followed. Raises UserError where git does not have it.
 
-    commit: a full hash; a name that may move would be remembered at its old place.
+    commit: a full hash; a name that may move would be remembered at its old place. root: of the checkout.
     """
     try:
         return Sources(_contents(commit, _source_names(commit, root), root))
@@ -160,8 +160,8 @@ def _contents(commit: str, names: list[str], root: Path) -> dict[str, bytes]:
 def stage_code(stage: str, sources: Sources) -> dict[str, str]:
     """Source file -> digest of what it contributes to a stage: all the code that can decide the stage's outputs.
 
-    stage: its name in dvc.yaml, with or without `@item`.
-    Raises UserError for a stage without an entry point or a file that is not Python.
+    stage: its name in dvc.yaml, with or without `@item`. Raises UserError for a stage without an entry point or a
+    file that is not Python. sources: of the checkout or of a commit.
     """
     closure = _closure(stage, sources)
     digests = {}
@@ -184,7 +184,10 @@ def entry_module(stage: str) -> str:
 
 
 def definitions_that_import(package: str, path: str, sources: Sources) -> list[str]:
-    """The top-level definitions of a module that import from a package, sorted."""
+    """The top-level definitions of a module that import from a package, sorted.
+
+    path: of the module. sources: of the checkout or of a commit.
+    """
     outline = _outline(sources.files[path], path)
     found = []
     for name in outline.definitions:
@@ -196,7 +199,10 @@ def definitions_that_import(package: str, path: str, sources: Sources) -> list[s
 
 
 def definition_digest(path: str, name: str, sources: Sources) -> str | None:
-    """A digest of a definition of a module, `function` or `Class.method`; None where it is absent."""
+    """A digest of a definition of a module, `function` or `Class.method`; None where it is absent.
+
+    path: of the module. name: of the definition. sources: of the checkout or of a commit.
+    """
     nodes: list[ast.stmt] = _parsed(sources.files[path], path).body
     found: ast.stmt | None = None
     for part in name.split("."):
@@ -209,7 +215,10 @@ def definition_digest(path: str, name: str, sources: Sources) -> str | None:
 
 
 def stage_files(stage: str, sources: Sources) -> list[str]:
-    """The source files of a stage's closure, sorted: its `src/` deps in dvc.yaml."""
+    """The source files of a stage's closure, sorted: its `src/` deps in dvc.yaml.
+
+    sources: of the checkout or of a commit.
+    """
     return sorted(stage_code(stage, sources))
 
 

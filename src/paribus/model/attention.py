@@ -76,11 +76,11 @@ def backend(
     other. read: whether only some places ask. softcap: whether logits are soft-capped, which SDPA does not do. dropout:
     whether weights are dropped in training. dtype: of the products.
 
-    causal: each sees all before it; SDPA without a mask, which on CUDA in 16 bits is a flash kernel.
-    flex: windows and packed documents on CUDA; FlexAttention skips blocks of keys that no query sees, so that a window
-        costs its own width and not the sequence's, and makes no (T, S) mask in its kernels.
-    banded: all of it on a CPU in bf16, uncompiled; plain products of blocks (banded.py).
-    masked: windows and packed documents elsewhere, and where only some places ask; SDPA with a mask in memory.
+    causal: each sees all before it; SDPA without a mask, which on CUDA in 16 bits is a flash kernel. flex: windows
+    and packed documents on CUDA; FlexAttention skips blocks of keys that no query sees, so that a window costs its
+    own width and not the sequence's, and makes no (T, S) mask in its kernels. banded: all of it on a CPU in bf16,
+    uncompiled; plain products of blocks (banded.py). masked: windows and packed documents elsewhere, and where only
+    some places ask; SDPA with a mask in memory. device_type: "cuda" or "cpu".
     """
     if device_type == "cuda" and not read:
         plain = not documents and not softcap and (window is None or window >= length)
@@ -103,20 +103,29 @@ def at(x: Tensor, places: Tensor | None) -> Tensor:
 
 
 def near(distance: Tensor, window: int | None) -> Tensor:
-    """Whether a key so many places before the query is seen: not after it, and within its window."""
+    """Whether a key so many places before the query is seen: not after it, and within its window.
+
+    distance: places from the key to the query. window: keys that a query sees; None: all before it.
+    """
     seen = distance >= 0
     return seen if window is None else seen & (distance < window)
 
 
 def visible(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
-    """(…, T, S): key position at or before the query's and within its window."""
+    """(…, T, S): key position at or before the query's and within its window.
+
+    queries: positions (…, T). keys: positions (…, S).
+    """
     return near(queries[..., :, None] - keys, window)
 
 
 def dense_mask(
     positions: Tensor, window: int | None, documents: Tensor | None, read: Tensor | None
 ) -> Tensor:
-    """(B or 1, 1, T or R, T) True where seen; positions (B or 1, T), documents (B, T), read (B, R)."""
+    """(B or 1, 1, T or R, T) True where seen; positions (B or 1, T), documents (B, T), read (B, R).
+
+    window: keys that a query sees; None: all before it.
+    """
     mask = visible(at(positions, read), positions[:, None, :], window)
     if documents is not None:
         mask = mask & (at(documents, read)[:, :, None] == documents[:, None, :])
@@ -174,7 +183,11 @@ def attend(
 def capped(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, softcap: float, dropout: float
 ) -> Tensor:
-    """`attend` with soft-capped logits by plain products, which form all of them: (B, H, T, S)."""
+    """`attend` with soft-capped logits by plain products, which form all of them: (B, H, T, S).
+
+    q (B, H, T, E), k, v (B, K, S, E). mask: True where seen; None: causal. softcap: bound of the logits. dropout:
+    share of weights that is dropped.
+    """
     k, v = kernels.equal_heads(k, q.shape[1]), kernels.equal_heads(v, q.shape[1])
     if mask is None:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()

@@ -42,10 +42,17 @@ class Cache(Protocol):
         """Tokens of the longest row."""
 
     def mask(self, positions: Tensor, read: Tensor | None, window: int | None) -> Any:
-        """Whatever this cache's own `attend` takes."""
+        """Whatever this cache's own `attend` takes.
+
+        positions: of the new tokens (B, T). read: the only places that ask (B, R); None: all. window: keys that
+        a query sees; None: all before it.
+        """
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
-        """The new tokens' attention output; see `KVCache.attend`."""
+        """The new tokens' attention output; see `KVCache.attend`.
+
+        layer: number of the block. q, k, v: of the new tokens. mask: as this cache's `mask` made it.
+        """
 
 
 class KVCache:
@@ -180,7 +187,10 @@ class PrefixCache:
     # ------------------------------------------------------------ who is where
 
     def store(self, slots: Tensor, prefilled: KVCache) -> None:
-        """Put the rows of a cache that holds prompts into `slots`."""
+        """Put the rows of a cache that holds prompts into `slots`.
+
+        prefilled: the cache of a forward pass over the prompts.
+        """
         self.prompts.copy_rows(slots, prefilled, torch.arange(len(slots), device=slots.device))
 
     def free_slot(self, slot: int) -> None:
@@ -224,7 +234,10 @@ class PrefixCache:
         return _bias(prompt), _bias(own)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Masks) -> Tensor:
-        """As KVCache.attend, for one token a row: q (R, H, 1, E), k, v (R, K, 1, E) -> (R, H, 1, E)."""
+        """As KVCache.attend, for one token a row: q (R, H, 1, E), k, v (R, K, 1, E) -> (R, H, 1, E).
+
+        layer: number of the block. mask: as this cache's `mask` made it.
+        """
         rows, heads, _, width = q.shape
         kv_heads = k.shape[1]
         prompt_bias, own_bias = mask

@@ -39,7 +39,10 @@ MIN_LOGIT_ROWS = 256
 
 
 def attention_shapes(config: Architecture, layer: int, vocab_size: int) -> dict[str, Shape]:
-    """The parameters of `layers.Attention` in block `layer`, in the module's order."""
+    """The parameters of `layers.Attention` in block `layer`, in the module's order.
+
+    config: of the model. vocab_size: tokens of the tokenizer.
+    """
     query_width = config.n_heads * config.head_dim
     kv_width = config.n_kv_heads * config.head_dim
     gate_channels = min(GATE_CHANNELS, config.width)
@@ -81,7 +84,10 @@ def join_shapes(config: Architecture) -> dict[str, Shape]:
 
 
 def norm_shapes(name: str, config: Architecture) -> dict[str, Shape]:
-    """The parameters of a `layers.Norm` of this name, in the module's order."""
+    """The parameters of a `layers.Norm` of this name, in the module's order.
+
+    config: of the model.
+    """
     shapes: dict[str, Shape] = {}
     if config.norm_gain:
         shapes[f"{name}.gain"] = (config.width,)
@@ -91,7 +97,10 @@ def norm_shapes(name: str, config: Architecture) -> dict[str, Shape]:
 
 
 def block_shapes(config: Architecture, layer: int, vocab_size: int) -> dict[str, Shape]:
-    """The parameters of `layers.Block` number `layer`, in the module's order."""
+    """The parameters of `layers.Block` number `layer`, in the module's order.
+
+    config: of the model. vocab_size: tokens of the tokenizer.
+    """
     shapes: dict[str, Shape] = {}
     if config.residual_scalars:
         shapes["residual_scale"] = ()
@@ -121,7 +130,10 @@ def _linear(name: str, outputs: int, inputs: int, bias: bool) -> dict[str, Shape
 
 
 def has_value_embedding(config: Architecture, layer: int) -> bool:
-    """`alternate` counts from the last block, where value embeddings help most (ResFormer, arXiv:2410.17897)."""
+    """`alternate` counts from the last block, where value embeddings help most (ResFormer, arXiv:2410.17897).
+
+    config: of the model. layer: number of the block, from 0.
+    """
     if config.value_embeddings == "alternate":
         return (config.depth - 1 - layer) % 2 == 0
     return config.value_embeddings == "all"
@@ -144,13 +156,19 @@ def rotary_channels(config: Architecture) -> int:
 
 
 def window_of(config: Architecture, layer: int) -> str:
-    """S or L: the pattern repeats over the blocks; the last block always sees everything."""
+    """S or L: the pattern repeats over the blocks; the last block always sees everything.
+
+    config: of the model. layer: number of the block, from 0.
+    """
     if layer == config.depth - 1:
         return "L"
     return config.window_pattern[layer % len(config.window_pattern)]
 
 
 def logit_rows(vocab_size: int, device_type: str) -> int:
-    """Tokens whose logits are held at once, on "cpu" or another type of device."""
+    """Tokens whose logits are held at once, on "cpu" or another type of device.
+
+    vocab_size: logits of one token. device_type: "cpu" or another.
+    """
     budget = CPU_LOGIT_BYTES if device_type == "cpu" else LOGIT_BYTES
     return max(budget // (4 * vocab_size), MIN_LOGIT_ROWS)

@@ -141,7 +141,10 @@ def _key(recipe: Recipe, device: Device, dtype: str) -> str:
 
 
 def calibrated(recipe: Recipe, device: Device, dtype: str) -> Device:
-    """The device as it was known, and how far off, when this model's stages or a probe of it were last measured here."""
+    """The device as it was known, and how far off, when this model's stages or a probe of it were last measured here.
+
+    recipe: whose measurements count. dtype: of forward passes.
+    """
     known = _timings().get(_key(recipe, device, dtype))
     if not known:
         return device
@@ -158,7 +161,10 @@ def calibrated(recipe: Recipe, device: Device, dtype: str) -> Device:
 
 
 def remember(recipe: Recipe, stage: str, seconds: float) -> None:
-    """That the stage took so long, for later plans of it. A card that the table lacks is not planned for, nor remembered."""
+    """That the stage took so long, for later plans of it. A card that the table lacks is not planned for, nor remembered.
+
+    recipe: of the run. seconds: that its training took.
+    """
     try:
         device, dtype = here(recipe)
     except UserError:
@@ -215,6 +221,8 @@ def run_probe(recipe: Recipe, device: Device, dtype: str, seconds: float = PROBE
     """Train the configured model on random tokens for about `seconds`, and keep what it took.
 
     Raises UserError where one row does not fit.
+
+    recipe: of the run. device: that is probed. dtype: of forward passes.
     """
     import torch
 

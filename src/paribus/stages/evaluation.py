@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def stoppable(name: str, interrupt: Interrupt) -> Iterator[None]:
-    """Exits with EXIT_PAUSED where the block raises Stopped: what was computed is kept."""
+    """Exits with EXIT_PAUSED where the block raises Stopped: what was computed is kept.
+
+    name: of the stage. interrupt: what asks it to stop.
+    """
     from paribus.evaluate.kept import Stopped
 
     try:
@@ -123,7 +126,10 @@ def say_shots_without_room(
     context: int,
     max_new_tokens: int,
 ) -> None:
-    """Warn where the context does not hold all worked examples beside the question and its answer."""
+    """Warn where the context does not hold all worked examples beside the question and its answer.
+
+    tokenizer: of the checkpoint. shots: worked examples. problems: that are asked. max_new_tokens: of an answer.
+    """
     from paribus.evaluate.gsm8k import n_without_room
 
     short = n_without_room(tokenizer, shots, problems, context - max_new_tokens)
@@ -141,8 +147,8 @@ def answer_prompts(
 ) -> list[dict[str, str]]:
     """{prompt, answer} of the fixed prompts, greedy, to be read and compared between stages and runs.
 
-    continues: a base model, which knows no turns and continues the text instead. stop() is asked before every token;
-    raises Stopped where it says yes.
+    continues: a base model, which knows no turns and continues the text instead. stop() is asked before every
+    token; raises Stopped where it says yes. engine: of the checkpoint.
     """
     from paribus.data.chat import render_prompt
     from paribus.data.prompts import LONGEST, PROMPTS
