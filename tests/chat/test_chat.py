@@ -16,17 +16,21 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from support.browser import chromium, faults
 from support.talker import PROBLEMS, codec, talker
 from support.waiting import PATIENCE
 
 from paribus.chat import Answer, Options, Piece, Speaker, terminal, web
 from paribus.config import merge, read_yaml
+from paribus.data.answers import final_answer
 from paribus.data.chat import Messages, render_prompt
 from paribus.errors import UserError
+from paribus.evaluate.gsm8k import score
 from paribus.model.gpt import save_checkpoint
 
 QUESTION = PROBLEMS[4]["question"]
 SHORT = Options(max_new_tokens=40)
+HELD_OUT = {QUESTION: PROBLEMS[4]["answer"]}
 
 
 @pytest.fixture
@@ -271,7 +275,7 @@ def address(speaker: Speaker) -> Iterator[str]:
     listener = web.listen(0)
     server = uvicorn.Server(
         uvicorn.Config(
-            web.application(speakers, SHORT, (QUESTION, "<b>5</b>")), log_level="warning"
+            web.application(speakers, SHORT, (QUESTION, "<b>5</b>"), HELD_OUT), log_level="warning"
         )
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -461,12 +465,18 @@ def test_the_page_in_a_browser(address: str, speaker: Speaker) -> None:
         }
         calls = tab.locator("[data-name=sft] .tool_call").all_inner_texts()
         results = tab.locator("[data-name=sft] .tool_result").all_inner_texts()
-        tab.click(".prompts button:nth-child(2)")
+        tab.click(".prompt:nth-of-type(3)")  # after the held-out problem and the first
         tab.wait_for_selector(idle)
         turns = [tab.locator(f"[data-name={name}] .turn").count() for name in ("base", "sft")]
         asked = tab.locator("[data-name=sft] .user").all_inner_texts()
         tab.click("[data-name=sft] .reset")
         left = [tab.locator(f"[data-name={name}] .turn").count() for name in ("base", "sft")]
+        tab.click("#problem")
+        tab.wait_for_selector("[data-name=base] .mark")
+        tab.wait_for_selector("[data-name=sft] .mark")
+        tab.wait_for_selector(idle)
+        graded = tab.inner_text("[data-name=sft] .note")
+        tab.click("[data-name=sft] .reset")
         tab.fill("#message", "many shells " * 60)
         tab.click("#send")
         tab.wait_for_selector(idle)
@@ -495,6 +505,9 @@ def test_the_page_in_a_browser(address: str, speaker: Speaker) -> None:
     assert asked == [QUESTION, "<b>5</b>"]
     assert left == [4, 0]
     assert "shorten it" in trouble
+    right = score(text, HELD_OUT[QUESTION]).correct
+    assert graded.startswith("right" if right else "wrong")
+    assert f"{final_answer(HELD_OUT[QUESTION])} expected" in graded
     # The browser itself reports the refused message; nothing else may be on the console.
     assert [text for text in messages if "400" not in text] == []
     assert len(messages) == 1
@@ -503,3 +516,29 @@ def test_the_page_in_a_browser(address: str, speaker: Speaker) -> None:
     }
     assert colours == ["rgb(34, 48, 60)", "rgb(219, 228, 236)"]
     assert sideways <= 0
+
+
+def test_the_page_is_accessible_and_nothing_is_cut(address: str) -> None:
+    with chromium() as browser:
+        assert faults(browser, address) == []
+
+
+def test_an_answer_that_fills_the_context_says_so(speaker: Speaker) -> None:
+    """At the limit that was asked for it was cut; where the context ended first, that was full."""
+    limit = talker().model.config.seq_len
+    base = Speaker("base", talker(), "pretrain")
+    for new_tokens, full in ((4, False), (limit, True)):
+        answer = base.answer([user("Mia has")], Options(max_new_tokens=new_tokens))
+        list(answer)
+        assert answer.full == (full and not answer.finished)
+
+
+def test_held_out_problems_are_those_of_the_corpus(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert web.held_out_problems("test") == {}
+    (tmp_path / "data").symlink_to(tiny_data)
+    found = web.held_out_problems("test")
+    assert found
+    assert all(final_answer(reference) for reference in found.values())

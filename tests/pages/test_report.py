@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
 from matplotlib.patches import Rectangle
+from support.browser import chromium, faults
 
 from paribus import graph
 from paribus.config import load_config
@@ -562,3 +563,9 @@ def test_opens_offline_in_a_browser(results: Path, page: str) -> None:
         "the figures' text follows the reader's colours"
     )
     assert sideways <= 0
+
+
+def test_the_page_is_accessible_and_nothing_is_cut(results: Path, tmp_path: Path) -> None:
+    page = build_report(results, tmp_path / "report.html")
+    with chromium() as browser:
+        assert faults(browser, page.as_uri()) == []

@@ -13,9 +13,10 @@ from paribus.pages import held_equal
 from paribus.pages import verdict as verdict_page
 from paribus.pages.markdown import cell, fenced, line, paragraph
 from paribus.pages.noise import markdown as noise_markdown
+from paribus.pages.verdict_answer import answer
 from paribus.pages.verdict_origin import unequal_noise
 from paribus.pages.verdict_sentences import caveat, sentence
-from paribus.study.advice import NextLook
+from paribus.study.advice import Again, NextLook
 from paribus.study.divergence import Survivors
 from paribus.study.items import ItemEffect
 from paribus.study.looks import Schedule
@@ -87,6 +88,53 @@ def test_a_fixed_study_is_not_told_to_grow() -> None:
     assert "run " not in text
 
 
+def test_a_new_study_is_named_by_its_commands_and_their_cost() -> None:
+    """The undecided are never told to add seeds to a study that has no look left."""
+    asked_again = Again("tiny", "tiny-2", 60.0, 0.01)
+    effect = effect_of([0.05, -0.04, 0.02])
+    text = sentence(parse(seeds=3), "adamw", effect, None, asked_again)
+    assert effect.more_seeds is not None
+    runs = 2 * (3 + effect.more_seeds)
+    assert "`paribus ablate new tiny-2 --like tiny --arm adamw`" in text
+    assert "`paribus ablate run tiny-2 --looks " in text
+    assert f"at most about {runs} runs" in text
+    assert f"{runs * 0.01:.2f} USD" in text
+
+
+# ---------------------------------------------------------------- the first line
+
+
+def rows(**verdicts: str) -> list[dict[str, Any]]:
+    return [{"name": name, "verdict": word, "effect": None} for name, word in verdicts.items()]
+
+
+def test_the_first_line_says_whether_the_hypothesis_held_and_names_the_baseline() -> None:
+    held = answer(parse(expects={"adamw": "worse"}), rows(adamw="worse"))
+    assert held.head == "The hypothesis held"
+    assert held.sentence == "adamw is worse than the baseline (optimizer.kind: muon)."
+    refuted = answer(parse(expects={"adamw": "worse"}), rows(adamw="equivalent"))
+    assert refuted.head == "The hypothesis is refuted"
+    assert refuted.against == ("adamw was expected to be worse, and is equivalent.",)
+    unknown = answer(parse(expects={"adamw": "worse"}), rows(adamw="undecided"))
+    assert unknown.head == "Not known yet"
+    assert answer(parse(), rows(adamw="worse")).head == ""
+
+
+def test_arms_of_one_verdict_share_a_clause() -> None:
+    arms = {name: {"optimizer.matrix_lr": rate} for name, rate in (("a", 1e-2), ("b", 4e-2))}
+    experiment = parse(arms=arms | {"c": {"optimizer.kind": "adamw"}}, equal="none")
+    said = answer(experiment, rows(a="worse", b="worse", c="undecided")).sentence
+    assert said.startswith("a and b are worse than the baseline (")
+    assert said.endswith("; c is undecided.")
+    together = answer(experiment, rows(a="better", b="better", c="better")).sentence
+    assert together.startswith("All 3 arms (a, b and c) are better than the baseline")
+
+
+def test_commands_in_a_sentence_are_code_and_nothing_of_it_is_markup() -> None:
+    assert verdict_page.coded("run `a <b>` & go") == "run <code>a &lt;b&gt;</code> &amp; go"
+    assert verdict_page.coded("a ` b") == "a ` b"
+
+
 def test_advice_names_the_next_look_its_command_and_its_cost() -> None:
     coming = NextLook(5, "paribus ablate run tiny", 4, 7200.0, 1.5)
     undecided = effect_of([0.05, -0.04, 0.02], Schedule(3))
@@ -126,7 +174,7 @@ def test_the_noise_of_items_stands_beside_the_verdict_and_gives_none_of_its_own(
         "scaling": None
     }
     for text in (verdict_page.markdown(values, []), verdict_page.html(values, {})):
-        table = text[text.index("By item") : text.index("Cost beside quality")]
+        table = text[text.rindex("By item") : text.rindex("Cost beside quality")]
         assert "better" not in table
         assert "from items" in table
 

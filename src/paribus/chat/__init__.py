@@ -53,14 +53,22 @@ class Piece:
 class Answer:
     """An answer in progress: iterate once for its pieces; the attributes are complete afterwards."""
 
-    def __init__(self, tokens: Iterator[int], tokenizer: Tokenizer, dropped: int) -> None:
+    def __init__(
+        self, tokens: Iterator[int], tokenizer: Tokenizer, dropped: int, room: int | None = None
+    ) -> None:
+        """room: tokens that the context holds after the prompt; None: enough."""
         self.dropped = (
             dropped  # messages at the beginning of the history that did not fit the context
         )
         self.n_tokens = 0  # forced ones included
         self.finished = False  # ended by itself, not by a limit
         self.parts: list[dict[str, str]] = []
-        self._tokens, self._tokenizer = tokens, tokenizer
+        self._tokens, self._tokenizer, self._room = tokens, tokenizer, room
+
+    @property
+    def full(self) -> bool:
+        """Whether it ended where the context did, and not by itself or at the longest answer asked for."""
+        return self._room is not None and not self.finished and self.n_tokens >= self._room
 
     @property
     def message(self) -> dict[str, Any]:
@@ -144,7 +152,9 @@ class Speaker:
         tokens = self.engine.stream(
             prompt, stop=set() if self.continues else None, tools=not self.continues, **drawing
         )
-        return Answer(tokens, self.engine.tokenizer, dropped)
+        room = self.engine.model.config.seq_len - len(prompt)
+        full = room if room < options.max_new_tokens else None
+        return Answer(tokens, self.engine.tokenizer, dropped, full)
 
     def fit(self, messages: Messages, new_tokens: int) -> tuple[list[int], int]:
         """(prompt, messages left out at the beginning): at most half of the context is kept free for the answer."""

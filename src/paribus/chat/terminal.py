@@ -103,7 +103,7 @@ class Terminal:
                 f"(the first {answer.dropped} messages no longer fit the context and were left out)"
             )
         if not answer.finished:
-            self.note("(cut off at the limit)")
+            self.note("(the context is full)" if answer.full else "(cut off at the limit)")
 
     def write(self, text: str, style: str = "") -> None:
         """Print `text` as it is, without a line break, so that an answer can grow; `style` is one of rich's."""
@@ -173,6 +173,8 @@ def _seam(before: Kind, after: Kind, empty: bool) -> str:
 def chat(checkpoint: str, options: Options, settings: config.Config) -> None:
     """Talk to a checkpoint on this process's terminal or pipe."""
     console = Console(highlight=False, markup=False, emoji=False)
+    if sys.stdin.isatty():
+        console.print(f"loading {checkpoint} …", style="dim")
     Terminal(
         Speaker.open(checkpoint, settings),
         options,

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import math
+import random
 import socket
 import sys
 import time
@@ -18,8 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from paribus import config
-from paribus.chat import Answer, Kind, Options, Speaker
+from paribus.chat import Answer, Kind, Options, Speaker, plain
+from paribus.curriculum import CORPUS
+from paribus.data import contents
+from paribus.data.answers import final_answer
 from paribus.errors import UserError
+from paribus.evaluate.gsm8k import score
 from paribus.files import Shape, misfit, parse
 
 if TYPE_CHECKING:
@@ -45,9 +50,18 @@ REQUEST: Shape = {
 
 
 def application(
-    speakers: Mapping[str, Speaker], options: Options, prompts: tuple[str, ...] = ()
+    speakers: Mapping[str, Speaker],
+    options: Options,
+    prompts: tuple[str, ...] = (),
+    problems: Mapping[str, str] | None = None,
 ) -> Starlette:
     """The page at /, and /answer, which streams a JSON line a piece: {"kind", "text"}, last {"kind": "end", ...}.
+
+    Args:
+        speakers: name -> checkpoint.
+        options: that the page begins with.
+        prompts: that it suggests.
+        problems: question -> reference solution, of held-out problems: /problem gives one, and the answer to one is graded.
 
     /answer takes JSON from this page and from programs here. What it refuses is answered with {"problems": [...]}: a
     request of another site's page with 403, a body of another kind with 415, one that is too large with 413, any other
@@ -61,7 +75,8 @@ def application(
     from starlette.responses import HTMLResponse, JSONResponse, StreamingResponse
     from starlette.routing import Route
 
-    page = render(speakers, options, prompts)
+    known = problems or {}
+    page = render(speakers, options, prompts, bool(known))
     guards = protection(page)
 
     async def show(_: Request) -> Response:
@@ -78,13 +93,18 @@ def application(
             return JSONResponse(problems, status_code=error.status, headers=guards)
         except UserError as error:
             return JSONResponse({"problems": error.problems}, status_code=400, headers=guards)
-        return StreamingResponse(lines(began), media_type="application/x-ndjson", headers=guards)
+        said = lines(began, known.get(plain(messages[-1]["content"])))
+        return StreamingResponse(said, media_type="application/x-ndjson", headers=guards)
+
+    async def problem(_: Request) -> Response:
+        question = random.choice(list(known)) if known else ""
+        return JSONResponse({"question": question}, headers=guards)
 
     # A name of another host that was made to point here (DNS rebinding) is refused.
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
-    return Starlette(
-        routes=[Route("/", show), Route("/answer", answer, methods=["POST"])], middleware=[hosts]
-    )
+    routes = [Route("/", show), Route("/problem", problem)]
+    routes.append(Route("/answer", answer, methods=["POST"]))
+    return Starlette(routes=routes, middleware=[hosts])
 
 
 # ---------------------------------------------------------------- whose requests are served
@@ -161,10 +181,16 @@ async def read_body(pieces: AsyncIterator[bytes], headers: Mapping[str, str]) ->
 # ---------------------------------------------------------------- the page and its requests
 
 
-def render(speakers: Mapping[str, Speaker], options: Options, prompts: tuple[str, ...]) -> str:
+def render(
+    speakers: Mapping[str, Speaker],
+    options: Options,
+    prompts: tuple[str, ...],
+    has_problems: bool = False,
+) -> str:
     """The page as HTML.
 
-    speakers: checkpoints by name. options: with which it begins. prompts: offered on it.
+    speakers: checkpoints by name. options: with which it begins. prompts: offered on it. has_problems: whether it offers
+    held-out problems too.
     """
     import dataclasses
 
@@ -178,7 +204,12 @@ def render(speakers: Mapping[str, Speaker], options: Options, prompts: tuple[str
         lstrip_blocks=True,
     )
     columns = [{"name": name, "about": speaker.about} for name, speaker in speakers.items()]
-    values = {"columns": columns, "options": dataclasses.asdict(options), "prompts": list(prompts)}
+    values = {
+        "columns": columns,
+        "options": dataclasses.asdict(options),
+        "prompts": list(prompts),
+        "has_problems": has_problems,
+    }
     return environment.get_template("chat.html.j2").render(values=values)
 
 
@@ -257,8 +288,13 @@ def _content_problem(content: Any, name: str) -> str | None:
     return None
 
 
-def lines(answer: Answer) -> Iterator[str]:
-    """The answer as lines of JSON."""
+def lines(answer: Answer, reference: str | None = None) -> Iterator[str]:
+    """The answer as lines of JSON.
+
+    Args:
+        answer: in progress.
+        reference: the reference solution of the problem that it answers, by which it is graded; None: it answers none.
+    """
     began = time.perf_counter()
     try:
         for piece in answer:
@@ -266,13 +302,19 @@ def lines(answer: Answer) -> Iterator[str]:
     except UserError as error:
         yield _line(kind="problem", text="; ".join(error.problems))
         return
+    graded = {}
+    if reference is not None:
+        text = plain(answer.message["content"])
+        graded = {"right": score(text, reference).correct, "expected": final_answer(reference)}
     yield _line(
         kind="end",
         finished=answer.finished,
+        full=answer.full,
         tokens=answer.n_tokens,
         seconds=round(time.perf_counter() - began, 2),
         dropped=answer.dropped,
         message=answer.message,
+        **graded,
     )
 
 
@@ -287,10 +329,11 @@ def serve(
     prompts: tuple[str, ...],
     settings: config.Config,
 ) -> None:
-    """Serve the page until Ctrl-C. Raises UserError for checkpoints that are not there, all at once, or a port in use.
+    """Serve the page until Ctrl-C; with a corpus it asks held-out problems and grades their answers.
 
     checkpoints: their names or folders. port: of 127.0.0.1. options: with which the page begins. prompts: offered
-    on it. settings: of the project, for the device.
+    on it. settings: of the project, for the device. Raises UserError for checkpoints that are not there, all at once, or a
+    port in use.
     """
     import uvicorn
 
@@ -307,15 +350,29 @@ def serve(
             problems or "--checkpoints: names none; give at least one, with commas between"
         )
     listener = listen(port)
+    address = f"http://{HOST}:{listener.getsockname()[1]}"
+    held_out = held_out_problems(settings.eval.gsm8k.split)
+    graded = f"; {address}/#problem asks them a held-out problem" if held_out else ""
     print(
-        f"paribus chat: http://{HOST}:{listener.getsockname()[1]} shows {', '.join(speakers)}; Ctrl-C ends it",
+        f"paribus chat: {address} shows {', '.join(speakers)}{graded}; Ctrl-C ends it",
         file=sys.stderr,
         flush=True,
     )
-    server = uvicorn.Server(
-        uvicorn.Config(application(speakers, options, prompts), log_level="warning")
-    )
+    page = application(speakers, options, prompts, held_out)
+    server = uvicorn.Server(uvicorn.Config(page, log_level="warning"))
     server.run(sockets=[listener])
+
+
+def held_out_problems(split: str) -> dict[str, str]:
+    """Question -> reference solution, of the problems that no training has seen; {} without a corpus.
+
+    Args:
+        split: of the problems, as `eval.gsm8k.split` names it.
+    """
+    name = f"problems/{split}.jsonl"
+    if not (CORPUS / name).exists():
+        return {}
+    return {row["question"]: row["answer"] for row in contents.rows(CORPUS, name)}
 
 
 def listen(port: int) -> socket.socket:

@@ -11,6 +11,7 @@ from paribus.git import git
 from paribus.pages.foresight import conditions
 from paribus.study.code_checks import change_of, check_code, code_lines, notes_of
 from paribus.study.experiment import Experiment, changed_keys
+from paribus.study.fields import as_written
 from paribus.study.ladder import sizes_of
 from paribus.study.matching import matching
 from paribus.study.reading import read_experiment
@@ -51,7 +52,7 @@ def check(name: str, as_json: bool) -> None:
         click.echo(line)
     for arm, facts in arms.items():
         for key, (before, after) in facts["set"].items():
-            click.echo(f"{arm}: {key}: {before} → {after}")
+            click.echo(f"{arm}: {key}: {as_written(before)} → {as_written(after)}")
     for line in code_lines(experiment):
         click.echo(line)
     for facts in arms.values():

@@ -50,7 +50,7 @@ def deps(check: bool) -> None:
 @click.option("--web", is_flag=True, help="A page that puts checkpoints side by side.")
 @click.option(
     "--checkpoints",
-    help="For --web: names or folders, with commas between.  [default: base,sft,rl]",
+    help="For --web: names or folders, with commas between.  [default: base,mid,sft,rl]",
 )
 @click.option(
     "--port", type=click.IntRange(0, 65535), help="For --web; 0: any that is free.  [default: 8000]"
@@ -96,7 +96,7 @@ def chat(
         )
     if web:
         chat_page(
-            (checkpoints or "base,sft,rl").split(","), 8000 if port is None else port, **drawing
+            (checkpoints or "base,mid,sft,rl").split(","), 8000 if port is None else port, **drawing
         )
     else:
         chat_in_terminal(checkpoint or "rl", **drawing)

@@ -15,6 +15,9 @@ from paribus.errors import UserError
 from paribus.places import main_checkout
 from paribus.tracking.address import is_server, public_uri, tracking_uri
 
+# Of the fixed prompts, those that the curriculum teaches; the others show what a run was not taught.
+SUGGESTED = (0, 3, 5, 6, 7)
+
 
 def chat_in_terminal(
     checkpoint: str, *, temperature: float, top_k: int, seed: int, max_tokens: int
@@ -33,7 +36,9 @@ def chat_page(
     from paribus.data.prompts import PROMPTS
 
     names = [name.strip() for name in checkpoints if name.strip()]
-    web.serve(names, port, Options(max_tokens, temperature, top_k, seed), PROMPTS, load_config())
+    suggested = tuple(PROMPTS[place] for place in SUGGESTED)
+    options = Options(max_tokens, temperature, top_k, seed)
+    web.serve(names, port, options, suggested, load_config())
 
 
 UI_HOST = "127.0.0.1"

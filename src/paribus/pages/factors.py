@@ -12,6 +12,7 @@ from paribus.pages.drawing import BLUE, FAINT, GOLD, INK, RED, canvas, title
 from paribus.study.experiment import Experiment
 from paribus.study.factor_effects import FactorEffects
 from paribus.study.factors import Factorial, Term, name_of
+from paribus.study.fields import as_written
 from paribus.study.statistics import Effect
 from paribus.text import p_value, signed
 
@@ -160,7 +161,7 @@ def _cells(design: Factorial, found: FactorEffects) -> list[dict[str, Any]]:
         chosen = []
         for factor, level in zip(design.factors.values(), levels, strict=True):
             values_of = factor.second if level > 0 else factor.first
-            chosen.append(", ".join(str(value) for value in values_of.values()))
+            chosen.append(", ".join(as_written(value) for value in values_of.values()))
         mean = sum(values) / len(values) if values else None
         table.append({"name": cell, "levels": chosen, "values": values, "mean": mean})
     return table

@@ -15,13 +15,17 @@ from paribus.pages.drawing import svg, templates
 from paribus.pages.held_equal import held
 from paribus.pages.ladder import draw_ladder, ladder_values, printed
 from paribus.pages.markdown import cell, fenced, line, paragraph
+from paribus.pages.verdict_answer import answer
 from paribus.pages.verdict_besides import best_sentence, sentence_of
 from paribus.pages.verdict_figures import draw
 from paribus.pages.verdict_mlflow import to_mlflow
 from paribus.pages.verdict_origin import (
+    as_sentence,
+    cited,
     file_diff,
     mixtures,
     provenance,
+    reproduce,
     skipped,
     trouble,
     unequal_noise,
@@ -30,12 +34,13 @@ from paribus.pages.verdict_origin import (
 )
 from paribus.pages.verdict_sentences import caveat, sentence
 from paribus.places import state_root
-from paribus.study.advice import NextLook, next_look
+from paribus.study.advice import Again, NextLook, again, next_look
 from paribus.study.besides import Besides
 from paribus.study.compute import in_compute
 from paribus.study.compute import sentence as sentence_in_compute
 from paribus.study.experiment import BASELINE, Experiment, Run
 from paribus.study.factor_effects import factor_effects
+from paribus.study.fields import as_written
 from paribus.study.ladder import LadderJudged
 from paribus.study.looks import p_over_looks
 from paribus.study.machines import notes as spread_notes
@@ -50,9 +55,10 @@ from paribus.study.statistics import holm
 from paribus.study.targets import reached_notes
 from paribus.study.tuning_report import TuningReport
 from paribus.study.verdict import ArmVerdict, costs, verdicts
-from paribus.text import duration, quantity, signed
+from paribus.text import duration, memory_size, quantity, signed
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from matplotlib.figure import Figure
 
 ALT = {
@@ -65,7 +71,7 @@ ALT = {
 COST_ROWS = {  # of the cost table: name -> (words, how it is written)
     "tokens_per_second": ("tokens/s", quantity),
     "text_bytes": ("bytes of text", quantity),
-    "peak_memory_bytes": ("peak memory, bytes", quantity),
+    "peak_memory_bytes": ("peak memory", memory_size),
     "parameters": ("parameters", quantity),
     "steps": ("pretraining steps", quantity),
     "tokens": ("pretraining tokens", quantity),
@@ -97,6 +103,48 @@ def write_pages(
     Returns:
         The HTML page.
     """
+    values, figures = built(experiment, runs, outcomes, judged, failures, notes, tuning)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    page = RESULTS / f"{experiment.name}.html"
+    write_atomic(page, html(values, figures))
+    picture = RESULTS / f"{experiment.name}.png"
+    for name, figure in figures.items():
+        place = picture if name == "forest" else RESULTS / f"{experiment.name}-{name}.png"
+        figure.savefig(place, dpi=150, facecolor="white", metadata={"Software": None})
+    write_atomic(RESULTS / f"{experiment.name}.md", markdown(values, list(figures)))
+    said = values["answer"]
+    print(f"{said.head}: {said.sentence}" if said.head else said.sentence)
+    for verdict in values["verdicts"]:
+        print(verdict["sentence"])
+    extra = [
+        *values["besides"],
+        values["scaling"] or "",
+        *(values["tuning"] or {}).get("sentences", []),
+    ]
+    extra.append((values["factors"] or {}).get("agreement", ""))
+    for told in filter(None, extra):
+        print(told)
+    for line_of_compute in values["compute"]:
+        print(line_of_compute)
+    if values["ladder"]:
+        print("\n".join(printed(values)))
+    for failure in values["failures"]:
+        print(f"no result: {failure}")
+    print(f"report: {page}")
+    to_mlflow(experiment, values)
+    return page
+
+
+def built(
+    experiment: Experiment,
+    runs: Sequence[Run],
+    outcomes: Outcomes,
+    judged: Judged,
+    failures: Mapping[str, str],
+    notes: Sequence[str],
+    tuning: TuningReport | None = None,
+) -> tuple[dict[str, Any], dict[str, Figure]]:
+    """What a page shows, by name, and its figures. The arguments are those of `write_pages`."""
     crossed = factor_effects(experiment, outcomes) if experiment.factorial else None
     of_other_design = experiment.ladder or crossed
     found = [] if of_other_design else verdicts(experiment, outcomes, judged.effects)
@@ -116,35 +164,10 @@ def write_pages(
             "second level − first; p after Holm over single factors, and interactions"
         )
         figures = factors.draw(experiment, crossed)
+        values["answer"] = answer(experiment, values["verdicts"])
     if tuning:
         values["tuning"] = tuning_section(experiment, tuning, judged)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    page = RESULTS / f"{experiment.name}.html"
-    write_atomic(page, html(values, figures))
-    picture = RESULTS / f"{experiment.name}.png"
-    for name, figure in figures.items():
-        place = picture if name == "forest" else RESULTS / f"{experiment.name}-{name}.png"
-        figure.savefig(place, dpi=150, facecolor="white", metadata={"Software": None})
-    write_atomic(RESULTS / f"{experiment.name}.md", markdown(values, list(figures)))
-    for verdict in values["verdicts"]:
-        print(verdict["sentence"])
-    extra = [
-        *values["besides"],
-        values["scaling"] or "",
-        *(values["tuning"] or {}).get("sentences", []),
-    ]
-    extra.append((values["factors"] or {}).get("agreement", ""))
-    for words in filter(None, extra):
-        print(words)
-    for worth in values["compute"]:
-        print(worth)
-    if values["ladder"]:
-        print("\n".join(printed(values)))
-    for failure in values["failures"]:
-        print(f"no result: {failure}")
-    print(f"report: {page}")
-    to_mlflow(experiment, values)
-    return page
+    return values, figures
 
 
 def html(values: dict[str, Any], figures: Mapping[str, Figure]) -> str:
@@ -157,7 +180,25 @@ def html(values: dict[str, Any], figures: Mapping[str, Figure]) -> str:
     from markupsafe import Markup
 
     drawn = {name: Markup(svg(figure, name, ALT[name])) for name, figure in figures.items()}
-    return templates().get_template("verdict.html.j2").render(**values, figures=drawn)
+    environment = templates()
+    environment.filters["coded"] = coded
+    return environment.get_template("verdict.html.j2").render(**values, figures=drawn)
+
+
+def coded(text: str) -> Markup:
+    """A sentence as HTML, with what stands between backquotes as code.
+
+    Args:
+        text: of the sentence; none of it is markup.
+    """
+    from markupsafe import Markup, escape
+
+    parts = [escape(part) for part in text.split("`")]
+    for place in range(1, len(parts) - 1, 2):
+        parts[place] = Markup("<code>{}</code>").format(parts[place])
+    if len(parts) % 2 == 0:  # the last one opens nothing
+        parts[-1] = escape("`") + parts[-1]
+    return Markup("").join(parts)
 
 
 def markdown(values: dict[str, Any], figures: Sequence[str]) -> str:
@@ -198,6 +239,7 @@ def page_values(
     besides = Besides(experiment, outcomes, judged)
     answers = [sentence_of(answer, experiment.alpha) for answer in besides.answers()]
     coming = next_look(experiment, outcomes, judged, recorded(experiment.name))
+    asked_again = again(experiment, outcomes)
     worth = in_compute(experiment, outcomes, judged)
     baselines = experiment.groups_of([BASELINE])
     asked = registration(results, experiment.file, baselines)
@@ -217,7 +259,7 @@ def page_values(
     ]
     values: dict[str, Any] = {
         "experiment": experiment,
-        "verdicts": [_verdict_row(experiment, arm, coming, asked) for arm in found],
+        "verdicts": [_verdict_row(experiment, arm, coming, asked_again, asked) for arm in found],
         "asked_after": asked.exploratory,
         "names": names,
         "cost": _cost_rows(experiment, results, found),
@@ -228,13 +270,14 @@ def page_values(
         "items": _item_rows(found),
         "times": [(arm.name, arm.at_equal_time) for arm in found if arm.at_equal_time],
         "failures": [f"{name}: {why}" for name, why in failures.items()],
-        "notes": [*experiment.warnings, *notes, *about_runs],
+        "notes": [as_sentence(note) for note in (*experiment.warnings, *notes, *about_runs)],
         "diff": file_diff(experiment, results),
         "runs": [_run_row(result) for result in in_order],
         "missing": len(runs) - len(results) - len(failures),
         "provenance": provenance(experiment, results),
         "trouble": trouble(experiment),
         "code": code_sections(experiment, results),
+        "coded": [],
         "signed": signed,
         "ladder": None,
         "compute": [
@@ -244,9 +287,13 @@ def page_values(
         "compared": "arm − baseline at each seed; p after Holm over the arms",
         "factors": None,
         "tuning": None,
+        "reproduce": reproduce(experiment, results),
+        "cited": cited(experiment, results),
     }
     if isinstance(judged, LadderJudged):
         values |= ladder_values(experiment, outcomes, judged, coming, COST_ROWS)
+    values["answer"] = answer(experiment, values["verdicts"])
+    values["coded"] = [section.arm for section in values["code"]]
     return values
 
 
@@ -287,18 +334,23 @@ def _cost_rows(
 
 
 def _verdict_row(
-    experiment: Experiment, arm: ArmVerdict, coming: NextLook | None, asked: Registration
+    experiment: Experiment,
+    arm: ArmVerdict,
+    coming: NextLook | None,
+    asked_again: Again,
+    asked: Registration,
 ) -> dict[str, Any]:
     changed = "; ".join(
-        f"{key}: {before} → {after}" for key, (before, after) in arm.changed.items()
+        f"{key}: {as_written(before)} → {as_written(after)}"
+        for key, (before, after) in arm.changed.items()
     )
-    words = caveat(arm) or sentence(experiment, arm.name, arm.effect, coming)
+    said = caveat(arm) or sentence(experiment, arm.name, arm.effect, coming, asked_again)
     definition = experiment.arms[arm.name]
     if definition.code is not None:
         changed = "; ".join(filter(None, [f"the code of {definition.asked}", changed]))
     return {
         "name": arm.name,
-        "sentence": f"Exploratory: {words}" if asked.exploratory else words,
+        "sentence": f"Exploratory: {said}" if asked.exploratory else said,
         "effect": arm.effect,
         "changed": f"{arm.as_one} ({changed})" if arm.as_one else changed,
         "verdict": _word(arm),

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from statistics import stdev
 
+from paribus import __version__
 from paribus.config import fingerprint
 from paribus.curriculum import TRAINING_STAGES
 from paribus.git import try_git
@@ -44,7 +45,8 @@ def _machine(written: Provenance) -> str:
     hardware = written.hardware
     if not hardware:
         return ""
-    return f"{hardware['device_name']}, {hardware['dtype']}, {hardware['threads']} threads"
+    threads = hardware["threads"]
+    return f"{hardware['device_name']}, {hardware['dtype']}, {threads} thread{'s' if threads != 1 else ''}"
 
 
 def _versions(written: Provenance) -> str:
@@ -172,3 +174,56 @@ def file_diff(experiment: Experiment, results: Sequence[Result]) -> str:
         then = (try_git("cat-file", "blob", blob) or "").splitlines()
         lines += difflib.unified_diff(then, now, f"as run, {blob[:10]}", "now", lineterm="")
     return "\n".join(lines)
+
+
+def as_sentence(note: str) -> str:
+    """A note as a page prints it: with a capital, but for the name of a run, and a stop.
+
+    Args:
+        note: a clause.
+    """
+    first = note.split(maxsplit=1)[0] if note.strip() else ""
+    is_word = first.isalpha() and first.islower()
+    begun = note[0].upper() + note[1:] if is_word else note
+    return begun if begun.endswith((".", "!", "?")) else f"{begun}."
+
+
+def reproduce(experiment: Experiment, results: Sequence[Result]) -> list[str]:
+    """Commands that compute the study again, and check the runs that it rests on.
+
+    Args:
+        experiment: the study.
+        results: of the runs that count.
+    """
+    name = experiment.of or experiment.name
+    commits = sorted({result.baseline for result in results if result.baseline})
+    asked_for = str(experiment.file.relative_to("experiments").with_suffix(""))
+    commands = [f"git checkout {commits[0][:12]}"] if len(commits) == 1 else []
+    commands += [f"paribus ablate run {asked_for}", f"paribus verify --study {name}"]
+    for arm in experiment.arms:
+        commands.append(f"paribus compare '{name}.{arm}.*' '{name}.baseline.*'")
+    return commands[:6]
+
+
+def cited(experiment: Experiment, results: Sequence[Result]) -> str:
+    """The study as a reference for a paper, in BibTeX.
+
+    Args:
+        experiment: the study.
+        results: of the runs that count.
+    """
+    days = [try_git("show", "-s", "--format=%cs", result.experiment) or "" for result in results]
+    day = max(days, default="")
+    seeds = sorted({result.seed for result in results})
+    commits = ", ".join(sorted({result.baseline[:12] for result in results if result.baseline}))
+    runs = f"{len(results)} runs" + (f", seeds {seeds[0]} to {seeds[-1]}" if seeds else "")
+    fields = {
+        "title": f"{{{experiment.question}}}",
+        "author": "{{The paribus maintainers}}",
+        "howpublished": f"{{paribus {__version__}, study {experiment.name}, commit {commits or 'unknown'}}}",
+        "note": f"{{{runs}}}",
+    }
+    if day:
+        fields["year"] = day[:4]
+    lines = [f"  {key} = {value}," for key, value in fields.items()]
+    return "\n".join([f"@misc{{paribus-{experiment.name},", *lines, "}"])

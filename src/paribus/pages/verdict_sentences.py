@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paribus.study.advice import NextLook
+from paribus.study.advice import Again, NextLook
 from paribus.study.experiment import Experiment
 from paribus.study.statistics import Effect
 from paribus.study.verdict import ArmVerdict
@@ -10,7 +10,11 @@ from paribus.text import p_value, signed
 
 
 def sentence(
-    experiment: Experiment, arm: str, effect: Effect | None, coming: NextLook | None = None
+    experiment: Experiment,
+    arm: str,
+    effect: Effect | None,
+    coming: NextLook | None = None,
+    asked_again: Again | None = None,
 ) -> str:
     """The verdict on an arm, for people.
 
@@ -19,6 +23,7 @@ def sentence(
         arm: its name.
         effect: over the matched seeds; None: there are none.
         coming: the study's next look; None: there is none.
+        asked_again: its question in a new study; None: no command is named.
     """
     if effect is None:
         return f"{arm}: no verdict, as no seed of it and of the baseline is done."
@@ -41,7 +46,9 @@ def sentence(
                 "which does not show that they are equal: it may be at its floor, too coarse (more items, or a finer "
                 "metric), or not touched by the change."
             )
-        return f"{arm}: undecided: {size} ({interval}); {next_step(effect, coming)}."
+        return (
+            f"{arm}: undecided: {size} ({interval}); {next_step(arm, effect, coming, asked_again)}."
+        )
     return f"{arm} is {effect.verdict} than the baseline: {size} ({interval}; {experiment.direction} is better)."
 
 
@@ -74,12 +81,16 @@ def _why_not_yet(coming: NextLook | None) -> str:
     return coming.words()
 
 
-def next_step(effect: Effect, coming: NextLook | None) -> str:
+def next_step(
+    arm: str, effect: Effect, coming: NextLook | None, asked_again: Again | None = None
+) -> str:
     """What keeps verdicts as rarely wrong as they claim: the next look, else a new study.
 
     Args:
-        effect: of an undecided arm.
+        arm: that is undecided.
+        effect: of it.
         coming: the study's next look; None: there is none.
+        asked_again: its question in a new study; None: no command is named.
     """
     if coming is not None:
         return coming.words()
@@ -90,9 +101,12 @@ def next_step(effect: Effect, coming: NextLook | None) -> str:
     if effect.more_seeds is None:
         return "more than 100,000 seeds would be needed"
     needed = effect.n + effect.more_seeds
+    how = "(`seeds: open`, `fresh_seeds: true`)"
+    if asked_again is not None:
+        how = asked_again.words([arm], needed)
     return (
-        f"by an upper limit of this spread {needed} seeds decide, in a new study with fresh seeds (`seeds: open`, "
-        "`fresh_seeds: true`); more seeds in this one would raise its chance of a false verdict"
+        f"by an upper limit of this spread {needed} seeds decide, in a new study with fresh seeds: {how}; more seeds in this "
+        "one would raise its chance of a false verdict"
     )
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from paribus.errors import UserError
 from paribus.plan.devices import device_named
 from paribus.study.compute import unneeded
-from paribus.study.experiment import BASELINE, Experiment
+from paribus.study.experiment import BASELINE, Experiment, study_files
+from paribus.study.looks import OPEN
 from paribus.study.outcomes import Outcomes
 from paribus.study.results import Result
 from paribus.study.sequence import Judged, Step, next_step
@@ -71,6 +72,64 @@ def next_look(
         runs=sum(missing.values()),
         seconds=_seconds(outcomes.results, missing),
         usd=_usd(outcomes.results, missing),
+    )
+
+
+@dataclass(frozen=True)
+class Again:
+    """The question asked again, in a new study with fresh seeds: for a study that has no look left.
+
+    Attributes:
+        study: that has no look left.
+        name: of the new one, which no file has yet.
+        seconds: of a run, in the mean; None: no run reports its time.
+        usd: of a run; None: no price is known.
+    """
+
+    study: str
+    name: str
+    seconds: float | None
+    usd: float | None
+
+    def words(self, arms: Sequence[str], seeds: int) -> str:
+        """The commands, and what they cost at most.
+
+        Args:
+            arms: that are asked again beside the baseline; none: all.
+            seeds: that decide, by an upper limit of the spread.
+        """
+        only = "".join(f" --arm {arm}" for arm in arms)
+        looks = len(OPEN.upto(seeds - 1)) + 1
+        runs = seeds * (len(arms) + 1)
+        cost = [f"at most about {runs} runs"]
+        if self.seconds is not None:
+            cost.append(duration(runs * self.seconds))
+        if self.usd is not None:
+            cost.append(f"{runs * self.usd:.2f} USD")
+        return (
+            f"`paribus ablate new {self.name} --like {self.study}{only}`, commit the file, then "
+            f"`paribus ablate run {self.name} --looks {looks}` ({', '.join(cost)})"
+        )
+
+
+def again(experiment: Experiment, outcomes: Outcomes) -> Again:
+    """The question of a study asked again.
+
+    Args:
+        experiment: the study.
+        outcomes: how its runs ended.
+    """
+    name = experiment.of or experiment.name
+    taken = study_files()
+    number = 2
+    while f"{name}-{number}" in taken:
+        number += 1
+    one_run = {BASELINE: 1}
+    return Again(
+        study=name,
+        name=f"{name}-{number}",
+        seconds=_seconds(outcomes.results, one_run),
+        usd=_usd(outcomes.results, one_run),
     )
 
 

@@ -50,7 +50,12 @@ class Factor:
 
     def words(self) -> str:
         """What it changes."""
-        return "; ".join(f"{key}: {self.first[key]} → {self.second[key]}" for key in self.second)
+        changes = []
+        for key, after in self.second.items():
+            changes.append(
+                f"{key}: {fields.as_written(self.first[key])} → {fields.as_written(after)}"
+            )
+        return "; ".join(changes)
 
 
 @dataclass(frozen=True)

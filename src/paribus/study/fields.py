@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,15 @@ def shown(value: object) -> str:
     """A wrong value, cut where it is long."""
     text = repr(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…"
+
+
+def as_written(value: object) -> str:
+    """A value as params.yaml has it: true, null, muon.
+
+    Args:
+        value: of a key.
+    """
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
 
 
 def hint(name: object, known: Sequence[str]) -> str:

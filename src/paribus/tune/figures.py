@@ -1,10 +1,11 @@
-"""The figures of a study as offline HTML: history, importances, parallel coordinates, memory against bits per byte.
+"""The figures of a study as one offline page: history, memory, parallel coordinates, importances.
 
-All but the last are Optuna's. The pages have plotly's script in them, so that they open without a network.
+All but that of memory are Optuna's. The page has plotly's script in it, once, so that it opens without a network.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import optuna
@@ -17,39 +18,83 @@ from optuna.visualization import (
     plot_param_importances,
 )
 
+from paribus.files import write_atomic
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>paribus: tuning study {name}</title>
+<link rel="icon" href="data:,">
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #22303c; background: #ffffff; margin: 0 auto; max-width: 1100px;
+  padding: 20px; }}
+section {{ overflow-x: auto; }} a {{ color: #2f6fa6; margin-right: 1em; }}
+</style>
+</head>
+<body>
+<main>
+<h1>Tuning study {name}</h1>
+<p>{trials} complete trials.{fewer}</p>
+<nav aria-label="Contents">{links}</nav>
+{sections}
+</main>
+</body>
+</html>
+"""
 METRIC = "val bits per byte"
-FEWEST = 4  # trials from which on importances are worked out
+FEWEST = 20  # trials from which on importances are worked out; of fewer, two evaluators disagree on the order
 
 
 def write_figures(study: optuna.Study, folder: Path, budget: int) -> list[Path]:
-    """Write one page a figure; a figure that the trials do not suffice for is left out.
+    """Write figures.html; a figure that the trials do not suffice for is left out, and without any there is no page.
 
     Trials that were pruned or exceeded the memory are in none: their value is that of a part of the budget.
 
     Args:
         study: whose trials are shown.
-        folder: of the pages.
+        folder: of the page.
         budget: bytes of memory that no trial may exceed.
 
     Returns:
-        The pages.
+        The page, or nothing.
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     too_large = [trial for trial in study.get_trials(deepcopy=False) if _was_too_large(trial)]
-    figures: dict[str, go.Figure] = {}
-    if complete:
-        figures["history"] = plot_optimization_history(study, target_name=METRIC)
-        figures["memory"] = _memory(complete, len(too_large), budget)
-        figures["parallel"] = plot_parallel_coordinate(study, target_name=METRIC)
-        if len(complete) >= FEWEST and len(complete[0].params) > 1:
-            evaluator = FanovaImportanceEvaluator(seed=0)
-            figures["importances"] = plot_param_importances(study, evaluator, target_name=METRIC)
-    paths = []
-    for name, figure in figures.items():
-        path = folder / f"{name}.html"
-        figure.write_html(path, include_plotlyjs="inline", full_html=True)
-        paths.append(path)
-    return paths
+    if not complete:
+        return []
+    history = plot_optimization_history(study, target_name=METRIC)
+    history.update_xaxes(tickformat="d", dtick=max(1, len(complete) // 10))
+    figures: dict[str, go.Figure] = {
+        "history": history,
+        "memory": _memory(complete, len(too_large), budget),
+        "parallel": plot_parallel_coordinate(study, target_name=METRIC),
+    }
+    if len(complete) >= FEWEST and len(complete[0].params) > 1:
+        evaluator = FanovaImportanceEvaluator(seed=0)
+        importances = plot_param_importances(study, evaluator, target_name=METRIC)
+        figures["importances"] = importances.update_layout(title="Importances, by fANOVA")
+    path = folder / "figures.html"
+    write_atomic(path, _page(study.study_name, len(complete), figures))
+    return [path]
+
+
+def _page(name: str, trials: int, figures: Mapping[str, go.Figure]) -> str:
+    """One page with a section for each figure, and plotly's script in it once."""
+    links, sections = [], []
+    script: str | bool = "inline"
+    for kind, figure in figures.items():
+        drawn = figure.to_html(include_plotlyjs=script, full_html=False, div_id=f"plot-{kind}")
+        links.append(f'<a href="#{kind}">{kind}</a>')
+        sections.append(f'<section id="{kind}"><h2>{kind.capitalize()}</h2>{drawn}</section>')
+        script = False
+    fewer = ""
+    if "importances" not in figures:
+        fewer = f" Importances take {FEWEST} of them, and keys of more than one kind."
+    return PAGE.format(
+        name=name, trials=trials, fewer=fewer, links=" ".join(links), sections="".join(sections)
+    )
 
 
 def _was_too_large(trial: FrozenTrial) -> bool:

@@ -16,8 +16,13 @@ from paribus.tune.space import Study
 RETESTS = "retests by seed"  # the study's attribute that holds them
 
 
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean and its 95 % interval by Student's t; of one value the interval is unbounded."""
+def interval(values: list[float], alpha: float = 0.05) -> tuple[float, float, float]:
+    """Mean and its interval by Student's t; of one value the interval is unbounded.
+
+    Args:
+        values: at least one.
+        alpha: how often the interval may miss.
+    """
     mean = sum(values) / len(values)
     if len(values) < 2:
         return mean, -math.inf, math.inf
@@ -25,7 +30,7 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 
     variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
     error = math.sqrt(variance / len(values))
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    half = float(stats.t.ppf(1 - alpha / 2, len(values) - 1)) * error
     return mean, mean - half, mean + half
 
 
@@ -100,12 +105,13 @@ def _was_retried(trial: Any) -> bool:
     return trial.state.name == "FAIL" and "dropped" not in trial.user_attrs
 
 
-def retests(again: dict[str, Any]) -> dict[str, object]:
+def retests(again: dict[str, Any]) -> dict[str, Any]:
     """Each arm's re-tests, and its difference to the default over the seeds that both have.
 
     again: claimed (arm -> value), values (arm -> seed -> value), lost (arm -> seed -> why there is none), params.
     """
-    outcomes: dict[str, object] = {}
+    outcomes: dict[str, Any] = {}
+    arms = max(len(again["values"]) - 1, 1)
     default: dict[str, float] = again["values"].get("default", {})
     for arm, by_seed in again["values"].items():
         entry: dict[str, object] = {
@@ -119,6 +125,9 @@ def retests(again: dict[str, Any]) -> dict[str, object]:
         if arm != "default" and both:
             differences = [by_seed[seed] - default[seed] for seed in both]
             entry["minus_default"] = _spread(differences) | {"seeds": len(both)}
+            # Of several trials that are re-tested one would beat the default by luck: Bonferroni over them.
+            _, _, high = interval(differences, 0.05 / arms)
+            entry["beats_default"] = high < 0
         outcomes[arm] = entry
     return outcomes
 
@@ -149,6 +158,18 @@ def _spread(values: list[float]) -> dict[str, float | None]:
         "low": low if math.isfinite(low) else None,
         "high": high if math.isfinite(high) else None,
     }
+
+
+def values_words(values: Mapping[str, object]) -> str:
+    """A trial's values in a line, floats with four digits.
+
+    Args:
+        values: dotted key -> value.
+    """
+    parts = []
+    for key, value in values.items():
+        parts.append(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}")
+    return ", ".join(parts)
 
 
 def _said(entry: Mapping[str, object], form: str = ".4f") -> str:
@@ -193,16 +214,21 @@ def write_profile(study: Study, found: dict[str, Any]) -> Path:
 
 def page(found: dict[str, Any]) -> str:
     """The summary for people."""
-    lines = [
-        f"study {found['study']}: {found['trials']} trials, {found['refused_by_plan']} points refused by the plan "
-        f"({found['minutes_saved']:.1f} minutes saved), {found['out_of_memory']} over the memory budget, "
-        f"{found['pruned']} pruned, {found['retried']} taken up again, {found['repeated_points']} points proposed "
-        "twice and trained once"
-    ]
+    counts = {
+        f"refused by the plan ({found['minutes_saved']:.1f} minutes saved)": found[
+            "refused_by_plan"
+        ],
+        "over the memory budget": found["out_of_memory"],
+        "pruned": found["pruned"],
+        "taken up again": found["retried"],
+        "proposed twice and trained once": found["repeated_points"],
+    }
+    others = [f"{number} {words}" for words, number in counts.items() if number]
+    lines = [f"study {found['study']}: " + ", ".join([f"{found['trials']} trials", *others])]
     if found["best"]:
         best = found["best"]
         lines.append(
-            f"best: trial {best['trial']}, {best['val_bpb']:.4f} bits per byte: {best['params']}"
+            f"best: trial {best['trial']}, {best['val_bpb']:.4f} bits per byte: {values_words(best['params'])}"
         )
     for arm, entry in found["retest"].items():
         claimed = f"claimed {entry['claimed']:.4f}, " if entry["claimed"] is not None else ""
@@ -210,7 +236,20 @@ def page(found: dict[str, Any]) -> str:
         if "minus_default" in entry:
             line += f"; {_against_default(entry)}"
         lines += [line, *_lost(arm, entry)]
+    best_arm = winner(found["retest"])
+    if best_arm and "minus_default" in found["retest"][best_arm]:
+        lines.append(_said_of_default(best_arm, found["retest"][best_arm]))
     return "\n".join(lines)
+
+
+def _said_of_default(arm: str, entry: Mapping[str, Any]) -> str:
+    """Whether the best of the re-tests is shown to beat the default."""
+    if entry["beats_default"]:
+        return f"{arm} is shown to beat the default, re-tests of several trials taken into account"
+    return (
+        f"{arm} is not shown to beat the default: its gain may be luck; more `retest.seeds`, or `paribus ablate new`, "
+        "can tell"
+    )
 
 
 def _against_default(entry: dict[str, Any]) -> str:

@@ -42,6 +42,7 @@ from paribus.tune.launch import (
     open_log,
     watch,
 )
+from paribus.tune.note import UNIT, write_note
 from paribus.tune.outcome import RETESTS, page, ranked, summary, write_profile
 from paribus.tune.space import Study, least_memory, read_study
 from paribus.tune.storage import connect, lost_is_told, shown
@@ -82,7 +83,9 @@ def open_study(
     with lost_is_told(url):
         if create:
             with contextlib.suppress(DuplicatedStudyError):
-                return optuna.create_study(**settings, direction="minimize"), True
+                made = optuna.create_study(**settings, direction="minimize")
+                made.set_metric_names([UNIT])
+                return made, True
         try:
             return optuna.load_study(**settings), False
         except KeyError:
@@ -178,6 +181,7 @@ def begin(study: Study, optuna_study: optuna.Study, url: str | None, new: bool) 
         for start in _starts(study, url):
             optuna_study.enqueue_trial(start, skip_if_exists=True)
         optuna_study.set_user_attr("question", question)
+        write_note(study, optuna_study)
     elif before != question:
         changed = ", ".join(key for key in question if before.get(key) != question[key])
         raise UserError(
@@ -283,10 +287,13 @@ def report(name: str, url: str | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "summary.json", found)
     figures = write_figures(optuna_study, folder, study.memory)
+    written = [folder / "summary.json", *figures]
     if found["best"]:
-        write_profile(study, found)
+        written.append(write_profile(study, found))
     with open_log(study, study.config(), folder_of(name, "report"), {"report": "true"}) as log:
         log.summary({"trials": found["trials"], "refused_by_plan": found["refused_by_plan"]})
         for path in [folder / "summary.json", *figures]:
             log.artifact(path, "tune")
     print(page(found))
+    for path in written:
+        print(f"written: {path}")

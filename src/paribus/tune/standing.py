@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from paribus.text import duration, number
-from paribus.tune.outcome import RETESTS, counted, is_skipped, ranked
+from paribus.tune.outcome import RETESTS, counted, is_skipped, ranked, values_words
 from paribus.tune.search import open_study
 from paribus.tune.space import Study, read_study
 
@@ -105,7 +105,7 @@ def lines(found: Standing) -> list[str]:
         said.append(
             f"best so far: trial {found.best['trial']}, {number(found.best['val_bpb'], 4)} bits per byte"
         )
-        said += [f"    {key}: {value_words(value)}" for key, value in found.best["params"].items()]
+        said.append(f"    {values_words(found.best['params'])}")
     if found.retested:
         said.append(
             f"re-tested on fresh seeds: `paribus tune report {found.study}` shows how it held"
@@ -113,12 +113,3 @@ def lines(found: Standing) -> list[str]:
     elif not found.running:
         said.append(f"`paribus tune run {found.study}` goes on")
     return said
-
-
-def value_words(value: object) -> str:
-    """A value of a trial: a float with four digits.
-
-    Args:
-        value: as Optuna has it.
-    """
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

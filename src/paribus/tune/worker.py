@@ -33,7 +33,7 @@ from paribus.tune.launch import (
     planned_seconds,
     watch,
 )
-from paribus.tune.outcome import counted, is_skipped
+from paribus.tune.outcome import counted, is_skipped, ranked, values_words
 from paribus.tune.space import Study
 from paribus.tune.storage import GRACE, HEARTBEAT, LOST, RETRY
 
@@ -107,15 +107,28 @@ class Worker:
                 self.granted.add(trial.number)
                 _beat(self.optuna, trial)
 
+    def _say(self, trial: Trial, outcome: str) -> None:
+        """Print how a trial ended, how many there are, and the best so far."""
+        best = ranked(self.optuna)[:1]
+        so_far = f"; best: trial {best[0].number}, {best[0].value:.4f}" if best else ""
+        done = f"{counted(self.optuna)} of {self.study.trials} done"
+        print(
+            f"trial {trial.number}: {outcome} ({values_words(trial.params)}); {done}{so_far}",
+            file=sys.stderr,
+            flush=True,
+        )
+
     def _one(self, trial: Trial) -> None:
         """Run a trial and store its outcome. After an exception a worker takes it up again."""
         try:
             trial.set_user_attr("alive", trial.number)
             value = self._objective(trial)
             self.optuna.tell(trial, value)
+            self._say(trial, f"{value:.4f} bits per byte")
         except optuna.TrialPruned as why:
             trial.set_user_attr("why", str(why))
             self.optuna.tell(trial, state=TrialState.PRUNED)
+            self._say(trial, f"pruned: {why}")
         except Dropped as why:
             trial.set_user_attr("dropped", str(why))
             self.optuna.tell(trial, state=TrialState.FAIL)
