@@ -172,7 +172,7 @@ def test_the_whole_forward_pass_is_the_sum_of_its_layers(dtype: str, tiny_config
 
 def test_every_layer_names_its_footprint(project_root: Path) -> None:
     """Whoever changes what a layer keeps is told where it is counted."""
-    for file in ("layers.py", "kernels.py", "cross_entropy.py", "cache.py"):
+    for file in ("layers.py", "kernels.py", "banded.py", "cross_entropy.py", "cache.py"):
         tree = ast.parse((project_root / "src/paribus/model" / file).read_text())
         module_says = ast.get_docstring(tree) or ""
         for node in tree.body:
