@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,9 @@ import torch
 from click.testing import CliRunner
 
 from paribus.card import checks, examination
-from paribus.card.bench import SIZES, Bench
+from paribus.card.bench import SIZES, Bench, timed_steps
 from paribus.cli.commands import commands
+from paribus.config import describe
 from paribus.errors import UserError
 from paribus.model import attention
 
@@ -36,6 +40,12 @@ def test_a_check_passes_where_all_is_right_and_has_figures(check: checks.Check) 
     outcome = check.run(BENCH)
     assert outcome.wrong == ""
     assert outcome.figures
+
+
+def test_a_slow_machine_takes_the_steps_whose_results_are_compared() -> None:
+    impatient = Bench("cpu", dataclasses.replace(SIZES["cpu"], seconds=0.0))
+    trainer, _ = impatient.trainer(1, 1)
+    assert len(timed_steps(impatient, trainer, warmup=0, steps=2)) == 2
 
 
 def test_a_wrong_mask_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,18 +88,61 @@ def test_the_page_names_the_key_to_change_and_the_last_words() -> None:
     page = examination.page(bad)
     assert "**broken**: exit status 1; change model.window_pattern: L" in page
     assert "```\nBoom|\n```" in page
-    assert not examination.all_passed(bad)
 
 
-def test_a_check_that_was_not_reached_is_no_failure() -> None:
-    late = record(state="not reached")
-    assert "| not reached |" in examination.page(late)
-    assert examination.all_passed(late)
+def said(*lines: str, status: int | None = 0) -> examination.Result:
+    """How a check ends that has said some lines."""
+    return examination.result_of(checks.CHECKS[0], status, 60.0, list(lines), ["Boom"])
+
+
+def test_what_was_measured_before_the_time_was_over_is_kept() -> None:
+    result = said('{"figures": {"a": 1}}', "nanochat: hello", '{"figures": {"b', status=None)
+    assert result.state == "broken"
+    assert result.figures == {"a": 1}
+    assert "--minutes: larger" in result.cure
+
+
+def test_a_refusal_keeps_the_figures_said_before_it() -> None:
+    result = said('{"figures": {"a": NaN}}', '{"wrong": "out of memory", "figures": {}}')
+    assert (result.state, result.wrong, result.figures) == ("failed", "out of memory", {"a": None})
+
+
+def test_what_a_check_has_started_ends_with_it() -> None:
+    shell = "sleep 60 & echo $!; wait"
+    process = subprocess.Popen(["sh", "-c", shell], stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None
+    child = Path(f"/proc/{int(process.stdout.readline())}/stat")
+    examination.end(process)
+    while child.exists() and " Z " not in child.read_text():  # a zombie until it is reaped
+        time.sleep(0.01)
+
+
+def test_the_ratio_to_nanochat_is_by_depth() -> None:
+    figures = {
+        "speed_small": {"depth": 12, "tokens_per_second": 30.0},
+        "speed_large": {"depth": 16},
+        "peer": {"d12_tokens_per_second": 20.0, "d16_tokens_per_second": 5.0},
+    }
+    assert examination.beside_peer(figures) == {"d12": 1.5}
+
+
+def test_every_cure_names_a_key(project_root: Path) -> None:
+    keys = {path for path, *_ in describe()}
+    for check in checks.CHECKS:
+        if check.name != "peer":  # nothing of ours
+            assert any(key in check.cure for key in keys), check.name
+
+
+def test_the_limits_of_a_usual_examination_allow_the_first_checks(project_root: Path) -> None:
+    """Those of results and speed end within ten minutes, whatever the others do."""
+    names = [check.name for check in checks.CHECKS]
+    first = checks.CHECKS[: names.index("speed_small") + 1]
+    assert sum(check.seconds for check in first) <= 600
 
 
 def test_a_check_that_breaks_down_keeps_its_last_words_and_the_others_run() -> None:
-    broken = checks.Check("no-such-check", checks.loss, "a key")
-    result = examination.run_check(broken, "cpu", None, 60)
+    broken = checks.Check("no-such-check", "Nothing", checks.loss, "a key")
+    result = examination.run_check(broken, "cpu", None, 600)
     assert result.state == "broken"
     assert "ValueError" in result.last_words
 

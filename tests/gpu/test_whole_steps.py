@@ -8,9 +8,11 @@ waits for the card within a step.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import runpy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,14 @@ import torch
 from support.checkout import ROOT
 from support.talker import PROBLEMS, talker
 
-from paribus.config import load_config
+from paribus.config import flatten, load_config
 from paribus.config.profiles import profile_overrides
-from paribus.errors import explained
+from paribus.errors import UserError, explained
 from paribus.machine.hardware import Hardware, detect_hardware
 from paribus.machine.process import set_up_process
 from paribus.model import kernels
 from paribus.model.gpt import GPT
+from paribus.model.window_kernel import settled
 from paribus.recipe import Recipe
 from paribus.train.checkpoint import StateStore
 from paribus.train.objectives import MicroBatch, PolicyGradient, Work
@@ -43,42 +46,39 @@ pytestmark = [
 PROFILES = sorted(path.stem for path in (ROOT / "experiments/profiles").glob("*.yaml"))
 SMALL = {"model.depth": 2, "train.device": "cuda", "train.compile": False}
 VOCAB = 512
-# One value of each switch that is not the default's; those of kernels with variants of their own come first.
-SWITCHES: dict[str, Any] = {
-    "model.n_kv_heads": 1,
-    "model.attention_softcap": 20.0,
-    "model.window_pattern": "L",
-    "model.mlp": "relu2",
-    "model.mlp_bias": True,
-    "model.qkv_bias": True,
-    "model.out_bias": True,
-    "model.parallel_blocks": True,
-    "model.norm": "layer",
-    "model.norm_position": "sandwich",
-    "model.norm_gain": True,
-    "model.qk_norm": False,
-    "model.qk_gain": True,
-    "model.attention_gate": "head",
-    "model.head_gain": True,
-    "model.value_residual": True,
-    "model.position": "learned",
-    "model.rotary_fraction": 0.5,
-    "model.value_embeddings": "none",
-    "model.tied_head": True,
-    "model.embedding_norm": False,
-    "model.softcap": 0.0,
-    "model.mlp_dropout": 0.1,
-    "model.recurrence": 2,
-    "optimizer.kind": "adamw",
-    "optimizer.weight_decay": 0.1,
-    "optimizer.cautious_weight_decay": True,
-    "optimizer.clip_value": 1.0,
+# What a step reads besides the keys of the model and of its optimiser.
+OTHERS: dict[str, Any] = {
     "train.activation_checkpointing": True,
     "train.deterministic": False,
     "train.dtype": "float32",
+    "train.tf32": True,
     "pretrain.z_loss": 1e-4,
     "pretrain.label_smoothing": 0.1,
 }
+# What else a switch needs on CUDA.
+TOGETHER: dict[str, dict[str, Any]] = {
+    "model.attention_dropout": {"model.window_pattern": "L"},  # FlexAttention has no dropout
+    "train.tf32": {"train.dtype": "float32"},
+}
+
+
+def switches() -> dict[str, Any]:
+    """Another value of every key of the model and the optimiser, of those that tests/train/test_effects.py flips."""
+    if "NULL_CUDA" not in os.environ:
+        return {}
+    found = dict(OTHERS)
+    defaults = flatten(load_config(ROOT / "params.yaml", SMALL))
+    flips = runpy.run_path(str(ROOT / "tests/train/test_effects.py"))["FLIPS"]
+    for key, values in flips.items():
+        for value in values:
+            with suppress(UserError):
+                load_config(ROOT / "params.yaml", SMALL | TOGETHER.get(key, {}) | {key: value})
+                if value != defaults[key]:
+                    found.setdefault(key, value)
+    return found
+
+
+SWITCHES = switches()
 
 
 def set_up(overrides: dict[str, Any]) -> tuple[Recipe, Hardware, GPT]:
@@ -135,7 +135,29 @@ def test_a_step_of_each_profile_does_not_wait_for_the_card(profile: str, stage: 
 
 @pytest.mark.parametrize("key", SWITCHES)
 def test_a_step_of_each_switch_does_not_wait_for_the_card(key: str) -> None:
-    take_steps(*set_up(SMALL | {key: SWITCHES[key]}), "pretrain", rows=2)
+    overrides = SMALL | TOGETHER.get(key, {}) | {key: SWITCHES[key]}
+    take_steps(*set_up(overrides), "pretrain", rows=2)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_windows_by_flash_attention_do_not_wait(compiled: bool) -> None:
+    shape = {"model.head_dim": 64, "model.width": 128, "model.window_pattern": "SL"}
+    recipe, hardware, model = set_up(SMALL | shape | {"train.compile": compiled})
+    model.window_kernel = "flash"
+    take_steps(recipe, hardware, model, "pretrain", rows=2)
+
+
+def test_the_kernel_of_windows_is_measured_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    shape = {"model.head_dim": 64, "model.width": 128, "model.window_pattern": "SL"}
+    recipe, hardware, _ = set_up(SMALL | shape)
+    chosen = settled(hardware, recipe.architecture).window_kernel
+    kept = json.loads((tmp_path / ".paribus/card/window_kernels.json").read_text())
+    [choice] = kept.values()
+    assert choice["kernel"] == chosen
+    assert choice["flash_seconds"] is not None
 
 
 @pytest.mark.parametrize("pattern", ["L", "SL"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -17,12 +18,16 @@ from paribus.config import merge, parse_config, read_yaml
 from paribus.machine.hardware import Hardware, detect_hardware
 from paribus.machine.process import set_up_process
 from paribus.model.gpt import GPT
+from paribus.model.window_kernel import settled
 from paribus.plan.devices import peak_flops
+from paribus.plan.memory import max_device_batch
 from paribus.recipe import Recipe
 from paribus.train.stepper import make_stepper, pinned
 from paribus.train.trainer import RandomRows, Trainer, new_model, next_token
 
 SEED = 1
+Figures = dict[str, Any]  # name -> number or numbers, as the record keeps them
+STEP_RATE = 1e-3  # of the learning rates, in steps that are only timed
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,12 @@ class Sizes:
     seq_len: int
     vocab_size: int
     head_dim: int
-    rows: int  # of a forward pass
+    rows: int  # of a forward pass, at most
     passes: int  # forward passes of an optimiser step
-    steps: int  # timed
-    warmup: int  # steps before them, compilation included
+    warmup: int  # steps before the timed ones, compilation included
+    steps: int  # timed, at most
+    seconds: float  # after which no further step is timed
+    proof_rows: int  # of a forward pass, where results are compared and not timed
     grid: tuple[tuple[int, int], ...]  # (depth, rows) whose memory is measured
     samples: tuple[int, ...]  # answers side by side
     new_tokens: int  # of an answer
@@ -46,11 +53,6 @@ class Sizes:
         """A quarter of the sequence, up to a multiple of 128, as nanochat's; half of a short one."""
         return min(-(-self.seq_len // 4 // 128) * 128, self.seq_len // 2)
 
-    @property
-    def step_tokens(self) -> int:
-        """Tokens of an optimiser step."""
-        return self.passes * self.rows * self.seq_len
-
 
 SIZES = {
     "cuda": Sizes(
@@ -59,9 +61,11 @@ SIZES = {
         vocab_size=32768,
         head_dim=128,
         rows=8,
-        passes=4,
+        passes=2,
+        warmup=3,
         steps=10,
-        warmup=4,
+        seconds=15.0,
+        proof_rows=2,
         grid=((8, 4), (8, 8), (12, 4)),
         samples=(1, 16, 128),
         new_tokens=128,
@@ -73,8 +77,10 @@ SIZES = {
         head_dim=16,
         rows=2,
         passes=2,
-        steps=1,
         warmup=0,
+        steps=1,
+        seconds=1.0,
+        proof_rows=2,
         grid=((1, 1),),
         samples=(2,),
         new_tokens=4,
@@ -82,13 +88,21 @@ SIZES = {
 }
 
 
+def keep_nothing(figures: Figures) -> None:
+    """Where nobody reads a check's figures before it ends."""
+
+
 @dataclass(frozen=True)
 class Bench:
-    """One check's place: the device, the sizes, and a checkout of nanochat where one was given."""
+    """One check's place: the device, the sizes, and a checkout of nanochat where one was given.
+
+    say: takes figures as soon as they are measured, so that a check that breaks down later has them.
+    """
 
     device: str
     sizes: Sizes
     peer: Path | None = None
+    say: Callable[[Figures], None] = keep_nothing
 
     @property
     def compiles(self) -> bool:
@@ -100,8 +114,11 @@ class Bench:
         """Of products: bf16 where the card has it."""
         return "auto" if self.device == "cuda" else "float32"
 
-    def recipe(self, depth: int, **changes: Any) -> Recipe:
-        """Nanochat's model of a depth, with its switches and windows. changes: keys with __ for the dot."""
+    def recipe(self, depth: int, rows: int, **changes: Any) -> Recipe:
+        """Nanochat's model of a depth, with its switches and windows.
+
+        rows: of a forward pass. changes: keys of params.yaml with __ for the dot.
+        """
         sizes = self.sizes
         overrides: dict[str, Any] = {
             "seed": SEED,
@@ -114,8 +131,8 @@ class Bench:
             "model.window_pattern": "SSSL",
             "model.window": sizes.window,
             "model.value_embeddings": "alternate",
-            "pretrain.batch_tokens": sizes.step_tokens,
-            "pretrain.device_batch_size": sizes.rows,
+            "pretrain.batch_tokens": sizes.passes * rows * sizes.seq_len,
+            "pretrain.device_batch_size": rows,
             "train.device": self.device,
             "train.dtype": self.dtype,
             "train.compile": False,
@@ -125,11 +142,29 @@ class Bench:
         overrides |= {key.replace("__", "."): value for key, value in changes.items()}
         return Recipe.of(parse_config(merge(_params(), overrides)), sizes.vocab_size)
 
-    def trainer(self, depth: int, **changes: Any) -> tuple[Trainer, Hardware]:
+    def rows(self, depth: int) -> int:
+        """Of a forward pass whose speed is measured: a power of two that the planner promises to fit; 0: none does."""
+        recipe = self.recipe(depth, self.sizes.rows)
+        dtype = detect_hardware(recipe.config.train).dtype
+        most = max_device_batch(
+            recipe, "pretrain", self.free_memory(), device=self.device, dtype=dtype
+        )
+        fits = min(most, self.sizes.rows)
+        return 1 << (fits.bit_length() - 1) if fits else 0
+
+    def free_memory(self) -> int:
+        """Bytes of the card that are free, what this process holds included; on a CPU a small figure that tries the code."""
+        if self.device != "cuda":
+            return 2**30
+        free, _ = torch.cuda.mem_get_info()
+        return free + torch.cuda.memory_reserved()
+
+    def trainer(self, depth: int, rows: int, **changes: Any) -> tuple[Trainer, Hardware]:
         """A model at its first values and all that trains it, in a process that is set up as a stage's."""
-        recipe = self.recipe(depth, **changes)
+        recipe = self.recipe(depth, rows, **changes)
         hardware = detect_hardware(recipe.config.train)
         set_up_process(hardware, SEED)
+        hardware = settled(hardware, recipe.architecture)
         model = new_model(recipe, hardware).train()
         objective = next_token(RandomRows(recipe), recipe, "pretrain")
         trainer = Trainer(recipe, "pretrain", model, objective, hardware)
@@ -165,35 +200,43 @@ def digest(model: GPT) -> str:
     return found.hexdigest()
 
 
-def timed_steps(bench: Bench, trainer: Trainer) -> list[float]:
-    """Seconds of each timed step of the loop's own stepper, on rows that are there."""
-    objective = trainer.objective
+def timed_steps(
+    bench: Bench, trainer: Trainer, warmup: int | None = None, steps: int | None = None
+) -> list[float]:
+    """Seconds of each timed step of the loop's own stepper, on rows that are there.
+
+    warmup, steps: in place of the bench's, of which no more are timed once its seconds are over.
+    """
+    sizes, objective = bench.sizes, trainer.objective
+    warmup = sizes.warmup if warmup is None else warmup
+    patience = sizes.seconds if steps is None else math.inf
+    steps = sizes.steps if steps is None else steps
     torch.manual_seed(SEED)
     work = objective.work(0)
     if bench.device == "cuda":
         work = pinned(work)
     stepper = make_stepper(trainer.model, trainer.forward, trainer.optimizer, objective, SEED)
-    seconds = []
-    for step in range(bench.sizes.warmup + bench.sizes.steps):
-        if step == bench.sizes.warmup:
-            bench.synchronise()
+    for step in range(warmup):
+        stepper.submit(step, work, STEP_RATE)
+    seconds: list[float] = []  # the stepper stays one step ahead of the card, as in a run
+    while len(seconds) < steps and sum(seconds) < patience:
         began = time.perf_counter()
-        stepper.submit(step, work, 1e-3)
-        if step >= bench.sizes.warmup:
-            seconds.append(time.perf_counter() - began)
+        stepper.submit(warmup + len(seconds), work, STEP_RATE)
+        seconds.append(time.perf_counter() - began)
     stepper.flush()
     bench.synchronise()
     return seconds
 
 
-def speed(bench: Bench, recipe: Recipe, hardware: Hardware, seconds: list[float]) -> dict[str, Any]:
+def speed(recipe: Recipe, hardware: Hardware, seconds: list[float]) -> Figures:
     """Tokens per second and MFU of an optimiser step's median time."""
     step = statistics.median(seconds)
-    rate = bench.sizes.step_tokens / step
+    rate = recipe.batch_tokens("pretrain") / step
     return {
         "tokens_per_second": rate,
         "mfu": rate * recipe.flops_per_token / peak_flops(hardware),
         "step_seconds": step,
+        "rows": recipe.pretrain.device_batch_size,
     }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
+import dataclasses
+import functools
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,14 +13,16 @@ from typing import Any
 
 import torch
 
-from paribus.card.bench import Bench, digest, disturb, seconds_of, speed, timed_steps
+from paribus.card.bench import Bench, Figures, digest, disturb, seconds_of, speed, timed_steps
 from paribus.card.peer import PeerShape, peer_step
 from paribus.config import Tokenizer as TokenizerSettings
 from paribus.data.tokenizer import train_tokenizer
 from paribus.generate import Engine
+from paribus.machine.hardware import Hardware, detect_hardware
 from paribus.machine.interrupt import Interrupt
-from paribus.model import attention
+from paribus.model import attention, window_kernel
 from paribus.model.footprint import Batch
+from paribus.places import state_root
 from paribus.plan.memory import max_device_batch, training_step
 from paribus.train.checkpoint import StateStore
 from paribus.train.loop import Plan, peak_memory_bytes
@@ -32,6 +35,8 @@ GRADIENT_ERROR = {"bfloat16": 0.05, "float32": 1e-3}
 MASK_ERROR = {"bfloat16": 0.03, "float32": 1e-4}  # of outputs of size 1
 MEMORY_ERROR = 0.15  # a plan that is off by more would promise what does not fit
 FIRST, ALL = 2, 4  # steps before and after a restart
+FEW = 2  # steps after which every tensor of a step is there
+MANY_ROWS = 128  # of an optimiser step, so that the memory bounds a forward pass, and not the step
 
 
 @dataclass(frozen=True)
@@ -39,28 +44,29 @@ class Outcome:
     """What a check found. wrong: why it failed, "" where it passed; figures: by name, for the record."""
 
     wrong: str = ""
-    figures: dict[str, Any] = field(default_factory=dict)
+    figures: Figures = field(default_factory=dict)
 
 
 def loss(bench: Bench) -> Outcome:
     """Loss and gradient of one batch on the device, beside the CPU's in fp32."""
-    recipe = bench.recipe(bench.sizes.depths[0])
+    recipe = bench.recipe(bench.sizes.depths[0], 1)
     rows = RandomRows(recipe).batch(0, range(1), 1)
-    figures: dict[str, Any] = {}
+    figures: Figures = {}
     expected = _loss_and_norm(Bench("cpu", bench.sizes), rows, "float32")
     wrong = []
     for dtype in ("float32", "bfloat16") if bench.device == "cuda" else ("float32",):
         found = _loss_and_norm(bench, rows, dtype)
         errors = [abs(a / b - 1) for a, b in zip(found, expected, strict=True)]
         figures |= {f"{dtype}_loss_error": errors[0], f"{dtype}_gradient_error": errors[1]}
-        if errors[0] > LOSS_ERROR[dtype] or errors[1] > GRADIENT_ERROR[dtype]:
+        bench.say(figures)
+        if not (errors[0] <= LOSS_ERROR[dtype] and errors[1] <= GRADIENT_ERROR[dtype]):
             wrong.append(f"{dtype}: loss off by {errors[0]:.2%}, gradient by {errors[1]:.2%}")
     return Outcome("; ".join(wrong), figures)
 
 
 def _loss_and_norm(bench: Bench, rows: Any, dtype: str) -> tuple[float, float]:
     """(loss a token, norm of the gradient) of rows."""
-    trainer, _ = bench.trainer(bench.sizes.depths[0], train__dtype=dtype)
+    trainer, _ = bench.trainer(bench.sizes.depths[0], 1, train__dtype=dtype)
     disturb(trainer.model)
     tokens, targets = (x.contiguous().to(bench.device) for x in (rows.inputs, rows.targets))
     mean = trainer.model(tokens, targets) / targets.numel()
@@ -78,7 +84,8 @@ def masks(bench: Bench) -> Outcome:
     documents = torch.arange(sizes.seq_len, device=bench.device) * 5 // sizes.seq_len
     documents = documents.expand(2, -1).contiguous().int()
     positions = torch.arange(sizes.seq_len, device=bench.device)[None]
-    errors = {}
+    errors: dict[str, float] = {}
+    figures: Figures = {}
     for name, window, packed in (
         ("window", sizes.window // 2, None),
         ("documents", None, documents),
@@ -90,9 +97,14 @@ def masks(bench: Bench) -> Outcome:
             _attended(q, k, v, block, weight), _attended(q, k, v, dense, weight), strict=True
         )
         errors[name] = max(float((a - b).abs().max()) for a, b in pairs)
+        figures[f"{name}_error"] = errors[name]
+        bench.say(figures)
+    if bench.device == "cuda":
+        recipe = bench.recipe(sizes.depths[0], 1)
+        figures |= dataclasses.asdict(window_kernel.measure(recipe.architecture))
     bound = MASK_ERROR[str(dtype).removeprefix("torch.")]
     off = [f"{name} by {error:.3g}" for name, error in errors.items() if not error <= bound]
-    return Outcome("off: " + ", ".join(off) if off else "", errors)
+    return Outcome("off: " + ", ".join(off) if off else "", figures)
 
 
 def _attended(
@@ -112,11 +124,16 @@ def deterministic(bench: Bench) -> Outcome:
     """The same steps twice, in deterministic mode: the same weights, to the bit."""
     hashes = []
     for _ in range(2):
-        trainer, _ = bench.trainer(bench.sizes.depths[0], train__deterministic=True)
-        timed_steps(bench, trainer)
+        trainer, _ = _proof_trainer(bench)
+        timed_steps(bench, trainer, warmup=0, steps=ALL)
         hashes.append(digest(trainer.model))
     wrong = "" if hashes[0] == hashes[1] else "two runs of the same steps end in different weights"
     return Outcome(wrong, {"weights_sha256": hashes})
+
+
+def _proof_trainer(bench: Bench) -> tuple[Trainer, Hardware]:
+    """For steps whose results are compared to the bit."""
+    return bench.trainer(bench.sizes.depths[0], bench.sizes.proof_rows, train__deterministic=True)
 
 
 def resume(bench: Bench) -> Outcome:
@@ -131,7 +148,7 @@ def resume(bench: Bench) -> Outcome:
 
 def _run(bench: Bench, folder: Path, steps: int) -> str:
     """Train to a step, from the newest state in a folder; the hash of the weights."""
-    trainer, _ = bench.trainer(bench.sizes.depths[0], train__deterministic=True)
+    trainer, _ = _proof_trainer(bench)
     store = StateStore(folder, 1)
     plan = Plan(steps, lambda step: 1.0, 1.0, 1.0, save_seconds=0.0)
     loop = trainer.loop(store, Interrupt(), [], plan)
@@ -143,63 +160,91 @@ def _run(bench: Bench, folder: Path, steps: int) -> str:
     return digest(trainer.model)
 
 
-def speeds(bench: Bench) -> Outcome:
-    """Tokens per second and MFU at each depth, without deterministic kernels."""
-    figures: dict[str, Any] = {}
-    for depth in bench.sizes.depths:
-        figures |= _speed(bench, depth, f"d{depth}", train__deterministic=False)
-    return Outcome("", figures)
+def speed_of(place: int) -> Callable[[Bench], Outcome]:
+    """The check of the speed at one of the bench's depths."""
+
+    def check(bench: Bench) -> Outcome:
+        """Tokens per second, MFU and memory of compiled steps."""
+        depths = bench.sizes.depths
+        return _speed(bench, depths[min(place, len(depths) - 1)], deterministic=False)
+
+    return check
 
 
 def determinism_cost(bench: Bench) -> Outcome:
-    """The same at the first depth with deterministic kernels."""
-    depth = bench.sizes.depths[0]
-    return Outcome("", _speed(bench, depth, f"d{depth}", train__deterministic=True))
+    """The speed again with deterministic kernels; compiled, the same steps twice end in the same weights."""
+    return _speed(bench, bench.sizes.depths[0], deterministic=True)
 
 
-def _speed(bench: Bench, depth: int, name: str, **changes: Any) -> dict[str, Any]:
-    trainer, hardware = bench.trainer(depth, train__compile=bench.compiles, **changes)
+def _speed(bench: Bench, depth: int, deterministic: bool) -> Outcome:
+    rows = bench.rows(depth)
+    if not rows:
+        return Outcome("", {"depth": depth, "rows": 0})  # the card is too small for this model
+    trainer, hardware = bench.trainer(
+        depth, rows, train__compile=bench.compiles, train__deterministic=deterministic
+    )
     seconds = timed_steps(bench, trainer)
-    figures = speed(bench, trainer.recipe, hardware, seconds)
+    figures = {"depth": depth, **speed(trainer.recipe, hardware, seconds)}
     figures["peak_memory_bytes"] = peak_memory_bytes(trainer.model.device)
-    return {f"{name}_{key}": value for key, value in figures.items()}
+    bench.say(figures)
+    if not deterministic:
+        return Outcome("", figures)
+    hashes = []
+    for _ in range(2):
+        trainer.start_over()
+        timed_steps(bench, trainer, warmup=0, steps=FEW)
+        hashes.append(digest(trainer.model))
+    figures["weights_sha256"] = hashes
+    same = hashes[0] == hashes[1]
+    return Outcome("" if same else "two runs of the same steps end in different weights", figures)
 
 
 def peer(bench: Bench) -> Outcome:
-    """Tokens per second of nanochat at each depth, on tokens that are on the card already."""
+    """Tokens per second and MFU of nanochat at each depth, on tokens that are on the card already."""
     assert bench.peer is not None, "asked for with a checkout alone"
-    sizes, figures = bench.sizes, {}
+    sizes = bench.sizes
+    figures: Figures = {}
     for depth in sizes.depths:
+        rows = bench.rows(depth)
+        if not rows:
+            continue
+        recipe = bench.recipe(depth, rows)
+        hardware = detect_hardware(recipe.config.train)
         shape = PeerShape(
             depth,
             64 * depth,
             sizes.head_dim,
             sizes.vocab_size,
             sizes.seq_len,
-            sizes.rows,
+            rows,
             window_pattern="SSSL",
         )
         step, _ = peer_step(bench.peer, shape, bench.device, bench.compiles, sizes.passes)
         for _ in range(sizes.warmup):
             step()
-        seconds = [seconds_of(step, bench) for _ in range(sizes.steps)]
-        figures[f"d{depth}_tokens_per_second"] = sizes.step_tokens / statistics.median(seconds)
+        seconds: list[float] = []
+        while len(seconds) < sizes.steps and sum(seconds) < sizes.seconds:
+            seconds.append(seconds_of(step, bench))
+        for name, value in speed(recipe, hardware, seconds).items():
+            figures[f"d{depth}_{name}"] = value
+        bench.say(figures)
     return Outcome("", figures)
 
 
 def memory(bench: Bench) -> Outcome:
     """The most that the allocator handed out in a step, beside the plan, over a grid of depths and rows."""
-    figures: dict[str, Any] = {}
+    figures: Figures = {}
     wrong = []
     for depth, rows in bench.sizes.grid:
-        changes = {"pretrain__device_batch_size": rows, "model__window_pattern": "L"}
         if bench.device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        trainer, hardware = bench.trainer(depth, **changes)
-        timed_steps(bench, trainer)
+        trainer, hardware = bench.trainer(depth, rows, model__window_pattern="L")
+        timed_steps(bench, trainer, warmup=FEW, steps=1)
         measured, planned = peak_memory_bytes(trainer.model.device), _planned(trainer, rows)
-        figures[f"d{depth}_rows{rows}_measured_to_planned"] = measured / planned
+        name = f"d{depth}_rows{rows}"
+        figures |= {f"{name}_measured_bytes": measured, f"{name}_planned_bytes": planned}
+        bench.say(figures)
         del trainer
         if hardware.device == "cuda" and abs(measured / planned - 1) > MEMORY_ERROR:
             wrong.append(f"d{depth} with {rows} rows takes {measured / planned:.2f} of the plan")
@@ -230,12 +275,12 @@ def device_batch(bench: Bench) -> Outcome:
     """Whether the largest device batch that the planner promises fits, and the speed of smaller ones."""
     sizes = bench.sizes
     depth = sizes.depths[0]
-    recipe = bench.recipe(depth, pretrain__batch_tokens=32 * sizes.step_tokens)
-    trainer, hardware = bench.trainer(depth)
-    total = _memory_of(bench)
+    recipe = bench.recipe(depth, MANY_ROWS)
+    trainer, hardware = bench.trainer(depth, 1)
+    total = bench.free_memory()
     most = max_device_batch(recipe, "pretrain", total, device=bench.device, dtype=hardware.dtype)
-    tried = candidates(recipe.rows("pretrain"), most)[-3:]
-    figures: dict[str, Any] = {"planned": most}
+    tried = candidates(recipe.rows("pretrain"), most)[-3:] if most else []
+    figures: Figures = {"planned": most}
     wrong = ""
     for rows in tried:
         batch = RandomRows(recipe).batch(0, range(rows), rows)
@@ -252,55 +297,64 @@ def device_batch(bench: Bench) -> Outcome:
             break
         trainer.optimizer.zero_grad()
         figures[f"rows{rows}_tokens_per_second"] = tokens.numel() / seconds
+        bench.say(figures)
     return Outcome(wrong, figures)
-
-
-def _memory_of(bench: Bench) -> int:
-    """Bytes of the card that are free now, what this process holds included; on a CPU a small figure that tries the code."""
-    if bench.device != "cuda":
-        return 2**30
-    free, _ = torch.cuda.mem_get_info()
-    return free + torch.cuda.memory_reserved()
 
 
 def sampling(bench: Bench) -> Outcome:
     """Tokens per second of answers decoded side by side."""
-    trainer, _ = bench.trainer(bench.sizes.depths[0])
+    trainer, _ = bench.trainer(bench.sizes.depths[0], 1)
     disturb(trainer.model)
     settings = TokenizerSettings(270, 1, 0.1, kind="bpe", pre_split="gpt4")
     engine = Engine(trainer.model.eval(), train_tokenizer(["one and one is two"] * 9, settings))
-    figures = {}
-    for rows in bench.sizes.samples:
-        began = time.perf_counter()
-        answers = engine.generate(
+
+    def answer(rows: int, new_tokens: int) -> int:
+        """Answers side by side; how many tokens they have together."""
+        [answers] = engine.generate(
             [[1, 2, 3, 4]],
             samples=rows,
-            max_new_tokens=bench.sizes.new_tokens,
+            max_new_tokens=new_tokens,
             temperature=1.0,
             stop=set(),
             tools=False,
         )
+        return sum(len(one.tokens) for one in answers)
+
+    answer(1, 2)  # what a process does once is in no figure
+    figures: Figures = {}
+    for rows in bench.sizes.samples:
         bench.synchronise()
-        made = sum(len(answer.tokens) for answer in answers[0])
+        began = time.perf_counter()
+        made = answer(rows, bench.sizes.new_tokens)
+        bench.synchronise()
         figures[f"rows{rows}_tokens_per_second"] = made / (time.perf_counter() - began)
+        bench.say(figures)
     return Outcome("", figures)
 
 
 def saving(bench: Bench) -> Outcome:
     """How long a save holds up training, and how long it takes to be on disk."""
-    trainer, _ = bench.trainer(bench.sizes.depths[0])
-    timed_steps(bench, trainer)
+    trainer, _ = bench.trainer(bench.sizes.depths[0], bench.sizes.proof_rows)
+    timed_steps(bench, trainer, warmup=1, steps=1)
     tensors: dict[str, torch.Tensor] = {}
     tensors |= {f"model.{name}": p.detach() for name, p in trainer.model.named_parameters()}
     tensors |= trainer.optimizer.full_state()
-    with tempfile.TemporaryDirectory(prefix="paribus-card-") as name:
+    with tempfile.TemporaryDirectory(prefix="paribus-card-", dir=state_root()) as name:
         store = StateStore(Path(name), 1)
-        stalled = seconds_of(lambda: store.save(1, tensors, {}), bench)
+        stalled = []
         began = time.perf_counter()
-        store.wait()
-        written = time.perf_counter() - began
+        for step in range(1, FEW + 1):  # the first makes the pinned memory that later ones reuse
+            save = functools.partial(store.save, step, tensors, {})
+            stalled.append(seconds_of(save, bench))
+            store.wait()
+        written = (time.perf_counter() - began) / FEW
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    figures = {"stall_seconds": stalled, "write_seconds": written, "state_bytes": size}
+    figures = {
+        "first_stall_seconds": stalled[0],
+        "stall_seconds": stalled[-1],
+        "write_seconds": written,
+        "state_bytes": size,
+    }
     return Outcome("", figures)
 
 
@@ -309,26 +363,74 @@ class Check:
     """A check: what it is called, what it says in a page, how long it may take, and what to change where it fails."""
 
     name: str
+    title: str
     run: Callable[[Bench], Outcome]
     cure: str
-    seconds: int = 120
-
-    @property
-    def title(self) -> str:
-        """What it looks at, as its function says."""
-        return (self.run.__doc__ or self.name).splitlines()[0].rstrip(".")
+    seconds: int = 60  # of ten minutes; with more minutes it may take as much longer
 
 
+REPEATS = "train.compile: false, then train.deterministic: false"
+SMALLER = "pretrain.device_batch_size: smaller, or train.compile: false"
 CHECKS = (
-    Check("loss", loss, "train.dtype: float32; if that is off too, another build of torch"),
-    Check("masks", masks, "model.window_pattern: L, and no packed rows"),
-    Check("deterministic", deterministic, "train.compile: false, then train.deterministic: false"),
-    Check("resume", resume, "train.compile: false, then train.deterministic: false"),
-    Check("speed", speeds, "train.compile: false; pretrain.device_batch_size: smaller", 240),
-    Check("peer", peer, "nothing of ours: nanochat's checkout or its dependencies", 240),
-    Check("memory", memory, "pretrain.device_batch_size: smaller than `paribus plan` says"),
-    Check("device_batch", device_batch, "pretrain.device_batch_size: smaller"),
-    Check("sampling", sampling, "rl.rollout_rows and eval.gsm8k.rows: smaller"),
-    Check("saving", saving, "train.save_seconds: larger"),
-    Check("determinism_cost", determinism_cost, "train.deterministic: false", 240),
+    Check(
+        "loss",
+        "Loss and gradient of one batch beside the CPU's in fp32",
+        loss,
+        "train.dtype: float32; if that is off too, another build of torch",
+        90,
+    ),
+    Check(
+        "masks",
+        "FlexAttention's block masks (windows, documents) beside dense masks, forward and backward",
+        masks,
+        "model.window_pattern: L for windows; train.device: cpu for packed rows (midtrain, sft)",
+        90,
+    ),
+    Check(
+        "deterministic",
+        "The same steps twice, to the bit, in deterministic mode",
+        deterministic,
+        REPEATS,
+    ),
+    Check("resume", "A run that was stopped, saved and continued, to the bit", resume, REPEATS),
+    Check("speed_small", "Speed of the small model, compiled", speed_of(0), SMALLER, 150),
+    Check("speed_large", "Speed of the large model, compiled", speed_of(1), SMALLER, 180),
+    Check(
+        "peer",
+        "nanochat's speed at the same depths and rows",
+        peer,
+        "nothing of ours: nanochat's checkout or its dependencies",
+        300,
+    ),
+    Check(
+        "memory",
+        "The most memory of a step beside the plan, over depths and rows",
+        memory,
+        "pretrain.device_batch_size: smaller than `paribus plan` says",
+    ),
+    Check(
+        "device_batch",
+        "Whether the largest device batch that the plan promises fits, and the speed of smaller ones",
+        device_batch,
+        "pretrain.device_batch_size: smaller",
+    ),
+    Check(
+        "sampling",
+        "Speed of answers decoded side by side",
+        sampling,
+        "rl.rollout_rows and eval.gsm8k.rows: smaller",
+    ),
+    Check(
+        "saving",
+        "How long a save holds training up, and how long it takes to be on disk",
+        saving,
+        "train.save_seconds: larger",
+    ),
+    Check(
+        "determinism_cost",
+        "Speed of the small model with deterministic kernels, compiled, and whether steps repeat",
+        determinism_cost,
+        "train.deterministic: false",
+        150,
+    ),
 )

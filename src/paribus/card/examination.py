@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from paribus.card.bench import SIZES, Figures
 from paribus.card.checks import CHECKS, Check
 from paribus.errors import UserError
 from paribus.files import write_atomic
+from paribus.git import try_git
 from paribus.journal import write_json
-from paribus.machine.hardware import available_cores, cpu_name
+from paribus.machine.hardware import available_cores, cpu_name, unused_driver
 from paribus.machine.provenance import git_state
 from paribus.model.kernels import shared_memory
 from paribus.pages.markdown import cell, fenced
 from paribus.places import state_root
 
+FACTS = (  # of the record, in the page's first line
+    "compute_capability",
+    "memory_bytes",
+    "driver",
+    "cuda",
+    "torch",
+    "python",
+    "cpu",
+    "cores",
+    "paribus",
+    "commit",
+    "began",
+    "seconds",
+    "minutes",
+)
+VERSION = 2  # of the record's keys
+USUAL_MINUTES = 10.0  # for which the checks' own limits are meant
 LAST_WORDS = 12  # lines of a check that broke down
 
 
@@ -37,7 +61,7 @@ class Result:
     seconds: float
     wrong: str = ""
     cure: str = ""
-    figures: dict[str, Any] = field(default_factory=dict)
+    figures: Figures = field(default_factory=dict)
     last_words: str = ""
 
 
@@ -59,7 +83,9 @@ def examine(
         UserError: where no card can be used, or `peer` is no checkout of nanochat.
     """
     _check(device, peer)
-    ends = time.monotonic() + 60 * minutes
+    began = time.monotonic()
+    ends = began + 60 * minutes
+    slower = max(minutes / USUAL_MINUTES, 1.0)
     results = []
     for check in CHECKS:
         if check.name == "peer" and peer is None:
@@ -69,8 +95,34 @@ def examine(
             results.append(Result(check.name, check.title, "not reached", 0.0))
             continue
         say(f"{check.name}: {check.title}")
-        results.append(run_check(check, device, peer, min(left, check.seconds)))
-    return {**_machine(device), "minutes": minutes, "checks": [asdict(one) for one in results]}
+        results.append(run_check(check, device, peer, min(left, slower * check.seconds)))
+    return {
+        "version": VERSION,
+        **_machine(device),
+        "sizes": dataclasses.asdict(SIZES[device]),
+        "peer": None if peer is None else peer_commit(peer),
+        "minutes": minutes,
+        "seconds": time.monotonic() - began,
+        "passed": all(result.state in ("passed", "not reached") for result in results),
+        "beside_peer": beside_peer({result.name: result.figures for result in results}),
+        "checks": [dataclasses.asdict(result) for result in results],
+    }
+
+
+def beside_peer(figures: dict[str, Figures]) -> dict[str, float]:
+    """Our tokens per second over nanochat's, by depth. figures: of each check, by its name."""
+    ratios = {}
+    for name in ("speed_small", "speed_large"):
+        own = figures.get(name, {})
+        theirs = figures.get("peer", {}).get(f"d{own.get('depth')}_tokens_per_second")
+        if theirs and "tokens_per_second" in own:
+            ratios[f"d{own['depth']}"] = own["tokens_per_second"] / theirs
+    return ratios
+
+
+def peer_commit(peer: Path) -> str:
+    """The commit of a checkout; its folder's name where git knows none."""
+    return try_git("rev-parse", "HEAD", at=peer) or peer.name
 
 
 def _check(device: str, peer: Path | None) -> None:
@@ -86,27 +138,68 @@ def _check(device: str, peer: Path | None) -> None:
 
 
 def run_check(check: Check, device: str, peer: Path | None, seconds: float) -> Result:
-    """A check in a process of its own, ended after so many seconds."""
+    """A check in a process of its own, ended with all that it started after so many seconds."""
     command = [sys.executable, "-m", "paribus.card.one", check.name, device]
     command += [str(peer)] if peer else []
     environment = os.environ | {"NANOCHAT_DTYPE": "bfloat16" if device == "cuda" else "float32"}
     began = time.monotonic()
-    try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=seconds
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as words:
+        process = subprocess.Popen(
+            command, env=environment, stdout=said, stderr=words, start_new_session=True
         )
-    except subprocess.TimeoutExpired:
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            status = None
+        finally:
+            end(process)
+        taken = time.monotonic() - began
+        return result_of(check, status, taken, lines_of(said), lines_of(words))
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that leads a session, and whatever it has started: compilers outlive it else."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def lines_of(file: IO[str]) -> list[str]:
+    """What a process has written to a file."""
+    file.seek(0)
+    return file.read().strip().splitlines()
+
+
+def part_of(line: str) -> dict[str, Any]:
+    """What a line of a check's stdout says; {} for a line of somebody else's, nanochat's perhaps, or half a line."""
+    try:
+        part = json.loads(line, parse_constant=lambda name: None)  # NaN is no JSON
+    except json.JSONDecodeError:
+        return {}
+    return part if isinstance(part, dict) else {}
+
+
+def result_of(
+    check: Check, status: int | None, seconds: float, said: list[str], words: list[str]
+) -> Result:
+    """How a check ended. status: its exit status; None: it was ended. said, words: lines of stdout and stderr."""
+    wrong = ""
+    figures: Figures = {}
+    for line in said:
+        part = part_of(line)
+        figures |= part.get("figures", {})
+        wrong = part.get("wrong", "")
+    if status is None:
         wrong = f"not through after {seconds:.0f} s"
-        return Result(check.name, check.title, "broken", seconds, wrong, check.cure)
-    taken = time.monotonic() - began
-    if done.returncode:
-        words = "\n".join(done.stderr.strip().splitlines()[-LAST_WORDS:])
-        wrong = f"exit status {done.returncode}"
-        return Result(check.name, check.title, "broken", taken, wrong, check.cure, last_words=words)
-    found = json.loads(done.stdout.splitlines()[-1])
-    state = "failed" if found["wrong"] else "passed"
-    cure = check.cure if found["wrong"] else ""
-    return Result(check.name, check.title, state, taken, found["wrong"], cure, found["figures"])
+        cure = f"--minutes: larger, where the card is slow; else {check.cure}"
+        return Result(check.name, check.title, "broken", seconds, wrong, cure, figures)
+    if status:
+        last = "\n".join(words[-LAST_WORDS:])
+        wrong = f"exit status {status}"
+        return Result(check.name, check.title, "broken", seconds, wrong, check.cure, figures, last)
+    if wrong:
+        return Result(check.name, check.title, "failed", seconds, wrong, check.cure, figures)
+    return Result(check.name, check.title, "passed", seconds, figures=figures)
 
 
 def _machine(device: str) -> dict[str, Any]:
@@ -124,6 +217,7 @@ def _machine(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "paribus": paribus.__version__,
         "commit": git_state()["commit"],
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
@@ -133,6 +227,8 @@ def _machine(device: str) -> dict[str, Any]:
             "compute_capability": f"{properties.major}.{properties.minor}",
             "shared_memory_bytes": shared_memory(torch.device("cuda")),
             "cuda": torch.version.cuda,
+            "driver": unused_driver(),
+            "multiprocessors": properties.multi_processor_count,
         }
     return about
 
@@ -142,9 +238,8 @@ def _machine(device: str) -> dict[str, Any]:
 
 def page(record: dict[str, Any]) -> str:
     """The record as Markdown that can stand in an issue."""
-    head = f"## paribus on {cell(record['card'])}"
-    facts = {key: value for key, value in record.items() if key not in ("card", "checks")}
-    lines = [head, "", ", ".join(f"{key} {cell(value)}" for key, value in facts.items()), ""]
+    facts = [f"{name} {cell(record[name])}" for name in FACTS if record.get(name)]
+    lines = [f"## paribus on {cell(record['card'])}", "", ", ".join(facts), ""]
     lines += ["| check | result | figures |", "| --- | --- | --- |"]
     broken = []
     for check in record["checks"]:
@@ -155,19 +250,20 @@ def page(record: dict[str, Any]) -> str:
         lines.append(f"| {cell(check['title'])} | {result} | {cell(shown)} |")
         if check["last_words"]:
             broken += ["", f"`{check['name']}` ended with:", "", fenced(check["last_words"])]
+    for depth, ratio in record.get("beside_peer", {}).items():
+        lines += ["", f"{depth}: {ratio:.2f} times nanochat's tokens per second"]
     return "\n".join([*lines, *broken]) + "\n"
 
 
 def _number(value: object) -> str:
     """A figure in few digits; hashes by their beginnings."""
+    if value is None:
+        return "not known"
+    if isinstance(value, str):
+        return cell(value)
     if isinstance(value, list):
         return " and ".join(str(one)[:8] for one in value)
     return f"{value:,.4g}" if isinstance(value, float) and value < 1000 else f"{value:,.0f}"
-
-
-def all_passed(record: dict[str, Any]) -> bool:
-    """Whether no check failed or broke down; one that was not reached counts for nothing."""
-    return all(check["state"] in ("passed", "not reached") for check in record["checks"])
 
 
 def write(record: dict[str, Any]) -> tuple[Path, Path]:

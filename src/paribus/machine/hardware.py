@@ -42,6 +42,7 @@ class Hardware:
     environment: dict[str, str]  # variables that choose kernels, where they are set
     tf32: bool  # whether products of float32 numbers round their factors to 11 bits
     fp8: bool = False  # whether block matrices multiply 8-bit floats in supervised training
+    window_kernel: str = "flex"  # of windows on CUDA: flex, or flash where it was measured faster
 
     def hardware_class(self) -> dict[str, Any]:
         """What of the hardware and the software under it decides the bits of a result; part of the fingerprint.
@@ -69,6 +70,8 @@ class Hardware:
             names.append("tf32")
         if self.fp8:
             names.append("fp8")
+        if self.window_kernel != "flex":
+            names.append("window_kernel")
         return {name: getattr(self, name) for name in names}
 
 

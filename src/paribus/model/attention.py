@@ -45,6 +45,13 @@ class Context:
 
 
 @dataclass(frozen=True)
+class FlashWindow:
+    """A window over whole rows for flash attention: each token sees so many keys, its own the last of them."""
+
+    keys: int
+
+
+@dataclass(frozen=True)
 class Places:
     """The only positions whose output is read, in each row.
 
@@ -157,9 +164,11 @@ def attend(
 ) -> Tensor:
     """Attend: q (B, H, T, E), k, v (B, K, S, E) -> (B, H, T, E).
 
-    mask: None (plain causal), a dense or a block mask, or a band. softcap: of the logits; 0: none. dropout: share of the weights.
+    mask: None (plain causal), a flash window, a dense or a block mask, or a band. softcap: of the logits; 0: none. dropout: share of the weights.
     On CUDA in 16 bits plain causal attention uses one of the fused kernels, or raises; fp32 has no flash kernel.
     """
+    if isinstance(mask, FlashWindow):
+        return kernels.flash_window(q, k, v, mask.keys)
     if isinstance(mask, Band):
         keys, values = kernels.equal_heads(k, q.shape[1]), kernels.equal_heads(v, q.shape[1])
         return banded.attend(q, keys, values, mask)

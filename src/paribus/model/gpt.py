@@ -57,6 +57,7 @@ class GPT(nn.Module):
         self.vocab_size = vocab_size
         self.compute_dtype = compute_dtype
         self.activation_checkpointing = False
+        self.window_kernel = "flex"  # on CUDA; or flash (model/window_kernel.py)
         self.embedding = nn.Embedding(vocab_size, config.width)
         if config.position == "learned":
             self.positions = nn.Embedding(config.seq_len, config.width)
@@ -322,6 +323,10 @@ class GPT(nn.Module):
         )
         if chosen == "causal":
             return None
+        whole_rows = documents is None and not self.config.attention_softcap
+        if chosen == "flex" and self.window_kernel == "flash" and whole_rows:
+            assert window is not None, "plain rows without a window are causal"
+            return attention.FlashWindow(window)
         if chosen == "flex":
             return self._block_mask(length, window, documents, self.device)
         seen = attention.dense_mask(positions, window, documents, read)

@@ -216,6 +216,28 @@ def flex_options(head_dim: int, item: int, shared: int) -> dict[str, int]:
     )
 
 
+# ---------------------------------------------------------------- flash attention
+
+
+def flash_window(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
+    """Causal attention within a window by flash attention: q (B, H, T, E), k, v (B, K, T, E) of 16 bits -> (B, H, T, E).
+
+    window: keys that a token sees, its own included. torch offers windows for rows of any length, one behind the other.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    rows, heads, length, width = q.shape
+    ends = torch.arange(0, (rows + 1) * length, length, dtype=torch.int32, device=q.device)
+    queries, keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    grouped = heads != k.shape[1]
+    before = (window - 1, 0)  # keys to the left of a token's own, and to the right
+    attended = varlen_attn(
+        queries, keys, values, ends, ends, length, length, window_size=before, enable_gqa=grouped
+    )
+    assert isinstance(attended, Tensor)
+    return attended.view(rows, length, heads, width).transpose(1, 2)
+
+
 # ---------------------------------------------------------------- grouped queries
 
 

@@ -20,6 +20,7 @@ from paribus.config import (
     change_notes,
     flatten,
     load_config,
+    resolve_model,
 )
 from paribus.config import fingerprint as name_of
 from paribus.curriculum import CHECKPOINTS, CORPUS, METRICS, PLOTS, TOKENIZER, TRAINING_STAGES
@@ -121,6 +122,7 @@ def session(stage: str) -> Iterator[Session]:
     Of several processes rank 0 holds the lock and receives `paribus pause`. They join before signals are caught, so that
     one which waits for another that was refused can be ended.
     """
+    from paribus.model import window_kernel
     from paribus.train import parallel
 
     first = launched().rank == 0
@@ -131,6 +133,8 @@ def session(stage: str) -> Iterator[Session]:
     if first and stage in TRAINING_STAGES and hardware.device == "cpu":
         room.check(Recipe.of(config), stage, hardware.dtype, hardware.processes)
     set_up_process(hardware, config.seed)
+    if hardware.device == "cuda" and stage in TRAINING_STAGES:
+        hardware = window_kernel.settled(hardware, resolve_model(config.model))
     parts = fingerprint_parts(stage, config, hardware)
     fingerprint = name_of(**parts)
     if first:
@@ -229,6 +233,7 @@ def set_up(run: Session, model: GPT) -> None:
     """Prepare a loaded model for the session. Raises UserError where this machine lacks what its kernels need."""
     check_kernels(run, model.config)
     model.activation_checkpointing = run.config.train.activation_checkpointing
+    model.window_kernel = run.hardware.window_kernel
     if run.hardware.fp8:
         model.use_float8()
 

@@ -143,6 +143,7 @@ def new_model(recipe: Recipe, hardware: Hardware) -> GPT:
     """An untrained model on the hardware's device, at the first values that the seed gives."""
     model = GPT(recipe.architecture, recipe.vocab_size, getattr(torch, hardware.dtype))
     model.activation_checkpointing = recipe.config.train.activation_checkpointing
+    model.window_kernel = hardware.window_kernel
     if hardware.fp8:
         model.use_float8()
     model = model.to(hardware.device)

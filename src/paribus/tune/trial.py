@@ -125,6 +125,7 @@ def _build(job: dict[str, Any]) -> tuple[Recipe, Hardware, GPT]:
 
     from paribus.config import parse_config
     from paribus.machine.hardware import detect_hardware
+    from paribus.model.window_kernel import settled
     from paribus.train.trainer import new_model
 
     config = parse_config(job["config"])
@@ -134,6 +135,7 @@ def _build(job: dict[str, Any]) -> tuple[Recipe, Hardware, GPT]:
     torch.zeros(256, 256) @ torch.zeros(256, 256)
     cap(hardware.device, job["memory"])
     recipe = Recipe.of(config, job["vocab_size"])
+    hardware = settled(hardware, recipe.architecture)
     return recipe, hardware, new_model(recipe, hardware)
 
 
