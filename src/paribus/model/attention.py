@@ -164,7 +164,8 @@ def attend(
 ) -> Tensor:
     """Attend: q (B, H, T, E), k, v (B, K, S, E) -> (B, H, T, E).
 
-    mask: None (plain causal), a flash window, a dense or a block mask, or a band. softcap: of the logits; 0: none. dropout: share of the weights.
+    mask: None (plain causal), a flash window, a dense or a block mask, or a band. softcap: of the logits; 0: none.
+    dropout: share of the weights.
     On CUDA in 16 bits plain causal attention uses one of the fused kernels, or raises; fp32 has no flash kernel.
     """
     if isinstance(mask, FlashWindow):
