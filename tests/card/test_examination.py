@@ -118,7 +118,7 @@ def test_what_a_check_has_started_ends_with_it() -> None:
 
 
 def test_the_ratio_to_nanochat_is_by_depth() -> None:
-    figures = {
+    figures: dict[str, dict[str, Any]] = {
         "speed_small": {"depth": 12, "tokens_per_second": 30.0},
         "speed_large": {"depth": 16},
         "peer": {"d12_tokens_per_second": 20.0, "d16_tokens_per_second": 5.0},

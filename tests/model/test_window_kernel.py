@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,15 +18,15 @@ from paribus.model.gpt import GPT
 from paribus.model.window_kernel import Choice, has_choice, refusal, settled
 
 
-def card(config: Config, dtype: str = "bfloat16") -> Hardware:
+def card(config: Config, dtype: Any = "bfloat16") -> Hardware:
     """A card's hardware, on this machine."""
     train = dataclasses.replace(config.train, device="cpu", dtype=dtype)
     return dataclasses.replace(detect_hardware(train), device="cuda", device_name="a card")
 
 
-def windowed(config: Config, **changes: object) -> Config:
+def windowed(config: Config, **changes: Any) -> Config:
     """The configuration with heads that flash attention takes."""
-    shape = {"head_dim": 16, "window": 8, "window_pattern": "SL"} | changes
+    shape: dict[str, Any] = {"head_dim": 16, "window": 8, "window_pattern": "SL"} | changes
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **shape))
 
 
@@ -70,7 +71,7 @@ def test_a_choice_is_measured_once_and_names_the_hardware_class(
     ],
 )
 def test_what_flash_attention_cannot_do_is_never_measured(
-    dtype: str, changes: dict[str, object], tiny_config: Config
+    dtype: str, changes: dict[str, Any], tiny_config: Config
 ) -> None:
     config = windowed(tiny_config, **changes)
     assert not has_choice(card(tiny_config, dtype), resolve_model(config.model))
@@ -82,15 +83,17 @@ def test_a_flash_window_sees_what_a_window_s_mask_sees(monkeypatch: pytest.Monke
     q, k, v = (torch.randn(2, heads, 12, 8) for heads in (4, 2, 2))
 
     def described(
-        q: Tensor, k: Tensor, v: Tensor, starts: Tensor, *_: object, **options: object
+        q: Tensor, k: Tensor, v: Tensor, starts: Tensor, *_: object, **options: Any
     ) -> Tensor:
-        left, right = options["window_size"]  # type: ignore[misc]
-        rows = [x.unflatten(0, (len(starts) - 1, -1)).transpose(1, 2) for x in (q, k, v)]
-        places = torch.arange(rows[0].shape[2])
+        left, right = options["window_size"]
+        queries, keys, values = (
+            x.unflatten(0, (len(starts) - 1, -1)).transpose(1, 2) for x in (q, k, v)
+        )
+        places = torch.arange(queries.shape[2])
         distance = places[:, None] - places
         seen = (distance <= left) & (distance >= -right)
         attended = torch.nn.functional.scaled_dot_product_attention(
-            *rows, attn_mask=seen, enable_gqa=bool(options["enable_gqa"])
+            queries, keys, values, attn_mask=seen, enable_gqa=options["enable_gqa"]
         )
         return attended.transpose(1, 2).flatten(0, 1)
 

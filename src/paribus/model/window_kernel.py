@@ -149,7 +149,7 @@ def seconds_of(work: Callable[[], object]) -> float:
     """The median time of a call on the card."""
     for _ in range(WARM_UP):
         work()
-    times = []
+    times: list[float] = []
     for _ in range(TIMED):
         began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         began.record()
