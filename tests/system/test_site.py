@@ -92,5 +92,6 @@ def test_the_study_of_getting_started_is_one_that_runs() -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(4 * 3600)  # an install and a dozen trainings, on whatever machine
 def test_getting_started_does_what_it_says(tmp_path: Path) -> None:
     assert walk.walk(GETTING_STARTED, tmp_path / "walk") == 0
