@@ -21,6 +21,12 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
+def relu_squared_product(up: Tensor, weight: Tensor) -> Tensor:
+    """relu(up)^2 W': up (..., F) bf16, weight (D, F) fp32 -> (..., D) bf16."""
+    y: Tensor = _ReluSquaredProduct.apply(up, weight)  # type: ignore[no-untyped-call]
+    return y
+
+
 def rounded(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     """(x as 8-bit floats, row after row; the factor () fp32 that makes them x again)."""
     scale = x.abs().amax().float().clamp(min=LEAST) / torch.finfo(kind).max
@@ -42,21 +48,44 @@ def whole(rows: Tensor) -> Tensor:
     return F.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 
+def gradients(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of x (..., inputs) and weight (outputs, inputs), in their dtypes, from `grad` (..., outputs)."""
+    rows, inputs = grad.flatten(0, -2), x.flatten(0, -2)
+    grad_x = product(rows, weight.to(grad.dtype).t(), BACKWARD).view_as(x)
+    grad_weight = product(whole(rows).t(), whole(inputs).t(), BACKWARD)
+    return grad_x, grad_weight.to(weight.dtype)
+
+
 class _Product(torch.autograd.Function):
     """Rounds again in the backward pass, so that no more is kept than by the product without it."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
         """Multiply: x (..., inputs), weight (outputs, inputs) -> (..., outputs)."""
-        weight = weight.to(x.dtype)
         ctx.save_for_backward(x, weight)
-        return product(x.flatten(0, -2), weight).view(*x.shape[:-1], -1)
+        return product(x.flatten(0, -2), weight.to(x.dtype)).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
         """The gradients of x (..., inputs) and the weight (outputs, inputs), from `grad` (..., outputs)."""
         x, weight = ctx.saved_tensors
-        rows, inputs = grad.flatten(0, -2), x.flatten(0, -2)
-        grad_x = product(rows, weight.t(), BACKWARD).view_as(x)
-        grad_weight = product(whole(rows).t(), whole(inputs).t(), BACKWARD)
-        return grad_x, grad_weight.float()
+        return gradients(grad, x, weight)
+
+
+class _ReluSquaredProduct(torch.autograd.Function):
+    """Keeps relu(up) alone, as `kernels.ReluSquaredProduct` does."""
+
+    @staticmethod
+    def forward(ctx, up: Tensor, weight: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        """Multiply: up (..., F), weight (D, F) -> (..., D)."""
+        positive = up.relu()
+        ctx.save_for_backward(positive, weight)
+        squares = positive.square().flatten(0, -2)
+        return product(squares, weight.to(up.dtype)).view(*up.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+        """The gradients of `up` (..., F) and the weight (D, F), from `grad` (..., D)."""
+        positive, weight = ctx.saved_tensors
+        grad_squares, grad_weight = gradients(grad, positive.square(), weight)
+        return grad_squares.mul_(positive).mul_(2), grad_weight

@@ -257,9 +257,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        plain = self.down.bias is None and not (self.down.in_float8 and self.training)
-        if self.kind == "relu2" and plain and not self.dropout:
-            return kernels.relu_squared_product(self.up(x), self.down.weight)
+        if self.kind == "relu2" and self.down.bias is None and not self.dropout:
+            rounds = self.down.in_float8 and self.training
+            multiply = float8.relu_squared_product if rounds else kernels.relu_squared_product
+            return multiply(self.up(x), self.down.weight)
         hidden = self.activated(x)
         if self.dropout:
             hidden = F.dropout(hidden, self.dropout, self.training)

@@ -58,6 +58,8 @@ def track_step(
     with FakeTensorMode():
         model = GPT(Recipe.of(config).architecture, vocab_size, getattr(torch, dtype))
         model.activation_checkpointing = config.train.activation_checkpointing
+        if config.train.fp8:
+            model.use_float8()
         model.train()
         updating = MuonAdamW(model, optimizer)
         tracker = MemTracker()
