@@ -206,8 +206,8 @@ def test_comments_docstrings_and_layout_change_no_stage(
 SILENT_EDITS = {
     "the learning rate tripled": (
         "train/trainer.py",
-        "return schedule.lr_scale * factor",
-        "return 3 * schedule.lr_scale * factor",
+        "return common_factor(self.recipe.schedule(self.stage), place, steps)",
+        "return 3 * common_factor(self.recipe.schedule(self.stage), place, steps)",
     ),
     "the horizon doubled": (
         "config/derived.py",

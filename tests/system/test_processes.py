@@ -342,7 +342,7 @@ def test_a_run_that_diverges_is_refused_and_writes_no_figures(
     """rate: of learning, no number from the first step on, or in the last so that only the figures show it."""
     trainer = Trainer(tmp_path, project_root, tiny_data)
     stage = trainer.root / "src/paribus/train/trainer.py"
-    honest = "return schedule.lr_scale * factor"
+    honest = "return common_factor(self.recipe.schedule(self.stage), place, steps)"
     assert honest in stage.read_text()
     stage.write_text(stage.read_text().replace(honest, f"return {rate} + {honest[7:]}"))
     for _ in range(2):  # the second start finds the states of the first

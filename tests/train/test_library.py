@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,19 +185,24 @@ def test_the_ten_lines_of_the_docs_are_an_optimizer_and_one_that_forgets_is_refu
 # ---------------------------------------------------------------- kills
 
 
+STEPS_KILLED = 30  # of a run
 KILLED = """
-import dataclasses, json, sys, time
+import json, os, signal, sys, threading
 from pathlib import Path
 import torch
 from support.toy_loop import make, weights
 from paribus.config import load_config
 from paribus.train.loop import Plan
 
-folder, kind, arguments, slow = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), float(sys.argv[4])
+folder, kind, arguments, last = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
 config = load_config(sys.argv[5], {"model.depth": 2, "model.width": 32, "model.head_dim": 16, "model.seq_len": 16,
     "model.window": 4, "rl.max_new_tokens": 8, "eval.gsm8k.max_new_tokens": 8,
     "optimizer.kind": kind, "optimizer.arguments": arguments, "optimizer.ema_decay": 0.9, "optimizer.evaluate": "ema"})
-plan = Plan(30, lambda step: time.sleep(slow) or 1.0, 1.0, 1.0, 0.0)
+def lr_factor(step):
+    if step == last:  # killed a moment later, wherever that finds it
+        threading.Timer(0.001 * last, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    return 1.0
+plan = Plan(30, lr_factor, 1.0, 1.0, 0.0)
 loop, _ = make(config, folder, plan=plan)
 if state := loop.store.load():
     loop.restore(state)
@@ -207,22 +212,14 @@ torch.save(weights(loop), folder / "weights.pt")
 """
 
 
-def run(folder: Path, kind: str, arguments: str, *, kills: int) -> torch.Tensor:
-    """The averaged weights at the end of a run that is killed so many times after it has saved again."""
+def run(folder: Path, kind: str, arguments: str, *, kills: Sequence[int] = ()) -> torch.Tensor:
+    """The averaged weights at the end of a run that is killed around each of these steps."""
     folder.mkdir()
-    command = [sys.executable, "-c", KILLED, str(folder), kind, arguments]
-    command += ["0.1" if kills else "0.0", str(ROOT / "params.yaml")]
     environment = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tools'}", "OMP_NUM_THREADS": "1"}
-    seen: set[str] = set()
-    for _ in range(kills):
-        process = subprocess.Popen(command, env=environment)
-        while len({path.name for path in folder.glob("state/*.json")} - seen) < 2:
-            assert process.poll() is None
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        seen |= {path.name for path in folder.glob("state/*.json")}
-    subprocess.run(command, env=environment, check=True)
+    for last in (*kills, STEPS_KILLED):
+        command = [sys.executable, "-c", KILLED, str(folder), kind, arguments, str(last)]
+        done = subprocess.run([*command, str(ROOT / "params.yaml")], env=environment)
+        assert done.returncode == (-signal.SIGKILL if last < STEPS_KILLED else 0)
     found: torch.Tensor = torch.load(folder / "weights.pt", weights_only=True)
     return found
 
@@ -240,8 +237,8 @@ def run(folder: Path, kind: str, arguments: str, *, kills: int) -> torch.Tensor:
 def test_a_killed_run_ends_in_the_same_weights(kind: str, arguments: str, tmp_path: Path) -> None:
     if kind.startswith(("heavyball", "pytorch_optimizer")):
         pytest.importorskip(kind.partition(".")[0])
-    straight = run(tmp_path / "straight", kind, arguments, kills=0)
-    assert torch.equal(straight, run(tmp_path / "killed", kind, arguments, kills=3))
+    straight = run(tmp_path / "straight", kind, arguments)
+    assert torch.equal(straight, run(tmp_path / "killed", kind, arguments, kills=(6, 13, 21)))
 
 
 def test_a_configuration_reads_a_list_as_an_argument(tmp_path: Path) -> None:

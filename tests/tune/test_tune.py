@@ -323,9 +323,9 @@ def test_a_trial_that_diverges_is_a_result_and_not_a_crash(
     wild = tmp_path / "src"  # no accepted value diverges at this size, so the code does
     shutil.copytree(project_root / "src", wild, ignore=shutil.ignore_patterns("__pycache__"))
     trainer = wild / "paribus/train/trainer.py"
-    honest = "return schedule.lr_scale * factor"
+    honest = "return common_factor(self.recipe.schedule(self.stage), place, steps)"
     assert honest in trainer.read_text()
-    trainer.write_text(trainer.read_text().replace(honest, "return float('nan') * factor"))
+    trainer.write_text(trainer.read_text().replace(honest, "return float('nan')"))
     monkeypatch.setenv("PYTHONPATH", str(wild))
     write(inside, "wild")
     config = read_study("wild").config({"train.save_seconds": 1000.0})
