@@ -118,9 +118,31 @@ def _draw_curves(found: Sequence[ArmVerdict], amount: str) -> Figure:
             axis,
             "bits per byte, arm − baseline" if axes is left else "",
         )
+    _show_means(right, left)
     left.xaxis.set_major_formatter(lambda value, _: quantity(value))
     left.legend(frameon=False, fontsize=9, labelcolor=INK)
     return figure
+
+
+def _show_means(axes: Axes, beside: Axes) -> None:
+    """Bound the vertical axis by the means and by the axes beside it: the bands of runs of unequal speed hide them."""
+    drawn = [float(value) for line in axes.get_lines() for value in np.atleast_1d(line.get_ydata())]
+    known = [value for value in drawn if np.isfinite(value)]
+    if not known:
+        return
+    low, high = min([*known, beside.get_ylim()[0]]), max([*known, beside.get_ylim()[1]])
+    room = 0.1 * (high - low)
+    before = axes.get_ylim()
+    axes.set_ylim(max(low - room, before[0]), min(high + room, before[1]))
+    if before[0] < low - room or before[1] > high + room:
+        axes.set_title(
+            "At equal time; bands are cut",
+            loc="left",
+            fontsize=10.5,
+            color=INK,
+            fontweight="bold",
+            pad=10,
+        )
 
 
 def _draw_scaling(experiment: Experiment, profile: Scaling) -> Figure:
