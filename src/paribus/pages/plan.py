@@ -181,11 +181,17 @@ def page(made: Plan, profile: str | None) -> list[Any]:
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(
-        title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False
+        title=title,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+        padding=(0, 1, 0, 0),  # seven columns of figures fit 80 characters
     )
-    table.add_column(columns[0])
+    table.add_column(columns[0], no_wrap=columns[0] == "stage")
     for column in columns[1:]:
-        table.add_column(column, justify="left" if column == "bound by" else "right", no_wrap=True)
+        is_text = column in ("bound by", "hardware")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text)
     return table
 
 
@@ -306,7 +312,6 @@ def grade(json_out: bool) -> None:
         return
     table = _table(
         "Predicted beside measured",
-        "run",
         "stage",
         "hardware",
         "memory",
@@ -318,7 +323,6 @@ def grade(json_out: bool) -> None:
     )
     for row in rows:
         table.add_row(
-            row["run"][:8],
             row["stage"],
             row["hardware"][:28],
             memory_size(row["memory"]),
