@@ -43,6 +43,7 @@ LONGEST_FIRST = (
     "test_tables",
     "test_run_cache",
     "test_code_arms",
+    "test_switches",
     "test_kernels",
     "test_distributed",
     "test_ablation",

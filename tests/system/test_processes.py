@@ -282,7 +282,7 @@ def test_a_signal_reaches_the_others_where_one_has_just_ended(
     assert sleeper.wait(PATIENCE) == -signal.SIGTERM
 
 
-@pytest.mark.parametrize("processes", [3, 64])
+@pytest.mark.parametrize("processes", [3, pytest.param(64, marks=soak)])
 def test_more_processes_than_cores_are_refused_before_anything_starts(
     workshop: Trainer, processes: int
 ) -> None:
