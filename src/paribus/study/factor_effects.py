@@ -27,6 +27,7 @@ from scipy import stats
 from paribus.study.experiment import BASELINE, Experiment
 from paribus.study.factors import Factorial, Signs, Term, name_of, terms_of
 from paribus.study.outcomes import Outcomes
+from paribus.study.results import Result
 from paribus.study.sample import Sample
 from paribus.study.shrinkage import guarded
 from paribus.study.statistics import Effect, Verdict, holm, verdict_of
@@ -90,38 +91,47 @@ def factor_effects(experiment: Experiment, outcomes: Outcomes) -> FactorEffects:
     """
     design = experiment.factorial
     assert design is not None
+    found = _values_by_seed(outcomes.results)
+    complete = tuple(seed for seed in sorted(found) if found[seed].keys() >= design.cells.keys())
+    left_out = tuple(seed for seed in sorted(found) if seed not in complete)
+    cells = {cell: [found[seed][cell] for seed in complete] for cell in design.cells}
+    diverged = bool(outcomes.diverged)
+    measured = all(factor in design.cells for factor in design.factors)
+    if len(complete) < 2:
+        return FactorEffects(complete, left_out, diverged, {}, {}, measured, None, cells)
+    model = fitted(design, np.array(list(cells.values())))
+    judged = Judge(
+        experiment.direction,
+        experiment.smallest_effect,
+        experiment.alpha,
+        model,
+        _withheld(experiment, outcomes),
+    )
+    at_baseline: Mapping[str, Effect] = {}
+    if measured:
+        at_baseline = judged.of_cells(design, cells)
+    elif len(design.asked) == len(terms_of(design.factors)) and not design.aliases():
+        at_baseline = judged.at_baseline()
+    effects = judged.asked()
+    return FactorEffects(complete, left_out, diverged, effects, at_baseline, measured, model, cells)
+
+
+def _values_by_seed(results: Sequence[Result]) -> dict[int, dict[str, float]]:
+    """Seed -> cell -> its value; a seed whose runs all lack one is there too."""
     found: dict[int, dict[str, float]] = {}
-    for result in outcomes.results:
+    for result in results:
         of_seed = found.setdefault(result.seed, {})
         if result.value is not None:
             of_seed[result.arm] = result.value
-    complete = [seed for seed in sorted(found) if found[seed].keys() >= design.cells.keys()]
-    left_out = tuple(seed for seed in sorted(found) if seed not in complete)
-    cells = {cell: [found[seed][cell] for seed in complete] for cell in design.cells}
+    return found
+
+
+def _withheld(experiment: Experiment, outcomes: Outcomes) -> Verdict | None:
+    """What stands in place of every verdict; None: verdicts are given."""
     wanted = experiment.seeds.last or 0
-    ended = all(len(outcomes.ended(arm)) >= wanted for arm in experiment.names)
-    diverged = bool(outcomes.diverged)
-    model, effects, at_baseline = None, {}, {}
-    measured = all(factor in design.cells for factor in design.factors)
-    if len(complete) > 1:
-        model = fitted(design, np.array(list(cells.values())))
-        undecided: Verdict | None = "undecided" if diverged else None
-        judged = Judge(
-            experiment.direction,
-            experiment.smallest_effect,
-            experiment.alpha,
-            model,
-            undecided if ended else "not yet",
-        )
-        effects = judged.asked()
-        all_asked = len(design.asked) == len(terms_of(design.factors)) and not design.aliases()
-        if measured:
-            at_baseline = judged.of_cells(design, cells)
-        elif all_asked:
-            at_baseline = judged.at_baseline()
-    return FactorEffects(
-        tuple(complete), left_out, diverged, effects, at_baseline, measured, model, cells
-    )
+    if any(len(outcomes.ended(arm)) < wanted for arm in experiment.names):
+        return "not yet"
+    return "undecided" if outcomes.diverged else None
 
 
 def fitted(design: Factorial, values: Signs) -> Model:

@@ -165,24 +165,30 @@ def judge(
         spent = step.share
         if not looks.take(step) and step not in record:
             break
-    known = dict(looks.effects)
     latest = outcomes
     if upto is not None:
         latest = outcomes.upto(experiment.first_seed + upto - 1)
+    more_to_come = bool(looks.taken and next_step(experiment, looks.taken[-1].seeds, record))
+    known: dict[str, Effect] = {}
     for arm in experiment.arms:
         differences = differences_of(experiment, latest.results, arm)
-        effect = known.get(arm)
-        if effect is None:
-            if differences:
-                known[arm] = estimate(differences, experiment.alpha, skewed=experiment.skewed)
-        elif not effect.decided and len(differences) > effect.n:
-            more_to_come = next_step(experiment, looks.taken[-1].seeds, record)
-            if more_to_come:
-                known[arm] = estimate(
-                    differences, experiment.alpha, effect.looks, experiment.skewed
-                )
-    in_order = {arm: known[arm] for arm in experiment.arms if arm in known}
-    return Judged(in_order, tuple(looks.taken))
+        effect = _latest(experiment, looks.effects.get(arm), differences, more_to_come)
+        if effect is not None:
+            known[arm] = effect
+    return Judged(known, tuple(looks.taken))
+
+
+def _latest(
+    experiment: Experiment, effect: Effect | None, differences: Sequence[float], more_to_come: bool
+) -> Effect | None:
+    """An arm's effect at its last look, or what seeds after that estimate where another look is to come."""
+    if effect is None:
+        if not differences:
+            return None
+        return estimate(differences, experiment.alpha, skewed=experiment.skewed)
+    if effect.decided or len(differences) <= effect.n or not more_to_come:
+        return effect
+    return estimate(differences, experiment.alpha, effect.looks, experiment.skewed)
 
 
 class _Looks:
