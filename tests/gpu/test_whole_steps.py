@@ -73,7 +73,7 @@ def switches() -> dict[str, Any]:
         for value in values:
             with suppress(UserError):
                 load_config(ROOT / "params.yaml", SMALL | TOGETHER.get(key, {}) | {key: value})
-                if value != defaults[key]:
+                if value != defaults.get(key):  # a mapping, as of groups, has no value of its own
                     found.setdefault(key, value)
     return found
 
