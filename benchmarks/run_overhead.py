@@ -35,8 +35,9 @@ sys.path.insert(0, str(HERE.parent / "tools"))
 from support.studied import LightProject  # noqa: E402
 
 from paribus.execute.local import Pool  # noqa: E402
-from paribus.execute.run import RunId, RunSpec  # noqa: E402
+from paribus.execute.run import RunSpec  # noqa: E402
 from paribus.git import git  # noqa: E402
+from paribus.run_id import RunId  # noqa: E402
 
 STAGES = ["tokens", "pretrain"]
 WORKERS = 2

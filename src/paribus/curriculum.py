@@ -52,6 +52,16 @@ CURVES = {
         "watch_accuracy": "watch/accuracy",
     },
 }
+# Stage -> its headline: short name -> key among the stage's figures. `dvc metrics show` and MLflow's list of runs show these.
+HEADLINE = {
+    "pretrain": {"val_bpb": "val_bpb"},
+    "core": {"core": "core"},
+    "gsm8k_stage@base": {"gsm8k_base": "accuracy"},
+    "gsm8k_stage@mid": {"gsm8k_mid": "accuracy"},
+    "gsm8k_stage@sft": {"gsm8k_sft": "accuracy"},
+    "gsm8k_stage@rl": {"gsm8k_rl": "accuracy"},
+    "rl": {"reward": "mean_reward_last"},
+}
 # Columns that a curve has only where something was measured.
 OPTIONAL_COLUMNS = {
     f"val_{name}": f"val/{name}" for name in ("core", "core_partial", "core_stderr")

@@ -15,9 +15,10 @@ from support.studied import LightProject
 
 from paribus.execute.local import Pool
 from paribus.execute.repository import clone
-from paribus.execute.run import NAME, Outcome, RunId, RunSpec, folder_of_run, parse_experiment_name
+from paribus.execute.run import Outcome, RunSpec, folder_of_run
 from paribus.execute.worker import write_overrides
 from paribus.git import GitError, git
+from paribus.run_id import NAME, RunId, parse_experiment_name
 
 # ---------------------------------------------------------------- what a run is called
 

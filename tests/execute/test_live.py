@@ -6,7 +6,8 @@ from pathlib import Path
 
 from paribus.execute.leftovers import under_way
 from paribus.execute.live import Elsewhere, Live, live
-from paribus.execute.run import RunId, RunSpec, folder_of_run
+from paribus.execute.run import RunSpec, folder_of_run
+from paribus.run_id import RunId
 
 RUN = RunId("study", "arm", 7)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from dvc.fs import LocalFileSystem
 
-from paribus.execute.run import RunId
 from paribus.execute.states import RemoteStates, copied
+from paribus.run_id import RunId
 
 RUN = RunId("study", "arm", 7)
 STAGE = "pretrain-0a1b"

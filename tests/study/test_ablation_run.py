@@ -179,6 +179,9 @@ def test_mlflow_has_the_report_with_links(ended: Project) -> None:
     assert linked == stages
     assert len(linked) == 4
     assert report.data.metrics["adamw.n"] == 2
+    study = client.get_run(report.data.tags["mlflow.parentRunId"])
+    assert study.info.run_name == "study tiny"
+    assert study.data.metrics["adamw"] == report.data.metrics["adamw"]
     assert {item.path for item in client.list_artifacts(report.info.run_id, "report")} >= {
         "report/tiny.html",
         "report/tiny.md",

@@ -153,11 +153,11 @@ def client(project: Path) -> MlflowClient:
 
 
 def begin(
-    settings: Config, name: str = "pretrain", resume_step: int | None = None, **options: Any
+    settings: Config, stage: str = "pretrain", resume_step: int | None = None, **options: Any
 ) -> RunLog:
-    folder = state_root() / "runs" / f"{os.environ['DVC_EXP_NAME']}-{name}"
+    folder = state_root() / "runs" / f"{os.environ['DVC_EXP_NAME']}-{stage}"
     options = {"params": {}, "fingerprint": "f" * 20} | options
-    return RunLog.open(name, folder=folder, config=settings, resume_step=resume_step, **options)
+    return RunLog.open(stage, folder=folder, config=settings, resume_step=resume_step, **options)
 
 
 def killed(client: MlflowClient) -> Path:
@@ -185,6 +185,10 @@ def runs_of(client: MlflowClient, experiment: str | None) -> list[Run]:
     return [run for run in found if run.data.tags.get("dvc.experiment") == experiment]
 
 
+def above(client: MlflowClient, run: Run) -> Run:
+    return client.get_run(run.data.tags["mlflow.parentRunId"])
+
+
 def children(client: MlflowClient, stage: str = "pretrain") -> list[Run]:
     return [
         run
@@ -199,8 +203,19 @@ def child(client: MlflowClient, stage: str = "pretrain") -> Run:
 
 
 def named(client: MlflowClient, name: str) -> Run:
-    [run] = [run for run in runs_of(client, None) if run.info.run_name == name]
+    [run] = [run for run in runs_of(client, None) if run.data.tags.get("stage") == name]
     return run
+
+
+def run_folder(run: Run) -> Path:
+    return state_root() / "runs" / f"{run.data.tags['dvc.experiment']}-{run.data.tags['stage']}"
+
+
+def child_experiment(client: MlflowClient) -> str:
+    stored = client.get_experiment_by_name("paribus")
+    assert stored is not None
+    identity: str = stored.experiment_id
+    return identity
 
 
 def latest(client: MlflowClient, key: str = "train/loss") -> float | None:
@@ -224,12 +239,13 @@ def test_four_processes_may_touch_a_new_store_at_once(project: Path, client: Mlf
     children = [
         run for run in mine if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
     ]
-    assert sorted(run.info.run_name for run in children) == sorted(FOUR)
+    assert sorted(run.data.tags["stage"] for run in children) == sorted(FOUR)
     assert all(steps(client, run) == list(range(1, 31)) for run in children)
-    assert {run.info.run_name for run in children if run.info.status == "FINISHED"} >= set(FOUR[:3])
+    ended = {run.data.tags["stage"] for run in children if run.info.status == "FINISHED"}
+    assert ended >= set(FOUR[:3])
     wait_for(lambda: named(client, "killed").info.status == "KILLED")
     assert len(senders(project)) <= 1  # it ends by itself when there is nothing to send
-    assert parent.info.run_name.startswith("workspace ")
+    assert parent.info.run_name == "default s7"
     assert parent.data.tags["git.dirty"] == "false"
 
 
@@ -290,13 +306,14 @@ def shown(
             sampled = run.folder / "system.jsonl"
             wait_for(lambda: sampled.exists() and sampled.read_text())
         found = child(client)
-    return found, client.get_run(found.data.tags["mlflow.parentRunId"])
+    return found, above(client, found)
 
 
-def test_a_run_has_the_name_of_its_stage_and_its_parent_that_of_the_experiment(
+def test_a_run_is_named_after_its_stage_and_what_is_particular_about_it(
     shown: tuple[Run, Run],
 ) -> None:
-    assert [run.info.run_name for run in shown] == ["pretrain", "shown"]
+    names = [run.info.run_name for run in shown]
+    assert names == ["pretrain default s7 (shown)", "default s7 (shown)"]
     assert [run.info.status for run in shown] == ["FINISHED", "FINISHED"]
 
 
@@ -364,13 +381,20 @@ def test_artifacts_lie_in_the_project(
     assert run.info.artifact_uri.startswith((project / "mlartifacts").as_uri())
 
 
-def test_a_summary_is_metrics_and_tags_of_the_parent(shown: tuple[Run, Run]) -> None:
+def test_a_summary_is_whole_in_an_artifact_and_its_headline_is_the_parents(
+    shown: tuple[Run, Run], client: MlflowClient
+) -> None:
     run, parent = shown
-    assert parent.data.metrics == {
-        "pretrain.val_bpb": 1.25,
-        "pretrain.tasks.arc.easy.accuracy": 0.5,
+    assert parent.data.metrics == {"val_bpb": 1.25}
+    assert run.data.tags["bundle"] == "synthetic"
+    whole = Path(client.download_artifacts(run.info.run_id, "summary.json"))
+    assert json.loads(whole.read_text()) == {
+        "val_bpb": 1.25,
+        "tasks.arc@easy.accuracy": 0.5,
+        "bundle": "synthetic",
     }
-    assert parent.data.tags["pretrain.bundle"] == run.data.tags["bundle"] == "synthetic"
+    log = Path(client.download_artifacts(run.info.run_id, "log/metrics.jsonl"))
+    assert log.read_text() == (run_folder(run) / "metrics.jsonl").read_text()
 
 
 def test_the_stages_of_an_execution_share_a_parent_until_it_is_closed(
@@ -390,19 +414,115 @@ def test_the_stages_of_an_execution_share_a_parent_until_it_is_closed(
     assert parent_of("report") == second
 
 
-def test_a_run_is_filed_under_the_execution_it_names_and_the_next_one_is_not(
+def test_a_run_is_filed_under_the_group_it_names_and_the_next_one_is_not(
     settings: Config, client: MlflowClient
 ) -> None:
-    """A study's trial names its parent; what the process runs next has the parent it would have had."""
+    """A search's trial names its parent; what the process runs next has the parent it would have had."""
     name = os.environ["DVC_EXP_NAME"]
-    with begin(settings, "tune", execution="tune tiny"):
+    with begin(settings, "tune", group="tune tiny", name="trial 3: depth=4"):
         pass
     with begin(settings, "pretrain"):
         pass
     assert os.environ["DVC_EXP_NAME"] == name
-    [trial] = [run for run in runs_of(client, "tune tiny") if run.data.tags.get("stage") == "tune"]
-    parents = [run.data.tags["mlflow.parentRunId"] for run in (trial, child(client))]
-    assert [client.get_run(parent).info.run_name for parent in parents] == ["tune tiny", name]
+    [trial] = [run for run in runs_of(client, None) if run.data.tags.get("stage") == "tune"]
+    assert trial.info.run_name == "trial 3: depth=4"
+    parents = [above(client, run).info.run_name for run in (trial, child(client))]
+    assert parents == ["tune tiny", f"default s7 ({name})"]
+
+
+def test_a_studys_runs_lie_under_it_with_their_arm_and_seed_to_group_curves_by(
+    settings: Config, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (7, 8):
+        monkeypatch.setenv("DVC_EXP_NAME", f"lights.adamw.s{seed}")
+        changed = {"seed": seed, "optimizer.kind": "adamw", "tracking.system_metrics": False}
+        with begin(config.load_config("params.yaml", changed)) as run:
+            run.log(1, {"train/loss": 1.0})
+            run.summary({"val_bpb": 1.0 + seed})
+    note = {"report": "true", "mlflow.note.content": "**Does it help?** No."}
+    with begin(settings, "ablation", group=tracking.study_group("lights"), tags=note) as run:
+        run.summary({"adamw": 0.25})
+    [first] = [run for run in runs_of(client, "lights.adamw.s7") if "stage" in run.data.tags]
+    tags = {"study": "lights", "arm": "adamw", "seed": "7"}
+    changed_key = {"changed": "optimizer.kind: muon → adamw"}
+    assert (tags | changed_key).items() <= first.data.tags.items()
+    arm = above(client, first)
+    assert arm.info.run_name == "adamw s7"
+    assert tags.items() <= arm.data.tags.items()
+    assert arm.data.metrics["val_bpb"] == 8.0
+    study = above(client, arm)
+    assert study.info.run_name == "study lights"
+    assert study.info.status == "FINISHED"
+    assert study.data.metrics == {"adamw": 0.25}
+    assert study.data.tags["mlflow.note.content"] == note["mlflow.note.content"]
+
+
+def test_a_page_has_thirty_metrics_of_a_run_and_what_the_plan_said_is_a_tag(
+    settings: Config, client: MlflowClient
+) -> None:
+    with begin(settings, "rl") as run:
+        run.log(0, {"predicted/memory_bytes": 5.0, "predicted/seconds": 2.0})
+        breakdown = {f"rl/by_steps.{steps}.accuracy": 0.5 for steps in range(9)}
+        run.log(1, {f"rl/figure_{number}": 1.0 for number in range(40)} | breakdown)
+        figures = {f"final_{number}": 1.0 for number in range(40)}
+        run.summary(figures | {"mean_reward_last": 0.5, "by_steps": {"1": {"accuracy": 0.5}}})
+    found = child(client, "rl")
+    assert len(found.data.metrics) == 30
+    assert not [key for key in found.data.metrics if "by_steps" in key or "predicted" in key]
+    assert found.data.tags["predicted.memory_bytes"] == "5.0"
+    assert above(client, found).data.metrics == {"reward": 0.5}
+
+
+def test_answers_of_all_stages_are_one_table_above_them(
+    settings: Config, client: MlflowClient
+) -> None:
+    for stage in ("rl", "base"):
+        with begin(settings, f"gsm8k_stage@{stage}") as run:
+            run.table("gsm8k", [{"index": 0, "question": "2+2?", "right": stage == "rl"}])
+    parent = above(client, child(client, "gsm8k_stage@rl"))
+    table = Path(client.download_artifacts(parent.info.run_id, "tables/gsm8k.json"))
+    assert json.loads(table.read_text()) == {
+        "columns": ["stage", "index", "question", "right"],
+        "data": [["base", 0, "2+2?", False], ["rl", 0, "2+2?", True]],
+    }
+    assert "tables/gsm8k.json" in parent.data.tags["mlflow.loggedArtifacts"]
+
+
+def test_a_checkpoint_is_a_registered_model_with_a_card_and_an_alias(
+    settings: Config, client: MlflowClient
+) -> None:
+    tags = {"hardware": "abacus", "dtype": "float32"}
+    for digest in ("a" * 64, "b" * 64):
+        with begin(settings, tags=tags, params={"model.depth": 4}) as run:
+            run.summary({"val_bpb": 1.25, "weights_sha256": digest})
+    version = client.get_model_version_by_alias("paribus-base", "newest")
+    assert version.tags["weights_sha256"] == "b" * 64
+    assert version.description is not None
+    for words in ("val_bpb | 1.25", "model.depth | 4", "abacus", "b" * 64):
+        assert words in version.description
+    models = client.search_logged_models([child_experiment(client)])
+    assert {"a" * 64, "b" * 64} <= {model.tags.get("weights_sha256") for model in models}
+
+
+def test_artifacts_are_found_after_the_checkout_was_moved(
+    settings: Config, client: MlflowClient, project: Path, tmp_path: Path, shown: tuple[Run, Run]
+) -> None:
+    from mlflow import MlflowClient
+
+    from paribus.tracking import store
+
+    moved = tmp_path / "moved"
+    (moved / ".paribus").mkdir(parents=True)
+    shutil.copy(project / "mlflow.db", moved / "mlflow.db")
+    shutil.copytree(project / "mlartifacts", moved / "mlartifacts")
+    uri = f"sqlite:///{moved / 'mlflow.db'}"
+    there = store.connect(uri, "paribus", moved / ".paribus").client
+    run, _ = shown
+    assert isinstance(there, MlflowClient)
+    assert str(moved) in there.get_run(run.info.run_id).info.artifact_uri
+    place = Path(there.download_artifacts(run.info.run_id, "answers/samples.md"))
+    assert place.read_text() == "2 and 2 are 4"
+    assert str(moved) not in client.get_run(run.info.run_id).info.artifact_uri
 
 
 def test_every_run_of_a_store_is_found_however_many_a_page_holds(
@@ -438,12 +558,14 @@ def test_a_paused_run_goes_on_without_a_step_twice_or_missing(
             )
         wait_for(lambda: latest(client) == 20)
         raise SystemExit(EXIT_PAUSED)
-    wait_for(lambda: child(client).info.status == "KILLED")
+    wait_for(lambda: child(client).info.status == "SCHEDULED")
+    assert child(client).data.tags["paused"] == "at step 20; the next start goes on"
     with (run.folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 12, "time": 1, "tra')  # a line torn by a crash
     with begin(settings, resume_step=12) as run:
         assert [row["step"] for row in run.rows()] == list(range(1, 13))
         wait_for(lambda: child(client).info.status == "RUNNING")
+        assert "paused" not in child(client).data.tags
         for step in range(13, 31):
             run.log(
                 step,

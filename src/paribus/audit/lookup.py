@@ -154,8 +154,10 @@ def _only_one(name: str, runs: Runs) -> StoredRun | None:
     """MLflow's run of that name, executions before stages. Raises UserError where several have it."""
     quoted = name.replace("'", "")
     named = runs.search(f"attributes.run_name = '{quoted}'")
-    executions = [run for run in named if not run.parent]
-    candidates = executions or named
+    named += runs.search(f"tags.`dvc.experiment` = '{quoted}'")
+    by_id = {run.id: run for run in named}
+    executions = [run for run in by_id.values() if run.is_execution]
+    candidates = executions or list(by_id.values())
     if len(candidates) > 1:
         ids = ", ".join(run.id for run in candidates[:8])
         raise UserError(

@@ -258,11 +258,12 @@ def plan(
     help="Port of the page.",
 )
 @click.option("--host", help="Address to listen at.  [default: 127.0.0.1, this machine alone]")
-def ui(port: int, host: str | None) -> None:
-    """The MLflow page of this project's store, with two processes instead of fifteen."""
+@click.option("--open", "browse", is_flag=True, help="Open the page in a browser.")
+def ui(port: int, host: str | None, browse: bool) -> None:
+    """The MLflow page of this project's runs."""
     from paribus.cli.serve import mlflow_ui
 
-    mlflow_ui(port, host)
+    mlflow_ui(port, host, browse)
 
 
 add_examples(commands)  # when every command is there

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from paribus.execute.run import Outcome, RunId, RunSpec
+from paribus.execute.run import Outcome, RunSpec
+from paribus.run_id import RunId
 
 
 @dataclass(frozen=True)

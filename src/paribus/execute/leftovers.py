@@ -9,8 +9,9 @@ import psutil
 
 from paribus.execute import processes
 from paribus.execute.live import is_elsewhere
-from paribus.execute.run import ASKED_TO_SAY, RunId, RunSpec
+from paribus.execute.run import ASKED_TO_SAY, RunSpec
 from paribus.journal import locked
+from paribus.run_id import RunId
 
 # A note of an earlier way of queueing, which led to a reset of the checkout. It no longer has a meaning.
 _OBSOLETE = ("queueing.json",)

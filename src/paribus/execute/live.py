@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paribus.execute.run import RunId, folder_of_run
+from paribus.execute.run import folder_of_run
 from paribus.journal import locked, read_json, write_json
+from paribus.run_id import RunId
 
 TAIL = 65_536  # bytes of a log that its rate is taken from
 

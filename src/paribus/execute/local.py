@@ -18,7 +18,8 @@ from typing import Any
 import paribus
 from paribus.execute import processes, worker
 from paribus.execute.engine import Event, Resources
-from paribus.execute.run import Outcome, RunId, RunSpec, folder_of_run
+from paribus.execute.run import Outcome, RunSpec, folder_of_run
+from paribus.run_id import RunId
 
 # Set by an experiment or a stage that started this process: its runs do not belong to that one.
 _NOT_INHERITED = ("DVC_STAGE", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_ROOT", "PARIBUS_SAY")

@@ -25,10 +25,11 @@ from paribus.execute.elsewhere import Home
 from paribus.execute.engine import Event, Resources
 from paribus.execute.live import Elsewhere, Live
 from paribus.execute.repository import experiments_of, reference_of
-from paribus.execute.run import Outcome, RunId, RunSpec, folder_of_run
+from paribus.execute.run import Outcome, RunSpec, folder_of_run
 from paribus.execute.settings import Settings
 from paribus.git import GitError, git, try_git
 from paribus.journal import read_json, write_json
+from paribus.run_id import RunId
 
 RETRIES = 3  # of a run by Ray, each after the loss of a machine or of Ray's process there
 NO_MACHINE_SECONDS = 600.0  # that a run waits for a machine that may compute it

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from paribus.execute.run import RunId, parse_experiment_name
 from paribus.git import fill_submodules, git, try_git
+from paribus.run_id import RunId, parse_experiment_name
 
 _REFERENCE = re.compile(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38,62})/([^/]+)")
 

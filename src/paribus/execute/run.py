@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from paribus.journal import read_json, write_json
+from paribus.run_id import RunId
 
-NAME = r"[a-z0-9][a-z0-9_-]*"  # of a study and of an arm: without the dot, which parts them
 LONGEST_NAME = 60  # letters; study, arm, seed and "-was-COMMIT" make one file name below refs/exps
 
 State = Literal["done", "paused", "refused", "failed", "machine", "busy"]
@@ -26,37 +25,6 @@ STUDY_FILE = "Study-File"  # git's hash of the study's file, where the run's com
 ASKED_TO_SAY = (
     "PARIBUS_SAY"  # the environment variable with the file in which a stage writes why it ended
 )
-
-
-# ---------------------------------------------------------------- its name
-
-
-@dataclass(frozen=True, order=True)
-class RunId:
-    """One arm of one study at one seed."""
-
-    study: str
-    arm: str
-    seed: int
-
-    def experiment_name(self) -> str:
-        """The name of its DVC experiment: `STUDY.ARM.sSEED`. `parse_experiment_name` is the inverse."""
-        return f"{self.study}.{self.arm}.s{self.seed}"
-
-    def __str__(self) -> str:
-        return self.experiment_name()
-
-
-_EXPERIMENT = re.compile(rf"({NAME})\.({NAME})\.s(\d+)(-was-[0-9a-f]+)?")
-
-
-def parse_experiment_name(name: str) -> tuple[RunId, bool] | None:
-    """The run that a DVC experiment is named after, and whether it was superseded (`…-was-COMMIT`); None for others."""
-    match = _EXPERIMENT.fullmatch(name)
-    if match is None:
-        return None
-    study, arm, seed, superseded = match.groups()
-    return RunId(study, arm, int(seed)), superseded is not None
 
 
 # ---------------------------------------------------------------- its specification

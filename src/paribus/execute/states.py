@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paribus.execute.run import RunId
 from paribus.files import replacing
+from paribus.run_id import RunId
 
 if TYPE_CHECKING:
     from dvc.fs import FileSystem

@@ -44,9 +44,16 @@ def to_mlflow(experiment: Experiment, values: dict[str, Any]) -> None:
         config=config,
         params=flatten(config) | flatten(overrides),
         fingerprint=mark,
-        tags={"ablation": experiment.name, "mlflow.note.content": note, **links}
+        tags={
+            "ablation": experiment.name,
+            "study": experiment.name,
+            "report": "true",
+            "mlflow.note.content": note,
+            **links,
+        }
         | code_tags(values["code"]),
-        execution=f"ablation {experiment.name}",
+        group=tracking.study_group(experiment.name),
+        name=f"verdict {experiment.name}",
     ) as log:
         for suffix in (
             ".html",
@@ -89,12 +96,15 @@ def _note(
 
 
 def _effects(verdicts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """`ARM.FIELD` -> value, of every effect that there is."""
+    """Every effect that there is: ARM -> its mean first, as a page has room for few, then `ARM.FIELD` -> value."""
+    means = {}
     effects = {}
     for verdict in verdicts:
         effect = verdict["effect"]
         if effect:
             fields = dataclasses.asdict(effect) | {"spent": effect.spent}
             del fields["looks"]
+            means[verdict["name"]] = fields.pop("mean")
             effects[verdict["name"]] = fields
-    return {key: value for key, value in flatten(effects).items() if value is not None}
+    known = {key: value for key, value in flatten(effects).items() if value is not None}
+    return means | known

@@ -26,6 +26,7 @@ from paribus.summary import write_csv, write_json
 
 if TYPE_CHECKING:
     from paribus.data.tokenizer import Tokenizer
+    from paribus.evaluate.gsm8k import Item
     from paribus.generate import Engine
 
 
@@ -111,12 +112,42 @@ def gsm8k(stage: str) -> None:
             write_items(folder, result)
             log.artifact(folder / "items.parquet", "items")
             log.summary(result.summary)
-            log.table("prompts", [{"checkpoint": stage} | row for row in answers])
+            log.table("prompts", [prompt_row(stage, row) for row in answers])
+            log.table("gsm8k", [answer_row(item) for item in result.items])
             for name in ("samples.json", "failures.jsonl", "prompts.json"):
                 log.artifact(folder / name, "answers")
         share = result.summary["cut_off"]
         key = "eval.gsm8k.max_new_tokens"
         say_cut_off(f"gsm8k {stage}", share, key, cfg.max_new_tokens, context)
+
+
+# Special tokens -> how a table shows them: a call of the calculator is [3*4 → 12].
+MARKS = {"<|tool|>": "[", "<|tool_end|><|result|>": " → ", "<|result_end|>": "]", "<|end|>": ""}
+
+
+def readable(text: str) -> str:
+    """An answer as a table shows it."""
+    for token, mark in MARKS.items():
+        text = text.replace(token, mark)
+    return text
+
+
+def prompt_row(stage: str, row: dict[str, str]) -> dict[str, object]:
+    """A fixed prompt and its answer, as a row of the table of one checkpoint."""
+    return {"checkpoint": stage, "prompt": row["prompt"], "answer": readable(row["answer"])}
+
+
+def answer_row(item: Item) -> dict[str, object]:
+    """A problem and its answer, as a row of the table that MLflow compares over stages and runs."""
+    from paribus.data.answers import final_answer
+
+    return {
+        "index": item.index,
+        "question": item.question,
+        "expected": final_answer(item.reference),
+        "answer": readable(item.text),
+        "right": item.correct,
+    }
 
 
 def say_shots_without_room(

@@ -11,7 +11,7 @@ from typing import Any
 
 from paribus.config import Config, flatten, lay_over
 from paribus.errors import UserError
-from paribus.execute.run import RunId
+from paribus.run_id import RunId
 from paribus.study import fields
 from paribus.study.arm_code import ArmCode
 from paribus.study.arms import Arm

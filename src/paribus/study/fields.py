@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paribus.config import dotted
-from paribus.execute.run import LONGEST_NAME, NAME
+from paribus.execute.run import LONGEST_NAME
+from paribus.run_id import NAME
 from paribus.study.looks import OPEN, Schedule
 
 EQUAL = ("tokens", "bytes", "flops", "seconds", "none")

@@ -26,7 +26,7 @@ from paribus.curriculum import CHECKPOINT_OF
 from paribus.errors import UserError
 from paribus.git import try_git
 from paribus.study.committed import CommittedFiles
-from paribus.tracking.lookup import Runs, StoredRun
+from paribus.tracking.lookup import SUMMARY, Runs, StoredRun
 
 Kind = Literal["checkpoint", "workspace", "experiment", "revision", "MLflow run"]
 PIPELINE = "pipeline"  # the scope of a run of several stages
@@ -444,20 +444,36 @@ def in_mlflow(name: str, run: StoredRun, runs: Runs) -> FinishedRun:
         scope=scope,
         commit=run.tags.get("git.commit"),
         params=written.params or {key: _value(text) for key, text in run.params.items()},
-        metrics=_metrics_in_mlflow(run),
+        metrics=_metrics_in_mlflow(run, family, runs),
         data=written.data or _data_in_mlflow(family),
         files=files,
         logged=run,
     )
 
 
-def _metrics_in_mlflow(run: StoredRun) -> dict[str, dict[str, float]]:
-    """Stage -> dotted key -> value, of the figures at a run's end; those along the way have a / in their name."""
-    metrics: dict[str, dict[str, float]] = {}
-    for key, value in run.metrics.items():
-        if "/" in key:
-            continue
-        whole = f"{run.stage}.{key}" if run.stage else key
+def _metrics_in_mlflow(
+    run: StoredRun, family: list[StoredRun], runs: Runs
+) -> dict[str, dict[str, object]]:
+    """Stage -> dotted key -> value, of the figures at the end: all of them are in an artifact of each stage's run.
+
+    MLflow has all among its metrics only of runs that an earlier paribus logged.
+    """
+    whole: dict[str, object] = {}
+    for stage in reversed(family):
+        values = _readable_object(runs.artifact(stage.id, SUMMARY))
+        whole |= {f"{stage.stage}.{key}": value for key, value in values.items()}
+    return _by_stage(whole or _logged_figures(run))
+
+
+def _logged_figures(run: StoredRun) -> dict[str, object]:
+    """`STAGE.KEY` -> value, of the figures among a run's metrics; those along the way have a / in their name."""
+    figures = {key: value for key, value in run.metrics.items() if "/" not in key}
+    return {f"{run.stage}.{key}" if run.stage else key: value for key, value in figures.items()}
+
+
+def _by_stage(figures: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    metrics: dict[str, dict[str, object]] = {}
+    for whole, value in figures.items():
         # As metrics files have it: MLflow's gsm8k_stage.base.accuracy is gsm8k.base.accuracy.
         stage, _, rest = re.sub(r"^gsm8k_stage[.@]", "gsm8k.", whole).partition(".")
         metrics.setdefault(stage, {})[rest] = value

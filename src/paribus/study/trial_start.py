@@ -17,10 +17,11 @@ from paribus.config import RESERVED_SOURCES, Config, fingerprint
 from paribus.errors import EXIT_MACHINE, UserError
 from paribus.execute.engine import Engine
 from paribus.execute.finished_states import remove_states_of
-from paribus.execute.run import Outcome, RunId, RunSpec, folder_of_run
+from paribus.execute.run import Outcome, RunSpec, folder_of_run
 from paribus.files import Values, read_json, write_atomic
 from paribus.machine.interrupt import EXIT_PAUSED
 from paribus.places import main_checkout, state_root
+from paribus.run_id import RunId
 from paribus.study.events import folder_of
 from paribus.study.experiment import Experiment
 from paribus.study.gpus import cards_of

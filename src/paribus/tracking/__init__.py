@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import shutil
 import threading
 import time
@@ -46,6 +47,7 @@ from paribus.machine.provenance import git_state
 from paribus.places import dvc_experiment, state_root
 from paribus.tracking import sender
 from paribus.tracking.address import has_secrets, public_uri, tracking_uri
+from paribus.tracking.labels import GROUP, Label, label_of, stage_words
 from paribus.tracking.mirror import all_sent
 from paribus.tracking.records import (
     Execution,
@@ -53,9 +55,10 @@ from paribus.tracking.records import (
     read_execution,
     read_known,
     read_run,
+    run_files,
 )
 
-Status = Literal["FINISHED", "KILLED", "FAILED"]
+Status = Literal["FINISHED", "PAUSED", "KILLED", "FAILED"]
 
 FLUSH_SECONDS = 5.0  # a batch a flush: 1,000 metrics cost MLflow's sqlite 80 ms, one by one 5 s
 SYSTEM_SECONDS = 10.0
@@ -63,6 +66,9 @@ FINISH_SECONDS = 120.0  # without progress: a first import and migration on a bu
 STOPPED_SECONDS = (
     5.0  # of a run that was asked to stop: the sender goes on by itself when the stage has gone
 )
+
+# Tags of the run above that its stages have too: curves are grouped by them.
+INHERITED = ("study", "arm", "seed", "profile", "changed")
 
 _log = logging.getLogger(__name__)
 
@@ -100,17 +106,19 @@ class RunLog:
         tags: dict[str, str] | None = None,
         datasets: dict[str, tuple[str, str]] | None = None,
         resume_step: int | None = None,
-        execution: str | None = None,
+        group: str | None = None,
+        name: str | None = None,
     ) -> RunLog:
         """Begin or go on with the run whose files are in `folder`.
 
         params: dotted key -> resolved value. datasets: name -> (path, digest as DVC has it).
         resume_step: the last step of the training state that was loaded; later lines of the log are dropped,
         as those steps come again. None: from the start; a run that had FINISHED is then followed by a new one.
-        execution: the name of the parent run; None: that of the current DVC experiment, else of the workspace.
+        group: the name of a study or search that the run is filed under; None: under that of its DVC experiment, or of
+        the workspace. name: in MLflow; None: the stage and what its parent is called.
         """
         root = state_root()
-        for path in sender.run_files(root):  # a damaged one is named here, where a person reads it
+        for path in run_files(root):  # a damaged one is named here, where a person reads it
             read_run(path.parent)
         held = ExitStack()
         held.enter_context(locked(folder / "writer.lock"))
@@ -125,14 +133,17 @@ class RunLog:
         )
         keep_rows(folder / "system.jsonl", shape=ROW)
         git = git_state()
-        name = execution or dvc_experiment()
         began = run or _new_run(folder, goes_on=resume_step is not None)
-        if read_execution(root / "executions" / f"{began.execution}.json") is None:
-            began = dataclasses.replace(began, execution=_execution(root, config, git, name).id)
-        known_tags = {"stage": stage, "fingerprint": fingerprint, **_git_tags(git, name)}
+        above = read_execution(root / "executions" / f"{began.execution}.json")
+        if above is None:
+            above = _execution(root, config, git, group)
+        known_tags = {"stage": stage, "fingerprint": fingerprint, **_git_tags(git, group)}
+        known_tags |= {key: above.tags[key] for key in INHERITED if key in above.tags}
         run = dataclasses.replace(
             began,
+            execution=above.id,
             stage=stage,
+            name=name or f"{stage_words(stage)} {above.name}",
             experiment=config.tracking.experiment,
             uri=public_uri(tracking_uri()),
             status="RUNNING",
@@ -215,7 +226,8 @@ class RunLog:
             self._journal.sync()
         self._save(status=status, ended=time.time())
         self._ended = True
-        self._background.finish(STOPPED_SECONDS if status == "KILLED" else FINISH_SECONDS)
+        stopped = status in ("PAUSED", "KILLED")
+        self._background.finish(STOPPED_SECONDS if stopped else FINISH_SECONDS)
         self._journal.close()
         self._held.close()
 
@@ -231,13 +243,16 @@ class RunLog:
     ) -> None:
         paused = isinstance(error, SystemExit) and error.code == EXIT_PAUSED
         if not self._ended:
-            self.finish(
-                "KILLED"
-                if paused or kind is KeyboardInterrupt
-                else "FAILED"
-                if kind
-                else "FINISHED"
-            )
+            self.finish(_status(kind, paused))
+
+
+def _status(kind: type[BaseException] | None, paused: bool) -> Status:
+    """How a run ended whose block ended with an exception of a kind, or with none."""
+    if paused:
+        return "PAUSED"
+    if kind is None:
+        return "FINISHED"
+    return "KILLED" if kind is KeyboardInterrupt else "FAILED"
 
 
 def _new_run(folder: Path, goes_on: bool) -> RunRecord:
@@ -272,11 +287,11 @@ def _as_text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _git_tags(git: Mapping[str, object], execution: str | None) -> dict[str, str]:
+def _git_tags(git: Mapping[str, object], group: str | None) -> dict[str, str]:
     tags = {f"git.{name}": value for name, value in git.items()}
     tags |= {
         "mlflow.source.git.commit": git["commit"],
-        "dvc.experiment": execution,
+        "dvc.experiment": None if group else dvc_experiment(),
     }
     return {key: _as_text(value) for key, value in tags.items() if value is not None}
 
@@ -285,24 +300,62 @@ def _git_tags(git: Mapping[str, object], execution: str | None) -> dict[str, str
 
 
 def _execution(
-    root: Path, settings: config.Config, git: Mapping[str, Any], name: str | None
+    root: Path, settings: config.Config, git: Mapping[str, Any], group: str | None
 ) -> Execution:
-    """The open execution of this experiment, params and commit; begins one in `.paribus/executions` if necessary."""
+    """The open execution of this experiment, params and commit, or the group; begun in `.paribus/executions` if need be."""
     with locked(root / "executions" / "lock"):
-        key, latest = _latest_execution(root, settings, git, name)
+        if group is not None:
+            return _group(root, settings, group, {})
+        experiment = dvc_experiment()
+        key, latest = _latest_execution(root, settings, git, experiment)
         if latest and not latest.closed:
             return latest
         names = [path.name.partition(".")[0] for path in (root / "executions").glob(f"{key}-*")]
         number = max(map(_number, names), default=0) + 1  # of damaged ones too
+        label = label_of(settings, experiment)
         execution = Execution(
             id=f"{key}-{number}",
             created=time.time(),
-            name=name or f"workspace {(git['commit'] or '')[:8]}".strip(),
-            params={key: _as_text(value) for key, value in config.flatten(settings).items()},
-            tags={"fingerprint": key, **_git_tags(git, name)},
+            name=label.name,
+            parent=_study(root, settings, label),
+            params=_params(settings),
+            tags={"fingerprint": key, **_git_tags(git, None), **label.tags},
         )
         execution.write(root / "executions" / f"{execution.id}.json")
         return execution
+
+
+def _study(root: Path, settings: config.Config, label: Label) -> str | None:
+    """The id of the group that a study's run is filed under; None for another's."""
+    if label.study is None:
+        return None
+    return _group(root, settings, study_group(label.study), {"study": label.study}).id
+
+
+def study_group(study: str) -> str:
+    """The name of the group of a study's runs and of its verdict."""
+    return f"study {study}"
+
+
+def _group(root: Path, settings: config.Config, name: str, tags: Mapping[str, str]) -> Execution:
+    """The run above all that belongs to a study or search, whichever its commits; begun if need be."""
+    identity = re.sub(r"[^\w.-]+", "-", name)
+    path = root / "executions" / f"{identity}.json"
+    group = read_execution(path)
+    if group is None:
+        group = Execution(
+            id=identity,
+            created=time.time(),
+            name=name,
+            params=_params(settings),
+            tags={GROUP: "true", **tags},
+        )
+        group.write(path)
+    return group
+
+
+def _params(settings: config.Config) -> dict[str, str]:
+    return {key: _as_text(value) for key, value in config.flatten(settings).items()}
 
 
 def _latest_execution(

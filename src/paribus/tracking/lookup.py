@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from paribus.places import state_root
 from paribus.tracking.address import sqlite_file, tracking_uri
+from paribus.tracking.labels import GROUP
 from paribus.tracking.store import Store, opened
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+SUMMARY = "summary.json"  # the artifact with every figure of a stage's end
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,17 @@ class StoredRun:
     def stage(self) -> str | None:
         """The stage that the run stands for; None for a run of another kind."""
         return self.tags.get("stage")
+
+    @property
+    def is_execution(self) -> bool:
+        """Whether it stands above the runs of stages: it is no stage's, and no study's, which stands above many."""
+        return self.stage is None and GROUP not in self.tags
+
+    @property
+    def names(self) -> list[str]:
+        """By which it is found: its own, and that of its DVC experiment."""
+        experiment = self.tags.get("dvc.experiment")
+        return [self.name, experiment] if experiment else [self.name]
 
 
 class Runs:
@@ -57,8 +71,9 @@ class Runs:
         return _stored(run) if run else None
 
     def names(self) -> list[str]:
-        """Names of the parents, each once."""
-        return sorted({run.name for run in self.search("") if not run.parent})
+        """Names of the executions, each once."""
+        executions = [run for run in self.search("") if run.is_execution]
+        return sorted({name for run in executions for name in run.names})
 
     def children(self, parent: str) -> list[StoredRun]:
         """The stages' runs of one execution, the newest first."""

@@ -14,17 +14,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from paribus.curriculum import CHECKPOINT_NAMES
 from paribus.files import parse
-from paribus.journal import ROW, as_floats, write_json
+from paribus.journal import ROW, as_floats, read_json, write_json
 from paribus.tracking.address import with_secrets
+from paribus.tracking.labels import GROUP
+from paribus.tracking.lookup import SUMMARY
+from paribus.tracking.models import keep_model
 from paribus.tracking.records import (
     Execution,
     Known,
     RunRecord,
+    family_of,
     read_execution,
     read_known,
     read_parents,
     read_run,
+    run_files,
+)
+from paribus.tracking.shown import (
+    EXPECTED,
+    MOST_ABOVE,
+    headline,
+    is_shown,
+    note_above,
+    number,
+    shown_figures,
 )
 from paribus.tracking.store import Store, connect, store_key
 
@@ -32,6 +47,14 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 _BATCH = 1000  # MLflow's own limit of metrics per call
+# How a run ended -> MLflow's word for it. A paused run waits to go on: its page shows a clock and no red cross.
+_STATUS = {"PAUSED": "SCHEDULED"}
+PAUSED = "paused"  # the tag that says where a run stands
+NOTE = "mlflow.note.content"
+LOGGED_TABLES = "mlflow.loggedArtifacts"
+REPORT = "report"  # the tag of a study's report, which the run above it shows
+WEIGHTS = "weights_sha256"
+ANSWERS = "tables/gsm8k.json"  # all answers of a stage, and above them those of all stages
 
 
 class Mirror:
@@ -73,7 +96,8 @@ class Mirror:
         store = connect(with_secrets(run.uri), run.experiment, self.root)
         self._known = known_of(self.folder, run) or Known(uri=run.uri, run=run.id)
         parent = self._parent(store, run)
-        run_id, new = store.run_of(run, self._known.run_id, run.stage, parent)
+        name = run.name or run.stage
+        run_id, new = store.run_of(run, self._known.run_id, name, parent)
         if new:
             store.log_params(run_id, run.params)
             _log_inputs(store, run_id, run)
@@ -90,6 +114,8 @@ class Mirror:
         """Mark a run that had ended as running again."""
         for run_id in (self._run_id, self._known.parent or ""):
             store.client.update_run(run_id, status="RUNNING")
+        if self._known.status == "PAUSED":
+            store.client.delete_tag(self._run_id, PAUSED)
         self._note(status="RUNNING")
 
     @property
@@ -104,17 +130,23 @@ class Mirror:
         self._known.write(self.folder / "mlflow.json")
 
     def _parent(self, store: Store, run: RunRecord) -> str:
-        """The id of the execution's run, which is created if MLflow lacks it."""
-        execution = read_execution(self.root / "executions" / f"{run.execution}.json")
-        if execution is None:
-            execution = _bare_execution(run)
+        """The id of the run above, which is created if MLflow lacks it."""
+        execution = _read_execution(self.root, run.execution) or _bare_execution(run)
+        return self._above(store, execution, run.uri)
+
+    def _above(self, store: Store, execution: Execution, uri: str) -> str:
+        """The id of an execution's run; it is created below its study's if MLflow lacks it."""
         path = self.root / "executions" / "mlflow" / f"{execution.id}.json"
         known = read_parents(path)
-        run_id, new = store.run_of(execution, known.get(run.uri), execution.name)
+        study = _read_execution(self.root, execution.parent)
+        parent = self._above(store, study, uri) if study else ""
+        run_id, new = store.run_of(execution, known.get(uri), execution.name, parent)
         if new:
             store.log_params(run_id, execution.params)
+            if parent:  # which may have ended before
+                store.client.update_run(parent, status="RUNNING")
             path.parent.mkdir(exist_ok=True)
-            write_json(path, known | {run.uri: run_id})
+            write_json(path, known | {uri: run_id})
         return run_id
 
     def _send_rows(self, store: Store, name: str) -> None:
@@ -144,10 +176,13 @@ class Mirror:
             text = f"{count} in all, the last at step {step}: {row.get('detail', '')}"
             tags[f"event.{event}"] = text[:5000]
             row = {f"events/{event}": count}
-        for key, value in as_floats(row).items():
-            if step > self._last.get(store_key(key), -1):
-                metrics.append(Metric(store_key(key), value, milliseconds, step))
-                self._last[store_key(key)] = step
+        for name, value in as_floats(row).items():
+            key = store_key(name)
+            if name.startswith(EXPECTED):
+                tags[key.replace("/", ".")] = str(value)
+            elif step > self._last.get(key, -1) and is_shown(key, self._last):
+                metrics.append(Metric(key, value, milliseconds, step))
+                self._last[key] = step
 
     def _send_artifacts(self, store: Store, run: RunRecord) -> None:
         for name, digest in run.artifacts.items():
@@ -166,30 +201,88 @@ class Mirror:
         for name in self._known.artifacts:
             if name.startswith("tables/"):
                 tables.append({"path": name, "type": "table"})
-        store.client.set_tag(self._run_id, "mlflow.loggedArtifacts", json.dumps(tables))
+        store.client.set_tag(self._run_id, LOGGED_TABLES, json.dumps(tables))
 
     def _end(self, store: Store, run: RunRecord, status: str) -> None:
-        """Final metrics, for the run and its parent, and how it ended."""
-        numbers: dict[str, float] = {}
-        texts: dict[str, str] = {}
-        for key, value in run.summary.items():
-            if isinstance(value, bool | int | float) or value in ("inf", "-inf", "nan"):
-                numbers[key] = float(value)  # "inf" and the like too
-            elif isinstance(value, str):
-                texts[key] = value
+        """Final figures, for the run and the one above, and how it ended."""
+        texts = {key: value for key, value in run.summary.items() if number(value) is None}
+        for key, text in texts.items():
+            store.client.set_tag(self._run_id, store_key(key), str(text)[:5000])
         steps = [step for key, step in self._last.items() if not key.startswith("system/")]
-        ended = time.time() if run.ended is None else run.ended
+        last = max(steps, default=0)
+        figures = _figures(run)
+        _log_final(store, self._run_id, shown_figures(figures, self._last), last)
+        if status == "PAUSED":
+            store.client.set_tag(self._run_id, PAUSED, f"at step {last}; the next start goes on")
+        else:
+            self._keep_all(store, run)
+        execution = _read_execution(self.root, run.execution)
+        group = execution is not None and GROUP in execution.tags
+        if status == "FINISHED" and not group and not (execution and execution.parent):
+            keep_model(store, self._run_id, run, self.folder / "artifacts")
+        ended = int((time.time() if run.ended is None else run.ended) * 1000)
         parent = self._known.parent or ""
-        for run_id, prefix, step in (
-            (self._run_id, "", max(steps, default=0)),
-            (parent, run.stage + ".", 0),
-        ):
-            named = {store_key(prefix + key): value for key, value in numbers.items()}
-            _log_final(store, run_id, named, step)
-            for key, text in texts.items():
-                store.client.set_tag(run_id, store_key(prefix + key), text[:5000])
-            store.client.set_terminated(run_id, status, end_time=int(ended * 1000))
+        if not group:
+            self._end_above(store, run, execution)
+        elif run.tags.get(REPORT):
+            _log_final(store, parent, dict(list(figures.items())[:MOST_ABOVE]), 0)
+            store.client.set_tag(parent, NOTE, run.tags.get(NOTE, ""))
+        store.end(self._run_id, _STATUS.get(status, status), ended)
+        if not group or run.tags.get(REPORT):  # one trial of many ends no search
+            store.end(parent, _STATUS.get(status, status), ended)
         self._note(status=status, session=run.session)
+
+    def _keep_all(self, store: Store, run: RunRecord) -> None:
+        """The whole summary and log as artifacts: MLflow's metrics are a choice of them."""
+        if run.summary:
+            store.client.log_dict(self._run_id, dict(run.summary), SUMMARY)
+        if (self.folder / "metrics.jsonl").is_file():
+            store.client.log_artifact(self._run_id, str(self.folder / "metrics.jsonl"), "log")
+
+    def _end_above(self, store: Store, run: RunRecord, execution: Execution | None) -> None:
+        """The headline, the note and the answers of all stages, for the run above."""
+        parent = self._known.parent or ""
+        family = family_of(self.root, run.execution or "")
+        _log_final(store, parent, headline(family), 0)
+        if isinstance(run.summary.get(WEIGHTS), str):
+            store.client.set_tag(parent, f"{run.stage}.{WEIGHTS}", str(run.summary[WEIGHTS]))
+        if execution is not None:
+            note = note_above(execution.name, execution.tags, family)
+            store.client.set_tag(parent, NOTE, note)
+        if ANSWERS in run.artifacts:
+            table = _answers_of_all(self.root, run.execution or "")
+            store.client.log_dict(parent, table, ANSWERS)
+            tables = json.dumps([{"path": ANSWERS, "type": "table"}])
+            store.client.set_tag(parent, LOGGED_TABLES, tables)
+
+
+def _figures(run: RunRecord) -> dict[str, float]:
+    """The numbers of a run's summary, by the names that MLflow takes."""
+    figures = {}
+    for key, value in run.summary.items():
+        figure = number(value)
+        if figure is not None:
+            figures[store_key(key)] = figure
+    return figures
+
+
+def _answers_of_all(root: Path, execution: str) -> dict[str, object]:
+    """The rows of every stage's table of answers, with the stage as first column."""
+    columns: list[str] = []
+    rows: list[list[object]] = []
+    for path in run_files(root):
+        run = read_run(path.parent, move=False)
+        table = read_json(path.parent / "artifacts" / ANSWERS)
+        if run is None or run.execution != execution or table is None:
+            continue
+        columns = ["stage", *table["columns"]]
+        rows += [[run.stage.partition("@")[2], *row] for row in table["data"]]
+    rows.sort(key=lambda row: CHECKPOINT_NAMES.index(str(row[0])))
+    return {"columns": columns, "data": rows}
+
+
+def _read_execution(root: Path, execution: str | None) -> Execution | None:
+    return read_execution(root / "executions" / f"{execution}.json") if execution else None
 
 
 class _Follower:

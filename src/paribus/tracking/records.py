@@ -21,6 +21,7 @@ RUN: Shape = {
     "execution": _NULLABLE_TEXT,
     "artifacts": _TEXTS,
     "stage": str,
+    "name": Optional(str),
     "experiment": str,
     "uri": str,
     "status": str,
@@ -45,6 +46,7 @@ EXECUTION: Shape = {
     "id": str,
     "created": NUMBER,
     "closed": bool,
+    "parent": Optional(_NULLABLE_TEXT),
     "name": str,
     "params": _TEXTS,
     "tags": _TEXTS,
@@ -76,6 +78,7 @@ class RunRecord(Recorded):
     status: str
     session: str  # one start of the stage
     flush_seconds: float
+    name: str = ""  # in MLflow; "": that of the stage
     artifacts: Mapping[str, str] = field(default_factory=dict)  # name -> digest
     datasets: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # -> (path, digest)
     summary: Mapping[str, object] = field(default_factory=dict)  # dotted key -> value
@@ -101,10 +104,11 @@ class Known:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution(Recorded):
-    """A parent run: what one start of the pipeline made, or one experiment of DVC's."""
+    """A run above others: what one start of the pipeline made, one experiment of DVC's, or a whole study."""
 
     name: str
     closed: bool = False
+    parent: str | None = None  # the id of the study's
 
 
 _Record = TypeVar("_Record", RunRecord, Known, Execution)
@@ -127,6 +131,17 @@ def _record(kind: type[_Record], values: Mapping[str, object] | None) -> _Record
     if "uri" in own:  # older versions wrote its password
         own["uri"] = public_uri(str(own["uri"]))
     return kind(**own)  # type: ignore[arg-type]  # `read_json` has looked at the shape
+
+
+def run_files(root: Path) -> list[Path]:
+    """run.json of every run, those put away first."""
+    return [*root.glob("unsent/*/run.json"), *root.glob("runs/*/run.json")]
+
+
+def family_of(root: Path, execution: str) -> list[RunRecord]:
+    """The runs that are filed under an execution, those that were started over included."""
+    runs = [read_run(path.parent, move=False) for path in run_files(root)]
+    return [run for run in runs if run is not None and run.execution == execution]
 
 
 def read_run(folder: Path, *, move: bool = True) -> RunRecord | None:

@@ -25,7 +25,7 @@ from paribus.files import NUMBER, Shape, Values, read_json
 from paribus.journal import locked, write_json
 from paribus.tracking.address import redacted
 from paribus.tracking.mirror import Mirror, all_sent
-from paribus.tracking.records import read_run
+from paribus.tracking.records import read_run, run_files
 from paribus.tracking.store import answers
 
 POLL_SECONDS = 0.5
@@ -85,11 +85,6 @@ def error_of(root: Path, subject: str) -> dict[str, Any] | None:
 def subject_of(folder: Path) -> str:
     """What sender.json calls a run: its folder below `.paribus`."""
     return f"{folder.parent.name}/{folder.name}"
-
-
-def run_files(root: Path) -> list[Path]:
-    """run.json of every run, those put away first."""
-    return [*root.glob("unsent/*/run.json"), *root.glob("runs/*/run.json")]
 
 
 def last_progress(root: Path) -> float:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import getpass
 import logging
 import os
 import re
+import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ from paribus.errors import UserError
 from paribus.files import put_in_place
 from paribus.journal import locked
 from paribus.places import state_root
+from paribus.tracking import views
 from paribus.tracking.address import (
     is_server,
     public_uri,
@@ -31,6 +35,13 @@ if TYPE_CHECKING:
 
 
 PAGE = 1000  # runs of one answer
+ARTIFACTS = "mlartifacts"  # beside the database
+# Table -> its column with the address of artifacts.
+_ADDRESSES = {
+    "experiments": "artifact_location",
+    "runs": "artifact_uri",
+    "logged_models": "artifact_location",
+}
 
 
 @dataclass(frozen=True)
@@ -72,11 +83,19 @@ class Store:
             "paribus.run": own.id,
             "mlflow.source.name": "paribus",
             "mlflow.source.type": "LOCAL",
+            "mlflow.user": _user(),
         }
         if parent:
             tags["mlflow.parentRunId"] = parent
         run = self.client.create_run(self.experiment, int(own.created * 1000), tags, name)
         return run.info.run_id, True
+
+    def end(self, run_id: str, status: str, ended: int) -> None:
+        """Say how a run ended, and when, in milliseconds since the epoch; one that is SCHEDULED has not ended."""
+        if status == "SCHEDULED":
+            self.client.update_run(run_id, status=status)
+        else:
+            self.client.set_terminated(run_id, status, end_time=ended)
 
     def search(self, question: str) -> Iterator[Run]:
         """All runs that meet an MLflow filter, the newest first; MLflow returns them in pages."""
@@ -106,6 +125,14 @@ class Store:
             self.client.log_batch(run_id, params=entries[start : start + 100])
 
 
+def _user() -> str:
+    """The name of the person who runs this; in a container without names, `unknown` as MLflow has it."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"
+
+
 def _settle() -> None:
     """MLflow's settings for a client in the background."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -130,11 +157,18 @@ def connect(uri: str, experiment: str, root: Path) -> Store:
     with locked(root / "mlflow.lock"):
         _create(uri)
         client = MlflowClient(tracking_uri=uri)
-        if found := client.get_experiment_by_name(experiment):
-            return Store(client, found.experiment_id)
         # A server knows where its artifacts go; a plain database would take a path relative to the client.
-        location = None if is_server(uri) else (root.parent / "mlartifacts").as_uri()
-        return Store(client, client.create_experiment(experiment, artifact_location=location))
+        location = None if is_server(uri) else (root.parent / ARTIFACTS).as_uri()
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            identity = client.create_experiment(experiment, artifact_location=location)
+        else:
+            identity = found.experiment_id
+            file = sqlite_file(uri)
+            if file is not None and location not in (None, found.artifact_location):
+                follow(file, root.parent / ARTIFACTS)
+        views.save_view(client, identity)
+        return Store(client, identity)
 
 
 def opened(uri: str, experiment: str, root: Path) -> Store:
@@ -170,6 +204,32 @@ def answers(uri: str) -> bool:
     return True
 
 
+def follow(file: Path, artifacts: Path) -> None:
+    """Correct the addresses of artifacts in a database that was moved or copied with its project.
+
+    MLflow writes absolute addresses. New artifacts go beside the database from now on; those of old runs are looked for
+    there if they were moved too.
+
+    Args:
+        file: the sqlite database.
+        artifacts: the folder beside it.
+    """
+    with contextlib.closing(sqlite3.connect(file, timeout=30)) as connection, connection:
+        rows = connection.execute("SELECT artifact_location FROM experiments").fetchall()
+        for (location,) in rows:
+            old = str(location)
+            if not old.startswith("file://") or Path(old).name != ARTIFACTS:
+                continue  # a place that somebody chose
+            new = artifacts.as_uri()
+            tables = _ADDRESSES if artifacts.is_dir() else {"experiments": "artifact_location"}
+            for table, column in tables.items():
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                    f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                    [new, len(old) + 1, old, len(old) + 1, f"{old}/"],
+                )
+
+
 def _create(uri: str) -> None:
     """Make a new sqlite database aside, then move it into place: MLflow's migrations cannot go on when killed half-way."""
     from mlflow import MlflowClient
@@ -197,7 +257,7 @@ def graded_runs(experiment: str) -> list[dict[str, Any]]:
         return []
     store = opened(uri, experiment, state_root())
     rows = []
-    for run in store.search("metrics.`predicted/memory_bytes` > 0"):
+    for run in _with_predictions(store):
         metrics = run.data.metrics
         taken = {
             "memory": metrics.get("train/peak_memory_bytes"),
@@ -211,7 +271,18 @@ def graded_runs(experiment: str) -> list[dict[str, Any]]:
                 **taken,
             }
             for name, key in (("memory", "memory_bytes"), ("seconds", "seconds")):
-                predicted = metrics[f"predicted/{key}"]
+                predicted = _predicted(run, key)
                 row |= {f"{name}_predicted": predicted, f"{name}_error": predicted / row[name] - 1}
             rows.append(row)
     return rows
+
+
+def _with_predictions(store: Store) -> Iterator[Run]:
+    """Runs with what the plan said of them: tags, or metrics of those that an earlier paribus logged."""
+    yield from store.search("tags.`predicted.memory_bytes` LIKE '%'")
+    yield from store.search("metrics.`predicted/memory_bytes` > 0")
+
+
+def _predicted(run: Run, key: str) -> float:
+    said = run.data.tags.get(f"predicted.{key}")
+    return float(said) if said else run.data.metrics[f"predicted/{key}"]

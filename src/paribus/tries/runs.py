@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from paribus.errors import EXIT_MACHINE, MachineError, UserError
 from paribus.execute.engine import Engine, Event
 from paribus.execute.repository import experiments_of, supersede
-from paribus.execute.run import Outcome, RunId, RunSpec
+from paribus.execute.run import Outcome, RunSpec
 from paribus.machine.interrupt import EXIT_PAUSED
+from paribus.run_id import RunId
 from paribus.study.committed import CommittedFiles, altered
 from paribus.study.experiment import Metric
 from paribus.study.finished import MEASURED, FinishedRun, at_commit

@@ -227,23 +227,31 @@ def _result(folder: Path, status: int, peak: int) -> dict[str, Any]:
     return result
 
 
-def open_log(study: Study, config: Config, folder: Path, tags: dict[str, str]) -> tracking.RunLog:
+def open_log(
+    study: Study, config: Config, folder: Path, name: str, tags: dict[str, str]
+) -> tracking.RunLog:
     """An MLflow run for a trial, child of the study's; a trial that goes on keeps its run.
 
-    study: the parent. config: of the trial, logged as params. folder: of the trial. tags: of the run.
+    Args:
+        study: the search.
+        config: of the trial.
+        folder: of the trial.
+        name: of the run.
+        tags: what it is to the study.
     """
     rows = curve_of(folder)
     data = {str(path): (str(path), dvc_hash(path)) for path in (TOKENS,)}
     root = state_root()
-    name = "-".join(folder.relative_to(root).parts)
+    place = "-".join(folder.relative_to(root).parts)
     return tracking.RunLog.open(
         "tune",
-        folder=root / "runs" / name,
+        folder=root / "runs" / place,
         config=study.config(),
         params=flatten(config),
         fingerprint=fingerprint(config=flatten(config)),
         tags={"study": study.name, **tags},
         datasets=data,
         resume_step=rows[-1]["step"] if rows else None,
-        execution=f"tune {study.name}",
+        group=f"tune {study.name}",
+        name=name,
     )

@@ -260,7 +260,7 @@ def _retest_run(
     job = job_of(config, study.memory, {study.budget: study.amount})
     result = finished(folder, job)
     if result is None:
-        with open_log(study, config, folder, {"retest": arm}) as log:
+        with open_log(study, config, folder, f"retest {arm} s{seed}", {"arm": arm}) as log:
             result = watch(folder, job)
             log.summary(result)
     value = result.get("val_bpb", math.nan)
@@ -290,7 +290,8 @@ def report(name: str, url: str | None = None) -> None:
     written = [folder / "summary.json", *figures]
     if found["best"]:
         written.append(write_profile(study, found))
-    with open_log(study, study.config(), folder_of(name, "report"), {"report": "true"}) as log:
+    at = folder_of(name, "report")
+    with open_log(study, study.config(), at, f"report {name}", {"report": "true"}) as log:
         log.summary({"trials": found["trials"], "refused_by_plan": found["refused_by_plan"]})
         for path in [folder / "summary.json", *figures]:
             log.artifact(path, "tune")

@@ -254,7 +254,9 @@ class Worker:
     ) -> float:
         folder.mkdir(parents=True, exist_ok=True)
         job = job_of(config, self.study.memory, {self.study.budget: self.study.amount})
-        with open_log(self.study, config, folder, {"trial": str(trial.number)}) as log:
+        values = [f"{key}={_brief(value)}" for key, value in trial.params.items()]
+        name = f"trial {trial.number}: {' '.join(values)}"
+        with open_log(self.study, config, folder, name, {"trial": str(trial.number)}) as log:
             try:
                 result = watch(folder, job, Reporter(trial, log, expected))
             except Discarded as why:
@@ -290,6 +292,11 @@ class Worker:
         ):
             if key in found:
                 trial.set_user_attr(key, found[key])
+
+
+def _brief(value: object) -> str:
+    """A value of a trial as its name shows it."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 class Reporter:
