@@ -19,6 +19,7 @@ TOKENS = Path("data/tokens")
 CHECKPOINTS = Path("checkpoints")
 EVALS = Path("evals")
 METRICS = Path("metrics")
+HEADLINES = Path("headline")
 PLOTS = Path("plots")
 REPORT = Path("report")
 

@@ -6,11 +6,11 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paribus.curriculum import OPTIONAL_COLUMNS, curve_columns
+from paribus.curriculum import HEADLINES, OPTIONAL_COLUMNS, curve_columns
 from paribus.errors import UserError
 from paribus.files import write_atomic
 
@@ -185,6 +185,29 @@ def write_json(path: Path, values: Any) -> None:
         raise UserError(f"{path}: not written: {', '.join(spoilt)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
+def headline_of(stage: str, figures: Mapping[str, Any]) -> dict[str, float]:
+    """The headline of a training stage: name -> value; {} for one whose result shows in what comes after it.
+
+    Args:
+        stage: a training stage.
+        figures: all that it reports.
+    """
+    if stage == "pretrain":
+        return {"val_bpb": figures["val_bpb"], "pretrain_min": figures["seconds"] / 60}
+    return {"reward": figures["mean_reward_last"]} if stage == "rl" else {}
+
+
+def write_headline(stage: str, figures: Mapping[str, float | None]) -> None:
+    """Write headline/<stage>.json, the few figures that `dvc metrics show` and `dvc exp show` have room for.
+
+    Args:
+        stage: that measured them.
+        figures: name -> value; None where it could not be measured.
+    """
+    rounded = {name: None if value is None else round(value, 4) for name, value in figures.items()}
+    write_json(HEADLINES / f"{stage}.json", rounded)
 
 
 def write_csv(path: Path, header: tuple[str, ...], rows: Iterable[Any]) -> None:

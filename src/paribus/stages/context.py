@@ -23,7 +23,15 @@ from paribus.config import (
     resolve_model,
 )
 from paribus.config import fingerprint as name_of
-from paribus.curriculum import CHECKPOINTS, CORPUS, METRICS, PLOTS, TOKENIZER, TRAINING_STAGES
+from paribus.curriculum import (
+    CHECKPOINTS,
+    CORPUS,
+    HEADLINES,
+    METRICS,
+    PLOTS,
+    TOKENIZER,
+    TRAINING_STAGES,
+)
 from paribus.files import remove_leftovers
 from paribus.launched import launched
 from paribus.machine.hardware import (
@@ -149,7 +157,7 @@ def session(stage: str) -> Iterator[Session]:
     ):
         LAUNCHER_WATCH.joined()
         if first:
-            for place in (root, root / "executions", METRICS, PLOTS):
+            for place in (root, root / "executions", METRICS, HEADLINES, PLOTS):
                 remove_leftovers(place)
             remove_leftovers(folder, recursive=True)
             processes = f"{hardware.processes} processes of " if hardware.processes > 1 else ""
