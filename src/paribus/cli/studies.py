@@ -17,8 +17,8 @@ import click
 from paribus.config import parse_yaml, read_text, read_yaml
 from paribus.errors import UserError, shown
 from paribus.execute.repository import all_experiments
-from paribus.execute.run import parse_experiment_name
 from paribus.files import read_json, write_atomic
+from paribus.run_id import parse_experiment_name
 from paribus.study.experiment import FOLDER, study_files
 from paribus.study.fields import name_problem
 from paribus.study.reading import parse_experiment, read_experiment
