@@ -104,8 +104,6 @@ def card_of(run: RunRecord) -> str:
         "",
         *_table("figure", {key: f"{value:.6g}" for key, value in figures.items()}),
         "",
-        *_table("shape", shape),
-        "",
         *_table("data", {name: digest for name, (_, digest) in run.datasets.items()}),
         "",
         "The weights are in DVC's cache:",
@@ -115,6 +113,8 @@ def card_of(run: RunRecord) -> str:
         f"    paribus export {checkpoint} --to hf",
         "",
         f"sha256 of `model.safetensors`: `{run.summary[WEIGHTS]}`",
+        "",
+        *_table("shape", shape),
     ]
     return "\n".join(lines)
 
