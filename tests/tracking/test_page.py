@@ -63,7 +63,7 @@ def address(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Ite
         feed_mlflow(state_root(), dict(os.environ))
         for seed in (7, 8):
             train(f"optimisers.muon.s{seed}", "pretrain", 0.5, {"seed": seed})
-            other = {"seed": seed, "optimizer.kind": "adamw"}
+            other: dict[str, object] = {"seed": seed, "optimizer.kind": "adamw"}
             train(f"optimisers.adamw.s{seed}", "pretrain", 0.7, other)
         train("deep", "pretrain", 0.4, {"model.depth": 6})
         train("deep", "gsm8k_stage@rl", 0.4, {"model.depth": 6})
