@@ -7,6 +7,7 @@ from support.ablation_file import parse
 from support.tiny import TINY
 
 from paribus.errors import UserError
+from paribus.pages.held_equal import held
 from paribus.study import budget
 from paribus.study.arm_checks import arm_warnings
 from paribus.study.settled import settle
@@ -73,3 +74,8 @@ def test_what_bytes_cannot_hold_is_refused(change: dict[str, object], words: str
     with pytest.raises(UserError) as refused:
         parse(**({"arms": SMALL, "equal": "bytes"} | change))
     assert words in str(refused.value)
+
+
+def test_the_page_says_that_text_was_held_equal() -> None:
+    experiment = parse(arms=SMALL, equal={"bytes": 76_800}, baseline={"set": MORE_STEPS})
+    assert "Training text (76.8\u202fk)" in held(experiment, [])

@@ -1,6 +1,7 @@
 """The graph of outputs and their inputs: dvc.yaml, the code of each stage, and names for data."""
 
 from paribus.graph.closure import (
+    ALL_SOURCES,
     ENTRY_POINTS,
     SOURCE_FOLDER,
     Sources,
@@ -43,6 +44,7 @@ from paribus.graph.dvcfile import (
 from paribus.graph.stale import remembered_files, stale_note
 
 __all__ = [
+    "ALL_SOURCES",
     "ENTRY_POINTS",
     "SOURCE_FOLDER",
     "DigestMemo",

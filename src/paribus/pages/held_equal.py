@@ -35,6 +35,7 @@ def held(experiment: Experiment, found: Sequence[ArmVerdict]) -> str:
     budget = {
         "none": "Nothing was held equal: the arms cost what they cost; see the table of costs.",
         "tokens": f"Training tokens{amount}: every arm read as many.",
+        "bytes": f"Training text{amount}: pretraining steps of each arm follow from the bytes of its tokens.",
         "flops": f"Training FLOPs{amount}: pretraining steps of each arm follow from the FLOPs of its steps, Muon's products "
         "and the keys that attention sees included.",
         "seconds": f"Training time{amount}: pretraining steps of each arm follow from the measured seconds of its steps.",

@@ -20,7 +20,7 @@ from paribus.curriculum import TRAINING_STAGES
 from paribus.errors import UserError
 from paribus.execute.repository import Reference, experiments_of
 from paribus.execute.run import ASKED_FOR, COMPARED_WITH, RAN_ON, STUDY_FILE
-from paribus.git import try_git
+from paribus.graph import ALL_SOURCES
 from paribus.study.censored import Reach
 from paribus.study.committed import CommittedFiles, altered
 from paribus.study.experiment import Experiment, Metric, Run
@@ -319,8 +319,14 @@ def code_of_chain(stages: Sequence[str], commit: str = "HEAD") -> str:
         stages: of the chain, or a part of it.
         commit: by any of its names.
     """
-    tree = try_git("rev-parse", "--verify", "--quiet", f"{commit}^{{tree}}")
-    return _code_of_tree(tree or commit, commit, tuple(stages))
+    files = CommittedFiles(commit)
+    # Links in the sources may lead anywhere in the commit, so such a commit is known by its name.
+    if not files.tree or any(path.startswith(f"{ALL_SOURCES}/") for path in files.links):
+        versions = [commit]
+    else:
+        read = [ALL_SOURCES, "dvc.yaml", *sources(stages)]
+        versions = [version_of(files, path) or "" for path in read]
+    return _code_of_versions(tuple(versions), commit, tuple(stages))
 
 
 Codes = Mapping[str, str]  # arm -> the key of its code
@@ -337,7 +343,8 @@ def codes_of(experiment: Experiment) -> Codes:
 
 
 @functools.lru_cache(maxsize=256)
-def _code_of_tree(_: str, commit: str, stages: tuple[str, ...]) -> str:
+def _code_of_versions(_: tuple[str, ...], commit: str, stages: tuple[str, ...]) -> str:
+    """The key of a commit's code; computed once for all commits whose sources git knows by the same hashes."""
     try:
         code = committed_code(stages, commit)
     except (
