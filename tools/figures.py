@@ -239,6 +239,7 @@ FIGURES: dict[str, Callable[..., str]] = {
     "curriculum": curriculum,
     "dag": graph_figure.dag,
     "borrowing": promise_figures.borrowing,
+    "claims": promise_figures.claims,
     "ladders": promise_figures.ladders,
     "factors": promise_figures.factors,
     "factor-power": promise_figures.factor_power,

@@ -58,6 +58,46 @@ def borrowing() -> str:
     return "\n".join([*lines, "", ""])
 
 
+def claims() -> str:
+    """Each claim beside the first verdict: its worst rate of false ones, and where that was."""
+    found = json.loads((BENCHMARKS / "claims.json").read_text(encoding="utf-8"))
+    lines = [
+        "",
+        "",
+        "| claim | worst rate of a false one | where | worst where noise is skewed |",
+        "| --- | --- | --- | --- |",
+    ]
+    for part, cases in found.items():
+        if part not in ("command", "cpu_seconds", "skewed"):
+            lines += _claims_of(part, cases)
+    return "\n".join([*lines, "", ""])
+
+
+def _claims_of(part: str, cases: dict[str, Any]) -> list[str]:
+    """The rows of one part: a rate for each case, or for each kind of claim in each case."""
+    rates: dict[str, dict[str, Any]] = {}
+    for case, found in cases.items():
+        by_kind = {"": found} if "rate" in found else found
+        for kind, one in by_kind.items():
+            if "power" not in kind:
+                rates.setdefault(kind, {})[case] = one
+    lines = []
+    for kind, by_case in rates.items():
+        even = {case: one for case, one in by_case.items() if "skewed" not in case}
+        skewed = {case: one for case, one in by_case.items() if "skewed" in case}
+        where = max(even, key=lambda case: even[case]["rate"])
+        worst = max(skewed.values(), key=lambda one: one["rate"], default=None)
+        claim = f"{part}: {kind}" if kind else part
+        lines.append(
+            f"| {claim} | {_rate(even[where])} | {where} | {_rate(worst) if worst else '–'} |"
+        )
+    return lines
+
+
+def _rate(one: dict[str, Any]) -> str:
+    return f"{one['rate']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
+
+
 def ladders() -> str:
     """Coverage of a ladder's intervals by kind of noise and by how far rungs lie off the line."""
     found = json.loads((BENCHMARKS / "ladders.json").read_text(encoding="utf-8"))

@@ -171,6 +171,18 @@ def test_items_that_favour_an_arm_by_luck_are_noise_in_its_verdict() -> None:
     assert wrong["seeds and items"] / 400 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
 
 
+def test_more_noise_never_makes_a_verdict_surer() -> None:
+    """Three seeds that lie close by chance have few degrees of freedom, which many items must not lend them."""
+    rng = np.random.default_rng(5)
+    for _ in range(200):
+        base, arm = (rng.random((3, 400)) < 0.5).astype(float), (rng.random((3, 400)) < 0.5)
+        both = by_item(base, arm.astype(float))
+        seeds, joint = Sample.of(list(both)), Sample.of(both)
+        assert joint.p() >= seeds.p()
+        assert joint.interval(0.05)[1] >= seeds.interval(0.05)[1]
+        assert joint.p_equivalent(0.2) >= seeds.p_equivalent(0.2)
+
+
 def test_where_items_are_the_noise_no_number_of_seeds_is_named() -> None:
     rng = np.random.default_rng(13)
     base = (rng.random((4, 100)) < 0.5).astype(float)

@@ -343,7 +343,7 @@ def test_callbacks_and_observers_exist(sources: graph.Sources) -> None:
 def test_every_file_that_is_not_python_has_an_owner(
     sources: graph.Sources, code: dict[str, dict[str, str]]
 ) -> None:
-    """Templates and tables belong to a stage's closure, to an observer, or to a page or export that no stage makes."""
+    """Templates and tables belong to a stage, to an observer, or to a page, a new file or an export that no stage makes."""
     reached = {path for files in code.values() for path in files}
     for path in sources.files:
         if path.endswith((".py", "py.typed")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,9 +70,12 @@ def answer(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> Answer:
             name = "the baseline"  # once is enough
     open_arms = [row["name"] for row in asked if row["verdict"] in OPEN]
     if open_arms:
-        parts.append(f"{listed(open_arms)} {'is' if len(open_arms) == 1 else 'are'} undecided")
+        who = listed(open_arms)
+        if experiment.ladder is not None:
+            who = f"the effect{'s' if len(open_arms) > 1 else ''} of {who}"
+        parts.append(f"{who} {'is' if len(open_arms) == 1 else 'are'} undecided")
     sentence = "; ".join(parts) or "no arm has a result yet"
-    if sentence.startswith(("all ", "the ", "no ")):  # a name is written as the file has it
+    if re.match(r"(all \d+|the|no) ", sentence):  # a name is written as the file has it
         sentence = sentence[0].upper() + sentence[1:]
     sentence += "."
     outcomes: dict[str, Outcome] = {}
