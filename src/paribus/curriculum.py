@@ -53,7 +53,7 @@ CURVES = {
         "watch_accuracy": "watch/accuracy",
     },
 }
-# Stage -> its headline: short name -> key among the stage's figures. `dvc metrics show` and MLflow's list of runs show these.
+# Stage -> its headline: short name -> key among the stage's figures. MLflow's list of runs shows these.
 HEADLINE = {
     "pretrain": {"val_bpb": "val_bpb"},
     "core": {"core": "core"},

@@ -200,7 +200,7 @@ def headline_of(stage: str, figures: Mapping[str, Any]) -> dict[str, float]:
 
 
 def write_headline(stage: str, figures: Mapping[str, float | None]) -> None:
-    """Write headline/<stage>.json, the few figures that `dvc metrics show` and `dvc exp show` have room for.
+    """Write headline/<stage>.json, the few figures that `dvc metrics show headline/*.json` has room for.
 
     Args:
         stage: that measured them.

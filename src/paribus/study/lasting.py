@@ -6,11 +6,12 @@ import csv
 import io
 import json
 
-FIGURES = ("metrics/", "plots/")  # folders of metrics files and curves
+FIGURES = ("metrics/", "headline/", "plots/")  # folders of metrics files and curves
 TIMES = {"seconds"}  # columns of a curve that no two runs share
-# Keys of metrics/<stage>.json that depend on the machine and the moment.
+# Keys of metrics/<stage>.json and headline/<stage>.json that depend on the machine and the moment.
 MACHINE_FIGURES = {
     "seconds",
+    "pretrain_min",
     "tokens_per_second",
     "peak_memory_bytes",
     "effective_samples_per_second",
