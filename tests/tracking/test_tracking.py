@@ -927,7 +927,7 @@ def test_every_run_is_found_however_many_there_are(
     everything = runs.search("")
     assert len(everything) > 4
     assert len({one.id for one in everything}) == len(everything)
-    executions = [one for one in everything if not one.parent]
+    executions = [one for one in everything if one.is_execution]
     assert runs.names() == sorted({name for one in executions for name in one.names})
 
 
