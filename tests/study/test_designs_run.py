@@ -121,7 +121,7 @@ def test_runs_that_never_reach_a_target_count(shared: LightProject) -> None:
     assert found["matched_seeds"] == 2
     assert found["mean_difference"] > 0
     page = (project.root / "experiments/results/target.md").read_text()
-    assert "runs that reached 1.2: baseline 2 of 2, adamw 1 of 2" in page
+    assert "Runs that reached 1.2: baseline 2 of 2, adamw 1 of 2" in page
 
 
 def test_a_target_outside_all_curves_is_explained(shared: LightProject) -> None:

@@ -137,7 +137,7 @@ FLIPS: dict[str, list[Any]] = {
     "pretrain.group_warmdown_fraction": [{"embedding": 0.0}, {"head": 0.75}],
     "pretrain.group_warmdown_shape": [{"matrix": "square"}, {"matrix": "linear"}],
     "pretrain.group_final_lr_fraction": [{"head": 0.5}],
-    "pretrain.group_power": [{"embedding": 1.0}],
+    "pretrain.group_power": [{"embedding": 1.0}, {"embedding": 0.25}],
     "pretrain.z_loss": [1e-3],
     "pretrain.label_smoothing": [0.1],
     "pretrain.future_loss": [1.0],
@@ -150,7 +150,11 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "NorMuon": {"optimizer.muon_normalisation": "rows"},
     "hyperball": {"optimizer.muon_hyperball": True, "model.initialisation": "orthogonal"},
     "average": {"optimizer.ema_decay": 0.9},
-    "no warm-down": {"pretrain.warmdown_fraction": 0.0, "pretrain.power": 1.0},
+    "no warm-down": {
+        "pretrain.warmup_fraction": 0.25,  # of the steps, which otherwise decide nothing here
+        "pretrain.warmdown_fraction": 0.0,
+        "pretrain.power": 1.0,
+    },
     "further tokens": {"model.future_tokens": 1},
     "learned positions": {"model.position": "learned"},
     "no positions": {"model.position": "none"},
