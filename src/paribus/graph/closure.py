@@ -215,10 +215,7 @@ def definition_digest(path: str, name: str, sources: Sources) -> str | None:
 
 
 def stage_files(stage: str, sources: Sources) -> list[str]:
-    """The source files of a stage's closure, sorted: its `src/` deps in dvc.yaml.
-
-    sources: of the checkout or of a commit.
-    """
+    """The source files of a stage's closure in `sources`, sorted: its `src/` deps in dvc.yaml."""
     return sorted(stage_code(stage, sources))
 
 

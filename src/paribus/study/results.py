@@ -152,7 +152,7 @@ def _read(experiment: Experiment, reference: Reference) -> Result:
         baseline=reference.started_from,
         file=files.trailer(STUDY_FILE) or files.blob(str(experiment.file)),
         key=asked_key(experiment, reference.run.arm, files),
-        code=code_key(experiment, reference.commit),
+        code=_code_in(files, experiment.stages),
         value=value,
         metrics=run.metrics,
         curve=curve,
@@ -319,14 +319,18 @@ def code_of_chain(stages: Sequence[str], commit: str = "HEAD") -> str:
         stages: of the chain, or a part of it.
         commit: by any of its names.
     """
-    files = CommittedFiles(commit)
+    return _code_in(CommittedFiles(commit), stages)
+
+
+def _code_in(files: CommittedFiles, stages: Sequence[str]) -> str:
+    """The key of the code of a commit whose files are listed already."""
     # Links in the sources may lead anywhere in the commit, so such a commit is known by its name.
     if not files.tree or any(path.startswith(f"{ALL_SOURCES}/") for path in files.links):
-        versions = [commit]
+        versions = [files.commit]
     else:
         read = [ALL_SOURCES, "dvc.yaml", *sources(stages)]
         versions = [version_of(files, path) or "" for path in read]
-    return _code_of_versions(tuple(versions), commit, tuple(stages))
+    return _code_of_versions(tuple(versions), files.commit, tuple(stages))
 
 
 Codes = Mapping[str, str]  # arm -> the key of its code
