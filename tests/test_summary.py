@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.checkout import ROOT
 from support.toy_loop import Journal, make
 
 from paribus.config import Config
@@ -19,6 +20,7 @@ from paribus.summary import (
     rl_metrics,
     supervised_metrics,
     write_json,
+    write_metrics,
 )
 from paribus.train.loop import Plan, Position
 from paribus.train.objectives import Making, MicroBatch, Work
@@ -118,3 +120,23 @@ def test_a_metrics_file_is_json_or_is_not_written(tmp_path: Path) -> None:
     assert not path.exists()
     write_json(path, {"a": 1.5, "b": [None]})
     assert json.loads(path.read_text()) == {"a": 1.5, "b": [None]}
+
+
+@pytest.mark.parametrize("name", ["core", "gsm8k", "pretrain", "rl"])
+def test_committed_headlines_are_those_of_the_committed_metrics(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = json.loads((ROOT / f"metrics/{name}.json").read_text())
+    monkeypatch.chdir(tmp_path)
+    write_metrics(name, metrics)
+    for folder in ("metrics", "headline"):
+        written = (tmp_path / folder / f"{name}.json").read_bytes()
+        assert written == (ROOT / folder / f"{name}.json").read_bytes()
+
+
+def test_a_stage_without_a_headline_writes_its_metrics_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_metrics("sft", {"train_loss": 1.5})
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics"]

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 # Folders of a project, as dvc.yaml names them.
@@ -53,16 +54,48 @@ CURVES = {
         "watch_accuracy": "watch/accuracy",
     },
 }
-# Stage -> its headline: short name -> key among the stage's figures. MLflow's list of runs shows these.
-HEADLINE = {
-    "pretrain": {"val_bpb": "val_bpb"},
-    "core": {"core": "core"},
-    "gsm8k_stage@base": {"gsm8k_base": "accuracy"},
-    "gsm8k_stage@mid": {"gsm8k_mid": "accuracy"},
-    "gsm8k_stage@sft": {"gsm8k_sft": "accuracy"},
-    "gsm8k_stage@rl": {"gsm8k_rl": "accuracy"},
-    "rl": {"reward": "mean_reward_last"},
-}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One of the few figures that stand for a whole curriculum.
+
+    headline/ holds them for `dvc metrics show`, MLflow's list of runs and `paribus runs` print them.
+
+    Attributes:
+        name: short, as they all print it.
+        metrics: the metrics file that holds it: metrics/<metrics>.json.
+        key: of the figure, among those of the stage that measures it.
+        checkpoint: the part of the metrics file that it stands in, where each checkpoint has one.
+        unit: of the headline, in units of the metric: minutes are 60 seconds.
+    """
+
+    name: str
+    metrics: str
+    key: str
+    checkpoint: str | None = None
+    unit: float = 1.0
+
+    @property
+    def stage(self) -> str:
+        """The stage whose run has the figure, as dvc.yaml names it."""
+        return (
+            self.metrics if self.checkpoint is None else f"{self.metrics}_stage@{self.checkpoint}"
+        )
+
+    @property
+    def path(self) -> str:
+        """The figure's dotted key in its metrics file."""
+        return self.key if self.checkpoint is None else f"{self.checkpoint}.{self.key}"
+
+
+HEADLINE = (
+    Headline("val_bpb", "pretrain", "val_bpb"),
+    Headline("pretrain_min", "pretrain", "seconds", unit=60),
+    Headline("core", "core", "core"),
+    *(Headline(f"gsm8k_{name}", "gsm8k", "accuracy", name) for name in CHECKPOINT_NAMES),
+    Headline("reward", "rl", "mean_reward_last"),
+)
 # Columns that a curve has only where something was measured.
 OPTIONAL_COLUMNS = {
     f"val_{name}": f"val/{name}" for name in ("core", "core_partial", "core_stderr")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paribus.curriculum import HEADLINES, OPTIONAL_COLUMNS, curve_columns
+from paribus.curriculum import HEADLINE, HEADLINES, METRICS, OPTIONAL_COLUMNS, curve_columns
 from paribus.errors import UserError
 from paribus.files import write_atomic
 
@@ -187,27 +187,39 @@ def write_json(path: Path, values: Any) -> None:
     write_atomic(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
 
 
-def headline_of(stage: str, figures: Mapping[str, Any]) -> dict[str, float]:
-    """The headline of a training stage: name -> value; {} for one whose result shows in what comes after it.
+def headline_of(name: str, metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """The headline of a metrics file: short name -> value, None where it could not be measured.
 
     Args:
-        stage: a training stage.
-        figures: all that it reports.
+        name: of the file, without `.json`. Some have no headline: their result shows in what comes after.
+        metrics: all that the file holds.
     """
-    if stage == "pretrain":
-        return {"val_bpb": figures["val_bpb"], "pretrain_min": figures["seconds"] / 60}
-    return {"reward": figures["mean_reward_last"]} if stage == "rl" else {}
+    headline: dict[str, float | None] = {}
+    for figure in HEADLINE:
+        if figure.metrics != name:
+            continue
+        part = metrics if figure.checkpoint is None else metrics[figure.checkpoint]
+        value = part[figure.key]
+        headline[figure.name] = None if value is None else round(value / figure.unit, 4)
+    return headline
 
 
-def write_headline(stage: str, figures: Mapping[str, float | None]) -> None:
-    """Write headline/<stage>.json, the few figures that `dvc metrics show headline/*.json` has room for.
+def write_metrics(name: str, metrics: Mapping[str, Any]) -> None:
+    """Write metrics/<name>.json, and before it headline/<name>.json for what has a headline.
+
+    The metrics file comes last: it proves that its stage is done.
 
     Args:
-        stage: that measured them.
-        figures: name -> value; None where it could not be measured.
+        name: of the files, without `.json`.
+        metrics: by key.
+
+    Raises:
+        UserError: for numbers that JSON cannot hold.
     """
-    rounded = {name: None if value is None else round(value, 4) for name, value in figures.items()}
-    write_json(HEADLINES / f"{stage}.json", rounded)
+    headline = headline_of(name, metrics)
+    if headline:
+        write_json(HEADLINES / f"{name}.json", headline)
+    write_json(METRICS / f"{name}.json", metrics)
 
 
 def write_csv(path: Path, header: tuple[str, ...], rows: Iterable[Any]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 import click
 
-from paribus.curriculum import TRAINING_STAGES
+from paribus.curriculum import CHECKPOINT_NAMES, HEADLINE, TRAINING_STAGES
 from paribus.errors import UserError, did_you_mean, shown
 from paribus.execute.repository import all_experiments
 from paribus.graph import assignments
@@ -17,16 +17,12 @@ from paribus.study.committed import CommittedFiles
 from paribus.study.finished import FinishedRun, at_commit, in_workspace
 from paribus.text import number, percent
 
-# Column -> the metric that it shows, `stage.key` as a finished run names it.
+# Column -> the metric that it shows, as a finished run names it. 80 columns have no room for the other headlines.
 FIGURES = {
-    "val_bpb": "pretrain.val_bpb",
-    "core": "core.core",
-    "base": "gsm8k.base.accuracy",
-    "mid": "gsm8k.mid.accuracy",
-    "sft": "gsm8k.sft.accuracy",
-    "rl": "gsm8k.rl.accuracy",
+    figure.checkpoint or figure.name: f"{figure.metrics}.{figure.path}"
+    for figure in HEADLINE
+    if figure.name not in ("pretrain_min", "reward")
 }
-SHARES = ("base", "mid", "sft", "rl")
 NAME_WIDTH, WIDTH = 24, 80
 
 
@@ -103,7 +99,7 @@ def _row(run: FinishedRun, params: Mapping[str, object]) -> Row:
 
 
 def _cell(column: str, value: float | None) -> str:
-    return percent(value) if column in SHARES else number(value)
+    return percent(value) if column in CHECKPOINT_NAMES else number(value)
 
 
 def _line(name: str, cells: Sequence[str]) -> str:

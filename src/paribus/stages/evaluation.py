@@ -22,7 +22,7 @@ from paribus.stages.context import (
     session,
 )
 from paribus.stages.outputs import say_cut_off
-from paribus.summary import write_csv, write_headline, write_json
+from paribus.summary import write_csv, write_json, write_metrics
 
 if TYPE_CHECKING:
     from paribus.data.tokenizer import Tokenizer
@@ -73,9 +73,7 @@ def core() -> None:
             write_items(EVALS / "core", result)
             log.artifact(EVALS / "core" / "items.parquet", "items")
             log.summary(result.summary() | {"missing": ", ".join(result.missing)})
-            summary = result.summary()
-            write_headline("core", {"core": summary["core"]})
-            write_json(METRICS / "core.json", summary)
+            write_metrics("core", result.summary())
 
 
 def gsm8k(stage: str) -> None:
@@ -237,6 +235,4 @@ def compare_stages() -> None:
             (stage, *(metrics[stage][column] for column in columns)) for stage in CHECKPOINT_NAMES
         ]
         write_csv(PLOTS / "gsm8k.csv", ("stage", *columns), rows)
-        solved = {f"gsm8k_{stage}": metrics[stage]["accuracy"] for stage in CHECKPOINT_NAMES}
-        write_headline("gsm8k", solved)
-        write_json(METRICS / "gsm8k.json", metrics)
+        write_metrics("gsm8k", metrics)

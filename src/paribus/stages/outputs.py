@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paribus import graph, tracking
-from paribus.curriculum import CHECKPOINTS, METRICS, PLOTS, TOKENIZER, checkpoint_before
+from paribus.curriculum import CHECKPOINTS, PLOTS, TOKENIZER, checkpoint_before
 from paribus.errors import naming
 from paribus.journal import logged_steps
 from paribus.stages.context import Session
-from paribus.summary import headline_of, refuse_divergence, write_curve, write_headline, write_json
+from paribus.summary import refuse_divergence, write_curve, write_json, write_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,10 +51,7 @@ def write_outputs(
         summary | {"weights_sha256": graph.file_digest(CHECKPOINTS / target / "model.safetensors")}
     )
     write_json(run.folder / "delivered.json", graph.dvc_digest(CHECKPOINTS / target))
-    short = headline_of(stage, summary)
-    if short:
-        write_headline(stage, short)
-    write_json(METRICS / f"{stage}.json", summary)
+    write_metrics(stage, summary)
 
 
 def source_tokenizer(target: str) -> Path:

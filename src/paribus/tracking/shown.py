@@ -100,11 +100,11 @@ def headline(family: Iterable[RunRecord]) -> dict[str, float]:
     """
     runs = {run.stage: run for run in sorted(family, key=lambda run: run.created)}
     figures: dict[str, float] = {}
-    for stage, keys in HEADLINE.items():
-        for name, key in keys.items():
-            value = number(runs[stage].summary.get(key)) if stage in runs else None
-            if value is not None:
-                figures[name] = value
+    for figure in HEADLINE:
+        run = runs.get(figure.stage)
+        value = number(run.summary.get(figure.key)) if run else None
+        if value is not None:
+            figures[figure.name] = value / figure.unit
     seconds = [number(run.summary.get("seconds")) for run in runs.values()]
     taken = [value for value in seconds if value is not None]
     if taken:

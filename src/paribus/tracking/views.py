@@ -24,7 +24,7 @@ _TAGS = ("changed", "arm", "seed")
 
 def columns() -> list[str]:
     """The columns of the view, as MLflow's page names them."""
-    names = [name for keys in HEADLINE.values() for name in keys]
+    names = [figure.name for figure in HEADLINE]
     metrics = [f"metrics.`{name}`" for name in (*names, "minutes")]
     return [*metrics, *(f"tags.`{tag}`" for tag in _TAGS)]
 
