@@ -27,7 +27,7 @@ def make_idea(project: Project) -> None:
     """A branch on which Muon's steps have a factor, a key that the baseline does not know."""
     project.run("git", "switch", "-q", "-c", "ideas/scaled")
     source = project.root / "src/paribus"
-    replace(source / "config/schema.py", "    grad_clip: float = key(", KEY)
+    replace(source / "config/training_schema.py", "    grad_clip: float = key(", KEY)
     replace(source / "train/optim.py", STEP, f"{STEP} * self.config.muon_scale")
     params = yaml.safe_load((project.root / "params.yaml").read_text())
     params["optimizer"]["muon_scale"] = 2.0

@@ -21,6 +21,7 @@ from paribus.config.eval_schema import Core, Eval, Gsm8k
 from paribus.config.keys import key
 from paribus.config.libraries import is_foreign, library, library_version, signature_of
 from paribus.config.machine_schema import Tracking, Train
+from paribus.config.model_schema import Architecture, Model
 from paribus.config.parsing import (
     allowed,
     dotted,
@@ -33,20 +34,9 @@ from paribus.config.parsing import (
 )
 from paribus.config.profiles import PROFILES, named_file, profile_overrides
 from paribus.config.reading import dump_yaml, parse_value, parse_yaml, read_text, read_yaml
-from paribus.config.schema import (
-    RL,
-    Architecture,
-    Config,
-    Conversations,
-    Model,
-    Optimizer,
-    Pretrain,
-    Schedule,
-    Shape,
-    describe,
-    flatten,
-)
+from paribus.config.schema import Config, describe, flatten
 from paribus.config.sources import Archive, HubFiles, parse_source
+from paribus.config.training_schema import RL, Conversations, Optimizer, Pretrain, Schedule, Shape
 
 __all__ = [
     "GATED_MLPS",

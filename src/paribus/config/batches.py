@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from paribus.config.schema import Pretrain
+    from paribus.config.training_schema import Pretrain
 
 
 @dataclass(frozen=True)

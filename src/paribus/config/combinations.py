@@ -23,7 +23,8 @@ from paribus.config.courses import (
 )
 from paribus.config.libraries import is_foreign, kind_problems
 from paribus.config.limits import STEPS
-from paribus.config.schema import Config, Optimizer
+from paribus.config.schema import Config
+from paribus.config.training_schema import Optimizer
 from paribus.curriculum import SUPERVISED_STAGES, TRAINING_STAGES
 from paribus.errors import did_you_mean, escaped, shown
 

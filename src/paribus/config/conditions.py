@@ -19,7 +19,9 @@ from paribus.config.limits import STEPS
 from paribus.launched import launched
 
 if TYPE_CHECKING:
-    from paribus.config.schema import Config, Conversations, Model, Pretrain
+    from paribus.config.model_schema import Model
+    from paribus.config.schema import Config
+    from paribus.config.training_schema import Conversations, Pretrain
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import re
 from collections.abc import Callable, Iterator
 from typing import cast
 
-from paribus.config.schema import Config, Conversations
+from paribus.config.schema import Config
 from paribus.config.sources import Archive, HubFiles, source_problem
+from paribus.config.training_schema import Conversations
 from paribus.curriculum import CONVERSATION_STAGES
 from paribus.errors import did_you_mean, escaped
 

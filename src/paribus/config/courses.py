@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from paribus.config.schema import Conversations, Pretrain, Shape
+    from paribus.config.training_schema import Conversations, Pretrain, Shape
 
 GROUPS = ("matrix", "embedding", "head", "scalar")  # as in optimizer.matrix_lr and so on
 

@@ -7,7 +7,8 @@ import math
 
 from paribus.config.batches import batches_of
 from paribus.config.conditions import heads, hidden_width, width
-from paribus.config.schema import Architecture, Model, Pretrain
+from paribus.config.model_schema import Architecture, Model
+from paribus.config.training_schema import Pretrain
 
 
 def shape(model: Model) -> tuple[int, int, int, int]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from paribus.config.courses import Course, course_of, groups_apart
 from paribus.config.derived import embedding_std, mlp_hidden, resolve_model
-from paribus.config.schema import Config, Conversations, Pretrain, flatten
+from paribus.config.schema import Config, flatten
+from paribus.config.training_schema import Conversations, Pretrain
 from paribus.curriculum import SUPERVISED_STAGES, TRAINING_STAGES
 
 

@@ -17,8 +17,9 @@ from typing import Any, Literal
 from paribus.config.combinations import Understood, combination_problems
 from paribus.config.data_schema import Tokenizer
 from paribus.config.limits import LETTERS
+from paribus.config.model_schema import Architecture
 from paribus.config.reading import parse_leniently, read_text
-from paribus.config.schema import Architecture, Config, describe
+from paribus.config.schema import Config, describe
 from paribus.errors import UserError, did_you_mean, escaped, shown
 
 _UNFIT = ("Cc", "Cs", "Zl", "Zp")  # control characters, half letters, line and paragraph ends
