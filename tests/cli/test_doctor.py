@@ -320,7 +320,7 @@ def test_dvc_keeps_its_pickles_in_the_clone(project_root: Path, tmp_path: Path) 
     environment = {key: value for key, value in os.environ.items() if "DVC_" not in key}
     for clone in clones:
         # The caller's mask may let everybody write everywhere.
-        git_clone = ["git", "clone", "-q", "--shared", project_root, clone]
+        git_clone = ["git", "clone", "-q", "--shared", str(project_root), str(clone)]
         subprocess.run(git_clone, check=True, umask=0o022)
         done = subprocess.run(
             [sys.executable, "-m", "dvc", "status", "tokenizer"],
