@@ -6,7 +6,6 @@ import io
 import json
 import math
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from support.browser import chromium, faults
+from support.browser import chromium, faults, new_tab
 from support.talker import PROBLEMS, codec, talker
 from support.waiting import PATIENCE
 
@@ -439,23 +438,9 @@ def test_other_hosts_names_are_refused(address: str) -> None:
 
 
 def test_the_page_in_a_browser(address: str, speaker: Speaker) -> None:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium here: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    messages: list[str] = []
-    requests: list[str] = []
     idle = "#send:not([disabled])"  # waited for as an element: the page's policy lets no test evaluate text
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=chromium,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        tab = browser.new_page(viewport={"width": 1100, "height": 800})
-        tab.on("console", lambda message: messages.append(message.text))
-        tab.on("pageerror", lambda error: messages.append(str(error)))
-        tab.on("request", lambda request: requests.append(request.url))
+    with chromium() as browser:
+        tab, heard = new_tab(browser)
         tab.goto(address)
         tab.fill("#message", QUESTION)
         tab.keyboard.press("Enter")
@@ -488,7 +473,6 @@ def test_the_page_in_a_browser(address: str, speaker: Speaker) -> None:
         sideways = tab.evaluate(
             "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         )
-        browser.close()
     expected = speaker.answer([user(QUESTION)], SHORT)
     list(expected)
     parts = {
@@ -509,11 +493,9 @@ def test_the_page_in_a_browser(address: str, speaker: Speaker) -> None:
     assert graded.startswith("right" if right else "wrong")
     assert f"{final_answer(HELD_OUT[QUESTION])} expected" in graded
     # The browser itself reports the refused message; nothing else may be on the console.
-    assert [text for text in messages if "400" not in text] == []
-    assert len(messages) == 1
-    assert {url.split("/")[2] for url in requests if not url.startswith("data:")} == {
-        address.split("/")[2]
-    }
+    [complaint] = heard.complaints
+    assert "400" in complaint
+    assert {url.split("/")[2] for url in heard.requests} == {address.split("/")[2]}
     assert colours == ["rgb(34, 48, 60)", "rgb(219, 228, 236)"]
     assert sideways <= 0
 

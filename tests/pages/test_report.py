@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
 from matplotlib.patches import Rectangle
-from support.browser import chromium, faults
+from support.browser import chromium, faults, new_tab
 
 from paribus import graph
 from paribus.config import load_config
@@ -521,24 +521,10 @@ def test_figures_are_saved_as_pictures_with_something_in_them(
 
 
 def test_opens_offline_in_a_browser(results: Path, page: str) -> None:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium here: apt-get install chromium")
     from matplotlib.image import imread
-    from playwright.sync_api import sync_playwright
 
-    messages: list[str] = []
-    requests: list[str] = []
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=chromium,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        tab = browser.new_page(viewport={"width": 1100, "height": 900})
-        tab.on("console", lambda message: messages.append(message.text))
-        tab.on("pageerror", lambda error: messages.append(str(error)))
-        tab.on("requestfailed", lambda request: messages.append(f"failed: {request.url}"))
-        tab.on("request", lambda request: requests.append(request.url))
+    with chromium() as browser:
+        tab, heard = new_tab(browser)
         tab.goto((results / "report/report.html").as_uri())
         figure_elements = tab.query_selector_all("svg.figure")
         pictures = [imread(io.BytesIO(element.screenshot())) for element in figure_elements]
@@ -551,9 +537,9 @@ def test_opens_offline_in_a_browser(results: Path, page: str) -> None:
         sideways = tab.evaluate(
             "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         )
-        browser.close()
-    assert messages == []
-    assert [url.partition(":")[0] for url in requests if not url.startswith("data:")] == ["file"]
+    assert heard.complaints == []
+    assert heard.failed == []
+    assert [url.partition(":")[0] for url in heard.requests] == ["file"]
     assert len(pictures) == 4
     for picture in pictures:
         assert picture.shape[0] > 200

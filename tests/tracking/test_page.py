@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from support.browser import chromium, new_tab
 from support.checkout import run_checked
 from support.waiting import wait_for
 from support.warm import feed_mlflow
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 pytestmark = pytest.mark.soak
-CHROMIUM = "/usr/bin/chromium"
-PATIENCE = 300_000  # milliseconds: of a page on a machine that does much else
 
 
 def train(experiment: str, stage: str, loss: float, changed: dict[str, object]) -> None:
@@ -82,14 +81,9 @@ def address(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Ite
 
 @pytest.fixture(scope="module")
 def page(address: str) -> Iterator[Page]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as browsers:
-        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        opened = browser.new_page(viewport={"width": 1600, "height": 1000})
-        opened.set_default_timeout(PATIENCE)
-        yield opened
-        browser.close()
+    with chromium() as browser:
+        tab, _ = new_tab(browser, 1600, 1000)
+        yield tab
 
 
 def test_the_address_opens_on_the_runs_with_the_figures_that_matter(

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from support.browser import chromium, new_tab
 from support.tuned import STUDY, Curve, Tuning, prepare, tune, write
 from support.waiting import wait_for
 from support.warm import feed_mlflow, warm
@@ -800,48 +801,21 @@ def test_claims_stand_beside_re_tests_and_the_profile_says_where_it_comes_from(
 
 @pytest.mark.long
 def test_figures_open_offline_in_a_browser_and_none_is_empty(killed: dict[str, Any]) -> None:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium here: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
     [page] = sorted((killed["root"] / "report/tune/killed").glob("*.html"))
     assert page.stat().st_size < 8_000_000  # plotly is in it once
-    messages: list[str] = []
     marks = {
         "history": ".scatterlayer .point",
         "memory": ".scatterlayer .point",
         "parallel": ".scatterlayer .trace",
     }
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=chromium,
-            args=[
-                "--no-sandbox",
-                "--disable-background-networking",
-                "--use-gl=swiftshader",
-                "--enable-unsafe-swiftshader",
-            ],
-        )
+    with chromium("--use-gl=swiftshader", "--enable-unsafe-swiftshader") as browser:
+        tab, heard = new_tab(browser)
+        tab.goto(page.as_uri())
         for kind, mark in marks.items():
-            tab = browser.new_page()
-            tab.on(
-                "console",
-                lambda message: messages.append(message.text) if message.type == "error" else None,
-            )
-            tab.on("pageerror", lambda error: messages.append(str(error)))
-            tab.on(
-                "request",
-                lambda request: (
-                    messages.append(request.url) if request.url.startswith("http") else None
-                ),
-            )
-            tab.goto(page.as_uri())
             tab.wait_for_selector(f"#{kind} {mark}", state="attached")
             assert tab.locator(f"#{kind} {mark}").count() >= 2, kind
-            tab.close()
-        browser.close()
-    assert messages == []
+    assert heard.complaints == []
+    assert {url.partition(":")[0] for url in heard.requests} <= {"file", "blob"}
 
 
 @pytest.mark.long
