@@ -15,6 +15,7 @@ from paribus.cli.studies import list_studies, new_ablation, new_tuning
 from paribus.errors import UserError
 from paribus.study.reading import read_experiment
 from paribus.tune.space import read_study
+from paribus.tune.standing import list_studies as list_tuning
 
 
 @pytest.fixture
@@ -95,7 +96,23 @@ def test_the_list_says_how_each_study_stands(capsys: pytest.CaptureFixture[str])
     list_studies(as_json=False)
     shown = capsys.readouterr().out
     assert "block-ideas: reglu2 worse; sub-norm equivalent" in shown
+    assert "rl-sparsity: redraw undecided; easy-first undecided" in shown
+    assert "switches-together: adamw undecided; relu2 worse; noqknorm equivalent" in shown
     assert max(len(line) for line in shown.splitlines()) <= 80
+
+
+@pytest.mark.usefixtures("inside")
+def test_the_list_of_tuning_studies_says_what_they_vary(capsys: pytest.CaptureFixture[str]) -> None:
+    new_tuning("mine")
+    Path("experiments/tune/broken.yaml").write_text("trials: many\n")
+    capsys.readouterr()
+    list_tuning(as_json=True)
+    broken, mine = json.loads(capsys.readouterr().out)
+    assert "broken.yaml: budget: missing" in broken["problem"]
+    assert mine["varies"] == list(read_study("mine").space)
+    assert mine["standing"] is None
+    list_tuning(as_json=False)
+    assert "mine: not started here, 20 trials" in capsys.readouterr().out
 
 
 def test_a_study_that_did_not_begin_here_shows_its_committed_report(

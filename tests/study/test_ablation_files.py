@@ -166,7 +166,7 @@ def test_every_problem_of_a_file_is_told_at_once() -> None:
     "name", ["", ".", "../params", "profiles/default", "a\x00", LONG * 10, "muon_vs_adamw"]
 )
 def test_an_ablation_that_is_not_there_is_refused_with_the_nearest(name: str) -> None:
-    with pytest.raises(UserError, match="there are: ") as caught:
+    with pytest.raises(UserError, match="`paribus ablate list` names all") as caught:
         read_experiment(name)
     if name == "muon_vs_adamw":
         assert "did you mean muon-vs-adamw?" in str(caught.value)

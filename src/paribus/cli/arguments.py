@@ -11,13 +11,13 @@ import click
 from paribus.errors import shown
 
 
-class Number(click.FloatRange):
-    """A finite number in a range; `nan` and `inf` are refused."""
+class Finite(click.types.FloatParamType):
+    """A number; `nan` and `inf` are refused."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Read `value` as click does for a range, and refuse what is not finite.
+        """Read `value` as click does, and refuse what is not finite.
 
         param, ctx: the option and the command, which click's message names. Raises click.BadParameter.
         """
@@ -25,6 +25,10 @@ class Number(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
+
+
+class Number(click.FloatRange, Finite):
+    """A finite number in a range."""
 
 
 class Temperature(Number):

@@ -30,7 +30,7 @@ def main() -> None:
     """The entry point."""
     run_own_code()
     keep_dvc_private()
-    commands()
+    commands(prog_name="paribus")
 
 
 @commands.command("deps")

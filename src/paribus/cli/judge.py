@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from paribus.cli.arguments import Number
+from paribus.cli.arguments import Finite, Number
 
 # As `Options` has them; naming them here keeps --help quick.
 CORRECTIONS = ("holm", "hierarchical", "none")
@@ -32,19 +32,19 @@ DECORATORS = [
     click.option("--runs-in", multiple=True, help="Wide table: columns that are runs, as 'seed*'."),
     click.option("--where", multiple=True, metavar="COLUMN=VALUE", help="Rows that count; also !=."),
     click.option("--lower-is-better/--higher-is-better", "lower", default=True, help="[default: lower]"),
-    click.option("--smallest-effect", type=Number(), help="Below it a difference does not matter."),
-    click.option("--margin", type=Number(), help="Test also for better by at least this much."),
+    click.option("--smallest-effect", type=Finite(), help="Below it a difference does not matter."),
+    click.option("--margin", type=Finite(), help="Test also for better by at least this much."),
     click.option("--alpha", type=Number(0, 0.5), default=0.05, show_default=True, help="Level."),
     click.option("--correction", type=click.Choice(CORRECTIONS), default="holm", show_default=True,
                  help="Over the comparisons."),
     click.option("--pooled", is_flag=True, help="One spread for all arms."),
-    click.option("--noise", type=Number(), help="Standard deviation over seeds, for planning."),
-    click.option("--fixed-sigma", type=Number(), help="A published rule's spread, shown beside."),
-    click.option("--fixed-bound", type=Number(), help="What the rule asks of difference x √runs."),
-    click.option("--target", type=Number(), help="A value of the metric to reach."),
+    click.option("--noise", type=Finite(), help="Standard deviation over seeds, for planning."),
+    click.option("--fixed-sigma", type=Finite(), help="A published rule's spread, shown beside."),
+    click.option("--fixed-bound", type=Finite(), help="What the rule asks of difference x √runs."),
+    click.option("--target", type=Finite(), help="A value of the metric to reach."),
     click.option("--horizon", help="Column of a run's compute: steps, tokens, FLOPs or seconds."),
-    click.option("--slope", type=Number(), help="Gain of the metric by one more unit of it."),
-    click.option("--slope-error", type=Number(), help="Standard error of --slope."),
+    click.option("--slope", type=Finite(), help="Gain of the metric by one more unit of it."),
+    click.option("--slope-error", type=Finite(), help="Standard error of --slope."),
     click.option("--missing", type=click.Choice(MISSING), default="refuse", show_default=True,
                  help="What a row without a finite result is."),
     click.option("--duplicates", type=click.Choice(["refuse", "mean"]), default="refuse",

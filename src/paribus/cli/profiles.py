@@ -24,6 +24,8 @@ from paribus.errors import UserError, escaped, shown
 from paribus.files import write_atomic
 from paribus.graph import assignments
 
+WIDTH, INDENT = 80, "    "
+
 
 def read_profile(name: str) -> dict[str, object]:
     """The dotted overrides of a profile, checked against params.yaml. Raises UserError."""
@@ -60,10 +62,11 @@ def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def list_profiles() -> None:
-    """Name and first comment line of every profile."""
+    """The name of every profile, and the first line of its comment."""
     for path in sorted(PROFILES.glob("*.yaml")):
-        first = read_text(path).partition("\n")[0]
-        click.echo(f"{path.stem:16} {escaped(first.lstrip('# '), limit=None)}")
+        first = read_text(path).partition("\n")[0].lstrip("# ")
+        click.echo(path.stem)
+        click.echo(click.wrap_text(escaped(first, limit=None), WIDTH, INDENT, INDENT))
 
 
 def print_profile_args(name: str) -> None:

@@ -53,6 +53,15 @@ def tune_new(name: str) -> None:
     studies.new_tuning(name)
 
 
+@tune.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def tune_list(as_json: bool) -> None:
+    """Every study, the keys that it varies, and how it stands in this checkout."""
+    from paribus.tune.standing import list_studies
+
+    list_studies(as_json)
+
+
 @tune.command("status")
 @click.argument("name")
 @click.option("--storage", "url", help="Where the study is.")

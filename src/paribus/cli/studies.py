@@ -6,21 +6,21 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import click
 
 from paribus.config import parse_yaml, read_text, read_yaml
 from paribus.errors import UserError, shown
 from paribus.execute.repository import all_experiments
-from paribus.files import read_json, write_atomic
+from paribus.files import write_atomic
 from paribus.run_id import parse_experiment_name
 from paribus.study.experiment import FOLDER, study_files
 from paribus.study.fields import name_problem
+from paribus.study.published import published_verdicts
 from paribus.study.reading import parse_experiment, read_experiment
 from paribus.study.record import PUBLISHED
 from paribus.tune.space import STUDIES, parse_study
@@ -44,12 +44,12 @@ class Listed:
     question: str
     runs: int
     report: str | None
-    verdicts: dict[str, str | None]
+    verdicts: dict[str, str]
 
     @property
     def standing(self) -> str:
         """How it stands, in a few words."""
-        decided = [f"{arm} {verdict}" for arm, verdict in self.verdicts.items() if verdict]
+        decided = [f"{arm} {verdict}" for arm, verdict in self.verdicts.items()]
         if self.report:
             return "; ".join(decided) or "reported"
         return f"{self.runs} runs done" if self.runs else "not started here"
@@ -79,10 +79,9 @@ def _listed(name: str, path: Path, runs: int) -> Listed:
         question = str(read_yaml(path).get("question", ""))
     except UserError as error:
         question = error.problems[0]
-    data: Mapping[str, Any] = read_json(PUBLISHED / f"{name}.json", move=False) or {}
     page = PUBLISHED / f"{name}.md"
-    verdicts = {arm: one.get("verdict") for arm, one in data.get("arms", {}).items()}
-    return Listed(name, str(path), question, runs, str(page) if page.is_file() else None, verdicts)
+    report = str(page) if page.is_file() else None
+    return Listed(name, str(path), question, runs, report, published_verdicts(name))
 
 
 # ---------------------------------------------------------------- new files

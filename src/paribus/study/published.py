@@ -27,6 +27,10 @@ from paribus.study.unchanged import changed_nothing
 RESULTS = PUBLISHED
 # A row of the page's last table, where a page has no file of data beside it: | experiment | commit | …
 _ROW = re.compile(r"^\| [^|]+ \| [0-9a-f]{10} \|", re.MULTILINE)
+# What a page answers about an arm or a factor: `adamw is worse than …`, `redraw: undecided …`, `clip changed nothing …`
+_ANSWER = re.compile(
+    r"(\S+?)(?: is|:|) (better|worse|equivalent|undecided|unknown|changed nothing)\b"
+)
 
 
 def publish(
@@ -153,3 +157,13 @@ def published_sentences(name: str) -> list[str]:
     top = page.partition("\n## ")[0]
     listed = [line.removeprefix("- ") for line in top.splitlines() if line.startswith("- ")]
     return [re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", line) for line in listed]  # Markdown's escapes
+
+
+def published_verdicts(name: str) -> dict[str, str]:
+    """Arm or factor -> its verdict, as the published page of a study words it; {} where there is no page.
+
+    Args:
+        name: of the study.
+    """
+    answers = map(_ANSWER.match, published_sentences(name))
+    return {answer[1]: answer[2] for answer in answers if answer}

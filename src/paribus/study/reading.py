@@ -36,7 +36,6 @@ An arm changes one thing. More is warned about, unless `as_one` says what one th
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -45,7 +44,7 @@ from typing import Any
 
 from paribus.config import flatten, lay_over, profile_overrides, read_yaml
 from paribus.curriculum import CHECKPOINT_NAMES
-from paribus.errors import UserError
+from paribus.errors import UserError, did_you_mean
 from paribus.graph import chain
 from paribus.study import asked, fields
 from paribus.study.arm_checks import arm_problems, arm_warnings
@@ -109,12 +108,11 @@ def read_experiment(name: str, to_run: bool = False) -> Experiment:
     files = study_files()
     plain = name.replace("/", "-")
     if plain not in files:
-        there = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in files.values())
-        near = difflib.get_close_matches(name[:100], there, n=1)
+        there = [str(path.relative_to(FOLDER).with_suffix("")) for path in files.values()]
+        hint = did_you_mean(name, there)
         raise UserError(
-            f"no ablation {shown(name)} in {FOLDER}; "
-            + (f"did you mean {near[0]}? " if near else "")
-            + f"there are: {', '.join(there) or 'none'}"
+            f"no ablation {shown(name)} in {FOLDER}; {hint}{' ' if hint else ''}"
+            f"`paribus ablate list` names all, `paribus ablate new NAME` writes one"
         )
     return parse_experiment(plain, read_yaml(files[plain]), to_run)
 

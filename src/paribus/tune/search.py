@@ -90,7 +90,8 @@ def open_study(
             return optuna.load_study(**settings), False
         except KeyError:
             raise UserError(
-                f"{shown(url)}: no study {study.name!r} yet; `paribus tune run {study.name}` begins it"
+                f"{study.name}: not started in {shown(url) if url else 'this checkout'}; "
+                f"`paribus tune run {study.name}` begins it"
             ) from None
 
 

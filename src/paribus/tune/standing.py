@@ -1,4 +1,4 @@
-"""`paribus tune status`: how a study stands, read from Optuna's storage and the folders of its trials."""
+"""`paribus tune list` and `tune status`: how studies stand, read from Optuna's storage."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from typing import Any
 
 import click
 
+from paribus.errors import UserError
+from paribus.places import state_root
 from paribus.text import duration, number
 from paribus.tune.outcome import RETESTS, counted, is_skipped, ranked, values_words
 from paribus.tune.search import open_study
-from paribus.tune.space import Study, read_study
+from paribus.tune.space import STUDIES, Study, read_study
+
+WIDTH, INDENT = 80, "    "
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,61 @@ class Standing:
     running: dict[int, float]
     best: dict[str, Any] | None
     retested: bool
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A study, as `paribus tune list` shows it.
+
+    Attributes:
+        name: of its file.
+        varies: the keys whose values it seeks.
+        trials: that its file asks for.
+        standing: None: it has not started in this checkout.
+        problem: why its file cannot be read; "" where it can.
+    """
+
+    name: str
+    varies: list[str]
+    trials: int
+    standing: Standing | None
+    problem: str = ""
+
+
+def list_studies(as_json: bool) -> None:
+    """Print every tuning study, what it varies, and how it stands in this checkout.
+
+    Args:
+        as_json: for programs.
+    """
+    found = [_listed(path.stem) for path in sorted(STUDIES.glob("*.yaml"))]
+    if as_json:
+        click.echo(json.dumps([asdict(one) for one in found], indent=1))
+        return
+    for one in found:
+        said = f"not started here, {one.trials} trials"
+        if one.standing:
+            said = f"{one.standing.done} of {one.trials} trials done"
+        about = ", ".join(one.varies)
+        click.echo(click.wrap_text(f"{one.name}: {one.problem or said}", WIDTH, "", INDENT))
+        if about:
+            click.echo(click.wrap_text(about, WIDTH, INDENT, INDENT))
+    if not found:
+        click.echo(f"no study in {STUDIES}; `paribus tune new NAME` writes the first")
+
+
+def _listed(name: str) -> Listed:
+    try:
+        study = read_study(name)
+    except UserError as error:
+        return Listed(name, [], 0, None, error.problems[0])
+    begun = None
+    if (state_root() / "tune.db").exists():
+        try:
+            begun = standing(study, open_study(study, None, create=False)[0])
+        except UserError:  # the storage has other studies, and not this one
+            begun = None
+    return Listed(name, list(study.space), study.trials, begun)
 
 
 def status(name: str, url: str | None, as_json: bool) -> None:
