@@ -236,6 +236,25 @@ def test_a_card_of_a_generation_that_torch_is_built_for_is_taken(
     assert detect_hardware(dataclasses.replace(tiny_config.train, device="auto")).device == "cuda"
 
 
+@pytest.mark.parametrize(
+    ("key", "too_old", "first"), [("tf32", (7, 5), (8, 0)), ("fp8", (8, 6), (8, 9))]
+)
+def test_a_card_without_a_kind_of_product_is_refused(
+    tiny_config: Config,
+    card: Card,
+    key: str,
+    too_old: tuple[int, int],
+    first: tuple[int, int],
+) -> None:
+    train = dataclasses.replace(tiny_config.train, device="cuda", **{key: True})
+    card(too_old, BUILT)
+    needed = f"{first[0]}.{first[1]}"
+    with pytest.raises(UserError, match=rf"train\.{key}: true needs .*{needed}, and a card has"):
+        detect_hardware(train)
+    card(first, BUILT)
+    assert getattr(detect_hardware(train), key)
+
+
 def test_each_process_asks_for_the_name_of_its_own_card(
     tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -508,6 +508,42 @@ def test_core_on_the_way_is_counted() -> None:
     assert seconds[0] < seconds[1]
 
 
+def of_width(width: int, **train: Any) -> Recipe:
+    shape = {
+        "model.width": width,
+        "model.head_dim": 128,
+        "model.depth": 12,
+        "model.seq_len": 2048,
+        "model.mlp": "relu2",
+        "pretrain.batch_tokens": 2**19,
+        "train.compile": True,
+    }
+    keys = {f"train.{name}": value for name, value in train.items()}
+    return Recipe.of(load_config(ROOT / "params.yaml", shape | keys), 32768)
+
+
+def test_a_card_without_8_bit_products_is_refused() -> None:
+    for card in ("RTX 3090", "A100 80GB"):
+        with pytest.raises(UserError, match=f"train.fp8: true: {card} has no 8-bit products"):
+            stage_plan(of_width(1024, fp8=True), "pretrain", device_named(card), "bfloat16")
+
+
+def test_8_bit_products_pay_where_they_are_wide() -> None:
+    """Rounding is memory traffic in proportion to the width, and products grow with its square."""
+    card = device_named("H100")
+    gains = []
+    for width in (768, 1664, 4096):
+        plain, rounded = (
+            stage_plan(of_width(width, fp8=fp8), "pretrain", card, "bfloat16").work
+            for fp8 in (False, True)
+        )
+        assert rounded.products < plain.products
+        assert rounded.traffic > plain.traffic
+        gains.append(plain.total / rounded.total)
+    assert gains == sorted(gains)
+    assert gains[-1] > 1.1
+
+
 def test_several_cards_share_the_answers_of_rl() -> None:
     config = load_config(
         ROOT / "params.yaml", flatten(read_yaml(ROOT / "experiments/profiles/d20-speedrun.yaml"))
@@ -569,6 +605,7 @@ def test_every_profile_has_a_plan(profile: str, project: Path) -> None:
         (["--device", "A100"], "say which"),
         (["--device", "3090", "--price", "nan"], "not a finite number"),
         (["-S", "model.depth", "--device", "3090"], "KEY=VALUE"),
+        (["-S", "train.fp8=true", "--device", "3090"], "RTX 3090 has no 8-bit products"),
     ],
 )
 def test_bad_input_is_named(arguments: list[str], said: str, project: Path) -> None:

@@ -25,7 +25,7 @@ class Train:
     )
     fp8: bool = key(
         "block matrices multiply 8-bit floats in supervised training, e4m3 forward and e5m2 backward "
-        "(arXiv:2209.05433), on cards that have them (Hopper)",
+        "(arXiv:2209.05433), on cards that have them (since Ada and Hopper)",
         acts_when=when.BFLOAT16,
     )
     threads: int | None = key(

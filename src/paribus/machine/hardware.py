@@ -117,6 +117,10 @@ IDLE_VARIABLES = re.compile(r"_NUM_THREADS$|VERBOSE|CACHE|LOG|DEBUG$|_DIR$|TRACE
 CUBLAS_WORKSPACE = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 
+# The first compute capability that has them: Ampere; Ada, whose 8-bit products torch takes as it takes Hopper's.
+TF32_CARDS, FP8_CARDS = (8, 0), (8, 9)
+
+
 def kernel_environment() -> dict[str, str]:
     """The variables that choose kernels, where they are set to anything but what this program sets itself."""
     return {
@@ -155,9 +159,9 @@ def detect_hardware(train: config.Train) -> Hardware:
     place = launched()
     threads = train.threads or available_cores()
     if train.tf32:
-        _require_card("tf32", device, 8)
+        _require_card("tf32", device, TF32_CARDS)
     if train.fp8:
-        _require_card("fp8", device, 9)
+        _require_card("fp8", device, FP8_CARDS)
     return Hardware(
         device=device,
         device_name=torch.cuda.get_device_name(own_card()) if device == "cuda" else cpu_name(),
@@ -204,19 +208,20 @@ def _device(train: config.Train) -> str:
     return device
 
 
-def _require_card(key: str, device: str, capability: int) -> None:
-    """Raises UserError where there is no card of that compute capability: TF32 came with 8 (Ampere), fp8 with 9 (Hopper)."""
+def _require_card(key: str, device: str, capability: tuple[int, int]) -> None:
+    """Raises UserError where there is no card of at least that compute capability."""
     import torch
 
     if device != "cuda":
         raise UserError(
             f"train.{key}: true is for CUDA cards, and this machine computes on {device}"
         )
-    major, minor = torch.cuda.get_device_capability(own_card())
-    if major < capability:
+    found = torch.cuda.get_device_capability(own_card())
+    if found < capability:
+        needed, there = (f"{major}.{minor}" for major, minor in (capability, found))
         raise UserError(
-            f"train.{key}: true needs a card of compute capability {capability}.0, and "
-            f"{torch.cuda.get_device_name(own_card())} has {major}.{minor}; set it to false"
+            f"train.{key}: true needs a card of compute capability {needed}, and "
+            f"{torch.cuda.get_device_name(own_card())} has {there}; set it to false"
         )
 
 

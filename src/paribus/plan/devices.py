@@ -45,6 +45,7 @@ class Device:
     kind: str  # cuda, mps or cpu
     source: str
     price: float | None = None
+    fp8: float | None = None  # FLOP/s of 8-bit products; None: it has none
     # stage -> measured seconds / estimated ones, here
     corrections: Mapping[str, float] = field(default_factory=dict)
     spread: float = (
@@ -150,7 +151,17 @@ def device_named(name: str, dtype: str = "bfloat16", *, option: str = "--device"
         kind="mps" if entry.key.startswith("Apple") else "cuda",
         source=values["source"],
         price=values.get("price"),
+        fp8=values.get("fp8"),
     )
+
+
+def require_fp8(device: Device) -> None:
+    """Raises UserError where a device has no 8-bit products."""
+    if device.fp8 is None:
+        able = ", ".join(key for key, values in device_table().items() if "fp8" in values)
+        raise UserError(
+            f"train.fp8: true: {device.name} has no 8-bit products; set it to false, or take a card that has them: {able}"
+        )
 
 
 def _unknown(name: str, option: str) -> str:

@@ -11,6 +11,7 @@ from paribus.config import Corpus
 from paribus.data import english
 from paribus.model import footprint
 from paribus.plan import library
+from paribus.plan.devices import require_fp8
 from paribus.plan.memory import PROMPT_TOKENS, STAGES, Memory, max_device_batch, stage_memory
 from paribus.plan.throughput import (
     Device,
@@ -117,8 +118,11 @@ def stage_plan(
 ) -> StagePlan:
     """One stage of the curriculum, or `evaluation`; `vram` bytes a card, by default what the device has.
 
-    recipe: of the run. device: its kind and rates. dtype: of forward passes. gpus: cards.
+    recipe: of the run. device: its kind and rates. dtype: of forward passes. gpus: cards. Raises UserError where the
+    device lacks what `train` asks for.
     """
+    if recipe.config.train.fp8:
+        require_fp8(device)
     recipe = dataclasses.replace(recipe, architecture=recipe.trained_in(stage))
     config = recipe.config
     item = 4 if dtype == "float32" else 2
@@ -185,6 +189,7 @@ def training_step_work(
         compiled=config.train.compile,
         itemsize=item,
         checkpointing=config.train.activation_checkpointing,
+        fp8=config.train.fp8,
     )
 
 

@@ -136,6 +136,8 @@ def _key(recipe: Recipe, device: Device, dtype: str) -> str:
         "processes": config.train.processes,
         "kind": config.optimizer.kind,
     }
+    if config.train.fp8:
+        shape["fp8"] = True
     parts = {name.replace(".", "_"): value for name, value in shape.items()}
     return f"{device.name} {dtype} {fingerprint(**parts)}"
 

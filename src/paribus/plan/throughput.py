@@ -1,6 +1,7 @@
 """Time of every stage: a roofline per kind of work, summed; an interval, not a point.
 
-    matrix products   FLOPs / (data sheet x attainable x width / (width + SIZE x FLOPs per byte of the card))
+    matrix products   FLOPs / (data sheet x attainable x width / (width + SIZE x FLOPs per byte of the card)); with 8-bit floats
+                    (train.fp8) those of the block matrices at the card's rate for them, which nobody has measured here
     attention         what a fused kernel computes: half of the pairs, backward with recomputation
     memory-bound      bytes of norms, residuals, activations and logits / bandwidth
     launches          kernels x latency, where the GPU waits for its host
@@ -19,7 +20,12 @@ from dataclasses import dataclass
 
 from paribus.config import Architecture, Optimizer
 from paribus.model import footprint
-from paribus.model.accounting import head_products, optimizer_flops_per_step, parameters
+from paribus.model.accounting import (
+    block_matrices,
+    head_products,
+    optimizer_flops_per_step,
+    parameters,
+)
 from paribus.model.shapes import applied_blocks, window_of
 from paribus.plan.devices import Device, device_named, device_table
 
@@ -35,6 +41,9 @@ CPU_KERNEL_SECONDS = 8e-6  # dispatch of one operation on a CPU
 KERNELS = {True: 40, False: 150}  # a block, forward and backward; compiled or eager
 PROBED_SPREAD = 1.15  # identical public runs differ by up to 1.11
 CPU_SPREAD = 1.6
+# To round a number for the 8-bit products of both passes: read in bf16, written as a byte. The largest number is found where
+# the factor is written. So an H100's d26 gains 13 %; nanochat's log (commit 92d63d4, dev/LOG.md) has 17.
+ROUNDING_BYTES = 2 * (2 + 1)
 CPU_EFFICIENCY = 0.75  # measured: 0.6 to 1 of it at widths of 192 to 512, two cores, eager
 CPU_PROBED_SPREAD = (
     1.25  # measured: the same steps, minutes apart on a quiet virtual machine, differ by up to 1.2
@@ -94,6 +103,17 @@ class Work:
         return names[max(values, key=lambda name: values[name])]
 
 
+def product_seconds(device: Device, width: int, flops: float, fp8: bool = False) -> float:
+    """Seconds of matrix products of an inner width.
+
+    device: whose rates they have. flops: of them all. fp8: of 8-bit floats; their sums are as wide, and written as they are.
+    """
+    if fp8:
+        assert device.fp8 is not None, "refused before (devices.require_fp8)"
+        device = dataclasses.replace(device, flops=device.fp8)
+    return flops / (device.rate * efficiency(device, width))
+
+
 def efficiency(device: Device, width: int) -> float:
     """Share of the best rate that products of an inner width reach: their operands' traffic is a share of their time.
 
@@ -119,18 +139,21 @@ def forward_backward(
     backward: bool = True,
     checkpointing: bool = False,
     length: int | None = None,
+    fp8: bool = False,
 ) -> Work:
     """One forward pass over `tokens` tokens, in rows of `length`, and its backward pass.
 
     model: its shape. vocab_size: tokens of the tokenizer. device: that computes it. compiled: by torch.compile.
-    itemsize: bytes of a number. checkpointing: blocks are computed again in the backward pass.
+    itemsize: bytes of a number. checkpointing: blocks are computed again in the backward pass. fp8: their matrices
+    multiply 8-bit floats, and every factor of a product is rounded for each pass.
     """
-    counts = parameters(model, vocab_size)
+    matrices = model.recurrence * parameters(model, vocab_size)["matrices"]
     passes = (3 + checkpointing) if backward else 1
     heads = head_products(model, vocab_size) if backward else vocab_size * model.width
-    products = model.recurrence * counts["matrices"] + heads
     predicted = 1 + model.future_tokens if backward else 1
-    flops = 2 * passes * products * tokens
+    flops = 2 * passes * tokens
+    products = product_seconds(device, model.width, flops * matrices, fp8)
+    products += product_seconds(device, model.width, flops * heads)
     length = length or model.seq_len
     keys = model.recurrence * sum(
         length if window_of(model, layer) == "L" else min(model.window, length)
@@ -144,9 +167,13 @@ def forward_backward(
     moved = tokens * itemsize * streams * model.width * applied_blocks(
         model
     ) + tokens * predicted * LOGIT_BYTES * vocab_size * (1 if backward else 0.5)
+    if fp8:
+        sides = sum(sum(shape) for shape in block_matrices(model))
+        rounding = ROUNDING_BYTES * (1 if compiled else 2)
+        moved += tokens * rounding * sides * applied_blocks(model)
     kernels = applied_blocks(model) * KERNELS[compiled] * (1 if backward else 0.3)
     return Work(
-        flops / (device.rate * efficiency(device, model.width)),
+        products,
         attention / (device.rate * ATTENTION),
         moved / (device.bandwidth * BANDWIDTH),
         kernels * _launch(device),
@@ -169,8 +196,7 @@ def update(
     flops = optimizer_flops_per_step(model, optimizer)
     moved = 4 * counts["total"] * 12  # weight, gradient, state: read and written, and temporaries
     seconds = (
-        flops / (device.rate * efficiency(device, model.width))
-        + moved / (device.bandwidth * BANDWIDTH)
+        product_seconds(device, model.width, flops) + moved / (device.bandwidth * BANDWIDTH)
     ) / gpus
     exchanged = 2 * 4 * counts["total"] * (gpus - 1) / gpus  # a ring all-reduce of fp32 gradients
     return Work(optimizer=seconds, communication=exchanged / device.link)
@@ -193,7 +219,7 @@ def decode(
     )
     kernels = applied_blocks(model) * 60 + 60
     return Work(
-        2 * weights * rows / (device.rate * efficiency(device, model.width)),
+        product_seconds(device, model.width, 2 * weights * rows),
         0.0,
         moved / (device.bandwidth * BANDWIDTH),
         kernels * _launch(device),
@@ -212,12 +238,13 @@ def step_seconds(
     compiled: bool = True,
     itemsize: int = 2,
     checkpointing: bool = False,
+    fp8: bool = False,
 ) -> Work:
     """One optimiser step over `batch_tokens`, `device_tokens` a forward pass on each of `gpus` cards.
 
     model: its shape. vocab_size: tokens of the tokenizer. optimizer: its settings. device: each of the cards.
     compiled: by torch.compile. itemsize: bytes of a number. checkpointing: blocks are computed again in the
-    backward pass.
+    backward pass. fp8: their matrices multiply 8-bit floats.
     """
     passes = max(batch_tokens / gpus / device_tokens, 1.0) if batch_tokens else 1.0
     share = batch_tokens / gpus / passes
@@ -229,5 +256,6 @@ def step_seconds(
         compiled=compiled,
         itemsize=itemsize,
         checkpointing=checkpointing,
+        fp8=fp8,
     )
     return one.times(passes).plus(update(model, vocab_size, optimizer, device, gpus))
