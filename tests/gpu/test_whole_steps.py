@@ -139,6 +139,21 @@ def test_a_step_of_each_switch_does_not_wait_for_the_card(key: str) -> None:
     take_steps(*set_up(overrides), "pretrain", rows=2)
 
 
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {},
+        {"optimizer.muon_normalisation": "rows"},
+        {"optimizer.muon_hyperball": True, "model.initialisation": "gpt2"},
+    ],
+    ids=str,
+)
+def test_a_compiled_step_does_not_wait_for_the_card(variant: dict[str, Any]) -> None:
+    """Model and optimiser; the loss and windows are in it too."""
+    recipe, hardware, model = set_up(SMALL | variant | {"train.compile": True})
+    take_steps(recipe, hardware, model, "pretrain", rows=2)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_windows_by_flash_attention_do_not_wait(compiled: bool) -> None:
     shape = {"model.head_dim": 64, "model.width": 128, "model.window_pattern": "SL"}

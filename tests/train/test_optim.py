@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from paribus.config import Config, resolve_model
 from paribus.model.gpt import GPT, save_checkpoint
+from paribus.train import muon
 from paribus.train.muon import orthogonalise
 from paribus.train.optim import MuonAdamW, parameter_groups
 from paribus.train.schedule import lr_factor
@@ -31,6 +32,36 @@ def test_muon_in_bf16_steps_the_way_it_does_in_fp32() -> None:
     in_bf16 = orthogonalise(matrices, 5, dtype=torch.bfloat16).flatten(1)
     cosine = torch.nn.functional.cosine_similarity(in_fp32, in_bf16)
     assert cosine.min() > 0.9995
+
+
+def muon_steps(config: Config, compiled: bool) -> tuple[list[torch.Tensor], dict[str, Any]]:
+    """Two matrices after three steps at falling rates, of which the gate shuts the second out; and the state."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = {name: torch.randn(8, 16, generator=generator) for name in "ab"}
+    state: dict[str, torch.Tensor] = {}
+    for step, gate in enumerate((1.0, 0.0, 1.0)):
+        for parameter in parameters.values():
+            parameter.grad = torch.randn(8, 16, generator=generator)
+        rate = 0.02 / (1 + step)
+        muon.update(
+            parameters, state, config.optimizer, rate, torch.tensor(gate), torch.float32, compiled
+        )
+    return list(parameters.values()), state
+
+
+def test_a_compiled_step_of_muon_is_compiled_once_and_repeats_to_the_bit(
+    tiny_config: Config,
+) -> None:
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    plain, momenta = muon_steps(tiny_config, compiled=False)
+    compiled, same_momenta = muon_steps(tiny_config, compiled=True)
+    again, _ = muon_steps(tiny_config, compiled=True)
+    assert counters["stats"]["unique_graphs"] == 1
+    torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(same_momenta, momenta, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(again, compiled, atol=0, rtol=0)
 
 
 def test_adamw_is_torchs(tiny_config: Config) -> None:

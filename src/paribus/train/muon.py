@@ -5,12 +5,16 @@ The step of a matrix is its momentum, made orthogonal. Matrices of one shape go 
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from paribus.config import Optimizer as OptimizerConfig
+from paribus.model import kernels
 from paribus.train.state import State, buffer, gradients_of, move_towards
 
 Coefficients = tuple[float, float, float]
@@ -44,6 +48,15 @@ COEFFICIENTS: dict[str, list[Coefficients]] = {
 }
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What a step of matrices of one shape reads and moves on, in their order; empty where the variant keeps none."""
+
+    momenta: list[Tensor]
+    mean_squares: list[Tensor]  # of rows or columns (`muon_normalisation`)
+    norms: list[Tensor]  # () each, at first (`muon_hyperball`)
+
+
 def update(
     parameters: dict[str, Tensor],
     state: State,
@@ -51,6 +64,7 @@ def update(
     lr: float,
     gate: Tensor | None,
     dtype: torch.dtype,
+    compiled: bool = False,
 ) -> None:
     """Step all matrices of a group.
 
@@ -61,34 +75,79 @@ def update(
         lr: learning rate.
         gate: (), 1, or 0 to change nothing, whatever the gradients are. None: 1.
         dtype: of the products.
+        compiled: whether the step of a shape is compiled as one graph. It rounds otherwise.
     """
     by_shape: dict[torch.Size, dict[str, Tensor]] = defaultdict(dict)
     for name, parameter in parameters.items():
         by_shape[parameter.shape][name] = parameter
     for shape, matrices in by_shape.items():
-        updates = orthogonalise(
-            _directions(matrices, state, config, gate),
-            config.muon_iterations,
-            config.muon_coefficients,
-            dtype,
-        )
-        if config.muon_normalisation != "none":
-            updates = _normalised(updates, list(matrices), state, config, gate)
-        if gate is not None:
-            updates.mul_(gate)
-        if config.muon_hyperball:
-            _step_on_sphere(matrices, updates, state, lr, gate)
+        members = list(matrices.values())
+        kept = _kept(matrices, state, config)
+        gradients = gradients_of(matrices)
+        if compiled:  # with the rate as a tensor: a number would be compiled into the graph, anew for every step
+            rate = torch.full((), lr, device=members[0].device)
+            _compiled_step(shape)(members, gradients, kept, config, rate, gate, dtype)
         else:
-            step = lr * scale(shape, config.muon_scaling)
-            torch._foreach_add_(list(matrices.values()), list(updates.unbind()), alpha=-step)
+            _step(members, gradients, kept, config, lr, gate, dtype)
+
+
+@functools.cache
+def _compiled_step(shape: torch.Size) -> Callable[..., None]:
+    """The step, compiled for one shape: each has its own limit of variants."""
+    function: Callable[..., None] = kernels.compiled(_step)
+    return function
+
+
+def _kept(matrices: dict[str, Tensor], state: State, config: OptimizerConfig) -> Kept:
+    """Of the state, what these matrices' step needs, made where it is missing."""
+    momenta, mean_squares, norms = [], [], []
+    for name, matrix in matrices.items():
+        momenta.append(buffer(state, "momentum", name, matrix))
+        if config.muon_normalisation != "none":
+            one = matrix[:, :1] if config.muon_normalisation == "rows" else matrix[:1]
+            mean_squares.append(buffer(state, "mean_square", name, one))
+        if config.muon_hyperball:
+            key = f"norm.{name}"
+            if key not in state:
+                state[key] = torch.linalg.vector_norm(matrix)
+            norms.append(state[key])
+    return Kept(momenta, mean_squares, norms)
+
+
+def _step(
+    matrices: list[Tensor],
+    gradients: list[Tensor],
+    kept: Kept,
+    config: OptimizerConfig,
+    lr: float | Tensor,
+    gate: Tensor | None,
+    dtype: torch.dtype,
+) -> None:
+    """Step matrices of one shape. lr: a number, or () where it must not be one; the others as in `update`."""
+    updates = orthogonalise(
+        _directions(gradients, kept.momenta, config, gate),
+        config.muon_iterations,
+        config.muon_coefficients,
+        dtype,
+    )
+    if config.muon_normalisation != "none":
+        updates = _normalised(updates, kept.mean_squares, config, gate)
+    if gate is not None:
+        updates.mul_(gate)
+    if config.muon_hyperball:
+        _step_on_sphere(matrices, updates, kept.norms, lr, gate)
+        return
+    step = lr * scale(matrices[0].shape, config.muon_scaling)
+    if isinstance(step, Tensor):
+        torch._foreach_sub_(matrices, list((updates * step).unbind()))
+    else:
+        torch._foreach_add_(matrices, list(updates.unbind()), alpha=-step)
 
 
 def _directions(
-    matrices: dict[str, Tensor], state: State, config: OptimizerConfig, gate: Tensor | None
+    gradients: list[Tensor], momenta: list[Tensor], config: OptimizerConfig, gate: Tensor | None
 ) -> Tensor:
     """The momenta, or what they will be after one more such gradient (Nesterov): (N, rows, columns)."""
-    gradients = gradients_of(matrices)
-    momenta = [buffer(state, "momentum", name, matrix) for name, matrix in matrices.items()]
     if gate is not None:
         closed = gate == 0
         for gradient in gradients:
@@ -134,14 +193,11 @@ def scale(shape: torch.Size, scaling: str) -> float:
 
 
 def _normalised(
-    updates: Tensor, names: list[str], state: State, config: OptimizerConfig, gate: Tensor | None
+    updates: Tensor, means: list[Tensor], config: OptimizerConfig, gate: Tensor | None
 ) -> Tensor:
     """Even steps of all rows, or columns, by a running mean of their squares; each matrix's norm stays (arXiv:2510.05491)."""
     across = -1 if config.muon_normalisation == "rows" else -2
     squares = list(updates.square().mean(across, keepdim=True).unbind())
-    means = [
-        buffer(state, "mean_square", name, one) for name, one in zip(names, squares, strict=True)
-    ]
     move_towards(means, squares, 1 - config.muon_beta2, gate)
     even = updates / (torch.stack(means).sqrt() + TINY)
     before = torch.linalg.matrix_norm(updates, keepdim=True)
@@ -150,17 +206,17 @@ def _normalised(
 
 
 def _step_on_sphere(
-    matrices: dict[str, Tensor], updates: Tensor, state: State, lr: float, gate: Tensor | None
+    matrices: list[Tensor],
+    updates: Tensor,
+    norms: list[Tensor],
+    lr: float | Tensor,
+    gate: Tensor | None,
 ) -> None:
     """Step by `lr` of a matrix's norm, then back to the norm it had at first.
 
     K. Wen and others, 2025, https://whenwen.github.io/blog/2025/weight-decay-hyperball-part-1.
     """
-    for (name, matrix), step in zip(matrices.items(), updates, strict=True):
-        key = f"norm.{name}"
-        if key not in state:
-            state[key] = torch.linalg.vector_norm(matrix)
-        norm = state[key]
+    for matrix, norm, step in zip(matrices, norms, updates, strict=True):
         matrix.sub_(step * (lr * norm / (torch.linalg.vector_norm(step) + TINY)))
         back = norm / (torch.linalg.vector_norm(matrix) + TINY)
         matrix.mul_(back if gate is None else torch.where(gate == 0, 1.0, back))

@@ -81,10 +81,18 @@ class MuonAdamW:
 
     on_device: AdamW by torch's fused kernel, and the number of updates kept where the parameters are, so that a step can
     be skipped there without the host's knowledge. By default on CUDA, but with a library's optimiser, which cannot skip.
+    compiled: Muon's step by torch.compile (muon.py).
     """
 
-    def __init__(self, model: GPT, config: OptimizerConfig, on_device: bool | None = None) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        config: OptimizerConfig,
+        on_device: bool | None = None,
+        compiled: bool = False,
+    ) -> None:
         self.config = config
+        self.compiled = compiled
         self.groups = parameter_groups(model, config)
         self.state: State = {}
         self.parameters = [p for group in self.groups for p in group.parameters.values()]
@@ -180,7 +188,7 @@ class MuonAdamW:
     def _apply(self, rule: str, mine: dict[str, Tensor], lr: float, gate: Tensor | None) -> None:
         """The step of a rule."""
         if rule == "muon":
-            muon.update(mine, self.state, self.config, lr, gate, self._muon_dtype)
+            muon.update(mine, self.state, self.config, lr, gate, self._muon_dtype, self.compiled)
         elif self._library is not None and rule == self.config.kind:
             self._library.update(lr)
         elif self.on_device:

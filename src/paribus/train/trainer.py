@@ -61,7 +61,9 @@ class Trainer:
             sharding = recipe.config.train.sharding
             forward = parallel.wrap(model, sharding, hardware.compile, objective.ragged)
         self.forward = forward
-        self.optimizer = MuonAdamW(model, recipe.config.optimizer)  # of what FSDP has sharded
+        # of what FSDP has sharded; on a CPU compiling it takes longer than it saves
+        compiled = hardware.compile and hardware.device == "cuda"
+        self.optimizer = MuonAdamW(model, recipe.config.optimizer, compiled=compiled)
 
     def lr_factor(self, step: int, steps: int) -> float:
         """The factor of the learning rates in one step of a run with `steps` steps."""
