@@ -246,7 +246,8 @@ def test_a_card_without_a_kind_of_product_is_refused(
     too_old: tuple[int, int],
     first: tuple[int, int],
 ) -> None:
-    train = dataclasses.replace(tiny_config.train, device="cuda", **{key: True})
+    kinds: dict[str, Any] = {key: True}
+    train = dataclasses.replace(tiny_config.train, device="cuda", **kinds)
     card(too_old, BUILT)
     needed = f"{first[0]}.{first[1]}"
     with pytest.raises(UserError, match=rf"train\.{key}: true needs .*{needed}, and a card has"):
