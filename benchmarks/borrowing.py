@@ -18,13 +18,13 @@ Cases: a part of the arms noisier than the baseline and the others, 1.5 to 20 ti
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from simulations import write
 
 sys.path.pop(0)  # the modules beside this one are not for importing
 
@@ -160,12 +160,7 @@ def main() -> None:
         "power": power(np.random.default_rng(2)),
     }
     found["cpu_seconds"] = round(time.process_time() - began, 1)
-    text = re.sub(
-        r"[{\[][^{}\[\]]*[}\]]", lambda leaf: " ".join(leaf[0].split()), json.dumps(found, indent=1)
-    )
-    if options.out:
-        options.out.write_text(text + "\n")
-    print(text)
+    write(found, options.out)
 
 
 if __name__ == "__main__":

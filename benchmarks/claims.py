@@ -9,13 +9,8 @@ core, some minutes of processor time.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import re
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +27,7 @@ from promises import (
     two_sided,
 )
 from scipy import stats
+from simulations import Part, run_parts
 
 from paribus.study.items import item_noise
 from paribus.study.looks import OPEN, level
@@ -350,7 +346,7 @@ RULES: dict[str, Rule] = {
     "skewed: true": _reserve,
 }
 
-PARTS: dict[str, Callable[[np.random.Generator], dict[str, Any]]] = {
+PARTS: dict[str, Part] = {
     "six metrics in compare": many_metrics,
     "secondary metrics": secondary,
     "contrasts": contrasts,
@@ -362,25 +358,5 @@ PARTS: dict[str, Callable[[np.random.Generator], dict[str, Any]]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=PARTS, help="one part")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    began = time.process_time()
-    found: dict[str, Any] = {"command": "python benchmarks/claims.py"}
-    for name, part in PARTS.items():
-        if options.only in (None, name):
-            found[name] = part(np.random.default_rng(options.seed))
-    found["cpu_seconds"] = round(time.process_time() - began, 1)
-    text = re.sub(
-        r"[{\[][^{}\[\]]*[}\]]", lambda leaf: " ".join(leaf[0].split()), json.dumps(found, indent=1)
-    )
-    if options.out:
-        options.out.write_text(text + "\n")
-    print(text)
-
-
 if __name__ == "__main__":
-    main()
+    run_parts("claims.py", __doc__.splitlines()[0], PARTS)

@@ -10,16 +10,13 @@ functions say is checked first, on 60 random studies (`agreement`). One core, so
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import re
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
+
+from simulations import Part, run_parts
 
 sys.path.pop(0)  # the modules beside this one are not for importing
 
@@ -443,7 +440,7 @@ def planning(rng: np.random.Generator) -> dict[str, Any]:
     return found
 
 
-PARTS: dict[str, Callable[[np.random.Generator], dict[str, Any]]] = {
+PARTS: dict[str, Part] = {
     "agreement": agreement,
     "until pleased": until_pleased,
     "without the guard": unguarded,
@@ -457,25 +454,5 @@ PARTS: dict[str, Callable[[np.random.Generator], dict[str, Any]]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=PARTS, help="one part")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    began = time.process_time()
-    found: dict[str, Any] = {"command": "python benchmarks/promises.py"}
-    for name, part in PARTS.items():
-        if options.only in (None, name):
-            found[name] = part(np.random.default_rng(options.seed))
-    found["cpu_seconds"] = round(time.process_time() - began, 1)
-    text = re.sub(
-        r"[{\[][^{}\[\]]*[}\]]", lambda leaf: " ".join(leaf[0].split()), json.dumps(found, indent=1)
-    )
-    if options.out:
-        options.out.write_text(text + "\n")
-    print(text)
-
-
 if __name__ == "__main__":
-    main()
+    run_parts("promises.py", __doc__.splitlines()[0], PARTS)

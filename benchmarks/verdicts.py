@@ -22,9 +22,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import math
-import re
 import sys
 import time
 from collections import Counter, defaultdict
@@ -32,6 +30,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from simulations import write
 
 # A script's own folder is where Python looks first; the modules beside this one are not for importing.
 sys.path.pop(0)
@@ -578,12 +578,7 @@ def main() -> None:
         if args.picture:
             draw(found, args.picture)
         found["cpu_seconds"] = round(time.process_time() - began, 1)
-    text = re.sub(
-        r"[{\[][^{}\[\]]*[}\]]", lambda leaf: " ".join(leaf[0].split()), json.dumps(found, indent=1)
-    )
-    if args.out:
-        args.out.write_text(text + "\n")
-    print(text)
+    write(found, args.out)
 
 
 if __name__ == "__main__":
