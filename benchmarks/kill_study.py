@@ -13,43 +13,20 @@ study:
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
-import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import psutil
+from killing import ROOT, TARGETS, arguments, chosen, report, traces
+from support.studied import LightProject, kill, wait_for
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "tools"))
-
-from support.studied import LightProject, kill, wait_for  # noqa: E402
-
-TARGETS = ("driver", "worker", "guardian", "stages", "all", "all but guardians")
 ARMS = {"adamw": {"optimizer.kind": "adamw"}}
 SEEDS = 3
 RUNS = SEEDS * (1 + len(ARMS))
 LONGEST_WAIT = 8.0  # seconds before a kill
-
-
-def chosen(project: LightProject, driver: int, target: str) -> list[psutil.Process]:
-    """The processes to kill."""
-    drivers = [psutil.Process(driver)]
-    if target == "driver":
-        return drivers
-    if target == "worker":
-        return project.workers()[:1]
-    if target == "guardian":
-        return project.guardians()
-    if target == "stages":
-        return project.stages()
-    everything = [*drivers, *project.workers(), *project.stages()]
-    return everything if target == "all but guardians" else [*everything, *project.guardians()]
 
 
 def one_study(project: LightProject, name: str, kills: int, chance: random.Random) -> Counter[str]:
@@ -86,38 +63,18 @@ def findings(project: LightProject, name: str, checkout: str) -> dict[str, Any]:
     values = {run: round(value, 9) for run, value in values.items()}
     if values != expected:
         wrong["values"] = {"expected": expected, "found": values}
-    steps = project.trained()
-    twice = {mark: made for mark, made in steps.items() if made != list(range(8))}
-    if twice:
-        wrong["twice"] = twice
-    clones = [str(path) for path in project.clones()]
-    if clones:
-        wrong["clones"] = clones
-    deadline = time.monotonic() + 20.0
-    while project.left_behind() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    if left := project.left_behind():
-        wrong["processes"] = left
-    if project.checkout() != checkout:
-        wrong["checkout"] = "changed"
-    return wrong
+    return wrong | traces(project, checkout)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    args = parser.parse_args()
+    args = arguments(__doc__, kills=50)
     chance = random.Random(args.seed)
     spent: Counter[str] = Counter()
     wrong: list[dict[str, Any]] = []
     studies = 0
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="paribus-kills-") as folder:
-        project = LightProject(Path(folder) / "project", HERE.parent).start()
+        project = LightProject(Path(folder) / "project", ROOT).start()
         while sum(spent.values()) < args.kills:
             studies += 1
             name = f"study{studies}"
@@ -133,16 +90,8 @@ def main() -> None:
                 wrong.append({"study": name, **found})
             print(f"{name}: {sum(spent.values())} kills; {found or 'nothing wrong'}", flush=True)
         wait_for(lambda: not project.left_behind(), 60)
-    result = {
-        "kills": dict(spent),
-        "studies": studies,
-        "seconds": round(time.monotonic() - began),
-        "wrong": wrong,
-    }
-    print(json.dumps(result))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
-    sys.exit(1 if wrong else 0)
+    counts = {"studies": studies, "seconds": round(time.monotonic() - began)}
+    report(spent, counts, wrong, args.out)
 
 
 if __name__ == "__main__":

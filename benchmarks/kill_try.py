@@ -15,7 +15,6 @@ After each try:
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import sys
@@ -26,16 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from killing import ROOT, TARGETS, arguments, chosen, report, traces
+from support.forked import WarmProcess
+from support.studied import LightProject, kill, wait_for
+from support.warm import warm
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "tools")]
-
-from kill_study import TARGETS, chosen  # noqa: E402
-from support.forked import WarmProcess  # noqa: E402
-from support.studied import LightProject, kill, wait_for  # noqa: E402
-from support.warm import warm  # noqa: E402
-
-from paribus.config import parse_yaml  # noqa: E402
+from paribus.config import parse_yaml
 
 TERMS = {"stack": False, "smallest_effect": 0.01, "seeds": {"from": 3, "to": 4}, "false_keeps": 0.4}
 SEEDS = range(7, 7 + 3 * 4)  # tries take turns at three sets of four
@@ -133,19 +128,7 @@ def findings(project: LightProject, said: Path, number: int, checkout: str) -> d
         wrong["refs"] = names
     if project.git("rev-parse", f"refs/paribus/ideas/try-{number}") != entry.get("change"):
         wrong["refs"] = f"try-{number} is not {entry.get('change')}"
-    twice = {mark: made for mark, made in project.trained().items() if made != list(range(8))}
-    if twice:
-        wrong["twice"] = twice
-    if clones := [str(path) for path in project.clones()]:
-        wrong["clones"] = clones
-    deadline = time.monotonic() + 20.0
-    while project.left_behind() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    if left := project.left_behind():
-        wrong["processes"] = left
-    if project.checkout() != checkout:
-        wrong["checkout"] = "changed"
-    return wrong
+    return wrong | traces(project, checkout)
 
 
 def wrong_lines(project: LightProject, tries: int) -> list[str]:
@@ -159,20 +142,14 @@ def wrong_lines(project: LightProject, tries: int) -> list[str]:
 
 def main() -> None:
     """Kill tries, and print what was found."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    args = parser.parse_args()
+    args = arguments(__doc__, kills=20)
     chance = random.Random(args.seed)
     spent: Counter[str] = Counter()
     wrong: list[dict[str, Any]] = []
     tries = 0
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="paribus-kills-") as folder:
-        project = LightProject(Path(folder) / "project", HERE.parent).start()
+        project = LightProject(Path(folder) / "project", ROOT).start()
         (project.root / "experiments/try.yaml").write_text(yaml.safe_dump(TERMS))
         project.commit("terms")
         said = Path(folder) / "said.json"
@@ -194,16 +171,8 @@ def main() -> None:
         wait_for(lambda: not project.left_behind(), 60)
         if wrong:
             print(said.with_suffix(".log").read_text()[-3000:], file=sys.stderr)
-    result = {
-        "kills": dict(spent),
-        "tries": tries,
-        "seconds": round(time.monotonic() - began),
-        "wrong": wrong,
-    }
-    print(json.dumps(result))
-    if args.out:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
-    sys.exit(1 if wrong else 0)
+    counts = {"tries": tries, "seconds": round(time.monotonic() - began)}
+    report(spent, counts, wrong, args.out)
 
 
 if __name__ == "__main__":
