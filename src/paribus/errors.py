@@ -181,7 +181,13 @@ def _file_of(error: BaseException) -> str:
 
 
 def escaped(text: str, keep: str = "", limit: int | None = SHOWN) -> str:
-    r"""A text without control characters and lone surrogates, which are written \x1b, \ud800; cut after `limit`."""
+    r"""A text without control characters and lone surrogates, which are written \x1b, \ud800; cut after `limit`.
+
+    Args:
+        text: to print.
+        keep: control characters that stay as they are.
+        limit: characters of `text` from which on it is cut; None: never.
+    """
     whole = text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
     if whole.isprintable():
         return whole
@@ -192,7 +198,13 @@ def escaped(text: str, keep: str = "", limit: int | None = SHOWN) -> str:
 
 
 def shown(value: object, limit: int = SHOWN, depth: int = 4) -> str:
-    """A value as in a message: its repr, of about `limit` characters at most, however large or deep the value is."""
+    """A value as in a message: its repr, of about `limit` characters at most, however large or deep the value is.
+
+    Args:
+        value: of any kind.
+        limit: characters, about.
+        depth: levels of nested values that are written out.
+    """
     if isinstance(value, int) and abs(value) >= 10**limit:
         return f"a number of about {int(value.bit_length() * 0.30103):,} digits"
     if isinstance(value, str):
@@ -221,7 +233,13 @@ def _shown_items(value: Any, limit: int, depth: int) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """`did you mean X?` with the known name nearest to `name`; empty where none is near, or it is the name itself."""
+    """`did you mean X?` with the known name nearest to `name`; empty where none is near, or it is the name itself.
+
+    Args:
+        name: that is not known.
+        known: the names that are.
+        cutoff: similarity, from 0 to 1, below which no name is near (difflib's ratio).
+    """
     others = [one for one in known if one != name]
     near = difflib.get_close_matches(name[:200], others, n=1, cutoff=cutoff)
     return f"did you mean {near[0]}?" if near else ""

@@ -38,7 +38,12 @@ def git(
 
 
 def try_git(*arguments: str, at: Path | None = None) -> str | None:
-    """As `git`; None where it fails."""
+    """As `git`; None where it fails.
+
+    Args:
+        arguments: of git.
+        at: the folder in which it runs; None: the current one.
+    """
     try:
         return git(*arguments, at=at)
     except GitError:
@@ -48,7 +53,14 @@ def try_git(*arguments: str, at: Path | None = None) -> str | None:
 def git_bytes(
     *arguments: str, at: Path | None = None, text: str | None = None, index: Path | None = None
 ) -> bytes:
-    """As `git`, the bytes as they are: contents of a file, an archive."""
+    """As `git`, the bytes as they are: contents of a file, an archive.
+
+    Args:
+        arguments: of git.
+        at: the folder in which it runs; None: the current one.
+        text: that it reads on stdin.
+        index: file that serves as the index, so that the user's stays as it is.
+    """
     environment = {key: value for key, value in os.environ.items() if key not in _LOCAL}
     environment |= {"LC_ALL": "C.UTF-8", "GIT_TERMINAL_PROMPT": "0"}
     if index is not None:

@@ -150,6 +150,11 @@ def keep_rows(
     """Rewrite a JSONL file with the wanted rows. No file: nothing to do.
 
     A last line torn by a crash goes without a word; lines damaged in another way are named, and the file is kept aside.
+
+    Args:
+        path: of the file.
+        wanted: says of a row whether it stays.
+        shape: what a whole row has to look like; None: any object.
     """
     if not path.exists():
         return
@@ -186,13 +191,23 @@ def as_floats(row: Row) -> dict[str, float]:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Replace the file by `value`, whole or not at all."""
+    """Replace the file by `value`, whole or not at all.
+
+    Args:
+        path: of the file.
+        value: to write.
+    """
     write_atomic(path, json.dumps(value, indent=1))
 
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock file; without `wait`, yields False where someone else does."""
+    """Hold a lock file; without `wait`, yields False where someone else does.
+
+    Args:
+        path: of the lock file, which is made where there is none.
+        wait: until whoever holds it lets go.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """0.1234 -> 12.3 %."""
+    """0.1234 -> 12.3 %.
+
+    Args:
+        value: a share; None: –.
+        digits: after the point.
+    """
     return "–" if value is None else f"{100 * value:.{digits}f}\u202f%"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """Fixed decimals, with a real minus sign."""
+    """Fixed decimals, with a real minus sign.
+
+    Args:
+        value: to print; None: –.
+        digits: after the point.
+    """
     return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
@@ -37,7 +47,12 @@ def p_value(value: float) -> str:
 
 
 def signed(value: float, digits: int = 4) -> str:
-    """+0.0123, with a real minus sign."""
+    """+0.0123, with a real minus sign.
+
+    Args:
+        value: to print; ±∞ too.
+        digits: after the point.
+    """
     return (
         f"{value:+.{digits}f}".replace("-", "−")
         if abs(value) != float("inf")

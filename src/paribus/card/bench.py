@@ -160,7 +160,13 @@ class Bench:
         return free + torch.cuda.memory_reserved()
 
     def trainer(self, depth: int, rows: int, **changes: Any) -> tuple[Trainer, Hardware]:
-        """A model at its first values and all that trains it, in a process that is set up as a stage's."""
+        """A model at its first values and all that trains it, in a process that is set up as a stage's.
+
+        Args:
+            depth: of the model, blocks.
+            rows: of one forward pass.
+            changes: to the recipe, as `recipe` takes them.
+        """
         recipe = self.recipe(depth, rows, **changes)
         hardware = detect_hardware(recipe.config.train)
         set_up_process(hardware, SEED)
@@ -183,7 +189,12 @@ def _params() -> dict[str, Any]:
 
 
 def disturb(model: GPT, std: float = 0.02) -> None:
-    """Move every weight, so that no part of the model is at zero, where an error would not show."""
+    """Move every weight, so that no part of the model is at zero, where an error would not show.
+
+    Args:
+        model: that is changed in place.
+        std: of what is added to each weight.
+    """
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -205,7 +216,11 @@ def timed_steps(
 ) -> list[float]:
     """Seconds of each timed step of the loop's own stepper, on rows that are there.
 
-    warmup, steps: in place of the bench's, of which no more are timed once its seconds are over.
+    Args:
+        bench: its sizes, and the seconds after which no more steps are timed.
+        trainer: whose steps they are.
+        warmup: steps before the first timed one; None: the bench's.
+        steps: to time; None: the bench's.
     """
     sizes, objective = bench.sizes, trainer.objective
     warmup = sizes.warmup if warmup is None else warmup
@@ -229,7 +244,13 @@ def timed_steps(
 
 
 def speed(recipe: Recipe, hardware: Hardware, seconds: list[float]) -> Figures:
-    """Tokens per second and MFU of an optimiser step's median time."""
+    """Tokens per second and MFU of an optimiser step's median time.
+
+    Args:
+        recipe: of the run, for its tokens and FLOPs.
+        hardware: that it ran on, for the peak.
+        seconds: of each step.
+    """
     step = statistics.median(seconds)
     rate = recipe.batch_tokens("pretrain") / step
     return {
@@ -241,7 +262,12 @@ def speed(recipe: Recipe, hardware: Hardware, seconds: list[float]) -> Figures:
 
 
 def seconds_of(work: Callable[[], object], bench: Bench) -> float:
-    """Of one call, the card's work included."""
+    """Of one call, the card's work included.
+
+    Args:
+        work: to time.
+        bench: that knows the card.
+    """
     bench.synchronise()
     began = time.perf_counter()
     work()

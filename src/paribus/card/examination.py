@@ -138,7 +138,14 @@ def _check(device: str, peer: Path | None) -> None:
 
 
 def run_check(check: Check, device: str, peer: Path | None, seconds: float) -> Result:
-    """A check in a process of its own, ended with all that it started after so many seconds."""
+    """A check in a process of its own, ended with all that it started after so many seconds.
+
+    Args:
+        check: to run.
+        device: of the check, as torch names it.
+        peer: folder of nanochat, to compare with; None: without.
+        seconds: after which it is ended.
+    """
     command = [sys.executable, "-m", "paribus.card.one", check.name, device]
     command += [str(peer)] if peer else []
     environment = os.environ | {"NANOCHAT_DTYPE": "bfloat16" if device == "cuda" else "float32"}
@@ -182,7 +189,15 @@ def part_of(line: str) -> dict[str, Any]:
 def result_of(
     check: Check, status: int | None, seconds: float, said: list[str], words: list[str]
 ) -> Result:
-    """How a check ended. status: its exit status; None: it was ended. said, words: lines of stdout and stderr."""
+    """How a check ended.
+
+    Args:
+        check: that ran.
+        status: its exit status; None: it was ended.
+        seconds: that it took.
+        said: lines of stdout.
+        words: lines of stderr.
+    """
     wrong = ""
     figures: Figures = {}
     for line in said:

@@ -16,7 +16,13 @@ from paribus.errors import UserError, explained
 
 
 def main(name: str, device: str, peer: str | None = None) -> None:
-    """Run a check. What the machine or its settings are the reason of becomes an outcome in words."""
+    """Run a check. What the machine or its settings are the reason of becomes an outcome in words.
+
+    Args:
+        name: of the check.
+        device: as torch names it.
+        peer: folder of nanochat, to compare with; None: without.
+    """
     [check] = [one for one in CHECKS if one.name == name]
     bench = Bench(device, SIZES[device], Path(peer) if peer else None, say)
     try:

@@ -27,7 +27,12 @@ class PeerShape:
 
 
 def random_batches(shape: PeerShape, device: str) -> Batches:
-    """Rows of random tokens and the tokens that follow them."""
+    """Rows of random tokens and the tokens that follow them.
+
+    Args:
+        shape: of a micro batch and its vocabulary.
+        device: that they are made on.
+    """
     generator = torch.Generator(device).manual_seed(0)
 
     def batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,6 +50,13 @@ def peer_step(
     """(one optimiser step of nanochat, its model); its dtype comes from NANOCHAT_DTYPE.
 
     Its tokens are made on the device: what its loader would add is not in the time.
+
+    Args:
+        folder: a checkout of nanochat.
+        shape: of the model and its micro batches.
+        device: as torch names it.
+        compiled: whether the model goes through torch.compile.
+        micro_batches: of a step.
     """
     sys.path.insert(0, str(folder))
     from nanochat import gpt

@@ -65,7 +65,14 @@ class Batches:
 
 
 def batches_of(pretrain: Pretrain, steps: int, batch_tokens: int, seq_len: int) -> Batches:
-    """The batches of pretraining. steps, batch_tokens: with derived values filled in."""
+    """The batches of pretraining.
+
+    Args:
+        pretrain: section of params.yaml.
+        steps: optimiser steps of the stage, derived ones filled in.
+        batch_tokens: tokens of the largest step, derived ones filled in.
+        seq_len: tokens of a row.
+    """
     rows = max(batch_tokens // seq_len, 1)
     if pretrain.first_batch_tokens is None:
         return Batches(steps, rows, rows)

@@ -23,8 +23,12 @@ def committed_values(path: str = "params.yaml") -> dict[str, object] | None:
 def change_notes(config: Config, sections: Iterable[str] | None = None) -> list[str]:
     """A line for each key that was changed since the last commit and has no effect, and for each mixture that changed.
 
-    sections: dotted keys or sections of params.yaml to look at, those a stage declares; None: all.
-    Raises UserError where a mixture that was given whole was merged with the one there was.
+    Args:
+        config: params.yaml as it is.
+        sections: dotted keys or sections to look at, those that a stage declares; None: all.
+
+    Raises:
+        UserError: where a mixture that was given whole was merged with the one there was.
     """
     before = committed_values()
     if before is None:

@@ -178,7 +178,12 @@ CORE_LOOKS = Condition(
 
 
 def any_course(schedule: Conversations | Pretrain, has: Callable[[Course, int], bool]) -> bool:
-    """Whether the common course of a stage's rates, or that of any group, has a part."""
+    """Whether the common course of a stage's rates, or that of any group, has a part.
+
+    Args:
+        schedule: of a stage.
+        has: says of a course and a number of steps whether it has the part.
+    """
     steps = schedule.steps or int(STEPS.value)
     groups = ["", *groups_apart(schedule)]
     return any(has(course_of(schedule, group), steps) for group in groups)

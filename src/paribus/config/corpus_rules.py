@@ -152,7 +152,12 @@ def mixture_is_sound(name: str) -> Rule:
 
 
 def sources_exist(name: str, key: str) -> Rule:
-    """The names follow from params.yaml alone, so that a slip is found before anything is computed."""
+    """The names follow from params.yaml alone, so that a slip is found before anything is computed.
+
+    Args:
+        name: of the stage, midtrain or sft.
+        key: of its section that names sources, mixture or epochs.
+    """
 
     def rule(config: Config) -> Iterator[str]:
         known = [*RESERVED_SOURCES, *config.corpus.conversations]

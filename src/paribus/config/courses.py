@@ -26,7 +26,12 @@ FIELDS = tuple(Course.__annotations__)
 
 
 def course_of(schedule: Pretrain | Conversations, group: str = "") -> Course:
-    """The course of a group of parameters; by default that of all groups without one of their own."""
+    """The course of a group of parameters; by default that of all groups without one of their own.
+
+    Args:
+        schedule: of a stage.
+        group: of parameters: one of GROUPS; "": all.
+    """
     values = {}
     for name in FIELDS:
         own = getattr(schedule, f"group_{name}")
@@ -43,12 +48,22 @@ def groups_apart(schedule: Pretrain | Conversations) -> list[str]:
 
 
 def has_warm_down(course: Course, steps: int) -> bool:
-    """Whether it takes a step or more."""
+    """Whether it takes a step or more.
+
+    Args:
+        course: of a group's rates.
+        steps: of the stage.
+    """
     return round(course.warmdown_fraction * steps) > 0
 
 
 def has_plateau(course: Course, steps: int) -> bool:
-    """Whether a power is felt between warm-up and warm-down: at a second step of it, or at the first after a warm-up."""
+    """Whether a power is felt between warm-up and warm-down: at a second step of it, or at the first after a warm-up.
+
+    Args:
+        course: of a group's rates.
+        steps: of the stage.
+    """
     warmup_steps = round(course.warmup_fraction * steps)
     between = steps - warmup_steps - round(course.warmdown_fraction * steps)
     return between > (0 if warmup_steps else 1)

@@ -47,6 +47,11 @@ def resolve_pretrain(pretrain: Pretrain, parameters: int, seq_len: int) -> Pretr
 
     Horizon: tokens_per_parameter x parameters (20: arXiv:2203.15556). Batch: 2^19 tokens at 2.2e9 tokens of
     horizon, growing as horizon^0.383 (arXiv:2505.13738), to the nearest power of two.
+
+    Args:
+        pretrain: as params.yaml has it.
+        parameters: of the model.
+        seq_len: tokens of a row.
     """
     batch, steps = pretrain.batch_tokens, pretrain.steps
     horizon = pretrain.tokens_per_parameter * parameters

@@ -133,7 +133,12 @@ def _windows(config: Config) -> str:
 
 
 def changes(before: Config, after: Config) -> list[str]:
-    """The keys whose effective values differ; none: the two configurations compute the same."""
+    """The keys whose effective values differ; none: the two configurations compute the same.
+
+    Args:
+        before: one configuration.
+        after: the other.
+    """
     old, new = effective(before), effective(after)
     missing = object()
     return [
@@ -172,7 +177,12 @@ def merge_problems(before: Mapping[str, object], after: Mapping[str, object]) ->
 
 
 def merge_notes(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
-    """The shares that follow where a mixture was changed and its weights no longer add up to 1."""
+    """The shares that follow where a mixture was changed and its weights no longer add up to 1.
+
+    Args:
+        before: dotted key -> value of the commit.
+        after: dotted key -> value of params.yaml.
+    """
     notes: list[str] = []
     for stage in SUPERVISED_STAGES:
         old, new = _weights(before, stage), _weights(after, stage)

@@ -29,7 +29,12 @@ _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # the direc
 def load_config(
     path: str | Path = "params.yaml", overrides: Mapping[str, object] | None = None
 ) -> Config:
-    """Read and check a params file; `overrides` are dotted keys. Raises UserError with every problem at once."""
+    """Read and check a params file; `overrides` are dotted keys. Raises UserError with every problem at once.
+
+    Args:
+        path: of the file.
+        overrides: dotted key -> value, in place of the file's.
+    """
     values, problems = parse_leniently(read_text(path), str(path))
     return parse_config(merge(values, overrides or {}), problems)
 
@@ -328,7 +333,13 @@ _KINDS = {
 
 
 def allowed(hint: Any, meta: object, nullable: bool) -> str:
-    """What a key takes, in words."""
+    """What a key takes, in words.
+
+    Args:
+        hint: type of the key, as the schema writes it.
+        meta: what else the schema says of it, its bounds.
+        nullable: whether null is a value too.
+    """
     origin = typing.get_origin(hint)
     if origin is Literal:
         text = "one of " + ", ".join(typing.get_args(hint))

@@ -73,7 +73,12 @@ def parse_leniently(text: str, where: str) -> tuple[dict[str, object], list[str]
 
 
 def parse_value(text: str, where: str) -> object:
-    """One value, as in `-S KEY=VALUE`, read as a value in params.yaml is. Raises UserError."""
+    """One value, as in `-S KEY=VALUE`, read as a value in params.yaml is. Raises UserError.
+
+    Args:
+        text: as it was typed.
+        where: it was typed, for messages.
+    """
     document = _Document(text, where)
     problems = document.problems + _misread(document.value, where, ())
     if problems:

@@ -52,7 +52,12 @@ def describe(cls: type = Config, prefix: str = "") -> list[tuple[str, Any, Any]]
 
 
 def flatten(section: Any, prefix: str = "") -> dict[str, Any]:
-    """A dataclass (or mapping) as dotted keys -> plain values."""
+    """A dataclass (or mapping) as dotted keys -> plain values.
+
+    Args:
+        section: a dataclass or a mapping; nested ones become dotted keys.
+        prefix: of each key.
+    """
     flat: dict[str, Any] = {}
     names = (
         section

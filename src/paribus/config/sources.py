@@ -40,7 +40,13 @@ def parse_source(text: str) -> Source:
 
 
 def source_problem(key: str, text: str, allowed: tuple[type, ...]) -> str | None:
-    """The problem of the source that a key names, or None."""
+    """The problem of the source that a key names, or None.
+
+    Args:
+        key: for the message.
+        text: of the source, as params.yaml has it.
+        allowed: kinds of sources that the key takes.
+    """
     source = parse_source(text)
     if isinstance(source, HubFiles) and not re.fullmatch(r"[0-9a-f]{40}", source.revision):
         return (

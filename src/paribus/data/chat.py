@@ -39,12 +39,21 @@ def render(messages: Messages, tokenizer: Tokenizer) -> Rendered:
 
     Learned is what the model itself has to write: assistant text, tool calls and the assistant's <|end|>.
     Tool results are computed and forced into the stream, so they are not.
+
+    Args:
+        messages: of the conversation, in order.
+        tokenizer: that encodes their text.
     """
     return render_batch([messages], tokenizer)[0]
 
 
 def render_batch(conversations: Sequence[Messages], tokenizer: Tokenizer) -> list[Rendered]:
-    """`render` of many conversations, encoded side by side."""
+    """`render` of many conversations, encoded side by side.
+
+    Args:
+        conversations: each the messages of one.
+        tokenizer: that encodes their text.
+    """
     pieces = [_pieces(messages) for messages in conversations]
     texts = [text for conversation in pieces for text, special, _ in conversation if not special]
     encoded = iter(tokenizer.encode_batch(texts))
@@ -61,7 +70,12 @@ def render_batch(conversations: Sequence[Messages], tokenizer: Tokenizer) -> lis
 
 
 def render_prompt(messages: Messages, tokenizer: Tokenizer) -> list[int]:
-    """Token ids of a conversation so far, ending with <|assistant|>: what comes next is the answer."""
+    """Token ids of a conversation so far, ending with <|assistant|>: what comes next is the answer.
+
+    Args:
+        messages: of the conversation so far.
+        tokenizer: that encodes their text.
+    """
     return [*render(messages, tokenizer)[0], tokenizer.special["<|assistant|>"]]
 
 

@@ -57,6 +57,13 @@ def find_files(
     formats, text about the data (such as licences), hidden files and what operating systems leave behind, and
     .json files that are not one object a line with one of `columns` (any, without columns).
     Order: as listed, and by name within a folder or glob, so that it does not depend on where `root` is.
+
+    Args:
+        paths: as params.yaml lists them.
+        root: that relative ones start from.
+        key: of params.yaml, for messages.
+        columns: of which a row of a .json file has one.
+        formats: endings of files that are taken from a folder.
     """
     found = Found()
     taken: dict[Path, str] = {}
@@ -84,7 +91,12 @@ def find_files(
 
 
 def say_left_out(left_out: dict[str, str], what: str) -> None:
-    """One line on files that were passed over; nothing without such files."""
+    """One line on files that were passed over; nothing without such files.
+
+    Args:
+        left_out: path -> why it was passed over.
+        what: the files are for, in words.
+    """
     if not left_out:
         return
     counts = Counter(left_out.values())
@@ -112,7 +124,12 @@ def format_of(path: PurePath) -> str:
 
 
 def no_data_by_name(path: PurePath, formats: Collection[str] = FORMATS) -> str | None:
-    """Why a file of a folder or listing is not data, by its relative path; None if it may be."""
+    """Why a file of a folder or listing is not data, by its relative path; None if it may be.
+
+    Args:
+        path: relative to the folder or repository.
+        formats: endings of files that are data.
+    """
     if any(part.startswith(".") or _LITTER.fullmatch(part) for part in path.parts):
         return LITTER
     if format_of(path) not in formats:

@@ -104,7 +104,12 @@ def say(line: str) -> None:
 
 
 def list_files(source: HubFiles, store: Path) -> list[HubFile]:
-    """The files that a source names, by path. Raises UserError."""
+    """The files that a source names, by path. Raises UserError.
+
+    Args:
+        source: repository, commit and pattern.
+        store: the folder of what was downloaded.
+    """
     matches = regex(translate(source.pattern)).match
     depth = source.pattern.count("/")
     repository = f"{source.name}@{source.revision}"
@@ -211,7 +216,12 @@ def _headers() -> dict[str, str]:
 
 
 def fetch(files: list[HubFile], progress: Progress | None = None) -> None:
-    """Every file here, whole and verified. Raises UserError that names what cannot be had."""
+    """Every file here, whole and verified. Raises UserError that names what cannot be had.
+
+    Args:
+        files: to download, several side by side.
+        progress: that counts bytes on the terminal; None: nobody looks.
+    """
     remotes = [file.remote for file in files]
     for remote in remotes:
         _from_cache(remote)
@@ -253,6 +263,13 @@ def documents(
 
     The fetch begins with a message about the files and the room they take, which is checked. If the files hold less text
     than estimated, the next ones are fetched one by one while the caller iterates. Raises UserError.
+
+    Args:
+        sources: repositories with their patterns, read in this order.
+        column: that holds the text.
+        megabytes: of text to take; None: all.
+        store: the folder of what was downloaded.
+        progress: that counts bytes on the terminal; None: nobody looks.
     """
     files = _data_files(sources, store)
     texts = _enough(files, column, megabytes)
@@ -384,7 +401,13 @@ class _Tail(io.RawIOBase):
 
 
 def archive(source: Archive, store: Path, progress: Progress | None = None) -> Path:
-    """The folder with core.yaml in an archive, fetched and unpacked once. Raises UserError."""
+    """The folder with core.yaml in an archive, fetched and unpacked once. Raises UserError.
+
+    Args:
+        source: address and checksum.
+        store: the folder of what was downloaded.
+        progress: that counts bytes on the terminal; None: nobody looks.
+    """
     folder = store / "archives" / source.sha256
     if not folder.is_dir():
         packed = Remote(

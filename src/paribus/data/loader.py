@@ -62,7 +62,12 @@ def shuffle_key(*parts: object) -> int:
 
 
 def mix(values: np.ndarray, key: int) -> np.ndarray:
-    """64 well-mixed bits of each value under a key, (n,) uint64: splitmix64's finaliser (Steele et al. 2014)."""
+    """64 well-mixed bits of each value under a key, (n,) uint64: splitmix64's finaliser (Steele et al. 2014).
+
+    Args:
+        values: (n,) uint64.
+        key: of 64 bits.
+    """
     x = (values ^ np.uint64(key)) * MULTIPLIERS[0]
     x = (x ^ (x >> SHIFTS[0])) * MULTIPLIERS[1]
     x = (x ^ (x >> SHIFTS[1])) * MULTIPLIERS[2]
@@ -74,6 +79,11 @@ def permute(indices: np.ndarray, size: int, key: int) -> np.ndarray:
 
     A Feistel network on pairs (high, low) with high x low just over `size`, walked along its cycle in the rare
     case that it leads out of range (Black and Rogaway 2002): a billion rows shuffle as easily as ten.
+
+    Args:
+        indices: each below `size`, (n,).
+        size: of the range.
+        key: of 64 bits; another key, another permutation.
     """
     high = math.isqrt(size - 1) + 1
     low = -(-size // high)
@@ -127,7 +137,11 @@ def places_of(
 ) -> np.ndarray:
     """Where the rows with these numbers are among the `rows` of a split; each epoch reads all `unique` ones anew.
 
-    unique: how many rows of the split are read. Which ones they are does not depend on the seed.
+    Args:
+        global_rows: numbers of rows since the run began, (n,).
+        rows: of the split.
+        unique: rows of the split that are read. Which ones they are does not depend on the seed.
+        key_of_epoch: epoch -> the key of its permutation.
     """
     epochs, places = np.divmod(global_rows, unique)
     for epoch in range(int(epochs.min()), int(epochs.max()) + 1):

@@ -77,7 +77,12 @@ def sample_documents(folder: Path, megabytes: float) -> Iterator[str]:
 
 
 def split_of(text: str, val_fraction: float) -> str:
-    """The split of a document, train or val, by its own hash: its place and the other documents do not matter."""
+    """The split of a document, train or val, by its own hash: its place and the other documents do not matter.
+
+    Args:
+        text: of the document.
+        val_fraction: share of documents held out (`tokens.val_fraction`).
+    """
     return "val" if _hash_fraction(text.encode()) < val_fraction else "train"
 
 
@@ -161,6 +166,13 @@ def write_shards(
     The manifest has dtype, vocab_size, tokenizer (sha256 of its tokenizer.json) and for each split documents, tokens,
     bytes (of text), shards, index.
     Raises UserError when a split gets no document; `out` is then left as it was.
+
+    Args:
+        folder: the corpus, with documents.jsonl and the files beside it.
+        tokenizer: that encodes them.
+        cfg: section `tokens` of params.yaml.
+        out: the folder to make.
+        progress: that counts documents on the terminal; None: nobody looks.
     """
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     total = sum(path.stat().st_size for path in folder.rglob("*.jsonl"))
@@ -297,6 +309,10 @@ def damaged(folder: Path, entries: list[dict[str, Any]]) -> list[str]:
 
     A process hashes a file once. Nothing is remembered from one process to the next: rot on a disk leaves a file's
     times as they were. Of several processes on a machine the first one looks.
+
+    Args:
+        folder: that the files are in.
+        entries: of a manifest: each has `name`, and `sha256` where it is known.
     """
     if launched().local_rank:
         return []

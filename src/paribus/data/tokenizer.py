@@ -318,6 +318,10 @@ def count_words(texts: Iterable[str], split: pre_tokenizers.PreTokenizer) -> Cou
     """How often each word occurs, written in the byte-level alphabet.
 
     Where there are more than MOST_WORDS, the rarest so far are forgotten: should one come again, its count restarts.
+
+    Args:
+        texts: of the documents.
+        split: cuts a text into words.
     """
     counts: Counter[str] = Counter()
     for chunk in chunks(texts, COUNTED_AT_ONCE):
@@ -339,6 +343,10 @@ def in_proportion(counts: Counter[str], most: int) -> Iterator[str]:
 
     A fraction of a time is one or none by the word's hash: of words that rare a fair sample is kept, and so what they
     have in common is counted right.
+
+    Args:
+        counts: word -> how often it occurs.
+        most: words that the lines hold in all.
     """
     share = min(most / max(counts.total(), 1), 1.0)
     lines = (
@@ -385,7 +393,12 @@ def first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
 
 
 def compression(tokenizer: Tokenizer, texts: list[str]) -> float:
-    """Bytes of UTF-8 per token over all `texts`: higher is fewer tokens for the same text."""
+    """Bytes of UTF-8 per token over all `texts`: higher is fewer tokens for the same text.
+
+    Args:
+        tokenizer: that encodes.
+        texts: to encode; at least one with text.
+    """
     documents = tokenizer.encode_documents(texts, np.dtype("<u4"))
     tokens = sum(len(ids) - 1 for ids in documents)  # without <|bos|>
     return sum(len(text.encode()) for text in texts) / max(tokens, 1)

@@ -31,9 +31,13 @@ class BitsPerByte(NamedTuple):
 def bits_per_byte(model: GPT, batches: Iterable[Batch], token_bytes: np.ndarray) -> BitsPerByte:
     """Sum of nats over the tokens that have text / (ln 2 x their bytes).
 
-    token_bytes (V,): UTF-8 bytes of each token. Special tokens have 0 and do not count, neither do targets of -1;
-    both still serve as context. How the rows are cut into batches changes nothing but rounding (1e-6).
+    How the rows are cut into batches changes nothing but rounding (1e-6).
     Raises UserError when no token has text.
+
+    Args:
+        model: to measure.
+        batches: pairs of tokens and targets, (B, T) int64 each. Targets of -1 do not count, and serve as context.
+        token_bytes: UTF-8 bytes of each token, (V,). Special tokens have 0, and do not count either.
     """
     widths = torch.as_tensor(token_bytes, dtype=torch.int64, device=model.device)
     nats, tokens, total = 0.0, 0, 0

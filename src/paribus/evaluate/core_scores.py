@@ -87,7 +87,12 @@ def batches(units: list[Unit], rows: int, tokens: int, limit: int) -> Iterator[l
 
 
 def score_units(model: GPT, units: list[Unit]) -> Scores:
-    """(item, option) -> mean loss in nats per token, and whether every token was the likeliest."""
+    """(item, option) -> mean loss in nats per token, and whether every token was the likeliest.
+
+    Args:
+        model: to ask.
+        units: of one batch.
+    """
     trunk, branches = forward_units(model, units)
     hidden: list[Tensor] = []
     for row, unit in enumerate(units):
@@ -113,6 +118,10 @@ def forward_units(model: GPT, units: list[Unit]) -> tuple[Tensor, list[Tensor]]:
 
     Returns those at the last R places asked of each trunk, (B, R, D), and for each n those of every unit's n-th branch,
     (B, T, D).
+
+    Args:
+        model: to ask.
+        units: B of them: each a trunk of tokens and branches that continue it.
     """
     trunks = [unit.trunk for unit in units]
     # the n-th branches of all units are forwarded together; a unit without one has an empty row
@@ -139,7 +148,13 @@ def forward_units(model: GPT, units: list[Unit]) -> tuple[Tensor, list[Tensor]]:
 
 
 def read_tokens(model: GPT, hidden: Tensor, targets: list[int]) -> tuple[list[float], list[bool]]:
-    """Cross-entropy in nats of each of N targets, and whether it is the likeliest token. hidden (N, D)."""
+    """Cross-entropy in nats of each of N targets, and whether it is the likeliest token.
+
+    Args:
+        model: whose head reads them.
+        hidden: states of the places before the targets, (N, D).
+        targets: N token ids.
+    """
     losses: list[float] = []
     hits: list[bool] = []
     wanted = torch.tensor(targets, device=model.device)
@@ -151,6 +166,11 @@ def read_tokens(model: GPT, hidden: Tensor, targets: list[int]) -> tuple[list[fl
 
 
 def pad(rows: list[list[int]], device: torch.device) -> Tensor:
-    """(B, T) int64, filled with 0 on the right: causal attention never looks there."""
+    """(B, T) int64, filled with 0 on the right: causal attention never looks there.
+
+    Args:
+        rows: B lists of token ids, the longest of T.
+        device: where the tensor goes.
+    """
     width = max(map(len, rows))
     return torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)

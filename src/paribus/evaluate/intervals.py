@@ -7,7 +7,13 @@ from collections.abc import Sequence
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's interval for a proportion, 95 % by default: sound also at 0, at n and for small n (Wilson, 1927)."""
+    """Wilson's interval for a proportion, 95 % by default: sound also at 0, at n and for small n (Wilson, 1927).
+
+    Args:
+        successes: out of n.
+        n: how often it was tried; at least 1.
+        z: quantile of the normal distribution.
+    """
     if not n:
         return 0.0, 1.0
     share, square = successes / n, z * z
@@ -51,7 +57,12 @@ def clustered_stderr(values: Sequence[float], clusters: Sequence[object]) -> flo
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
-    """Two-sided p of "both are equally good" from the items that only one of two got right (McNemar, 1947)."""
+    """Two-sided p of "both are equally good" from the items that only one of two got right (McNemar, 1947).
+
+    Args:
+        only_first: items that the first alone got right.
+        only_second: items that the second alone got right.
+    """
     n = only_first + only_second
     tail = sum(math.comb(n, i) for i in range(min(only_first, only_second) + 1))
     return min(1.0, float(2 * tail / 2**n))

@@ -38,6 +38,11 @@ def predict(n_correct: Sequence[int], samples: int, group_size: int) -> dict[str
     Up to `samples` unbiased, without a model: the chance that group_size of a question's answers, drawn without
     replacement, are all wrong (as in pass@k) or all right. Beyond, `extrapolated`: from the beta distribution of
     success rates whose first two moments are those of the questions.
+
+    Args:
+        n_correct: right answers to each question.
+        samples: answers drawn to each question.
+        group_size: answers of a group to predict.
     """
     if group_size > samples:
         zero, full = _beta_binomial_ends(n_correct, samples, group_size)
@@ -101,11 +106,20 @@ def sparsity_report(
     cut_off: float = 0.0,
     max_new_tokens: int | None = None,
 ) -> dict[str, Any]:
-    """All that `paribus eval sparsity` shows, for questions with n_correct of `samples` answers right each.
+    """All that `paribus eval sparsity` shows.
 
-    steps: solution steps of each question; samples_per_second: measured sampling speed of this machine;
-    group_size: the one that RL is set to (rl.samples_per_question). cut_off: share of the answers that ended at
-    max_new_tokens (rl.max_new_tokens) and not by themselves. Raises ValueError without questions.
+    Args:
+        n_correct: right answers to each question.
+        steps: solution steps of each question.
+        samples: answers drawn to each question.
+        samples_per_second: measured sampling speed of this machine.
+        group_size: the one that RL is set to (`rl.samples_per_question`).
+        group_sizes: others to predict.
+        cut_off: share of the answers that ended at `max_new_tokens` and not by themselves.
+        max_new_tokens: longest answer (`rl.max_new_tokens`), tokens.
+
+    Raises:
+        ValueError: without questions.
     """
     if not n_correct or samples < 2:
         raise ValueError("sparsity needs at least one question and two samples of each")
@@ -137,7 +151,13 @@ def sparsity_report(
 def by_steps(
     n_correct: Sequence[int], steps: Sequence[int], samples: int
 ) -> dict[str, dict[str, float]]:
-    """`sparsity` and pass_at_1 of the questions of each number of solution steps."""
+    """`sparsity` and pass_at_1 of the questions of each number of solution steps.
+
+    Args:
+        n_correct: right answers to each question.
+        steps: solution steps of each question.
+        samples: answers drawn to each question.
+    """
     groups: dict[int, list[int]] = {}
     for count, step in zip(n_correct, steps, strict=True):
         groups.setdefault(step, []).append(count)

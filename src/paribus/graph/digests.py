@@ -67,7 +67,12 @@ def _key(about: os.stat_result) -> str:
 
 
 def tree_digest(paths: Iterable[str | Path], memo: DigestMemo | None = None) -> str:
-    """sha256 over names and contents of files and folders; Python's caches do not count. Raises UserError."""
+    """sha256 over names and contents of files and folders; Python's caches do not count. Raises UserError.
+
+    Args:
+        paths: of files and folders.
+        memo: remembers the digests of large files; None: every file is read.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     files: list[tuple[str, Path]] = []
@@ -172,6 +177,10 @@ def cached_files(md5: str, cache: Path) -> dict[str, Path] | None:
     """File of an output (name relative to it; "" for a file) -> its object in the cache; None where DVC's listing is absent.
 
     The objects themselves may be absent or damaged: DVC looks at neither before it links them.
+
+    Args:
+        md5: of the output, as dvc.lock has it; a folder's ends with `.dir`.
+        cache: DVC's cache.
     """
     if not md5.endswith(".dir"):
         return {"": cache / md5[:2] / md5[2:]}

@@ -66,7 +66,12 @@ def _definitions(text: str, path: str) -> dict[str, StageDefinition]:
 
 
 def stage_definition(name: str, path: str | Path = "dvc.yaml") -> StageDefinition:
-    """One stage of dvc.yaml. Raises UserError with the names there are."""
+    """One stage of dvc.yaml. Raises UserError with the names there are.
+
+    Args:
+        name: of the stage, with `@item` where it has one.
+        path: of the file.
+    """
     definitions = stage_definitions(path)
     if name not in definitions:
         raise UserError(f"{path}: no stage {name!r}; there are: {', '.join(definitions)}")
@@ -95,7 +100,12 @@ def with_generated_deps(text: str, deps: dict[str, list[str]]) -> str:
 
 
 def chain(targets: Iterable[str], definitions: dict[str, StageDefinition]) -> list[str]:
-    """The targets and every stage that they come from, in the order of dvc.yaml."""
+    """The targets and every stage that they come from, in the order of dvc.yaml.
+
+    Args:
+        targets: names of stages.
+        definitions: name -> stage, in the order of dvc.yaml.
+    """
     outs = {name: _parts(definition.outs) for name, definition in definitions.items()}
     found: set[str] = set()
     waiting = list(targets)
@@ -202,7 +212,12 @@ def _fill(text: str, values: Mapping[str, object], where: str) -> str:
 
 
 def declared_params(definition: StageDefinition, settings: config.Config) -> dict[str, object]:
-    """Dotted key -> value of what a stage declares, sections spelt out; how it runs (`train`, `tracking`) left out."""
+    """Dotted key -> value of what a stage declares, sections spelt out; how it runs (`train`, `tracking`) left out.
+
+    Args:
+        definition: of the stage.
+        settings: params.yaml as it is.
+    """
     flat = config.flatten(settings)
     found: dict[str, object] = {}
     for declared in definition.params:

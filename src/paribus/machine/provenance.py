@@ -31,7 +31,13 @@ from paribus.places import dvc_experiment, main_checkout, state_root
 
 
 def stage_fingerprint(name: str, settings: config.Config, hardware: Hardware | None = None) -> str:
-    """Names a run of a stage: equal parts, equal outputs. Raises UserError as `fingerprint_parts` does."""
+    """Names a run of a stage: equal parts, equal outputs. Raises UserError as `fingerprint_parts` does.
+
+    Args:
+        name: of the stage in dvc.yaml, with `@item` where it has one.
+        settings: params.yaml as it is.
+        hardware: that it runs on; None: its outputs do not depend on any.
+    """
     return config.fingerprint(**fingerprint_parts(name, settings, hardware))
 
 
@@ -40,11 +46,15 @@ def fingerprint_parts(
 ) -> dict[str, Any]:
     """Everything that a run of a stage is a function of, as JSON.
 
-    name: of the stage in dvc.yaml, with `@item` where it has one.
     Returns stage; params: dotted key -> value, as declared; deps: data dep -> digest of its contents; code: source
     file -> digest of what the stage reaches of it; hardware: `Hardware.hardware_class()` or None; optimizer: the version of
     the optional library that the optimiser is of, if it is of one.
     Raises UserError for a param that params.yaml does not have, or a dep that does not exist.
+
+    Args:
+        name: of the stage in dvc.yaml, with `@item` where it has one.
+        settings: params.yaml as it is.
+        hardware: that it runs on; None: its outputs do not depend on any.
     """
     definition = stage_definition(name)
     parts = {

@@ -41,7 +41,13 @@ class Band:
 
 
 def band(seen: Tensor, window: int | None, dtype: torch.dtype) -> Band:
-    """The band of a mask. seen (B or 1, 1, T, T): True where a query, in rows, sees a key. dtype: of the products."""
+    """The band of a mask.
+
+    Args:
+        seen: True where a query, in rows, sees a key, (B or 1, 1, T, T).
+        window: tokens that a query sees at most, itself included; None: all before it.
+        dtype: of the products.
+    """
     mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
     return Band(mask.masked_fill_(~seen, -torch.inf)[:, 0], window)
 
@@ -90,7 +96,14 @@ class BandedAttention(torch.autograd.Function):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, seen: Band) -> Tensor:
-    """Attend: q, k, v (B, H, T, E) -> (B, H, T, E)."""
+    """Attend: q, k, v (B, H, T, E) -> (B, H, T, E).
+
+    Args:
+        q: queries.
+        k: keys, of as many heads.
+        v: values.
+        seen: the band of the mask.
+    """
     answer: Tensor = BandedAttention.apply(q, k, v, seen)  # type: ignore[no-untyped-call]
     return answer
 

@@ -43,7 +43,12 @@ def missing_tools(device: str) -> list[str]:
 
 
 def require_tools(device: str, reason: str) -> None:
-    """Raises UserError where `missing_tools` names any. reason: the setting that compiles, to begin the message with."""
+    """Raises UserError where `missing_tools` names any.
+
+    Args:
+        device: type of the device that is compiled for: cpu or cuda.
+        reason: the setting that compiles, to begin the message with.
+    """
     problems = missing_tools(device)
     if problems:
         raise UserError(f"{reason} compiles its kernels on this machine: {'; '.join(problems)}")

@@ -28,7 +28,12 @@ def relu_squared_product(up: Tensor, weight: Tensor) -> Tensor:
 
 
 def rounded(x: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(x as 8-bit floats, row after row; the factor () fp32 that makes them x again)."""
+    """(x as 8-bit floats, row after row; the factor () fp32 that makes them x again).
+
+    Args:
+        x: a matrix, in 16 or 32 bits.
+        kind: `torch.float8_e4m3fn` or `torch.float8_e5m2`.
+    """
     scale = x.abs().amax().float().clamp(min=LEAST) / torch.finfo(kind).max
     return (x / scale).to(kind, memory_format=torch.contiguous_format), scale
 

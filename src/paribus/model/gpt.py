@@ -351,7 +351,13 @@ class GPT(nn.Module):
 
 
 def drawn(draw: Draw, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """A matrix's first values, fp32; orthogonal: of the standard deviation that a normal one would have."""
+    """A matrix's first values, fp32; orthogonal: of the standard deviation that a normal one would have.
+
+    Args:
+        draw: kind and standard deviation.
+        shape: of the matrix.
+        generator: of random numbers; its state moves on.
+    """
     values = torch.randn(shape, generator=generator)
     if draw.kind == "orthogonal":
         values = nearest_orthogonal(values) * max(shape) ** 0.5
@@ -379,7 +385,12 @@ def save_checkpoint(
 
     All at once: whoever is killed here leaves the checkpoint that was there before, or none.
 
-    beside: name -> weights by name, to be kept in NAME.safetensors.
+    Args:
+        folder: of the checkpoint.
+        model: whose weights are saved.
+        tokenizer: the tokenizer.json to copy.
+        provenance: what the weights are a function of, as JSON.
+        beside: name -> weights by name, to be kept in NAME.safetensors.
     """
     from safetensors.torch import save_file
 
@@ -415,11 +426,15 @@ def load_checkpoint(
 ) -> GPT:
     """The model of a checkpoint folder.
 
-    recorded: whether provenance.json has to be there and to vouch for the other files; without one, False takes a
-    checkpoint whose files agree with each other.
-
     Raises UserError if it is absent, damaged, out of the bounds of params.yaml, or of another shape or vocabulary than
     it says; no model larger than the file is built then.
+
+    Args:
+        folder: of the checkpoint.
+        device: for the weights.
+        compute_dtype: of matrix products; the weights stay in fp32.
+        recorded: whether provenance.json has to be there and to vouch for the other files; without one, False takes a
+          checkpoint whose files agree with each other.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -59,7 +59,10 @@ def parameter_shapes(config: Architecture, vocab_size: int) -> dict[str, Shape]:
 def initial_draw(config: Architecture, name: str, shape: Shape) -> Draw:
     """How a tensor gets its first values.
 
-    name: as in `GPT.named_parameters`; shape: its own.
+    Args:
+        config: of the model.
+        name: of the tensor, as in `GPT.named_parameters`.
+        shape: of the tensor.
     """
     if len(shape) < 2:
         return ONE if name.endswith(ONE_SUFFIXES) else ZERO

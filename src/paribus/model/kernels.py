@@ -68,7 +68,12 @@ def check_device(
 
 
 def check_head_dim(head_dim: int, device_type: str) -> None:
-    """Raises UserError where training has no attention kernel for heads of this width: none is taken in its place."""
+    """Raises UserError where training has no attention kernel for heads of this width: none is taken in its place.
+
+    Args:
+        head_dim: channels of a head.
+        device_type: cpu, cuda or mps.
+    """
     if device_type == "cuda" and head_dim not in HEAD_DIMS:
         raise UserError(
             f"model.head_dim: {head_dim} has no attention kernels on CUDA; "
@@ -175,7 +180,12 @@ def compiled_flex() -> Any:
 
 @functools.cache
 def flex_of(mode: str, dynamic: bool | None) -> object:
-    """FlexAttention compiled for one mode; `mode` only keeps the modes apart."""
+    """FlexAttention compiled for one mode.
+
+    Args:
+        mode: inference, no_grad or training; it only keeps the compiled functions apart.
+        dynamic: whether shapes may vary without another compilation; None: torch decides.
+    """
     from torch.nn.attention.flex_attention import flex_attention
 
     require_tools("cuda", WINDOWS)  # for callers without a stage, such as a chat
@@ -245,12 +255,21 @@ def needs_equal_heads(q: Tensor, mask: Tensor | None) -> bool:
     """Whether CUDA has no fused kernel that lets several query heads share keys: with a mask, or in fp32.
 
     Without one, plain products form all scores: 4.3 GB for 32 rows of 2,048 tokens and 16 heads in bf16.
+
+    Args:
+        q: queries (B, H, T, E), for their device and dtype.
+        mask: of attention; None: causal.
     """
     return q.is_cuda and (mask is not None or q.dtype == torch.float32)
 
 
 def equal_heads(x: Tensor, heads: int) -> Tensor:
-    """Keys or values (B, K, S, E), each repeated for the query heads that share it -> (B, heads, S, E)."""
+    """Keys or values (B, K, S, E), each repeated for the query heads that share it -> (B, heads, S, E).
+
+    Args:
+        x: keys or values.
+        heads: of the queries; a multiple of K.
+    """
     rows, kv_heads, keys, width = x.shape
     shared = x.unsqueeze(2).expand(rows, kv_heads, heads // kv_heads, keys, width)
     return shared.flatten(1, 2)

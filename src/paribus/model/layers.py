@@ -203,7 +203,12 @@ class Attention(nn.Module):
         return heads if before else self.normalised(heads, gain)
 
     def normalised(self, heads: Tensor, gain: Tensor | None) -> Tensor:
-        """Queries or keys (B, T, H or K, E), each head of norm 1 per channel times its gain, if `model.qk_norm`."""
+        """Queries or keys (B, T, H or K, E), each head of norm 1 per channel times its gain, if `model.qk_norm`.
+
+        Args:
+            heads: queries or keys.
+            gain: of each channel, (E,); None: 1.
+        """
         if not self.config.qk_norm:
             return heads
         heads = normalise(heads, self.config.norm)

@@ -98,6 +98,11 @@ def check_size(folder: Path, found: dict[str, tuple[int, ...]], parameters: int)
     """Raises UserError where model.safetensors does not hold as many numbers as config.json makes `parameters`.
 
     So that no model is built that is larger than the file: a slip in config.json may make one that no memory holds.
+
+    Args:
+        folder: of the checkpoint.
+        found: tensor -> shape, from the head of model.safetensors.
+        parameters: numbers that the model of config.json has.
     """
     there = sum(math.prod(shape) for shape in found.values())
     if there != parameters:
@@ -112,7 +117,10 @@ def check_shapes(
 ) -> None:
     """Raises UserError naming the tensors of model.safetensors that are not of the shapes that config.json makes.
 
-    found, expected: tensor -> shape.
+    Args:
+        folder: of the checkpoint.
+        found: tensor -> shape, from the head of model.safetensors.
+        expected: tensor -> shape, as config.json makes them.
     """
     wrong = []
     for name in sorted(expected.keys() | found.keys()):

@@ -59,6 +59,10 @@ def has_choice(hardware: Hardware, model: Architecture) -> bool:
     """Whether flash attention may compute this model's windows.
 
     It takes 16 bits and heads of a multiple of 8, and caps no logits. Processes of several machines could choose differently.
+
+    Args:
+        hardware: of this process.
+        model: whose windows they are.
     """
     narrow = hardware.dtype == "bfloat16" and model.head_dim % 8 == 0
     plain = not model.attention_softcap and not model.attention_dropout
@@ -68,7 +72,12 @@ def has_choice(hardware: Hardware, model: Architecture) -> bool:
 
 
 def name_of(hardware: Hardware, model: Architecture) -> str:
-    """What a measurement holds for."""
+    """What a measurement holds for.
+
+    Args:
+        hardware: of this process.
+        model: whose windows they are.
+    """
     heads = f"{model.n_heads}/{model.n_kv_heads} heads of {model.head_dim}"
     mode = "deterministic" if hardware.deterministic else "free"
     return (
@@ -78,7 +87,13 @@ def name_of(hardware: Hardware, model: Architecture) -> str:
 
 
 def remembered(path: Path, name: str, model: Architecture) -> Choice:
-    """The choice that `path` has under a name; measured and written there where it has none."""
+    """The choice that `path` has under a name; measured and written there where it has none.
+
+    Args:
+        path: of a JSON file: name -> choice.
+        name: as `name_of` gives it.
+        model: whose windows they are.
+    """
     found: dict[str, Any] = read_json(path) or {}
     if name not in found:
         found[name] = dataclasses.asdict(measure(model))
@@ -135,7 +150,15 @@ def tensors(model: Architecture) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def passes_of(
     q: Tensor, k: Tensor, v: Tensor, weight: Tensor, mask: object
 ) -> Callable[[], list[Tensor]]:
-    """A call that gives the output of attention and the gradients of q, k and v."""
+    """A call that gives the output of attention and the gradients of q, k and v.
+
+    Args:
+        q: queries (B, H, T, E).
+        k: keys (B, K, T, E).
+        v: values (B, K, T, E).
+        weight: gradient of the output, (B, H, T, E).
+        mask: as `attention.attend` takes it.
+    """
 
     def both_passes() -> list[Tensor]:
         inputs = [x.detach().requires_grad_() for x in (q, k, v)]

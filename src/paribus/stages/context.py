@@ -105,7 +105,12 @@ class Session:
 
 
 def name_changes(stage: str, config: Config) -> None:
-    """Report keys that were changed since the last commit and have no effect in a stage. Raises UserError."""
+    """Report keys that were changed since the last commit and have no effect in a stage. Raises UserError.
+
+    Args:
+        stage: as dvc.yaml names it.
+        config: params.yaml as it is.
+    """
     sections = [*graph.stage_definition(stage).params, "train"]
     for note in change_notes(config, sections):
         print(f"paribus {stage}: {note}", file=sys.stderr)
@@ -177,7 +182,12 @@ def session(stage: str) -> Iterator[Session]:
 
 
 def say_crowded(stage: str, threads: int | None) -> None:
-    """Warn about more threads than cores: the result is that of the requested number, but takes longer."""
+    """Warn about more threads than cores: the result is that of the requested number, but takes longer.
+
+    Args:
+        stage: as dvc.yaml names it.
+        threads: that params.yaml asks for; None: as many as cores.
+    """
     cores = available_cores()
     if threads is not None and threads > cores:
         print(
@@ -209,7 +219,12 @@ def core_is_synthetic() -> bool:
 
 
 def new_model(run: Session, recipe: Recipe) -> GPT:
-    """An untrained model at its first values, on the session's device."""
+    """An untrained model at its first values, on the session's device.
+
+    Args:
+        run: the stage's session.
+        recipe: of the model.
+    """
     from paribus.train import trainer
 
     check_kernels(run, recipe.architecture)
@@ -217,7 +232,12 @@ def new_model(run: Session, recipe: Recipe) -> GPT:
 
 
 def load_model(run: Session, stage: str) -> GPT:
-    """The model of a stage's checkpoint on the session's device."""
+    """The model of a stage's checkpoint on the session's device.
+
+    Args:
+        run: the stage's session.
+        stage: name of the checkpoint: base, mid, sft or rl.
+    """
     import torch
 
     from paribus.model.gpt import load_checkpoint
@@ -229,7 +249,12 @@ def load_model(run: Session, stage: str) -> GPT:
 
 
 def open_engine(run: Session, stage: str) -> Engine:
-    """The engine of a stage's checkpoint on the session's device."""
+    """The engine of a stage's checkpoint on the session's device.
+
+    Args:
+        run: the stage's session.
+        stage: name of the checkpoint: base, mid, sft or rl.
+    """
     from paribus.generate import open_checkpoint
 
     engine = open_checkpoint(CHECKPOINTS / stage, run.hardware.device, run.hardware.dtype)
@@ -238,7 +263,12 @@ def open_engine(run: Session, stage: str) -> Engine:
 
 
 def set_up(run: Session, model: GPT) -> None:
-    """Prepare a loaded model for the session. Raises UserError where this machine lacks what its kernels need."""
+    """Prepare a loaded model for the session. Raises UserError where this machine lacks what its kernels need.
+
+    Args:
+        run: the stage's session.
+        model: as it was loaded.
+    """
     check_kernels(run, model.config)
     model.activation_checkpointing = run.config.train.activation_checkpointing
     model.window_kernel = run.hardware.window_kernel
@@ -247,7 +277,12 @@ def set_up(run: Session, model: GPT) -> None:
 
 
 def check_kernels(run: Session, model: Architecture) -> None:
-    """Raises UserError where this machine lacks what the stage's kernels need."""
+    """Raises UserError where this machine lacks what the stage's kernels need.
+
+    Args:
+        run: the stage's session.
+        model: its architecture.
+    """
     from paribus.model import kernels
 
     if (

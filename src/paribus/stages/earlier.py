@@ -52,6 +52,11 @@ def why_anew(folder: Path, stage: str, parts: dict[str, Any]) -> str | None:
     """Why a run that begins does not go on from the newest state of its stage, in one sentence.
 
     None where there is no such state.
+
+    Args:
+        folder: of all states of the project.
+        stage: that begins.
+        parts: of its fingerprint.
     """
     other = newest_other_run(folder, stage)
     if other is None:

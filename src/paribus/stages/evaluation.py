@@ -133,7 +133,12 @@ def readable(text: str) -> str:
 
 
 def prompt_row(stage: str, row: dict[str, str]) -> dict[str, object]:
-    """A fixed prompt and its answer, as a row of the table of one checkpoint."""
+    """A fixed prompt and its answer, as a row of the table of one checkpoint.
+
+    Args:
+        stage: name of the checkpoint.
+        row: {prompt, answer}.
+    """
     return {"checkpoint": stage, "prompt": row["prompt"], "answer": readable(row["answer"])}
 
 

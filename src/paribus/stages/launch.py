@@ -51,6 +51,10 @@ def launch(stage: str, train: config.Train) -> None:
 
     SIGINT and SIGTERM are passed on, and the processes take their time to save; they notice by themselves when this
     one, or the DVC above it, is killed. When one process dies the others are stopped.
+
+    Args:
+        stage: a training stage.
+        train: section of params.yaml.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch

@@ -32,8 +32,16 @@ def write_outputs(
 ) -> None:
     """Write checkpoint, curve and metrics in that order, so that metrics prove that the stage is done.
 
-    target: the checkpoint's name. beside: name -> weights that are kept beside the model's. Raises UserError, before
-    anything is written, for a run that diverged.
+    Args:
+        run: the stage's session.
+        log: of its run.
+        model: as training left it.
+        target: the checkpoint's name.
+        summary: all figures of the stage.
+        beside: name -> weights that are kept beside the model's.
+
+    Raises:
+        UserError: for a run that diverged, before anything is written.
     """
     stage = run.stage
     refuse_divergence(stage, summary)
@@ -74,7 +82,12 @@ def source_tokenizer(target: str) -> Path:
 def say_cut_off(name: str, share: float, key: str, max_new_tokens: int, context: int) -> None:
     """Warn where many answers were cut off, as their endings are unknown.
 
-    key: the one that gives `max_new_tokens`; context: tokens that the model sees, the question included.
+    Args:
+        name: of the stage, for the message.
+        share: of all answers, from 0 to 1.
+        key: of params.yaml that gives `max_new_tokens`.
+        max_new_tokens: longest answer, tokens.
+        context: tokens that the model sees, the question included.
     """
     if share < CUT_OFF_SAID:
         return

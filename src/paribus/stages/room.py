@@ -33,7 +33,11 @@ def machine_memory() -> int:
 def needed(recipe: Recipe, stage: str, dtype: str, processes: int = 1) -> dict[str, int]:
     """Bytes that a training stage holds at its peak on a CPU, by the keys that decide on them.
 
-    dtype: of the products. processes: that train together on this machine.
+    Args:
+        recipe: of the run.
+        stage: a training stage.
+        dtype: of the products.
+        processes: that train together on this machine.
     """
     from paribus.plan.memory import CPU_PROCESS, stage_memory
 
@@ -64,7 +68,14 @@ def needed(recipe: Recipe, stage: str, dtype: str, processes: int = 1) -> dict[s
 
 
 def check(recipe: Recipe, stage: str, dtype: str, processes: int = 1) -> None:
-    """Raises UserError where a training stage needs more memory than this machine has, with the keys that need most."""
+    """Raises UserError where a training stage needs more memory than this machine has, with the keys that need most.
+
+    Args:
+        recipe: of the run.
+        stage: a training stage.
+        dtype: of the products.
+        processes: that train together on this machine.
+    """
     parts, there = needed(recipe, stage, dtype, processes), machine_memory()
     total = sum(parts.values())
     if total <= there:

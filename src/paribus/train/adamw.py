@@ -12,7 +12,15 @@ from paribus.train.state import State, buffer, gradients_of
 def update(
     parameters: dict[str, Tensor], state: State, config: OptimizerConfig, lr: float, updates: int
 ) -> None:
-    """Step all parameters of a group. updates: made so far, this one included."""
+    """Step all parameters of a group.
+
+    Args:
+        parameters: name -> weights, changed in place; each has a gradient.
+        state: of the optimiser: moments by name, changed in place.
+        config: section `optimizer` of params.yaml.
+        lr: learning rate of the step.
+        updates: made so far, this one included.
+    """
     beta1, beta2 = config.beta1, config.beta2
     gradients = gradients_of(parameters)
     first, second = _moments(parameters, state)
@@ -35,7 +43,16 @@ def fused_update(
     updates: Tensor,
     gate: Tensor | None,
 ) -> None:
-    """`update` as one kernel. updates: where the parameters are. gate (): 1, or 0 to change nothing."""
+    """`update` as one kernel.
+
+    Args:
+        parameters: name -> weights, changed in place.
+        state: of the optimiser: moments by name, changed in place.
+        config: section `optimizer` of params.yaml.
+        lr: learning rate of the step.
+        updates: made so far, this one included, (); on the device of the parameters.
+        gate: 1, or 0 to change nothing, (); None: 1.
+    """
     first, second = _moments(parameters, state)
     torch._fused_adamw_(
         list(parameters.values()),

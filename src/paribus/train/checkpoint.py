@@ -70,9 +70,14 @@ class StateStore:
     ) -> None:
         """Save a state without stalling: tensors are copied before this returns, and written after.
 
-        logged: how far the run's log has come; None: there is no log.
+        Args:
+            step: that the state is after.
+            tensors: name -> tensor.
+            values: what else the state holds, as JSON.
+            logged: how far the run's log has come; None: there is no log.
 
-        Raises MachineError when several saves in a row have failed; the last whole state stays in place.
+        Raises:
+            MachineError: when several saves in a row have failed; the last whole state stays in place.
         """
         began = time.perf_counter()
         self.wait()
@@ -238,7 +243,12 @@ class StateStore:
             )
 
     def note_failure(self, step: int, error: Exception) -> None:
-        """Count a save that failed while it was prepared, and say why; the one in progress ends first."""
+        """Count a save that failed while it was prepared, and say why; the one in progress ends first.
+
+        Args:
+            step: whose state it was.
+            error: that ended the save.
+        """
         self.wait()
         self._note_failure(step, error)
 

@@ -117,7 +117,13 @@ class Library:
 
 
 def make(kind: str, arguments: Mapping[str, Any], groups: Groups) -> torch.optim.Optimizer:
-    """The optimiser of a name, with these arguments. Raises UserError where it refuses them."""
+    """The optimiser of a name, with these arguments. Raises UserError where it refuses them.
+
+    Args:
+        kind: `module.Class`, as `optimizer.kind` has it.
+        arguments: of the class, as `optimizer.arguments` has them.
+        groups: of parameters, as torch's optimisers take them.
+    """
     place, _, name = kind.rpartition(".")
     made_by: Any = getattr(own if place == "own" else library(place), name)
     given: dict[str, Any] = dict(arguments)
@@ -181,7 +187,14 @@ def _counters(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def unpacked(value: Any, name: str, state: State, device: torch.device) -> Any:
-    """What was `packed` for the parameter `name`."""
+    """What was `packed` for the parameter `name`.
+
+    Args:
+        value: as `packed` gave it.
+        name: of the parameter.
+        state: that holds the tensors of `packed`.
+        device: of the parameter.
+    """
     if not isinstance(value, dict):
         return value
     [(kind, content)] = value.items()
@@ -197,14 +210,25 @@ def unpacked(value: Any, name: str, state: State, device: torch.device) -> Any:
 
 
 def checked(kind: str, arguments: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> Library:
-    """A `Library` that was tried on a small matrix first. Raises UserError."""
+    """A `Library` that was tried on a small matrix first. Raises UserError.
+
+    Args:
+        kind: `module.Class`, as `optimizer.kind` has it.
+        arguments: of the class.
+        parameters: name -> weights that it is to train.
+    """
     try_out(kind, json.dumps(arguments))
     return Library(kind, arguments, parameters)
 
 
 @functools.cache
 def try_out(kind: str, arguments: str) -> None:
-    """Raises UserError unless a small training is the same to the bit with a resume in its middle. arguments: as JSON."""
+    """Raises UserError unless a small training is the same to the bit with a resume in its middle.
+
+    Args:
+        kind: `module.Class`, as `optimizer.kind` has it.
+        arguments: of the class, as JSON.
+    """
     given = json.loads(arguments)
     try:
         straight = _trained(kind, given, resume=False)

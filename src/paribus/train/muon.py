@@ -181,7 +181,12 @@ def orthogonalise(
 
 
 def scale(shape: torch.Size, scaling: str) -> float:
-    """What a step is multiplied by: rows are outputs, columns inputs (`optimizer.muon_scaling`)."""
+    """What a step is multiplied by: rows are outputs, columns inputs (`optimizer.muon_scaling`).
+
+    Args:
+        shape: of the matrix.
+        scaling: the rule.
+    """
     rows, columns = shape
     if scaling == "tall":  # more outputs than inputs: equal change of the output's RMS
         return float(max(1.0, rows / columns) ** 0.5)

@@ -45,6 +45,10 @@ def parameter_groups(model: GPT, config: OptimizerConfig) -> list[Group]:
 
     The rates of AdamW's matrices, embeddings and head follow the width. Muon's does not, as its update has a scale of its
     own for each shape; nor does that of the scalars. None follows the batch.
+
+    Args:
+        model: whose parameters they are.
+        config: section `optimizer` of params.yaml.
     """
     members: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, parameter in model.named_parameters():

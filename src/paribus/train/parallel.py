@@ -191,7 +191,12 @@ def whole(model: GPT) -> Iterator[None]:
 
 
 def gather(model: GPT, on: bool = True) -> None:
-    """Make the parameters whole on every rank, until called again with `on` False, which shards them."""
+    """Make the parameters whole on every rank, until called again with `on` False, which shards them.
+
+    Args:
+        model: sharded by `wrap`.
+        on: whether to gather.
+    """
     if ranks() == 1:
         return
     modules: list[Any] = [module for module in model.modules() if hasattr(module, "unshard")]

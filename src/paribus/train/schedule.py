@@ -49,13 +49,24 @@ def lr_factor(
 
 
 def plateau(step: float, warmup_steps: int, power: float) -> float:
-    """The multiplier after the warm-up, where it is 1, and before the warm-down."""
+    """The multiplier after the warm-up, where it is 1, and before the warm-down.
+
+    Args:
+        step: from 0, or a fraction between two.
+        warmup_steps: before it.
+        power: by which the rate falls.
+    """
     start = max(warmup_steps, 1)
     return float((max(step + 1, start) / start) ** -power)
 
 
 def height(left: float, shape: Shape) -> float:
-    """How high the rate still is within the warm-down, from 1 to 0. left: share of the warm-down's steps to come."""
+    """How high the rate still is within the warm-down, from 1 to 0.
+
+    Args:
+        left: share of the warm-down's steps to come.
+        shape: of the fall.
+    """
     if shape == "cosine":
         return (1 - math.cos(math.pi * left)) / 2
     if shape == "sqrt":
@@ -80,7 +91,13 @@ NOTHING_OWN = OwnFactors()
 
 
 def common_factor(schedule: Pretrain | Conversations | RL, step: float, steps: int) -> float:
-    """The factor of all learning rates whose group has no course of its own."""
+    """The factor of all learning rates whose group has no course of its own.
+
+    Args:
+        schedule: of the stage.
+        step: from 0, or a fraction between two.
+        steps: of the stage.
+    """
     if isinstance(schedule, RL):  # its rates fall from the end of the warm-up to the last step
         course = Course(schedule.warmup_fraction, 1.0, schedule.final_lr_fraction, "linear", 0.0)
     else:
@@ -91,7 +108,14 @@ def common_factor(schedule: Pretrain | Conversations | RL, step: float, steps: i
 def own_factors(
     schedule: Pretrain | Conversations | RL, decay_schedule: str, step: float, steps: int
 ) -> OwnFactors:
-    """The factors of a step besides the common one. decay_schedule: `optimizer.weight_decay_schedule`."""
+    """The factors of a step besides the common one.
+
+    Args:
+        schedule: of the stage.
+        decay_schedule: `optimizer.weight_decay_schedule`.
+        step: from 0, or a fraction between two.
+        steps: of the stage.
+    """
     decay = 1.0
     if decay_schedule in ("constant", "linear"):
         decay = schedule.lr_scale

@@ -9,7 +9,14 @@ State = dict[str, Tensor]
 
 
 def buffer(state: State, kind: str, name: str, like: Tensor) -> Tensor:
-    """The tensor of that kind for a parameter, made of zeros in the shape of `like` where there is none."""
+    """The tensor of that kind for a parameter, made of zeros in the shape of `like` where there is none.
+
+    Args:
+        state: of the optimiser, which gets the tensor.
+        kind: first, second, momentum and so on.
+        name: of the parameter.
+        like: the parameter.
+    """
     key = f"{kind}.{name}"
     if key not in state:
         state[key] = torch.zeros_like(like)

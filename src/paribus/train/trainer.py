@@ -71,7 +71,12 @@ class Trainer:
         return common_factor(self.recipe.schedule(self.stage), place, steps)
 
     def own_factors(self, step: int, steps: int) -> OwnFactors:
-        """What else the step multiplies by: of groups with a schedule of their own, and of the weight decay."""
+        """What else the step multiplies by: of groups with a schedule of their own, and of the weight decay.
+
+        Args:
+            step: from 0.
+            steps: of the run.
+        """
         decay = self.recipe.config.optimizer.weight_decay_schedule
         place = self._even(step, steps)
         return own_factors(self.recipe.schedule(self.stage), decay, place, steps)
@@ -102,7 +107,14 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         plan: Plan | None = None,
     ) -> Loop:
-        """The run, at its beginning; `Loop.restore` goes to a state. plan: in place of the schedule's."""
+        """The run, at its beginning; `Loop.restore` goes to a state.
+
+        Args:
+            store: of the run's states.
+            interrupt: what asks it to stop.
+            callbacks: that watch it.
+            plan: in place of the schedule's.
+        """
         plan = plan or self.plan()
         stepper = make_stepper(
             self.model, self.forward, self.optimizer, self.objective, self.recipe.config.seed
@@ -142,7 +154,12 @@ class Trainer:
 
 
 def new_model(recipe: Recipe, hardware: Hardware) -> GPT:
-    """An untrained model on the hardware's device, at the first values that the seed gives."""
+    """An untrained model on the hardware's device, at the first values that the seed gives.
+
+    Args:
+        recipe: of the model.
+        hardware: of this process.
+    """
     model = GPT(recipe.architecture, recipe.vocab_size, getattr(torch, hardware.dtype))
     model.activation_checkpointing = recipe.config.train.activation_checkpointing
     model.window_kernel = hardware.window_kernel
@@ -154,7 +171,13 @@ def new_model(recipe: Recipe, hardware: Hardware) -> GPT:
 
 
 def next_token(rows: Loader, recipe: Recipe, stage: str) -> NextToken:
-    """The objective of a supervised stage: this rank's share of its rows."""
+    """The objective of a supervised stage: this rank's share of its rows.
+
+    Args:
+        rows: of the stage, all ranks' together.
+        recipe: of the run.
+        stage: pretrain, midtrain or sft.
+    """
     schedule = recipe.supervised_schedule(stage)
     terms = {"z_loss": schedule.z_loss, "label_smoothing": schedule.label_smoothing}
     if stage == "pretrain" and recipe.architecture.future_tokens:
