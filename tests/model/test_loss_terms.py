@@ -70,3 +70,25 @@ def test_a_token_that_is_not_learned_has_no_loss_and_no_gradient() -> None:
     (gradient,) = torch.autograd.grad(loss, hidden)
     assert not gradient.any()
     assert not losses.any()
+
+
+@pytest.mark.parametrize("spread", [1.0, 100.0])
+@pytest.mark.parametrize("softcap", [5.0, 64.0])
+def test_capped_logits_in_bf16_have_the_loss_and_the_gradients_of_fp32(
+    softcap: float, spread: float
+) -> None:
+    """With a large spread most logits are at the cap, where the exponentials have their extremes."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(TOKENS, WIDTH, generator=generator).bfloat16()
+    matrix = (spread * torch.randn(VOCAB, WIDTH, generator=generator)).bfloat16().float()
+    targets = torch.randint(-1, VOCAB, (TOKENS,), generator=generator)
+    factors = torch.rand(TOKENS, generator=generator)
+
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        hidden = drawn.to(dtype).requires_grad_()
+        weight = matrix.clone().requires_grad_()
+        loss, each = cross_entropy(hidden, weight, targets, factors, softcap, CHUNK, compiled=False)
+        results.append((each, *torch.autograd.grad(loss, (hidden, weight))))
+    for exact, rounded in zip(*results, strict=True):
+        assert (rounded.float() - exact).norm() <= 0.01 * exact.norm()
