@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 from paribus.config.schema import Config
@@ -85,6 +85,12 @@ def texts_are_sources(config: Config) -> Iterator[str]:
             yield f"{key}: this name is taken or odd; taken is {MAIN}, for corpus.source"
 
 
+def _no_such_source(source: str, known: Sequence[str]) -> str:
+    hint = did_you_mean(source, known)
+    there = ", ".join(map(escaped, known))
+    return f"{escaped(source)}: no such source; {hint + ' ' if hint else ''}there are: {there}"
+
+
 def documents_are_mixed(config: Config) -> Iterator[str]:
     """pretrain.mixture, .epochs and .source_order name corpora that there are, and agree with each other."""
     pretrain = config.pretrain
@@ -93,11 +99,7 @@ def documents_are_mixed(config: Config) -> Iterator[str]:
     for key, sources in (*named.items(), ("source_order", pretrain.source_order)):
         for source in sources:
             if source not in known:
-                hint = did_you_mean(source, known)
-                yield (
-                    f"pretrain.{key}: {escaped(source)}: no such source; {hint + ' ' if hint else ''}"
-                    f"there are: {', '.join(map(escaped, known))} (more by corpus.texts)"
-                )
+                yield f"pretrain.{key}: {_no_such_source(source, known)} (more by corpus.texts)"
     amounts = pretrain.mixture | pretrain.epochs
     if amounts and sum(amounts.values()) <= 0:
         yield "pretrain.mixture: no source has a weight above 0"
@@ -164,11 +166,7 @@ def sources_exist(name: str, key: str) -> Rule:
         for source in getattr(_conversations(config, name), key):
             if source in known:
                 continue
-            hint = did_you_mean(source, known)
-            yield (
-                f"{name}.{key}.{escaped(source)}: no such source; {hint + ' ' if hint else ''}"
-                f"there are: {', '.join(map(escaped, known))} (more by corpus.conversations)"
-            )
+            yield f"{name}.{key}.{_no_such_source(source, known)} (more by corpus.conversations)"
 
     return rule
 

@@ -113,11 +113,10 @@ def asked_columns(source: Source, options: Options) -> dict[str, str]:
         source: the table.
         options: that name them.
     """
-    asked = {f"--arm {name}" if len(options.arm) > 1 else "--arm": name for name in options.arm}
-    asked |= {
-        f"--pair-by {name}" if len(options.pair_by) > 1 else "--pair-by": name
-        for name in options.pair_by
-    }
+    asked = {}
+    for option, columns in (("--arm", options.arm), ("--pair-by", options.pair_by)):
+        for column in columns:
+            asked[f"{option} {column}" if len(columns) > 1 else option] = column
     if options.reach:
         asked["--curve"] = options.curve or ""
         asked["--step"] = _axis(source, options)
@@ -189,11 +188,7 @@ def rows_of(source: Source, options: Options, faults: Faults) -> list[Row]:
     rows: list[Row] = []
     for number, cells in source.rows(columns):
         parts = _parts(names, cells)
-        values = [name_of(cell) for cell in parts["where"]]
-        if not all(
-            (value == wanted) == equal
-            for value, (_, equal, wanted) in zip(values, conditions, strict=True)
-        ):
+        if not _meets(conditions, parts["where"]):
             continue
         rows += _of_row(number, parts, options, tuple(metrics))
         if len(rows) > MOST_ROWS:
@@ -204,6 +199,14 @@ def rows_of(source: Source, options: Options, faults: Faults) -> list[Row]:
         if not row.arm:
             faults.note("the arm has no name", row.number)
     return rows
+
+
+def _meets(conditions: Sequence[tuple[str, bool, str]], cells: Sequence[object]) -> bool:
+    """Whether a row's cells are as `--where` asks."""
+    met = []
+    for cell, (_, equal, wanted) in zip(cells, conditions, strict=True):
+        met.append((name_of(cell) == wanted) == equal)
+    return all(met)
 
 
 def _one(column: str | None) -> tuple[str, ...]:

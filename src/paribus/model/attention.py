@@ -90,14 +90,16 @@ def backend(
     some places ask; SDPA with a mask in memory. device_type: "cuda" or "cpu".
     """
     if device_type == "cuda" and not read:
-        plain = not documents and not softcap and (window is None or window >= length)
-        return "causal" if plain else "flex"
-    by_blocks = (
-        device_type == "cpu" and dtype == torch.bfloat16 and not torch.compiler.is_compiling()
-    )
-    if by_blocks and not (read or softcap or dropout):
+        sees_all = window is None or window >= length
+        return "flex" if documents or softcap or not sees_all else "causal"
+    if _has_blocks(device_type, dtype) and not (read or softcap or dropout):
         return "banded"
     return "masked" if documents or read or window is not None else "causal"
+
+
+def _has_blocks(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether products of blocks are quicker than SDPA: on a CPU in bf16, outside of a compiled model."""
+    return device_type == "cpu" and dtype == torch.bfloat16 and not torch.compiler.is_compiling()
 
 
 def at(x: Tensor, places: Tensor | None) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paribus.files import write_atomic
 from paribus.judge.terminal import shortened
-from paribus.judge.verdicts import Judgement
+from paribus.judge.verdicts import Comparison, Judgement
 from paribus.judge.words import as_json, change, digits_of, interval_words, sentence, summary
 from paribus.pages.drawing import FAINT, INK, canvas, svg, templates, title
 from paribus.pages.verdict_figures import COLOURS
@@ -84,18 +85,14 @@ def forest(judgement: Judgement) -> Figure | None:
         edge = options.smallest_effect
         axes.axvspan(-edge, edge, color=FAINT, alpha=0.18, linewidth=0)
     axes.axvline(0, color=INK, linewidth=1)
-    drawn = [one.difference for one in shown]
-    for one in shown:
-        drawn += [end for end in (one.low, one.high) if end is not None and math.isfinite(end)]
-    left, right = min([*drawn, 0.0]), max([*drawn, 0.0])
-    room = 0.06 * ((right - left) or 1.0)
+    left, right = _limits(shown)
     for place, one in enumerate(reversed(shown)):
         colour = COLOURS[one.verdict]
         if one.low is not None and one.high is not None:
-            ends = [max(one.low, left - room), min(one.high, right + room)]
+            ends = [max(one.low, left), min(one.high, right)]
             axes.plot(ends, [place, place], color=colour, linewidth=2.4)
         axes.plot(one.difference, place, marker="s", markersize=6, color=colour)
-    axes.set_xlim(left - room, right + room)
+    axes.set_xlim(left, right)
     axes.set_yticks(range(len(shown)), [shortened(one.arm) for one in reversed(shown)])
     axes.set_ylim(-0.7, len(shown) - 0.3)
     axes.grid(visible=False, axis="y")
@@ -104,3 +101,14 @@ def forest(judgement: Judgement) -> Figure | None:
     grey = "; grey band: too small to matter" if options.smallest_effect is not None else ""
     title(axes, f"difference from {against}", f"{better} of 0 is better{grey}")
     return figure
+
+
+def _limits(shown: Sequence[Comparison]) -> tuple[float, float]:
+    """What the horizontal axis goes from and to: past 0, every difference and every finite end of an interval."""
+    drawn = [0.0]
+    for one in shown:
+        drawn.append(one.difference)
+        drawn += [end for end in (one.low, one.high) if end is not None and math.isfinite(end)]
+    left, right = min(drawn), max(drawn)
+    room = 0.06 * ((right - left) or 1.0)
+    return left - room, right + room

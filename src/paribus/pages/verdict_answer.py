@@ -59,62 +59,101 @@ def answer(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> Answer:
     """
     asked = [row for row in rows if not _is_interaction(experiment, row["name"])]
     keys = baseline_keys(experiment)
-    name = "the baseline"
-    if keys and len(keys) <= MOST_KEYS and experiment.factorial is None:
-        name += f" ({', '.join(f'{key}: {as_written(value)}' for key, value in keys.items())})"
-    parts = []
-    for verdict in WORDS:
-        alike = [row for row in asked if row["verdict"] == verdict]
-        if alike:
-            parts.append(_part(experiment, verdict, alike, len(asked), name))
-            name = "the baseline"  # once is enough
-    open_arms = [row["name"] for row in asked if row["verdict"] in OPEN]
-    if open_arms:
-        who = listed(open_arms)
-        if experiment.ladder is not None:
-            who = f"the effect{'s' if len(open_arms) > 1 else ''} of {who}"
-        parts.append(f"{who} {'is' if len(open_arms) == 1 else 'are'} undecided")
-    sentence = "; ".join(parts) or "no arm has a result yet"
-    if re.match(r"(all \d+|the|no) ", sentence):  # a name is written as the file has it
-        sentence = sentence[0].upper() + sentence[1:]
-    sentence += "."
-    outcomes: dict[str, Outcome] = {}
-    against = []
-    for row in asked:
-        expected = experiment.expects.get(row["name"])
-        if expected is None:
-            continue
-        outcomes[row["name"]] = outcome(expected, row["verdict"])
-        if outcomes[row["name"]] == "refuted":
-            against.append(f"{row['name']} was expected to be {expected}, and is {row['verdict']}.")
-    came = outcome_of_all(list(outcomes.values())) if outcomes else None
-    head = HEADS[came] if came else ""
-    return Answer(came, head, sentence, tuple(against), baseline_words(experiment, keys))
+    outcomes, against = _against_expected(experiment, asked)
+    came = outcome_of_all(outcomes) if outcomes else None
+    return Answer(
+        outcome=came,
+        head=HEADS[came] if came else "",
+        sentence=_sentence(experiment, asked, keys),
+        against=tuple(against),
+        baseline=baseline_words(experiment, keys),
+    )
 
 
 def _is_interaction(experiment: Experiment, name: str) -> bool:
     return experiment.factorial is not None and name not in experiment.factorial.factors
 
 
-def _part(
-    experiment: Experiment, verdict: str, rows: Sequence[Mapping[str, Any]], arms: int, name: str
+def _against_expected(
+    experiment: Experiment, rows: Sequence[Mapping[str, Any]]
+) -> tuple[list[Outcome], list[str]]:
+    """The outcome of each expectation, and a sentence on each that was refuted."""
+    outcomes: list[Outcome] = []
+    against = []
+    for row in rows:
+        name, verdict = row["name"], row["verdict"]
+        expected = experiment.expects.get(name)
+        if expected is None:
+            continue
+        came = outcome(expected, verdict)
+        outcomes.append(came)
+        if came == "refuted":
+            against.append(f"{name} was expected to be {expected}, and is {verdict}.")
+    return outcomes, against
+
+
+def _sentence(
+    experiment: Experiment, rows: Sequence[Mapping[str, Any]], keys: Mapping[str, object]
 ) -> str:
-    """What is said of arms with one verdict. arms: of the study; name: of what they are compared with."""
+    """What came of the arms. keys: as `baseline_keys` gives them."""
+    baseline = "the baseline"
+    if keys and len(keys) <= MOST_KEYS and experiment.factorial is None:
+        values = ", ".join(f"{key}: {as_written(value)}" for key, value in keys.items())
+        baseline += f" ({values})"
+    parts = []
+    for verdict in WORDS:
+        alike = [row for row in rows if row["verdict"] == verdict]
+        if alike:
+            parts.append(_part(experiment, verdict, alike, len(rows), baseline))
+            baseline = "the baseline"  # its values stand in the first part alone
+    undecided = [row["name"] for row in rows if row["verdict"] in OPEN]
+    if undecided:
+        are = "is" if len(undecided) == 1 else "are"
+        parts.append(f"{_who(experiment, undecided)} {are} undecided")
+    sentence = "; ".join(parts) or "no arm has a result yet"
+    if re.match(r"(all \d+|the|no) ", sentence):  # a name is written as the file has it
+        sentence = sentence[0].upper() + sentence[1:]
+    return f"{sentence}."
+
+
+def _part(
+    experiment: Experiment,
+    verdict: str,
+    rows: Sequence[Mapping[str, Any]],
+    arms: int,
+    baseline: str,
+) -> str:
+    """What is said of arms with one verdict. arms: of the study; baseline: what they are compared with."""
     one, many = WORDS[verdict]
-    who = listed([row["name"] for row in rows])
-    if experiment.ladder is not None:
-        who = f"the effect{'s' if len(rows) > 1 else ''} of {who}"
-    elif len(rows) == arms > 2:
-        who = f"all {arms} {'factors' if experiment.factorial else 'arms'} ({who})"
+    single = len(rows) == 1
+    names = [row["name"] for row in rows]
+    who = _who(experiment, names)
+    if experiment.ladder is None and len(rows) == arms > 2:
+        kind = "factors" if experiment.factorial else "arms"
+        who = f"all {arms} {kind} ({listed(names)})"
     if experiment.factorial is not None:
-        name = "without it" if len(rows) == 1 else "without them"
-    said = f"{who} {(one if len(rows) == 1 else many).format(baseline=name)}"
+        baseline = "without it" if single else "without them"
+    said = f"{who} {(one if single else many).format(baseline=baseline)}"
     if verdict in ("better", "worse"):
-        sizes = sorted(abs(row["effect"].mean) for row in rows if row["effect"])
-        if sizes:
-            ends = dict.fromkeys(number(size) for size in (sizes[0], sizes[-1]))
-            said += f", by {' to '.join(ends)} {experiment.metric.unit}"
+        said += _by_how_much(experiment, rows)
     return said
+
+
+def _who(experiment: Experiment, names: Sequence[str]) -> str:
+    """The arms of a clause; of a ladder the effects, which are what has a verdict."""
+    if experiment.ladder is None:
+        return listed(names)
+    effects = "effect" if len(names) == 1 else "effects"
+    return f"the {effects} of {listed(names)}"
+
+
+def _by_how_much(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The smallest and the largest effect, where any is known."""
+    sizes = sorted(abs(row["effect"].mean) for row in rows if row["effect"])
+    if not sizes:
+        return ""
+    ends = dict.fromkeys(number(size) for size in (sizes[0], sizes[-1]))  # once if they are alike
+    return f", by {' to '.join(ends)} {experiment.metric.unit}"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -165,20 +165,24 @@ def session(stage: str) -> Iterator[Session]:
             for place in (root, root / "executions", METRICS, HEADLINES, PLOTS):
                 remove_leftovers(place)
             remove_leftovers(folder, recursive=True)
-            processes = f"{hardware.processes} processes of " if hardware.processes > 1 else ""
-            print(
-                f"paribus {stage}: {fingerprint} on {hardware.device_name}, {hardware.dtype}, "
-                f"{processes}{hardware.process_threads} threads",
-                file=sys.stderr,
-            )
+            _say_what_runs(stage, fingerprint, hardware)
             say_crowded(stage, config.train.threads)
-            if hardware.compile and stage in TRAINING_STAGES:
-                print(
-                    f"paribus {stage}: train.compile: the first step compiles the model, and nothing is printed "
-                    "for up to a minute or two",
-                    file=sys.stderr,
-                )
         yield Session(stage, config, hardware, fingerprint, parts, folder, interrupt)
+
+
+def _say_what_runs(stage: str, fingerprint: str, hardware: Hardware) -> None:
+    processes = f"{hardware.processes} processes of " if hardware.processes > 1 else ""
+    print(
+        f"paribus {stage}: {fingerprint} on {hardware.device_name}, {hardware.dtype}, "
+        f"{processes}{hardware.process_threads} threads",
+        file=sys.stderr,
+    )
+    if hardware.compile and stage in TRAINING_STAGES:
+        print(
+            f"paribus {stage}: train.compile: the first step compiles the model, and nothing is printed "
+            "for up to a minute or two",
+            file=sys.stderr,
+        )
 
 
 def say_crowded(stage: str, threads: int | None) -> None:

@@ -83,12 +83,11 @@ def in_compute(experiment: Experiment, outcomes: Outcomes, judged: Judged) -> di
     for arm in experiment.arms:
         own = [own for _, own in matched(outcomes.results, arm) if _is_usable(own)]
         alpha = _level_of(experiment, judged, arm)
-        saved = None
-        if own and len(horizons) > 1 and alpha > 0:
-            is_matched = arm not in shared or shared[arm].holds
-            curve = [_trained(one, is_matched) for one in usable]
-            arm_runs = [_trained(one, is_matched) for one in own]
-            saved = compute_saved(curve, arm_runs, experiment.direction, alpha)
+        is_matched = arm not in shared or shared[arm].holds
+        curve = [_trained(one, is_matched) for one in usable]
+        arm_runs = [_trained(one, is_matched) for one in own]
+        is_known = bool(own) and len(horizons) > 1 and alpha > 0
+        saved = compute_saved(curve, arm_runs, experiment.direction, alpha) if is_known else None
         if saved is None:
             why = "more runs of the baseline at two horizons are needed, and of the arm"
             found[arm] = InCompute(None, (), horizons, why)

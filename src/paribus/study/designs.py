@@ -108,16 +108,9 @@ def read_ladder(value: Any, experiment: Experiment, problems: list[str]) -> Ladd
         problems.append(f"ladder.{key}: {shown(sizes)}; {expected}")
         return None
     distinct = sorted(set(sizes))
-    if not FEWEST_RUNGS <= len(distinct) <= MOST_RUNGS:
-        problems.append(
-            f"ladder.{key}: {len(distinct)} different sizes; a line takes three and one is kept out as a check, so that there "
-            f"are {FEWEST_RUNGS} to {MOST_RUNGS}"
-        )
-        return None
-    if beyond is not None and (not _is_number(beyond) or beyond in distinct):
-        problems.append(
-            f"ladder.{PREDICT}: {shown(beyond)}; expected a size that is not trained, other than {', '.join(map(str, distinct))}"
-        )
+    problem = _size_problem(key, distinct, beyond)
+    if problem:
+        problems.append(problem)
         return None
     target: Any = _next_size(distinct) if beyond is None else beyond
     rungs = _rungs(experiment, key, [*distinct, target], problems)
@@ -132,6 +125,19 @@ def read_ladder(value: Any, experiment: Experiment, problems: list[str]) -> Ladd
         return None
     tokens = settings(experiment.base).pretrain.tokens_per_parameter
     return Ladder(key, tuple(rising), not_trained, tokens)
+
+
+def _size_problem(key: str, distinct: Sequence[float], beyond: Any) -> str | None:
+    """Why a ladder cannot have these sizes, or cannot predict the one beyond them."""
+    if not FEWEST_RUNGS <= len(distinct) <= MOST_RUNGS:
+        return (
+            f"ladder.{key}: {len(distinct)} different sizes; a line takes three and one is kept out as a check, so that there "
+            f"are {FEWEST_RUNGS} to {MOST_RUNGS}"
+        )
+    if beyond is not None and (not _is_number(beyond) or beyond in distinct):
+        trained = ", ".join(map(str, distinct))
+        return f"ladder.{PREDICT}: {shown(beyond)}; expected a size that is not trained, other than {trained}"
+    return None
 
 
 def _next_size(sizes: Sequence[float]) -> float:

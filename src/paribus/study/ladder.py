@@ -19,7 +19,7 @@ from paribus.study.experiment import BASELINE, Experiment
 from paribus.study.groups import Ladder, Rung
 from paribus.study.outcomes import Outcomes
 from paribus.study.sample import Sample
-from paribus.study.sequence import Judged, Step, steps
+from paribus.study.sequence import Judged, Step
 from paribus.study.trend import Answer, Check, Estimate, Trend, answer, check_of
 
 
@@ -109,27 +109,30 @@ def judge(
         return sequence.judge(experiment, outcomes, record, upto)
     climbs: dict[str, Climb] = {}
     taken = []
-    spent = 0.0
-    for step in steps(experiment, record):
-        beyond = upto is not None and step.seeds > upto
-        share, spent = step.share - spent, step.share
-        if beyond or share <= 1e-12:
-            break
-        if not _is_due(experiment, outcomes, step):
-            if step in record:
-                continue
-            break
-        taken.append(step)
-        level = experiment.alpha * share / len(experiment.arms)
-        for arm in experiment.arms:
-            is_whole = set(step.arms) >= set(experiment.groups_of([arm]))
-            if is_whole and (arm not in climbs or climbs[arm].answer == "unknown"):
+    for step, share in sequence.affordable(experiment, record, upto):
+        if _is_due(experiment, outcomes, step):
+            taken.append(step)
+            level = experiment.alpha * share / len(experiment.arms)
+            for arm in _undecided(experiment, climbs, step):
                 climbs[arm] = climb(experiment, outcomes, arm, step.seeds, level)
+        elif step not in record:
+            break
     for arm in experiment.arms:
         if arm not in climbs:
             climbs[arm] = climb(experiment, outcomes, arm, None, None)
     with_runs = {arm: one for arm, one in climbs.items() if any(of.seeds for of in one.rungs)}
     return LadderJudged({}, tuple(taken), with_runs)
+
+
+def _undecided(experiment: Experiment, climbs: Mapping[str, Climb], step: Step) -> list[str]:
+    """The arms without an answer so far, all of whose groups a look covers."""
+    arms = []
+    for arm in experiment.arms:
+        is_covered = set(step.arms) >= set(experiment.groups_of([arm]))
+        is_decided = arm in climbs and climbs[arm].answer != "unknown"
+        if is_covered and not is_decided:
+            arms.append(arm)
+    return arms
 
 
 def _is_due(experiment: Experiment, outcomes: Outcomes, step: Step) -> bool:
@@ -165,16 +168,18 @@ def climb(
     if seeds is not None:
         outcomes = outcomes.upto(experiment.first_seed + seeds - 1)
     rungs = tuple(_rung_effect(experiment, outcomes, arm, rung) for rung in ladder.rungs)
-    whole = set(rungs[0].seeds).intersection(*(set(one.seeds) for one in rungs))
+    whole = set(rungs[0].seeds)
+    lost_at = []
+    for one in rungs:
+        whole &= set(one.seeds)
+        sentence = one.survivors.sentence(arm)
+        if sentence:
+            lost_at.append(f"{sentence} at {ladder.key} {one.rung.value:g}")
+    lost = "; ".join(lost_at)
     effects = {}
     for one in rungs:
         pairs = zip(one.seeds, one.differences, strict=True)
         effects[one.rung.flops] = [difference for seed, difference in pairs if seed in whole]
-    lost = "; ".join(
-        f"{one.survivors.sentence(arm)} at {ladder.key} {one.rung.value:g}"
-        for one in rungs
-        if one.survivors.sentence(arm)
-    )
     trend = Trend.of(effects)
     if trend is None:
         return Climb("unknown", rungs, len(whole), None, None, None, None, level, lost)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,6 +117,13 @@ def shared_with(experiment: Experiment, results: Sequence[Result]) -> list[str]:
             same_runs[path.stem] = shared
         elif of_study & seeds:
             same_seeds[path.stem] = sorted(of_study & seeds)
+    return _shared_notes(same_runs, same_seeds)
+
+
+def _shared_notes(
+    same_runs: Mapping[str, int], same_seeds: Mapping[str, Sequence[int]]
+) -> list[str]:
+    """Study -> stages, or seeds, that it has in common, in sentences."""
     notes = []
     if same_runs:
         listed = ", ".join(f"{study} ({count})" for study, count in same_runs.items())

@@ -16,6 +16,8 @@ from paribus.study.looks import Look
 from paribus.study.outcomes import Outcomes
 from paribus.study.statistics import Effect, Family, Verdict, effects, estimate
 
+LEAST_SHARE = 1e-12  # of alpha; less is what rounding leaves of nothing
+
 
 @dataclass(frozen=True)
 class Step:
@@ -70,6 +72,26 @@ def _same(experiment: Experiment, record: Sequence[Step]) -> bool:
     return True
 
 
+def affordable(
+    experiment: Experiment, record: Sequence[Step] = (), upto: int | None = None
+) -> Iterator[tuple[Step, float]]:
+    """Each look that has something left to spend, with the share of alpha that it may spend.
+
+    Args:
+        experiment: the study.
+        record: looks that were taken before.
+        upto: seeds beyond which there is no look; None: there may be.
+    """
+    spent = 0.0
+    for step in steps(experiment, record):
+        share = step.share - spent
+        is_beyond = upto is not None and step.seeds > upto
+        if is_beyond or share <= LEAST_SHARE:
+            return
+        yield step, share
+        spent = step.share
+
+
 def next_step(experiment: Experiment, seeds: int, record: Sequence[Step] = ()) -> Step | None:
     """The first look after more than `seeds` seeds at which something is left to spend; None where there is none.
 
@@ -81,7 +103,7 @@ def next_step(experiment: Experiment, seeds: int, record: Sequence[Step] = ()) -
     spent = 0.0
     for step in steps(experiment, record):
         if step.seeds > seeds:
-            return step if step.share - spent > 1e-12 else None
+            return step if step.share - spent > LEAST_SHARE else None
         spent = step.share
     return None
 
@@ -151,18 +173,10 @@ def judge(
         record: looks that were taken before.
         upto: seeds beyond which there is no look; None: there may be.
     """
-    if (
-        experiment.factorial is not None
-    ):  # its cells are not judged, its effects are (factor_effects.py)
-        return Judged({}, ())
+    if experiment.factorial is not None:
+        return Judged({}, ())  # its effects are judged, not its cells (factor_effects.py)
     looks = _Looks(experiment, outcomes)
-    spent = 0.0
-    for step in steps(experiment, record):
-        beyond = upto is not None and step.seeds > upto
-        nothing_left = step.share - spent <= 1e-12
-        if beyond or nothing_left:
-            break
-        spent = step.share
+    for step, _ in affordable(experiment, record, upto):
         if not looks.take(step) and step not in record:
             break
     latest = outcomes
