@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from support.ablation_file import parse
 from support.results import result
+from support.verdict_pages import arms_and_results, text_page
 
 from paribus.pages import held_equal
 from paribus.pages import verdict as verdict_page
@@ -101,6 +102,15 @@ def test_a_new_study_is_named_by_its_commands_and_their_cost() -> None:
     assert f"{runs * 0.01:.2f} USD" in text
 
 
+def test_an_arm_added_after_the_last_look_is_sent_to_a_new_study() -> None:
+    effect = replace(effect_of([0.05, -0.04, 0.02]), verdict="not yet")
+    asked_again = Again("tiny", "tiny-2", 60.0, 0.01)
+    text = sentence(parse(seeds=3), "adamw", effect, None, asked_again)
+    assert "no error rate to spend; a new study with fresh seeds can decide: " in text
+    assert "`paribus ablate new tiny-2 --like tiny --arm adamw`" in text
+    assert " USD)" in text
+
+
 # ---------------------------------------------------------------- the first line
 
 
@@ -118,6 +128,11 @@ def test_the_first_line_says_whether_the_hypothesis_held_and_names_the_baseline(
     unknown = answer(parse(expects={"adamw": "worse"}), rows(adamw="undecided"))
     assert unknown.head == "Not known yet"
     assert answer(parse(), rows(adamw="worse")).head == ""
+
+
+def test_the_page_as_text_answers_in_one_sentence() -> None:
+    text = text_page(*arms_and_results())
+    assert "\n**Not known yet: adamw is worse than the baseline (" in text
 
 
 def test_arms_of_one_verdict_share_a_clause() -> None:

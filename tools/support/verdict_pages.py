@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from paribus.pages.verdict import built, html
+from paribus.pages.verdict import built, html, markdown
 from paribus.study.experiment import Experiment
 from paribus.study.ladder import judge
 from paribus.study.outcomes import Outcomes
@@ -38,8 +38,20 @@ def page(experiment: Experiment, results: list[Result], tuning: TuningReport | N
     return html(values, figures)
 
 
+def text_page(experiment: Experiment, results: list[Result]) -> str:
+    """The same as text, without figures."""
+    outcomes = Outcomes(results)
+    values, _ = built(experiment, [], outcomes, judge(experiment, outcomes), {}, [], None)
+    return markdown(values, [])
+
+
 def arms(**changes: Any) -> str:
     """Three arms of which one is worse, one equivalent, one undecided."""
+    return page(*arms_and_results(**changes))
+
+
+def arms_and_results(**changes: Any) -> tuple[Experiment, list[Result]]:
+    """The study of `arms`, and its runs."""
     wanted = {
         "adamw": {"optimizer.kind": "adamw"},
         "eps": {"optimizer.eps": 1e-7},
@@ -53,7 +65,7 @@ def arms(**changes: Any) -> str:
         found.append(result("adamw", seed, 2.2 + noise(seed, 1)))
         found.append(result("eps", seed, 2.0005 + noise(seed)))
         found.append(result("half-the-rate", seed, 2.0 + 20 * noise(seed, 2)))
-    return page(experiment, found)
+    return experiment, found
 
 
 def horizons() -> str:

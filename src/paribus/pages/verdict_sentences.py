@@ -29,7 +29,8 @@ def sentence(
         return f"{arm}: no verdict, as no seed of it and of the baseline is done."
     size = f"{signed(effect.mean)} {experiment.metric.unit}"
     if effect.verdict == "not yet":
-        return f"{arm}: not yet: {size} so far ({_running_interval(experiment, effect)}); {_why_not_yet(coming)}."
+        why = _why_not_yet(arm, effect, coming, asked_again)
+        return f"{arm}: not yet: {size} so far ({_running_interval(experiment, effect)}); {why}."
     interval = (
         f"{1 - experiment.alpha:.0%} interval {signed(effect.low)} to {signed(effect.high)}, {seeds_of(effect)}, "
         f"{p_value(effect.p_adjusted)}"
@@ -75,10 +76,18 @@ def _running_interval(experiment: Experiment, effect: Effect) -> str:
     )
 
 
-def _why_not_yet(coming: NextLook | None) -> str:
-    if coming is None:
-        return "an estimate without a verdict, as the looks before left no error rate to spend"
-    return coming.words()
+def _why_not_yet(
+    arm: str, effect: Effect, coming: NextLook | None, asked_again: Again | None
+) -> str:
+    if coming is not None:
+        return coming.words()
+    why = (
+        "an estimate without a verdict, as the looks before left no error rate to spend; "
+        "a new study with fresh seeds can decide"
+    )
+    if asked_again is None:
+        return why
+    return f"{why}: {asked_again.words([arm], effect.n + (effect.more_seeds or 0))}"
 
 
 def next_step(
