@@ -68,7 +68,7 @@ gpu-dry-run: $(READY)  ## what would fail on a GPU, as far as the host decides i
 	@$(GPU)/bin/python tests/gpu/build.py $(NULL_CUDA)
 	@$(ON_NULL) tests/gpu
 	@for card in "9 0" "10 0"; do set -- $$card; NULL_MAJOR=$$1 NULL_MINOR=$$2 NULL_SHARED=232448 \
-	  $(ON_NULL) tests/gpu -k "wide_heads or default or gpt2" || exit 1; done
+	  $(ON_NULL) tests/gpu -k "wide_heads or default or gpt2 or d20 or 8_bit or compiled_step" || exit 1; done
 
 clean:  ## the virtual environments; data, checkpoints and experiments stay
 	rm -rf .venv .venv-gpu

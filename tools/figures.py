@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import card_figures
 import graph_figure
 import promise_figures
 import public_figures
@@ -239,6 +240,7 @@ FIGURES: dict[str, Callable[..., str]] = {
     "curriculum": curriculum,
     "dag": graph_figure.dag,
     "borrowing": promise_figures.borrowing,
+    "card-shares": card_figures.shares,
     "claims": promise_figures.claims,
     "ladders": promise_figures.ladders,
     "factors": promise_figures.factors,

@@ -13,11 +13,12 @@ import torch
 from click.testing import CliRunner
 
 from paribus.card import checks, examination
-from paribus.card.bench import SIZES, Bench, timed_steps
+from paribus.card.bench import SIZES, Bench, planned_speed, speed, timed_steps
 from paribus.cli.commands import commands
 from paribus.config import describe
 from paribus.errors import UserError
 from paribus.model import attention
+from paribus.train.optim import MuonAdamW
 
 BENCH = Bench("cpu", SIZES["cpu"])
 SAID: list[str] = []
@@ -59,8 +60,6 @@ def test_a_wrong_mask_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_that_forgets_its_momenta_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from paribus.train.optim import MuonAdamW
-
     real = MuonAdamW.load_state
     monkeypatch.setattr(MuonAdamW, "load_state", lambda self, _, updates: real(self, {}, updates))
     assert "different weights" in checks.resume(BENCH).wrong
@@ -81,6 +80,24 @@ def record(**changes: Any) -> dict[str, Any]:
     return {"card": "A card", "checks": [check | changes]}
 
 
+def test_an_optimizer_that_steps_otherwise_where_it_is_compiled_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[MuonAdamW] = []
+
+    def make(*arguments: Any, **options: Any) -> MuonAdamW:
+        optimizer = MuonAdamW(*arguments, **options)
+        if made:
+            optimizer.groups = [
+                dataclasses.replace(group, lr=1.2 * group.lr) for group in optimizer.groups
+            ]
+        made.append(optimizer)
+        return optimizer
+
+    monkeypatch.setattr(checks, "MuonAdamW", make)
+    assert "ends 20.0% of a step off" in checks.update(BENCH).wrong
+
+
 def test_the_page_names_the_key_to_change_and_the_last_words() -> None:
     bad = record(
         state="broken", wrong="exit status 1", cure="model.window_pattern: L", last_words="Boom|"
@@ -88,6 +105,24 @@ def test_the_page_names_the_key_to_change_and_the_last_words() -> None:
     page = examination.page(bad)
     assert "**broken**: exit status 1; change model.window_pattern: L" in page
     assert "```\nBoom|\n```" in page
+
+
+def test_the_page_says_first_how_many_checks_passed_and_shows_units() -> None:
+    figures = {"peak_memory_bytes": 3 * 2**30, "stall_seconds": 0.0123, "mfu": 0.4, "rows": 8}
+    page = examination.page(record(figures=figures))
+    assert "Checks: 1 passed." in page.splitlines()[2]
+    assert "peak memory 3.0 GiB, stall 12.3 ms, mfu 40.00%, rows 8" in page
+    tried = examination.page(record() | {"device": "cpu"})
+    assert "which says nothing about a card" in tried
+
+
+def test_the_speed_of_a_known_card_stands_beside_the_planned_one() -> None:
+    trainer, hardware = BENCH.trainer(1, 2)
+    assert speed(trainer.recipe, hardware, [1.0])["planned_tokens_per_second"] is None
+    known = dataclasses.replace(hardware, device_name="NVIDIA GeForce RTX 3090")
+    planned = planned_speed(trainer.recipe, known)
+    assert planned is not None
+    assert planned > 0
 
 
 def said(*lines: str, status: int | None = 0) -> examination.Result:

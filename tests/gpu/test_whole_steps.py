@@ -22,9 +22,10 @@ from support.checkout import ROOT
 from support.talker import PROBLEMS, talker
 
 from paribus.config import flatten, load_config
+from paribus.config.conditions import width
 from paribus.config.profiles import profile_overrides
 from paribus.errors import UserError, explained
-from paribus.machine.hardware import Hardware, detect_hardware
+from paribus.machine.hardware import FP8_CARDS, Hardware, detect_hardware
 from paribus.machine.process import set_up_process
 from paribus.model import kernels
 from paribus.model.gpt import GPT
@@ -127,10 +128,32 @@ def few_rows(recipe: Recipe, rows: int, packed: bool) -> Work:
     return Work([micro, micro], float(2 * batch.targets.numel()), 2 * batch.targets.numel())
 
 
+def as_wide(profile: str) -> dict[str, Any]:
+    """Two blocks of a profile, each as it has them."""
+    whole = profile_overrides(profile)
+    model = load_config(ROOT / "params.yaml", whole).model
+    return whole | SMALL | {"model.width": width(model)}
+
+
 @pytest.mark.parametrize("stage", ["pretrain", "sft"])
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_step_of_each_profile_does_not_wait_for_the_card(profile: str, stage: str) -> None:
-    take_steps(*set_up(profile_overrides(profile) | SMALL), stage, rows=2)
+    take_steps(*set_up(as_wide(profile)), stage, rows=2)
+
+
+@pytest.mark.parametrize("profile", ["d16-rtx3090", "d20-speedrun"])
+def test_a_compiled_step_of_a_cards_profile_does_not_wait(profile: str) -> None:
+    take_steps(*set_up(as_wide(profile) | {"train.compile": True}), "pretrain", rows=2)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_of_8_bit_products_does_not_wait(compiled: bool) -> None:
+    if torch.cuda.get_device_capability() < FP8_CARDS:
+        pytest.skip("this card has no 8-bit products")
+    eight = {"train.fp8": True, "train.compile": compiled, "model.mlp": "relu2"}
+    recipe, hardware, model = set_up(SMALL | eight)
+    model.use_float8()
+    take_steps(recipe, hardware, model, "pretrain", rows=2)
 
 
 @pytest.mark.parametrize("key", SWITCHES)

@@ -19,7 +19,8 @@ from paribus.machine.hardware import Hardware, detect_hardware
 from paribus.machine.process import set_up_process
 from paribus.model.gpt import GPT
 from paribus.model.window_kernel import settled
-from paribus.plan.devices import peak_flops
+from paribus.plan.devices import device_named, known_device, peak_flops
+from paribus.plan.estimate import training_step_work
 from paribus.plan.memory import max_device_batch
 from paribus.recipe import Recipe
 from paribus.train.stepper import make_stepper, pinned
@@ -255,10 +256,21 @@ def speed(recipe: Recipe, hardware: Hardware, seconds: list[float]) -> Figures:
     rate = recipe.batch_tokens("pretrain") / step
     return {
         "tokens_per_second": rate,
+        "planned_tokens_per_second": planned_speed(recipe, hardware),
         "mfu": rate * recipe.flops_per_token / peak_flops(hardware),
         "step_seconds": step,
         "rows": recipe.pretrain.device_batch_size,
     }
+
+
+def planned_speed(recipe: Recipe, hardware: Hardware) -> float | None:
+    """Tokens per second of training by the planner; None for what is not in devices.yaml."""
+    if not known_device(hardware.device_name):
+        return None
+    device = device_named(hardware.device_name, hardware.dtype)
+    item = 4 if hardware.dtype == "float32" else 2
+    work = training_step_work(recipe, "pretrain", device, item)
+    return recipe.batch_tokens("pretrain") / work.total
 
 
 def seconds_of(work: Callable[[], object], bench: Bench) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +28,7 @@ from paribus.places import state_root
 from paribus.plan.memory import max_device_batch, training_step
 from paribus.train.checkpoint import StateStore
 from paribus.train.loop import Plan, peak_memory_bytes
+from paribus.train.optim import MuonAdamW
 from paribus.train.trainer import RandomRows, Trainer
 from paribus.tune.batch import candidates
 
@@ -33,6 +36,7 @@ from paribus.tune.batch import candidates
 LOSS_ERROR = {"bfloat16": 0.02, "float32": 1e-4}
 GRADIENT_ERROR = {"bfloat16": 0.05, "float32": 1e-3}
 MASK_ERROR = {"bfloat16": 0.03, "float32": 1e-4}  # of outputs of size 1
+UPDATE_ERROR = 0.05  # of a step's length: the products of Muon's iteration round in bf16
 MEMORY_ERROR = 0.15  # a plan that is off by more would promise what does not fit
 FIRST, ALL = 2, 4  # steps before and after a restart
 FEW = 2  # steps after which every tensor of a step is there
@@ -358,6 +362,40 @@ def saving(bench: Bench) -> Outcome:
     return Outcome("", figures)
 
 
+def update(bench: Bench) -> Outcome:
+    """The optimiser's step, compiled and not, from the same weights and gradients."""
+    trainer, _ = bench.trainer(bench.sizes.depths[0], 1)
+    model, settings = trainer.model, trainer.recipe.config.optimizer
+    disturb(model)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    gradients = [torch.randn_like(one) for one in before]
+    figures: Figures = {}
+    ends: list[list[torch.Tensor]] = []
+    for compiled in (False, bench.compiles):
+        for parameter, value, gradient in zip(model.parameters(), before, gradients, strict=True):
+            parameter.detach().copy_(value)
+            parameter.grad = gradient.clone()
+        optimizer = MuonAdamW(model, settings, compiled=compiled)
+        step = functools.partial(optimizer.step, 1.0)
+        first = seconds_of(step, bench)
+        ends.append([parameter.detach().clone() for parameter in model.parameters()])
+        later = [seconds_of(step, bench) for _ in range(ALL)]
+        name = "compiled" if compiled else "uncompiled"
+        figures |= {f"{name}_first_seconds": first, f"{name}_seconds": statistics.median(later)}
+        bench.say(figures)
+    moved = distance(before, ends[0])
+    error = distance(*ends) / moved
+    figures["error"] = error
+    wrong = "" if error <= UPDATE_ERROR else f"a compiled step ends {error:.1%} of a step off"
+    return Outcome(wrong, figures)
+
+
+def distance(ones: list[torch.Tensor], others: list[torch.Tensor]) -> float:
+    """Between two lists of tensors, as one vector each."""
+    squares = [float((a - b).square().sum()) for a, b in zip(ones, others, strict=True)]
+    return math.sqrt(sum(squares))
+
+
 @dataclass(frozen=True)
 class Check:
     """A check: what it is called, what it says in a page, how long it may take, and what to change where it fails."""
@@ -399,7 +437,7 @@ CHECKS = (
         "peer",
         "nanochat's speed at the same depths and rows",
         peer,
-        "nothing of ours: nanochat's checkout or its dependencies",
+        "the checkout of nanochat or its dependencies: nothing of ours is wrong",
         300,
     ),
     Check(
@@ -432,5 +470,12 @@ CHECKS = (
         determinism_cost,
         "train.deterministic: false",
         150,
+    ),
+    Check(
+        "update",
+        "The optimiser's step, compiled beside uncompiled, of the small model",
+        update,
+        "train.compile: false",
+        90,
     ),
 )

@@ -30,6 +30,7 @@ from paribus.machine.provenance import git_state
 from paribus.model.kernels import shared_memory
 from paribus.pages.markdown import cell, fenced
 from paribus.places import state_root
+from paribus.text import memory_size
 
 FACTS = (  # of the record, in the page's first line
     "compute_capability",
@@ -253,16 +254,16 @@ def _machine(device: str) -> dict[str, Any]:
 
 def page(record: dict[str, Any]) -> str:
     """The record as Markdown that can stand in an issue."""
-    facts = [f"{name} {cell(record[name])}" for name in FACTS if record.get(name)]
-    lines = [f"## paribus on {cell(record['card'])}", "", ", ".join(facts), ""]
-    lines += ["| check | result | figures |", "| --- | --- | --- |"]
+    facts = [f"{_plain(name)} {_shown(name, record[name])}" for name in FACTS if record.get(name)]
+    lines = [f"## paribus on {cell(record['card'])}", "", _verdict(record), ""]
+    lines += [", ".join(facts), "", "| check | result | figures |", "| --- | --- | --- |"]
     broken = []
     for check in record["checks"]:
         result = check["state"]
         if check["wrong"]:
             result = f"**{result}**: {cell(check['wrong'])}; change {cell(check['cure'])}"
-        shown = ", ".join(f"{name} {_number(value)}" for name, value in check["figures"].items())
-        lines.append(f"| {cell(check['title'])} | {result} | {cell(shown)} |")
+        figures = [f"{_plain(name)} {_shown(name, one)}" for name, one in check["figures"].items()]
+        lines.append(f"| {cell(check['title'])} | {result} | {cell(', '.join(figures))} |")
         if check["last_words"]:
             broken += ["", f"`{check['name']}` ended with:", "", fenced(check["last_words"])]
     for depth, ratio in record.get("beside_peer", {}).items():
@@ -270,14 +271,41 @@ def page(record: dict[str, Any]) -> str:
     return "\n".join([*lines, *broken]) + "\n"
 
 
-def _number(value: object) -> str:
-    """A figure in few digits; hashes by their beginnings."""
+def _verdict(record: dict[str, Any]) -> str:
+    """How many checks ended in each way; and, on a CPU, that no card was examined."""
+    states = [check["state"] for check in record["checks"]]
+    counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(sorted(states))]
+    tried = (
+        "The checks were tried on a CPU at their smallest sizes, which says nothing about a card. "
+    )
+    on_card = record.get("device", "cuda") == "cuda"
+    return f"{'' if on_card else tried}Checks: {', '.join(counts)}."
+
+
+UNITS = ("_bytes", "_seconds")  # at the end of a figure's name, which the page shows with its value
+
+
+def _plain(name: str) -> str:
+    """A name of the record, in words and without its unit."""
+    for unit in UNITS:
+        name = name.removesuffix(unit)
+    return name.replace("_", " ")
+
+
+def _shown(name: str, value: object) -> str:
+    """A figure in few digits with its unit; hashes by their beginnings."""
     if value is None:
         return "not known"
-    if isinstance(value, str):
-        return cell(value)
     if isinstance(value, list):
         return " and ".join(str(one)[:8] for one in value)
+    if not isinstance(value, int | float):
+        return cell(value)
+    if name.endswith("_bytes"):
+        return memory_size(value)
+    if name.endswith("seconds"):
+        return f"{value * 1e3:,.3g} ms" if value < 1 else f"{value:,.3g} s"
+    if name.endswith(("error", "mfu")):
+        return f"{value:.2%}"
     return f"{value:,.4g}" if isinstance(value, float) and value < 1000 else f"{value:,.0f}"
 
 
