@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import pty
 import re
 import subprocess
 import sys
@@ -172,6 +174,38 @@ def test_calls_without_a_value_say_so(speaker: Speaker) -> None:
     said = "!tool|1/0|!tool_end|!result|!result_end|!tool|2+3|!tool_end|!result|5|!result_end|!end"
     held.show(Answer(iter(tokens(said)), codec(), 0))
     assert out.getvalue() == "[1/0 → no result] [2+3 → 5]\n"
+
+
+class TypedAhead(Speaker):
+    """A speaker whose partner types the next line while it answers."""
+
+    def __init__(self, keyboard: int, *lines: str) -> None:
+        super().__init__("sft", talker(), "sft")
+        self.keyboard, self.coming = keyboard, list(lines)
+
+    def answer(self, messages: Messages, options: Options) -> Answer:
+        os.write(self.keyboard, f"{self.coming.pop(0)}\n".encode())
+        return super().answer(messages, options)
+
+
+def test_what_is_typed_ahead_stays_out_of_the_answer_and_is_asked_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keyboard, terminal_end = pty.openpty()
+    speaker = TypedAhead(keyboard, "how many now?", "/quit")
+    with os.fdopen(terminal_end, "r") as lines:
+        monkeypatch.setattr(sys, "stdin", lines)
+        os.write(keyboard, f"{QUESTION}\n".encode())
+        held = terminal.Terminal(
+            speaker, SHORT, lambda name: speaker, Console(file=io.StringIO()), lines
+        )
+        os.read(keyboard, 4096)  # the echo of what was typed at the prompt
+        held.run()
+        os.set_blocking(keyboard, False)
+        with pytest.raises(BlockingIOError):
+            os.read(keyboard, 4096)
+    os.close(keyboard)
+    assert held.messages[-2]["content"] == "how many now?"
 
 
 def test_commands(speaker: Speaker) -> None:

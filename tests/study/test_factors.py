@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import re
 import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 from support.ablation_file import FILE
+from support.results import result
 
 from paribus.errors import UserError
+from paribus.pages.factors import rows
+from paribus.study.advice import again
 from paribus.study.experiment import Experiment
-from paribus.study.factor_effects import Judge, Model, fitted
+from paribus.study.factor_effects import Judge, Model, factor_effects, fitted
 from paribus.study.factors import Factorial, Signs
+from paribus.study.outcomes import Outcomes
 from paribus.study.reading import parse_experiment
 
 FACTORS: dict[str, Any] = {
@@ -188,3 +193,23 @@ def test_one_change_at_a_time_follows_from_the_effects(design: Factorial) -> Non
     found = Judge("lower", 0.005, 0.05, fitted(design, values)).at_baseline()
     assert found["mlp"].verdict == "equivalent"
     assert found["mlp"].mean == pytest.approx(0.0, abs=0.003)
+
+
+def test_an_undecided_effect_names_a_new_study_and_what_it_costs() -> None:
+    experiment = parse()
+    assert experiment.factorial is not None
+    found = [
+        result(cell, seed, 2.0 + 0.01 * ((seed * 7 + place * 5) % 11 - 5))
+        for place, cell in enumerate(experiment.factorial.cells)
+        for seed in range(7, 10)
+    ]
+    outcomes = Outcomes(found)
+    told = rows(experiment, factor_effects(experiment, outcomes), again(experiment, outcomes))
+    undecided = [row["sentence"] for row in told if row["verdict"] == "undecided"]
+    assert undecided
+    for sentence in undecided:
+        named = re.search(r" (\d+) seeds decide, .* --seeds (\d+)`, .* \((\d+) runs", sentence)
+        assert named is not None
+        seeds, option, runs = map(int, named.groups())
+        assert option == seeds > 3
+        assert runs == seeds * len(experiment.factorial.cells)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from support.ablation_file import parse
 from support.results import result
 
 from paribus.pages.ladder import sentence
+from paribus.study.advice import again
 from paribus.study.experiment import Experiment
 from paribus.study.ladder import LadderJudged, judge
 from paribus.study.outcomes import Outcomes
@@ -89,3 +91,23 @@ def test_no_answer_rests_on_the_rungs_that_survived() -> None:
     climb = climbs(judge(experiment, outcomes)).climbs["adamw"]
     assert climb.answer == "unknown"
     assert climb.lost == "adamw diverged 1 of 3 at model.depth 5"
+
+
+@pytest.mark.parametrize(
+    "passed, said",
+    [
+        (True, "a new study with fresh seeds and open looks may tell: "),
+        (False, "more seeds do not make it a line, other rungs may: set them in a new study: "),
+    ],
+)
+def test_an_unknown_effect_names_a_new_study_and_what_it_costs(passed: bool, said: str) -> None:
+    """Where the rung that was kept out fits the others' line, and where it does not."""
+    experiment = study([2, 3, 4, 5], seeds=3)
+    outcomes = Outcomes(results([2, 3, 4, 5], 3))
+    climb = climbs(judge(experiment, outcomes)).climbs["adamw"]
+    assert climb.check is not None
+    unknown = replace(climb, answer="unknown", check=replace(climb.check, passed=passed))
+    asked_again = again(experiment, outcomes)
+    words = sentence(experiment, "adamw", unknown, None, asked_again)
+    assert said + f"`paribus ablate new {asked_again.name} --like" in words
+    assert "(8 runs a seed" in words

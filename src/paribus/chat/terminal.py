@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
@@ -18,6 +19,24 @@ from paribus.errors import UserError
 
 STYLES: dict[Kind, str] = {"text": "", "tool_call": "cyan", "tool_result": "bold cyan"}
 NO_RESULT = "no result"
+
+
+@contextlib.contextmanager
+def unechoed(lines: TextIO) -> Iterator[None]:
+    """Within, what is typed ahead stays out of the answer on the screen; the next prompt reads it.
+
+    lines: the terminal's input; another file is left as it is.
+    """
+    if not lines.isatty():
+        yield
+        return
+    before = termios.tcgetattr(lines)
+    silent = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+    termios.tcsetattr(lines, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(lines, termios.TCSADRAIN, before)
 
 
 class Terminal:
@@ -47,15 +66,20 @@ class Terminal:
             self.greet()
         for line in self.read():
             try:
-                if line.startswith("/"):
-                    self.command(line)
-                else:
-                    self.say(line)
+                with unechoed(self.lines):
+                    self.turn(line)
             except UserError as error:
                 for problem in error.problems:
                     self.note(problem)
             except KeyboardInterrupt:  # stops the answer, not the conversation
                 self.note("\nstopped")
+
+    def turn(self, line: str) -> None:
+        """Carry out a line: a command after a slash, else a message."""
+        if line.startswith("/"):
+            self.command(line)
+        else:
+            self.say(line)
 
     def read(self) -> Iterator[str]:
         """Input lines that are not blank."""

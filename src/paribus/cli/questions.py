@@ -164,11 +164,14 @@ def ablate_list(as_json: bool) -> None:
 @click.argument("name")
 @click.option("--like", metavar="STUDY", help="Ask this study's question again, at fresh seeds.")
 @click.option("--arm", "arms", multiple=True, help="With --like: only this arm; may be repeated.")
-def ablate_new(name: str, like: str | None, arms: tuple[str, ...]) -> None:
+@click.option(
+    "--seeds", type=click.IntRange(2, 100_000), help="With --like: one look, after so many."
+)
+def ablate_new(name: str, like: str | None, arms: tuple[str, ...], seeds: int | None) -> None:
     """Write experiments/NAME.yaml, a commented template to edit."""
     from paribus.cli import studies
 
-    studies.new_ablation(name, like, arms)
+    studies.new_ablation(name, like, arms, seeds)
 
 
 @ablate.command("check")

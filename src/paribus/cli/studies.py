@@ -87,20 +87,25 @@ def _listed(name: str, path: Path, runs: int) -> Listed:
 # ---------------------------------------------------------------- new files
 
 
-def new_ablation(name: str, like: str | None, arms: Sequence[str]) -> None:
+def new_ablation(
+    name: str, like: str | None, arms: Sequence[str], seeds: int | None = None
+) -> None:
     """Write experiments/NAME.yaml: a commented template, or another study asked again with fresh seeds.
 
     Args:
         name: of the new study.
         like: the study that it repeats; None: the template.
         arms: of that study, which the new one has; none: all.
+        seeds: of the new one, which has one look; None: open looks, or of a study of factors as many as before.
     """
     problem = name_problem(name)
     if problem:
         raise UserError(problem)
     if arms and not like:
         raise UserError(f"--arm {arms[0]}: only with --like, which names the study whose arm it is")
-    text = _asked_again(like, arms) if like else _template("ablation.yaml", name)
+    if seeds and not like:
+        raise UserError(f"--seeds {seeds}: only with --like; the template has a key `seeds`")
+    text = _asked_again(like, arms, seeds) if like else _template("ablation.yaml", name)
     parse_experiment(name, parse_yaml(text, name))
     path = FOLDER / f"{name}.yaml"
     _write_new(path, text)
@@ -132,8 +137,8 @@ def _write_new(path: Path, text: str) -> None:
     write_atomic(path, text)
 
 
-def _asked_again(like: str, arms: Sequence[str]) -> str:
-    """The text of a study's file with fresh seeds, open looks, and only the arms named, where some are."""
+def _asked_again(like: str, arms: Sequence[str], seeds: int | None) -> str:
+    """The text of a study's file with fresh seeds, open looks or one, and only the arms named, where some are."""
     from ruamel.yaml import YAML
 
     experiment = read_experiment(like)
@@ -150,7 +155,9 @@ def _asked_again(like: str, arms: Sequence[str]) -> str:
     for section in ("arms", "expects"):
         for arm in [one for one in document.get(section, {}) if arms and one not in arms]:
             del document[section][arm]
-    if experiment.factorial is None:  # a study of factors has one look
+    if seeds:
+        document["seeds"] = seeds
+    elif experiment.factorial is None:  # a study of factors has one look
         document["seeds"] = "open"
     document["fresh_seeds"] = True
     stream = io.StringIO()

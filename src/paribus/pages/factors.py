@@ -9,10 +9,12 @@ import numpy as np
 from scipy import stats
 
 from paribus.pages.drawing import BLUE, FAINT, GOLD, INK, RED, canvas, title
+from paribus.study.advice import Again
 from paribus.study.experiment import Experiment
 from paribus.study.factor_effects import FactorEffects
 from paribus.study.factors import Factorial, Term, name_of
 from paribus.study.fields import as_written
+from paribus.study.power import seeds_for_equivalence, seeds_needed, upper_stdev
 from paribus.study.statistics import Effect
 from paribus.text import p_value, signed
 
@@ -26,20 +28,31 @@ ALT = {
 }
 
 
-def rows(experiment: Experiment, found: FactorEffects) -> list[dict[str, Any]]:
+def rows(experiment: Experiment, found: FactorEffects, asked_again: Again) -> list[dict[str, Any]]:
     """The rows of the page's table of verdicts, one for each effect.
 
     Args:
         experiment: the study.
         found: its effects.
+        asked_again: its question in a new study.
     """
     design = _design(experiment)
-    if not found.effects:
-        return [_row(experiment, term, None, _changed(design, term)) for term in design.asked]
-    return [
-        _row(experiment, term, effect, _changed(design, term))
-        for term, effect in found.effects.items()
-    ]
+    effects = found.effects or dict.fromkeys(design.asked)
+    made = []
+    for term, effect in effects.items():
+        said = _sentence(experiment, term, effect)
+        if effect and effect.verdict == "undecided" and not found.diverged:
+            said += _next(experiment, effect, asked_again)
+        made.append(
+            {
+                "name": name_of(term),
+                "sentence": f"{said}.",
+                "effect": effect,
+                "changed": _changed(design, term),
+                "verdict": effect.verdict if effect else "none",
+            }
+        )
+    return made
 
 
 def _design(experiment: Experiment) -> Factorial:
@@ -53,27 +66,31 @@ def _changed(design: Factorial, term: Term) -> str:
     return f"how much more {term[0]} changes with {term[1]} than without"
 
 
-def _row(experiment: Experiment, term: Term, effect: Effect | None, changed: str) -> dict[str, Any]:
-    return {
-        "name": name_of(term),
-        "sentence": _sentence(experiment, term, effect),
-        "effect": effect,
-        "changed": changed,
-        "verdict": effect.verdict if effect else "none",
-    }
+def _next(experiment: Experiment, effect: Effect, asked_again: Again) -> str:
+    """What would decide an undecided effect, and its cost: a new study with fresh seeds, as a design has one look."""
+    if not effect.stdev:
+        return ""
+    spread = upper_stdev(effect.stdev, effect.n)
+    to_see_it = seeds_needed(experiment.smallest_effect, spread, alpha=experiment.alpha)
+    to_call_none = seeds_for_equivalence(experiment.smallest_effect, spread, alpha=experiment.alpha)
+    if to_see_it is None or to_call_none is None:
+        return "; more than 100,000 seeds would be needed"
+    seeds = max(to_see_it, to_call_none, effect.n + 1)
+    commands = asked_again.at_seeds(seeds, len(_design(experiment).cells))
+    return f"; by an upper limit of this spread {seeds} seeds decide, in a new study with fresh seeds: {commands}"
 
 
 def _sentence(experiment: Experiment, term: Term, effect: Effect | None) -> str:
-    """The verdict on an effect, for people."""
+    """The verdict on an effect, for people, without its full stop."""
     name = name_of(term)
     if effect is None:
-        return f"{name}: no verdict, as fewer than two seeds have a value in every cell."
+        return f"{name}: no verdict, as fewer than two seeds have a value in every cell"
     size = (
         f"{signed(effect.mean)} {experiment.metric.unit} ({1 - experiment.alpha:.0%} interval {signed(effect.low)} to "
         f"{signed(effect.high)}, {effect.n} seeds, {p_value(effect.p_adjusted)})"
     )
     if effect.verdict == "not yet":
-        return f"{name}: not yet, as cells are still to be run: {size}."
+        return f"{name}: not yet, as cells are still to be run: {size}"
     if len(term) == 2:
         words = {
             "better": "together they are better than their parts say",
@@ -81,12 +98,12 @@ def _sentence(experiment: Experiment, term: Term, effect: Effect | None) -> str:
             "equivalent": "they do not depend on each other",
             "undecided": "whether they depend on each other is undecided",
         }
-        return f"{name}: {words[effect.verdict]}: {size}."
+        return f"{name}: {words[effect.verdict]}: {size}"
     if effect.verdict == "equivalent":
-        return f"{name} is equivalent, averaged over the other factors: {size}, within ±{experiment.smallest_effect:g}."
+        return f"{name} is equivalent, averaged over the other factors: {size}, within ±{experiment.smallest_effect:g}"
     if effect.verdict == "undecided":
-        return f"{name}: undecided, averaged over the other factors: {size}."
-    return f"{name} is {effect.verdict}, averaged over the other factors: {size}."
+        return f"{name}: undecided, averaged over the other factors: {size}"
+    return f"{name} is {effect.verdict}, averaged over the other factors: {size}"
 
 
 def section(experiment: Experiment, found: FactorEffects) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from paribus.pages.code_arms import code_sections
 from paribus.pages.drawing import BLUE, FAINT, GOLD, GREEN, INK, RED, canvas, title
-from paribus.study.advice import NextLook
+from paribus.study.advice import Again, NextLook
 from paribus.study.experiment import BASELINE, Experiment
 from paribus.study.groups import Ladder, Rung
 from paribus.study.ladder import Climb, LadderJudged, on_rung
@@ -31,6 +31,7 @@ def ladder_values(
     outcomes: Outcomes,
     judged: LadderJudged,
     coming: NextLook | None,
+    asked_again: Again,
     cost_rows: Mapping[str, tuple[str, Any]],
 ) -> dict[str, Any]:
     """What the page of a study with a ladder shows in place of verdicts at one size, by name.
@@ -40,6 +41,7 @@ def ladder_values(
         outcomes: how its runs ended.
         judged: what its looks gave.
         coming: its next look; None: there is none.
+        asked_again: its question in a new study.
         cost_rows: of the cost table: name -> (words, how it is written).
     """
     ladder = experiment.ladder
@@ -59,7 +61,7 @@ def ladder_values(
     of_largest = on_rung(experiment, outcomes, largest).results
     verdicts = []
     for arm, climb in judged.climbs.items():
-        words = sentence(experiment, arm, climb, coming)
+        words = sentence(experiment, arm, climb, coming, asked_again)
         verdicts.append({"name": arm, "sentence": words, "effect": None, "verdict": climb.answer})
     return {
         "verdicts": verdicts,
@@ -123,7 +125,13 @@ def _row(ladder: Ladder, arm: str, rung: Rung, effect: Estimate | None) -> dict[
 # ---------------------------------------------------------------- in words
 
 
-def sentence(experiment: Experiment, arm: str, climb: Climb, coming: NextLook | None = None) -> str:
+def sentence(
+    experiment: Experiment,
+    arm: str,
+    climb: Climb,
+    coming: NextLook | None = None,
+    asked_again: Again | None = None,
+) -> str:
     """What becomes of an arm's effect, for people.
 
     Args:
@@ -131,12 +139,13 @@ def sentence(experiment: Experiment, arm: str, climb: Climb, coming: NextLook | 
         arm: its name.
         climb: what its rungs say.
         coming: the study's next look; None: there is none.
+        asked_again: its question in a new study; None: no command is named.
     """
     ladder, unit = experiment.ladder, experiment.metric.unit
     assert ladder is not None
     if climb.trend is None or climb.predicted is None or climb.change is None:
         why = climb.lost or "a line takes two seeds at every rung, and a spread"
-        return f"{arm}: unknown: {why}{_next(coming)}."
+        return f"{arm}: unknown: {why}{_next(experiment, climb, coming, asked_again)}."
     level = experiment.alpha if climb.level is None else climb.level
     interval = f"{100 * (1 - level):.4g} % interval"
     at = f"{ladder.key} {ladder.beyond.value:g} ({quantity(ladder.beyond.parameters)} parameters, not trained)"
@@ -151,14 +160,25 @@ def sentence(experiment: Experiment, arm: str, climb: Climb, coming: NextLook | 
     parts = [predicted, trend, *_checked(experiment, climb)]
     if climb.answer == "unknown":
         parts.append(_why_unknown(climb))
-        return f"{arm}: unknown: {'; '.join(parts)}{_next(coming)}."
+        return f"{arm}: unknown: {'; '.join(parts)}{_next(experiment, climb, coming, asked_again)}."
     if climb.answer == "vanishes":
         parts[0] += f", within ±{experiment.smallest_effect:g}, the smallest effect that matters"
     return f"{arm} {climb.answer}: {'; '.join(parts)}."
 
 
-def _next(coming: NextLook | None) -> str:
-    return f"; {coming.words()}" if coming else ""
+def _next(
+    experiment: Experiment, climb: Climb, coming: NextLook | None, asked_again: Again | None
+) -> str:
+    """What may be done about an arm whose answer is unknown."""
+    if coming:
+        return f"; {coming.words()}"
+    ladder = experiment.ladder
+    if ladder is None or asked_again is None:
+        return ""
+    commands = asked_again.each_seed(len(ladder.rungs) * len(experiment.names))
+    if climb.check is not None and not climb.check.passed:
+        return f"; more seeds do not make it a line, other rungs may: set them in a new study: {commands}"
+    return f"; a new study with fresh seeds and open looks may tell: {commands}"
 
 
 def _checked(experiment: Experiment, climb: Climb) -> list[str]:

@@ -158,7 +158,8 @@ def built(
     if climbed is not None:
         figures["ladder"] = climbed
     if crossed:
-        values["verdicts"] = factors.rows(experiment, crossed)
+        asked_again = again(experiment, outcomes)
+        values["verdicts"] = factors.rows(experiment, crossed, asked_again)
         values["factors"] = factors.section(experiment, crossed)
         values["compared"] = (
             "second level − first; p after Holm over single factors, and interactions"
@@ -291,7 +292,7 @@ def page_values(
         "cited": cited(experiment, results),
     }
     if isinstance(judged, LadderJudged):
-        values |= ladder_values(experiment, outcomes, judged, coming, COST_ROWS)
+        values |= ladder_values(experiment, outcomes, judged, coming, asked_again, COST_ROWS)
     values["answer"] = answer(experiment, values["verdicts"])
     values["coded"] = [section.arm for section in values["code"]]
     return values

@@ -101,14 +101,35 @@ class Again:
         only = "".join(f" --arm {arm}" for arm in arms)
         looks = len(OPEN.upto(seeds - 1)) + 1
         runs = seeds * (len(arms) + 1)
-        cost = [f"at most about {runs} runs"]
+        return self._commands(only, f" --looks {looks}", f"at most about {runs} runs", runs)
+
+    def at_seeds(self, seeds: int, cells: int) -> str:
+        """The commands for a study with one look, and what they cost.
+
+        Args:
+            seeds: after which the look is.
+            cells: runs of a seed.
+        """
+        runs = seeds * cells
+        return self._commands(f" --seeds {seeds}", "", f"{runs} runs", runs)
+
+    def each_seed(self, runs: int) -> str:
+        """The commands, and what a seed costs, where nothing says how many decide.
+
+        Args:
+            runs: of a seed.
+        """
+        return self._commands("", "", f"{runs} runs a seed", runs)
+
+    def _commands(self, of_new: str, of_run: str, cost: str, runs: int) -> str:
+        costs = [cost]
         if self.seconds is not None:
-            cost.append(duration(runs * self.seconds))
+            costs.append(duration(runs * self.seconds))
         if self.usd is not None:
-            cost.append(f"{runs * self.usd:.2f} USD")
+            costs.append(f"{runs * self.usd:.2f} USD")
         return (
-            f"`paribus ablate new {self.name} --like {self.study}{only}`, commit the file, then "
-            f"`paribus ablate run {self.name} --looks {looks}` ({', '.join(cost)})"
+            f"`paribus ablate new {self.name} --like {self.study}{of_new}`, commit the file, then "
+            f"`paribus ablate run {self.name}{of_run}` ({', '.join(costs)})"
         )
 
 
