@@ -26,6 +26,7 @@ import public_figures
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments/results"
 MARK = re.compile(r"(<!-- figure: ([^>]+?) -->)(.*?)(<!-- /figure -->)", re.DOTALL)
+TRAINING = ("pretrain", "midtrain", "sft", "rl")
 STAGE_NAMES = {"base": "pretrain", "mid": "midtrain", "sft": "SFT", "rl": "RL"}
 
 
@@ -234,10 +235,17 @@ def loop() -> str:
     )
 
 
+def training_minutes() -> str:
+    """How long the training stages of the default took together."""
+    seconds = sum(metrics(stage)["seconds"] for stage in TRAINING)
+    return f"{seconds / 60:.1f}"
+
+
 FIGURES: dict[str, Callable[..., str]] = {
     "loop": loop,
     "tries": tries,
     "curriculum": curriculum,
+    "training-minutes": training_minutes,
     "dag": graph_figure.dag,
     "borrowing": promise_figures.borrowing,
     "card-shares": card_figures.shares,
