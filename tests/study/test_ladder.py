@@ -106,7 +106,8 @@ def test_an_unknown_effect_names_a_new_study_and_what_it_costs(passed: bool, sai
     outcomes = Outcomes(results([2, 3, 4, 5], 3))
     climb = climbs(judge(experiment, outcomes)).climbs["adamw"]
     assert climb.check is not None
-    unknown = replace(climb, answer="unknown", check=replace(climb.check, passed=passed))
+    measured = climb.check.predicted.mean if passed else 9.0
+    unknown = replace(climb, answer="unknown", check=replace(climb.check, measured=measured))
     asked_again = again(experiment, outcomes)
     words = sentence(experiment, "adamw", unknown, None, asked_again)
     assert said + f"`paribus ablate new {asked_again.name} --like" in words
