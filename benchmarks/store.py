@@ -12,6 +12,7 @@ every key of params.yaml and a curve of 10 points of 30 metrics, and their rows 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import resource
 import sqlite3
@@ -28,7 +29,7 @@ from paribus.config import flatten, load_config
 
 POINTS = 10  # of a curve
 METRICS = 30
-PARTS = ("params", "tags", "metrics", "latest_metrics")  # tables with a run_uuid each
+TABLES = ("runs", "params", "tags", "metrics", "latest_metrics")
 LOGGED = """
 import json, sys
 from mlflow import MlflowClient
@@ -75,19 +76,26 @@ def first_runs(project: LightProject) -> None:
 
 def fill(store: Path, runs: int) -> None:
     """Copy the rows of the two first runs until the store has so many."""
-    with sqlite3.connect(store) as rows:
-        first = dict(
-            rows.execute("select name, run_uuid from runs where name in ('execution', 'stage')")
-        )
-        [held] = rows.execute("select count(*) from runs").fetchone()
+    with contextlib.closing(sqlite3.connect(store)) as connection, connection:
+        named = "select name, run_uuid from runs where name in ('execution', 'stage')"
+        first = dict(connection.execute(named))
+        [held] = connection.execute("select count(*) from runs").fetchone()
+        connection.execute("create temp table copies (original, name, run_uuid)")
         for number in range(held // 2, runs // 2):
             for name, original in first.items():
-                copy = new_id(name, number)
-                copy_run(rows, original, f"{name}-{number}", copy)
-                named = "update tags set value = ? where run_uuid = ? and key = 'mlflow.runName'"
-                rows.execute(named, (f"{name}-{number}", copy))
-            parent = "update tags set value = ? where run_uuid = ? and key = 'mlflow.parentRunId'"
-            rows.execute(parent, (new_id("execution", number), new_id("stage", number)))
+                row = (original, f"{name}-{number}", new_id(name, number))
+                connection.execute("insert into copies values (?, ?, ?)", row)
+        for table in TABLES:
+            copy_rows(connection, table)
+        renamed = "(select name from copies where copies.run_uuid = tags.run_uuid)"
+        new = "run_uuid in (select run_uuid from copies)"
+        connection.execute(
+            f"update tags set value = {renamed} where key = 'mlflow.runName' and {new}"
+        )
+        parent = "'e' || substr(run_uuid, 2)"  # the execution's id, by that of its stage
+        connection.execute(
+            f"update tags set value = {parent} where key = 'mlflow.parentRunId' and {new}"
+        )
 
 
 def new_id(name: str, number: int) -> str:
@@ -95,22 +103,15 @@ def new_id(name: str, number: int) -> str:
     return f"{'e' if name == 'execution' else 'a'}{number:031x}"
 
 
-def copy_run(rows: sqlite3.Connection, original: str, name: str, copy: str) -> None:
-    """One run's rows in every table, under another id."""
-    for table in ("runs", *PARTS):
-        columns = [row[1] for row in rows.execute(f"pragma table_info({table})")]
-        taken = {"run_uuid": "?", "name": "?"} if table == "runs" else {"run_uuid": "?"}
-        chosen = ", ".join(taken.get(column, column) for column in columns)
-        values = [value for column in columns for value in _value(column, taken, name, copy)]
-        statement = f"insert into {table} ({', '.join(columns)}) select {chosen} from {table}"
-        rows.execute(f"{statement} where run_uuid = ?", [*values, original])
-
-
-def _value(column: str, taken: dict[str, str], name: str, copy: str) -> list[str]:
-    """What a placeholder of `copy_run` stands for."""
-    if column not in taken:
-        return []
-    return [copy if column == "run_uuid" else name]
+def copy_rows(connection: sqlite3.Connection, table: str) -> None:
+    """One table's rows of the originals, once for each copy, under its id."""
+    columns = [row[1] for row in connection.execute(f"pragma table_info({table})")]
+    renamed = {"run_uuid", "name"} if table == "runs" else {"run_uuid"}
+    chosen = [f"copies.{name}" if name in renamed else f"{table}.{name}" for name in columns]
+    connection.execute(
+        f"insert into {table} ({', '.join(columns)}) select {', '.join(chosen)} "
+        f"from {table} join copies on {table}.run_uuid = copies.original"
+    )
 
 
 def processor_seconds(project: LightProject, *arguments: str) -> float:

@@ -530,7 +530,7 @@ def test_every_run_of_a_store_is_found_however_many_a_page_holds(
     settings: Config, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The oldest one too, by name and where predictions are graded."""
-    from paribus.tracking import lookup, store
+    from paribus.tracking import grades, lookup, store
 
     monkeypatch.setattr(store, "PAGE", 3)
     connected = store.connect(tracking_uri(), "paged", state_root())
@@ -542,7 +542,32 @@ def test_every_run_of_a_store_is_found_however_many_a_page_holds(
         client.log_metric(run.info.run_id, "seconds", 1.0)
         client.set_terminated(run.info.run_id)
     assert lookup.Runs("paged").names() == [f"run-{number}" for number in range(8)]
-    assert len(store.graded_runs("paged")) == 8
+    assert len(lookup.Runs("paged").search("")) == 8
+    assert len(grades.graded_runs("paged")) == 8
+
+
+def test_parts_of_runs_are_read_from_the_tables_as_mlflows_client_has_them(
+    settings: Config, client: MlflowClient
+) -> None:
+    from paribus.tracking import store
+    from paribus.tracking.parts import read_parts
+
+    connected = store.connect(tracking_uri(), "parts", state_root())
+    for number, (status, loss) in enumerate((("FINISHED", math.nan), ("FAILED", math.inf))):
+        tags = {"stage": "pretrain", "other": "unread"} if number else {}
+        run = client.create_run(connected.experiment, number + 1, tags, f"run-{number}").info.run_id
+        client.log_metric(run, "loss", 3.0, step=1)
+        client.log_metric(run, "loss", loss, step=2)
+        client.set_terminated(run, status)
+    deleted = client.create_run(connected.experiment).info.run_id
+    client.delete_run(deleted)
+    newest, oldest = read_parts("parts", tags=["stage"], metrics=["loss"])
+    expected = [run.info.run_id for run in connected.search("")]
+    assert [newest.id, oldest.id] == expected
+    assert (newest.name, newest.status, newest.tags) == ("run-1", "FAILED", {"stage": "pretrain"})
+    assert newest.metrics == dict(client.get_run(newest.id).data.metrics)
+    assert (oldest.tags, math.isnan(oldest.metrics["loss"])) == ({}, True)
+    assert [run.id for run in read_parts("parts", tags=[], finished=True)] == [oldest.id]
 
 
 # ---------------------------------------------------------------- going on
@@ -936,7 +961,7 @@ def test_a_damaged_store_is_explained(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     from paribus.errors import UserError
-    from paribus.tracking import lookup, store
+    from paribus.tracking import grades, lookup
 
     whole = (project / "mlflow.db").read_bytes()
     path = tmp_path / "mlflow.db"
@@ -946,7 +971,7 @@ def test_a_damaged_store_is_explained(
             connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
             connection.execute("INSERT INTO alembic_version VALUES ('no such version')")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
-    for ask in (lambda: lookup.Runs("paribus"), lambda: store.graded_runs("paribus")):
+    for ask in (lambda: lookup.Runs("paribus"), lambda: grades.graded_runs("paribus")):
         with pytest.raises(UserError, match="paribus doctor"):
             ask()
 

@@ -294,7 +294,7 @@ def _remedy(name: str, stage: StagePlan) -> str:
 
 def grade(json_out: bool) -> None:
     """Predicted beside measured of every finished training run in the MLflow store."""
-    from paribus.tracking.store import graded_runs
+    from paribus.tracking.grades import graded_runs
 
     rows = graded_runs(load_config().tracking.experiment)
     summary = {}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paribus.places import state_root
 from paribus.tracking.address import sqlite_file, tracking_uri
-from paribus.tracking.labels import GROUP
+from paribus.tracking.parts import NAMING_TAGS, RunPart, read_parts
 from paribus.tracking.store import Store, opened
 
 if TYPE_CHECKING:
@@ -18,34 +19,13 @@ if TYPE_CHECKING:
 SUMMARY = "summary.json"  # the artifact with every figure of a stage's end
 
 
-@dataclass(frozen=True)
-class StoredRun:
+@dataclass(frozen=True, kw_only=True)
+class StoredRun(RunPart):
     """A run as MLflow has it; `parent`: the id of the execution's run, "" for one that is a parent itself."""
 
-    id: str
-    name: str
-    status: str
     params: dict[str, str]
-    metrics: dict[str, float]
-    tags: dict[str, str]
     datasets: dict[str, str]  # name -> digest, as DVC has it
     parent: str
-
-    @property
-    def stage(self) -> str | None:
-        """The stage that the run stands for; None for a run of another kind."""
-        return self.tags.get("stage")
-
-    @property
-    def is_execution(self) -> bool:
-        """Whether it stands above the runs of stages: it is no stage's, and no study's, which stands above many."""
-        return self.stage is None and GROUP not in self.tags
-
-    @property
-    def names(self) -> list[str]:
-        """By which it is found: its own, and that of its DVC experiment."""
-        experiment = self.tags.get("dvc.experiment")
-        return [self.name, experiment] if experiment else [self.name]
 
 
 class Runs:
@@ -55,15 +35,16 @@ class Runs:
         uri = tracking_uri()
         file = sqlite_file(uri)
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        self._experiment = experiment
         self._store: Store | None = None
         if file is None or file.exists():
             self._store = opened(uri, experiment, state_root())
 
-    def search(self, question: str) -> list[StoredRun]:
-        """All runs that meet an MLflow filter, the newest first."""
+    def search(self, question: str, most: int | None = None) -> list[StoredRun]:
+        """The runs that meet an MLflow filter, the newest first. most: how many at most; None: all."""
         if self._store is None:
             return []
-        return [_stored(run) for run in self._store.search(question)]
+        return [_stored(run) for run in islice(self._store.search(question, most), most)]
 
     def by_id(self, run_id: str) -> StoredRun | None:
         """The run with an id, of whichever experiment."""
@@ -72,7 +53,8 @@ class Runs:
 
     def names(self) -> list[str]:
         """Names of the executions, each once."""
-        executions = [run for run in self.search("") if run.is_execution]
+        runs = read_parts(self._experiment, tags=NAMING_TAGS)
+        executions = [run for run in runs if run.is_execution]
         return sorted({name for run in executions for name in run.names})
 
     def children(self, parent: str) -> list[StoredRun]:
@@ -104,12 +86,12 @@ def _stored(run: Run) -> StoredRun:
         else {}
     )
     return StoredRun(
-        run.info.run_id,
-        run.info.run_name,
-        run.info.status,
-        dict(run.data.params),
-        dict(run.data.metrics),
-        tags,
-        datasets,
-        tags.get("mlflow.parentRunId", ""),
+        id=run.info.run_id,
+        name=run.info.run_name,
+        status=run.info.status,
+        params=dict(run.data.params),
+        metrics=dict(run.data.metrics),
+        tags=tags,
+        datasets=datasets,
+        parent=tags.get("mlflow.parentRunId", ""),
     )

@@ -12,19 +12,17 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from paribus.errors import UserError
 from paribus.files import put_in_place
 from paribus.journal import locked
-from paribus.places import state_root
 from paribus.tracking import views
 from paribus.tracking.address import (
     is_server,
     public_uri,
     redacted,
     sqlite_file,
-    tracking_uri,
     with_secrets,
 )
 from paribus.tracking.records import Recorded
@@ -97,14 +95,19 @@ class Store:
         else:
             self.client.set_terminated(run_id, status, end_time=ended)
 
-    def search(self, question: str) -> Iterator[Run]:
-        """All runs that meet an MLflow filter, the newest first; MLflow returns them in pages."""
+    def search(self, question: str, page_size: int | None = None) -> Iterator[Run]:
+        """All runs that meet an MLflow filter, the newest first; MLflow returns them in pages.
+
+        Each comes with all that it logged, which takes its time: `parts.read_parts` reads a few keys of many runs.
+
+        page_size: runs that MLflow reads at once; None, or more than its limit: PAGE.
+        """
         token: str | None = None
         while True:
             page = self.client.search_runs(
                 [self.experiment],
                 question,
-                max_results=PAGE,
+                max_results=min(page_size or PAGE, PAGE),
                 order_by=["attributes.start_time DESC"],
                 page_token=token,
             )
@@ -179,13 +182,21 @@ def opened(uri: str, experiment: str, root: Path) -> Store:
     except OSError:  # of this machine, such as a full disk: `errors.explained` words it
         raise
     except Exception as error:  # whatever the database, the server or mlflow raises
-        lines = [line for line in redacted(str(error)).splitlines() if line.strip()]
-        reason = lines[0][:200] if lines else type(error).__name__
-        raise UserError(
-            f"the MLflow store {public_uri(uri)} cannot be read ({reason}); `paribus doctor` says what is wrong with "
-            "it and how to cure it"
-        ) from None
+        raise unreadable(uri, error) from None
     return store
+
+
+def unreadable(uri: str, error: Exception) -> UserError:
+    """The problem of a store that cannot be read, and the cure.
+
+    uri: its address, with its password, which is not shown. error: whatever the database, the server or mlflow raised.
+    """
+    lines = [line for line in redacted(str(error)).splitlines() if line.strip()]
+    reason = lines[0][:200] if lines else type(error).__name__
+    return UserError(
+        f"the MLflow store {public_uri(uri)} cannot be read ({reason}); `paribus doctor` says what is wrong with "
+        "it and how to cure it"
+    )
 
 
 def answers(uri: str) -> bool:
@@ -247,42 +258,3 @@ def _create(uri: str) -> None:
 def store_key(name: str) -> str:
     """A metric or parameter name that MLflow takes: `gsm8k@mid` becomes gsm8k.mid."""
     return re.sub(r"[^\w\-./ :]", ".", name)
-
-
-def graded_runs(experiment: str) -> list[dict[str, Any]]:
-    """Finished training runs that logged a prediction: memory (bytes) and time (seconds), measured, predicted, error."""
-    uri = tracking_uri()
-    file = sqlite_file(uri)
-    if file is not None and not file.exists():
-        return []
-    store = opened(uri, experiment, state_root())
-    rows = []
-    for run in _with_predictions(store):
-        metrics = run.data.metrics
-        taken = {
-            "memory": metrics.get("train/peak_memory_bytes"),
-            "seconds": metrics.get("seconds", metrics.get("train/seconds")),
-        }
-        if run.info.status == "FINISHED" and all(taken.values()):
-            row: dict[str, Any] = {
-                "run": run.info.run_id,
-                "stage": run.data.tags.get("stage", ""),
-                "hardware": run.data.tags.get("hardware", ""),
-                **taken,
-            }
-            for name, key in (("memory", "memory_bytes"), ("seconds", "seconds")):
-                predicted = _predicted(run, key)
-                row |= {f"{name}_predicted": predicted, f"{name}_error": predicted / row[name] - 1}
-            rows.append(row)
-    return rows
-
-
-def _with_predictions(store: Store) -> Iterator[Run]:
-    """Runs with what the plan said of them: tags, or metrics of those that an earlier paribus logged."""
-    yield from store.search("tags.`predicted.memory_bytes` LIKE '%'")
-    yield from store.search("metrics.`predicted/memory_bytes` > 0")
-
-
-def _predicted(run: Run, key: str) -> float:
-    said = run.data.tags.get(f"predicted.{key}")
-    return float(said) if said else run.data.metrics[f"predicted/{key}"]
