@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from paribus.config import Architecture, Config, resolve_model
 from paribus.graph import ENTRY_POINTS, stage_files, working_sources
-from paribus.model import footprint
-from paribus.model.attention import Context
+from paribus.model import banded, footprint
+from paribus.model.attention import Context, backend
 from paribus.model.footprint import Batch
 from paribus.model.gpt import GPT
 from paribus.model.layers import Block, Norm
@@ -93,6 +93,12 @@ class Case:
     context: Context
 
     @property
+    def booleans(self) -> int:
+        """Bytes of the mask that the block was given, where it has one of its own kind."""
+        mask = self.context.masks[self.block.attention.window]
+        return mask.nbytes if isinstance(mask, Tensor) else 0
+
+    @property
     def shared(self) -> list[Tensor]:
         """What a layer is given and does not add: parameters, tokens, positions."""
         rotary = list(self.context.rotary or ())
@@ -116,16 +122,18 @@ def case(request: pytest.FixtureRequest, dtype: str, tiny_config: Config) -> Cas
         angle = torch.zeros(1, LENGTH, 1, config.head_dim // 2, dtype=x.dtype)
         rotary = (angle.cos(), angle.sin())
     mask = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool).tril()
-    context = Context(rotary, {"L": None, "S": mask}, None)
     batch = Batch(ROWS, LENGTH, DTYPES[dtype])
+    masks: dict[str, Any] = {"L": None, "S": mask}
+    if footprint.attends_by_bands(config, batch):
+        masks = dict.fromkeys("LS", banded.band(mask, None, x.dtype))
+    context = Context(rotary, masks, None)
     return Case(config, batch, Block(config, VOCAB, 0), x.requires_grad_(), tokens, context)
 
 
 def test_attention(case: Case) -> None:
     found = kept(lambda: case.block.attention(case.x, case.tokens, case.context), case.shared)
-    booleans = case.context.masks["S"].nbytes if case.block.attention.window == "S" else 0
     expected = footprint.attention(case.config, 0, case.batch)
-    assert expected == pytest.approx(found - booleans, rel=0.05)
+    assert expected == pytest.approx(found - case.booleans, rel=0.05)
 
 
 def test_mlp(case: Case) -> None:
@@ -152,9 +160,8 @@ def test_norm(case: Case) -> None:
 def test_block(case: Case) -> None:
     x0 = case.x.detach().clone()
     found = kept(lambda: case.block(case.x, x0, case.tokens, case.context), [*case.shared, x0])
-    booleans = case.context.masks["S"].nbytes if case.block.attention.window == "S" else 0
     expected = footprint.block(case.config, 0, case.batch)
-    assert expected == pytest.approx(found - booleans, rel=0.05)
+    assert expected == pytest.approx(found - case.booleans, rel=0.05)
 
 
 def test_the_whole_forward_pass_is_the_sum_of_its_layers(dtype: str, tiny_config: Config) -> None:
@@ -168,6 +175,25 @@ def test_the_whole_forward_pass_is_the_sum_of_its_layers(dtype: str, tiny_config
     # the final norm's output, and cosines and sines of every position
     expected += footprint.stream(config, batch)
     assert expected == pytest.approx(found, rel=0.05)
+
+
+def test_bands_are_counted_where_the_model_attends_by_them(tiny_config: Config) -> None:
+    for changes in SWITCHES.values():
+        config = architecture(tiny_config, changes)
+        for name, item in DTYPES.items():
+            chosen = backend(
+                "cpu",
+                LENGTH,
+                None,
+                documents=False,
+                read=False,
+                softcap=config.attention_softcap > 0,
+                dropout=config.attention_dropout > 0,
+                dtype=getattr(torch, name),
+            )
+            counted = footprint.attends_by_bands(config, Batch(ROWS, LENGTH, item))
+            assert counted == (chosen == "banded")
+    assert footprint.BAND_QUERIES == banded.BLOCK
 
 
 def test_every_layer_names_its_footprint(project_root: Path) -> None:

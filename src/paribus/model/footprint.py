@@ -27,6 +27,7 @@ from paribus.model.shapes import (
 
 FP32 = 4  # bytes of a number
 BOOL = 1
+BAND_QUERIES = 128  # of a block: `banded.BLOCK`
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def attention(config: Architecture, layer: int, batch: Batch) -> int:
     numbers += query_width + 2 * kv_width  # q, k, v
     numbers += query_width  # what the heads found, before `out`
     numbers += _before_attending(config, batch) * (query_width + kv_width)
-    statistics = config.n_heads  # the logarithms of the softmax's sums
+    # the logarithms of the softmax's sums
+    statistics = 0 if attends_by_bands(config, batch) else config.n_heads
     if config.qk_norm:
         statistics += config.n_heads + config.n_kv_heads
     if has_value_embedding(config, layer):
@@ -102,8 +104,29 @@ def attention(config: Architecture, layer: int, batch: Batch) -> int:
     weights = sum(math.prod(shapes[name]) for name in matrices)
     kept = batch.tokens * (batch.itemsize * numbers + FP32 * statistics)
     kept += cast_copies(weights, batch) + attention_scores(config, batch)
+    if attends_by_bands(config, batch):
+        return kept + _repeated_heads(config, batch)
     forms_scores = config.attention_softcap or config.attention_dropout
     return kept if forms_scores else kept + mask(config, layer, batch)
+
+
+def attends_by_bands(config: Architecture, batch: Batch) -> bool:
+    """Whether attention is `banded.BandedAttention`, as on a CPU in bf16: it keeps no statistics, and shares its masks.
+
+    config: of the model. batch: of one forward pass.
+    """
+    forms_scores = config.attention_softcap or config.attention_dropout
+    return not (batch.cuda or batch.itemsize == FP32 or forms_scores)
+
+
+def _repeated_heads(config: Architecture, batch: Batch) -> int:
+    """What bands keep besides q, k and v where query heads share keys: k and v for each of them."""
+    repeats = config.n_heads - config.n_kv_heads
+    if not repeats or config.n_kv_heads == 1:  # one head is repeated without a copy
+        return 0
+    keys_too = config.qk_norm and norm_keeps_output(config, batch)  # by the norm, not repeated
+    numbers = 2 * repeats + (config.n_kv_heads if keys_too else 0)
+    return batch.tokens * numbers * config.head_dim * batch.itemsize
 
 
 def _before_attending(config: Architecture, batch: Batch) -> int:
@@ -152,14 +175,14 @@ def dropped(numbers: int, batch: Batch) -> int:
 def mask(config: Architecture, layer: int, batch: Batch) -> int:
     """The additive mask that a block's attention keeps where it is not plainly causal, (B or 1, 1, T, T).
 
-    FlexAttention, on CUDA, keeps none.
+    FlexAttention, on CUDA, keeps none. Bands have one for all blocks of a kind, plainly causal ones too.
 
     config: of the model. batch: of one forward pass. layer: number of the block.
     """
     if batch.cuda:
         return 0
     sliding = window_of(config, layer) == "S" and config.window < config.seq_len
-    if not batch.packed and not sliding:
+    if not (batch.packed or sliding or attends_by_bands(config, batch)):
         return 0
     rows = batch.rows if batch.packed else 1
     return rows * batch.length**2 * batch.itemsize
@@ -240,9 +263,13 @@ def outside_blocks(config: Architecture, batch: Batch) -> int:
     numbers = 8 * batch.tokens + 24 * batch.tokens
     if config.embedding_dropout:
         numbers += dropped(batch.tokens * config.width, batch)
-    kinds = {mask(config, layer, batch) for layer in range(config.depth)}
-    booleans = sum(kinds) // batch.itemsize  # one of each kind of window
-    return streams * stream(config, batch) + numbers + booleans
+    one_of_each = {
+        window_of(config, layer): mask(config, layer, batch) for layer in range(config.depth)
+    }
+    masks = sum(one_of_each.values())
+    if not attends_by_bands(config, batch):
+        masks //= batch.itemsize  # as booleans, BOOL bytes each
+    return streams * stream(config, batch) + numbers + masks
 
 
 def stream(config: Architecture, batch: Batch) -> int:
@@ -264,19 +291,43 @@ def cast_copies(weights: int, batch: Batch) -> int:
 # ---------------------------------------------------------------- held for a moment
 
 
-def block_backward(config: Architecture, batch: Batch) -> int:
+def block_backward(config: Architecture, layer: int, batch: Batch) -> int:
     """The most that a block's backward pass adds to the kept tensors.
 
     It holds the gradient of the block's output, those inside the MLP less what is freed before the last of them is made, and
-    that of a weight.
+    that of a weight; or what attention by bands holds later on.
 
-    config: of the model. batch: of one forward pass.
+    config: of the model. layer: number of the block. batch: of one forward pass.
     """
     hidden = mlp_hidden(config)
     inside = (1 if config.mlp in ("relu", "gelu") else 2) * hidden
     weight = config.width * hidden
     gradients = batch.tokens * batch.itemsize * (config.width + inside)
-    return gradients + FP32 * weight + cast_copies(weight, batch)
+    of_mlp = gradients + FP32 * weight + cast_copies(weight, batch)
+    return (
+        max(of_mlp, _bands_backward(config, layer, batch))
+        if attends_by_bands(config, batch)
+        else of_mlp
+    )
+
+
+def _bands_backward(config: Architecture, layer: int, batch: Batch) -> int:
+    """What the backward pass of an attention by bands holds, less what the block's MLP has freed by then.
+
+    It holds the gradients of the block's output and of the attention's, the latter once more by heads, as q, k and v are;
+    their gradients, of k and v in fp32; and the weights of a block of queries, three times: those of the block before are there
+    until the next ones are.
+    """
+    query_width = config.n_heads * config.head_dim
+    numbers = config.width + query_width + 4 * query_width + query_width
+    held = batch.tokens * (batch.itemsize * numbers + FP32 * 2 * query_width)
+    keys = batch.length
+    if window_of(config, layer) == "S":
+        keys = min(keys, config.window + BAND_QUERIES)
+    queries = min(batch.length, BAND_QUERIES)
+    keys_before = min(keys, batch.length - queries)  # of the block of queries before the last
+    weights = max(3 * keys, 2 * keys + 3 * keys_before) * queries * batch.rows * config.n_heads
+    return held + batch.itemsize * weights - mlp(config, batch)
 
 
 def block_again(config: Architecture, batch: Batch) -> int:
@@ -358,23 +409,23 @@ def optimizer_state(config: Architecture, vocab_size: int, optimizer: Optimizer)
 
 
 def optimizer_update(
-    config: Architecture, vocab_size: int, optimizer: Optimizer, cuda: bool = False
+    config: Architecture, vocab_size: int, optimizer: Optimizer, batch: Batch
 ) -> int:
     """The optimiser's temporaries.
 
     Muon works on all matrices of one shape at once, AdamW on one kind of parameter; AdamW's fused kernel, on CUDA, makes none.
     Cautious decay keeps a copy of what decays. Those of a library's optimiser are not in it.
 
-    config: of the model. vocab_size: tokens of the tokenizer. optimizer: its settings. cuda: whether the fused
-    kernel is used.
+    config: of the model. vocab_size: tokens of the tokenizer. optimizer: its settings. batch: whose device and
+    number format decide.
     """
     counts = parameters(config, vocab_size)
     others = max(counts["embedding"] + counts["value_embeddings"], counts["head"])
-    denominator = 0 if cuda else FP32
+    denominator = 0 if batch.cuda else FP32
     matrices = 0
     if optimizer.kind == "muon":
         normalised = optimizer.muon_normalisation != "none"
-        matrices = _muon_update(config, 2 if cuda else FP32, normalised)
+        matrices = _muon_update(config, 2 if batch.cuda else batch.itemsize, normalised)
     elif optimizer.kind == "adamw":
         matrices = denominator * counts["matrices"]
     others *= denominator
@@ -394,7 +445,10 @@ def _muon_update(config: Architecture, itemsize: int, normalised: bool) -> int:
     peak = before = 0
     for (rows, columns), count in groups.items():
         matrices, gram = count * rows * columns, count * min(rows, columns) ** 2
-        iteration = FP32 * matrices + itemsize * (2 * matrices + 2 * gram)
+        directions = FP32 * matrices
+        iteration = directions + itemsize * (2 * matrices + 2 * gram)
+        if itemsize != FP32:  # the result is cast back
+            iteration = max(iteration, directions + (itemsize + FP32) * matrices)
         evening = 3 * FP32 * matrices if normalised else 0
         peak = max(peak, before + iteration, before + evening)
         before = FP32 * matrices  # the last group's updates live until the next one's are made

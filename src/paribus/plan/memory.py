@@ -76,7 +76,7 @@ def training_step(
     weights = 4 * counts["total"] + 4 * config.seq_len * config.head_dim  # and the rotary table
     foreign = library.memory_of(config, optimizer)
     state = footprint.optimizer_state(config, vocab_size, optimizer) + foreign.state
-    update = footprint.optimizer_update(config, vocab_size, optimizer, batch.cuda)
+    update = footprint.optimizer_update(config, vocab_size, optimizer, batch)
     kept = _kept(config, batch, checkpointing)
     chunk = logit_rows(vocab_size, "cuda" if batch.cuda else "cpu")
     predicted = dataclasses.replace(batch, rows=batch.rows * (1 + config.future_tokens))
@@ -142,19 +142,18 @@ def _backward(
     blocks = [footprint.block(config, layer, batch) for layer in range(config.depth)]
     blocks *= config.recurrence
     valued = [has_value_embedding(config, layer) for layer in range(config.depth)]
-    transient, made = footprint.block_backward(config, batch), 4 * counts["head"]
-    if checkpointing:
-        transient = max(transient, footprint.block_again(config, batch))
+    made = 4 * counts["head"]
+    again = footprint.block_again(config, batch) if checkpointing else 0
     for applied in reversed(range(len(blocks))):
         if checkpointing:
             left = _kept(config, batch, True) - stream * config.residual_scalars + blocks[applied]
         else:
             left = footprint.outside_blocks(config, batch) + sum(blocks[: applied + 1])
-        yield made, left + transient
+        layer = applied % config.depth
+        yield made, left + max(footprint.block_backward(config, layer, batch), again)
         if (
             applied >= len(blocks) - config.depth
         ):  # earlier passes add to the gradients of the last one
-            layer = applied % config.depth
             made += 4 * (
                 counts["matrices"] // config.depth
                 + valued[layer] * counts["value_embeddings"] // max(sum(valued), 1)
