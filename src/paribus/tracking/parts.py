@@ -105,13 +105,13 @@ def _read(
     finished: bool,
 ) -> Iterator[RunPart]:
     """As `read_parts`, from the tables."""
-    from sqlalchemy import column, select, table
+    from sqlalchemy import Boolean, Float, Integer, String, column, select, table
 
     experiments = table("experiments", column("experiment_id"), column("name"))
     runs = table(
         "runs", *map(column, ("run_uuid", "name", "status", "experiment_id", "lifecycle_stage"))
     )
-    started = column("start_time")
+    started = column("start_time", Integer)
     wanted = (
         select(runs.c.run_uuid, runs.c.name, runs.c.status)
         .join(experiments, experiments.c.experiment_id == runs.c.experiment_id)
@@ -123,14 +123,15 @@ def _read(
     found: dict[str, RunPart] = {}
     for identity, name, status in connection.execute(wanted):
         found[identity] = RunPart(id=identity, name=name or "", status=status, tags={}, metrics={})
-    run, key, value, is_nan = map(column, ("run_uuid", "key", "value", "is_nan"))
+    run, key, is_nan = column("run_uuid", String), column("key", String), column("is_nan", Boolean)
+    text, number = column("value", String), column("value", Float)
     # The tables are indexed by key first: the rows of few keys are read alone, those of other experiments with them.
-    noted = select(run, key, value).select_from(table("tags")).where(key.in_(tags))
-    for identity, name, text in connection.execute(noted):
+    noted = select(run, key, text).select_from(table("tags")).where(key.in_(tags))
+    for identity, name, tag in connection.execute(noted):
         if identity in found:
-            found[identity].tags[name] = text
-    last = select(run, key, value, is_nan).select_from(table("latest_metrics"))
-    for identity, name, number, missing in connection.execute(last.where(key.in_(metrics))):
+            found[identity].tags[name] = tag
+    last = select(run, key, number, is_nan).select_from(table("latest_metrics"))
+    for identity, name, metric, missing in connection.execute(last.where(key.in_(metrics))):
         if identity in found:
-            found[identity].metrics[name] = math.nan if missing else number
+            found[identity].metrics[name] = math.nan if missing else metric
     yield from found.values()
