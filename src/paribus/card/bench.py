@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from paribus.config import merge, parse_config, read_yaml
-from paribus.machine.hardware import Hardware, detect_hardware
+from paribus.machine.hardware import FP8_CARDS, Hardware, detect_hardware, own_card
 from paribus.machine.process import set_up_process
 from paribus.model.gpt import GPT
 from paribus.model.window_kernel import settled
@@ -114,6 +114,14 @@ class Bench:
     def dtype(self) -> str:
         """Of products: bf16 where the card has it."""
         return "auto" if self.device == "cuda" else "float32"
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """What the device multiplies in: values of `train.dtype`, and fp8 (`train.fp8`)."""
+        if self.device != "cuda":
+            return ("float32",)
+        capability = torch.cuda.get_device_capability(own_card())
+        return ("float32", "bfloat16", *(["fp8"] if capability >= FP8_CARDS else []))
 
     def recipe(self, depth: int, rows: int, **changes: Any) -> Recipe:
         """Nanochat's model of a depth, with its switches and windows.

@@ -164,11 +164,14 @@ def page(made: Plan, profile: str | None) -> list[Any]:
         profile: its name; None: params.yaml as it is.
     """
     counts, device = made.parameters, made.device
+    products = f"{_teraflops(device.rate)} TFLOP/s of large products in {made.dtype}"
+    if made.fp8 and device.fp8:
+        products += f", {_teraflops(device.fp8 * device.attainable)} in fp8"
     measured = " · calibrated by what was measured here" if device.corrections else ""
     head = (
         f"[bold]{profile or 'params.yaml'}[/bold]   {counts['total'] / 1e6:,.1f} M parameters "
         f"({counts['matrices'] / 1e6:,.1f} M in matrices)   {made.flops_per_token / 1e9:,.3g} GFLOP a token\n"
-        f"{made.gpus} x {device.name}   {device.rate / 1e12:,.3g} TFLOP/s of large products in {made.dtype}   "
+        f"{made.gpus} x {device.name}   {products}   "
         f"{device.bandwidth / 1e9:,.0f} GB/s   budget {memory_size(made.vram)}{measured}"
     )
     return [
@@ -177,6 +180,12 @@ def page(made: Plan, profile: str | None) -> list[Any]:
         _memory_table(made),
         _notes(made),
     ]
+
+
+def _teraflops(rate: float) -> str:
+    """Three digits, or all before the point."""
+    number = rate / 1e12
+    return f"{number:,.0f}" if number >= 100 else f"{number:,.3g}"
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -61,6 +61,7 @@ class Plan:
     flops_per_token: float
     stages: dict[str, StagePlan]
     bill: dict[str, float]
+    fp8: bool = False  # whether block matrices multiply 8-bit floats in supervised training
 
     @property
     def hours(self) -> float:
@@ -110,6 +111,7 @@ def make_plan(
         recipe.flops_per_token,
         stages,
         _bill(recipe, stages, device, total, gpus, price, seeds),
+        recipe.config.train.fp8,
     )
 
 
@@ -341,6 +343,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "device": plan.device.name,
         "gpus": plan.gpus,
         "dtype": plan.dtype,
+        "fp8": plan.fp8,
         "vram_bytes": plan.vram,
         "calibrated": bool(plan.device.corrections),
         "hours": plan.hours,
