@@ -70,7 +70,7 @@ def loss(bench: Bench) -> Outcome:
 
 def _loss_and_norm(bench: Bench, rows: Any, dtype: str) -> tuple[float, float]:
     """(loss a token, norm of the gradient) of rows."""
-    kind = {"train__dtype": dtype}
+    kind: dict[str, Any] = {"train__dtype": dtype}
     if dtype == "fp8":
         kind = {"train__dtype": "bfloat16", "train__fp8": True}
     trainer, _ = bench.trainer(bench.sizes.depths[0], 1, **kind)
