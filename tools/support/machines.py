@@ -182,6 +182,8 @@ class Network:
         self.machines: list[Machine] = []
 
     def __enter__(self) -> Network:
+        # A killed test leaves its network, and nobody in it.
+        subprocess.run(["ip", "link", "delete", self.bridge], capture_output=True)
         _run("ip", "link", "add", self.bridge, "type", "bridge")
         _run("ip", "address", "add", f"{self.gateway}/24", "dev", self.bridge)
         _run("ip", "link", "set", self.bridge, "up")
