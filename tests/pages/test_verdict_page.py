@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +18,7 @@ from paribus.pages.markdown import cell, fenced, line, paragraph
 from paribus.pages.noise import markdown as noise_markdown
 from paribus.pages.verdict_answer import answer
 from paribus.pages.verdict_origin import unequal_noise
-from paribus.pages.verdict_sentences import caveat, sentence
+from paribus.pages.verdict_sentences import caveat, say, sentence
 from paribus.study.advice import Again, NextLook
 from paribus.study.divergence import Survivors
 from paribus.study.items import ItemEffect
@@ -313,3 +315,20 @@ def test_an_arm_that_was_added_later_is_shown_with_what_it_may_spend() -> None:
     [spent] = verdict_page.late_arms(experiment, (Step(5, 1.0, ("adamw",)),))
     assert "no verdict" in spent
     assert verdict_page.late_arms(experiment, (Step(3, 0.5, ("adamw", "late")),)) == []
+
+
+def test_a_terminal_breaks_sentences_between_words_and_never_within_a_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Screen()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "30")
+    say("adamw: undecided: ask again: `paribus ablate new first-2 --like first`, commit the file")
+    *lines, end = screen.getvalue().split("\n")
+    assert end == ""
+    assert "`paribus ablate new first-2 --like first`," in lines
+    assert all(len(line) <= 30 for line in lines if "`" not in line)

@@ -79,9 +79,8 @@ def status(name: str, watch: bool = False, as_json: bool = False) -> None:
         print(f"{whole.name}: not started here; the committed report says:")
         for sentence in published:
             print(click.wrap_text(sentence, WIDTH, "  ", "  "))
-        print(
-            f"The page: {PUBLISHED / whole.name}.html. `paribus ablate run {name}` computes its runs here."
-        )
+        print(f"the page: {PUBLISHED / whole.name}.html")
+        print(f"`paribus ablate run {name}` computes its runs here")
         return
     for study in parts(whole):
         _status(study, watch)

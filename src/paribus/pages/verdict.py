@@ -32,7 +32,7 @@ from paribus.pages.verdict_origin import (
     uneven,
     without_value,
 )
-from paribus.pages.verdict_sentences import caveat, sentence
+from paribus.pages.verdict_sentences import caveat, say, sentence
 from paribus.places import state_root
 from paribus.study.advice import Again, NextLook, again, next_look
 from paribus.study.besides import Besides
@@ -113,9 +113,9 @@ def write_pages(
         figure.savefig(place, dpi=150, facecolor="white", metadata={"Software": None})
     write_atomic(RESULTS / f"{experiment.name}.md", markdown(values, list(figures)))
     said = values["answer"]
-    print(f"{said.head}: {said.sentence}" if said.head else said.sentence)
+    say(f"{said.head}: {said.sentence}" if said.head else said.sentence)
     for verdict in values["verdicts"]:
-        print(verdict["sentence"])
+        say(verdict["sentence"])
     extra = [
         *values["besides"],
         values["scaling"] or "",
@@ -123,9 +123,9 @@ def write_pages(
     ]
     extra.append((values["factors"] or {}).get("agreement", ""))
     for told in filter(None, extra):
-        print(told)
+        say(told)
     for line_of_compute in values["compute"]:
-        print(line_of_compute)
+        say(line_of_compute)
     if values["ladder"]:
         print("\n".join(printed(values)))
     for failure in values["failures"]:

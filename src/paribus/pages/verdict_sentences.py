@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import sys
+import textwrap
+
 from paribus.study.advice import Again, NextLook
 from paribus.study.experiment import Experiment
 from paribus.study.statistics import Effect
@@ -136,3 +141,17 @@ def caveat(arm: ArmVerdict) -> str:
     if not effect.decided:
         return f"{arm.name}: {effect.verdict}: {lost}, and no verdict rests on the others alone ({size})."
     return f"{arm.name} is {effect.verdict} than the baseline, although {lost} ({size})."
+
+
+def say(text: str) -> None:
+    """Print a sentence; on a terminal in lines of whole words, in which a command between backquotes stays whole.
+
+    Args:
+        text: of the sentence.
+    """
+    if sys.stdout.isatty():
+        whole = re.sub(r"`[^`]*`", lambda command: command[0].replace(" ", "\0"), text)
+        width = shutil.get_terminal_size().columns
+        lines = textwrap.wrap(whole, width, break_long_words=False, break_on_hyphens=False)
+        text = "\n".join(lines).replace("\0", " ")
+    print(text)
