@@ -2,7 +2,8 @@
 
 tmux is the terminal: it runs the command and is asked once a second for its screen. rich reads the colors. The recording takes
 20 seconds whatever the command took: the last screen stays for seven of them, the others share the rest by the time they were
-seen. Lines that screens have in common are stored once. A reader who asks for less motion sees the last screen.
+seen, and those that would stay too short to be read are left out. Lines that screens have in common are stored once. A reader who
+asks for less motion sees the last screen.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from rich.text import Text
 
 SECONDS = 20.0
 LAST = 7.0  # seconds that the last screen stays
+SHORTEST = 0.25  # seconds that a screen stays at least
 CELL, LINE = 8.4, 18.0  # a character's width and height at 14 px, in px
 MARGIN = 14.0
 
@@ -45,8 +47,11 @@ class Terminal:
         command = ["tmux", "-L", self._socket, "-f", "/dev/null", *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
-    def record(self, command: str) -> list[Screen]:
-        """Run a command; every screen that differs from the one before it."""
+    def record(self, command: str, until: str | None) -> list[Screen]:
+        """Run a command; every screen that differs from the one before it.
+
+        until: a text; the screen that has it is the last one. None: the command's end is.
+        """
         typed = f"$ {command}"
         size = ("-x", str(self._columns), "-y", str(self._rows))
         run = f"sleep 2; printf '%s\\n' '{typed}'; {command}; tmux set -g @ended 1; sleep 99"
@@ -60,8 +65,8 @@ class Terminal:
                 lines = self._screen()
                 if lines and lines != screens[-1].lines:
                     screens.append(Screen(time.monotonic() - begun, lines))
-                if ended:
-                    return screens
+                if ended or (until and any(until in line for line in lines)):
+                    return legible(screens)
                 time.sleep(1)
         finally:
             self._tmux("kill-server")
@@ -71,6 +76,16 @@ class Terminal:
         while shown and not shown[-1].strip():
             shown.pop()
         return tuple(shown)
+
+
+def legible(screens: list[Screen]) -> list[Screen]:
+    """The screens without those that would stay too short; the last one stays."""
+    shortest = SHORTEST / (SECONDS - LAST) * screens[-1].seconds
+    kept = screens[:1]
+    for screen in screens[1:-1]:
+        if screen.seconds - kept[-1].seconds >= shortest:
+            kept.append(screen)
+    return [*kept, screens[-1]]
 
 
 def starts(screens: list[Screen]) -> list[float]:
@@ -140,7 +155,7 @@ class Drawing:
             looks = []
             if style and style.color:
                 color = style.color.get_truecolor(MONOKAI).hex
-                looks.append(f'fill="{color}"')
+                looks.append(f'style="fill:{color}"')
             if style and style.bold:
                 looks.append('font-weight="bold"')
             if style and style.dim:
@@ -158,8 +173,9 @@ def main() -> int:
     parser.add_argument("command")
     parser.add_argument("--columns", type=int, default=88)
     parser.add_argument("--rows", type=int, default=20)
+    parser.add_argument("--until", help="the screen that has this text is the last one")
     arguments = parser.parse_args()
-    screens = Terminal(arguments.columns, arguments.rows).record(arguments.command)
+    screens = Terminal(arguments.columns, arguments.rows).record(arguments.command, arguments.until)
     drawing = Drawing(arguments.columns, arguments.rows)
     arguments.out.write_text(drawing.svg(screens, arguments.command), encoding="utf-8")
     print(f"{arguments.out}: {len(screens)} screens, {arguments.out.stat().st_size / 1000:.0f} kB")
