@@ -63,12 +63,13 @@ ON_NULL = NULL_CUDA=$(NULL_CUDA) NULL_CARDS=2 LD_PRELOAD=$(NULL_CUDA)/null_runti
   LD_LIBRARY_PATH=$(NULL_CUDA) TRITON_LIBCUDA_PATH=$(NULL_CUDA) CUBLAS_WORKSPACE_CONFIG=:4096:8 \
   TORCHINDUCTOR_CACHE_DIR=$(NULL_CUDA)/inductor TRITON_CACHE_DIR=$(NULL_CUDA)/triton PYTHONPATH=src \
   $(GPU)/bin/python -m pytest -q -p no:cacheprovider
+OF_CARDS := wide_heads or default or gpt2 or d20 or compiled_step or 8_bit or fp8
 gpu-dry-run: $(READY)  ## what would fail on a GPU, as far as the host decides it
 	@PYTHONPATH=src $(BIN)/python tests/gpu/environment.py $(GPU)
 	@$(GPU)/bin/python tests/gpu/build.py $(NULL_CUDA)
 	@$(ON_NULL) tests/gpu
-	@for card in "9 0" "10 0"; do set -- $$card; NULL_MAJOR=$$1 NULL_MINOR=$$2 NULL_SHARED=232448 \
-	  $(ON_NULL) tests/gpu -k "wide_heads or default or gpt2 or d20 or 8_bit or compiled_step" || exit 1; done
+	@for card in "8 9 101376" "9 0 232448" "10 0 232448"; do set -- $$card; NULL_MAJOR=$$1 NULL_MINOR=$$2 NULL_SHARED=$$3 \
+	  $(ON_NULL) tests/gpu -k "$(OF_CARDS)" || exit 1; done
 
 clean:  ## the virtual environments; data, checkpoints and experiments stay
 	rm -rf .venv .venv-gpu

@@ -398,7 +398,7 @@ def update(bench: Bench) -> Outcome:
         figures |= {f"{name}_first_seconds": first, f"{name}_seconds": statistics.median(later)}
         bench.say(figures)
     moved = distance(before, ends[0])
-    error = distance(*ends) / moved
+    error = distance(*ends) / moved if moved else math.nan
     figures["error"] = error
     wrong = "" if error <= UPDATE_ERROR else f"a compiled step ends {error:.1%} of a step off"
     return Outcome(wrong, figures)
@@ -406,8 +406,8 @@ def update(bench: Bench) -> Outcome:
 
 def distance(ones: list[torch.Tensor], others: list[torch.Tensor]) -> float:
     """Between two lists of tensors, as one vector each."""
-    squares = [float((a - b).square().sum()) for a, b in zip(ones, others, strict=True)]
-    return math.sqrt(sum(squares))
+    norms = [torch.linalg.vector_norm(a - b) for a, b in zip(ones, others, strict=True)]
+    return float(torch.linalg.vector_norm(torch.stack(norms)))
 
 
 @dataclass(frozen=True)
