@@ -27,7 +27,7 @@ from paribus.plan.devices import Device, board_note, default_dtype, device_named
 from paribus.plan.estimate import Plan, StagePlan, as_json, make_plan
 from paribus.plan.memory import parse_bytes
 from paribus.recipe import Recipe
-from paribus.text import count, memory_size, time_span
+from paribus.text import count, file_size, memory_size, time_span
 
 
 def plan(
@@ -172,7 +172,7 @@ def page(made: Plan, profile: str | None) -> list[Any]:
         f"[bold]{profile or 'params.yaml'}[/bold]   {counts['total'] / 1e6:,.1f} M parameters "
         f"({counts['matrices'] / 1e6:,.1f} M in matrices)   {made.flops_per_token / 1e9:,.3g} GFLOP a token\n"
         f"{made.gpus} x {device.name}   {products}   "
-        f"{device.bandwidth / 1e9:,.0f} GB/s   budget {memory_size(made.vram)}{measured}"
+        f"{device.bandwidth / 1e9:,.3g} GB/s   budget {memory_size(made.vram)}{measured}"
     )
     return [
         Panel(head, title="paribus plan", expand=False),
@@ -253,13 +253,25 @@ def _memory_table(planned: Plan) -> Table:
     return table
 
 
+def _disk(gigabytes: float) -> str:
+    return file_size(gigabytes * 1e9)
+
+
+def _energy(kilowatt_hours: float) -> str:
+    """In the unit that needs no leading zeros."""
+    if kilowatt_hours < 1:
+        return f"{1000 * kilowatt_hours:,.3g} Wh"
+    return f"{kilowatt_hours:,.3g} kWh"
+
+
 def _notes(planned: Plan) -> str:
     """Facts beside the tables: shares of the time, disk, energy, cost, and stages that do not fit."""
     bill = planned.bill
     lines = [
         f"Pretraining's time by kind of work: {_shares(planned.stages['pretrain'])}.",
-        f"Text {bill['text_gb']:,.3g} GB, shards {bill['shards_gb']:,.3g} GB, checkpoints {bill['checkpoints_gb']:,.3g} GB, "
-        f"training states {bill['states_gb']:,.3g} GB; about {bill['energy_kwh']:,.3g} kWh.",
+        f"On disk: text {_disk(bill['text_gb'])}, shards {_disk(bill['shards_gb'])}, checkpoints "
+        f"{_disk(bill['checkpoints_gb'])}, training states {_disk(bill['states_gb'])}. "
+        f"Energy: about {_energy(bill['energy_kwh'])}.",
     ]
     alone = []
     for name, stage in planned.stages.items():
