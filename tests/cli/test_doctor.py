@@ -290,6 +290,13 @@ def test_damaged_files_are_listed_and_left_where_they_are(
     assert path.read_text() == text
 
 
+def test_what_a_run_of_a_study_was_asked_is_not_damaged(project: Path) -> None:
+    path = project / ".paribus/execute/first/adamw-s7/run.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"id": {"study": "first", "arm": "adamw", "seed": 7}}')
+    assert found("state").state == "ok"
+
+
 def test_leftovers_of_killed_writes_are_named(project: Path) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
