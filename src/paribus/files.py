@@ -117,7 +117,9 @@ def whole_folder(out: Path) -> Iterator[Path]:
 def put_in_place(aside: Path, path: Path) -> None:
     """Bring a finished file to the disk and give it its name; the name is on the disk when this returns.
 
-    aside: the finished file, on the same disk. path: its name from now on.
+    Args:
+        aside: the finished file, on the same disk.
+        path: its name from now on.
     """
     _sync(aside)
     os.replace(aside, path)
@@ -243,7 +245,10 @@ def read_json(
 def read_value(path: Path, shape: Shape, *, move: bool = True) -> Any:
     """As `read_json`, for a file that may hold any JSON value.
 
-    path: of the file. shape: that the value must have. move: put a damaged file aside.
+    Args:
+        path: of the file.
+        shape: that the value must have.
+        move: put a damaged file aside.
     """
     problem = "replaced while it was read"
     for _ in range(3):  # another process may replace the file between reading and putting aside
@@ -272,7 +277,9 @@ def read_value(path: Path, shape: Shape, *, move: bool = True) -> Any:
 def parse(text: bytes, shape: Shape) -> tuple[Any, str | None]:
     """(the value, None), or (None, what is wrong with it).
 
-    text: of a file. shape: that the value must have.
+    Args:
+        text: of a file.
+        shape: that the value must have.
     """
     if not text.strip(b"\0 \n\t\r"):
         return None, "empty"
@@ -301,7 +308,10 @@ def _same_file(path: Path, before: os.stat_result) -> bool:
 def report_damage(path: Path, problem: str, move: bool = True) -> None:
     """Name a damaged file on stderr, and put it aside. The same file is named only once.
 
-    path: of the file. problem: what is wrong with it. move: rename it to NAME.damaged.
+    Args:
+        path: of the file.
+        problem: what is wrong with it.
+        move: rename it to NAME.damaged.
     """
     if str(path) in _named:
         return
@@ -372,7 +382,9 @@ def read_lines(
 
     A last line without its end is being written, or was torn by a kill: it is left out, and does not count as damage.
 
-    path: of the file. shape: that each row must have; None: any.
+    Args:
+        path: of the file.
+        shape: that each row must have; None: any.
     """
     rows: list[tuple[bytes, dict[str, object]]] = []
     problems: list[str] = []
@@ -391,7 +403,9 @@ def read_lines(
 def read_rows(path: Path, shape: Shape | None = None) -> list[dict[str, Any]]:
     """Every row of a JSONL file; damaged lines are named once on stderr and left out.
 
-    path: of the file. shape: that each row must have; None: any.
+    Args:
+        path: of the file.
+        shape: that each row must have; None: any.
     """
     rows, problems = read_lines(path, shape)
     if problems and str(path) not in _named:
@@ -403,7 +417,9 @@ def read_rows(path: Path, shape: Shape | None = None) -> list[dict[str, Any]]:
 def set_lines_aside(path: Path, problems: list[str]) -> None:
     """Name the damaged lines of a JSONL file that is about to be rewritten without them, and keep a copy of it.
 
-    path: of the file. problems: as `read_lines` names them.
+    Args:
+        path: of the file.
+        problems: as `read_lines` names them.
     """
     aside = free_name(path)
     shutil.copyfile(path, aside)

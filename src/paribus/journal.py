@@ -10,7 +10,7 @@ import math
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,7 @@ def as_floats(row: Row) -> dict[str, float]:
     return numbers
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, object]) -> None:
     """Replace the file by `value`, whole or not at all.
 
     Args:

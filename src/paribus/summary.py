@@ -41,7 +41,9 @@ def supervised_metrics(position: Position) -> dict[str, Any]:
 def rl_metrics(log: list[Row], position: Position) -> dict[str, Any]:
     """The sparsity of the reward over the whole run, and what it bought.
 
-    log: rows of the whole run. position: where it ended.
+    Args:
+        log: rows of the whole run.
+        position: where it ended.
     """
     rows = [row for row in log if "rl/mean_reward" in row]
     fifth = max(len(rows) // 5, 1)
@@ -144,7 +146,7 @@ def write_curve(path: Path, stage: str, log: list[Row]) -> None:
     )
 
 
-def refuse_divergence(stage: str, metrics: dict[str, Any]) -> None:
+def refuse_divergence(stage: str, metrics: Mapping[str, object]) -> None:
     """Raises UserError for a run whose figures are not finite: it diverged, and nothing may be built on it.
 
     metrics: of a training stage that went through its `steps`.
@@ -157,7 +159,7 @@ def refuse_divergence(stage: str, metrics: dict[str, Any]) -> None:
         )
 
 
-def not_finite(values: Any, name: str = "") -> list[str]:
+def not_finite(values: object, name: str = "") -> list[str]:
     """`key is value` for each number among nested values that is infinite or not a number.
 
     name: of the values, before the dotted keys.
@@ -175,10 +177,12 @@ def not_finite(values: Any, name: str = "") -> list[str]:
     return found
 
 
-def write_json(path: Path, values: Any) -> None:
+def write_json(path: Path, values: object) -> None:
     """Write a metrics file whole. Raises UserError for numbers that JSON cannot hold.
 
-    path: of the file. values: by metric.
+    Args:
+        path: of the file.
+        values: by metric.
     """
     spoilt = not_finite(values)
     if spoilt:
@@ -204,7 +208,7 @@ def headline_of(name: str, metrics: Mapping[str, Any]) -> dict[str, float | None
     return headline
 
 
-def write_metrics(name: str, metrics: Mapping[str, Any]) -> None:
+def write_metrics(name: str, metrics: Mapping[str, object]) -> None:
     """Write metrics/<name>.json, and before it headline/<name>.json for what has a headline.
 
     The metrics file comes last: it proves that its stage is done.
@@ -225,7 +229,10 @@ def write_metrics(name: str, metrics: Mapping[str, Any]) -> None:
 def write_csv(path: Path, header: tuple[str, ...], rows: Iterable[Any]) -> None:
     """Write a curve whole.
 
-    path: of the file. header: names of the columns. rows: their values.
+    Args:
+        path: of the file.
+        header: names of the columns.
+        rows: their values.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()

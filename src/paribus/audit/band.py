@@ -117,7 +117,7 @@ def _within_seeds(
     return bool(abs(rebuilt - recorded) <= _half_width(numbers))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

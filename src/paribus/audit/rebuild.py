@@ -137,7 +137,7 @@ def clone(commit: str | None, folder: Path) -> Path:
     return folder / (prefix or "")
 
 
-def write_params(root: Path, values: Mapping[str, Any]) -> None:
+def write_params(root: Path, values: Mapping[str, object]) -> None:
     """Write values over the clone's params.yaml; a mapping (a mixture) is replaced as a whole.
 
     Args:

@@ -115,7 +115,7 @@ def masks(bench: Bench) -> Outcome:
 
 
 def _attended(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, weight: torch.Tensor
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: object, weight: torch.Tensor
 ) -> list[torch.Tensor]:
     """The output of attention and the gradients of its three inputs, in fp32; on a CPU Flex has no backward pass."""
     if q.device.type == "cpu":

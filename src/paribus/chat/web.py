@@ -189,8 +189,11 @@ def render(
 ) -> str:
     """The page as HTML.
 
-    speakers: checkpoints by name. options: with which it begins. prompts: offered on it. has_problems: whether it offers
-    held-out problems too.
+    Args:
+        speakers: checkpoints by name.
+        options: with which it begins.
+        prompts: offered on it.
+        has_problems: whether it offers held-out problems too.
     """
     import dataclasses
 
@@ -218,7 +221,9 @@ def read_request(
 ) -> tuple[Speaker, list[dict[str, Any]], Options]:
     """(speaker, messages, options) of {"checkpoint", "messages", "options"}. Raises UserError with every problem.
 
-    body: JSON. speakers: checkpoints by name, of which it asks for one.
+    Args:
+        body: JSON.
+        speakers: checkpoints by name, of which it asks for one.
     """
     request, problem = parse(body, REQUEST)
     if problem is not None:
@@ -331,9 +336,14 @@ def serve(
 ) -> None:
     """Serve the page until Ctrl-C; with a corpus it asks held-out problems and grades their answers.
 
-    checkpoints: their names or folders. port: of 127.0.0.1. options: with which the page begins. prompts: offered
-    on it. settings: of the project, for the device. Raises UserError for checkpoints that are not there, all at once, or a
-    port in use.
+    Raises UserError for checkpoints that are not there, all at once, or a port in use.
+
+    Args:
+        checkpoints: their names or folders.
+        port: of 127.0.0.1.
+        options: with which the page begins.
+        prompts: offered on it.
+        settings: of the project, for the device.
     """
     import uvicorn
 

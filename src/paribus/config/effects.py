@@ -149,11 +149,13 @@ def changes(before: Config, after: Config) -> list[str]:
 def merge_problems(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
     """Mixtures that were written whole and were merged instead, each with the command that replaces.
 
-    before: dotted values of params.yaml as committed, or of an ablation's baseline; after: those a run is asked for.
-
     `dvc exp run -S 'midtrain.mixture={facts: 0.5, problems_worked: 0.5}'` keeps the other sources at their weights. What
     was written is a whole mixture where the weights that changed add up to 1 by themselves, and all of them do not. One new
     source at weight 1 does not count as one: it is mixed in with the others.
+
+    Args:
+        before: dotted values of params.yaml as committed, or of an ablation's baseline.
+        after: those a run is asked for.
     """
     problems: list[str] = []
     for stage in SUPERVISED_STAGES:

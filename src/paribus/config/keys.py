@@ -20,10 +20,14 @@ def key(
 ) -> Any:
     """A configuration key.
 
-    doc: what it is, with its unit.
-    ge, gt, le: the bounds of its value, or of a mapping's values.
-    acts_when: when it has an effect; None: always. `effects.py` reads it.
-    formerly: what a checkpoint means by it that was written before the key existed; None: all checkpoints have the key.
+    Args:
+        doc: what it is, with its unit.
+        ge: the bounds of its value, or of a mapping's values.
+        gt: the bounds of its value, or of a mapping's values.
+        le: the bounds of its value, or of a mapping's values.
+        acts_when: when it has an effect; None: always. `effects.py` reads it.
+        formerly: what a checkpoint means by it that was written before the key existed; None: all checkpoints have the
+          key.
     """
     limit = le if isinstance(le, Limit) else Limit(le, "") if le is not None else None
     return dataclasses.field(

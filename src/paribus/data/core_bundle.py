@@ -12,6 +12,7 @@ import hashlib
 import math
 import random
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ def read_entries(path: Path, problems: list[str]) -> list[Row]:
     return entries
 
 
-def _unknown_keys(values: dict[str, Any], known: tuple[str, ...]) -> list[str]:
+def _unknown_keys(values: Mapping[str, object], known: tuple[str, ...]) -> list[str]:
     """A warning for each key that is not read: a slip, or something that this reader would ignore silently."""
     wrong = []
     for name in values:
@@ -190,7 +191,7 @@ def _unknown_keys(values: dict[str, Any], known: tuple[str, ...]) -> list[str]:
     return wrong
 
 
-def _entry_problems(entry: Any) -> list[str]:
+def _entry_problems(entry: object) -> list[str]:
     if not isinstance(entry, dict):
         return [f"expected keys and values, not {entry!r}"]
     wrong = _unknown_keys(entry, TASK_KEYS)
@@ -340,7 +341,7 @@ def _row(line: bytes, kind: str) -> tuple[Row, str | None]:
     return row, problem
 
 
-def _row_problem(row: Any, kind: str) -> str | None:
+def _row_problem(row: object, kind: str) -> str | None:
     """What keeps a row from being an item of this kind."""
     if not isinstance(row, dict):
         return f"expected a {kind} row, not {row!r:.60}"
@@ -373,5 +374,5 @@ def _column_problem(row: Row, name: str, kind: str, expected: str) -> str:
     return f"{name} is {row[name]!r:.60}; expected {expected}"
 
 
-def _is_index(value: Any) -> bool:
+def _is_index(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -81,7 +81,9 @@ def _git_blob(path: Path) -> str:
 def present(files: Iterable[Remote], say: Callable[[str], None]) -> list[Remote]:
     """Those that are there and right; one that is not is named and removed, so that it is fetched again.
 
-    files: with the digests they should have. say: takes a line on each that is wrong.
+    Args:
+        files: with the digests they should have.
+        say: takes a line on each that is wrong.
     """
 
     def check(file: Remote) -> bool:
@@ -129,8 +131,11 @@ def fetch_all(
 
     Raises UserError that names every file that could not be fetched; their parts stay for the next start.
 
-    files: with addresses and paths. headers: of every request. progress: is told of the bytes that came.
-    connections: at once.
+    Args:
+        files: with addresses and paths.
+        headers: of every request.
+        progress: is told of the bytes that came.
+        connections: at once.
     """
     done = _Count(sum(file.size or 0 for file in files), progress)
     stop = threading.Event()
@@ -298,7 +303,9 @@ def read_range(url: str, headers: Mapping[str, str], start: int, stop: int) -> b
 def open_url(url: str, headers: Mapping[str, str]) -> Any:
     """The answer to a GET, redirects followed. Raises HTTPError and what BROKEN lists.
 
-    url: http or https. headers: of the request.
+    Args:
+        url: http or https.
+        headers: of the request.
     """
     return _OPENER.open(urllib.request.Request(url, headers=dict(headers)), timeout=STALL_SECONDS)
 

@@ -256,8 +256,13 @@ def shares_of(
 ) -> dict[str, float]:
     """Source -> its share of the tokens, of those that have one.
 
-    mixture: weights. epochs: passes over a source; the others share what these leave. epoch_tokens: of one pass over each of
-    these. tokens: all that will be drawn. Raises UserError where the passes do not fit.
+    Raises UserError where the passes do not fit.
+
+    Args:
+        mixture: weights.
+        epochs: passes over a source; the others share what these leave.
+        epoch_tokens: of one pass over each of these.
+        tokens: all that will be drawn.
     """
     wanted = {name: passes * epoch_tokens[name] for name, passes in epochs.items()}
     weights = {name: weight for name, weight in mixture.items() if weight > 0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,6 @@ def check_sealed_files(folder: Path, sealed: dict[str, Any], advice: str) -> Non
         raise UserError(wrong)
 
 
-def _checksum(value: dict[str, Any]) -> str:
+def _checksum(value: Mapping[str, object]) -> str:
     text = json.dumps({name: item for name, item in value.items() if name != SEAL}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -79,8 +79,10 @@ REST = {
 def pre_split(max_digits: int, kind: str = "gpt4") -> str:
     """The expression that cuts text into the pieces that no token crosses: words, digits, and the rest.
 
-    max_digits: longest run of digits. kind: `tokenizer.pre_split`, after the published patterns of these names
-    (https://github.com/openai/tiktoken, tiktoken_ext/openai_public.py), with marks as letters.
+    Args:
+        max_digits: longest run of digits.
+        kind: `tokenizer.pre_split`, after the published patterns of these names (https://github.com/openai/tiktoken,
+          tiktoken_ext/openai_public.py), with marks as letters.
     """
     blank = " ?" if kind == "gpt2" else ""
     return rf"{WORDS[kind]}|{blank}\p{{N}}{{1,{max_digits}}}{REST[kind]}"

@@ -156,7 +156,9 @@ def evaluate_core(
 def write_items(folder: Path, result: CoreResult) -> None:
     """Write summary.json and items.parquet (task, index, correct, prediction, losses), for paired comparisons.
 
-    folder: of the evaluation. result: with every item.
+    Args:
+        folder: of the evaluation.
+        result: with every item.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -183,7 +185,9 @@ def write_items(folder: Path, result: CoreResult) -> None:
 def centre(accuracy: float, baseline: float) -> float:
     """Accuracy above guessing: 0 for a guess, 1 for all right.
 
-    accuracy: from 0 to 1. baseline: of a guess, from 0 to 1.
+    Args:
+        accuracy: from 0 to 1.
+        baseline: of a guess, from 0 to 1.
     """
     return (accuracy - baseline) / (1 - baseline)
 
@@ -198,8 +202,11 @@ def score_task(
 ) -> TaskScore:
     """Accuracy, centred accuracy and their standard errors.
 
-    correct: the n outcomes. baseline: the accuracy of a guess. population: items of the task, asked or not. texts: the text that
-    each item is about; None: each is about its own.
+    Args:
+        correct: the n outcomes.
+        baseline: the accuracy of a guess.
+        population: items of the task, asked or not.
+        texts: the text that each item is about; None: each is about its own.
     """
     n = len(correct)
     accuracy = sum(correct) / n
@@ -219,7 +226,7 @@ def score_task(
     )
 
 
-def texts_of(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+def texts_of(rows: Sequence[Mapping[str, object]]) -> list[int]:
     """The text that each item is about: items whose prompts share their longest line, of TEXT letters or more, share a text.
 
     So SQuAD's questions about one paragraph and CoQA's about one story are found without knowing how either writes its prompts.

@@ -24,7 +24,9 @@ def few_shot_indices(task: Task, index: int) -> list[int]:
 def candidates(kind: str, row: Row) -> list[tuple[str, str]]:
     """(what comes before the delimiter, what comes after) for every option; language modelling has one.
 
-    kind: of the task. row: of its data.
+    Args:
+        kind: of the task.
+        row: of its data.
     """
     if kind == "multiple_choice":
         return [(row["query"], choice) for choice in row["choices"]]
@@ -36,7 +38,9 @@ def candidates(kind: str, row: Row) -> list[tuple[str, str]]:
 def example(task: Task, index: int) -> str:
     """A row as a few-shot example: with its right answer, and the blank line after it.
 
-    task: which words it puts around them. index: of the row.
+    Args:
+        task: which words it puts around them.
+        index: of the row.
     """
     before, after = candidates(task.kind, task.rows[index])[task.rows[index].get("gold", 0)]
     return before + task.delimiter + after + "\n\n"
@@ -45,7 +49,9 @@ def example(task: Task, index: int) -> str:
 def question(task: Task, index: int) -> list[str]:
     """The item itself, once per option; in language modelling without its continuation, then with it.
 
-    task: which words it puts around it. index: of the row.
+    Args:
+        task: which words it puts around it.
+        index: of the row.
     """
     texts = [
         before + task.delimiter + after for before, after in candidates(task.kind, task.rows[index])
@@ -145,7 +151,9 @@ def common_prefix(sequences: list[list[int]]) -> int:
 def spans(kind: str, prompts: list[list[int]]) -> list[tuple[list[int], int]]:
     """(tokens, first token to score) of every option; the last to score is the last.
 
-    kind: of the task. prompts: token ids, once per option.
+    Args:
+        kind: of the task.
+        prompts: token ids, once per option.
     """
     if kind == "schema":
         suffix = common_prefix([prompt[::-1] for prompt in prompts])

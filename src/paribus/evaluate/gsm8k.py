@@ -48,7 +48,11 @@ class Score(NamedTuple):
 def score(text: str, reference_answer: str) -> Score:
     """Whether an answer is right: the final answer of `text` is that of the reference solution.
 
-    text: all that was answered. reference_answer: the problem's `answer`. Raises UserError if that has no final answer.
+    Raises UserError if that has no final answer.
+
+    Args:
+        text: all that was answered.
+        reference_answer: the problem's `answer`.
     """
     expected = final_answer(reference_answer)
     if expected is None:

@@ -126,7 +126,10 @@ class Responder:
         return list(zip(totals, greedy, strict=True))
 
     def _scores_of(
-        self, batch: list[Unit], options: list[list[tuple[list[int], int]]], known: dict[str, Any]
+        self,
+        batch: list[Unit],
+        options: list[list[tuple[list[int], int]]],
+        known: dict[str, Any],
     ) -> Scores:
         """Scores of the units of a forward pass, which is left out where an earlier start kept them."""
         names = {}

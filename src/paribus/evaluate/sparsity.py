@@ -211,7 +211,7 @@ def recommendation(report: Mapping[str, Any]) -> str:
     return f"{facts} {advice}"
 
 
-def _cut_off_advice(report: Mapping[str, Any]) -> str:
+def _cut_off_advice(report: Mapping[str, object]) -> str:
     """The advice that precedes all other: answers that were cut off say nothing about the model."""
     return (
         f"{report['cut_off']:.0%} of the answers were cut off at rl.max_new_tokens ({report['max_new_tokens']}) or "

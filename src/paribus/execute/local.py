@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -182,7 +182,7 @@ class Pool:
         self._selector.register(process.stdout, selectors.EVENT_READ, made)
         return made
 
-    def _ask(self, of: _Worker, what: dict[str, Any]) -> None:
+    def _ask(self, of: _Worker, what: Mapping[str, object]) -> None:
         assert of.process.stdin
         with contextlib.suppress(
             BrokenPipeError

@@ -10,6 +10,7 @@ No stage reads it, so that changing it makes nothing stale: it decides where run
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def read_settings(root: Path) -> Settings:
     )
 
 
-def _unknown(raw: dict[str, Any]) -> list[str]:
+def _unknown(raw: Mapping[str, object]) -> list[str]:
     known = list(Settings.__dataclass_fields__)
     problems = []
     for key in raw:

@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -249,7 +249,7 @@ def dvc_settings(root: Path, site: Path) -> dict[str, Any]:
     return {"cache": cache, "core": core, "remote": remote}
 
 
-def write_overrides(path: Path, overrides: dict[str, Any]) -> None:
+def write_overrides(path: Path, overrides: Mapping[str, object]) -> None:
     """Write dotted overrides into a params.yaml, comments kept; read back to be sure. Raises UserError."""
     from dvc.utils.serialize import modify_yaml
 
@@ -425,7 +425,7 @@ class Worker:
             asked |= running
             time.sleep(processes.LOOK_SECONDS)
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _tell(self, event: Mapping[str, object]) -> None:
         with contextlib.suppress(BrokenPipeError):  # the launcher is gone; the run still ends well
             os.write(self._output, json.dumps(event).encode() + b"\n")
 

@@ -160,8 +160,10 @@ class Attention(nn.Module):
     def positioned(self, heads: Tensor, turn: Rotary | None, gain: Tensor | None) -> Tensor:
         """Queries or keys (B, T, H or K, E), rotated to their positions and normalised.
 
-        heads: as projected. turn: cosines and sines of the positions; None: no rotation. gain (E,): of the
-        norm.
+        Args:
+            heads: as projected.
+            turn: cosines and sines of the positions; None: no rotation.
+            gain: of the norm, (E,).
         """
         before = self.shape.qk_norm_position == "before_rotary"
         if before:
@@ -403,7 +405,9 @@ class ParibusForCausalLM(PreTrainedModel, GenerationMixin):
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """The mean cross-entropy in nats of each token after the first, given those before: (B, T, V), (B, T) -> ().
 
-    logits: of every token. labels: the tokens themselves; -100 where nothing is asked.
+    Args:
+        logits: of every token.
+        labels: the tokens themselves; -100 where nothing is asked.
     """
     predicted, targets = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     return F.cross_entropy(predicted, targets, ignore_index=IGNORED)

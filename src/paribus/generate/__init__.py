@@ -98,8 +98,14 @@ class Engine:
     ) -> Iterator[int]:
         """The tokens of one answer as they come, forced ones included: the same as `generate` gives with `rows=1`.
 
-        prompt: token ids; the others as in `generate`. max_new_tokens: of the answer. temperature: 0 is greedy.
-        top_k: 0 is all. seed: of the samples. stop: token ids that end it. tools: let the calculator answer.
+        Args:
+            prompt: token ids; the others as in `generate`.
+            max_new_tokens: of the answer.
+            temperature: 0 is greedy.
+            top_k: 0 is all.
+            seed: of the samples.
+            stop: token ids that end it.
+            tools: let the calculator answer.
         """
         drawing = self._drawing(max_new_tokens, temperature, top_k, stop, tools)
         with torch.inference_mode():

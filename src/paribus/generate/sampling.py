@@ -85,7 +85,11 @@ def choose(
 def rounds_finely(dtype: torch.dtype, device_type: str) -> bool:
     """Whether products round so finely that CLOSE_LOGITS and the others cover another batch size.
 
-    They do in fp32, except for TF32 on CUDA. dtype, device_type: of the products.
+    They do in fp32, except for TF32 on CUDA.
+
+    Args:
+        dtype: of the products.
+        device_type: of the products.
     """
     if dtype != torch.float32:
         return False

@@ -123,7 +123,9 @@ def working_sources(root: Path = Path()) -> Sources:
 def committed_sources(commit: str, root: Path = Path()) -> Sources:
     """The sources of a commit, links followed. Raises UserError where git does not have it.
 
-    commit: a full hash; a name that may move would be remembered at its old place. root: of the checkout.
+    Args:
+        commit: a full hash; a name that may move would be remembered at its old place.
+        root: of the checkout.
     """
     try:
         return Sources(_contents(commit, _source_names(commit, root), root))
@@ -160,8 +162,10 @@ def _contents(commit: str, names: list[str], root: Path) -> dict[str, bytes]:
 def stage_code(stage: str, sources: Sources) -> dict[str, str]:
     """Source file -> digest of what it contributes to a stage: all the code that can decide the stage's outputs.
 
-    stage: its name in dvc.yaml, with or without `@item`. Raises UserError for a stage without an entry point or a
-    file that is not Python. sources: of the checkout or of a commit.
+    Args:
+        stage: its name in dvc.yaml, with or without `@item`. Raises UserError for a stage without an entry point or a
+          file that is not Python.
+        sources: of the checkout or of a commit.
     """
     closure = _closure(stage, sources)
     digests = {}
@@ -201,7 +205,10 @@ def definitions_that_import(package: str, path: str, sources: Sources) -> list[s
 def definition_digest(path: str, name: str, sources: Sources) -> str | None:
     """A digest of a definition of a module, `function` or `Class.method`; None where it is absent.
 
-    path: of the module. name: of the definition. sources: of the checkout or of a commit.
+    Args:
+        path: of the module.
+        name: of the definition.
+        sources: of the checkout or of a commit.
     """
     nodes: list[ast.stmt] = _parsed(sources.files[path], path).body
     found: ast.stmt | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from paribus.errors import UserError, did_you_mean, shown
 from paribus.judge.cells import Value, name_of, value_of
@@ -34,7 +33,7 @@ class Row:
     metric: Value
     step: Value | None
     horizon: Value | None
-    order: Any
+    order: object
     place: Value | None = None
     blank: bool = False
 
@@ -213,7 +212,9 @@ def _one(column: str | None) -> tuple[str, ...]:
     return (column,) if column else ()
 
 
-def _parts(names: Mapping[str, Sequence[str]], cells: Sequence[Any]) -> dict[str, Sequence[Any]]:
+def _parts(
+    names: Mapping[str, Sequence[str]], cells: Sequence[object]
+) -> dict[str, Sequence[object]]:
     parts = {}
     place = 0
     for name, columns in names.items():
@@ -223,7 +224,7 @@ def _parts(names: Mapping[str, Sequence[str]], cells: Sequence[Any]) -> dict[str
 
 
 def _of_row(
-    number: int, parts: Mapping[str, Sequence[Any]], options: Options, metrics: Sequence[str]
+    number: int, parts: Mapping[str, Sequence[object]], options: Options, metrics: Sequence[str]
 ) -> list[Row]:
     """The results of one row: one, or in a wide table one a column."""
     arm, pair = _joined(parts["arm"]), _joined(parts["pair"])
@@ -244,7 +245,7 @@ def _of_row(
     return rows
 
 
-def _joined(cells: Sequence[Any]) -> str:
+def _joined(cells: Sequence[object]) -> str:
     names = [name_of(cell) for cell in cells]
     return " ".join(names) if all(names) else ""
 

@@ -52,7 +52,7 @@ class Source(Protocol):
         """Names of the columns."""
         ...
 
-    def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
+    def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, Sequence[object]]]:
         """Every row: (number, its cells of these columns)."""
         ...
 
@@ -249,7 +249,7 @@ class JsonLines:
             raise UserError(f"{path}: holds no objects with keys")
         self.header = tuple(names)
 
-    def _objects(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _objects(self) -> Iterator[tuple[int, dict[str, object]]]:
         lines = _lines(self.path)
         if next(lines, "").lstrip().startswith("["):
             yield from self._list()
@@ -258,14 +258,14 @@ class JsonLines:
             if line.strip():
                 yield number, self._object(line, f"line {number}")
 
-    def _list(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _list(self) -> Iterator[tuple[int, dict[str, object]]]:
         text = self.path.read_text(encoding="utf-8-sig")
         for number, value in enumerate(self._parsed(text, "the list"), 1):
             if not isinstance(value, dict):
                 raise UserError(f"{self.path}: entry {number} of its list is no object")
             yield number, _flat(value)
 
-    def _object(self, line: str, where: str) -> dict[str, Any]:
+    def _object(self, line: str, where: str) -> dict[str, object]:
         value = self._parsed(line, where)
         if not isinstance(value, dict):
             raise UserError(f"{self.path}: {where} is no JSON object: {shown(line.strip())}")
@@ -279,14 +279,14 @@ class JsonLines:
                 f"{self.path}: {where} is not JSON ({error}): {shown(text.strip())}"
             ) from None
 
-    def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
+    def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, list[object]]]:
         """Every object: (line, its values of these columns, None where it lacks one)."""
         for number, row in self._objects():
             yield number, [row.get(column) for column in columns]
 
 
-def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, each in value.items():
         name = before + _column_name(str(key))
         if isinstance(each, dict):
@@ -316,7 +316,7 @@ class Parquet:
             raise UserError(f"{path}: no sound parquet file ({escaped(said)})") from None
         self.header = tuple(self.file.schema_arrow.names)
 
-    def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
+    def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, list[object]]]:
         """Every row: (number from 1, its values of these columns)."""
         number = 0
         for batch in self.file.iter_batches(columns=list(dict.fromkeys(columns))):
@@ -342,7 +342,7 @@ class Frame:
         self.columns = {_column_name(str(column)): column for column in columns}
         self.header = tuple(_column_name(str(column)) for column in columns)
 
-    def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, list[Any]]]:
+    def rows(self, columns: Sequence[str]) -> Iterator[tuple[int, list[object]]]:
         """Every row: (number from 0, its values of these columns)."""
         values = [_values(self.frame[self.columns[column]]) for column in columns]
         lengths = {len(each) for each in values}
@@ -352,7 +352,7 @@ class Frame:
             yield number, list(cells)
 
 
-def _values(column: Iterable[Any]) -> list[Any]:
+def _values(column: Iterable[object]) -> list[object]:
     to_list = getattr(column, "to_list", None) or getattr(column, "tolist", None)
     return list(to_list()) if to_list else list(column)
 

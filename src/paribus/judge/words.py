@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from typing import Any
 
 from paribus.judge.options import Options
 from paribus.judge.rules import Rule, TargetRule
@@ -128,7 +127,7 @@ def plan_words(plan: Plan | None) -> str:
 # ---------------------------------------------------------------- JSON
 
 
-def as_json(judgement: Judgement) -> dict[str, Any]:
+def as_json(judgement: Judgement) -> dict[str, object]:
     """A judgement as JSON's values; keys are documented in docs/judge.md and stable. What is unbounded is null.
 
     Args:
@@ -152,12 +151,12 @@ def as_json(judgement: Judgement) -> dict[str, Any]:
     }
 
 
-def _arm(arm: ArmSummary) -> dict[str, Any]:
+def _arm(arm: ArmSummary) -> dict[str, object]:
     values = {field.name: getattr(arm, field.name) for field in dataclasses.fields(arm)}
     return values | {"target": _target(arm.target)}
 
 
-def _target(target: TargetRule | None) -> dict[str, Any] | None:
+def _target(target: TargetRule | None) -> dict[str, object] | None:
     if target is None:
         return None
     return {
@@ -169,11 +168,11 @@ def _target(target: TargetRule | None) -> dict[str, Any] | None:
     }
 
 
-def _rule(rule: Rule | None) -> dict[str, Any] | None:
+def _rule(rule: Rule | None) -> dict[str, object] | None:
     return None if rule is None else dataclasses.asdict(rule)
 
 
-def _comparison(comparison: Comparison, judgement: Judgement) -> dict[str, Any]:
+def _comparison(comparison: Comparison, judgement: Judgement) -> dict[str, object]:
     estimate = comparison.estimate
     return {
         "arm": comparison.arm,
@@ -204,7 +203,7 @@ def _comparison(comparison: Comparison, judgement: Judgement) -> dict[str, Any]:
     }
 
 
-def saved_json(saved: Saved | None) -> dict[str, Any] | None:
+def saved_json(saved: Saved | None) -> dict[str, object] | None:
     """An effect in compute as JSON's values, with the share that it saves."""
     if saved is None:
         return None

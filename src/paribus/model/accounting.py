@@ -33,7 +33,9 @@ def parameter_kind(name: str) -> str:
 def parameters(config: Architecture, vocab_size: int) -> dict[str, int]:
     """Parameter counts by kind (`parameter_kind`), and their total.
 
-    vocab_size: tokens of the tokenizer. config: of the model.
+    Args:
+        config: of the model.
+        vocab_size: tokens of the tokenizer.
     """
     counts = dict.fromkeys(("embedding", "head", "matrices", "value_embeddings", "other"), 0)
     for name, shape in parameter_shapes(config, vocab_size).items():
@@ -47,7 +49,9 @@ def flops_per_token(config: Architecture, vocab_size: int) -> float:
     In attention a query counts `min(window, seq_len)` keys; the causal half is not taken off, as is usual, so that the
     figure compares with published MFU.
 
-    config: of the model. vocab_size: tokens of the tokenizer.
+    Args:
+        config: of the model.
+        vocab_size: tokens of the tokenizer.
     """
     keys = config.recurrence * sum(window_keys(config, layer) for layer in range(config.depth))
     return product_flops(config, vocab_size) + attention_flops(config, keys)
@@ -58,7 +62,9 @@ def product_flops(config: Architecture, vocab_size: int) -> int:
 
     A tied head multiplies all the same, and each pass over the blocks counts.
 
-    config: of the model. vocab_size: tokens of the tokenizer.
+    Args:
+        config: of the model.
+        vocab_size: tokens of the tokenizer.
     """
     matrices = config.recurrence * parameters(config, vocab_size)["matrices"]
     return 6 * (matrices + head_products(config, vocab_size))
@@ -67,7 +73,9 @@ def product_flops(config: Architecture, vocab_size: int) -> int:
 def head_products(config: Architecture, vocab_size: int) -> int:
     """Parameters that a token's prediction in training multiplies: the head, and once more for each further token.
 
-    config: of the model. vocab_size: tokens of the tokenizer.
+    Args:
+        config: of the model.
+        vocab_size: tokens of the tokenizer.
     """
     further = config.future_tokens * config.width * (config.width + vocab_size)
     return vocab_size * config.width + further
@@ -76,7 +84,9 @@ def head_products(config: Architecture, vocab_size: int) -> int:
 def attention_flops(config: Architecture, keys: float) -> float:
     """FLOPs of attention, forward and backward, for one token whose queries see so many keys, all blocks together.
 
-    config: of the model. keys: of a query, on average.
+    Args:
+        config: of the model.
+        keys: of a query, on average.
     """
     return 12 * config.n_heads * config.head_dim * keys
 
@@ -84,7 +94,9 @@ def attention_flops(config: Architecture, keys: float) -> float:
 def window_keys(config: Architecture, layer: int) -> int:
     """The most keys that a query of a block sees.
 
-    config: of the model. layer: number of the block.
+    Args:
+        config: of the model.
+        layer: number of the block.
     """
     if window_of(config, layer) == "L":
         return config.seq_len
@@ -96,7 +108,9 @@ def keys_per_query(config: Architecture, layer: int) -> float:
 
     Of a row of T tokens the query at place t sees min(t + 1, window) keys.
 
-    config: of the model. layer: number of the block.
+    Args:
+        config: of the model.
+        layer: number of the block.
     """
     window = window_keys(config, layer)
     return window - window * (window - 1) / (2 * config.seq_len)
@@ -117,7 +131,9 @@ def optimizer_flops_per_step(config: Architecture, optimizer: Optimizer) -> floa
     Each of `muon_iterations` iterations on a matrix of `small` x `large` forms its Gram matrix (2 small^2 large), the
     square of that (2 small^3), and the product with the matrix (2 small^2 large).
 
-    config: of the model. optimizer: its kind and iterations.
+    Args:
+        config: of the model.
+        optimizer: its kind and iterations.
     """
     if optimizer.kind != "muon":
         return 0.0

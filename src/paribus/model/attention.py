@@ -114,7 +114,9 @@ def at(x: Tensor, places: Tensor | None) -> Tensor:
 def near(distance: Tensor, window: int | None) -> Tensor:
     """Whether a key so many places before the query is seen: not after it, and within its window.
 
-    distance: places from the key to the query. window: keys that a query sees; None: all before it.
+    Args:
+        distance: places from the key to the query.
+        window: keys that a query sees; None: all before it.
     """
     seen = distance >= 0
     return seen if window is None else seen & (distance < window)
@@ -146,8 +148,11 @@ def block_mask(
 ) -> Any:
     """FlexAttention's form of the mask: blocks of 128 x 128 that are seen in part, in whole, or not at all.
 
-    length: T, of queries and keys. window: keys that a token sees; None: all. documents: (B, T), the document of each token;
-    None: one a row. device: where the mask lies.
+    Args:
+        length: T, of queries and keys.
+        window: keys that a token sees; None: all.
+        documents: (B, T), the document of each token; None: one a row.
+        device: where the mask lies.
     """
     from torch.nn.attention.flex_attention import create_block_mask
 

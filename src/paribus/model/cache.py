@@ -44,14 +44,21 @@ class Cache(Protocol):
     def mask(self, positions: Tensor, read: Tensor | None, window: int | None) -> Any:
         """Whatever this cache's own `attend` takes.
 
-        positions: of the new tokens (B, T). read: the only places that ask (B, R); None: all. window: keys that
-        a query sees; None: all before it.
+        Args:
+            positions: of the new tokens (B, T).
+            read: the only places that ask (B, R); None: all.
+            window: keys that a query sees; None: all before it.
         """
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Tensor:
         """The new tokens' attention output; see `KVCache.attend`.
 
-        layer: number of the block. q, k, v: of the new tokens. mask: as this cache's `mask` made it.
+        Args:
+            layer: number of the block.
+            q: of the new tokens.
+            k: of the new tokens.
+            v: of the new tokens.
+            mask: as this cache's `mask` made it.
         """
 
 
@@ -103,8 +110,10 @@ class KVCache:
     def mask(self, positions: Tensor, read: Tensor | None, window: int | None) -> Tensor | None:
         """Which keys the tokens about to be written see, (B, 1, T or R, S); None: plain causal.
 
-        positions (B, T): of those tokens. read (B, R): the only places of T that ask; None: all do. window: keys that
-        a token sees, itself included; None: all before it.
+        Args:
+            positions: of those tokens, (B, T).
+            read: (B, R), the only places of T that ask; None: all do.
+            window: keys that a token sees, itself included; None: all before it.
         """
         if self.extent == 0 and read is None and window is None:
             return None
@@ -221,8 +230,12 @@ class PrefixCache:
     def mask(self, positions: Tensor, read: Tensor | None, window: int | None) -> Masks:
         """The keys that the next token of each row sees, of its prompt and of its own.
 
-        positions: (R, 1), those of the tokens. read: of no effect, as one token leaves nothing to choose. window: as in
-        KVCache.mask. Returns (P, 1, N or 1, Sp) for the prompts and (R, 1, 1, So) for the rows' own tokens.
+        Returns (P, 1, N or 1, Sp) for the prompts and (R, 1, 1, So) for the rows' own tokens.
+
+        Args:
+            positions: (R, 1), those of the tokens.
+            read: of no effect, as one token leaves nothing to choose.
+            window: as in KVCache.mask.
         """
         device, used = positions.device, self.slots_used
         prompt_keys = torch.arange(max(self.prompts.extent, 1), device=device)

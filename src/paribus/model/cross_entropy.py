@@ -47,14 +47,20 @@ def cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum () of the cross-entropies of N tokens in nats, and each of them (N,); both fp32.
 
-    hidden (N, D): the residual stream after its final norm. weight (V, D): the head. targets (N,): the tokens to
-    predict; -1 is not learned and has loss 0. token_weights (N,): factors in the sum; None: 1 each.
-    softcap: logits become softcap x tanh(logits / softcap); 0: they stay. chunk: tokens whose logits exist at once.
-    temperature, top_k: how the targets were drawn (`as_drawn`). z_loss: weight of the squared logarithm of the softmax's
-    sum. label_smoothing: share of each target that is spread over the vocabulary; not together with top_k. Both are part of
-    the losses as well.
-    compiled: whether a chunk is compiled by itself; one graph then serves all whole chunks, a second one, of open size,
-    the last of each batch.
+    Args:
+        hidden: the residual stream after its final norm, (N, D).
+        weight: the head, (V, D).
+        targets: (N,), the tokens to predict; -1 is not learned and has loss 0.
+        token_weights: (N,), factors in the sum; None: 1 each.
+        softcap: logits become softcap x tanh(logits / softcap); 0: they stay.
+        chunk: tokens whose logits exist at once.
+        temperature: how the targets were drawn (`as_drawn`).
+        top_k: how the targets were drawn (`as_drawn`).
+        z_loss: weight of the squared logarithm of the softmax's sum.
+        label_smoothing: share of each target that is spread over the vocabulary; not together with top_k. Both are part
+          of the losses as well.
+        compiled: whether a chunk is compiled by itself; one graph then serves all whole chunks, a second one, of open
+          size, the last of each batch.
     """
     if token_weights is None:
         token_weights = torch.ones(len(targets), device=hidden.device)

@@ -52,7 +52,9 @@ class Batch:
 def norm(config: Architecture, batch: Batch) -> int:
     """`layers.Norm` of the residual stream. What it returns is counted where it goes.
 
-    config: of the model. batch: of one forward pass.
+    Args:
+        config: of the model.
+        batch: of one forward pass.
     """
     kept = FP32 * batch.tokens  # statistics
     if not norm_keeps_output(config, batch):
@@ -65,7 +67,9 @@ def norm(config: Architecture, batch: Batch) -> int:
 def norm_keeps_output(config: Architecture, batch: Batch) -> bool:
     """Whether a norm is `kernels.RootMeanSquare`: it keeps what it gives, which others keep anyway, and not what it takes.
 
-    config: of the model. batch: of one forward pass.
+    Args:
+        config: of the model.
+        batch: of one forward pass.
     """
     return config.norm == "rms" and not batch.cuda
 
@@ -73,7 +77,9 @@ def norm_keeps_output(config: Architecture, batch: Batch) -> bool:
 def norm_keeps_values(config: Architecture, batch: Batch) -> bool:
     """Whether a norm keeps its values before a gain or a bias, besides what it returns.
 
-    config: of the model. batch: of one forward pass.
+    Args:
+        config: of the model.
+        batch: of one forward pass.
     """
     return config.norm_gain or (config.norm_bias and norm_keeps_output(config, batch))
 
@@ -144,7 +150,9 @@ def attention_scores(config: Architecture, batch: Batch) -> int:
 
     Those are soft-capped logits, and dropout on a CPU, for which torch computes in fp32.
 
-    config: of the model. batch: of one forward pass.
+    Args:
+        config: of the model.
+        batch: of one forward pass.
     """
     if batch.cuda or not (config.attention_softcap or config.attention_dropout):
         return 0
@@ -177,7 +185,10 @@ def mask(config: Architecture, layer: int, batch: Batch) -> int:
 
     FlexAttention, on CUDA, keeps none. Bands have one for all blocks of a kind, plainly causal ones too.
 
-    config: of the model. batch: of one forward pass. layer: number of the block.
+    Args:
+        config: of the model.
+        layer: number of the block.
+        batch: of one forward pass.
     """
     if batch.cuda:
         return 0
@@ -202,7 +213,9 @@ KEPT_BY_ACTIVATION = {
 def mlp(config: Architecture, batch: Batch) -> int:
     """`layers.MLP`, its normalised input included.
 
-    config: of the model. batch: of one forward pass.
+    Args:
+        config: of the model.
+        batch: of one forward pass.
     """
     hidden = mlp_hidden(config)
     shapes = mlp_shapes(config)
@@ -223,7 +236,9 @@ def mlp(config: Architecture, batch: Batch) -> int:
 def join(config: Architecture, batch: Batch) -> int:
     """`layers.Join`, and the norm's result where nothing else keeps it.
 
-    config: of the model. batch: of one forward pass.
+    Args:
+        config: of the model.
+        batch: of one forward pass.
     """
     kept = norm(config, batch)
     if config.norm_position == "sandwich":
@@ -250,7 +265,9 @@ def block(config: Architecture, layer: int, batch: Batch) -> int:
 def outside_blocks(config: Architecture, batch: Batch) -> int:
     """What `GPT.hidden` keeps before and after its blocks: streams, token numbers, and masks before they are additive.
 
-    config: of the model. batch: of one forward pass.
+    Args:
+        config: of the model.
+        batch: of one forward pass.
     """
     if norm_keeps_output(config, batch):
         streams = int(not config.residual_scalars)  # x0, which else is the first block's
@@ -275,7 +292,9 @@ def outside_blocks(config: Architecture, batch: Batch) -> int:
 def stream(config: Architecture, batch: Batch) -> int:
     """The residual stream, (B, T, D).
 
-    config: of the model. batch: of one forward pass.
+    Args:
+        config: of the model.
+        batch: of one forward pass.
     """
     return batch.tokens * config.width * batch.itemsize
 
@@ -297,7 +316,10 @@ def block_backward(config: Architecture, layer: int, batch: Batch) -> int:
     It holds the gradient of the block's output, those inside the MLP less what is freed before the last of them is made, and
     that of a weight; or what attention by bands holds later on.
 
-    config: of the model. layer: number of the block. batch: of one forward pass.
+    Args:
+        config: of the model.
+        layer: number of the block.
+        batch: of one forward pass.
     """
     hidden = mlp_hidden(config)
     inside = (1 if config.mlp in ("relu", "gelu") else 2) * hidden
@@ -335,7 +357,9 @@ def block_again(config: Architecture, batch: Batch) -> int:
 
     These are the stream before and after the MLP, the gradient that waits, and the tensor inside relu².
 
-    config: of the model. batch: of one forward pass.
+    Args:
+        config: of the model.
+        batch: of one forward pass.
     """
     inside = 2 * mlp_hidden(config) if config.mlp == "relu2" else 0
     return batch.tokens * batch.itemsize * (3 * config.width + inside)
@@ -346,9 +370,13 @@ def cross_entropy(
 ) -> tuple[int, int]:
     """`cross_entropy.ChunkedCrossEntropy`: its own peak, and what it holds when its backward pass runs.
 
-    The final norm's output is in both. chunk_rows: tokens of a chunk.
+    The final norm's output is in both.
 
-    config: of the model. batch: of one forward pass. vocab_size: tokens of the tokenizer.
+    Args:
+        config: of the model.
+        vocab_size: tokens of the tokenizer.
+        batch: of one forward pass.
+        chunk_rows: tokens of a chunk.
     """
     item, weight = batch.itemsize, vocab_size * config.width
     rows = min(chunk_rows, batch.tokens)
@@ -369,7 +397,9 @@ def cross_entropy(
 def future(config: Architecture, batch: Batch) -> int:
     """`GPT._with_future`, besides the rows that it gives to the loss: what the heads read, and their norms.
 
-    config: of the model. batch: of one forward pass.
+    Args:
+        config: of the model.
+        batch: of one forward pass.
     """
     if not config.future_tokens:
         return 0
@@ -394,8 +424,10 @@ def optimizer_state(config: Architecture, vocab_size: int, optimizer: Optimizer)
 
     What a library's optimiser keeps of the matrices is not in it: plan/library.py tries that out.
 
-    config: of the model. vocab_size: tokens of the tokenizer. optimizer: which kinds of parameters it gives to Muon
-    and to AdamW.
+    Args:
+        config: of the model.
+        vocab_size: tokens of the tokenizer.
+        optimizer: which kinds of parameters it gives to Muon and to AdamW.
     """
     counts = parameters(config, vocab_size)
     of_matrices = {"muon": 1, "adamw": 2}.get(optimizer.kind, 0)
@@ -416,8 +448,11 @@ def optimizer_update(
     Muon works on all matrices of one shape at once, AdamW on one kind of parameter; AdamW's fused kernel, on CUDA, makes none.
     Cautious decay keeps a copy of what decays. Those of a library's optimiser are not in it.
 
-    config: of the model. vocab_size: tokens of the tokenizer. optimizer: its settings. batch: whose device and
-    number format decide.
+    Args:
+        config: of the model.
+        vocab_size: tokens of the tokenizer.
+        optimizer: its settings.
+        batch: whose device and number format decide.
     """
     counts = parameters(config, vocab_size)
     others = max(counts["embedding"] + counts["value_embeddings"], counts["head"])

@@ -130,7 +130,11 @@ def shared_initial_tensors(
 ) -> SharedInitial:
     """Which tensors of two models begin with the same values, given one seed, and which share only the name.
 
-    config_a, config_b: shapes of the models. vocab_size_a, vocab_size_b: entries of each one's tokenizer.
+    Args:
+        config_a: shapes of the models.
+        vocab_size_a: entries of each one's tokenizer.
+        config_b: shapes of the models.
+        vocab_size_b: entries of each one's tokenizer.
     """
     shapes_a = parameter_shapes(config_a, vocab_size_a)
     shapes_b = parameter_shapes(config_b, vocab_size_b)

@@ -50,7 +50,9 @@ class Linear(nn.Linear):
 def normalise(x: Tensor, kind: str) -> Tensor:
     """RMS or layer normalisation over the last axis, without gains.
 
-    x (..., n): any shape. kind: "rms" or "layer" (`model.norm`). Bytes: `footprint.norm`.
+    Args:
+        x: any shape, (..., n).
+        kind: "rms" or "layer" (`model.norm`). Bytes: `footprint.norm`.
     """
     if kind == "layer":
         return F.layer_norm(x, (x.shape[-1],))
@@ -84,7 +86,10 @@ class Norm(nn.Module):
 def rotary_table(length: int, channels: int, base: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines of rotary positions, each (length, channels / 2), fp32 (RoFormer, arXiv:2104.09864).
 
-    length: positions, tokens. channels: of a head, those that turn. base: `model.rope_base`.
+    Args:
+        length: positions, tokens.
+        channels: of a head, those that turn.
+        base: `model.rope_base`.
     """
     frequencies = base ** (-torch.arange(0, channels, 2, dtype=torch.float64) / channels)
     angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
@@ -182,7 +187,9 @@ class Attention(nn.Module):
     def with_first_values(self, v: Tensor, context: Context) -> Tensor:
         """Values (B, T, K, E) plus a learned multiple of those of the first block, which leaves its own there.
 
-        v: of this block. context: holds those of the first one.
+        Args:
+            v: of this block.
+            context: holds those of the first one.
         """
         if self.layer > 0:
             return v + self.value_scale.to(v.dtype) * context.first_values[0]
@@ -191,9 +198,12 @@ class Attention(nn.Module):
         return v
 
     def positioned(self, heads: Tensor, rotary: Rotary | None, gain: Tensor | None) -> Tensor:
-        """Queries or keys (B, T, H or K, E), rotated to their positions and normalised. gain (E,): of the norm.
+        """Queries or keys (B, T, H or K, E), rotated to their positions and normalised.
 
-        heads: as projected. rotary: cosines and sines of the positions; None: no rotation.
+        Args:
+            heads: as projected.
+            rotary: cosines and sines of the positions; None: no rotation.
+            gain: of the norm, (E,).
         """
         before = self.config.qk_norm_position == "before_rotary"
         if before:

@@ -132,7 +132,9 @@ def _linear(name: str, outputs: int, inputs: int, bias: bool) -> dict[str, Shape
 def has_value_embedding(config: Architecture, layer: int) -> bool:
     """`alternate` counts from the last block, where value embeddings help most (ResFormer, arXiv:2410.17897).
 
-    config: of the model. layer: number of the block, from 0.
+    Args:
+        config: of the model.
+        layer: number of the block, from 0.
     """
     if config.value_embeddings == "alternate":
         return (config.depth - 1 - layer) % 2 == 0
@@ -158,7 +160,9 @@ def rotary_channels(config: Architecture) -> int:
 def window_of(config: Architecture, layer: int) -> str:
     """S or L: the pattern repeats over the blocks; the last block always sees everything.
 
-    config: of the model. layer: number of the block, from 0.
+    Args:
+        config: of the model.
+        layer: number of the block, from 0.
     """
     if layer == config.depth - 1:
         return "L"
@@ -168,7 +172,9 @@ def window_of(config: Architecture, layer: int) -> str:
 def logit_rows(vocab_size: int, device_type: str) -> int:
     """Tokens whose logits are held at once, on "cpu" or another type of device.
 
-    vocab_size: logits of one token. device_type: "cpu" or another.
+    Args:
+        vocab_size: logits of one token.
+        device_type: "cpu" or another.
     """
     budget = CPU_LOGIT_BYTES if device_type == "cpu" else LOGIT_BYTES
     return max(budget // (4 * vocab_size), MIN_LOGIT_ROWS)

@@ -121,7 +121,11 @@ def measure(model: Architecture) -> Choice:
 def refusal(expected: list[Tensor], found: list[Tensor], again: list[Tensor], ratio: float) -> str:
     """Why flash attention is not taken; "" where it is.
 
-    expected, found, again: output and gradients by FlexAttention, and by flash attention twice. ratio: of its time.
+    Args:
+        expected: output and gradients by FlexAttention, and by flash attention twice.
+        found: output and gradients by FlexAttention, and by flash attention twice.
+        again: output and gradients by FlexAttention, and by flash attention twice.
+        ratio: of its time.
     """
     pairs = zip(expected, found, strict=True)
     difference = max(float((a.float() - b.float()).abs().max()) for a, b in pairs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from paribus.files import write_atomic
 from paribus.pages.drawing import BLUE, FAINT, GREEN, INK, canvas, svg, templates, title
@@ -25,7 +25,7 @@ LONGEST_LABEL = 24  # letters of a kept change in the picture
 def write_page(
     entries: Sequence[Entry],
     studies: Sequence[StudyRow],
-    data: Mapping[str, Any],
+    data: Mapping[str, object],
     diffs: Mapping[int, str],
 ) -> Path:
     """Write ledger.html, ledger.json and ledger.png into experiments/results.
@@ -54,7 +54,7 @@ def write_page(
 def html(
     entries: Sequence[Entry],
     studies: Sequence[StudyRow],
-    data: Mapping[str, Any],
+    data: Mapping[str, object],
     diffs: Mapping[int, str],
     figure: Figure | None,
 ) -> str:

@@ -171,7 +171,7 @@ def built(
     return values, figures
 
 
-def html(values: dict[str, Any], figures: Mapping[str, Figure]) -> str:
+def html(values: Mapping[str, object], figures: Mapping[str, Figure]) -> str:
     """The page as HTML.
 
     Args:
@@ -202,7 +202,7 @@ def coded(text: str) -> Markup:
     return Markup("").join(parts)
 
 
-def markdown(values: dict[str, Any], figures: Sequence[str]) -> str:
+def markdown(values: Mapping[str, object], figures: Sequence[str]) -> str:
     """The page in Markdown. Questions, values, names and logs are text there, and no markup.
 
     Args:

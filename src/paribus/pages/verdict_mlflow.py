@@ -85,7 +85,7 @@ def _links(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _note(
-    experiment: Experiment, verdicts: Sequence[Mapping[str, Any]], links: Mapping[str, str]
+    experiment: Experiment, verdicts: Sequence[Mapping[str, object]], links: Mapping[str, str]
 ) -> str:
     """The question, every verdict, and a link to every run, as Markdown."""
     lines = [f"**{line(experiment.question)}**", ""]

@@ -68,9 +68,13 @@ def training_step(
 ) -> Memory:
     """The peak of one optimiser step, without reserve.
 
-    accumulate: the step has several forward passes, so that gradients are there during a forward pass. config: of
-    the model. vocab_size: tokens of the tokenizer. optimizer: its settings. batch: the rows of one forward pass.
-    checkpointing: blocks are computed again in the backward pass.
+    Args:
+        config: of the model.
+        vocab_size: tokens of the tokenizer.
+        optimizer: its settings.
+        batch: the rows of one forward pass.
+        accumulate: the step has several forward passes, so that gradients are there during a forward pass.
+        checkpointing: blocks are computed again in the backward pass.
     """
     counts = accounting.parameters(config, vocab_size)
     weights = 4 * counts["total"] + 4 * config.seq_len * config.head_dim  # and the rotary table
@@ -165,8 +169,12 @@ def inference(
 ) -> tuple[int, int]:
     """(activations, logits) of a forward pass without gradients.
 
-    config: of the model. vocab_size: tokens of the tokenizer. rows, length: of the batch, in sequences and tokens.
-    itemsize: bytes of a number.
+    Args:
+        config: of the model.
+        vocab_size: tokens of the tokenizer.
+        rows: of the batch, in sequences and tokens.
+        length: of the batch, in sequences and tokens.
+        itemsize: bytes of a number.
     """
     stream = rows * length * config.width * itemsize
     inner = rows * length * itemsize * 2 * int(config.mlp_ratio * config.width)

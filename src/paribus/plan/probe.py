@@ -209,7 +209,7 @@ def _timings() -> dict[str, Any]:
     return sound
 
 
-def _is_positive(value: Any) -> bool:
+def _is_positive(value: object) -> bool:
     """Whether a value is a number that a time or a rate can be."""
     return isinstance(value, int | float) and 0 < value < math.inf
 
@@ -298,7 +298,11 @@ def _median(times: list[float]) -> float:
 def prediction(recipe: Recipe, stage: str) -> dict[str, float]:
     """The numbers that a training stage logs at its start, to stand beside what it measures.
 
-    recipe: the run's. stage: a training stage. Raises UserError where the machine's card is not in the table.
+    Raises UserError where the machine's card is not in the table.
+
+    Args:
+        recipe: the run's.
+        stage: a training stage.
     """
     device, dtype = here(recipe)
     device = calibrated(recipe, device, dtype)

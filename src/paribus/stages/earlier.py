@@ -23,10 +23,12 @@ class Earlier:
     parts: dict[str, object]
 
 
-def remember_parts(folder: Path, parts: Mapping[str, object]) -> None:
+def remember_parts(folder: Path, parts: dict[str, Any]) -> None:
     """Record the parts of a run's fingerprint beside its states.
 
-    folder: of the run; parts: `runtime.fingerprint_parts`.
+    Args:
+        folder: of the run.
+        parts: `runtime.fingerprint_parts`.
     """
     path = folder / PARTS
     if not path.exists():

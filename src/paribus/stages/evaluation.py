@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 def stoppable(name: str, interrupt: Interrupt) -> Iterator[None]:
     """Exits with EXIT_PAUSED where the block raises Stopped: what was computed is kept.
 
-    name: of the stage. interrupt: what asks it to stop.
+    Args:
+        name: of the stage.
+        interrupt: what asks it to stop.
     """
     from paribus.evaluate.kept import Stopped
 

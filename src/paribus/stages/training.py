@@ -102,7 +102,9 @@ def size_metrics(recipe: Recipe) -> dict[str, float]:
 def print_epochs(rows: RowLoader, recipe: Recipe) -> None:
     """Warn that pretraining reads its documents more than once.
 
-    rows: that pretraining reads. recipe: says how many steps read them.
+    Args:
+        rows: that pretraining reads.
+        recipe: says how many steps read them.
     """
     from paribus.train import parallel
 
@@ -255,8 +257,11 @@ def giving_way_to(run: Session) -> Within:
 def trainer_of(run: Session, recipe: Recipe, model: GPT, objective: Objective) -> Trainer:
     """The trainer of a stage on the session's hardware.
 
-    run: of the stage, with its hardware. recipe: optimizer, schedule and lengths. model: what is trained.
-    objective: its loss.
+    Args:
+        run: of the stage, with its hardware.
+        recipe: optimizer, schedule and lengths.
+        model: what is trained.
+        objective: its loss.
     """
     from paribus.plan.devices import peak_flops
     from paribus.train import parallel
@@ -322,7 +327,10 @@ class Started:
 def training(run: Session, trainer: Trainer, within: Within) -> Iterator[Started]:
     """Find the state to resume from, report the planned time, and open the log; training has not begun.
 
-    within: called between the parts of steps and evaluations. run: of the stage. trainer: what trains.
+    Args:
+        run: of the stage.
+        trainer: what trains.
+        within: called between the parts of steps and evaluations.
     """
     from paribus.stages.callbacks import Record
     from paribus.train import parallel
@@ -371,7 +379,9 @@ def pausing_outside_of_steps(run: Session) -> Iterator[None]:
 def run_or_pause(stage: str, loop: Loop) -> None:
     """Train to the last step. Raises SystemExit where the run was asked to stop: its status is rank 0's.
 
-    stage: its name, for what is printed. loop: ready to begin or to go on.
+    Args:
+        stage: its name, for what is printed.
+        loop: ready to begin or to go on.
     """
     from paribus.train import parallel
     from paribus.train.loop import Paused
@@ -388,7 +398,10 @@ def run_or_pause(stage: str, loop: Loop) -> None:
 def print_where_it_begins(run: Session, state: State | None, steps: int) -> None:
     """Report that training resumes, or why it does not although states of this stage exist.
 
-    run: of the stage. state: the one found; None: training begins. steps: of the whole training.
+    Args:
+        run: of the stage.
+        state: the one found; None: training begins.
+        steps: of the whole training.
     """
     if state and state.step:
         print(f"paribus {run.stage}: going on from step {state.step} of {steps}", file=sys.stderr)
@@ -400,7 +413,9 @@ def print_where_it_begins(run: Session, state: State | None, steps: int) -> None
 def print_long_plan(stage: str, expected: dict[str, float]) -> None:
     """Report the planned time of a long training: until its first step ends, perhaps hours later, nothing else appears.
 
-    stage: its name. expected: planned figures by their logged names.
+    Args:
+        stage: its name.
+        expected: planned figures by their logged names.
     """
     seconds = expected.get("predicted/seconds", 0.0)
     if seconds < LONG_SECONDS:
@@ -418,7 +433,9 @@ def print_long_plan(stage: str, expected: dict[str, float]) -> None:
 def refuse_spoilt_weights(stage: str, loop: Loop) -> None:
     """Raises UserError if the last updates left a weight that is not finite: no later loss was there to show it.
 
-    stage: its name. loop: at its last step.
+    Args:
+        stage: its name.
+        loop: at its last step.
     """
     spoilt = []
     for name, parameter in loop.model.named_parameters():

@@ -43,7 +43,7 @@ class ArmCode:
     note: str = ""
     applies: bool = True
 
-    def known(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    def known(self, overrides: Mapping[str, object]) -> dict[str, Any]:
         """The overrides of keys that the baseline's code has too.
 
         Args:

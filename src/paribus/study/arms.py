@@ -21,13 +21,13 @@ class Arm:
         code: what that is settled as.
     """
 
-    overrides: dict[str, Any]
+    overrides: dict[str, object]
     as_one: str | None = None
     asked: str | None = None
     code: ArmCode | None = None
 
 
-def read_arms(value: Any, taken: str, problems: list[str]) -> dict[str, Arm]:
+def read_arms(value: object, taken: str, problems: list[str]) -> dict[str, Arm]:
     """The arms of a file; the code that they name is not looked for yet.
 
     Args:
@@ -54,7 +54,7 @@ def read_arms(value: Any, taken: str, problems: list[str]) -> dict[str, Arm]:
     return arms
 
 
-def _arm(where: str, change: Any, problems: list[str]) -> Arm | None:
+def _arm(where: str, change: object, problems: list[str]) -> Arm | None:
     """One arm, or None and its problems."""
     if not isinstance(change, dict) or not change:
         problems.append(
@@ -96,5 +96,5 @@ def _arm_of_code(where: str, change: dict[str, Any], problems: list[str]) -> Arm
     return Arm(overrides, as_one, asked) if len(problems) == before else None
 
 
-def _is_said(value: Any) -> bool:
+def _is_said(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())

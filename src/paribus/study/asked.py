@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from paribus.study.fields import hint, shown
+from paribus.study.fields import hint, is_number, shown
 
 if TYPE_CHECKING:
     from paribus.study.experiment import Metric
@@ -47,7 +46,7 @@ class Asked:
     margin: Margin | None = None
 
 
-def design_problems(raw: Mapping[str, Any]) -> list[str]:
+def design_problems(raw: Mapping[str, object]) -> list[str]:
     """Questions in a file whose runs follow a design of their own, which has other comparisons.
 
     Args:
@@ -58,7 +57,7 @@ def design_problems(raw: Mapping[str, Any]) -> list[str]:
 
 
 def read_contrasts(
-    raw: Mapping[str, Any], arms: Sequence[str], problems: list[str]
+    raw: Mapping[str, object], arms: Sequence[str], problems: list[str]
 ) -> tuple[tuple[str, str], ...]:
     """The contrasts of a file: a list of two arms each, or `all`.
 
@@ -116,13 +115,12 @@ def read_margin(raw: Mapping[str, Any], problems: list[str]) -> Margin | None:
     value = raw["margin"]
     values = value if isinstance(value, dict) else {"worse_by": value}
     worse_by, cheaper = values.get("worse_by"), values.get("cheaper")
-    is_number = isinstance(worse_by, (int, float)) and not isinstance(worse_by, bool)
-    if worse_by is None or not is_number or set(values) - {"worse_by", "cheaper"}:
+    if not is_number(worse_by) or set(values) - {"worse_by", "cheaper"}:
         problems.append(
             f"margin: {shown(value)}; expected a number above 0, or {{worse_by: 0.005, cheaper: seconds}}"
         )
         return None
-    if not (math.isfinite(worse_by) and worse_by > 0):
+    if worse_by <= 0:
         problems.append(f"margin: {worse_by} is not above 0, in the metric's unit")
     if cheaper is not None and cheaper not in COSTS:
         problems.append(f"margin: cheaper: {shown(cheaper)} is no cost; {hint(cheaper, COSTS)}")

@@ -27,7 +27,9 @@ TOLERANCE = 0.02  # of the budget: by how much rounding to whole steps may miss 
 def stage_tokens(config: Config, stage: str) -> int:
     """Tokens that a supervised stage trains on; for `rl` sampled answers, as their lengths are unknown beforehand.
 
-    config: of an arm. stage: its name.
+    Args:
+        config: of an arm.
+        stage: its name.
     """
     if stage == "rl":
         return config.rl.steps * config.rl.questions_per_step * config.rl.samples_per_question
@@ -62,7 +64,9 @@ def stage_cost(experiment: Experiment, config: Config, stage: str) -> float:
 def cost(experiment: Experiment, config: Config) -> float:
     """The amount that is held equal, for one arm: tokens or FLOPs of all supervised stages that run.
 
-    experiment: says what is held equal. config: of the arm.
+    Args:
+        experiment: says what is held equal.
+        config: of the arm.
     """
     stages = [stage for stage in SUPERVISED_STAGES if stage in experiment.stages]
     return sum(stage_cost(experiment, config, stage) for stage in stages)
@@ -105,7 +109,9 @@ def target(experiment: Experiment) -> float:
 def budget_problems(experiment: Experiment, arm: str) -> list[str]:
     """Why an arm cannot have the budget that is held equal; nothing where it can.
 
-    experiment: says what is held equal. arm: its name.
+    Args:
+        experiment: says what is held equal.
+        arm: its name.
     """
     if experiment.equal == "none":
         return []
@@ -217,7 +223,9 @@ def measure_token(config: Config) -> float:
 def measure_step(config: Config, seconds: float = 8.0) -> float:
     """Seconds of a step of pretraining on this machine, as `paribus plan --probe` measures them.
 
-    config: of an arm. seconds: for which steps are measured.
+    Args:
+        config: of an arm.
+        seconds: for which steps are measured.
     """
     from paribus.plan.probe import here, run_probe
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
 from paribus.errors import UserError
 from paribus.execute.run import LONGEST_NAME
@@ -31,7 +31,7 @@ GRID = (0.33, 0.41, 0.51, 0.64, 0.8, 1.25, 1.56, 1.95, 2.44, 3.05)
 # ---------------------------------------------------------------- horizons
 
 
-def read_horizons(value: Any, problems: list[str]) -> Horizons | None:
+def read_horizons(value: object, problems: list[str]) -> Horizons | None:
     """The lengths at which the baseline is trained too.
 
     Args:
@@ -40,14 +40,15 @@ def read_horizons(value: Any, problems: list[str]) -> Horizons | None:
     """
     if value == "auto":
         return Horizons(GRID, auto=True)
-    fine = isinstance(value, list) and 1 <= len(value) <= MOST_HORIZONS
-    if not fine or not all(_is_number(one) and SHORTEST <= one <= LONGEST for one in value):
+    lengths = value if isinstance(value, list) else []
+    are_lengths = all(_is_size(one) and SHORTEST <= one <= LONGEST for one in lengths)
+    if not (1 <= len(lengths) <= MOST_HORIZONS and are_lengths):
         problems.append(
             f"horizons: {shown(value)} is not allowed; expected auto, or at most {MOST_HORIZONS} lengths from "
             f"{SHORTEST:g} to {LONGEST:g} in units of the baseline's, as [0.8, 1.0, 1.25]"
         )
         return None
-    scales = sorted({float(one) for one in value} | {1.0})
+    scales = sorted({float(one) for one in lengths} | {1.0})
     close = [f"{a:g} and {b:g}" for a, b in pairwise(scales) if b <= a * SAME_HORIZON]
     if close or len(scales) < 2:
         what = f"{', '.join(close)} are one length" if close else "the baseline has 1 already"
@@ -86,7 +87,7 @@ def horizon_problems(experiment: Experiment) -> list[str]:
 # ---------------------------------------------------------------- the ladder
 
 
-def read_ladder(value: Any, experiment: Experiment, problems: list[str]) -> Ladder | None:
+def read_ladder(value: object, experiment: Experiment, problems: list[str]) -> Ladder | None:
     """The sizes of a ladder with the length of each, and the size for which it predicts.
 
     Args:
@@ -104,7 +105,7 @@ def read_ladder(value: Any, experiment: Experiment, problems: list[str]) -> Ladd
         problems.append(f"ladder: {shown(value)}; {expected}")
         return None
     [(key, sizes)] = flat.items()
-    if not isinstance(sizes, list) or not all(_is_number(size) for size in sizes):
+    if not isinstance(sizes, list) or not all(_is_size(size) for size in sizes):
         problems.append(f"ladder.{key}: {shown(sizes)}; {expected}")
         return None
     distinct = sorted(set(sizes))
@@ -127,14 +128,14 @@ def read_ladder(value: Any, experiment: Experiment, problems: list[str]) -> Ladd
     return Ladder(key, tuple(rising), not_trained, tokens)
 
 
-def _size_problem(key: str, distinct: Sequence[float], beyond: Any) -> str | None:
+def _size_problem(key: str, distinct: Sequence[float], beyond: object) -> str | None:
     """Why a ladder cannot have these sizes, or cannot predict the one beyond them."""
     if not FEWEST_RUNGS <= len(distinct) <= MOST_RUNGS:
         return (
             f"ladder.{key}: {len(distinct)} different sizes; a line takes three and one is kept out as a check, so that there "
             f"are {FEWEST_RUNGS} to {MOST_RUNGS}"
         )
-    if beyond is not None and (not _is_number(beyond) or beyond in distinct):
+    if beyond is not None and (not _is_size(beyond) or beyond in distinct):
         trained = ", ".join(map(str, distinct))
         return f"ladder.{PREDICT}: {shown(beyond)}; expected a size that is not trained, other than {trained}"
     return None
@@ -237,7 +238,7 @@ def _set_by_arms(experiment: Experiment, key: str) -> list[str]:
 
 
 def with_designs(
-    experiment: Experiment, ladder: Any, horizons: Any, problems: list[str]
+    experiment: Experiment, ladder: object, horizons: object, problems: list[str]
 ) -> Experiment:
     """The study with its ladder and horizons.
 
@@ -258,5 +259,5 @@ def with_designs(
     return experiment
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+def _is_size(value: object) -> TypeGuard[int | float]:
+    return fields.is_number(value) and value > 0

@@ -117,7 +117,7 @@ _EVENT: Shape = {
 }
 
 
-def _is_event(row: Any) -> bool:
+def _is_event(row: object) -> bool:
     return misfit(row, _EVENT) is None
 
 

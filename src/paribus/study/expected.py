@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from paribus.study.fields import hint, shown
 
@@ -24,7 +24,7 @@ Outcome = Literal["held", "refuted", "open"]
 
 
 def read_expects(
-    raw: Mapping[str, Any], names: Sequence[str], problems: list[str]
+    raw: Mapping[str, object], names: Sequence[str], problems: list[str]
 ) -> dict[str, str]:
     """Arm, or factor -> what is expected of it; {} where the file does not say.
 

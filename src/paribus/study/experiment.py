@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from paribus.config import Config, flatten, lay_over
 from paribus.errors import UserError
@@ -67,7 +66,7 @@ class Run:
     """One arm at one seed; `overrides`, dotted, are complete: profile, baseline, arm, seed and what follows from them."""
 
     id: RunId
-    overrides: dict[str, Any]
+    overrides: dict[str, object]
     key: str  # of what it computes: parameters of every stage of its chain
 
     @property
@@ -94,7 +93,7 @@ class Experiment:
     question: str
     hypothesis: str
     profile: str | None
-    base: dict[str, Any]  # the baseline's overrides, profile included
+    base: dict[str, object]  # the baseline's overrides, profile included
     arms: dict[str, Arm]
     seeds: Schedule  # when it looks at its verdicts
     metric: Metric
@@ -190,7 +189,7 @@ class Experiment:
     def _group(self, name: str) -> Group:
         return self.groups.get(name) or Group(name)
 
-    def config(self, arm: str = BASELINE, extra: Mapping[str, Any] | None = None) -> Config:
+    def config(self, arm: str = BASELINE, extra: Mapping[str, object] | None = None) -> Config:
         """params.yaml with the baseline's and an arm's overrides, of the keys that the baseline's code has.
 
         Args:
@@ -199,23 +198,23 @@ class Experiment:
         """
         return settings(self._known(arm, self.overrides(arm) | dict(extra or {})))
 
-    def _known(self, arm: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    def _known(self, arm: str, overrides: dict[str, object]) -> dict[str, object]:
         code = self.code(arm)
         return overrides if code is None else code.known(overrides)
 
-    def values(self, arm: str = BASELINE) -> dict[str, Any]:
+    def values(self, arm: str = BASELINE) -> dict[str, object]:
         """Dotted key -> value of an arm, also of the keys that only its code has."""
         code = self.code(arm)
         added = {} if code is None else code.added(self.overrides(arm))
         return flatten(self.config(arm)) | added
 
-    def overrides(self, arm: str = BASELINE) -> dict[str, Any]:
+    def overrides(self, arm: str = BASELINE) -> dict[str, object]:
         """Dotted key -> value, of the baseline, then of the conditions of a group, then of an arm."""
         group = self._group(arm)
         own = self.arms[group.arm].overrides if group.arm != BASELINE else {}
         return lay_over(lay_over(self.base, group.overrides), own)
 
-    def run(self, arm: str, number: int, extra: Mapping[str, Any]) -> Run:
+    def run(self, arm: str, number: int, extra: Mapping[str, object]) -> Run:
         """The run of an arm, or of a group, at a seed.
 
         Args:

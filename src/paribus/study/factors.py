@@ -16,7 +16,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,8 +44,8 @@ def name_of(term: Term) -> str:
 class Factor:
     """One change. first: the baseline's values, dotted key -> value; second: the others."""
 
-    first: dict[str, Any]
-    second: dict[str, Any]
+    first: dict[str, object]
+    second: dict[str, object]
 
     def words(self) -> str:
         """What it changes."""
@@ -124,7 +123,7 @@ def _aliased(one: Signs, other: Signs) -> bool:
 
 
 def read_factorial(
-    raw: Mapping[str, Any], base: Mapping[str, Any], problems: list[str]
+    raw: Mapping[str, object], base: Mapping[str, object], problems: list[str]
 ) -> tuple[Factorial | None, dict[str, Arm]]:
     """(the design, its cells as arms); (None, {}) where something is wrong.
 
@@ -149,7 +148,7 @@ def read_factorial(
         map(tuple, signs.astype(int).tolist()), key=lambda row: (sum(row), row[::-1])
     ):
         changed = [name for name, level in zip(names, row, strict=True) if level > 0]
-        overrides: dict[str, Any] = {}
+        overrides: dict[str, object] = {}
         for name in changed:
             overrides |= factors[name].second
         cell = "-".join(changed) or "baseline"
@@ -165,7 +164,7 @@ def read_factorial(
     return Factorial(factors, levels, resolution_of(signs), asked), arms
 
 
-def factorial_problems(raw: Mapping[str, Any]) -> list[str]:
+def factorial_problems(raw: Mapping[str, object]) -> list[str]:
     """What does not go together with factors in a study's file.
 
     Args:
@@ -185,7 +184,7 @@ def factorial_problems(raw: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _factors(value: Any, base: Mapping[str, Any], problems: list[str]) -> dict[str, Factor]:
+def _factors(value: object, base: Mapping[str, object], problems: list[str]) -> dict[str, Factor]:
     """The factors of a file; those that are wrong are left out, and named."""
     if not isinstance(value, dict) or not FEWEST <= len(value) <= MOST:
         problems.append(
@@ -212,7 +211,7 @@ def _factors(value: Any, base: Mapping[str, Any], problems: list[str]) -> dict[s
     return factors
 
 
-def _level_problems(where: str, levels: Any, base: Mapping[str, Any]) -> list[str]:
+def _level_problems(where: str, levels: object, base: Mapping[str, object]) -> list[str]:
     """What is wrong with the levels of one factor."""
     if not isinstance(levels, dict) or not levels:
         return [f"{where}: {shown(levels)}; {MEANT}"]
@@ -234,7 +233,7 @@ def _level_problems(where: str, levels: Any, base: Mapping[str, Any]) -> list[st
     return problems
 
 
-def _value_problems(where: str, values: Any, baseline: Any) -> list[str]:
+def _value_problems(where: str, values: object, baseline: object) -> list[str]:
     """What is wrong with the levels of one key, whose value in the baseline is `baseline`."""
     if not isinstance(values, list):
         return [f"{where}: {shown(values)}; {MEANT}: two levels, no more and no fewer"]
@@ -252,7 +251,7 @@ def _value_problems(where: str, values: Any, baseline: Any) -> list[str]:
     return []
 
 
-def _asked(value: Any, factors: Mapping[str, Factor], problems: list[str]) -> tuple[Term, ...]:
+def _asked(value: object, factors: Mapping[str, Factor], problems: list[str]) -> tuple[Term, ...]:
     """The effects that are asked for."""
     terms = terms_of(factors)
     single = tuple(term for term in terms if len(term) == 1)
@@ -275,13 +274,13 @@ def _asked(value: Any, factors: Mapping[str, Factor], problems: list[str]) -> tu
     return single
 
 
-def _is_pair(pair: Any, factors: Mapping[str, Factor]) -> bool:
+def _is_pair(pair: object, factors: Mapping[str, Factor]) -> bool:
     if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1]:
         return False
     return all(isinstance(name, str) and name in factors for name in pair)
 
 
-def _asked_cells(value: Any, factors: int, problems: list[str]) -> int | None:
+def _asked_cells(value: object, factors: int, problems: list[str]) -> int | None:
     """How many cells the design has; 0: the fewest that will do; None: all."""
     if value == "full":
         return None

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypeGuard
 
 from paribus.config import dotted
 from paribus.execute.run import LONGEST_NAME
@@ -74,7 +74,7 @@ def text(raw: Mapping[str, object], key: str, problems: list[str]) -> str:
 
 
 def number(
-    raw: Mapping[str, Any], key: str, above: float, below: float | None, problems: list[str]
+    raw: Mapping[str, object], key: str, above: float, below: float | None, problems: list[str]
 ) -> float:
     """A finite number between two bounds that it does not reach.
 
@@ -86,18 +86,14 @@ def number(
         problems: the list that receives the messages.
     """
     value = raw[key]
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    fine = is_number and _is_finite(value) and value > above
-    if fine and below is not None:
-        fine = value < below
-    if not fine:
-        bounds = f"above {above:g}" + (f" and below {below:g}" if below is not None else "")
-        problems.append(f"{key}: {shown(value)} is not allowed; expected a number {bounds}")
-        return 0.01
-    return float(value)
+    if is_number(value) and value > above and (below is None or value < below):
+        return float(value)
+    bounds = f"above {above:g}" + (f" and below {below:g}" if below is not None else "")
+    problems.append(f"{key}: {shown(value)} is not allowed; expected a number {bounds}")
+    return 0.01
 
 
-def whole(raw: Mapping[str, Any], key: str, least: int, most: int, problems: list[str]) -> int:
+def whole(raw: Mapping[str, object], key: str, least: int, most: int, problems: list[str]) -> int:
     """A whole number.
 
     Args:
@@ -113,10 +109,10 @@ def whole(raw: Mapping[str, Any], key: str, least: int, most: int, problems: lis
             f"{key}: {shown(value)} is not allowed; expected a whole number from {least} to {most}"
         )
         return least
-    return int(value)
+    return value
 
 
-def switch(raw: Mapping[str, Any], key: str, problems: list[str]) -> bool:
+def switch(raw: Mapping[str, object], key: str, problems: list[str]) -> bool:
     """True or false.
 
     Args:
@@ -131,18 +127,21 @@ def switch(raw: Mapping[str, Any], key: str, problems: list[str]) -> bool:
     return value
 
 
-def _is_whole(value: object, least: int, most: int) -> bool:
+def _is_whole(value: object, least: int, most: int) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def _is_finite(value: int | float) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number beyond what a float holds
+    except OverflowError:  # a whole number beyond every float
         return False
 
 
-def seeds(value: Any, problems: list[str]) -> Schedule:
+def seeds(value: object, problems: list[str]) -> Schedule:
     """When a study looks at its verdicts.
 
     Args:
@@ -159,8 +158,7 @@ def seeds(value: Any, problems: list[str]) -> Schedule:
         return Schedule(value, value)
     if isinstance(value, dict) and set(value) in ({"from"}, {"from", "to"}):
         first, last = value["from"], value.get("to", MOST_SEEDS)
-        both = _is_whole(first, 2, MOST_SEEDS) and _is_whole(last, 2, MOST_SEEDS)
-        if both and first <= last:
+        if _is_whole(first, 2, MOST_SEEDS) and _is_whole(last, first, MOST_SEEDS):
             return Schedule(first, value.get("to"))
     problems.append(
         f"seeds: {shown(value)} is not allowed; expected open, a whole number >= 2 (at most {MOST_SEEDS}), auto, or "
@@ -177,14 +175,13 @@ def equal(value: object, problems: list[str]) -> tuple[str, float | None]:
         problems: the list that receives the messages.
     """
     kind: object = value
-    amount: Any = None
+    amount: object = None
     if isinstance(value, dict) and len(value) == 1:
         [(kind, amount)] = value.items()
     if isinstance(kind, str) and kind in EQUAL:
         if amount is None and not isinstance(value, dict):
             return kind, None
-        is_number = isinstance(amount, (int, float)) and not isinstance(amount, bool)
-        if is_number and kind != "none" and 0 < amount <= MOST_HELD[kind]:
+        if is_number(amount) and kind != "none" and 0 < amount <= MOST_HELD[kind]:
             return kind, float(amount)
     problems.append(
         f"equal: {shown(value)} is not allowed; expected one of {', '.join(EQUAL)}, or {{tokens: 200000}}"

@@ -6,18 +6,17 @@ import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from paribus.config import Config, fingerprint, flatten, merge, parse_config, read_yaml
 from paribus.graph import StageDefinition, declared_params, stage_definitions
 
 
-def settings(overrides: Mapping[str, Any] | None = None) -> Config:
+def settings(overrides: Mapping[str, object] | None = None) -> Config:
     """params.yaml with overrides. The file is read again only when it changed, as a study calls this hundreds of times."""
     return parse_config(params_with(overrides or {}))
 
 
-def params_with(overrides: Mapping[str, Any]) -> dict[str, Any]:
+def params_with(overrides: Mapping[str, object]) -> dict[str, object]:
     """The values of params.yaml as they were written, with overrides."""
     return merge(_read(*_stamp("params.yaml")), dict(overrides))
 
@@ -55,7 +54,7 @@ def _stamp_now(name: str) -> Stamp:
 
 
 @functools.lru_cache(maxsize=4)
-def _read(path: str, *_: int) -> dict[str, Any]:
+def _read(path: str, *_: int) -> dict[str, object]:
     return read_yaml(path)
 
 
@@ -74,7 +73,7 @@ def chain_key(stages: Sequence[str], config: Config) -> str:
     return fingerprint(**{name: all_params(definitions()[name], config) for name in stages})
 
 
-def key_with_code(key: str, added: Mapping[str, Any]) -> str:
+def key_with_code(key: str, added: Mapping[str, object]) -> str:
     """A key for what a chain computes with an arm's code.
 
     Args:
@@ -84,7 +83,7 @@ def key_with_code(key: str, added: Mapping[str, Any]) -> str:
     return fingerprint(chain=key, added=dict(added))
 
 
-def split_params(flat: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_params(flat: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
     """(values of keys that params.yaml has, values of keys that it lacks).
 
     Args:
@@ -96,7 +95,7 @@ def split_params(flat: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     return known, added
 
 
-def all_params(definition: StageDefinition, config: Config) -> dict[str, Any]:
+def all_params(definition: StageDefinition, config: Config) -> dict[str, object]:
     """What a stage declares, `train.*` too: a number of threads changes results.
 
     Args:

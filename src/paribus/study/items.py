@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +45,7 @@ class ItemEffect:
 def item_effect(
     baseline: Sequence[Floats],
     arm: Sequence[Floats],
-    clusters: NDArray[Any] | None = None,
+    clusters: NDArray[np.generic] | None = None,
     *,
     alpha: float = 0.05,
     equal_clusters: bool = False,
@@ -106,7 +105,7 @@ def item_effect(
 def item_noise(
     baseline: Sequence[Floats],
     arm: Sequence[Floats],
-    clusters: NDArray[Any] | None = None,
+    clusters: NDArray[np.generic] | None = None,
     *,
     equal_clusters: bool = False,
 ) -> ItemNoise:
@@ -137,7 +136,7 @@ def item_noise(
 
 
 def _differences(
-    baseline: Sequence[Floats], arm: Sequence[Floats], clusters: NDArray[Any] | None
+    baseline: Sequence[Floats], arm: Sequence[Floats], clusters: NDArray[np.generic] | None
 ) -> tuple[Floats, Floats]:
     """(outcomes of the baseline, arm - baseline), both (seeds, items). Raises UserError."""
     problems = _item_problems(baseline, arm, clusters)
@@ -171,7 +170,7 @@ def _no_difference(outcomes: Floats, seeds: int, units: int, alpha: float) -> It
 
 
 def _item_problems(
-    baseline: Sequence[Floats], arm: Sequence[Floats], clusters: NDArray[Any] | None
+    baseline: Sequence[Floats], arm: Sequence[Floats], clusters: NDArray[np.generic] | None
 ) -> list[str]:
     problems = []
     lengths = {len(outcomes) for outcomes in [*baseline, *arm]}
@@ -188,14 +187,14 @@ def _item_problems(
     return problems
 
 
-def _cluster_problems(items: int, clusters: NDArray[Any] | None) -> list[str]:
+def _cluster_problems(items: int, clusters: NDArray[np.generic] | None) -> list[str]:
     if clusters is not None and len(clusters) != items:
         return [f"items: {len(clusters)} clusters named for {items} items"]
     units = items if clusters is None else len(np.unique(clusters))
     return ["items: at least two items, or clusters, are needed"] if units < 2 else []
 
 
-def _units(difference: Floats, clusters: NDArray[Any] | None, equal: bool) -> Floats:
+def _units(difference: Floats, clusters: NDArray[np.generic] | None, equal: bool) -> Floats:
     """(seeds, units) whose plain mean is the effect; a cluster's entry is its mean, weighted about the effect."""
     if clusters is None:
         return difference

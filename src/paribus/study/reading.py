@@ -40,7 +40,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from paribus.config import flatten, lay_over, profile_overrides, read_yaml
 from paribus.curriculum import CHECKPOINT_NAMES
@@ -117,7 +116,7 @@ def read_experiment(name: str, to_run: bool = False) -> Experiment:
     return parse_experiment(plain, read_yaml(files[plain]), to_run)
 
 
-def parse_experiment(name: str, raw: Mapping[str, Any], to_run: bool = False) -> Experiment:
+def parse_experiment(name: str, raw: Mapping[str, object], to_run: bool = False) -> Experiment:
     """An ablation's file as an Experiment.
 
     Args:
@@ -138,7 +137,7 @@ def parse_experiment(name: str, raw: Mapping[str, Any], to_run: bool = False) ->
 
 
 # Replaces a key that is missing or wrong, while the others are read.
-_PLACEHOLDERS: dict[str, Any] = {
+_PLACEHOLDERS: dict[str, object] = {
     "question": "?",
     "hypothesis": "?",
     "baseline": {},
@@ -152,7 +151,7 @@ _PLACEHOLDERS: dict[str, Any] = {
 }
 
 
-def _parse(name: str, raw: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
+def _parse(name: str, raw: Mapping[str, object]) -> tuple[Experiment, list[str]]:
     """The experiment and its problems; the experiment is usable only without problems."""
     problems = _key_problems(name, raw)
     # A study that was registered with looks of its own keeps the verdicts that it was registered with.
@@ -201,7 +200,7 @@ def _parse(name: str, raw: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
     return experiment, [*problems, *of_baseline, *of_stages]
 
 
-def _key_problems(name: str, raw: Mapping[str, Any]) -> list[str]:
+def _key_problems(name: str, raw: Mapping[str, object]) -> list[str]:
     """Keys that are unknown, missing, or do not go together, and a name that no study may have."""
     problems = [f"{shown(key)}: unknown key; {hint(key, KEYS)}" for key in raw if key not in KEYS]
     problems += [f"{key}: missing" for key in REQUIRED if key not in raw]
@@ -217,7 +216,7 @@ def _key_problems(name: str, raw: Mapping[str, Any]) -> list[str]:
 
 
 def _arms(
-    raw: Mapping[str, Any], base: dict[str, Any] | None, problems: list[str]
+    raw: Mapping[str, object], base: dict[str, object] | None, problems: list[str]
 ) -> tuple[Factorial | None, dict[str, Arm]]:
     """The factors and arms of a file; base: overrides of the baseline, None where they are wrong."""
     if "factors" in raw:
@@ -230,7 +229,7 @@ def _arms(
 
 
 def _with_what_needs_stages(
-    experiment: Experiment, raw: Mapping[str, Any], problems: list[str]
+    experiment: Experiment, raw: Mapping[str, object], problems: list[str]
 ) -> Experiment:
     """With the code, ladder and horizons of its arms, examined for what the stages make of them."""
     experiment = _with_code(experiment, problems)
@@ -287,10 +286,12 @@ def noise_experiment(
     return experiment, [metric for metric, _ in measured]
 
 
-def read_baseline(value: Any, problems: list[str]) -> tuple[str | None, dict[str, Any]]:
+def read_baseline(value: object, problems: list[str]) -> tuple[str | None, dict[str, object]]:
     """(profile, all overrides of the baseline).
 
-    value: as the file has it. problems: what is wrong with it is added to these.
+    Args:
+        value: as the file has it.
+        problems: what is wrong with it is added to these.
     """
     if not isinstance(value, dict) or set(value) - {"profile", "set"}:
         problems.append(
@@ -310,7 +311,7 @@ def read_baseline(value: Any, problems: list[str]) -> tuple[str | None, dict[str
     return profile, overrides
 
 
-def _profile(name: Any, problems: list[str]) -> dict[str, Any]:
+def _profile(name: object, problems: list[str]) -> dict[str, object]:
     """The overrides of a profile."""
     wrong_name = fields.name_problem(name)
     there = sorted(path.stem for path in (FOLDER / "profiles").glob("*.yaml"))
@@ -344,10 +345,12 @@ def _with_code(experiment: Experiment, problems: list[str]) -> Experiment:
     return replace(experiment, arms=arms)
 
 
-def read_stages(value: Any, problems: list[str]) -> tuple[list[str], list[str]]:
+def read_stages(value: object, problems: list[str]) -> tuple[list[str], list[str]]:
     """(targets, the chain of stages that they need).
 
-    value: as the file has it. problems: what is wrong with it is added to these.
+    Args:
+        value: as the file has it.
+        problems: what is wrong with it is added to these.
     """
     known = definitions()
     groups = {name.partition("@")[0] for name in known}
@@ -367,7 +370,11 @@ def read_stages(value: Any, problems: list[str]) -> tuple[list[str], list[str]]:
 
 
 def read_metric(
-    name: Any, direction: Any, stages: list[str], problems: list[str], default: str | None = None
+    name: object,
+    direction: object,
+    stages: list[str],
+    problems: list[str],
+    default: str | None = None,
 ) -> tuple[Metric, str]:
     """The metric and its better direction. It has to come from a stage that runs.
 
@@ -392,12 +399,15 @@ def read_metric(
 
 
 def read_secondary(
-    raw: Mapping[str, Any], primary: Metric, stages: list[str], problems: list[str]
+    raw: Mapping[str, object], primary: Metric, stages: list[str], problems: list[str]
 ) -> tuple[tuple[Metric, str], ...]:
     """The secondary metrics with their better direction: names, or {metric: NAME, direction: lower}.
 
-    raw: the file. primary: the metric, which is no secondary one too. stages: that run. problems: what is wrong is
-    added to these.
+    Args:
+        raw: the file.
+        primary: the metric, which is no secondary one too.
+        stages: that run.
+        problems: what is wrong is added to these.
     """
     value = raw.get("secondary", [])
     if not isinstance(value, list):
@@ -422,7 +432,7 @@ def read_secondary(
     return tuple(found.values())
 
 
-def _metric_problems(name: Any, path: str, key: str, stages: list[str]) -> list[str]:
+def _metric_problems(name: object, path: str, key: str, stages: list[str]) -> list[str]:
     """Why a metric cannot be measured. path, key: where it is; stages: that run."""
     writer = writer_of(path)
     if not key or writer is None:
@@ -451,7 +461,7 @@ def _metrics_files() -> list[str]:
 
 
 def _direction_problem(
-    name: Any, direction: Any, better: str | None, is_default: bool
+    name: object, direction: object, better: str | None, is_default: bool
 ) -> str | None:
     """The problem of a direction that a file gives; None stands for its absence.
 

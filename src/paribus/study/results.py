@@ -172,7 +172,7 @@ def _read(experiment: Experiment, reference: Reference) -> Result:
     )
 
 
-def _diverged(metrics: Mapping[str, Mapping[str, Any]], reach: Reach | None) -> bool:
+def _diverged(metrics: Mapping[str, Mapping[str, object]], reach: Reach | None) -> bool:
     """Whether a run ended without a finite loss before its curve got to the target."""
     final = metrics.get("pretrain", {}).get(MEASURE)
     got_there = reach is not None and reach.known != "not reached"

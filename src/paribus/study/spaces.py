@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from paribus.config import describe
-from paribus.study.fields import hint, shown
+from paribus.study.fields import hint, is_number, shown
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -142,16 +141,6 @@ def _step_problems(key: str, step: float, width: float) -> list[str]:
 
 def _is_exact(value: int) -> bool:
     return abs(value) <= LARGEST_WHOLE
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(float(value))
-    except OverflowError:
-        return False
 
 
 def distribution(key: str, spread: dict[str, Any]) -> BaseDistribution:

@@ -254,7 +254,7 @@ class TrialStudy(Study):
         tuning = tuning_of(self.whole)
         return {arm: tuning.space_of(self.whole, arm) for arm in self.whole.names}
 
-    def _trial(self, arm: str, number: int, values: Mapping[str, Any], seed: int) -> Run:
+    def _trial(self, arm: str, number: int, values: Mapping[str, object], seed: int) -> Run:
         """A run of a trial. seed: number of its tuning seed."""
         name = name_of_trial(arm, number)
         if (name, seed) not in self.known:
@@ -300,7 +300,7 @@ class TrialStudy(Study):
                 _tell(study, suggestion, trial)
 
 
-def _at_values(experiment: Experiment, arm: str, values: Mapping[str, Any]) -> Experiment:
+def _at_values(experiment: Experiment, arm: str, values: Mapping[str, object]) -> Experiment:
     """The study with an arm at other values."""
     if arm == BASELINE:
         return replace(experiment, base=experiment.base | dict(values))

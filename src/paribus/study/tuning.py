@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from paribus.config import flatten, inert_problems
 from paribus.errors import UserError
@@ -36,7 +36,7 @@ MOST_SEED = 2**31 - 1
 LONGEST_ARM = LONGEST_NAME - len("-t000")
 HELD = ("pretrain.steps", "pretrain.tokens_per_parameter")  # by an equal budget
 
-Space = dict[str, dict[str, Any]]
+Space = dict[str, dict[str, object]]
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def _space_problems(experiment: Experiment, tuning: Tuning) -> list[str]:
     return problems
 
 
-def _end_problems(experiment: Experiment, key: str, spread: Mapping[str, Any]) -> list[str]:
+def _end_problems(experiment: Experiment, key: str, spread: Mapping[str, object]) -> list[str]:
     """Ends of a range, or choices, that params.yaml refuses."""
     problems: list[str] = []
     for end in ends_of(dict(spread)):

@@ -119,7 +119,9 @@ class Store:
     def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
         """Log parameters of a run, at most 100 a request, as MLflow takes no more.
 
-        run_id: the run's MLflow id. params: key -> value; a value is cut after 6,000 characters, MLflow's limit.
+        Args:
+            run_id: the run's MLflow id.
+            params: key -> value; a value is cut after 6,000 characters, MLflow's limit.
         """
         from mlflow.entities import Param
 

@@ -274,7 +274,9 @@ class MuonAdamW:
     def load_state(self, state: State, updates: int) -> None:
         """Restore a state from `full_state`; each rank keeps its own part.
 
-        state: kind.parameter -> tensor. updates: made so far.
+        Args:
+            state: kind.parameter -> tensor.
+            updates: made so far.
         """
         device = self.parameters[0].device
         self.updates = updates

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from paribus.config import Config
 
 
-def facts(overrides: dict[str, Any], measure: bool) -> dict[str, Any]:
+def facts(overrides: dict[str, object], measure: bool) -> dict[str, object]:
     """The facts of the parameters in the working folder.
 
     Args:
@@ -27,7 +30,7 @@ def facts(overrides: dict[str, Any], measure: bool) -> dict[str, Any]:
     config = parse_config(merge(read_yaml("params.yaml"), overrides))
     recipe = Recipe.of(config)
     batch = recipe.batch_tokens("pretrain")
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "seed": config.seed,
         "steps": recipe.steps("pretrain"),
         "batch_tokens": batch,
@@ -41,7 +44,7 @@ def facts(overrides: dict[str, Any], measure: bool) -> dict[str, Any]:
     return found
 
 
-def _cores(config: Any) -> int | None:
+def _cores(config: Config) -> int | None:
     """Cores for the runs on a CPU, which share them; None on a GPU."""
     from paribus.machine.hardware import available_cores, detect_hardware
 

@@ -358,7 +358,7 @@ def _names(kind: type) -> list[str]:
     return [one.name for one in dataclasses.fields(kind)]
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     """A number as a row has it, "inf" and "-inf" among them."""
     if value is None:
         return None

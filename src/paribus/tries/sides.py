@@ -73,7 +73,7 @@ class Side:
 
     name: str
     commit: str
-    overrides: dict[str, Any]
+    overrides: dict[str, object]
     fingerprint: str
     steps: int | None
 
@@ -196,7 +196,7 @@ def _measures(path: str, kind: str) -> bool:
     return kind == "input" or path.startswith(MEASURING)
 
 
-def _params(commit: str) -> dict[str, Any]:
+def _params(commit: str) -> dict[str, object]:
     return CommittedFiles(commit).mapping("params.yaml")
 
 
@@ -270,7 +270,7 @@ def pair(
     return made, found
 
 
-def computes(terms: Terms, commit: str, overrides: dict[str, Any]) -> str:
+def computes(terms: Terms, commit: str, overrides: dict[str, object]) -> str:
     """A fingerprint of all that decides the results of a side's runs but the seed.
 
     Args:
@@ -405,7 +405,7 @@ def facts_of(terms: Terms, commit: str, name: str, measure: bool = False) -> Fac
     return Facts(**{key: value for key, value in known.items() if key in fields})
 
 
-def _ask(commit: str, name: str, question: dict[str, Any]) -> dict[str, Any]:
+def _ask(commit: str, name: str, question: dict[str, object]) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="facts-", dir=_facts_folder()))
     try:
         made = clone(main_checkout(), commit, folder / "clone")

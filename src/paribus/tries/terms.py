@@ -92,11 +92,11 @@ class Terms:
     smallest_effect: float
     seeds: tuple[int, int]
     budget: Budget | None
-    overrides: dict[str, Any]
+    overrides: dict[str, object]
     false_keeps: float
 
 
-def read_terms(given: Mapping[str, Any] | None = None) -> Terms:
+def read_terms(given: Mapping[str, object] | None = None) -> Terms:
     """The terms in experiments/try.yaml, or the default ones without such a file.
 
     Args:
@@ -119,10 +119,10 @@ def read_terms(given: Mapping[str, Any] | None = None) -> Terms:
     return terms
 
 
-def _parse(raw: Mapping[str, Any]) -> tuple[Terms, list[str]]:
+def _parse(raw: Mapping[str, object]) -> tuple[Terms, list[str]]:
     """The terms and their problems; the terms are usable only without problems."""
     problems: list[str] = []
-    both_sides: dict[str, Any] = {"set": raw["set"]}
+    both_sides: dict[str, object] = {"set": raw["set"]}
     if raw["profile"] is not None:
         both_sides["profile"] = raw["profile"]
     _, overrides = read_baseline(both_sides, problems)
@@ -148,14 +148,14 @@ def _parse(raw: Mapping[str, Any]) -> tuple[Terms, list[str]]:
     return terms, problems
 
 
-def _yes_or_no(raw: Mapping[str, Any], key: str, problems: list[str]) -> bool:
+def _yes_or_no(raw: Mapping[str, object], key: str, problems: list[str]) -> bool:
     value = raw[key]
     if not isinstance(value, bool):
         problems.append(f"{key}: {shown(value)} is not allowed; expected true or false")
     return value is True
 
 
-def _seeds(value: Any, problems: list[str]) -> tuple[int, int]:
+def _seeds(value: object, problems: list[str]) -> tuple[int, int]:
     """(seeds of the first look, of the last); "3..8" as on the command line is allowed too."""
     if isinstance(value, str):
         match = re.fullmatch(r"(\d{1,4})\.\.(\d{1,4})", value.strip())
@@ -193,9 +193,10 @@ _BUDGET = re.compile(r"([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]+)")
 _EXPECTED = "expected a number and a unit, as 5min, 90s, 200ktokens, 2Mtokens or 3e12flops"
 
 
-def parse_budget(text: Any) -> Budget:
+def parse_budget(text: object) -> Budget:
     """A budget as people write it: `5min`, `200ktokens`, `3e12flops`. Raises UserError with what is allowed."""
-    match = _BUDGET.fullmatch(text.strip()) if isinstance(text, str) else None
+    written = text.strip() if isinstance(text, str) else ""
+    match = _BUDGET.fullmatch(written)
     if match is None:
         raise UserError(f"budget: {shown(text)} is not allowed; {_EXPECTED}")
     unit = match[2].lower()
@@ -210,10 +211,10 @@ def parse_budget(text: Any) -> Budget:
     most = fields.MOST_HELD[measure]
     if not (math.isfinite(amount) and 0 < amount <= most):
         raise UserError(f"budget: {shown(text)} is not allowed; expected above 0, at most {most:g}")
-    return Budget(text.strip(), amount, measure)
+    return Budget(written, amount, measure)
 
 
-def _budget(value: Any, stages: list[str], problems: list[str]) -> Budget | None:
+def _budget(value: object, stages: list[str], problems: list[str]) -> Budget | None:
     if value is None:
         return None
     try:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,9 @@ class TrialCrashed(UserError):
 def folder_of(study: str, name: str) -> Path:
     """The folder of a trial, or of another run for a study.
 
-    study: its name. name: of the trial or run.
+    Args:
+        study: its name.
+        name: of the trial or run.
     """
     return state_root() / "tune" / study / name
 
@@ -57,9 +59,13 @@ def need_data() -> None:
 def job_of(
     config: Config, memory: int, budget: dict[str, float], kind: str = "train"
 ) -> dict[str, Any]:
-    """The input of a trial's process. budget: one of tokens, flops, seconds; none to measure the speed.
+    """The input of a trial's process.
 
-    config: of the trial. memory: bytes it may use. kind: train; speed measures it instead.
+    Args:
+        config: of the trial.
+        memory: bytes it may use.
+        budget: one of tokens, flops, seconds; none to measure the speed.
+        kind: train; speed measures it instead.
     """
     from paribus.data.tokenizer import Tokenizer
 
@@ -89,7 +95,10 @@ def _steps_within(recipe: Recipe, budget: dict[str, float]) -> int:
 def planned_seconds(study: Study, config: Config, tokens_per_second: float) -> float:
     """What a trial would have taken.
 
-    study: whose budget is meant. config: of the trial. tokens_per_second: at which it trained.
+    Args:
+        study: whose budget is meant.
+        config: of the trial.
+        tokens_per_second: at which it trained.
     """
     if study.budget == "seconds":
         return study.amount
@@ -112,13 +121,15 @@ def _digest_of(tokens: Path, tokenizer: Path) -> str:
 
 
 def watch(
-    folder: Path, job: dict[str, Any], each: Callable[[list[Row]], None] = lambda rows: None
+    folder: Path, job: Mapping[str, object], each: Callable[[list[Row]], None] = lambda rows: None
 ) -> dict[str, Any]:
     """Run a job in FOLDER to its end, from where an earlier start of it stopped; its result. What another job left goes.
 
-    each: called every tenth of a second with the new rows of its curve, those of earlier starts first; what it
-    raises ends the process. Raises TrialCrashed with its last words. folder: of the trial. job: as `job_of` makes
-    it.
+    Args:
+        folder: of the trial.
+        job: as `job_of` makes it.
+        each: called every tenth of a second with the new rows of its curve, those of earlier starts first; what it
+          raises ends the process. Raises TrialCrashed with its last words.
     """
     with StateLock(folder, LOCK_SECONDS):
         if (
@@ -147,7 +158,7 @@ def watch(
         return _result(folder, process.returncode, peak)
 
 
-def _is_for(folder: Path, job: dict[str, Any]) -> bool:
+def _is_for(folder: Path, job: Mapping[str, object]) -> bool:
     """Whether the folder's content belongs to this job, and not to an earlier study of the same name."""
     before = read_json(folder / "trial.json")
     return before is not None and before | {"parent": None} == json.loads(json.dumps(job)) | {
@@ -155,15 +166,17 @@ def _is_for(folder: Path, job: dict[str, Any]) -> bool:
     }
 
 
-def finished(folder: Path, job: dict[str, Any]) -> dict[str, Any] | None:
+def finished(folder: Path, job: Mapping[str, object]) -> dict[str, Any] | None:
     """The result of a job that was run to its end.
 
-    folder: of the trial. job: as `job_of` makes it.
+    Args:
+        folder: of the trial.
+        job: as `job_of` makes it.
     """
     return read_json(folder / "result.json") if _is_for(folder, job) else None
 
 
-def make_ready(folder: Path, job: dict[str, Any]) -> None:
+def make_ready(folder: Path, job: Mapping[str, object]) -> None:
     """Put the job into its folder; what another job left there goes, but for its log."""
     (folder / "start.json").unlink(missing_ok=True)  # of the start before this one
     if not _is_for(folder, job):

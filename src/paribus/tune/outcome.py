@@ -242,7 +242,7 @@ def page(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _said_of_default(arm: str, entry: Mapping[str, Any]) -> str:
+def _said_of_default(arm: str, entry: Mapping[str, object]) -> str:
     """Whether the best of the re-tests is shown to beat the default."""
     if entry["beats_default"]:
         return f"{arm} is shown to beat the default, re-tests of several trials taken into account"

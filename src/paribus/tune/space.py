@@ -38,8 +38,9 @@ from paribus.config import (
 from paribus.errors import UserError
 from paribus.graph import stage_definition
 from paribus.plan.memory import parse_bytes
+from paribus.study.fields import is_number
 from paribus.study.identity import is_declared
-from paribus.study.spaces import ends_of, is_number, spread_problems
+from paribus.study.spaces import ends_of, spread_problems
 
 STUDIES = Path("experiments/tune")
 KEYS = ("trials", "budget", "memory", "overrides", "space", "retest", "warm_start")
