@@ -33,9 +33,8 @@ from paribus.study.finished import FinishedRun
 
 Floats = NDArray[np.float64]
 
-FOUND = float(
-    special.ndtri(0.975) + special.ndtri(0.8)
-)  # standard errors that are found with power .8
+# Standard errors that are found with power .8.
+FOUND = float(special.ndtri(0.975) + special.ndtri(0.8))
 LAST = 5  # looks of a curve that count as its last, as in arXiv:2508.13144
 FEWEST_LOOKS = 4  # with which a scatter about a line has a spread
 FEWEST_SEEDS = 3  # of a recipe, for a spread between seeds of the last look

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -309,7 +309,7 @@ def _shown(name: str, value: object) -> str:
     return f"{value:,.4g}" if isinstance(value, float) and value < 1000 else f"{value:,.0f}"
 
 
-def write(record: Mapping[str, object]) -> tuple[Path, Path]:
+def write(record: dict[str, Any]) -> tuple[Path, Path]:
     """Write the record and its page below .paribus/card, and return where they lie."""
     slug = re.sub(r"[^a-z0-9]+", "-", str(record["card"]).lower()).strip("-")
     folder = state_root() / "card"

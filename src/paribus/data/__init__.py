@@ -21,9 +21,8 @@ DEEPEST = 100  # levels of JSON that are read: some readers recurse once a level
 # What corrupt files raise; OverflowError: dates beyond those of Python.
 UNREADABLE = (OSError, EOFError, ValueError, NotImplementedError, OverflowError, zlib.error)
 
-Progress = Callable[
-    [str, float, float], None
-]  # the current work, done, total; both in the same unit
+# The current work, done, total; both in the same unit.
+Progress = Callable[[str, float, float], None]
 
 
 class _Unzstd(io.RawIOBase):

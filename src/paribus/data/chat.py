@@ -24,9 +24,8 @@ Problem = dict[str, Any]
 Rendered = tuple[list[int], list[int]]  # token ids, mask of those learned
 Piece = tuple[str, bool, bool]  # text or the name of a special token; is it special; is it learned
 
-ANNOTATION = re.compile(
-    r"<<([^<>=]*)=([^<>]*)>>"
-)  # GSM8K's calculator annotation, arXiv:2110.14168
+# GSM8K's calculator annotation, arXiv:2110.14168.
+ANNOTATION = re.compile(r"<<([^<>=]*)=([^<>]*)>>")
 BRACKETS = {
     "tool_call": ("<|tool|>", "<|tool_end|>"),
     "tool_result": ("<|result|>", "<|result_end|>"),

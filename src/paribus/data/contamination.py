@@ -17,9 +17,8 @@ from paribus.data import load_jsonl
 WORDS = 13
 _BASE = np.uint64(0x9E3779B97F4A7C15 | 1)
 _STEP = np.uint64(0xBF58476D1CE4E5B9)
-_LETTER = np.zeros(
-    256, np.uint64
-)  # of each byte: 0 where no word goes on, else what it counts in a word's hash
+# Of each byte: 0 where no word goes on, else what it counts in a word's hash.
+_LETTER = np.zeros(256, np.uint64)
 for _byte in range(256):
     if _byte >= 128 or chr(_byte).isalnum():
         _LETTER[_byte] = ord(chr(_byte).lower()) + 1 if _byte < 128 else _byte + 1

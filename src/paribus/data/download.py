@@ -36,10 +36,11 @@ STALL_SECONDS = 30.0
 PAUSE = 1.0  # seconds before the first new attempt, doubled for each one after it
 LONGEST_PAUSE = 120.0
 CHUNK = 1 << 18
+# Resets, time-outs, refusals, DNS; urllib's own errors are OSErrors.
 BROKEN = (
     OSError,
     http.client.HTTPException,
-)  # resets, time-outs, refusals, DNS; urllib's own errors are OSErrors
+)
 HINTS = {
     401: "log in with `hf auth login`, or set HF_TOKEN",
     403: "accept its terms on its page, then `hf auth login`",

@@ -59,13 +59,13 @@ _NO_ZIP = (
     RuntimeError,
 )
 _NUMBER, _TEXT = (int, type(None)), (str, type(None))
-_LISTED = Items(
-    {"path": str, "size": _NUMBER, "sha256": _TEXT, "git_blob": _TEXT}
-)  # of a kept list
+# Of a kept list.
+_LISTED = Items({"path": str, "size": _NUMBER, "sha256": _TEXT, "git_blob": _TEXT})
+# Text of a packed file / its size, about; of parquet it is read from the file's end.
 UNPACKED = {
     ".zst": 3.0,
     ".gz": 3.0,
-}  # text of a packed file / its size, about; of parquet it is read from the file's end
+}
 
 
 @dataclass(frozen=True)

@@ -299,9 +299,8 @@ def check_tokenizer(folder: Path, tokenizer: Tokenizer, where: Path) -> None:
     )
 
 
-_VERIFIED: set[tuple[str, int, int, str]] = (
-    set()
-)  # path, size, time of change and sha256 of this process's
+# Path, size, time of change and sha256 of this process's.
+_VERIFIED: set[tuple[str, int, int, str]] = set()
 
 
 def damaged(folder: Path, entries: list[dict[str, Any]]) -> list[str]:

@@ -124,12 +124,21 @@ def evaluate_core(
 ) -> CoreResult:
     """Score a model on a bundle.
 
-    batch_size: most rows of one forward pass; changes nothing but rounding. synthetic: the embedded world's tasks,
-    whose mean is `core` and whose files must all be there; otherwise the bundle counts as CORE only with all 22
-    tasks. cache: a folder that keeps what is scored, so that a run that was killed or stopped goes on where it was.
-    on_progress(label, done, n) is called after every forward pass. stop() is asked before every forward pass.
-    Raises Stopped where it says yes; raises UserError, before any compute, with every missing or malformed file and
-    line. tokenizer: of the checkpoint. max_per_task: items of each; None: all.
+    Args:
+        model: that scores.
+        tokenizer: of the checkpoint.
+        bundle: folder of the tasks.
+        max_per_task: items of each; None: all.
+        batch_size: most rows of one forward pass; changes nothing but rounding.
+        synthetic: the embedded world's tasks, whose mean is `core` and whose files must all be there; otherwise the
+            bundle counts as CORE only with all 22 tasks.
+        cache: a folder that keeps what is scored, so that a run that was killed or stopped goes on where it was.
+        on_progress: called with (label, done, n) after every forward pass.
+        stop: asked before every forward pass.
+
+    Raises:
+        Stopped: where `stop` says yes.
+        UserError: before any compute, with every missing or malformed file and line.
     """
     read = read_bundle(bundle, max_per_task, complete=synthetic)
     identity = _model_digest(model) if cache else ""
@@ -261,10 +270,18 @@ def evaluate_task(
 ) -> list[Item]:
     """The outcome of the first `task.n` items, in order.
 
-    batch_size: most rows of one forward pass. on_progress(label, done, n): called after every forward pass. kept:
-    takes the scores of every forward pass, and has those of an earlier start, which are not computed again. The
-    passes are the same either way. Raises Stopped between two passes where stop() is true. model: that scores.
-    tokenizer: of the checkpoint.
+    Args:
+        model: that scores.
+        tokenizer: of the checkpoint.
+        task: with its items, shuffled.
+        batch_size: most rows of one forward pass.
+        on_progress: called with (label, done, n) after every forward pass.
+        kept: takes the scores of every forward pass, and has those of an earlier start, which are not computed again.
+            The passes are the same either way.
+        stop: asked before every forward pass.
+
+    Raises:
+        Stopped: between two passes, where `stop` says yes.
     """
     kept = kept or Kept(None, "")
     finished = _finished_items(task, kept)

@@ -20,9 +20,8 @@ from paribus.model.cache import KVCache, PrefixCache
 from paribus.model.gpt import GPT
 
 PREFILL_TOKENS = 4096  # of one prefill batch, padding included
-PREFILL_ANSWERS = (
-    16  # prompts for so many answers are prefilled at once, where rows are free or soon will be
-)
+# Prompts for so many answers are prefilled at once, where rows are free or soon will be.
+PREFILL_ANSWERS = 16
 
 
 @dataclass(frozen=True)
@@ -227,11 +226,9 @@ class Decoder:
                 "generation: the model's logits are not finite; its training diverged: "
                 "use an earlier checkpoint, or lower the learning rate and train again"
             )
-        first, second = (
-            uniform(self.stream, 2 * self.count),
-            uniform(self.stream, 2 * self.count + 1),
-        )
-        uniforms = torch.stack([first, second], dim=1)
+        of_block = uniform(self.stream, 2 * self.count)
+        of_token = uniform(self.stream, 2 * self.count + 1)
+        uniforms = torch.stack([of_block, of_token], dim=1)
         tokens, close = choose(logits, uniforms, self.drawing.temperature, self.drawing.top_k)
         if self.exact:
             self._decide_close_calls(tokens, close, uniforms)

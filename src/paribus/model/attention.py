@@ -19,9 +19,8 @@ from paribus.model.banded import Band
 if TYPE_CHECKING:
     from paribus.model.cache import Cache
 
-Rotary = tuple[
-    Tensor, Tensor
-]  # cosines and sines, each (B or 1, T, 1, C / 2), of C channels that turn
+# Cosines and sines, each (B or 1, T, 1, C / 2), of C channels that turn.
+Rotary = tuple[Tensor, Tensor]
 Backend = Literal["causal", "flex", "masked", "banded"]
 # All but plain products.
 FUSED = [
@@ -79,15 +78,22 @@ def backend(
 ) -> Backend:
     """What computes the attention of `length` tokens to themselves.
 
-    window: keys that a token sees; None: all. documents: whether rows hold several documents that must not see each
-    other. read: whether only some places ask. softcap: whether logits are soft-capped, which SDPA does not do. dropout:
-    whether weights are dropped in training. dtype: of the products.
+    Args:
+        device_type: "cuda" or "cpu".
+        length: tokens of a row.
+        window: keys that a token sees; None: all.
+        documents: whether rows hold several documents that must not see each other.
+        read: whether only some places ask.
+        softcap: whether logits are soft-capped, which SDPA does not do.
+        dropout: whether weights are dropped in training.
+        dtype: of the products.
 
-    causal: each sees all before it; SDPA without a mask, which on CUDA in 16 bits is a flash kernel. flex: windows
-    and packed documents on CUDA; FlexAttention skips blocks of keys that no query sees, so that a window costs its
-    own width and not the sequence's, and makes no (T, S) mask in its kernels. banded: all of it on a CPU in bf16,
-    uncompiled; plain products of blocks (banded.py). masked: windows and packed documents elsewhere, and where only
-    some places ask; SDPA with a mask in memory. device_type: "cuda" or "cpu".
+    Returns:
+        causal: each sees all before it; SDPA without a mask, which on CUDA in 16 bits is a flash kernel.
+        flex: windows and packed documents on CUDA; FlexAttention skips blocks of keys that no query sees, so that a
+        window costs its own width and not the sequence's, and makes no (T, S) mask in its kernels.
+        banded: all of it on a CPU in bf16, uncompiled; plain products of blocks (banded.py).
+        masked: windows and packed documents elsewhere, and where only some places ask; SDPA with a mask in memory.
     """
     if device_type == "cuda" and not read:
         sees_all = window is None or window >= length

@@ -16,11 +16,12 @@ from paribus.model.shapes import Shape, block_shapes, norm_shapes
 
 OUTPUT_SUFFIXES = ("attention.out.weight", "mlp.down.weight")  # write to the residual stream
 GATE_SUFFIXES = ("attention.gate.weight", "output_gate.weight")  # at 0 a gate multiplies by 1
+# Factors that leave what they multiply as it is.
 ONE_SUFFIXES = (
     "_gain",
     ".gain",
     "residual_scale",
-)  # factors that leave what they multiply as it is
+)
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ class Attention(nn.Module):
     def queries(self, x: Tensor, rotary: Rotary | None) -> Tensor:
         """Project to queries: x (B, T, D) -> (B, H, T, E).
 
-        rotary: cosines and sines of the positions; None: positions are none of its business.
+        rotary: cosines and sines of the positions; None: the model has none.
         """
         q = self.q(x).unflatten(-1, (self.config.n_heads, self.config.head_dim))  # (B, T, H, E)
         gain = self.q_gain if self.has_qk_gain else None

@@ -24,11 +24,12 @@ from paribus.plan.throughput import (
 from paribus.recipe import Recipe
 
 COMPILE_SECONDS = 60.0  # of a stage's first step with torch.compile (FIELD: 45 to 57 s on a CPU)
+# A task's items when not limited; tokens an item with its choices.
 CORE_ITEMS, CORE_TASKS, CORE_TOKENS = (
     4_000,
     22,
     600,
-)  # a task's items when not limited; tokens an item with its choices
+)
 MEAN_ANSWER = 0.6  # of max_new_tokens: answers end early
 
 

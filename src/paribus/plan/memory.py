@@ -22,9 +22,8 @@ from paribus.plan import library
 from paribus.recipe import Recipe
 
 PROMPT_TOKENS = 256  # of a word problem with the chat format: GSM8K's longest is 240 with a 65,536-word vocabulary
-CUDA_CONTEXT = (
-    600 * 2**20
-)  # context, cuBLAS workspaces, kernels' code: 450 to 600 MiB as nvidia-smi shows it idle
+# Context, cuBLAS workspaces, kernels' code: 450 to 600 MiB as nvidia-smi shows it idle.
+CUDA_CONTEXT = 600 * 2**20
 CUDA_ROUNDING = 0.03  # of the tensors: the caching allocator's blocks that nothing fits
 # On a CPU, measured (benchmarks/plan_memory.py --only cpu): Python, torch and its threads resident; and what glibc's malloc
 # holds besides living tensors, in shares of them: blocks freed between two that live are of no use to a larger tensor.

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from paribus.study.experiment import Metric
 
 KEYS = ("secondary", "contrasts", "margin")
+# Less is cheaper.
 COSTS = (
     "flops",
     "parameters",
@@ -20,7 +21,7 @@ COSTS = (
     "seconds",
     "steps",
     "tokens",
-)  # less is cheaper
+)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import functools
 import io
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -200,7 +200,7 @@ def altered(files: CommittedFiles, stages: Collection[str]) -> list[str]:
     return sorted(changed)
 
 
-def edited_in_lock(entry: Mapping[str, object]) -> list[str]:
+def edited_in_lock(entry: dict[str, Any]) -> list[str]:
     """Outputs in a stage's entry of dvc.lock that differ from DVC's run-cache (`run_cache.edited`)."""
     return run_cache.edited(entry, _runs(), _object)
 

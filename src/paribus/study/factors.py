@@ -144,9 +144,10 @@ def read_factorial(
     names = list(factors)
     levels: dict[str, tuple[int, ...]] = {}
     arms: dict[str, Arm] = {}
-    for row in sorted(
+    cells_in_order = sorted(
         map(tuple, signs.astype(int).tolist()), key=lambda row: (sum(row), row[::-1])
-    ):
+    )
+    for row in cells_in_order:
         changed = [name for name, level in zip(names, row, strict=True) if level > 0]
         overrides: dict[str, object] = {}
         for name in changed:
@@ -197,12 +198,17 @@ def _factors(value: object, base: Mapping[str, object], problems: list[str]) -> 
     for name, levels in value.items():
         where = f"factors.{name}"
         wrong_name = fields.name_problem(name)
-        found = (wrong_name and [f"factors: {wrong_name}"]) or _level_problems(where, levels, base)
+        if wrong_name:
+            problems.append(f"factors: {wrong_name}")
+            continue
+        found = _level_problems(where, levels, base)
         if not found:
-            for key in levels:
-                if key in keys:
-                    found.append(f"{where}: {key} is a key of factors.{keys[key]} too")
-                keys[key] = name
+            found = [
+                f"{where}: {key} is a key of factors.{keys[key]} too"
+                for key in levels
+                if key in keys
+            ]
+            keys |= dict.fromkeys(levels, name)
         problems += found
         if not found:
             first = {key: values[0] for key, values in levels.items()}
@@ -315,9 +321,8 @@ def fractions(factors: int) -> list[Signs]:
     for resolution in range(3, factors + 1):
         design = np.asarray(fracfact_by_res(factors, resolution), float)
         if len(design) < 2**factors:
-            by_cells[len(design)] = (
-                design * -design[0]
-            )  # of equal size the better resolution comes later
+            # Of equal size the better resolution comes later.
+            by_cells[len(design)] = design * -design[0]
     return [by_cells[cells] for cells in sorted(by_cells)]
 
 

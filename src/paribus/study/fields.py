@@ -18,12 +18,13 @@ EQUAL = ("tokens", "bytes", "flops", "seconds", "none")
 AUTO = Schedule(3, 12)  # seeds: auto
 MOST_SEEDS = 1000  # of a study; beyond it is a slip of the pen
 MOST_WORKERS = 256
+# Of a run; beyond any that was made.
 MOST_HELD = {
     "tokens": 1e16,
     "bytes": 1e17,
     "flops": 1e30,
     "seconds": 1e9,
-}  # of a run; beyond any that was made
+}
 LONGEST_SHOWN = 60  # letters of a wrong value
 
 

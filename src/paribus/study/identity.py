@@ -36,7 +36,8 @@ def unchanged_sources() -> Iterator[None]:
     """Within it `settings` and `definitions` use the files as they are now, whatever the user edits meanwhile."""
     global _HELD
     _HELD = {name: _stamp_now(name) for name in ("params.yaml", "dvc.yaml")}
-    settings(), definitions()
+    settings()
+    definitions()
     try:
         yield
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -260,7 +260,7 @@ def _timed(experiment: Experiment, known: dict[str, Any]) -> dict[str, Any]:
     return seconds
 
 
-def derived_steps(experiment: Experiment, known: Mapping[str, object]) -> dict[str, int]:
+def derived_steps(experiment: Experiment, known: dict[str, Any]) -> dict[str, int]:
     """Group of runs -> steps of pretraining, where it needs a number other than its own.
 
     Args:

@@ -23,9 +23,8 @@ ROUNDS = 4
 SECONDS = 8.0  # of all rounds of an arm together
 END = 0.8  # of the tokens: from there to the end a curve's slope is taken
 KEPT: Shape = {"step_seconds": Optional(Values({"error": Optional((int, float))}))}
-Measure = Callable[
-    [Config, float], float
-]  # (an arm's parameters, for how long) -> seconds of a step
+# (an arm's parameters, for how long) -> seconds of a step.
+Measure = Callable[[Config, float], float]
 
 
 def time_in_turns(
