@@ -546,6 +546,15 @@ def test_a_card_without_8_bit_products_is_refused() -> None:
             stage_plan(of_width(1024, fp8=True), "pretrain", device_named(card), "bfloat16")
 
 
+def test_tf32_is_priced_as_such_and_refused_where_a_card_has_none() -> None:
+    exact, rounded = (of_width(1024, dtype="float32", tf32=tf32) for tf32 in (False, True))
+    card = device_named("A100 80GB", "float32")
+    slow, quick = (stage_plan(one, "pretrain", card, "float32").seconds for one in (exact, rounded))
+    assert quick < slow / 2
+    with pytest.raises(UserError, match="train.tf32: true: T4 has no TF32"):
+        stage_plan(rounded, "pretrain", device_named("T4", "float32"), "float32")
+
+
 def test_8_bit_products_pay_where_they_are_wide() -> None:
     """Rounding is memory traffic in proportion to the width, and products grow with its square."""
     card = device_named("H100")

@@ -7,6 +7,7 @@ Laptop, an L40S, an A100 of 40 GB. Plans and MFU then refuse or measure; neither
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import math
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paribus.config import read_yaml
+from paribus.config import Train, read_yaml
 from paribus.errors import UserError
 from paribus.plan.memory import parse_bytes
 
@@ -46,6 +47,7 @@ class Device:
     source: str
     price: float | None = None
     fp8: float | None = None  # FLOP/s of 8-bit products; None: it has none
+    tf32: float | None = None  # FLOP/s of float32 products in TF32; None: it has none
     # stage -> measured seconds / estimated ones, here
     corrections: Mapping[str, float] = field(default_factory=dict)
     spread: float = (
@@ -152,16 +154,24 @@ def device_named(name: str, dtype: str = "bfloat16", *, option: str = "--device"
         source=values["source"],
         price=values.get("price"),
         fp8=values.get("fp8"),
+        # half of bf16's by each data sheet; both came with Ampere
+        tf32=None if values.get("dtype") == "float32" else values["flops"] / 2,
     )
 
 
-def require_fp8(device: Device) -> None:
-    """Raises UserError where a device has no 8-bit products."""
-    if device.fp8 is None:
-        able = ", ".join(key for key, values in device_table().items() if "fp8" in values)
-        raise UserError(
-            f"train.fp8: true: {device.name} has no 8-bit products; set it to false, or take a card that has them: {able}"
-        )
+def suited(device: Device, train: Train) -> Device:
+    """The device with the rate of the products that `train` asks for. Raises UserError where it has no such products."""
+    kinds = {"fp8": "8-bit products", "tf32": "TF32"}
+    for key, words in kinds.items():
+        if getattr(train, key) and getattr(device, key) is None:
+            cards = [name for name in device_table() if getattr(device_named(name), key)]
+            raise UserError(
+                f"train.{key}: true: {device.name} has no {words}; set it to false, or take a card that has them: "
+                f"{', '.join(cards)}"
+            )
+    if train.tf32 and device.tf32 is not None:
+        return dataclasses.replace(device, flops=device.tf32)
+    return device
 
 
 def _unknown(name: str, option: str) -> str:

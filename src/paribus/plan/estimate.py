@@ -11,7 +11,7 @@ from paribus.config import Corpus
 from paribus.data import english
 from paribus.model import footprint
 from paribus.plan import library
-from paribus.plan.devices import require_fp8
+from paribus.plan.devices import suited
 from paribus.plan.memory import PROMPT_TOKENS, STAGES, Memory, max_device_batch, stage_memory
 from paribus.plan.throughput import (
     Device,
@@ -124,8 +124,7 @@ def stage_plan(
     recipe: of the run. device: its kind and rates. dtype: of forward passes. gpus: cards. Raises UserError where the
     device lacks what `train` asks for.
     """
-    if recipe.config.train.fp8:
-        require_fp8(device)
+    device = suited(device, recipe.config.train)
     recipe = dataclasses.replace(recipe, architecture=recipe.trained_in(stage))
     config = recipe.config
     item = 4 if dtype == "float32" else 2
@@ -180,6 +179,7 @@ def training_step_work(
     recipe: of the run. stage: its name. device: its kind and rates. item: bytes of a number.
     """
     config = recipe.config
+    device = suited(device, config.train)
     rows = min(recipe.schedule(stage).device_batch_size, recipe.rows(stage))
     return step_seconds(
         recipe.architecture,

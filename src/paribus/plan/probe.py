@@ -136,8 +136,7 @@ def _key(recipe: Recipe, device: Device, dtype: str) -> str:
         "processes": config.train.processes,
         "kind": config.optimizer.kind,
     }
-    if config.train.fp8:
-        shape["fp8"] = True
+    shape |= {kind: True for kind in ("fp8", "tf32") if getattr(config.train, kind)}
     parts = {name.replace(".", "_"): value for name, value in shape.items()}
     return f"{device.name} {dtype} {fingerprint(**parts)}"
 

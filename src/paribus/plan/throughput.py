@@ -109,7 +109,7 @@ def product_seconds(device: Device, width: int, flops: float, fp8: bool = False)
     device: whose rates they have. flops: of them all. fp8: of 8-bit floats; their sums are as wide, and written as they are.
     """
     if fp8:
-        assert device.fp8 is not None, "refused before (devices.require_fp8)"
+        assert device.fp8 is not None, "refused before (devices.suited)"
         device = dataclasses.replace(device, flops=device.fp8)
     return flops / (device.rate * efficiency(device, width))
 
