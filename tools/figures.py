@@ -49,6 +49,7 @@ def main() -> int:
 def texts() -> list[Path]:
     """The Markdown that may hold figures."""
     pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), RESULTS / "README.md"]
+    pages += ROOT.glob("benchmarks/*.md")
     return sorted(pages)
 
 
@@ -219,6 +220,18 @@ def tries() -> str:
     return "\n".join(lines) + "\n\n"
 
 
+def store() -> str:
+    """The table of what the commands that read many runs take, by the number of runs."""
+    found = json.loads((ROOT / "benchmarks/store.json").read_text(encoding="utf-8"))
+    commands = {"grade": "plan --grade", "compare": "compare A B", "ledger": "ledger"}
+    heading = " | ".join(f"`paribus {words}`" for words in commands.values())
+    lines = ["", "", f"| runs in the store | {heading} |", "| ---: | ---: | ---: | ---: |"]
+    for runs, seconds in found["processor_seconds"].items():
+        cells = " | ".join(f"{seconds[name]:.1f} s" for name in commands)
+        lines.append(f"| {int(runs):,} | {cells} |")
+    return "\n".join(lines) + "\n\n"
+
+
 def plan(study: str) -> str:
     """What a public study takes: runs, hours and money, of experiments/results/public/STUDY-plan.json."""
     path = RESULTS / f"public/{study}-plan.json"
@@ -256,6 +269,7 @@ FIGURES: dict[str, Callable[..., str]] = {
     "noise": noise,
     "plan": plan,
     "promises": promise_figures.promises,
+    "store": store,
     "studies": studies,
     "study": study,
     "judge": public_figures.judge,
