@@ -7,7 +7,8 @@ Models are random (depth 4, width 256, vocabulary 4,096, fp32), prompts of 80 to
 the mean. `equal`: all as long, the best case for an engine that waits for the longest of its 16. `spread`: log-normal
 with sigma 0.25, so that the mean is two thirds of the longest of 16; sft and rl of the default curriculum measured .60
 and .71. Rounds alternate; medians. Tokens per second are tokens of answers, prefill included in the time. `cpu` divides
-by processor time instead, which other processes on the machine disturb less.
+by processor time instead, which other processes on the machine disturb less. `matrix_products_alone`: the tokens a second
+that a step would give if it were its matrix products and nothing else.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ Lengths = list[list[int]]  # of each answer to each question
 Run = Callable[[list[list[int]], Lengths, int], int]  # prompts, lengths, rows -> tokens of answers
 
 
-def own_engine() -> Run:
+def own_model() -> GPT:
     base = config.load_config(Path(__file__).parents[1] / "params.yaml").model
     model = GPT(
         resolve_model(
@@ -92,6 +93,26 @@ def own_engine() -> Run:
         VOCAB,
     )
     randomise(model)
+    return model
+
+
+def floor(model: GPT, rows: int) -> float:
+    """Tokens a second of the matrix products of a decoding step alone, each repeated while its weights are in the cache."""
+    seconds = 0.0
+    for name, weight in model.named_parameters():
+        if weight.dim() < 2 or "embedding" in name:
+            continue
+        x = torch.randn(rows, weight.shape[1])
+        times = []
+        for _ in range(20):
+            start = time.perf_counter()
+            torch.nn.functional.linear(x, weight)
+            times.append(time.perf_counter() - start)
+        seconds += min(times)  # other processes only lengthen it
+    return rows / seconds
+
+
+def own_engine(model: GPT) -> Run:
     engine = Engine(model, Codec())  # type: ignore[arg-type]
 
     def run(prompts: list[list[int]], lengths: Lengths, rows: int) -> int:
@@ -208,7 +229,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    own = own_engine()
+    model = own_model()
+    with torch.inference_mode():
+        floors = {rows: floor(model, rows) for rows in args.rows}
+    own = own_engine(model)
     contenders: dict[str, Callable[[], int]] = {}
     for kind, sigma in (("equal", 0.0), ("spread", 0.25)):
         for rows in args.rows:
@@ -232,16 +256,21 @@ def main() -> None:
                 f"round {turn} {name:28} {speed['wall']:8.0f} tokens/s {speed['cpu']:8.0f} tokens/cpu-s",
                 flush=True,
             )
-    write(args, rounds)
+    write(args, rounds, floors)
 
 
-def write(args: argparse.Namespace, rounds: dict[str, list[dict[str, float]]]) -> None:
+def write(
+    args: argparse.Namespace,
+    rounds: dict[str, list[dict[str, float]]],
+    floors: dict[int, float],
+) -> None:
     medians = {
         name: {kind: statistics.median(one[kind] for one in speeds) for kind in ("wall", "cpu")}
         for name, speeds in rounds.items()
     }
     report: dict[str, Any] = {
         "tokens_per_second": medians,
+        "matrix_products_alone": floors,
         "rounds": rounds,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -250,17 +279,21 @@ def write(args: argparse.Namespace, rounds: dict[str, list[dict[str, float]]]) -
     }
     if args.peer:
         report["ratio"] = {
-            kind: {
-                clock: medians[f"{kind} paribus rows={max(args.rows)}"][clock]
+            f"{kind} rows={rows}": {
+                clock: medians[f"{kind} paribus rows={rows}"][clock]
                 / medians[f"{kind} nanochat rows={SAMPLES}"][clock]
                 for clock in ("wall", "cpu")
             }
-            for kind in ("equal", "spread")
+            for kind, rows in product(("equal", "spread"), args.rows)
         }
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(
         json.dumps(
-            {name: report[name] for name in ("tokens_per_second", "ratio") if name in report},
+            {
+                name: report[name]
+                for name in ("tokens_per_second", "matrix_products_alone", "ratio")
+                if name in report
+            },
             indent=1,
         )
     )
