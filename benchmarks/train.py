@@ -46,14 +46,12 @@ SIDES = (
 
 def own_step(dtype: str, compiled: bool, threads: int) -> Callable[[], None]:
     """One optimiser step of paribus, as its loop does it."""
-    import torch
-
     from paribus.train.optim import MuonAdamW
 
     found = hardware("cpu", dtype, compiled, deterministic=True, threads=threads)
     model = own_model(SHAPE.model(), SHAPE.vocab, found)
     optimizer = MuonAdamW(model, OPTIMIZER)
-    forward = torch.compile(model) if compiled else model
+    forward = model.compiled() if compiled else model  # as `train.compile` does
     batch = random_batches(SHAPE, "cpu")
 
     def step() -> None:
