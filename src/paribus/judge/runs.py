@@ -372,15 +372,19 @@ def arm_order(runs: Runs, options: Options) -> list[str]:
     arms = runs.arms
     if not options.order_by:
         return arms
-    cells = {arm: [run.order for run in runs.of(arm)] for arm in arms}
-    empty = [arm for arm, values in cells.items() if not any(name_of(value) for value in values)]
+    names: dict[str, list[str]] = {}
+    numbers: dict[str, list[float | None]] = {}
+    for arm in arms:
+        cells = [run.order for run in runs.of(arm)]
+        names[arm] = [name_of(cell) for cell in cells]
+        numbers[arm] = [value_of(cell).number for cell in cells]
+    empty = [arm for arm in arms if not any(names[arm])]
     if empty:
         raise UserError(f"--order-by {options.order_by}: empty for {', '.join(empty[:5])}")
-    numbers = {arm: [value_of(value).number for value in values] for arm, values in cells.items()}
     if all(None not in values for values in numbers.values()):
         smallest = {arm: min(_known(values)) for arm, values in numbers.items()}
         return sorted(arms, key=smallest.__getitem__, reverse=options.descending)
-    first = {arm: min(name_of(value) for value in values) for arm, values in cells.items()}
+    first = {arm: min(values) for arm, values in names.items()}
     return sorted(arms, key=first.__getitem__, reverse=options.descending)
 
 

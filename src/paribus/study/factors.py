@@ -351,8 +351,10 @@ def _design(
             f"design.fraction: no fraction of {number} factors with {cells} cells tells all factors apart; design: {enough} does"
         )
         return None
+    pairs: list[tuple[Term, Term]] = []
+    for design in wanted or there[-1:]:
+        pairs += _confused(design, names, asked)
     size = f"{cells} cells" if cells else f"fewer than {2**number} cells"
-    pairs = [pair for design in wanted or there[-1:] for pair in _confused(design, names, asked)]
     fewer = ", or ask for fewer `interactions`" if cells or there else ""
     problems.append(
         f"design: a fraction of {size} aliases what is asked: {_told(pairs)}; "

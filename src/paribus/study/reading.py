@@ -71,7 +71,7 @@ REQUIRED = (
     "stages",
 )
 FACTORIAL = ("factors", "design", "interactions")
-DESIGNS = ("horizons", "ladder", "tune")
+DESIGNS = ("tune", "horizons", "ladder")
 OPTIONAL = (
     "expects",
     "arms",
@@ -207,10 +207,10 @@ def _key_problems(name: str, raw: Mapping[str, object]) -> list[str]:
     problems += asked.design_problems(raw)
     if "factors" not in raw:
         problems += [f"{key}: only with factors" for key in FACTORIAL if key in raw]
+    designs = [key for key in DESIGNS if key in raw]
     for key in ("factors", "tune"):
         if key in raw:
-            others = [other for other in ("tune", "horizons", "ladder") if other in raw]
-            problems += [f"{other}: not with {key}" for other in others if other != key]
+            problems += [f"{other}: not with {key}" for other in designs if other != key]
     wrong_name = fields.name_problem(name)
     return [*problems, wrong_name] if wrong_name else problems
 

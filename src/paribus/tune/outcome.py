@@ -6,12 +6,16 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paribus.config import dump_yaml, merge
 from paribus.files import write_atomic
 from paribus.machine.provenance import git_state
 from paribus.tune.space import Study
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
 
 RETESTS = "retests by seed"  # the study's attribute that holds them
 
@@ -34,12 +38,12 @@ def interval(values: list[float], alpha: float = 0.05) -> tuple[float, float, fl
     return mean, mean - half, mean + half
 
 
-def is_skipped(trial: Any) -> bool:
+def is_skipped(trial: FrozenTrial) -> bool:
     """Whether a point was never trained: the planner refused it, or an earlier trial had it."""
     return "skipped" in trial.user_attrs
 
 
-def counted(study: Any) -> int:
+def counted(study: optuna.Study) -> int:
     """Trials that were run: points that were skipped cost nothing and do not count."""
     return sum(
         trial.state.name in ("COMPLETE", "PRUNED") and not is_skipped(trial)
@@ -47,14 +51,19 @@ def counted(study: Any) -> int:
     )
 
 
-def ranked(study: Any) -> list[Any]:
+def ranked(study: optuna.Study) -> list[FrozenTrial]:
     """Finished, feasible trials, the best first."""
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
     feasible = [trial for trial in done if max(trial.constraints.values(), default=0) <= 0]
-    return sorted(feasible, key=lambda trial: trial.value)
+    return sorted(feasible, key=_value)
 
 
-def summary(spec: Study, study: Any) -> dict[str, object]:
+def _value(trial: FrozenTrial) -> float:
+    assert trial.value is not None, "a complete trial has a value"
+    return trial.value
+
+
+def summary(spec: Study, study: optuna.Study) -> dict[str, object]:
     """Counts, the best, claimed against re-tested, and the difference to the default seed by seed.
 
     Args:
@@ -89,7 +98,7 @@ def summary(spec: Study, study: Any) -> dict[str, object]:
     return summary
 
 
-def _kind(trial: Any) -> str:
+def _kind(trial: FrozenTrial) -> str:
     """The outcome of a trial: repeated, refused, out of memory, pruned; "" for any other."""
     notes = trial.user_attrs
     if "repeats" in notes:
@@ -101,7 +110,7 @@ def _kind(trial: Any) -> str:
     return "pruned" if trial.state.name == "PRUNED" else ""
 
 
-def _was_retried(trial: Any) -> bool:
+def _was_retried(trial: FrozenTrial) -> bool:
     return trial.state.name == "FAIL" and "dropped" not in trial.user_attrs
 
 
