@@ -77,8 +77,9 @@ def audit_text(found: stack.Audit, unit: str) -> str:
         unit: of the metric.
     """
     whole = found.measured
+    changes = "change" if len(found.parts) == 1 else "changes"
     lines = [
-        f"{len(found.parts)} kept changes, {found.stack[:10]} against {found.first[:10]} at {len(found.seeds)} fresh seeds",
+        f"{len(found.parts)} kept {changes}, {found.stack[:10]} against {found.first[:10]} at {len(found.seeds)} fresh seeds",
         f"  claimed  {signed(found.claimed)} {unit}, the sum of what their tries measured",
         f"  measured {signed(whole.mean)} {unit}, 95% interval {signed(whole.low)} to {signed(whole.high)}: {whole.verdict}",
         "each part: the stack minus the stack without it",
