@@ -254,9 +254,9 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
     kernels.flex_of.cache_clear()
 
 
-def small(config: Config, **model: Any) -> GPT:
+def small(config: Config, dtype: torch.dtype = torch.float32, **model: Any) -> GPT:
     changed = dataclasses.replace(config.model, **{"depth": 2, "seq_len": 256} | model)
-    made = GPT(resolve_model(changed), 50)
+    made = GPT(resolve_model(changed), 50, dtype)
     made.initialise(1)
     return made
 
@@ -275,14 +275,18 @@ SIZES = [
 ]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rl_compiles_a_model_twice_whatever_the_lengths(
-    graphs: Callable[[], int], tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+    graphs: Callable[[], int],
+    tiny_config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
 ) -> None:
     """Once for several rows, once for a single one; and for each of these a chunk of the loss, whole and cut."""
     monkeypatch.setattr(gpt, "logit_rows", lambda vocab, device: 128)
-    model = small(tiny_config, window_pattern="L")
+    model = small(tiny_config, dtype, window_pattern="L")
     forward = parallel.wrap(model, "ddp", compiled=True, ragged=True)
-    plain = small(tiny_config, window_pattern="L")
+    plain = small(tiny_config, dtype, window_pattern="L")
     for rows, length in SIZES:
         tokens = torch.randint(0, 50, (rows, length))
         weights = torch.rand(rows, length)

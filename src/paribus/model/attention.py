@@ -92,7 +92,7 @@ def backend(
         causal: each sees all before it; SDPA without a mask, which on CUDA in 16 bits is a flash kernel.
         flex: windows and packed documents on CUDA; FlexAttention skips blocks of keys that no query sees, so that a
         window costs its own width and not the sequence's, and makes no (T, S) mask in its kernels.
-        banded: all of it on a CPU in bf16, uncompiled; plain products of blocks (banded.py).
+        banded: all of it on a CPU in bf16; plain products of blocks (banded.py).
         masked: windows and packed documents elsewhere, and where only some places ask; SDPA with a mask in memory.
     """
     if device_type == "cuda" and not read:
@@ -104,8 +104,8 @@ def backend(
 
 
 def _has_blocks(device_type: str, dtype: torch.dtype) -> bool:
-    """Whether products of blocks are quicker than SDPA: on a CPU in bf16, outside of a compiled model."""
-    return device_type == "cpu" and dtype == torch.bfloat16 and not torch.compiler.is_compiling()
+    """Whether products of blocks are quicker than SDPA: on a CPU in bf16."""
+    return device_type == "cpu" and dtype == torch.bfloat16
 
 
 def at(x: Tensor, places: Tensor | None) -> Tensor:

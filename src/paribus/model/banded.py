@@ -52,60 +52,119 @@ def band(seen: Tensor, window: int | None, dtype: torch.dtype) -> Band:
     return Band(mask.masked_fill_(~seen, -torch.inf)[:, 0], window)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Band) -> Tensor:
+    """softmax(q k' / sqrt(E) + mask) v: q, k, v (B, H, T, E) -> (B, H, T, E)."""
+    if torch.compiler.is_compiling():
+        whole: Tensor = compiled_attention(q, k, v, seen.mask, seen.window)
+        return whole
+    answer: Tensor = BandedAttention.apply(q, k, v, seen)  # type: ignore[no-untyped-call]
+    return answer
+
+
 class BandedAttention(torch.autograd.Function):
-    """softmax(q k' / sqrt(E) + mask) v, whose weights are computed again for the backward pass. Bytes: `footprint.attention`."""
+    """`attend`, whose weights are computed again for the backward pass. Bytes: `footprint.attention`."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, seen: Band) -> Tensor:
         """Attend: q, k, v (B, H, T, E) -> (B, H, T, E), which lies in memory as (B, T, H, E)."""
-        rows, heads, length, width = q.shape
-        answer = q.new_empty(rows, length, heads, width).transpose(1, 2)
-        flat_q, flat_k, flat_v = _flat(q), _flat(k), _flat(v)
-        for queries, keys in seen.blocks():
-            mask = seen.mask[:, queries, keys]
-            weights = _weights(flat_q[:, queries], flat_k[:, keys].contiguous(), mask)
-            block = torch.bmm(weights, flat_v[:, keys])
-            answer[:, :, queries] = block.unflatten(0, (rows, heads))
         ctx.save_for_backward(q, k, v)
         ctx.seen = seen
-        return answer
+        return _answer(q, k, v, seen)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of q, k and v, from that of the answer, all (B, H, T, E)."""
-        q, k, v = (_flat(tensor) for tensor in ctx.saved_tensors)
-        flat_grad = _flat(grad)
-        scale = q.shape[-1] ** -0.5
-        grad_q = torch.empty_like(q)
-        # each key's gradient is a sum over blocks: in fp32, so that it does not depend on how many there are
-        grad_k = torch.zeros(k.shape, device=k.device)
-        grad_v = torch.zeros(v.shape, device=v.device)
-        for queries, keys in ctx.seen.blocks():
-            mask = ctx.seen.mask[:, queries, keys]
-            band_k, band_v = k[:, keys].contiguous(), v[:, keys].contiguous()
-            weights = _weights(q[:, queries], band_k, mask)
-            grad_block = flat_grad[:, queries]
-            grad_v[:, keys] += torch.bmm(weights.mT, grad_block)
-            grad_weights = torch.bmm(grad_block, band_v.mT)
-            grad_logits = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            grad_logits.mul_(scale)
-            grad_q[:, queries] = torch.bmm(grad_logits, band_k)
-            grad_k[:, keys] += torch.bmm(grad_logits.mT, q[:, queries])
-        gradients = grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
-        return *(gradient.view(grad.shape) for gradient in gradients), None
+        q, k, v = ctx.saved_tensors
+        return *_gradients(grad, q, k, v, ctx.seen), None
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, seen: Band) -> Tensor:
-    """Attend: q, k, v (B, H, T, E) -> (B, H, T, E).
+# ---------------------------------------------------------------- the same as one operator of a compiled graph
 
-    Args:
-        q: queries.
-        k: keys, of as many heads.
-        v: values.
-        seen: the band of the mask.
+
+@torch.library.custom_op("paribus::banded_attention", mutates_args=())
+def compiled_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, window: int | None) -> Tensor:
+    """`attend` as an operator that a compiler leaves as it is: traced, its loop would make a graph for every length.
+
+    mask, window: of the band.
     """
-    answer: Tensor = BandedAttention.apply(q, k, v, seen)  # type: ignore[no-untyped-call]
+    return _answer(q, k, v, Band(mask, window))
+
+
+@torch.library.custom_op("paribus::banded_attention_backward", mutates_args=())
+def compiled_gradients(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, window: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v, from `grad`, that of the answer. mask, window: of the band."""
+    return _gradients(grad, q, k, v, Band(mask, window))
+
+
+@compiled_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, window: int | None) -> Tensor:
+    return _empty_answer(q)
+
+
+@compiled_gradients.register_fake
+def _(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, window: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.window = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *compiled_gradients(grad, *ctx.saved_tensors, ctx.window), None, None
+
+
+compiled_attention.register_autograd(_backward, setup_context=_keep)
+
+
+# ---------------------------------------------------------------- block by block
+
+
+def _empty_answer(q: Tensor) -> Tensor:
+    """As large as q (B, H, T, E), in memory as (B, T, H, E)."""
+    rows, heads, length, width = q.shape
+    return q.new_empty(rows, length, heads, width).transpose(1, 2)
+
+
+def _answer(q: Tensor, k: Tensor, v: Tensor, seen: Band) -> Tensor:
+    """`attend` without gradients."""
+    answer = _empty_answer(q)
+    flat_q, flat_k, flat_v = _flat(q), _flat(k), _flat(v)
+    for queries, keys in seen.blocks():
+        mask = seen.mask[:, queries, keys]
+        weights = _weights(flat_q[:, queries], flat_k[:, keys].contiguous(), mask)
+        block = torch.bmm(weights, flat_v[:, keys])
+        answer[:, :, queries] = block.unflatten(0, q.shape[:2])
     return answer
+
+
+def _gradients(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, seen: Band
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of q, k and v, from `grad`, that of the answer, all (B, H, T, E)."""
+    shape, scale = q.shape, q.shape[-1] ** -0.5
+    q, k, v, grad = _flat(q), _flat(k), _flat(v), _flat(grad)
+    grad_q = torch.empty_like(q)
+    # each key's gradient is a sum over blocks: in fp32, so that it does not depend on how many there are
+    grad_k = torch.zeros(k.shape, device=k.device)
+    grad_v = torch.zeros(v.shape, device=v.device)
+    for queries, keys in seen.blocks():
+        mask = seen.mask[:, queries, keys]
+        band_k, band_v = k[:, keys].contiguous(), v[:, keys].contiguous()
+        weights = _weights(q[:, queries], band_k, mask)
+        grad_block = grad[:, queries]
+        grad_v[:, keys] += torch.bmm(weights.mT, grad_block)
+        grad_weights = torch.bmm(grad_block, band_v.mT)
+        grad_logits = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+        grad_logits.mul_(scale)
+        grad_q[:, queries] = torch.bmm(grad_logits, band_k)
+        grad_k[:, keys] += torch.bmm(grad_logits.mT, q[:, queries])
+    return grad_q.view(shape), grad_k.to(k.dtype).view(shape), grad_v.to(v.dtype).view(shape)
 
 
 def _flat(heads: Tensor) -> Tensor:
