@@ -68,7 +68,15 @@ def page_of(name: str, folder: Path) -> str:
     return of_a_table(folder) if name == "judge" else DESIGNS[name]()
 
 
-@pytest.mark.parametrize("name", [*DESIGNS, "ledger", "judge"])
+# These differ from the page of arms in a table alone.
+ALIKE = ("horizons", "tuned")
+PAGES = [
+    pytest.param(name, marks=pytest.mark.soak if name in ALIKE else ())
+    for name in (*DESIGNS, "ledger", "judge")
+]
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_accessible_and_nothing_is_cut(
     browser: Browser, name: str, tmp_path: Path
 ) -> None:
