@@ -21,8 +21,8 @@ CHECK_PYTHON := import sys; (3, 11) <= sys.version_info < (3, 14) or \
 repro: $(READY)  ## the whole curriculum
 	@$(BIN)/dvc repro
 
-# Tests wait for processes for half of their time: eight files side by side keep two cores busy.
-WORKERS ?= 8
+# Tests wait for processes for half of their time: seven files side by side keep two cores busy.
+WORKERS ?= 7
 PYTEST := $(BIN)/pytest -q --dist loadfile --no-loadscope-reorder -n $(WORKERS)
 
 test: $(READY)  ## the whole test suite

@@ -52,6 +52,7 @@ KEYS = {
     "AWS_SECRET_ACCESS_KEY": "b",
     "AWS_DEFAULT_REGION": "us-east-1",
 }
+MLFLOW_SECONDS = 300.0  # after the last run, for what is still on its way to MLflow
 PORTS = {"s3": 9000, "mlflow": 5000}
 SAVE_SECONDS = 0.5
 STATE_MINUTES = 0.02
@@ -165,9 +166,12 @@ def results(root: Path) -> dict[str, dict[str, Any]]:
 
 
 def verdicts(root: Path) -> list[str]:
-    """The sentences on the arms, as the page has them; those on equal time are of the clock and differ each time."""
+    """The sentences on the arms, as the page has them, without what is of the clock: equal time, and what advice costs."""
     page = (root / f"experiments/results/{NAME}.md").read_text()
-    return [line for line in page.splitlines() if line.startswith("- ") and "matched seeds" in line]
+    of_arms = [
+        line for line in page.splitlines() if line.startswith("- ") and "matched seeds" in line
+    ]
+    return [line.partition("; by an upper limit")[0] for line in of_arms]
 
 
 def machine_dies(
@@ -279,7 +283,7 @@ def on_machines(folder: Path, steps: int) -> tuple[dict[str, Any], dict[str, Any
             "verdicts": verdicts(root),
             "computed": computed,
             "states_left": sorted(states_in(s3)),
-            "mlflow_runs": mlflow_runs(mlflow),
+            "mlflow_runs": mlflow_runs(mlflow, len(found)),
         }
 
 
@@ -299,14 +303,24 @@ def _of(found: dict[str, dict[str, Any]], what: str) -> dict[str, Any]:
     return {run: result[what] for run, result in found.items()}
 
 
-def mlflow_runs(server: str) -> dict[str, Any]:
-    """What the MLflow server has: pretraining runs that are finished, and keys of them with a step logged twice."""
+def mlflow_runs(server: str, wanted: int) -> dict[str, Any]:
+    """What the MLflow server has: pretraining runs that are finished, and keys of them with a step logged twice.
+
+    Args:
+        server: its address.
+        wanted: as many are waited for: what sends them follows the runs, and outlives them.
+    """
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=server)
-    experiments = [one.experiment_id for one in client.search_experiments()]
     query = "tags.stage = 'pretrain' and attributes.status = 'FINISHED'"
-    runs = client.search_runs(experiments, query, max_results=1000)
+    ends = time.monotonic() + MLFLOW_SECONDS
+    while True:
+        experiments = [one.experiment_id for one in client.search_experiments()]
+        runs = client.search_runs(experiments, query, max_results=1000)
+        if len(runs) >= wanted or time.monotonic() > ends:
+            break
+        time.sleep(2)
     twice = []
     for run in runs:
         steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train/loss")]

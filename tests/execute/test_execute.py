@@ -194,6 +194,7 @@ def run_one(project: LightProject) -> str:
     return " ".join(sorted(project.values("tiny")))
 
 
+@pytest.mark.soak
 def test_a_path_with_letters_outside_ascii(tmp_path: Path, light_project: LightProject) -> None:
     project = light_project.copy(tmp_path / "Müller 'q' $x")
     assert run_one(project).split()[0] == "tiny.adamw.s7"

@@ -300,6 +300,7 @@ def test_rl_compiles_a_model_twice_whatever_the_lengths(
         torch.testing.assert_close(parameter.grad, plain.get_parameter(name).grad, msg=name)
 
 
+@pytest.mark.soak
 def test_rl_with_windows_compiles_few_models(
     graphs: Callable[[], int], tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,11 +15,10 @@ from support.extremes import STAGES
 PROPER = ("done", "explained", "paused")
 # Of the keys that lead a stage into the longest work or the largest tensors, the highest values.
 SAMPLE = (
-    r"rl rl\.(questions_per_step|samples_per_question)=\d{4,}",
+    r"rl rl\.samples_per_question=\d{4,}",
     r"gsm8k_stage eval\.gsm8k\.samples=\d{4,}",
-    r"midtrain midtrain\.batch_tokens=\d{4,}",
-    r"pretrain model\.(width|seq_len|depth)=\d{3,}",
-    r"pretrain pretrain\.(batch_tokens|tokens_per_parameter)=[\d.]{4,}",
+    r"pretrain model\.(width|depth)=\d{3,}",
+    r"pretrain pretrain\.batch_tokens=[\d.]{4,}",
     r"corpus corpus\.world\.megabytes=[\d.]{4,}",
 )
 

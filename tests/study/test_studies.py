@@ -31,7 +31,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory, with_tokens: LightProject) 
 
 @pytest.mark.parametrize(
     "killed, wait, layers",
-    [("driver", 1.0, 11), ("worker", 0.3, 12), ("stages", 0.1, 13), ("all", 0.2, 14)],
+    [
+        ("driver", 1.0, 11),
+        pytest.param("worker", 0.3, 12, marks=pytest.mark.soak),
+        pytest.param("stages", 0.1, 13, marks=pytest.mark.soak),
+        ("all", 0.2, 14),
+    ],
 )
 def test_a_killed_study_goes_on_and_leaves_nothing_behind(
     shared: LightProject, killed: str, wait: float, layers: int
@@ -235,6 +240,7 @@ def test_what_fails_is_tried_three_times_and_again_when_asked(shared: LightProje
     assert sorted(project.values("fails")) == names("fails")
 
 
+@pytest.mark.soak
 def test_an_exponent_in_a_value_is_read_as_it_was_written(shared: LightProject) -> None:
     project = shared
     arms = {"eps": {"optimizer.eps": 1.0e-8}, "tiny": {"optimizer.embedding_lr": 1.0e-7}}
@@ -287,6 +293,7 @@ def test_an_arm_with_the_baselines_weights_changed_nothing(shared: LightProject)
     assert "equivalent" not in text.partition("## Where")[0]
 
 
+@pytest.mark.soak
 def test_runs_of_two_models_have_no_mean(shared: LightProject) -> None:
     project = shared
     wider = {"depth": 99}

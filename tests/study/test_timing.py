@@ -85,6 +85,7 @@ def test_the_error_of_the_seconds_widens_the_interval_at_equal_seconds_alone() -
         assert (sample.lasting_error > 0) == (equal == "seconds")
 
 
+@pytest.mark.soak
 def test_arms_that_are_equal_but_mistimed_are_rarely_called_different() -> None:
     rng = np.random.default_rng(2)
     wrong = {"seeds alone": 0, "with the error": 0}

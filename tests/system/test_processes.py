@@ -333,7 +333,10 @@ def test_a_disk_without_room_for_a_state_ends_the_stage_in_words_and_nothing_is_
 
 @pytest.mark.parametrize(
     "rate",
-    ["math.nan", "(math.nan if step == steps - 1 else 0.0)"],
+    [
+        "math.nan",
+        pytest.param("(math.nan if step == steps - 1 else 0.0)", marks=soak),
+    ],
     ids=["in its loss", "in its figures"],
 )
 def test_a_run_that_diverges_is_refused_and_writes_no_figures(

@@ -792,7 +792,15 @@ def test_a_damaged_run_json_of_ones_own_costs_nothing_that_was_logged(
 
 
 @pytest.mark.parametrize("place", ["mlflow.json", "execution", "parents", "sender.json"])
-@pytest.mark.parametrize("text", ["{", "[1]", '{"uri": 3}'], ids=range(3))
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        pytest.param("[1]", marks=pytest.mark.soak),
+        pytest.param('{"uri": 3}', marks=pytest.mark.soak),
+    ],
+    ids=range(3),
+)
 def test_a_damaged_note_stops_no_later_stage(
     settings: Config, client: MlflowClient, place: str, text: str
 ) -> None:

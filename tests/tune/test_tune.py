@@ -489,7 +489,7 @@ def test_a_study_begins_with_the_default_and_the_best_of_earlier_ones(inside: Pa
     with pytest.raises(UserError, match="memory changed since it began"):
         tune.begin(read_study("later"), later, url, False)
     write(inside, "orphan", warm_start=["nowhere"])
-    with pytest.raises(UserError, match="no study 'nowhere'"):
+    with pytest.raises(UserError, match="nowhere: not started in"):
         tune.begin(read_study("orphan"), opened(read_study("orphan"), url), url, True)
 
 
