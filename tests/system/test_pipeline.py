@@ -197,6 +197,7 @@ def test_queued_experiment_runs_rl_and_what_follows_only_into_the_same_store(
     assert [run.info.status for run in runs] == ["FINISHED"]
 
 
+@pytest.mark.soak
 def test_a_comment_in_the_code_trains_nothing_again(project: Project) -> None:
     """DVC runs the stage, as the file changed; the fingerprint did not, so the finished run is handed over."""
     weights = project.digests()["base"]
@@ -212,6 +213,7 @@ def test_a_comment_in_the_code_trains_nothing_again(project: Project) -> None:
     assert project.digests()["base"] == weights
 
 
+@pytest.mark.soak
 def test_same_fingerprint_gives_the_same_bytes(
     project: Project, tmp_path: Path, project_root: Path
 ) -> None:
