@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -277,6 +278,11 @@ def _examine(
 ) -> Found:
     """A Ray task: look what this machine is and lacks."""
     return elsewhere.examine(home, train, commits, is_here(home_node), shared)
+
+
+def heed_cancel() -> None:
+    """In a task: let Ray cancel it. It does so by an interrupt, which is ignored below a `ray start` in a shell's background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def is_here(node: str) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from paribus.execute import elsewhere, processes
-from paribus.execute.cluster import NODE, Cluster, Machine, Needs, is_here
+from paribus.execute.cluster import NODE, Cluster, Machine, Needs, heed_cancel, is_here
 from paribus.execute.elsewhere import Home
 from paribus.execute.engine import Event, Resources
 from paribus.execute.live import Elsewhere, Live
@@ -323,6 +323,7 @@ def _compute(home: Home, spec: RunSpec, home_node: str, told: Any) -> Event:
     """A Ray task: compute a run on this machine."""
     import ray
 
+    heed_cancel()
     at_home = is_here(home_node)
     origin = spec.origin
     if origin and at_home:

@@ -19,7 +19,7 @@ from typing import Any
 import paribus
 from paribus.config import Config
 from paribus.errors import UserError
-from paribus.execute.cluster import Cluster, connect, is_here
+from paribus.execute.cluster import Cluster, connect, heed_cancel, is_here
 from paribus.execute.elsewhere import Home, bring_commit, checkout_of
 from paribus.execute.processes import SAVE_SECONDS
 from paribus.execute.ray_engine import RETRIES
@@ -132,6 +132,7 @@ def _share_data(root: Path) -> None:
 
 def _work(home: Home, home_node: str, work: Work) -> list[str]:
     """A Ray task: be a worker of the study on this machine; what it said where it failed."""
+    heed_cancel()
     at_home = is_here(home_node)
     root = checkout_of(home, at_home)
     try:
