@@ -46,6 +46,18 @@ class Desk:
         command = [sys.executable, "-m", "paribus", *arguments]
         return self.here.run(*command, cwd=self.project.root, check=False, PYTHONPATH=source)
 
+    def machines(self) -> int:
+        """How many the head of the cluster takes to be there."""
+        shown = self.here.run("ray", "status", "--address", self.head).stdout
+        return shown.partition("Pending")[0].count(" node_")
+
+    def restart_other(self, **environment: Any) -> None:
+        """Ray on the second machine anew, as soon as the head knows that the old one is gone."""
+        self.other.run("ray", "stop", "--force")
+        wait_for(lambda: self.machines() == 1, 120)
+        self.other.start_ray(self.head, **environment)
+        wait_for(lambda: self.machines() == 2, 120)
+
     def refused(self, *arguments: str) -> str:
         """What a command says that is refused with exit status 2; nothing was computed."""
         done = self.paribus(*arguments)
@@ -172,12 +184,20 @@ def test_a_try_computes_on_both_machines(desk: Desk) -> None:
     project = desk.project
     terms = {"smallest_effect": 0.01, "seeds": {"from": 3, "to": 4}}
     (project.root / "experiments/try.yaml").write_text(yaml.safe_dump(terms))
-    project.commit("terms")
     params = yaml.safe_load((project.root / "params.yaml").read_text())
+    params["optimizer"]["head_lr"] = 0.009  # runs that no study has made
+    (project.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    project.commit("terms")
+    # Differences that are equal to the last digit have no spread, and no verdict.
+    uneven = [{"when": {"stage": "pretrain", "kind": "adamw", "seed": 8}, "do": {"add": 0.02}}]
+    for root in (project.root, *desk.other.folder.glob("home/.cache/paribus/shared-*/")):
+        (root / ".paribus/behave.json").write_text(json.dumps(uneven))
     params["optimizer"]["kind"] = "adamw"
     (project.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     done = desk.paribus("try", "-m", "worse", "--json", "--engine", f"ray:{desk.head}")
     project.git("checkout", "-q", "--", "params.yaml")
+    for path in desk.here.folder.parent.rglob(".paribus/behave.json"):
+        path.unlink()
     assert done.returncode == 1, done.stdout + done.stderr
     assert json.loads(done.stdout)["runs_computed"] == 6
     runs = project.experiments("try")
@@ -193,8 +213,7 @@ def ran_on(project: LightProject, commit: str) -> str:
 
 def test_runs_of_one_seed_are_on_one_class_of_hardware(desk: Desk) -> None:
     """The second machine computes with other kernels: no pair is torn, and both machines have work."""
-    desk.other.run("ray", "stop", "--force")
-    desk.other.start_ray(desk.head, ATEN_CPU_CAPABILITY="default")
+    desk.restart_other(ATEN_CPU_CAPABILITY="default")
     desk.project.study("fourth", seeds=4)
     bare = desk.here.folder / "shared.git"
     subprocess.run(["git", "push", "-q", str(bare), "main"], cwd=desk.project.root, check=True)
@@ -211,10 +230,9 @@ def test_runs_of_one_seed_are_on_one_class_of_hardware(desk: Desk) -> None:
 def test_a_full_disk_on_one_machine_is_told(
     desk: Desk, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    desk.other.run("ray", "stop", "--force")
     disk = small(desk.here.folder.parents[1])
     (disk / "filler").write_bytes(b"x" * 1_000_000)
-    desk.other.start_ray(desk.head, PARIBUS_CHECKOUT=str(disk / "clone"))
+    desk.restart_other(PARIBUS_CHECKOUT=str(disk / "clone"))
     desk.project.study("second", seeds=2)
     bare = desk.here.folder / "shared.git"
     subprocess.run(["git", "push", "-q", str(bare), "main"], cwd=desk.project.root, check=True)
