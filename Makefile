@@ -84,14 +84,14 @@ $(READY): .venv/.requirements pyproject.toml
 	@$(BIN)/python -c '$(OFTEN)' & often=$$!; $(BIN)/python -c '$(OFTEN_TOO)' && wait $$often
 	@touch $@
 
-# torch beside the other packages of the lock, all without resolving or compiling, on two cores; then with resolving
-# where something is missing: other builds of torch, and other platforms, need more.
+# Every other package of the lock beside the rest, without resolving or compiling: pip works on one core. Then with
+# resolving where something is missing: other builds of torch, and other platforms, need more.
 .venv/.requirements: requirements.lock
 	@test -e $@ || { $(PYTHON) -c '$(CHECK_PYTHON)' && $(PYTHON) -m venv --clear .venv; }
 	@rm -f $@ $(READY)
 	@echo "installing the $$(grep -c '^[^\#]' $<) packages of $< into .venv (the whole set-up takes some minutes)"
-	@grep '^torch==' $< >.venv/torch; grep -v '^torch==' $< >.venv/others
-	@$(PIP) --no-compile --no-deps --requirement .venv/torch & torch=$$!; \
-	  $(PIP) --no-compile --no-deps --requirement .venv/others; others=$$?; wait $$torch && exit $$others
+	@for half in 0 1; do grep '^[^#]' $< | awk "NR % 2 == $$half" >.venv/half$$half; done
+	@$(PIP) --no-compile --no-deps --requirement .venv/half0 & beside=$$!; \
+	  $(PIP) --no-compile --no-deps --requirement .venv/half1; status=$$?; wait $$beside && exit $$status
 	@$(BIN)/python -m pip check >/dev/null || $(PIP) --no-compile --requirement $<
 	@touch $@

@@ -370,6 +370,7 @@ def test_a_flipped_byte_of_the_data_in_the_working_folder_is_named(
     assert f"data/tokens in the working folder: {shard.name}" in whats(made, "data")
 
 
+@pytest.mark.soak  # rebuilds a run twice
 def test_what_no_record_explains_is_not_called_chance_where_two_rebuilds_agree(
     project: Project,
 ) -> None:

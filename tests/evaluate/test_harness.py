@@ -331,6 +331,7 @@ def test_a_task_file_that_is_wrong_is_an_error_for_people(
         evaluate_tasks(inside / "checkpoints/sft", ["own"], include_path=tmp_path)
 
 
+@pytest.mark.soak  # makes lm_eval's own index, as every unknown name does
 def test_a_task_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("task: [own")
     with pytest.raises(UserError) as caught:

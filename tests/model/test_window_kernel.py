@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.attention.varlen
 from torch import Tensor
 
 from paribus.config import Config, resolve_model
@@ -97,7 +96,7 @@ def test_a_flash_window_sees_what_a_window_s_mask_sees(monkeypatch: pytest.Monke
         )
         return attended.transpose(1, 2).flatten(0, 1)
 
-    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", described)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", described)
     mask = attention.dense_mask(torch.arange(12)[None], 5, None, None)
     expected = attention.attend(q, k, v, mask)
     assert torch.allclose(attention.attend(q, k, v, attention.FlashWindow(5)), expected, atol=1e-6)

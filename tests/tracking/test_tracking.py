@@ -791,7 +791,15 @@ def test_a_damaged_run_json_of_ones_own_costs_nothing_that_was_logged(
     assert steps(client, child(client)) == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("place", ["mlflow.json", "execution", "parents", "sender.json"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "mlflow.json",
+        pytest.param("execution", marks=pytest.mark.soak),
+        pytest.param("parents", marks=pytest.mark.soak),
+        "sender.json",
+    ],
+)
 @pytest.mark.parametrize(
     "text",
     [
