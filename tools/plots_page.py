@@ -30,6 +30,7 @@ TOP = """<!DOCTYPE html>
   <style>
     body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem; display: flex; flex-wrap: wrap; gap: 2rem; }
     body > div { overflow-x: auto; }
+    body > div:not(:has(svg, canvas)) { display: none; }
   </style>
 """
 BOTTOM = """</head>

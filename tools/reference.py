@@ -208,7 +208,7 @@ def metrics() -> str:
         "# Metrics",
         "",
         "Files and keys are a contract: they stay. Figures of a whole run end up in `metrics/*.json`, curves in `plots/*.csv`, "
-        "and both in MLflow. `dvc metrics show headline/*.json` prints the headline. [Evaluation](../evaluation.md) says how "
+        "and both in MLflow. `dvc metrics show` prints the headline. [Evaluation](../evaluation.md) says how "
         "they are measured.",
     ]
     for stage, rows in MEANINGS.items():

@@ -95,9 +95,9 @@ def test_the_list_says_how_each_study_stands(capsys: pytest.CaptureFixture[str])
     assert found["switches-together"]["runs"] == 0
     list_studies(as_json=False)
     shown = capsys.readouterr().out
-    assert "block-ideas: reglu2 worse; sub-norm equivalent" in shown
-    assert "rl-sparsity: redraw undecided; easy-first undecided" in shown
-    assert "switches-together: adamw undecided; relu2 worse; noqknorm equivalent" in shown
+    assert "    worse: reglu2; equivalent: sub-norm\n" in shown
+    assert "    undecided: redraw, easy-first\n" in shown
+    assert "    undecided: adamw; worse: relu2, nove; equivalent: noqknorm, nox0\n" in shown
     assert max(len(line) for line in shown.splitlines()) <= 80
 
 
@@ -127,7 +127,7 @@ def test_a_study_that_did_not_begin_here_shows_its_committed_report(
     (results / "asked.md").write_text(page)
     project.study("asked")
     said = project.ablate("status", "asked").stdout
-    assert said.startswith("asked: not started here; the committed report says:\n  adamw is worse")
+    assert said.startswith("asked: not started here; the committed report says:\nadamw is worse")
     assert "baseline: *\n" in said
     assert "no answer" not in said
     assert "4 of 4 runs done" in project.ablate("status", "ended").stdout

@@ -11,6 +11,8 @@ import yaml
 from support.project import STAGES, Project
 from support.tiny import TINY
 
+from paribus.curriculum import HEADLINE
+
 CONTRACT = {
     "tokenizer": {"vocab_size", "bytes_per_token"},
     "pretrain": {
@@ -47,6 +49,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Pro
     """A project in which `dvc repro` has run once."""
     made = Project(tmp_path_factory.mktemp("project"), project_root).start()
     made.feed_mlflow()
+    shutil.copytree(project_root / ".dvc/plots", made.root / ".dvc/plots", dirs_exist_ok=True)
     made.run("dvc", "repro")
     made.run("git", "add", "-A")
     made.run("git", "commit", "-qm", "first run")
@@ -75,6 +78,20 @@ def test_curves_have_the_columns_of_the_contract(project: Project, name: str) ->
 def test_curve_has_every_step_once(project: Project) -> None:
     lines = (project.root / "plots/pretrain.csv").read_text().splitlines()[1:]
     assert [int(line.split(",")[0]) for line in lines] == list(range(1, TINY["pretrain.steps"] + 1))
+
+
+def test_dvc_prints_the_headline_alone_in_a_terminals_width(project: Project) -> None:
+    lines = project.run("dvc", "metrics", "show").stdout.splitlines()
+    assert lines[0].split()[1:] == sorted(figure.name for figure in HEADLINE)
+    assert max(map(len, lines)) <= 120
+
+
+def test_dvc_draws_every_curve_and_nothing_of_the_metrics(project: Project) -> None:
+    plots = json.loads(project.run("dvc", "plots", "show", "--json").stdout)
+    drawn = {name for name, shown in plots["data"].items() if shown}
+    curves = {f"plots/{path.name}" for path in (project.root / "plots").glob("*.csv")}
+    assert drawn == {"Held-out text", *curves}
+    assert "errors" not in plots
 
 
 def test_checkpoints_hold_all_that_using_them_needs(project: Project) -> None:

@@ -8,12 +8,11 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-import click
-
 from paribus.cli.ablation import altered_runs, changes
 from paribus.execute.leftovers import remove_leftovers, under_way
 from paribus.execute.repository import experiments_of
 from paribus.journal import locked
+from paribus.pages.verdict_sentences import say
 from paribus.places import state_root
 from paribus.study.divergence import diverged_seeds
 from paribus.study.events import events_of, folder_of, given_up
@@ -27,7 +26,6 @@ from paribus.study.status import Display, Standing, table
 from paribus.study.tuned import names_of_parts, parts
 
 WATCH_SECONDS = 3.0
-WIDTH = 80  # of sentences on a terminal
 
 
 def stop(name: str) -> None:
@@ -78,7 +76,7 @@ def status(name: str, watch: bool = False, as_json: bool = False) -> None:
     if published and not watch and not _began_here(whole):
         print(f"{whole.name}: not started here; the committed report says:")
         for sentence in published:
-            print(click.wrap_text(sentence, WIDTH, "  ", "  "))
+            say(sentence)
         print(f"the page: {PUBLISHED / whole.name}.html")
         print(f"`paribus ablate run {name}` computes its runs here")
         return

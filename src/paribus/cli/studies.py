@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -48,10 +49,13 @@ class Listed:
 
     @property
     def standing(self) -> str:
-        """How it stands, in a few words."""
-        decided = [f"{arm} {verdict}" for arm, verdict in self.verdicts.items()]
+        """How it stands, in a few words: `worse: adamw, relu2; equivalent: nox0`."""
+        alike: dict[str, list[str]] = {}
+        for arm, verdict in self.verdicts.items():
+            alike.setdefault(verdict, []).append(arm)
         if self.report:
-            return "; ".join(decided) or "reported"
+            parts = [f"{verdict}: {', '.join(arms)}" for verdict, arms in alike.items()]
+            return "; ".join(parts) or "reported"
         return f"{self.runs} runs done" if self.runs else "not started here"
 
 
@@ -68,8 +72,10 @@ def list_studies(as_json: bool) -> None:
         click.echo(json.dumps([asdict(one) for one in found], indent=1, ensure_ascii=False))
         return
     for one in found:
-        click.echo(click.wrap_text(f"{one.name}: {one.standing}", WIDTH, "", INDENT))
-        click.echo(click.wrap_text(one.question, WIDTH, INDENT, INDENT))
+        click.echo(one.name)
+        for text in (one.question, one.standing):
+            lines = textwrap.wrap(text, WIDTH - len(INDENT), break_on_hyphens=False)
+            click.echo(textwrap.indent("\n".join(lines), INDENT))
     if not found:
         click.echo(f"no ablation in {FOLDER}; `paribus ablate new NAME` writes the first")
 

@@ -148,10 +148,10 @@ def _probe(recipe: Recipe, device: Device, dtype: str) -> None:
 # ---------------------------------------------------------------- the page
 
 LABELS = {
-    "optimizer": "optimiser state",
+    "optimizer": "optimizer state",
     "logits": "logits, loss",
     "cache": "KV cache",
-    "update": "optimiser's step",
+    "update": "optimizer's step",
     "reserve": "framework reserve",
 }
 

@@ -94,7 +94,7 @@ class Work:
             "attention": "attention",
             "traffic": "memory bandwidth",
             "launches": "kernel launches",
-            "optimizer": "optimiser",
+            "optimizer": "optimizer",
             "communication": "communication",
         }
         values = dataclasses.asdict(self)
