@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from support.studied import LightProject
 
 from paribus.config import load_config
+from paribus.errors import UserError
 from paribus.execute import elsewhere
+from paribus.execute.cluster import connect
 from paribus.execute.repository import clone
 from paribus.git import filled_submodules, git
 
@@ -61,3 +64,9 @@ def test_another_machine_has_the_submodules_that_home_has(
     made = clone(checkout, commit, tmp_path / "run")
     assert (made.project / "ext/helper.py").read_text() == "X = 1\n"
     assert list((made.project / "empty").iterdir()) == []
+
+
+def test_ray_that_is_not_installed_is_told_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match="pip install --no-deps -r requirements-ray.lock"):
+        connect("")

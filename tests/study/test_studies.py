@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -208,6 +209,25 @@ def test_a_fault_of_the_machine_stops_the_study_and_loses_no_seed(shared: LightP
     project.behave()
     project.execute("full")
     assert sorted(project.values("full")) == names("full")
+
+
+@pytest.mark.soak
+def test_a_stage_that_leaves_other_figures_of_the_same_inputs_is_told(
+    shared: LightProject,
+) -> None:
+    project = shared
+    project.study("once", baseline=depth(51))
+    project.execute("once")
+    shutil.rmtree(
+        project.root / ".dvc/cache/files/md5"
+    )  # so that DVC cannot take the runs from its cache
+    project.study("twice", baseline=depth(51))
+    project.behave({"when": {"stage": "pretrain", "seed": 7, "kind": "adamw"}, "do": {"add": 0.1}})
+    done = project.execute("twice", check=False)
+    project.behave()
+    assert done.returncode == 2
+    assert "metrics/pretrain.json of its experiment" in done.stderr
+    assert "has to leave the same figures each time" in done.stderr
 
 
 def test_a_disk_without_room_is_the_machines_fault(shared: LightProject) -> None:

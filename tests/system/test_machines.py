@@ -46,6 +46,21 @@ class Desk:
         command = [sys.executable, "-m", "paribus", *arguments]
         return self.here.run(*command, cwd=self.project.root, check=False, PYTHONPATH=source)
 
+    @property
+    def origin(self) -> str:
+        """The git repository that both machines reach."""
+        return f"git://{self.here.address}/shared.git"
+
+    def study(self, name: str, **changes: Any) -> None:
+        """Write experiments/NAME.yaml, commit it, and push it to where the other machine gets code from."""
+        self.project.study(name, **changes)
+        self.push()
+
+    def push(self) -> None:
+        bare = self.here.folder / "shared.git"
+        push = ["git", "push", "-q", str(bare), "main"]
+        subprocess.run(push, cwd=self.project.root, check=True)
+
     def machines(self) -> int:
         """How many the head of the cluster takes to be there."""
         shown = self.here.run("ray", "status", "--address", self.head).stdout
@@ -77,16 +92,16 @@ def desk(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Iterat
         here, other = network.machine("desk1"), network.machine("desk2")
         project = LightProject(here.folder / "project", project_root).start()
         project.study("first", seeds=2)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small(folder))])
         head = here.start_ray()
         other.start_ray(head)
         yield Desk(project, here, other, head)
-        subprocess.run(["umount", str(small(folder))])
 
 
-def small(folder: Path) -> Path:
-    path = folder / "small"
-    path.mkdir(exist_ok=True)
+def disk_on(machine: Machine, name: str, size: str) -> Path:
+    """A small disk that a machine alone has: mounted in its own namespace, and gone with it."""
+    path = machine.folder / name
+    path.mkdir()
+    machine.run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path))
     return path
 
 
@@ -107,7 +122,7 @@ def test_what_other_machines_lack_is_told_one_after_the_other(desk: Desk) -> Non
 
     bare = desk.here.folder / "shared.git"
     subprocess.run(["git", "init", "-q", "--bare", "-b", "main", str(bare)], check=True)
-    project.git("remote", "add", "origin", f"git://{desk.here.address}/shared.git")
+    project.git("remote", "add", "origin", desk.origin)
     said = desk.refused(*ENGINE, engine)
     assert "desk2" in said
     assert "shared.git" in said
@@ -119,7 +134,7 @@ def test_what_other_machines_lack_is_told_one_after_the_other(desk: Desk) -> Non
     assert "the commit" in said
     assert "git push" in said
 
-    subprocess.run(["git", "push", "-q", str(bare), "main"], cwd=project.root, check=True)
+    desk.push()
     said = desk.refused(*ENGINE, engine)
     assert "results could not be pushed" in said
     assert "desk2: the DVC remote" in said or "no remote" in said
@@ -134,7 +149,7 @@ def test_what_other_machines_lack_is_told_one_after_the_other(desk: Desk) -> Non
     nas.mkdir()
     project.run("dvc", "remote", "add", "-d", "nas", str(nas))
     project.commit("a remote")
-    subprocess.run(["git", "push", "-q", str(bare), "main"], cwd=project.root, check=True)
+    desk.push()
     done = desk.paribus(*ENGINE, engine)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(project.values("first")) == 4
@@ -145,9 +160,7 @@ def test_what_other_machines_lack_is_told_one_after_the_other(desk: Desk) -> Non
 def test_a_stopped_study_saves_everywhere_and_goes_on(desk: Desk) -> None:
     """`status` shows where runs are; `stop` has them save and end on every machine."""
     # Runs that no other study has made: DVC would find those again.
-    desk.project.study("third", seeds=2, baseline={"set": {"optimizer.head_lr": 0.008}})
-    bare = desk.here.folder / "shared.git"
-    subprocess.run(["git", "push", "-q", str(bare), "main"], cwd=desk.project.root, check=True)
+    desk.study("third", seeds=2, baseline={"set": {"optimizer.head_lr": 0.008}})
     roots = [desk.project.root, *desk.other.folder.glob("home/.cache/paribus/shared-*/")]
     assert len(roots) == 2
     slowly = [{"when": {"stage": "pretrain", "eps": 1e-10}, "do": {"steps": 9000, "seconds": 0.1}}]
@@ -214,9 +227,7 @@ def ran_on(project: LightProject, commit: str) -> str:
 def test_runs_of_one_seed_are_on_one_class_of_hardware(desk: Desk) -> None:
     """The second machine computes with other kernels: no pair is torn, and both machines have work."""
     desk.restart_other(ATEN_CPU_CAPABILITY="default")
-    desk.project.study("fourth", seeds=4)
-    bare = desk.here.folder / "shared.git"
-    subprocess.run(["git", "push", "-q", str(bare), "main"], cwd=desk.project.root, check=True)
+    desk.study("fourth", seeds=4)
     done = desk.paribus("ablate", "run", "fourth", "--engine", "ray")
     assert done.returncode == 0, done.stderr
     machines: dict[int, set[str]] = {}
@@ -227,21 +238,35 @@ def test_runs_of_one_seed_are_on_one_class_of_hardware(desk: Desk) -> None:
     assert set.union(*machines.values()) == {"desk1", "desk2"}
 
 
-def test_a_full_disk_on_one_machine_is_told(
-    desk: Desk, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    disk = small(desk.here.folder.parents[1])
-    (disk / "filler").write_bytes(b"x" * 1_000_000)
+def test_a_full_disk_on_one_machine_is_told(desk: Desk) -> None:
+    """Before compute, with exit status 2: there is no room for the machine's clone."""
+    disk = disk_on(desk.other, "small", "1m")
+    desk.other.run("dd", "if=/dev/zero", f"of={disk}/filler", "bs=1000", "count=1000")
     desk.restart_other(PARIBUS_CHECKOUT=str(disk / "clone"))
-    desk.project.study("second", seeds=2)
-    bare = desk.here.folder / "shared.git"
-    subprocess.run(["git", "push", "-q", str(bare), "main"], cwd=desk.project.root, check=True)
+    desk.study("second", seeds=2)
     done = desk.paribus("ablate", "run", "second", "--engine", f"ray:{desk.head}")
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "desk2" in done.stderr
+    assert f"desk2: {desk.origin} could not be cloned to {disk}/clone" in done.stderr
     assert "No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
     assert desk.project.events("second") == []
+
+
+def test_a_disk_that_fills_up_costs_a_machine_and_no_run(desk: Desk) -> None:
+    """Its run goes to another machine, and it gets no more."""
+    disk = disk_on(desk.other, "filling", "12m")
+    desk.restart_other(PARIBUS_CHECKOUT=str(disk / "clone"))
+    desk.study("fifth", seeds=2, baseline={"set": {"optimizer.head_lr": 0.007}})
+    desk.other.run("git", "clone", "-q", desk.origin, str(disk / "clone"))
+    large = [{"when": {"stage": "pretrain"}, "do": {"size": 1_000_000}}]  # 16 MB of weights
+    script = f"mkdir {disk}/clone/.paribus && echo '{json.dumps(large)}' > {disk}/clone/.paribus/behave.json"
+    desk.other.run("sh", "-c", script)
+    done = desk.paribus("ablate", "run", "fifth", "--engine", f"ray:{desk.head}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "desk2 gets no more runs" in done.stderr
+    assert f"{disk}/clone" in done.stderr
+    assert "No space left on device" in done.stderr
+    assert len(desk.project.values("fifth")) == 4
 
 
 def test_a_tuning_study_has_workers_on_all_machines(tmp_path: Path, project_root: Path) -> None:

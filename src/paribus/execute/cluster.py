@@ -55,6 +55,8 @@ def connect(address: str) -> Any:
         )
     except Exception as error:  # Ray raises its own, ConnectionError, RuntimeError, ValueError
         words = " ".join(str(error).split()) or type(error).__name__
+        if not address and "Could not find any running Ray" in words:
+            words = "no Ray runs here"
         begin = "`ray start --head` begins a cluster, `ray start --address=HOST:PORT` joins one"
         raise UserError(
             f"--engine ray: no cluster of {where} can be used: {words[:300]}; {begin} (this machine has to be part of "

@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from paribus.config import Train, fingerprint
-from paribus.errors import UserError
+from paribus.errors import MachineError, UserError
 from paribus.execute.engine import Event
 from paribus.execute.leftovers import remove_leftovers
 from paribus.execute.live import Live, live_here
 from paribus.execute.local import Pool
-from paribus.execute.machine import is_full
+from paribus.execute.machine import NO_SPACE, full_folder
 from paribus.execute.repository import reference_of
 from paribus.execute.run import Outcome, RunSpec
 from paribus.execute.states import PLACE
@@ -166,8 +166,9 @@ def examine(home: Home, train: Train, commits: Sequence[str], at_home: bool, sha
         device, device_name = found.device, found.device_name
     with _told(problems, name):
         root = checkout_of(home, at_home)
-        if is_full(root):
-            raise UserError(f"{root}: no space left on its disk; free some")
+        full = full_folder(root)
+        if full is not None:
+            raise UserError(f"{full}: {NO_SPACE}: free some, or name another disk with {CHECKOUT}")
         (root / ".paribus").mkdir(exist_ok=True)
         if not at_home:
             remove_leftovers(root / ".paribus")
@@ -280,15 +281,15 @@ def compute(
         (root / ".paribus").mkdir(exist_ok=True)
         if not at_home:
             bring_commit(root, home.origin, spec.commit)
+        return _followed(root, spec, name, tell)
     except KeyboardInterrupt:
         return Event(spec.id, "ended", outcome=Outcome("paused"), machine=name)
-    except (GitError, OSError) as error:
+    except (GitError, MachineError, OSError) as error:
         outcome = Outcome("machine", "", [f"{name}: {error}"])
         return Event(spec.id, "ended", outcome=outcome, machine=name)
     except UserError as error:
         outcome = Outcome("refused", "", [f"{name}: {problem}" for problem in error.problems])
         return Event(spec.id, "ended", outcome=outcome, machine=name)
-    return _followed(root, spec, name, tell)
 
 
 def _followed(root: Path, spec: RunSpec, name: str, tell: Callable[[Event | Live], None]) -> Event:

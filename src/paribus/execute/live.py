@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paribus.errors import MachineError
 from paribus.execute.run import folder_of_run
 from paribus.journal import locked, read_json, write_json
 from paribus.run_id import RunId
@@ -57,7 +58,7 @@ class Elsewhere:
 
     def note(self, what: Live) -> None:
         """Keep what the run says of itself, for `paribus ablate status`."""
-        with contextlib.suppress(OSError):  # a full disk: only the table knows less
+        with contextlib.suppress(OSError, MachineError):  # a full disk: only the table knows less
             write_json(self._note, dataclasses.asdict(what))
 
     def end(self) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+from paribus import graph
 from paribus.errors import machine_fault
 
+NO_SPACE = os.strerror(errno.ENOSPC)
 LEAST_FREE = 1 << 20  # bytes; below it a failure says nothing about the run that met it
 
 # As git words them; it keeps no numbers.
@@ -46,3 +49,14 @@ def is_full(folder: Path) -> bool:
     """Whether the file system of a folder has no room left."""
     about = os.statvfs(folder)
     return about.f_bavail * about.f_frsize < LEAST_FREE
+
+
+def full_folder(root: Path) -> Path | None:
+    """The first folder of a checkout that has no room left; None where all have some.
+
+    root: of the checkout. Its `.git`, its `.paribus` and DVC's cache may be on disks of their own.
+    """
+    folders = [root, root / ".git", root / ".paribus"]
+    with contextlib.suppress(Exception):  # a damaged .dvc/config is for others to tell
+        folders.append(graph.cache_folder(root))
+    return next((folder for folder in folders if folder.exists() and is_full(folder)), None)

@@ -24,6 +24,7 @@ from paribus.execute.cluster import NODE, Cluster, Machine, Needs, heed_cancel, 
 from paribus.execute.elsewhere import Home
 from paribus.execute.engine import Event, Resources
 from paribus.execute.live import Elsewhere, Live
+from paribus.execute.machine import is_machines_fault
 from paribus.execute.repository import experiments_of, reference_of
 from paribus.execute.run import Outcome, RunSpec, folder_of_run
 from paribus.execute.settings import Settings
@@ -296,6 +297,8 @@ class RayEngine:
             git("fetch", "--quiet", "--", self.cluster.home.origin, f"+{name}:{name}", at=self.root)
         except GitError as error:
             words = [f"its results were not fetched from {self.cluster.home.origin}: {error}"]
+            if is_machines_fault(error):  # of this machine: another run would meet it too
+                return dataclasses.replace(event, outcome=Outcome("machine", "", words))
             return dataclasses.replace(event, kind="lost", outcome=Outcome("failed", "", words))
         return event
 

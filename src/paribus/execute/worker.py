@@ -31,17 +31,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paribus.config import flatten, parse_yaml
-from paribus.errors import EXIT_MACHINE, MachineError, UserError
+from paribus.errors import MachineError, UserError
 from paribus.execute import processes
-from paribus.execute.machine import is_full, is_machines_fault
+from paribus.execute.endings import StageFailed, of_error, of_failed_stage, words_of
 from paribus.execute.repository import clone, save_experiment
-from paribus.execute.run import ASKED_FOR, ASKED_TO_SAY, RAN_ON, Outcome, RunSpec, said
+from paribus.execute.run import ASKED_FOR, ASKED_TO_SAY, RAN_ON, Outcome, RunSpec
 from paribus.execute.states import RemoteStates, copied
 from paribus.files import write_atomic
 from paribus.git import GitError
 from paribus.graph import stage_definitions
 from paribus.journal import locked
-from paribus.machine.interrupt import EXIT_PAUSED
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -49,19 +48,10 @@ if TYPE_CHECKING:
 Tell = Callable[..., None]  # tell(event, stage=…)
 
 LOCK_SECONDS = 1.0
-LAST_LINES = 4  # of a stage's output, where the stage left no report
 
 
 class Stopped(Exception):
     """The run was asked to stop, and no stage of it runs."""
-
-
-class StageFailed(Exception):
-    """A stage ended with a status other than 0; a negative one is the signal that killed it."""
-
-    def __init__(self, stage: str, status: int | None, words: str) -> None:
-        super().__init__(words)
-        self.stage, self.status = stage, status
 
 
 # ---------------------------------------------------------------- one run
@@ -72,23 +62,30 @@ def execute(root: Path, folder: Path, tell: Tell, stopping: threading.Event) -> 
 
     Every way to end is an outcome, which FOLDER/outcome.json holds too. The clone is removed in any case.
     """
+    try:
+        return _execute(root, folder, tell, stopping)
+    except (OSError, MachineError) as error:  # of the files in `folder`: nothing has run yet
+        return of_error(error, root, "", folder / "log.txt")
+
+
+def _execute(root: Path, folder: Path, tell: Tell, stopping: threading.Event) -> Outcome:
     with _taken(folder) as mine:
         if not mine:
             return Outcome("busy", problems=["another process computes this run"])
         spec = RunSpec.read(folder / "run.json")
-        log = folder / "log.txt"
-        with _printed_to(log), _environment(root, folder, spec):
-            outcome = _outcome_of(root, folder, spec, tell, stopping, log)
+        with _printed_to(folder / "log.txt"), _environment(root, folder, spec):
+            outcome = _outcome_of(root, folder, spec, tell, stopping)
         (folder / "stage.txt").unlink(missing_ok=True)
         shutil.rmtree(folder / "clone", ignore_errors=True)
         shutil.rmtree(folder / "site", ignore_errors=True)
-        with contextlib.suppress(OSError):  # on a full disk the outcome is reported and not written
+        # On a full disk the outcome is reported and not written.
+        with contextlib.suppress(OSError, MachineError):
             outcome.write(folder / "outcome.json")
         return outcome
 
 
 def _outcome_of(
-    root: Path, folder: Path, spec: RunSpec, tell: Tell, stopping: threading.Event, log: Path
+    root: Path, folder: Path, spec: RunSpec, tell: Tell, stopping: threading.Event
 ) -> Outcome:
     stage = ""
 
@@ -107,35 +104,16 @@ def _outcome_of(
     except Stopped:
         return Outcome("paused", stage)
     except StageFailed as failure:
-        return _of_failed_stage(failure, root, folder, stopping, log)
+        return of_failed_stage(failure, root, folder, stopping.is_set())
     except Exception as error:  # of the values, DVC, git, the disk
         if isinstance(error, UserError) and not isinstance(error, (GitError, MachineError)):
             return Outcome("refused", stage, error.problems)
         if stopping.is_set():  # git is asked to end as well
             return Outcome("paused", stage)
-        traceback.print_exc()  # into the run's log
-        words = _words(error)
-        at_fault = is_machines_fault(error) or is_full(root)
-        return Outcome("machine" if at_fault else "failed", stage, [words])
-
-
-def _of_failed_stage(
-    failure: StageFailed, root: Path, folder: Path, stopping: threading.Event, log: Path
-) -> Outcome:
-    kind, problems = said(folder / "said.json")
-    words = problems or _last_lines(log) or [str(failure)]
-    if failure.status == EXIT_PAUSED or stopping.is_set():
-        return Outcome("paused", failure.stage)
-    if failure.status == EXIT_MACHINE or is_full(root):
-        return Outcome("machine", failure.stage, words)
-    if failure.status == 2 and kind == "StateInUse":
-        return Outcome("busy", failure.stage, words)
-    if failure.status == 2:
-        return Outcome("refused", failure.stage, words, diverged=kind == "Diverged")
-    if failure.status is not None and failure.status < 0:
-        name = signal.Signals(-failure.status).name
-        return Outcome("failed", failure.stage, [f"was killed ({name})", *problems])
-    return Outcome("failed", failure.stage, words)
+        outcome = of_error(error, root, stage, folder / "log.txt")
+        with contextlib.suppress(OSError):  # a full disk
+            traceback.print_exc()  # into the run's log
+        return outcome
 
 
 def _compute(
@@ -148,6 +126,7 @@ def _compute(
     """Clone, write the overrides, reproduce stage by stage, keep the result; its commit."""
     from dvc.repo import Repo
 
+    _refuse_to_wait_for_room()
     made = clone(root, spec.commit, folder / "clone")
     settings = dvc_settings(root, folder / "site")
     os.environ["PYTHONPATH"] = _python_path(made.project)
@@ -166,6 +145,7 @@ def _compute(
             if shared:
                 with _between_machines("its outputs were not pushed to the DVC remote"):
                     repo.push(targets=[stage], run_cache=True)
+                    _push_what_git_has(repo, stage)
             computed()
     if not spec.kept:
         return None
@@ -181,13 +161,34 @@ def _compute(
         return save_experiment(made, name, message, paths, spec.commit, spec.origin)
 
 
+def _refuse_to_wait_for_room() -> None:
+    """Let a full disk end a run: DVC's notes of what it hashed are a diskcache, whose assignment tries again for ever."""
+    import diskcache
+
+    def assign(cache: diskcache.Cache, key: object, value: object) -> None:
+        cache.set(key, value, retry=False)
+
+    diskcache.Cache.__setitem__ = assign
+
+
+def _push_what_git_has(repo: Repo, stage: str) -> None:
+    """Push metrics and plots that git keeps: without them, which DVC leaves out, its run-cache is of no use elsewhere."""
+    from dvc.exceptions import UploadError
+
+    outs = repo.stage.load_one(name=stage).outs
+    figures = [out.hash_info for out in outs if out.hash_info and not out.use_cache]
+    failed = repo.cloud.push(figures).failed
+    if failed:
+        raise UploadError(len(failed))
+
+
 @contextlib.contextmanager
 def _between_machines(failed: str) -> Iterator[None]:
     """What fails within is no fault of the run: it succeeds on another machine, or once the remote is back."""
     try:
         yield
     except Exception as error:  # of DVC, git, the remote's library
-        raise MachineError(f"{failed}: {_words(error)}") from error
+        raise MachineError(f"{failed}: {words_of(error)}") from error
 
 
 def _states_elsewhere(
@@ -274,24 +275,6 @@ def _python_path(project: Path) -> str:
     """Make stages run the code of the clone."""
     rest = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return os.pathsep.join([str(project / "src"), *filter(None, rest)])
-
-
-def _words(error: Exception) -> str:
-    """An error in one line, with its kind where it has no message."""
-    parts = [str(error), str(error.__cause__ or "")]
-    text = ": ".join(" ".join(part.split()) for part in parts if part.strip())
-    return text or type(error).__name__
-
-
-def _last_lines(log: Path) -> list[str]:
-    """The end of what a stage printed."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(log.stat().st_size - 8192, 0))
-            text = file.read().decode("utf-8", errors="replace")
-    except OSError:
-        return []
-    return [line.strip() for line in text.splitlines() if line.strip()][-LAST_LINES:]
 
 
 # ---------------------------------------------------------------- surroundings of a run

@@ -24,7 +24,13 @@ from paribus.study.divergence import diverged_seeds
 from paribus.study.events import MAX_FAILURES, GivenUp, folder_of, given_up, repair_journal
 from paribus.study.experiment import Run
 from paribus.study.gpus import cards_of, memory_of
-from paribus.study.results import Result, check_not_otherwise, collect, done
+from paribus.study.results import (
+    Result,
+    check_not_altered,
+    check_not_otherwise,
+    collect,
+    done,
+)
 from paribus.study.settled import Study
 from paribus.study.specs import pieces_of, spec_of
 from paribus.study.status import Display, Standing, table
@@ -125,6 +131,7 @@ class Driver:
         for run in runs:
             if run.name in self._just_done and run.name not in have:
                 check_not_otherwise(results, run, self.study.code)
+                check_not_altered(results, run)
                 raise UserError(
                     f"{run.name}: was computed, and is not among DVC's experiments as what was asked for; "
                     "`dvc exp list` shows them"
@@ -189,7 +196,7 @@ class Driver:
             if event.kind == "lost":
                 self._take_lost(run, event.outcome)
             else:
-                self._take_outcome(run, event.outcome)
+                self._take_outcome(run, event.outcome, event.machine)
 
     def _take_lost(self, run: Run, outcome: Outcome) -> None:
         self._lost[run.name] += 1
@@ -200,7 +207,7 @@ class Driver:
         self._event(run, "interrupted", words=outcome.problems)
         self.display.say(f"{run.name}: {' '.join(outcome.problems)}; it is run again")
 
-    def _take_outcome(self, run: Run, outcome: Outcome) -> None:
+    def _take_outcome(self, run: Run, outcome: Outcome, machine: str) -> None:
         where = outcome.stage or "its set-up"
         words = " ".join(outcome.problems) or "no reason was given"
         facts: dict[str, object] = {"stage": outcome.stage, "words": outcome.problems}
@@ -215,16 +222,16 @@ class Driver:
             self._event(run, "paused", **facts)
         elif outcome.state == "machine":
             self._event(run, "machine", **facts)
-            self._stop_for_the_machine(run, where, words)
+            self._stop_for_the_machine(run, machine or "this machine", f"{where}: {words}")
         else:
             self._event(run, outcome.state, **facts, diverged=outcome.diverged)
             self.display.say(f"{run.name}: {outcome.state} in {where}: {words}")
 
-    def _stop_for_the_machine(self, run: Run, where: str, words: str) -> None:
+    def _stop_for_the_machine(self, run: Run, machine: str, words: str) -> None:
         name = self.experiment.name
         self.display.say(
-            f"{name}: stopped, as this machine has a fault that no run is to blame for; no seed is lost\n"
-            f"{run.name}, {where}: {words}\n"
+            f"{name}: stopped, as {machine} has a fault that no run is to blame for; no seed is lost\n"
+            f"{run.name}, {words}\n"
             f"when that is put right, `paribus ablate run {name}` goes on"
         )
         raise SystemExit(EXIT_MACHINE)

@@ -442,6 +442,26 @@ def check_not_otherwise(results: Sequence[Result], run: Run, codes: Codes) -> No
         )
 
 
+def check_not_altered(results: Sequence[Result], run: Run) -> None:
+    """Refuse a run whose figures differ from those that its stage left before: a repetition would count for nothing too.
+
+    Args:
+        results: of all finished runs.
+        run: that has just ended.
+
+    Raises:
+        UserError: with the files that differ, and how to forget what was before.
+    """
+    for result in results:
+        if result.name == run.name and result.altered:
+            raise UserError(
+                f"{run.name}: was computed, and {', '.join(result.altered)} of its experiment {result.experiment[:10]} "
+                "differs from what DVC's run-cache has of the same code, values and inputs, so that it counts for nothing: "
+                "a stage has to leave the same figures each time. `dvc exp remove "
+                f"{run.name}` forgets these, and removing .dvc/cache/runs the others"
+            )
+
+
 def different_models(results: Sequence[Result]) -> list[str]:
     """Arms whose runs are not of one model, each in a sentence; their values are not comparable."""
     problems = []
