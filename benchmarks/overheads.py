@@ -4,7 +4,7 @@
 
 All on the default's model and batch, in a project of its own with two megabytes of documents:
 
-    start_up     seconds from `paribus pretrain` to the beginning of its first step, and processor seconds to its end
+    start_up     seconds, and processor seconds, from `paribus pretrain` to the beginning of its first step
     tracking     what a logged step costs the loop, and the process that feeds MLflow behind it, as shares of a step
     saving       what a save costs the loop: the copy, and by how much steps are slower while it is written, in steps
 """
@@ -48,16 +48,17 @@ def start_up(project: Project) -> dict[str, float]:
         env=project.environment() | environment,
         stderr=subprocess.DEVNULL,
     )
-    processor = 0.0
+    used: list[tuple[float, float]] = []  # the time, and processor seconds until then
     first: dict[str, float] = {}
     while not first and process.poll() is None:
-        processor = sum(process.cpu_times()[:2])
+        used.append((time.time(), sum(process.cpu_times()[:2])))
         first = first_step(project.root)
         time.sleep(0.02)
     process.wait()
+    begins = first["time"] - first["train/seconds"]
     return {
-        "seconds": first["time"] - first["train/seconds"] - began,
-        "processor_seconds": processor,  # the first step is in it
+        "seconds": begins - began,
+        "processor_seconds": max(seconds for at, seconds in used if at < begins),
         "first_step_seconds": first["train/seconds"],
     }
 
