@@ -20,6 +20,7 @@ from typing import Any
 
 import card_figures
 import graph_figure
+import growth_figures
 import promise_figures
 import public_figures
 
@@ -262,6 +263,7 @@ FIGURES: dict[str, Callable[..., str]] = {
     "dag": graph_figure.dag,
     "borrowing": promise_figures.borrowing,
     "card-shares": card_figures.shares,
+    "growth": growth_figures.growth,
     "claims": promise_figures.claims,
     "ladders": promise_figures.ladders,
     "factors": promise_figures.factors,

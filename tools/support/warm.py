@@ -35,7 +35,7 @@ from typing import Any
 import psutil
 
 import paribus
-from paribus.graph import closure
+from paribus import graph
 from paribus.journal import locked
 from paribus.machine import interrupt
 from support import forked
@@ -314,7 +314,7 @@ def main(address: str, owner: int, modules: list[str]) -> None:
     if set(COMMANDS) <= set(
         modules
     ):  # whose fingerprints parse the code; it is kept by its contents
-        closure.generated_deps(closure.working_sources(ROOT))
+        graph.generated_deps(graph.working_sources(ROOT))
     gc.collect()
     gc.freeze()
     server = Server(address, owner)

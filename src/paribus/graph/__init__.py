@@ -1,18 +1,11 @@
 """The graph of outputs and their inputs: dvc.yaml, the code of each stage, and names for data."""
 
 from paribus.graph.closure import (
-    ALL_SOURCES,
     ENTRY_POINTS,
-    SOURCE_FOLDER,
-    Sources,
-    committed_sources,
-    definition_digest,
-    definitions_that_import,
     entry_module,
     generated_deps,
     stage_code,
     stage_files,
-    working_sources,
 )
 from paribus.graph.digests import (
     DigestMemo,
@@ -40,6 +33,14 @@ from paribus.graph.dvcfile import (
     stage_definition,
     stage_definitions,
     with_generated_deps,
+)
+from paribus.graph.outline import definition_digest, definitions_that_import
+from paribus.graph.sources import (
+    ALL_SOURCES,
+    SOURCE_FOLDER,
+    Sources,
+    committed_sources,
+    working_sources,
 )
 from paribus.graph.stale import remembered_files, stale_note
 

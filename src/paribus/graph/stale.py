@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from paribus.files import Items, Values, read_json, write_atomic
-from paribus.graph.closure import SOURCE_FOLDER, Sources, stage_files, working_sources
+from paribus.graph.closure import stage_files
 from paribus.graph.dvcfile import StageDefinition
+from paribus.graph.sources import SOURCE_FOLDER, Sources, working_sources
 
 MOST_KEPT = 40  # closures in a memo: of the stages, for the last few states of the sources
 
