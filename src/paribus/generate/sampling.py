@@ -73,7 +73,8 @@ def choose(
         logits = logits / temperature
     size = 1 << (logits.shape[-1] - 1).bit_length() // 2
     probabilities = torch.softmax(logits, dim=-1)
-    whole_blocks = pad(probabilities, (0, -logits.shape[-1] % size))
+    missing = -logits.shape[-1] % size
+    whole_blocks = pad(probabilities, (0, missing)) if missing else probabilities
     weights = whole_blocks.unflatten(-1, (-1, size))  # (R, blocks, size)
     wider = max(1 / temperature, 1.0)
     block, close_block = _draw(weights.sum(dim=-1), uniforms[:, :1], CLOSE_BLOCK * wider)

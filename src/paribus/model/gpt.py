@@ -212,8 +212,15 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V) fp32, soft-capped."""
-        logits = nn.functional.linear(hidden, self.head_weight.to(hidden.dtype)).float()
+        logits = self._product_with_head(hidden).float()
         return kernels.softcap(logits, self.config.softcap) if self.config.softcap else logits
+
+    def _product_with_head(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V), in the dtype of `hidden`."""
+        if self.config.tied_head:
+            return nn.functional.linear(hidden, self.head_weight.to(hidden.dtype))
+        product: Tensor = self.head(hidden)
+        return product
 
     @property
     def head_weight(self) -> Tensor:
@@ -292,13 +299,16 @@ class GPT(nn.Module):
         read: Tensor | None,
     ) -> dict[str, object]:
         """Letter of each kind of window in the model -> what its blocks' attention takes."""
-        masks = {}
+        windows = {}
         for letter in {window_of(self.config, layer) for layer in range(self.config.depth)}:
             window = self.config.window if letter == "S" else None
             if window is not None and window >= self.config.seq_len:
                 window = None
-            masks[letter] = self._mask(window, positions, documents, cache, read)
-        return masks
+            windows[letter] = window
+        masks = {}
+        for window in set(windows.values()):
+            masks[window] = self._mask(window, positions, documents, cache, read)
+        return {letter: masks[window] for letter, window in windows.items()}
 
     def _mask(
         self,

@@ -275,6 +275,21 @@ def equal_heads(x: Tensor, heads: int) -> Tensor:
     return shared.flatten(1, 2)
 
 
+# ---------------------------------------------------------------- decoding
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiply x (..., inputs) by a matrix as `inference.inference_copy` makes it -> (..., outputs).
+
+    bias: (outputs,), of the dtype of x; None: none.
+    """
+    if not weight.is_mkldnn:
+        return F.linear(x, weight, bias)
+    operators: Any = torch.ops.mkldnn
+    y: Tensor = operators._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
+
+
 # ---------------------------------------------------------------- fused operations
 
 
@@ -287,11 +302,8 @@ class RootMeanSquare(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-        """Normalise x (..., D) over its last axis; the scale is computed in fp32 at least."""
-        norm = torch.linalg.vector_norm(
-            x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32)
-        )
-        scale = norm.square_().div_(x.shape[-1]).add_(torch.finfo(x.dtype).eps).rsqrt_().to(x.dtype)
+        """Normalise x (..., D) over its last axis."""
+        scale = inverse_root_mean_square(x)
         y: Tensor = x * scale
         ctx.save_for_backward(y, scale)
         return y
@@ -307,12 +319,22 @@ class RootMeanSquare(torch.autograd.Function):
         return torch.addcmul(grad, y, along, value=-1).mul_(scale)
 
 
+def inverse_root_mean_square(x: Tensor) -> Tensor:
+    """One over the root mean square of x (..., D) over its last axis, (..., 1); computed in fp32 at least."""
+    precise = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
+    mean = norm.square_().div_(x.shape[-1])
+    return mean.add_(torch.finfo(x.dtype).eps).rsqrt_().to(x.dtype)
+
+
 def rms_norm(x: Tensor) -> Tensor:
     """Divide x (..., D) by its root mean square over the last axis."""
-    if x.device.type == "cpu":
-        y: Tensor = RootMeanSquare.apply(x)  # type: ignore[no-untyped-call]
-        return y
-    return F.rms_norm(x, (x.shape[-1],))
+    if x.device.type != "cpu":
+        return F.rms_norm(x, (x.shape[-1],))
+    if not torch.is_grad_enabled():
+        return x * inverse_root_mean_square(x)
+    y: Tensor = RootMeanSquare.apply(x)  # type: ignore[no-untyped-call]
+    return y
 
 
 class ReluSquaredProduct(torch.autograd.Function):

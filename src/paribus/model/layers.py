@@ -30,10 +30,12 @@ LEAK = 0.5  # slope of leaky_relu2 below zero, before the square
 class Linear(nn.Linear):
     """A product in the dtype of its input; weight and bias themselves stay in fp32 for the optimiser.
 
-    in_float8: whether training multiplies 8-bit floats instead (`train.fp8`).
+    in_float8: whether training multiplies 8-bit floats instead (`train.fp8`). inference_weight: what decoding multiplies by
+    in place of the weight (inference.py).
     """
 
     in_float8 = False
+    inference_weight: Tensor | None = None
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
         super().__init__(inputs, outputs, bias=bias)
@@ -41,6 +43,8 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
+        if self.inference_weight is not None:
+            return kernels.product(x, self.inference_weight, bias)
         if self.in_float8 and self.training:
             y = float8.linear(x, self.weight)
             return y if bias is None else y + bias
@@ -272,7 +276,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        if self.kind == "relu2" and self.down.bias is None and not self.dropout:
+        fuses = self.down.bias is None and self.down.inference_weight is None and not self.dropout
+        if self.kind == "relu2" and fuses:
             rounds = self.down.in_float8 and self.training
             multiply = float8.relu_squared_product if rounds else kernels.relu_squared_product
             return multiply(self.up(x), self.down.weight)

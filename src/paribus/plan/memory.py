@@ -267,7 +267,7 @@ def _decoding(
     activations, _ = inference(model, vocab, max(4096 // prompt, 1), prompt, item)  # prefill
     return (
         activations,
-        4 * 4 * rows * vocab + (vocab * model.width * item if item < 4 else 0),
+        4 * 4 * rows * vocab + footprint.inference_weights(model, vocab, item),
         cache,
     )
 

@@ -213,7 +213,7 @@ def decode(
     counts = parameters(model, vocab_size)
     weights = model.recurrence * counts["matrices"] + vocab_size * model.width
     moved = (
-        weights * (4 if itemsize == 4 else 8)
+        weights * itemsize
         + footprint.cache(model, rows, context, itemsize)
         + 24 * rows * vocab_size
     )
