@@ -417,14 +417,9 @@ def cache(config: Architecture, rows: int, capacity: int, itemsize: int) -> int:
 
 
 def inference_weights(config: Architecture, vocab_size: int, itemsize: int) -> int:
-    """`inference.InferenceWeights`: copies of the matrices; on CUDA in fp32 there are none, which is not counted here.
+    """`inference.InferenceWeights`: copies of the matrices. In fp32 CUDA needs none; a tied head is cast at every step.
 
-    A tied head is not among them, but is cast to as many bytes at every step.
-
-    Args:
-        config: of the model.
-        vocab_size: tokens of the tokenizer.
-        itemsize: bytes of a number of the products.
+    config: of the model. vocab_size: tokens of the tokenizer. itemsize: bytes of a number of the products.
     """
     return itemsize * (parameters(config, vocab_size)["matrices"] + vocab_size * config.width)
 

@@ -324,7 +324,8 @@ def inverse_root_mean_square(x: Tensor) -> Tensor:
     precise = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
     mean = norm.square_().div_(x.shape[-1])
-    return mean.add_(torch.finfo(x.dtype).eps).rsqrt_().to(x.dtype)
+    inverse: Tensor = mean.add_(torch.finfo(x.dtype).eps).rsqrt_().to(x.dtype)
+    return inverse
 
 
 def rms_norm(x: Tensor) -> Tensor:
