@@ -132,6 +132,26 @@ def test_a_clock_behind_the_last_commit_is_broken(project: Path) -> None:
     assert found("clock").state == "broken"
 
 
+@pytest.mark.parametrize("shares", [True, False])
+def test_what_computes_in_another_session_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: bool
+) -> None:
+    """shares: whether sessions have equal ones, whatever their niceness."""
+    monkeypatch.setattr(machine_checks, "AUTOGROUP", tmp_path / "autogroup")
+    monkeypatch.setattr(machine_checks, "BUSY", 0.001)  # where other tests run beside it
+    (tmp_path / "autogroup").write_text(f"{int(shares)}\n")
+    endless = [sys.executable, "-c", "while True: pass"]
+    with subprocess.Popen(endless, start_new_session=True) as process:
+        try:
+            busy = machine_checks.busy_elsewhere()
+            said = found("neighbours")
+        finally:
+            process.kill()
+    assert f"({process.pid}) computes" in " ".join(busy)
+    assert said.state == "note"
+    assert ("sched_autogroup_enabled=0" in said.text) == shares
+
+
 def test_git_without_a_name_and_without_commits_is_broken(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

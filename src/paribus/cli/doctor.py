@@ -18,6 +18,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "compiler": machine.compiler,
     "disk": machine.disk,
     "clock": machine.clock,
+    "neighbours": machine.neighbours,
     "path": project.checkout_path,
     "git": project.git,
     "params": project.params,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
 import sys
@@ -9,6 +11,8 @@ import time
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
+
+import psutil
 
 from paribus import config
 from paribus.cli.finding import Finding, some
@@ -26,6 +30,10 @@ from paribus.places import main_checkout, state_root
 # Bytes: the default needs about 0.3 GB, and a full disk ends a run at its next save.
 LEAST_DISK = 2e9
 LITTLE_DISK = 20e9
+
+AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
+LOOK_SECONDS = 0.5  # at what processes compute
+BUSY = 0.5  # of a core
 
 
 def versions() -> Finding:
@@ -142,6 +150,44 @@ def clock() -> Finding:
             f"the disk's clock differs by {skew:,.0f} s (a network disk?): synchronise both machines",
         )
     return Finding("ok", time.strftime("%Y-%m-%d %H:%M:%S %Z"))
+
+
+def neighbours() -> Finding:
+    """What computes in other sessions. All threads of a product wait for the one that shares its core."""
+    busy = busy_elsewhere()
+    if not busy:
+        return Finding("ok", "nothing else computes here")
+    text = f"{some(busy)}: training beside it is slower, and its speed tells little"
+    with contextlib.suppress(OSError):  # not Linux
+        if AUTOGROUP.read_text(encoding="ascii").strip() == "1":
+            text += (
+                ". Sessions have equal shares here, however nice their processes are; niceness counts "
+                "after `sudo sysctl kernel.sched_autogroup_enabled=0`"
+            )
+    return Finding("note", text)
+
+
+def busy_elsewhere() -> list[str]:
+    """Name and number of each process of another session that takes much of a core."""
+    own = os.getsid(0)
+    before = {process: _seconds(process) for process in psutil.process_iter(["name"])}
+    time.sleep(LOOK_SECONDS)
+    busy = []
+    for process, seconds in before.items():
+        used = _seconds(process) - seconds
+        with contextlib.suppress(OSError):  # it has ended
+            if used > BUSY * LOOK_SECONDS and os.getsid(process.pid) != own:
+                busy.append(f"{process.info['name']} ({process.pid}) computes")
+    return busy
+
+
+def _seconds(process: psutil.Process) -> float:
+    """Of the processor, which a process has had so far; 0 once it has ended."""
+    try:
+        times = process.cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
 
 
 def chromium() -> Finding:
