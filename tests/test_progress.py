@@ -54,10 +54,11 @@ def test_what_a_stage_is_for_comes_first_and_keeps_its_last_measurement() -> Non
         bar.measured({"val/bpb": 0.75, "train/grad_norm": 3.0})
         bar.update(5, loss=2.0, tokens_per_second=900.0)
     with Progress("rl", 10, "step", stream=stream) as bar:
+        bar.measured({"watch/accuracy": 0.25})
         bar.update(5, loss=0.0, tokens_per_second=9.0, **{"rl/mean_reward": 0.5})
     assert stream.getvalue().splitlines() == [
         "pretrain: step 5/10  bpb 0.7500  loss 2.000  900.0 tokens/s",
-        "rl: step 5/10  mean reward 0.5000  loss 0.000  9.000 tokens/s",
+        "rl: step 5/10  mean reward 0.5000  held-out accuracy 0.2500  loss 0.000  9.000 tokens/s",
     ]
 
 

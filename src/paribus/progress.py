@@ -18,6 +18,8 @@ BAR_SECONDS = 0.25
 LINE_SECONDS = 10.0
 MAX_VALUES = 4  # shown beside the step
 FIRST = ("mean_reward", "bpb", "accuracy")  # what a stage is for comes before its loss and speed
+# Metric -> its words, where the last part of its name is that of another.
+OF_HELD_OUT = {"watch/accuracy": "held-out accuracy"}
 OF_A_STEP = ("answers", "passes", "rows read")  # parts of a step; all others are of an evaluation
 
 
@@ -162,7 +164,7 @@ def _live_bar(stream: TextIO) -> Bar:
 
 def _value(name: str, value: float) -> str:
     """tokens_per_second=21900.4 -> "21,900 tokens/s"; loss=2.13 -> "loss 2.130"; rl/reward -> "reward 0.5000"."""
-    name = name.rpartition("/")[2]
+    name = OF_HELD_OUT.get(name, name.rpartition("/")[2])
     number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
     if name.endswith("_per_second"):
         return f"{number} {name.removesuffix('_per_second').replace('_', ' ')}/s"
