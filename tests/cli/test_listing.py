@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from click.shell_completion import BashComplete
 from support.checkout import make_checkout
 from support.studied import LightProject
 
+from paribus.cli.commands import commands
 from paribus.cli.runs import show_runs
 from paribus.cli.studies import list_studies, new_ablation, new_tuning
 from paribus.errors import UserError
@@ -150,3 +152,21 @@ def test_runs_of_a_project_stand_beside_each_other_with_what_they_change(
     assert max(len(line) for line in shown.splitlines()) <= 80
     with pytest.raises(UserError, match=r"did you mean ended\.adamw\.s7\?"):
         show_runs(["ended.adamw.s77"], as_json=False)
+
+
+@pytest.mark.usefixtures("inside")
+@pytest.mark.parametrize(
+    "words, begun, completed",
+    [
+        (["ablate", "run"], "rl-", ["rl-sparsity"]),
+        (["ablate", "new", "again", "--like"], "switches", ["switches-together"]),
+        (["plan"], "lap", ["laptop"]),
+        (["keys"], "optimizer.k", ["optimizer.kind"]),
+        (["export"], "s", ["sft"]),
+    ],
+)
+def test_a_shell_completes_the_names_that_a_command_takes(
+    words: list[str], begun: str, completed: list[str]
+) -> None:
+    shell = BashComplete(commands, {}, "paribus", "_PARIBUS_COMPLETE")
+    assert [item.value for item in shell.get_completions(words, begun)] == completed

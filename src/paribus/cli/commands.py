@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from paribus.cli import questions, stages
+from paribus.cli import completion, questions, stages
 from paribus.cli.arguments import Number, Temperature
 from paribus.cli.examples import add_examples
 from paribus.cli.root import (
@@ -103,7 +103,7 @@ def chat(
 
 
 @commands.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", shell_complete=completion.checkpoints)
 @click.option(
     "--to",
     "target",
@@ -123,7 +123,7 @@ def export(checkpoint: str, **options: Any) -> None:
 
 
 @commands.command()
-@click.argument("pattern", default="")
+@click.argument("pattern", default="", shell_complete=completion.keys)
 def keys(pattern: str) -> None:
     """Every key of params.yaml that contains PATTERN: type, bounds, documentation, value."""
     from paribus.cli.keys import print_keys
@@ -145,7 +145,7 @@ def profile_list() -> None:
 
 
 @profile.command("args")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.profiles)
 def profile_args(name: str) -> None:
     """Print a profile as -S arguments: dvc exp run $(paribus profile args NAME)."""
     from paribus.cli.profiles import print_profile_args
@@ -154,7 +154,7 @@ def profile_args(name: str) -> None:
 
 
 @profile.command("apply")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.profiles)
 def profile_apply(name: str) -> None:
     """Write a profile's values into params.yaml."""
     from paribus.cli.profiles import apply_profile
@@ -206,7 +206,7 @@ def doctor(gpu: bool, **options: Any) -> None:
 
 
 @commands.command()
-@click.argument("profile", required=False)
+@click.argument("profile", required=False, shell_complete=completion.profiles)
 @click.option(
     "-S", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key, as in dvc exp run."
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from paribus.cli import completion
 from paribus.cli.arguments import Cards, Number
 from paribus.cli.judge import judge_command
 from paribus.cli.root import MOST_WORKERS, Commands, commands, engine_option
@@ -23,7 +24,7 @@ def tune() -> None:
 
 
 @tune.command("run")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.tuning_studies)
 @click.option(
     "--storage", "url", help="Optuna storage, as postgresql://host/db; default: sqlite in .paribus."
 )
@@ -63,7 +64,7 @@ def tune_list(as_json: bool) -> None:
 
 
 @tune.command("status")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.tuning_studies)
 @click.option("--storage", "url", help="Where the study is.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def tune_status(name: str, url: str | None, as_json: bool) -> None:
@@ -74,7 +75,7 @@ def tune_status(name: str, url: str | None, as_json: bool) -> None:
 
 
 @tune.command("report")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.tuning_studies)
 @click.option("--storage", "url", help="Where the study is.")
 def tune_report(name: str, url: str | None) -> None:
     """Figures, summary and profile of the study NAME as it stands."""
@@ -162,7 +163,12 @@ def ablate_list(as_json: bool) -> None:
 
 @ablate.command("new")
 @click.argument("name")
-@click.option("--like", metavar="STUDY", help="Ask this study's question again, at fresh seeds.")
+@click.option(
+    "--like",
+    metavar="STUDY",
+    shell_complete=completion.studies,
+    help="Ask this study's question again, at fresh seeds.",
+)
 @click.option("--arm", "arms", multiple=True, help="With --like: only this arm; may be repeated.")
 @click.option(
     "--seeds", type=click.IntRange(2, 100_000), help="With --like: one look, after so many."
@@ -175,7 +181,7 @@ def ablate_new(name: str, like: str | None, arms: tuple[str, ...], seeds: int | 
 
 
 @ablate.command("check")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.studies)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, diffs included.")
 def ablate_check(name: str, as_json: bool) -> None:
     """Refuse NAME as `run` does, without running anything; print what its arms change, of code too."""
@@ -185,7 +191,7 @@ def ablate_check(name: str, as_json: bool) -> None:
 
 
 @ablate.command("run")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.studies)
 @click.option(
     "--workers",
     type=click.IntRange(1, MOST_WORKERS),
@@ -209,7 +215,7 @@ def ablate_run(name: str, **options: Any) -> None:
 
 
 @ablate.command("plan")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.studies)
 @click.option("--device", help="A card of plan/devices.yaml, as 'RTX 3090'; default: this machine.")
 @click.option("--gpus", type=click.IntRange(1, MOST_WORKERS), default=1, help="Cards of a run.")
 @click.option(
@@ -224,7 +230,7 @@ def ablate_plan(name: str, **options: Any) -> None:
 
 
 @ablate.command("status")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.studies)
 @click.option("--watch", is_flag=True, help="Until all runs are done.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def ablate_status(name: str, watch: bool, as_json: bool) -> None:
@@ -235,7 +241,7 @@ def ablate_status(name: str, watch: bool, as_json: bool) -> None:
 
 
 @ablate.command("stop")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.studies)
 def ablate_stop(name: str) -> None:
     """Have the runs of NAME save and end; `ablate run` goes on."""
     from paribus.cli import ablation_status
@@ -244,7 +250,7 @@ def ablate_stop(name: str) -> None:
 
 
 @ablate.command("report")
-@click.argument("name")
+@click.argument("name", shell_complete=completion.studies)
 @click.option("--force", is_flag=True, help="Replace a page that rests on more runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdicts as JSON.")
 def ablate_report(name: str, force: bool, as_json: bool) -> None:
@@ -255,7 +261,7 @@ def ablate_report(name: str, force: bool, as_json: bool) -> None:
 
 
 @commands.command()
-@click.argument("profile")
+@click.argument("profile", shell_complete=completion.profiles)
 @click.option(
     "--seeds", type=click.IntRange(3, 1_000), default=5, show_default=True, help="Runs, at least 3."
 )
