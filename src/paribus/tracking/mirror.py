@@ -245,7 +245,8 @@ class Mirror:
         family = family_of(self.root, run.execution or "")
         _log_final(store, parent, headline(family), 0)
         if isinstance(run.summary.get(WEIGHTS), str):
-            store.client.set_tag(parent, f"{run.stage}.{WEIGHTS}", str(run.summary[WEIGHTS]))
+            name = store_key(f"{run.stage}.{WEIGHTS}")
+            store.client.set_tag(parent, name, str(run.summary[WEIGHTS]))
         if execution is not None:
             note = note_above(execution.name, execution.tags, family)
             store.client.set_tag(parent, NOTE, note)
