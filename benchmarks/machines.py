@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,6 @@ ARMS = {
     "wide": {"model.mlp_ratio": 6.0},
 }
 SEEDS = 4
-RUNS = SEEDS * (1 + len(ARMS))
 KEYS = {
     "AWS_ACCESS_KEY_ID": "a",
     "AWS_SECRET_ACCESS_KEY": "b",
@@ -58,13 +58,22 @@ SAVE_SECONDS = 0.5
 STATE_MINUTES = 0.02
 STEPS = 200
 LEAST_STEP = 20  # of the state that a killed run goes on from
+LARGEST_PART = 0.75  # of its steps that a run has made at most when its machine is killed, so that some are left
 
 
-def project_at(root: Path, steps: int) -> Project:
+@dataclass(frozen=True)
+class Size:
+    """How large the study is: pretraining's steps, and seeds of each arm."""
+
+    steps: int
+    seeds: int
+
+
+def project_at(root: Path, size: Size) -> Project:
     """A tiny project with the study in it."""
-    changes = {"pretrain.steps": steps, "train.save_seconds": SAVE_SECONDS}
+    changes = {"pretrain.steps": size.steps, "train.save_seconds": SAVE_SECONDS}
     project = Project(root, HERE.parent, **changes).start()
-    study = STUDY | {"arms": ARMS, "seeds": SEEDS, "workers": 1}
+    study = STUDY | {"arms": ARMS, "seeds": size.seeds, "workers": 1}
     (root / "experiments").mkdir(exist_ok=True)
     (root / f"experiments/{NAME}.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
     return project
@@ -174,14 +183,13 @@ def verdicts(root: Path) -> list[str]:
     return [line.partition("; by an upper limit")[0] for line in of_arms]
 
 
-def machine_dies(
-    network: Network, root: Path, s3: str, victim: Machine, driver: Any
-) -> dict[str, Any]:
+def machine_dies(size: Size, root: Path, s3: str, victim: Machine, driver: Any) -> dict[str, Any]:
     """Kill a machine in the middle of a run whose state is in the bucket; the run, and the step of that state."""
+    last = LARGEST_PART * size.steps
     while driver.poll() is None:
         there = states_in(s3)
         for run in under_way_on(root, victim.name) & there.keys():
-            if there[run] >= LEAST_STEP:
+            if LEAST_STEP <= there[run] <= last:
                 before = victim.processes()
                 victim.kill()
                 return {"run": run, "step_in_bucket": there[run], "processes": before}
@@ -205,6 +213,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=STEPS, help="of pretraining")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="of each arm; 2 for a short try")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     parser.add_argument("--keep", type=Path, help="a folder that is kept, and gone on from")
     args = parser.parse_args()
@@ -214,7 +223,7 @@ def main() -> None:
     folder = args.keep or Path(tempfile.mkdtemp(prefix="paribus-machines-"))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        figures = measured(folder, args.steps)
+        figures = measured(folder, Size(args.steps, args.seeds))
     finally:
         if args.keep is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -225,38 +234,38 @@ def main() -> None:
     sys.exit(0 if fine else 1)
 
 
-def undisturbed(folder: Path, steps: int) -> tuple[dict[str, Any], list[str]]:
+def undisturbed(folder: Path, size: Size) -> tuple[dict[str, Any], list[str]]:
     """(run -> its result, verdicts) of the study on one machine."""
     root = folder / "alone"
     if not root.exists():
-        commit(project_at(root, steps), "study")
+        commit(project_at(root, size), "study")
     alone = Project.__new__(Project)
     alone.root = root
     alone.run("paribus", "ablate", "run", NAME)  # goes on where it was stopped
     return results(root), verdicts(root)
 
 
-def measured(folder: Path, steps: int) -> dict[str, Any]:
+def measured(folder: Path, size: Size) -> dict[str, Any]:
     kept = folder / "on_machines.json"
     if not kept.exists():
-        kept.write_text(json.dumps(on_machines(folder, steps), indent=1))
+        kept.write_text(json.dumps(on_machines(folder, size), indent=1))
     found, figures = json.loads(kept.read_text())
     print(json.dumps(figures, indent=1), flush=True)
-    expected, expected_verdicts = undisturbed(folder, steps)
+    expected, expected_verdicts = undisturbed(folder, size)
     return figures | {
         "same_values": _of(found, "value") == _of(expected, "value"),
         "same_weights": _of(found, "weights") == _of(expected, "weights"),
-        "same_verdict": figures["verdicts"] == expected_verdicts,
+        "same_verdict": figures["verdicts"] == expected_verdicts != [],
     }
 
 
-def on_machines(folder: Path, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def on_machines(folder: Path, size: Size) -> tuple[dict[str, Any], dict[str, Any]]:
     """(run -> its result, figures) of the study on three machines, one of which dies."""
     with Network(folder, 77) as network, servers(network, folder) as (s3, mlflow):
         desk, second, third = (network.machine(f"desk{number}") for number in (1, 2, 3))
         root = desk.folder / "paribus"
         own = KEYS | {"MLFLOW_TRACKING_URI": mlflow, "PYTHONPATH": str(HERE.parent / "src")}
-        share(project_at(root, steps), desk, s3, folder)
+        share(project_at(root, size), desk, s3, folder)
         head = desk.start_ray(**own)
         for machine in (second, third):
             machine.start_ray(head, **own)
@@ -265,7 +274,7 @@ def on_machines(folder: Path, steps: int) -> tuple[dict[str, Any], dict[str, Any
         began = time.monotonic()
         command = ["paribus", "ablate", "run", NAME, "--engine", f"ray:{head}"]
         driver = desk.begin(*command, log=folder / "study.log", cwd=root, **own)
-        killed = machine_dies(network, root, s3, third, driver)
+        killed = machine_dies(size, root, s3, third, driver)
         print("killed:", killed, flush=True)
         driver.wait()
         seconds = round(time.monotonic() - began)

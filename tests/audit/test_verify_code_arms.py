@@ -14,7 +14,7 @@ from support.studied import STUDY
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
 
 KEY = '    muon_scale: float = key("factor of Muon\'s steps", ge=0, le=10)\n    grad_clip: float = key('
-STEP = "alpha=-lr * scale"
+STEP = "step = lr * scale("
 
 
 def replace(path: Path, old: str, new: str) -> None:
@@ -28,7 +28,7 @@ def make_idea(project: Project) -> None:
     project.run("git", "switch", "-q", "-c", "ideas/scaled")
     source = project.root / "src/paribus"
     replace(source / "config/training_schema.py", "    grad_clip: float = key(", KEY)
-    replace(source / "train/optim.py", STEP, f"{STEP} * self.config.muon_scale")
+    replace(source / "train/muon.py", STEP, STEP.replace("lr", "config.muon_scale * lr"))
     params = yaml.safe_load((project.root / "params.yaml").read_text())
     params["optimizer"]["muon_scale"] = 2.0
     (project.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
