@@ -171,7 +171,7 @@ def _problems_of(experiment: Experiment, name: str, code: ArmCode) -> list[str]:
     change = change_of(experiment, code)
     if not change.files:
         return [_no_effect(experiment, name, code)]
-    problems = _submodules(head, code)
+    problems = _submodules(shared, head, code)
     if arm.as_one is None:
         problems += _stale(experiment, code, shared, head)
         problems += _measures_otherwise(experiment, code, change)
@@ -263,18 +263,29 @@ def measuring_files(experiment: Experiment, change: Change) -> list[str]:
     return [file.path for file in concerned.files if file.path.startswith(MEASURING)]
 
 
-def _submodules(head: str, code: ArmCode) -> list[str]:
-    """Submodules that an arm moves: what changes in them is not seen."""
-    listed = git("diff", "--raw", "--no-renames", head, code.commit)
+def _submodules(shared: str, head: str, code: ArmCode) -> list[str]:
+    """Submodules that are at another commit than the baseline's: what changes in them is not seen."""
+    moved = _moved(shared, code.commit)
+    problems = [
+        f"{code.asked} moves the submodule {path}, and what changes in there is neither shown nor compared; take that out"
+        for path in moved
+    ]
+    for path in _moved(head, code.commit):
+        if path not in moved:
+            problems.append(
+                f"{code.asked} lacks a commit that the baseline has, which moves the submodule {path}; rebase it"
+            )
+    return problems
+
+
+def _moved(before: str, after: str) -> list[str]:
+    """The submodules that two commits have at different ones."""
     paths = []
-    for line in listed.splitlines():
+    for line in git("diff", "--raw", "--no-renames", before, after).splitlines():
         about, _, path = line.partition("\t")
         if "160000" in about.split(" ")[:2] or about.startswith(":160000"):
             paths.append(path)
-    return [
-        f"{code.asked} moves the submodule {path}, and what changes in there is neither shown nor compared; take that out"
-        for path in paths
-    ]
+    return paths
 
 
 def _budget(experiment: Experiment, change: Change) -> list[str]:
