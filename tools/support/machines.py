@@ -103,6 +103,7 @@ class Machine:
             "DVC_NO_ANALYTICS": "1",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # of 15 by default: on a busy machine its tasks would wait for everything else
         }
         return clean | own | more
 
