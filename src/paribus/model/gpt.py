@@ -341,7 +341,8 @@ class GPT(nn.Module):
             return self._block_mask(length, window, documents, self.device)
         seen = attention.dense_mask(positions, window, documents, read)
         if chosen == "banded":
-            return banded.band(seen, window, self.compute_dtype)
+            keeps = self.config.seq_len <= banded.KEPT_LENGTH
+            return banded.band(seen, window, self.compute_dtype, keeps=keeps)
         return seen
 
     # ------------------------------------------------------------ compiling
