@@ -62,12 +62,37 @@ def test_bands_give_what_the_mask_does_and_its_gradients(
     towards = torch.randn(2, 4, LENGTH, 16, generator=generator)
     apart = documents if packed else None
     mask = attention.dense_mask(torch.arange(LENGTH)[None], window, apart, None)
+    again = banded.band(mask, window, torch.float32)
+    kept = banded.band(mask, window, torch.float32, keeps=True)
     found = []
-    for seen in (banded.band(mask, window, torch.float32), mask):
+    for seen in (mask, again, kept):
         q, k, v = (leaf.transpose(1, 2) for leaf in leaves)
         answer = attention.attend(q, k, v, seen)
         found.append([answer, *torch.autograd.grad(answer, leaves, towards)])
-    torch.testing.assert_close(found[0], found[1], atol=5e-6, rtol=1e-4)
+    torch.testing.assert_close(found[1], found[0], atol=5e-6, rtol=1e-4)
+    assert all(map(torch.equal, found[1], found[2]))  # kept or computed again: the same bits
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_compiled_band_answers_as_one_that_is_not(keeps: bool) -> None:
+    leaves = [
+        torch.randn(2, LENGTH, 4, 16, generator=torch.Generator().manual_seed(number))
+        .bfloat16()
+        .requires_grad_()
+        for number in range(4)
+    ]
+    mask = attention.dense_mask(torch.arange(LENGTH)[None], None, None, None)
+    seen = banded.band(mask, None, torch.bfloat16, keeps=keeps)
+
+    def answer(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        heads = (leaf.transpose(1, 2) for leaf in (q, k, v))
+        return attention.attend(*heads, seen).transpose(1, 2)
+
+    found = []
+    for function in (answer, torch.compile(answer, backend="aot_eager")):
+        result = function(*leaves[:3])
+        found.append([result, *torch.autograd.grad(result, leaves[:3], leaves[3])])
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -125,7 +125,7 @@ def case(request: pytest.FixtureRequest, dtype: str, tiny_config: Config) -> Cas
     batch = Batch(ROWS, LENGTH, DTYPES[dtype])
     masks: dict[str, Any] = {"L": None, "S": mask}
     if footprint.attends_by_bands(config, batch):
-        masks = dict.fromkeys("LS", banded.band(mask, None, x.dtype))
+        masks = dict.fromkeys("LS", banded.band(mask, None, x.dtype, keeps=True))
     context = Context(rotary, masks, None)
     return Case(config, batch, Block(config, VOCAB, 0), x.requires_grad_(), tokens, context)
 
@@ -194,6 +194,7 @@ def test_bands_are_counted_where_the_model_attends_by_them(tiny_config: Config) 
             counted = footprint.attends_by_bands(config, Batch(ROWS, LENGTH, item))
             assert counted == (chosen == "banded")
     assert footprint.BAND_QUERIES == banded.BLOCK
+    assert footprint.KEPT_LENGTH == banded.KEPT_LENGTH
 
 
 def test_every_layer_names_its_footprint(project_root: Path) -> None:

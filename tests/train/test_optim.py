@@ -34,6 +34,27 @@ def test_muon_in_bf16_steps_the_way_it_does_in_fp32() -> None:
     assert cosine.min() > 0.9995
 
 
+@pytest.mark.parametrize("smallest", [-1, -3])
+@pytest.mark.parametrize("coefficients", muon.COEFFICIENTS)
+@pytest.mark.parametrize("iterations", [2, 5])
+def test_iterations_in_pairs_in_bf16_end_as_near_to_the_polar_factor_as_in_fp64(
+    iterations: int, coefficients: str, smallest: int
+) -> None:
+    """smallest: the power of ten that the singular values fall to."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(2, 64, 256, generator=generator, dtype=torch.float64)
+    left, _, right = torch.linalg.svd(drawn, full_matrices=False)
+    falling = torch.logspace(0, smallest, 64, dtype=torch.float64)
+    matrices = left @ torch.diag(falling) @ right
+    polar = (left @ right).flatten(1)
+
+    nearness = []
+    for dtype in (torch.float64, torch.bfloat16):  # one iteration at a time, and in pairs
+        found = orthogonalise(matrices, iterations, coefficients, dtype).flatten(1)
+        nearness.append(torch.nn.functional.cosine_similarity(found, polar))
+    assert (nearness[1] > nearness[0] - 0.01).all()
+
+
 def muon_steps(
     config: Config, compiled: bool, restart: bool = False
 ) -> tuple[list[torch.Tensor], dict[str, Any]]:

@@ -28,6 +28,7 @@ from paribus.model.shapes import (
 FP32 = 4  # bytes of a number
 BOOL = 1
 BAND_QUERIES = 128  # of a block: `banded.BLOCK`
+KEPT_LENGTH = 512  # contexts whose weights are kept: `banded.KEPT_LENGTH`
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def attention(config: Architecture, layer: int, batch: Batch) -> int:
     kept = batch.tokens * (batch.itemsize * numbers + FP32 * statistics)
     kept += cast_copies(weights, batch) + attention_scores(config, batch)
     if attends_by_bands(config, batch):
-        return kept + _repeated_heads(config, batch)
+        return kept + _repeated_heads(config, batch) + _kept_weights(config, batch)
     forms_scores = config.attention_softcap or config.attention_dropout
     return kept if forms_scores else kept + mask(config, layer, batch)
 
@@ -123,6 +124,13 @@ def attends_by_bands(config: Architecture, batch: Batch) -> bool:
     """
     forms_scores = config.attention_softcap or config.attention_dropout
     return not (batch.cuda or batch.itemsize == FP32 or forms_scores)
+
+
+def _kept_weights(config: Architecture, batch: Batch) -> int:
+    """The weights of bands of short contexts, which their backward pass would have to compute again otherwise."""
+    if config.seq_len > KEPT_LENGTH:
+        return 0
+    return batch.rows * config.n_heads * batch.length**2 * batch.itemsize
 
 
 def _repeated_heads(config: Architecture, batch: Batch) -> int:
@@ -337,18 +345,21 @@ def _bands_backward(config: Architecture, layer: int, batch: Batch) -> int:
     """What the backward pass of an attention by bands holds, less what the block's MLP has freed by then.
 
     It holds the gradients of the block's output and of the attention's, the latter once more by heads, as q, k and v are;
-    their gradients, of k and v in fp32; and the weights of a block of queries, three times: those of the block before are there
-    until the next ones are.
+    their gradients, of k and v in fp32 beyond two blocks; and the weights of a block of queries, three times, or twice where
+    they are kept anyhow: those of the block before are there until the next ones are.
     """
     query_width = config.n_heads * config.head_dim
     numbers = config.width + query_width + 4 * query_width + query_width
-    held = batch.tokens * (batch.itemsize * numbers + FP32 * 2 * query_width)
+    narrow = batch.itemsize if batch.length <= 2 * BAND_QUERIES else FP32
+    held = batch.tokens * (batch.itemsize * numbers + narrow * 2 * query_width)
     keys = batch.length
     if window_of(config, layer) == "S":
         keys = min(keys, config.window + BAND_QUERIES)
     queries = min(batch.length, BAND_QUERIES)
     keys_before = min(keys, batch.length - queries)  # of the block of queries before the last
-    weights = max(3 * keys, 2 * keys + 3 * keys_before) * queries * batch.rows * config.n_heads
+    kinds = 2 if config.seq_len <= KEPT_LENGTH else 3
+    most = max(kinds * keys, (kinds - 1) * keys + kinds * keys_before)
+    weights = most * queries * batch.rows * config.n_heads
     return held + batch.itemsize * weights - mlp(config, batch)
 
 

@@ -20,6 +20,9 @@ from paribus.train.state import State, buffer, gradients_of, move_towards
 Coefficients = tuple[float, float, float]
 
 SAFETY = 1.01  # arXiv:2505.16932: rounding in bf16 must carry no singular value out of the next iteration's range
+# Columns a row from which iterations go in pairs on a CPU in bf16 (`_iterated`): 26 products of the narrow side in place of 36
+# at four columns a row (24 ms against 31 for four of 256 x 1,024, five iterations, AMD Zen 4), as many at one and a half.
+WIDE = 2.5
 TINY = 1e-7  # keeps a gradient of zero from dividing by zero
 
 
@@ -169,15 +172,40 @@ def orthogonalise(
     iterations: of Newton-Schulz (`optimizer.muon_iterations`). coefficients: a key of COEFFICIENTS. dtype: of the products.
     """
     rows = COEFFICIENTS[coefficients]
+    steps = [rows[min(number, len(rows) - 1)] for number in range(iterations)]
     x = matrices.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + TINY)
-    for number in range(iterations):
-        a, b, c = rows[min(number, len(rows) - 1)]
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    narrow = x.shape[-1] < WIDE * x.shape[-2]
+    if narrow or x.is_cuda or dtype != torch.bfloat16:
+        for step in steps:
+            x = _iterated(x, [step])
+    else:
+        odd = iterations % 2
+        for start in range(-odd, iterations, 2):  # one alone, then pairs
+            x = _iterated(x, steps[max(start, 0) : start + 2])
     return (x.mT if tall else x).to(matrices.dtype)
+
+
+def _iterated(x: Tensor, steps: list[Coefficients]) -> Tensor:
+    """Iterations of x (N, m, n) that multiply x itself only at their end: those before it are products of (m, m).
+
+    An iteration is x -> q x with q = a + b g + c g², and takes the Gram matrix g = x x' to q g q. Rounding in g grows with
+    every iteration that does not form it from x.
+    """
+    gram = x @ x.mT
+    product: Tensor | None = None  # of all q before
+    for a, b, c in steps[:-1]:
+        q = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        q.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = q if product is None else q @ product
+        gram = q @ gram @ q
+    a, b, c = steps[-1]
+    higher = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    if product is None:
+        return torch.baddbmm(x, higher, x, beta=a)
+    return torch.baddbmm(product, higher, product, beta=a) @ x
 
 
 def scale(shape: torch.Size, scaling: str) -> float:
