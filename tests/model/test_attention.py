@@ -85,8 +85,8 @@ def test_a_compiled_band_answers_as_one_that_is_not(keeps: bool) -> None:
     seen = banded.band(mask, None, torch.bfloat16, keeps=keeps)
 
     def answer(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        heads = (leaf.transpose(1, 2) for leaf in (q, k, v))
-        return attention.attend(*heads, seen).transpose(1, 2)
+        whole = attention.attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), seen)
+        return whole.transpose(1, 2)
 
     found = []
     for function in (answer, torch.compile(answer, backend="aot_eager")):

@@ -64,7 +64,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Band) -> Tensor:
     if torch.compiler.is_compiling():
         # The kernels of the graph that make them write them in this order, and nobody copies them.
         heads = q.contiguous(), k.contiguous(), v.contiguous()
-        whole, _ = compiled_attention(*heads, seen.mask, seen.window, keeps)
+        whole: Tensor = compiled_attention(*heads, seen.mask, seen.window, keeps)[0]
         return whole
     answer: Tensor = BandedAttention.apply(q, k, v, seen, keeps)  # type: ignore[no-untyped-call]
     return answer
