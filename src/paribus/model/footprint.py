@@ -464,7 +464,8 @@ def optimizer_update(
 ) -> int:
     """The optimiser's temporaries.
 
-    Muon works on all matrices of one shape at once, AdamW on one kind of parameter; AdamW's fused kernel, on CUDA, makes none.
+    Muon works on all matrices of one shape at once, AdamW on one kind of parameter; AdamW's fused kernel, on CUDA and in bf16,
+    makes none.
     Cautious decay keeps a copy of what decays. Those of a library's optimiser are not in it.
 
     Args:
@@ -475,7 +476,8 @@ def optimizer_update(
     """
     counts = parameters(config, vocab_size)
     others = max(counts["embedding"] + counts["value_embeddings"], counts["head"])
-    denominator = 0 if batch.cuda else FP32
+    fused = batch.cuda or batch.itemsize != FP32
+    denominator = 0 if fused else FP32
     matrices = 0
     if optimizer.kind == "muon":
         normalised = optimizer.muon_normalisation != "none"

