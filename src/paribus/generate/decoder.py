@@ -178,8 +178,9 @@ class Decoder:
         if longest > 1:
             tokens = torch.tensor([_pad(self.prompts[index][:-1], longest - 1) for index in batch])
             lengths = [len(self.prompts[index]) - 1 for index in batch]
-            with self.weights:
-                self.model.hidden(tokens.to(device), cache=staging)
+            anywhere = torch.zeros(count, 1, dtype=torch.int64, device=device)
+            with self.weights:  # only keys and values are wanted
+                self.model.hidden(tokens.to(device), cache=staging, read=anywhere)
             staging.advance(torch.tensor(lengths, device=device))
         self.cache.store(torch.tensor(slots, device=device), staging)
         self.slot_answers |= dict.fromkeys(slots, self.samples)
@@ -231,9 +232,9 @@ class Decoder:
                 "generation: the model's logits are not finite; its training diverged: "
                 "use an earlier checkpoint, or lower the learning rate and train again"
             )
-        of_block = uniform(self.stream, 2 * self.count)
-        of_token = uniform(self.stream, 2 * self.count + 1)
-        uniforms = torch.stack([of_block, of_token], dim=1)
+        first = 2 * self.count[:, None]
+        counters = torch.cat([first, first + 1], dim=1)
+        uniforms = uniform(self.stream[:, None], counters)
         tokens, close = choose(logits, uniforms, self.drawing.temperature, self.drawing.top_k)
         if self.exact:
             self._decide_close_calls(tokens, close, uniforms)

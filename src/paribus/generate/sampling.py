@@ -30,7 +30,7 @@ def stream_seed(*parts: int) -> int:
 
 
 def uniform(seeds: Tensor, counters: Tensor) -> Tensor:
-    """Number `counters` (R,) of the splitmix64 streams `seeds` (R,), both int64 -> (R,) fp32 in [0, 1), 24 bits."""
+    """Numbers `counters` (R, N) of the splitmix64 streams `seeds` (R, 1), int64 -> (R, N) fp32 in [0, 1), 24 bits."""
     x = seeds + (counters + 1) * signed(0x9E3779B97F4A7C15)  # int64 wraps around as uint64 does
     x = (x ^ _shift(x, 30)) * signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift(x, 27)) * signed(0x94D049BB133111EB)

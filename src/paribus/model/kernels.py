@@ -321,7 +321,8 @@ class RootMeanSquare(torch.autograd.Function):
 
 def inverse_root_mean_square(x: Tensor) -> Tensor:
     """One over the root mean square of x (..., D) over its last axis, (..., 1); computed in fp32 at least."""
-    precise = torch.promote_types(x.dtype, torch.float32)
+    coarse = x.dtype.itemsize < torch.float32.itemsize
+    precise = torch.float32 if coarse else x.dtype
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
     mean = norm.square_().div_(x.shape[-1])
     inverse: Tensor = mean.add_(torch.finfo(x.dtype).eps).rsqrt_().to(x.dtype)
