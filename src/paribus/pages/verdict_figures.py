@@ -86,7 +86,7 @@ def _draw_forest(experiment: Experiment, found: Sequence[ArmVerdict]) -> Figure:
 
 def _draw_curves(found: Sequence[ArmVerdict], amount: str) -> Figure:
     """The differences over training. amount: what the left one is over, tokens or bytes."""
-    figure, (left, right) = canvas(columns=2, height=3.4)
+    figure, (left, right) = canvas(columns=2, height=3.8)
     for axes, kind, heading, axis in (
         (left, "over_training", f"At equal {amount}", f"pretraining {amount}"),
         (right, "over_seconds", "At equal time", "seconds of pretraining"),
@@ -120,7 +120,14 @@ def _draw_curves(found: Sequence[ArmVerdict], amount: str) -> Figure:
         )
     _show_means(right, left)
     left.xaxis.set_major_formatter(lambda value, _: quantity(value))
-    left.legend(frameon=False, fontsize=9, labelcolor=INK)
+    figure.legend(
+        *left.get_legend_handles_labels(),
+        loc="outside lower center",  # within the axes it would lie on curves of many arms
+        ncols=4,
+        frameon=False,
+        fontsize=9,
+        labelcolor=INK,
+    )
     return figure
 
 
