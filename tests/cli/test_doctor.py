@@ -214,6 +214,15 @@ def test_a_torn_lock_file_is_broken(project: Path, end: str) -> None:
     assert "rm dvc.lock" in found("outputs").text
 
 
+def test_locks_of_dvc_that_a_kill_tore_are_broken(project: Path) -> None:
+    locks = project / ".dvc/tmp/rwlock"
+    locks.write_text('{"data/corpus": ')
+    assert found("dvc").state == "broken"
+    assert found("dvc").text.endswith("rm .dvc/tmp/rwlock")
+    locks.write_text("{}")
+    assert found("dvc").state != "broken"
+
+
 @pytest.mark.parametrize("last", ["      md5", "    params:", "      params.yaml:"])
 def test_a_lock_file_cut_short_is_broken_wherever_dvc_refuses_it(
     project: Path, project_root: Path, last: str

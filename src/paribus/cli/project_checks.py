@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from paribus.places import main_checkout, outside_problem, state_root
 from paribus.text import file_size
 from paribus.tracking.health import store_health
 
+DVC_LOCKS = Path(".dvc/tmp/rwlock")  # what DVC's processes read and write at present
 LARGE_STATES = 1e9  # bytes of states that no run goes on from
 # Marks that git leaves; ======= is a title elsewhere.
 CONFLICT = re.compile(r"(<{7}|>{7}|\|{7})( |$)")
@@ -207,10 +209,17 @@ def _below(path: Path) -> str:
 
 
 def site_cache() -> Finding:
-    """DVC unpickles files of its site cache, so anyone who can write there can run code as this user."""
+    """DVC unpickles files of its site cache, so anyone who can write there can run code as this user.
+
+    A file of locks that a kill left torn stops DVC, and comes first.
+    """
     from dvc.dirs import site_cache_dir
     from dvc.repo import Repo
 
+    if _is_torn(DVC_LOCKS):
+        return Finding(
+            "broken", f"{DVC_LOCKS}: torn, as by a kill while DVC wrote it: rm {DVC_LOCKS}"
+        )
     with Repo() as repo:
         configured = repo.config["core"].get("site_cache_dir")
     folder = Path(site_cache_dir(configured)).resolve()
@@ -222,6 +231,17 @@ def site_cache() -> Finding:
             "mkdir -p .dvc-site-cache/repo && dvc config core.site_cache_dir .dvc-site-cache",
         )
     return Finding("ok", f"DVC's site cache is {folder}")
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a JSON file is there and cannot be read as such."""
+    try:
+        json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True
+    return False
 
 
 def _others_may_write(path: Path) -> bool:
