@@ -79,8 +79,10 @@ OFTEN := import dvc.cli, dvc.commands.repro, dvc.repo, dvc.stage.run, mlflow
 OFTEN_TOO := import optuna, statsmodels.api, transformers, paribus.cli.commands, paribus.stages.training, paribus.train.trainer
 
 # A stamp is removed before its install and written after it: an interrupted one starts again from an empty .venv.
+# `dvc exp run --temp` changes its folder on the way, and loses the relative path of .dvc/config.
 $(READY): .venv/.requirements pyproject.toml
 	@$(PIP) --no-deps --no-build-isolation --editable .
+	@$(BIN)/dvc config --local core.site_cache_dir '$(CURDIR)/.dvc-site-cache'
 	@$(BIN)/python -c '$(OFTEN)' & often=$$!; $(BIN)/python -c '$(OFTEN_TOO)' && wait $$often
 	@touch $@
 

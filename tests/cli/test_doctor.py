@@ -351,6 +351,16 @@ def test_a_site_cache_that_others_may_write_to_is_told(
     assert "core.site_cache_dir" in found("dvc").text
 
 
+def test_a_site_cache_that_an_experiment_loses_is_told(project: Path) -> None:
+    config, site = project / ".dvc/config", project / ".dvc-site-cache"
+    for folder in (site, site / "repo"):
+        folder.mkdir(0o700)
+    config.write_text("[core]\n    site_cache_dir = .dvc-site-cache\n")
+    assert "by a relative path" in found("dvc").text
+    config.write_text(f"[core]\n    site_cache_dir = {site}\n")
+    assert found("dvc").state == "ok"
+
+
 def test_dvc_keeps_its_pickles_in_the_clone(project_root: Path, tmp_path: Path) -> None:
     clones = [tmp_path / "one", tmp_path / "two"]
     environment = {key: value for key, value in os.environ.items() if "DVC_" not in key}

@@ -228,7 +228,13 @@ def site_cache() -> Finding:
         return Finding(
             "note",
             f"DVC unpickles what lies in {folder}, where other users of this machine may write: "
-            "mkdir -p .dvc-site-cache/repo && dvc config core.site_cache_dir .dvc-site-cache",
+            "mkdir -p .dvc-site-cache/repo && dvc config --local core.site_cache_dir $PWD/.dvc-site-cache",
+        )
+    if configured and not Path(configured).is_absolute():
+        return Finding(
+            "note",
+            "`dvc exp run --temp` loses a site cache by a relative path: "
+            f"dvc config --local core.site_cache_dir {folder}",
         )
     return Finding("ok", f"DVC's site cache is {folder}")
 

@@ -56,7 +56,7 @@ def _means(bins: list[list[Row]], key: str) -> list[float]:
 
 
 def _smooth(values: Sequence[float], reach: int) -> list[float]:
-    """Centred moving mean over `2 reach + 1` values, fewer at the ends."""
+    """Centered moving mean over `2 reach + 1` values, fewer at the ends."""
     return [
         mean_of_measured(values[max(place - reach, 0) : place + reach + 1])
         for place in range(len(values))
@@ -92,7 +92,7 @@ def _draw_pretrain(results: Results) -> Figure:
 
 
 def _draw_core(results: Results) -> Figure:
-    """Centred accuracy of every task, best at the top, with standard errors."""
+    """Centered accuracy of every task, best at the top, with standard errors."""
     tasks = sorted(results.metrics("core")["tasks"].items(), key=lambda item: item[1]["centered"])
     figure, (axes,) = canvas(height=1.0 + 0.27 * len(tasks))
     values = [task["centered"] for _, task in tasks]
@@ -115,7 +115,7 @@ def _draw_core(results: Results) -> Figure:
     axes.margins(y=0.02)
     title(
         axes,
-        "Centred accuracy of the base model",
+        "Centered accuracy of the base model",
         "0: guessing, 1: all right; whiskers: one standard error",
     )
     return figure
@@ -222,7 +222,7 @@ def _draw_sparsity(results: Results) -> Figure:
 
 ALT = {  # for who cannot see them; the numbers are in the tables
     "pretrain": "training loss and validation bits per byte over tokens",
-    "core": "centred accuracy of each task with standard errors",
+    "core": "centered accuracy of each task with standard errors",
     "gsm8k": "accuracy after each stage with 95 % intervals",
     "sparsity": "shares of all-wrong, mixed and all-right groups over the RL steps, and the reward",
 }
