@@ -56,9 +56,9 @@ MLFLOW_SECONDS = 300.0  # after the last run, for what is still on its way to ML
 PORTS = {"s3": 9000, "mlflow": 5000}
 SAVE_SECONDS = 0.5
 STATE_MINUTES = 0.02
-STEPS = 200
+STEPS = 300  # enough for a state of a run to get to the bucket long before its end
 LEAST_STEP = 20  # of the state that a killed run goes on from
-LARGEST_PART = 0.75  # of its steps that a run has made at most when its machine is killed, so that some are left
+LARGEST_PART = 0.9  # of its steps that a run has made at most when its machine is killed, so that some are left
 
 
 @dataclass(frozen=True)

@@ -256,7 +256,7 @@ def test_a_disk_that_fills_up_costs_a_machine_and_no_run(desk: Desk) -> None:
     """Its run goes to another machine, and it gets no more."""
     disk = disk_on(desk.other, "filling", "12m")
     desk.restart_other(PARIBUS_CHECKOUT=str(disk / "clone"))
-    desk.study("fifth", seeds=2, baseline={"set": {"optimizer.head_lr": 0.007}})
+    desk.study("fifth", seeds=2, baseline={"set": {"optimizer.head_lr": 0.006}})
     desk.other.run("git", "clone", "-q", desk.origin, str(disk / "clone"))
     large = [{"when": {"stage": "pretrain"}, "do": {"size": 1_000_000}}]  # 16 MB of weights
     script = f"mkdir {disk}/clone/.paribus && echo '{json.dumps(large)}' > {disk}/clone/.paribus/behave.json"

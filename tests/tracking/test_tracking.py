@@ -546,6 +546,20 @@ def test_every_run_of_a_store_is_found_however_many_a_page_holds(
     assert len(grades.graded_runs("paged")) == 8
 
 
+def test_a_studys_run_keeps_the_params_that_the_first_machine_sent(
+    settings: Config, client: MlflowClient
+) -> None:
+    """Another machine's first run below it has others: MLflow would refuse all that it sends."""
+    from paribus.tracking import store
+
+    connected = store.connect(tracking_uri(), "groups", state_root())
+    run = client.create_run(connected.experiment).info.run_id
+    connected.log_params(run, {"model.mlp_ratio": "4.0"})
+    connected.log_params(run, {"model.mlp_ratio": "6.0", "model.depth": "2"})
+    params = client.get_run(run).data.params
+    assert params == {"model.mlp_ratio": "4.0", "model.depth": "2"}
+
+
 def test_parts_of_runs_are_read_from_the_tables_as_mlflows_client_has_them(
     settings: Config, client: MlflowClient
 ) -> None:

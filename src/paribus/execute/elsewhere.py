@@ -229,12 +229,12 @@ def _try_remote(root: Path, name: str) -> None:
     """Write to the DVC remote and remove that again. Raises UserError with the reason where it fails."""
     from dvc.repo import Repo
 
+    note = root / ".paribus" / "try-remote"
+    write_atomic(note, "paribus looks whether it can write here")
     try:
         with Repo(str(root)) as repo:
             remote = repo.cloud.get_remote()
             place = remote.fs.join(remote.path, PLACE, f"try-{name}")
-            note = root / ".paribus" / "try-remote"
-            write_atomic(note, "paribus looks whether it can write here")
             remote.fs.makedirs(remote.fs.parent(place), exist_ok=True)
             remote.fs.put_file(str(note), place)
             remote.fs.remove(place)

@@ -117,7 +117,9 @@ class Store:
                 return
 
     def log_params(self, run_id: str, params: Mapping[str, str]) -> None:
-        """Log parameters of a run, at most 100 a request, as MLflow takes no more.
+        """Log parameters that a run lacks, at most 100 a request, as MLflow takes no more.
+
+        A study's run has those of the first run below it; a run of another machine has others, and MLflow refuses a change.
 
         Args:
             run_id: the run's MLflow id.
@@ -125,7 +127,11 @@ class Store:
         """
         from mlflow.entities import Param
 
-        entries = [Param(store_key(key), value[:6000]) for key, value in params.items()]
+        there = self.client.get_run(run_id).data.params
+        entries = []
+        for key, value in params.items():
+            if store_key(key) not in there:
+                entries.append(Param(store_key(key), value[:6000]))
         for start in range(0, len(entries), 100):
             self.client.log_batch(run_id, params=entries[start : start + 100])
 
