@@ -63,6 +63,21 @@ def test_what_a_run_left_is_as_it_left_it(project: LightProject) -> None:
     assert named(project) == []
 
 
+def test_a_stage_that_has_not_run_again_does_not_say_that_its_inputs_were_edited(
+    project: LightProject,
+) -> None:
+    """As `dvc exp run pretrain` leaves it: what reads the metrics has read those before."""
+    lock = yaml.safe_load(Path("dvc.lock").read_text())
+    lock["stages"]["report"] = {
+        "cmd": "paribus report",
+        "deps": [{"path": str(METRIC), "hash": "md5", "md5": "0" * 32, "size": 9}],
+    }
+    Path("dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
+    project.commit("pretrained again")
+    commit = project.git("rev-parse", "HEAD")
+    assert altered(CommittedFiles(commit), (*STAGES, "report")) == []
+
+
 def test_a_metric_that_was_made_dvcs_own_afterwards_is_named(project: LightProject) -> None:
     forge(lambda values: values.update(val_bpb=0.1))
     project.run("dvc", "commit", "-q", "-f", "pretrain")

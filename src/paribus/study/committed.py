@@ -6,7 +6,7 @@ import functools
 import io
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -180,7 +180,8 @@ def altered(files: CommittedFiles, stages: Collection[str]) -> list[str]:
         stages: that the run consists of.
     """
     changed = set()
-    expected: dict[str, str] = {}
+    read: dict[str, str] = {}
+    made: dict[str, str] = {}
     for stage in stages:
         entry = (files.lock.get("stages") or {}).get(stage)
         if entry is None:
@@ -189,15 +190,26 @@ def altered(files: CommittedFiles, stages: Collection[str]) -> list[str]:
         if not _same_params(files, entry):
             changed.add("params.yaml")
         changed.update(edited_in_lock(entry))
-        for file in [*entry.get("deps", []), *entry.get("outs", [])]:
-            if file["path"] in files.tree and not str(file.get("md5", ".dir")).endswith(".dir"):
-                expected[file["path"]] = str(file["md5"])
+        read.update(_committed_files(files, entry.get("deps", [])))
+        made.update(_committed_files(files, entry.get("outs", [])))
+    expected = (
+        read | made
+    )  # what read an older version of a file that was made again is stale, and nothing was edited
     blobs = {files.tree[path] for path in expected}
     have = _md5_of_blobs(frozenset(blobs))
     for path, mark in expected.items():
         if have.get(files.tree[path]) != mark and _md5_in_checkout(files.commit, path) != mark:
             changed.add(path)
     return sorted(changed)
+
+
+def _committed_files(files: CommittedFiles, entries: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Path -> md5 by dvc.lock, of the single files that git has too."""
+    found = {}
+    for file in entries:
+        if file["path"] in files.tree and not str(file.get("md5", ".dir")).endswith(".dir"):
+            found[file["path"]] = str(file["md5"])
+    return found
 
 
 def edited_in_lock(entry: dict[str, Any]) -> list[str]:
