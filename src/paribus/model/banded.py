@@ -22,7 +22,7 @@ from torch import Tensor
 BLOCK, NARROW_BLOCK = 128, 64
 KEY_STEP = 32  # bands begin at multiples: products of other widths take up to half as long again
 # Models of this context and below keep the weights for the backward pass; forward and backward of 16 rows of 256 tokens, 4
-# heads of 64, take 23 ms then, and 32 where they are computed again. What is kept grows with the square of the context.
+# heads of 64, take 25 ms then, and 33 where they are computed again. What is kept grows with the square of the context.
 KEPT_LENGTH = 512
 
 
