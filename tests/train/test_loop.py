@@ -59,6 +59,21 @@ def test_resume_at_any_step_ends_in_the_same_bits(
     assert second.position.tokens == STEPS * ROWS * 16
 
 
+def test_resume_in_bf16_ends_in_the_same_bits(tiny_config: Config, tmp_path: Path) -> None:
+    """Where AdamW is torch's kernel, and Muon's iterations of wide matrices go in pairs."""
+    whole, _ = make(tiny_config, tmp_path / "whole", dtype=torch.bfloat16)
+    whole.run()
+    first, _ = make(tiny_config, tmp_path / "parts", stop_after=3, dtype=torch.bfloat16)
+    with pytest.raises(Paused):
+        first.run()
+    second, _ = make(tiny_config, tmp_path / "parts", dtype=torch.bfloat16)
+    state = second.store.load()
+    assert state is not None
+    second.restore(state)
+    second.run()
+    assert torch.equal(weights(second), weights(whole))
+
+
 def test_death_between_saves_goes_back_to_the_last_state(
     tiny_config: Config, tmp_path: Path, reference: torch.Tensor
 ) -> None:

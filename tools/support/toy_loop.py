@@ -69,8 +69,9 @@ def make(
     plan: Plan | None = None,
     journal: Journal | None = None,
     stepper: Callable[[GPT], Stepper] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Loop, Journal]:
-    model = GPT(resolve_model(config.model), 50)
+    model = GPT(resolve_model(config.model), 50, dtype)
     model.initialise(1)
     journal, interrupt = journal or Journal(), Interrupt(folder)
 
