@@ -141,10 +141,15 @@ def _submodules(top: Path) -> list[tuple[str, str]]:
     return found
 
 
+def is_in_repository(folder: Path) -> bool:
+    """Whether a folder lies in a git repository, one that git refuses to read included."""
+    here = folder.resolve()
+    return any((above / ".git").exists() for above in (here, *here.parents))
+
+
 def refusal() -> str | None:
     """Why git does not read the repository that is here, with the cure; None where it does, or without a repository."""
-    here = Path.cwd().resolve()
-    if not any((folder / ".git").exists() for folder in (here, *here.parents)):
+    if not is_in_repository(Path()):
         return None
     try:
         git("rev-parse", "--git-dir")

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from paribus.git import fill_submodules, git, try_git
+from paribus.git import fill_submodules, git, is_in_repository, try_git
 from paribus.run_id import RunId, parse_experiment_name
 
 _REFERENCE = re.compile(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38,62})/([^/]+)")
@@ -56,9 +56,11 @@ def all_experiments() -> dict[str, str]:
 
 
 def _experiments(root: Path | None) -> Iterator[tuple[str, str, str]]:
-    """(name, commit, the commit it started from) of each of DVC's experiments."""
-    listed = try_git("for-each-ref", "--format=%(refname) %(objectname)", "refs/exps/", at=root)
-    for line in (listed or "").splitlines():
+    """(name, commit, the commit it started from) of each of DVC's experiments; none outside a repository."""
+    if not is_in_repository(root or Path()):
+        return
+    listed = git("for-each-ref", "--format=%(refname) %(objectname)", "refs/exps/", at=root)
+    for line in listed.splitlines():
         reference, commit = line.split(" ")
         match = _REFERENCE.fullmatch(reference)
         if match:
