@@ -3,21 +3,20 @@
     git clone https://github.com/karpathy/nanochat /somewhere/nanochat
     python benchmarks/generate.py --peer /somewhere/nanochat --out generate.json
 
-Models are random (depth 4, width 256, vocabulary 4,096, fp32), prompts of 80 to 120 tokens, answers of --new tokens in
-the mean. `equal`: all as long, the best case for an engine that waits for the longest of its 16. `spread`: log-normal
-with sigma 0.25, so that the mean is two thirds of the longest of 16; sft and rl of the default curriculum measured .60
-and .71. Rounds alternate; medians. Tokens per second are tokens of answers, prefill included in the time. `cpu` divides
-by processor time instead, which other processes on the machine disturb less. `matrix_products_alone`: the tokens a second
-that a step would give if it were its matrix products and nothing else.
+Models are random (depth 4, width 256, vocabulary 4,096) with nanochat's switches on both sides (steps.py), prompts of 80 to
+120 tokens, answers of --new tokens in the mean. `equal`: all as long, the best case for an engine that waits for the
+longest of its 16. `spread`: log-normal with sigma 0.25, so that the mean is two thirds of the longest of 16; sft and rl of
+the default curriculum measured .60 and .71. Rounds alternate; medians. Tokens per second are tokens of answers, prefill
+included in the time. `cpu` divides by processor time instead, which other processes on the machine disturb less.
+`matrix_products_alone`: the tokens a second that a step would give if it were its matrix products and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
 import json
-import platform
+import os
 import statistics
 import sys
 import time
@@ -29,8 +28,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from steps import Shape, machine
 
-from paribus import config
 from paribus.config import resolve_model
 from paribus.generate import Engine, decoder
 from paribus.model.gpt import GPT
@@ -84,16 +83,11 @@ Lengths = list[list[int]]  # of each answer to each question
 Run = Callable[[list[list[int]], Lengths, int], int]  # prompts, lengths, rows -> tokens of answers
 
 
-def own_model() -> GPT:
-    base = config.load_config(Path(__file__).parents[1] / "params.yaml").model
-    model = GPT(
-        resolve_model(
-            dataclasses.replace(base, depth=DEPTH, width=WIDTH, head_dim=HEAD_DIM, seq_len=CONTEXT)
-        ),
-        VOCAB,
-    )
+def own_model(dtype: torch.dtype) -> GPT:
+    shape = Shape(DEPTH, WIDTH, HEAD_DIM, VOCAB, CONTEXT, SAMPLES)
+    model = GPT(resolve_model(shape.model()), VOCAB, dtype)
     randomise(model)
-    return model
+    return model.eval()
 
 
 def floor(model: GPT, rows: int) -> float:
@@ -102,7 +96,8 @@ def floor(model: GPT, rows: int) -> float:
     for name, weight in model.named_parameters():
         if weight.dim() < 2 or "embedding" in name:
             continue
-        x = torch.randn(rows, weight.shape[1])
+        weight = weight.to(model.compute_dtype)
+        x = torch.randn(rows, weight.shape[1], dtype=weight.dtype)
         times = []
         for _ in range(20):
             start = time.perf_counter()
@@ -143,8 +138,9 @@ def ends_at(lengths: Lengths) -> None:
 ADMIT = decoder.Decoder._admit
 
 
-def peer_engine(folder: Path) -> Run:
+def peer_engine(folder: Path, dtype: str) -> Run:
     """nanochat's, question after question; it goes on until the longest answer is done."""
+    os.environ["NANOCHAT_DTYPE"] = dtype
     sys.path.insert(0, str(folder))
     for name in (
         "rustbpe",
@@ -169,7 +165,7 @@ def peer_engine(folder: Path) -> Run:
     model.to_empty(device="cpu")
     model.init_weights()
     randomise(model)
-    answering = engine.Engine(model.float(), PeerCodec())
+    answering = engine.Engine(model.eval(), PeerCodec())
 
     def run(prompts: list[list[int]], lengths: Lengths, rows: int) -> int:
         for prompt, group in zip(prompts, lengths, strict=True):
@@ -224,12 +220,13 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=64, help="tokens of an answer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--peer", type=Path, help="a checkout of nanochat")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    model = own_model()
+    model = own_model(getattr(torch, args.dtype))
     with torch.inference_mode():
         floors = {rows: floor(model, rows) for rows in args.rows}
     own = own_engine(model)
@@ -240,7 +237,7 @@ def main() -> None:
             work = prompts(questions), answer_lengths(questions, samples, args.new, sigma)
             contenders[f"{kind} paribus rows={rows}"] = partial(own, *work, rows)
     if args.peer:
-        peer = peer_engine(args.peer)
+        peer = peer_engine(args.peer, args.dtype)
         for (kind, sigma), (samples, questions) in product(
             (("equal", 0.0), ("spread", 0.25)), ((1, 1), (SAMPLES, 4))
         ):
@@ -273,8 +270,8 @@ def write(
         "matrix_products_alone": floors,
         "rounds": rounds,
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "machine": platform.processor() or platform.machine(),
+        "dtype": args.dtype,
+        "machine": machine(),
         "new_tokens": args.new,
     }
     if args.peer:

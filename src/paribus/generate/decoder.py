@@ -18,7 +18,7 @@ from paribus.errors import UserError
 from paribus.generate.sampling import choose, rounds_finely, signed, stream_seed, uniform
 from paribus.model.cache import KVCache, PrefixCache
 from paribus.model.gpt import GPT
-from paribus.model.inference import InferenceWeights
+from paribus.model.inference import for_inference
 
 PREFILL_TOKENS = 4096  # of one prefill batch, padding included
 # Prompts for so many answers are prefilled at once, where rows are free or soon will be.
@@ -64,7 +64,7 @@ class Decoder:
     ) -> None:
         self.model, self.tokenizer, self.drawing = model, tokenizer, drawing
         self.prompts, self.streams, self.samples, self.seed = prompts, streams, samples, seed
-        self.weights = InferenceWeights(model, model.compute_dtype)
+        self.quick = for_inference(model)
         self.exact = rounds_finely(self.model.compute_dtype, self.model.device.type)
         device, context = self.model.device, self.model.config.seq_len
         self.room = [
@@ -132,9 +132,8 @@ class Decoder:
         """Add one token to every active row; returns the answers that it finished."""
         self._refill()
         self._compact()
-        with self.weights:
-            hidden = self.model.hidden(self.token[:, None], cache=self.cache)[:, 0]
-            logits = self.model.logits(hidden)
+        hidden = self.quick.hidden(self.token[:, None], cache=self.cache)[:, 0]
+        logits = self.quick.logits(hidden)
         self.cache.advance(self.active)
         self._record(self._next_tokens(logits))
         events = self.active.bool() & (self.eventful[self.token] | (self.count >= self.limit))
@@ -179,8 +178,8 @@ class Decoder:
             tokens = torch.tensor([_pad(self.prompts[index][:-1], longest - 1) for index in batch])
             lengths = [len(self.prompts[index]) - 1 for index in batch]
             anywhere = torch.zeros(count, 1, dtype=torch.int64, device=device)
-            with self.weights:  # only keys and values are wanted
-                self.model.hidden(tokens.to(device), cache=staging, read=anywhere)
+            # only keys and values are wanted
+            self.quick.hidden(tokens.to(device), cache=staging, read=anywhere)
             staging.advance(torch.tensor(lengths, device=device))
         self.cache.store(torch.tensor(slots, device=device), staging)
         self.slot_answers |= dict.fromkeys(slots, self.samples)

@@ -428,7 +428,7 @@ def cache(config: Architecture, rows: int, capacity: int, itemsize: int) -> int:
 
 
 def inference_weights(config: Architecture, vocab_size: int, itemsize: int) -> int:
-    """`inference.InferenceWeights`: copies of the matrices. In fp32 CUDA needs none; a tied head is cast at every step.
+    """`inference.for_inference`: copies of the matrices. In fp32 CUDA needs none; a tied head is cast at every step.
 
     config: of the model. vocab_size: tokens of the tokenizer. itemsize: bytes of a number of the products.
     """

@@ -8,36 +8,35 @@ their bits; those in fp32 round differently, as they do at another number of row
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from paribus.model.gpt import GPT
 from paribus.model.layers import Linear
 
 
-class InferenceWeights:
-    """Copies of a model's matrices, by which the model multiplies within `with weights:`.
+def for_inference(model: GPT) -> GPT:
+    """The same model, multiplying by copies of its matrices. The model itself stays as it is, whoever else uses it meanwhile.
 
-    They do not follow the model: whoever trains it makes new ones. Bytes: `footprint.inference_weights`.
+    Everything else is shared. The copies do not follow the matrices: whoever trains the model asks for new ones. Bytes:
+    `footprint.inference_weights`.
     """
+    twin = _twin(model, model.compute_dtype)
+    assert isinstance(twin, GPT)
+    return twin
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        """model: whose `Linear` layers are copied. dtype: of its products."""
-        # attributes of a layer, by which each step sets them: a module's own way to set one costs 1.3 us
-        self._copies: list[tuple[dict[str, Any], Tensor]] = []
-        for layer in model.modules():
-            if isinstance(layer, Linear):
-                copy = inference_copy(layer.weight.detach(), dtype)
-                self._copies.append((vars(layer), copy))
 
-    def __enter__(self) -> None:
-        for attributes, copy in self._copies:
-            attributes["inference_weight"] = copy
-
-    def __exit__(self, *_: object) -> None:
-        for attributes, _copy in self._copies:
-            del attributes["inference_weight"]
+def _twin(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A module of the same parameters and of twins of its modules. dtype: of the products."""
+    twin = copy.copy(module)
+    children = module._modules.items()
+    twin._modules = {name: child and _twin(child, dtype) for name, child in children}
+    if isinstance(twin, Linear):
+        twin.inference_weight = inference_copy(twin.weight.detach(), dtype)
+    return twin
 
 
 def inference_copy(weight: Tensor, dtype: torch.dtype) -> Tensor:
