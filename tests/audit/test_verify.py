@@ -24,6 +24,7 @@ from paribus.audit.proof import About, Certificate, Outcome, Parting
 from paribus.errors import UserError
 
 pytestmark = pytest.mark.long
+soak = pytest.mark.soak
 
 STAGES = ("corpus", "tokenizer", "tokens", "pretrain")
 
@@ -183,8 +184,12 @@ def test_a_dvc_lock_that_names_another_checkpoint_is_caught(project: Project) ->
     "file, old, new",
     [
         ("train/optim.py", "0.5 * ", "0.25 * "),
-        ("config/derived.py", "model.aspect_ratio", "2 * model.aspect_ratio"),
-        ("train/trainer.py", "initialise(recipe.config.seed)", "initialise(7)"),
+        pytest.param(
+            "config/derived.py", "model.aspect_ratio", "2 * model.aspect_ratio", marks=soak
+        ),
+        pytest.param(
+            "train/trainer.py", "initialise(recipe.config.seed)", "initialise(7)", marks=soak
+        ),
     ],
 )
 def test_dirty_code_is_caught_by_the_file(project: Project, file: str, old: str, new: str) -> None:
@@ -370,7 +375,7 @@ def test_a_flipped_byte_of_the_data_in_the_working_folder_is_named(
     assert f"data/tokens in the working folder: {shard.name}" in whats(made, "data")
 
 
-@pytest.mark.soak  # rebuilds a run twice
+@soak  # rebuilds a run twice
 def test_what_no_record_explains_is_not_called_chance_where_two_rebuilds_agree(
     project: Project,
 ) -> None:

@@ -57,6 +57,7 @@ def test_without_a_compiler_nothing_is_downloaded(tmp_path: Path) -> None:
     assert not (tmp_path / "env").exists()
 
 
+@pytest.mark.soak  # installs twice
 @pytest.mark.skipif(sys.platform != "linux", reason="the null device needs Linux")
 def test_a_call_after_a_failed_one_installs_what_is_missing_and_the_next_nothing(
     tmp_path: Path,

@@ -334,6 +334,7 @@ def test_too_many_variants_are_an_error_and_not_a_slow_run(graphs: Callable[[], 
             function(torch.ones([2] * dimensions))
 
 
+@pytest.mark.soak
 def test_attention_of_a_whole_curriculum_stays_far_from_the_limit(
     graphs: Callable[[], int], tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

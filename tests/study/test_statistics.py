@@ -155,6 +155,7 @@ def by_item(base: np.ndarray, arm: np.ndarray, tasks: np.ndarray | None = None) 
     return ByItem(list(arm.mean(axis=1) - base.mean(axis=1)), noise)
 
 
+@pytest.mark.soak  # a simulation
 def test_items_that_favour_an_arm_by_luck_are_noise_in_its_verdict() -> None:
     """Seeds alone call arms better that only these 100 items favour: an arm and an item interact, by 1 logit."""
     rng = np.random.default_rng(12)
