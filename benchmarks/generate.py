@@ -1,7 +1,7 @@
 """Sampling speed: 16 answers to each of many questions, and beside it nanochat's engine on the same shapes.
 
     git clone https://github.com/karpathy/nanochat /somewhere/nanochat
-    python benchmarks/generate.py --peer /somewhere/nanochat --out generate.json
+    python benchmarks/generate.py --rows 16 256 --threads 1 --peer /somewhere/nanochat --out generate.json
 
 Models are random (depth 4, width 256, vocabulary 4,096) with nanochat's switches on both sides (steps.py), prompts of 80 to
 120 tokens, answers of --new tokens in the mean. `equal`: all as long, the best case for an engine that waits for the
