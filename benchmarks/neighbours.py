@@ -9,8 +9,9 @@ end at nice 19 in another session, as another user's or another terminal's would
     passive    OMP_WAIT_POLICY=passive: they sleep at once
 
 Linux's `kernel.sched_autogroup_enabled` decides whether niceness counts between sessions at all; the record says how it
-stands, and `--autogroup` sets it for the time of the run (root) and puts it back. Other load on the machine spoils the
-figures; the record has it.
+stands, and `--autogroup` sets it for the time of the run (root) and puts it back. With `--nice-sessions` the neighbours make
+their session nice as well, by /proc/PID/autogroup. The file holds a record for each: `equal` shares of sessions, `nice`
+sessions, and `off`. Other load on the machine spoils the figures; the record has it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ WAITING = {
 NEIGHBOURS = (0, 1, 2)
 # Computes without end, but not longer than the benchmark, however that ends.
 BUSY = """
-import os
+import os, sys
+if sys.argv[1:] == ["nice-session"]:
+    open("/proc/self/autogroup", "w").write("19")
 parent = os.getppid()
 while os.getppid() == parent:
     for _ in range(1_000_000):
@@ -69,9 +72,11 @@ def serve(threads: int) -> None:
 
 
 @contextlib.contextmanager
-def neighbours(count: int) -> Iterator[None]:
-    """So many processes that compute without end, at the lowest priority, in a session of their own."""
+def neighbours(count: int, nice_sessions: bool) -> Iterator[None]:
+    """So many processes that compute without end, at the lowest priority, each in a session of its own."""
     command = ["nice", "-n", "19", sys.executable, "-c", BUSY]
+    if nice_sessions:
+        command.append("nice-session")
     running = [subprocess.Popen(command, start_new_session=True) for _ in range(count)]
     try:
         yield
@@ -98,7 +103,8 @@ def autogroup(value: int | None) -> Iterator[None]:
 class Side:
     """A process that trains with one way of waiting."""
 
-    def __init__(self, waiting: str, threads: int) -> None:
+    def __init__(self, waiting: str, threads: int, nice_sessions: bool) -> None:
+        self.nice_sessions = nice_sessions
         command = [sys.executable, __file__, "--serve", "--threads", str(threads)]
         environment = os.environ | WAITING[waiting] | {"OMP_NUM_THREADS": str(threads)}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -112,7 +118,7 @@ class Side:
     def speed(self, seconds: float, count: int) -> float:
         """Tokens per second beside `count` neighbours."""
         assert self.process.stdin
-        with neighbours(count):
+        with neighbours(count, self.nice_sessions):
             self.process.stdin.write(f"{seconds}\n")
             self.process.stdin.flush()
             return float(self._line())
@@ -143,6 +149,9 @@ def main() -> None:
     parser.add_argument(
         "--autogroup", type=int, choices=(0, 1), help="of the kernel, while it runs"
     )
+    parser.add_argument(
+        "--nice-sessions", action="store_true", help="of the neighbours, not their processes alone"
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -153,7 +162,7 @@ def main() -> None:
     with autogroup(args.autogroup):
         report["autogroup"] = int(AUTOGROUP.read_text(encoding="ascii"))
         for waiting in args.sides:
-            side = Side(waiting, args.threads)
+            side = Side(waiting, args.threads, args.nice_sessions)
             try:
                 report["sides"][waiting] = measure(side, args.rounds, args.seconds)
             finally:
@@ -161,7 +170,12 @@ def main() -> None:
                 side.process.wait()
             print(waiting, report["sides"][waiting]["share"], flush=True)
     if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        kept: dict[str, Any] = {}
+        if args.out.exists():
+            kept = json.loads(args.out.read_text(encoding="utf-8"))
+        shares = "nice" if args.nice_sessions else "equal"
+        kept[shares if report["autogroup"] else "off"] = report
+        args.out.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -249,6 +249,12 @@ def loop() -> str:
     )
 
 
+def neighbours(shares: str) -> str:
+    """The speed of training beside one busy process at nice 19, in per cent; shares: a key of the record."""
+    text = (ROOT / "benchmarks/neighbours.json").read_text(encoding="utf-8")
+    return f"{100 * json.loads(text)[shares]['sides']['spin']['share']['1']:.0f}"
+
+
 def training_minutes() -> str:
     """How long the training stages of the default took together."""
     seconds = sum(metrics(stage)["seconds"] for stage in TRAINING)
@@ -257,6 +263,7 @@ def training_minutes() -> str:
 
 FIGURES: dict[str, Callable[..., str]] = {
     "loop": loop,
+    "neighbours": neighbours,
     "tries": tries,
     "curriculum": curriculum,
     "training-minutes": training_minutes,

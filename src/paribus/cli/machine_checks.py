@@ -161,8 +161,9 @@ def neighbours() -> Finding:
     with contextlib.suppress(OSError):  # not Linux
         if AUTOGROUP.read_text(encoding="ascii").strip() == "1":
             text += (
-                ". Sessions have equal shares here, however nice their processes are; niceness counts "
-                "after `sudo sysctl kernel.sched_autogroup_enabled=0`"
+                ". Sessions have equal shares here, however nice their processes are: make a session "
+                "nice by `echo 19 > /proc/PID/autogroup`, or let niceness count between sessions by "
+                "`sudo sysctl kernel.sched_autogroup_enabled=0`"
             )
     return Finding("note", text)
 
