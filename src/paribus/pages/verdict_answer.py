@@ -132,7 +132,7 @@ def _part(
         kind = "factors" if experiment.factorial else "arms"
         who = f"all {arms} {kind} ({listed(names)})"
     if experiment.factorial is not None:
-        baseline = "without it" if single else "without them"
+        baseline = "leaving it out" if single else "leaving them out"
     said = f"{who} {(one if single else many).format(baseline=baseline)}"
     if verdict in ("better", "worse"):
         said += _by_how_much(experiment, rows)
