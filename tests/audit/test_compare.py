@@ -145,6 +145,23 @@ def test_one_seed_has_no_interval_and_says_so() -> None:
     assert "one seed" in one.how
 
 
+def test_numbers_are_whole_in_a_narrow_terminal() -> None:
+    """Metrics that are compared in another way have a table of their own, and long names are folded."""
+    found = comparison(seeds("a", [1.12345678, 1.2]), seeds("b", [-1234567.8, 1.4]))
+    metric = found.metrics["pretrain.val_bpb"]
+    other = replace(metric, low=None, high=None, p=None, p_adjusted=None, how="no interval")
+    found.metrics["pretrain.optimizer_flops_per_step"] = metric
+    found.metrics["pretrain.another"] = other
+    output = Console(file=io.StringIO(), width=80)
+    for part in page(found):
+        output.print(part)
+    assert isinstance(output.file, io.StringIO)
+    text = output.file.getvalue()
+    assert "…" not in text
+    assert text.count(f"{metric.difference:+.4g}") == 3
+    assert text.count("95 % interval") == 1
+
+
 def test_items_are_paired_by_mcnemar(tmp_path: Path) -> None:
     rng = numpy.random.default_rng(0)
     first, second = (list(map(bool, rng.random(200) < share)) for share in (0.3, 0.45))

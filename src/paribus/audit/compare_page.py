@@ -46,7 +46,7 @@ def page(found: Comparison) -> list[RenderableType]:
     equal = found.metrics.keys() - different.keys()
     if different:
         tested = sum(metric.p is not None for metric in found.metrics.values())
-        parts.append(_metrics_table(different, tested))
+        parts += _metrics_tables(different, tested)
     if equal:
         parts.append(f"{len(equal)} metrics are equal to the last digit: {_few(equal)}\n")
     return [*parts, summary(found)]
@@ -104,23 +104,30 @@ def _is_hash(value: object) -> bool:
     return isinstance(value, str) and HASH.fullmatch(value) is not None
 
 
-def _metrics_table(metrics: Mapping[str, Measured], tested: int) -> RenderableType:
-    """The table of metrics; tested: metrics of the comparison that have a p."""
+def _metrics_tables(metrics: Mapping[str, Measured], tested: int) -> list[RenderableType]:
+    """A table of the metrics of each way to compare. tested: metrics of the comparison that have a p."""
+    by_way: dict[str, dict[str, Measured]] = {}
+    for name, metric in metrics.items():
+        by_way.setdefault(metric.how, {})[name] = metric
+    holm = f"p is after Holm over {tested} metrics" if tested > 1 else ""
+    return [_metrics_table(way, alike, holm) for way, alike in by_way.items()]
+
+
+def _metrics_table(way: str, metrics: Mapping[str, Measured], holm: str) -> RenderableType:
+    """The table of metrics that were compared in one way. Names fold in a narrow terminal; numbers stay whole."""
     from rich import box
     from rich.table import Column, Table
 
-    ways = {metric.how for metric in metrics.values()}
-    whole = [Column(name, no_wrap=True) for name in ("", "A", "B", "B - A", "95 % interval", "p")]
-    by = [] if len(ways) == 1 else [Column("by", min_width=20)]
-    words = ["each interval is of its metric alone"]
-    if tested > 1:
-        words.insert(0, f"p is after Holm over {tested} metrics")
-    if not by:
-        words.insert(0, f"by {ways.pop()}")
-    caption = "; ".join(words)
+    names = ["A", "B", "B - A"]
+    has_intervals = any(metric.low is not None for metric in metrics.values())
+    caption = way
+    if has_intervals:
+        names += ["95 % interval", "p"]
+        words = [f"by {way}", holm, "each interval is of its metric alone"]
+        caption = "; ".join(filter(None, words))
     table = Table(
-        *whole,
-        *by,
+        Column("", overflow="fold"),
+        *(Column(name, no_wrap=True) for name in names),
         title="metrics",
         title_justify="left",
         caption=caption,
@@ -128,12 +135,10 @@ def _metrics_table(metrics: Mapping[str, Measured], tested: int) -> RenderableTy
         box=box.SIMPLE,
     )
     for name, metric in metrics.items():
-        interval = ""
-        if metric.low is not None and metric.high is not None:
-            interval = f"{metric.low:+.4g} to {metric.high:+.4g}"
-        cells = [f"{metric.a:.6g}", f"{metric.b:.6g}", f"{metric.difference:+.4g}", interval]
-        cells.append("" if metric.p_adjusted is None else f"{metric.p_adjusted:.3g}")
-        if by:
-            cells.append(metric.how)
+        cells = [f"{metric.a:.6g}", f"{metric.b:.6g}", f"{metric.difference:+.4g}"]
+        if has_intervals:
+            known = metric.low is not None and metric.high is not None
+            cells.append(f"{metric.low:+.4g} to {metric.high:+.4g}" if known else "")
+            cells.append("" if metric.p_adjusted is None else f"{metric.p_adjusted:.3g}")
         table.add_row(name, *cells)
     return table
