@@ -249,6 +249,16 @@ def loop() -> str:
     )
 
 
+def planned_memory() -> str:
+    """How near the plan's memory is to torch's own account of it."""
+    text = (ROOT / "benchmarks/plan_memory.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return (
+        f"{found['within_5_percent']} of {found['points']} within 5 %, median {100 * found['median_error']:.2g} %, "
+        f"the worst {100 * found['largest_error']:.2g} %"
+    )
+
+
 def neighbours(shares: str) -> str:
     """The speed of training beside one busy process at nice 19, in per cent; shares: a key of the record."""
     text = (ROOT / "benchmarks/neighbours.json").read_text(encoding="utf-8")
@@ -264,6 +274,7 @@ def training_minutes() -> str:
 FIGURES: dict[str, Callable[..., str]] = {
     "loop": loop,
     "neighbours": neighbours,
+    "planned-memory": planned_memory,
     "tries": tries,
     "curriculum": curriculum,
     "training-minutes": training_minutes,
