@@ -9,7 +9,7 @@ from typing import Any
 
 from paribus.config import Corpus
 from paribus.data import english
-from paribus.model import footprint
+from paribus.model import optimizer_footprint
 from paribus.plan import library
 from paribus.plan.devices import suited
 from paribus.plan.memory import PROMPT_TOKENS, STAGES, Memory, max_device_batch, stage_memory
@@ -313,7 +313,9 @@ def _bill(
     )  # English, byte-level BPE: 2.4 at 1,024 words, 4.8 at 65,536
     text_bytes = _text_bytes(config.corpus, tokens * bytes_per_token)
     weights = 4 * recipe.parameters["total"]
-    state = weights + footprint.optimizer_state(recipe.architecture, vocab, config.optimizer)
+    state = weights + optimizer_footprint.optimizer_state(
+        recipe.architecture, vocab, config.optimizer
+    )
     state += library.memory_of(recipe.architecture, config.optimizer).state
     bill = {
         "train_tokens": float(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from paribus.config import Architecture, Conversations, Optimizer
 from paribus.curriculum import TRAINING_STAGES
 from paribus.errors import UserError
-from paribus.model import accounting, footprint
+from paribus.model import accounting, footprint, optimizer_footprint
 from paribus.model.footprint import Batch
 from paribus.model.shapes import has_value_embedding, logit_rows
 from paribus.plan import library
@@ -78,8 +78,8 @@ def training_step(
     counts = accounting.parameters(config, vocab_size)
     weights = 4 * counts["total"] + 4 * config.seq_len * config.head_dim  # and the rotary table
     foreign = library.memory_of(config, optimizer)
-    state = footprint.optimizer_state(config, vocab_size, optimizer) + foreign.state
-    update = footprint.optimizer_update(config, vocab_size, optimizer, batch)
+    state = optimizer_footprint.optimizer_state(config, vocab_size, optimizer) + foreign.state
+    update = optimizer_footprint.optimizer_update(config, vocab_size, optimizer, batch)
     kept = _kept(config, batch, checkpointing)
     chunk = logit_rows(vocab_size, "cuda" if batch.cuda else "cpu")
     predicted = dataclasses.replace(batch, rows=batch.rows * (1 + config.future_tokens))
@@ -245,7 +245,7 @@ def _rollout(recipe: Recipe, item: int) -> Memory:
     rl, model, vocab = recipe.config.rl, recipe.architecture, recipe.vocab_size
     rows = min(rl.rollout_rows, rl.questions_per_step * rl.samples_per_question)
     optimizer = recipe.config.optimizer
-    state = footprint.optimizer_state(model, vocab, optimizer)
+    state = optimizer_footprint.optimizer_state(model, vocab, optimizer)
     state += library.memory_of(model, optimizer).state
     return Memory(
         4 * recipe.parameters["total"],
