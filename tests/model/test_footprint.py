@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from paribus.config import Architecture, Config, resolve_model
 from paribus.graph import ENTRY_POINTS, stage_files, working_sources
-from paribus.model import banded, footprint
+from paribus.model import backward_footprint, banded, footprint, optimizer_footprint
 from paribus.model.attention import Context, backend
 from paribus.model.footprint import Batch
 from paribus.model.gpt import GPT
 from paribus.model.layers import Block, Norm
+from paribus.train import muon
 
 ROWS, LENGTH, VOCAB = 4, 48, 97
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -193,8 +194,26 @@ def test_bands_are_counted_where_the_model_attends_by_them(tiny_config: Config) 
             )
             counted = footprint.attends_by_bands(config, Batch(ROWS, LENGTH, item))
             assert counted == (chosen == "banded")
-    assert footprint.BAND_QUERIES == banded.BLOCK
     assert footprint.KEPT_LENGTH == banded.KEPT_LENGTH
+
+
+@pytest.mark.parametrize("length, window", [(48, 8), (300, 40), (300, 100), (512, 512)])
+def test_bands_have_the_blocks_that_are_counted(
+    length: int, window: int, tiny_config: Config
+) -> None:
+    changes = {"seq_len": length, "window": window, "window_pattern": "SL", "depth": 2}
+    config = architecture(tiny_config, changes)
+    mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+    for layer in range(config.depth):
+        sees = window if window < length and layer == 0 else None
+        real = []
+        for queries, keys in banded.band(mask, sees, torch.bfloat16).blocks():
+            real.append((queries.stop - queries.start, keys.stop - keys.start))
+        assert backward_footprint.bands(config, layer, Batch(ROWS, length, 2)) == real
+
+
+def test_muons_pairs_are_counted_where_it_makes_them() -> None:
+    assert optimizer_footprint.PAIRED_FROM == muon.WIDE
 
 
 def test_every_layer_names_its_footprint(project_root: Path) -> None:
@@ -220,7 +239,8 @@ def is_layer(node: ast.ClassDef) -> bool:
 def test_a_better_estimate_retrains_nothing() -> None:
     sources = working_sources()
     for stage in ENTRY_POINTS:
-        assert "src/paribus/model/footprint.py" not in stage_files(stage, sources)
+        footprints = {file for file in stage_files(stage, sources) if "footprint" in file}
+        assert not footprints
 
 
 def test_parameters_of_a_module_are_those_that_are_counted(tiny_config: Config) -> None:

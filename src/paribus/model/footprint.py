@@ -2,8 +2,9 @@
 
 Each function stands for the layer of its name, in the order of layers.py: it counts, tensor by tensor, what the eager code
 keeps for its backward pass. tests/model/test_footprint.py compares each with what torch keeps of that layer;
-tests/plan/test_plan.py compares their sum over a training step with torch's memory tracker. torch.compile keeps less: for it
-these are upper bounds.
+tests/plan/test_memory.py compares the peak of a training step with all tensors that torch makes. torch.compile keeps less: for
+it these are upper bounds. What a backward pass holds besides is in backward_footprint.py, the optimiser's in
+optimizer_footprint.py.
 
 They are beside the layers and not inside of layers.py for two reasons. Code that decides weights is part of every stage's
 fingerprint: there, a better estimate would retrain every model. And the planner answers without loading torch.
@@ -27,7 +28,6 @@ from paribus.model.shapes import (
 
 FP32 = 4  # bytes of a number
 BOOL = 1
-BAND_QUERIES = 128  # of a block: `banded.BLOCK`
 KEPT_LENGTH = 512  # contexts whose weights are kept: `banded.KEPT_LENGTH`
 
 
@@ -229,8 +229,7 @@ def mlp(config: Architecture, batch: Batch) -> int:
     shapes = mlp_shapes(config)
     weights = sum(math.prod(shape) for shape in shapes.values())
     numbers = KEPT_BY_ACTIVATION[config.mlp] * hidden
-    fused = config.mlp == "relu2" and not config.mlp_bias and not config.mlp_dropout
-    if fused:  # the square and the cast copy of `down` are recomputed
+    if fuses_square(config):  # the square and the cast copy of `down` are recomputed
         numbers -= hidden
         weights -= math.prod(shapes["down.weight"])
     kept = batch.tokens * batch.itemsize * (config.width + numbers)
@@ -239,6 +238,14 @@ def mlp(config: Architecture, batch: Batch) -> int:
         if config.mlp == "relu":
             kept += batch.tokens * hidden * batch.itemsize  # relu's own result, before the dropout
     return kept + cast_copies(weights, batch)
+
+
+def fuses_square(config: Architecture) -> bool:
+    """Whether the MLP is `kernels.ReluSquaredProduct`: it keeps relu(up) alone.
+
+    config: of the model.
+    """
+    return config.mlp == "relu2" and not config.mlp_bias and not config.mlp_dropout
 
 
 def join(config: Architecture, batch: Batch) -> int:
@@ -277,24 +284,50 @@ def outside_blocks(config: Architecture, batch: Batch) -> int:
         config: of the model.
         batch: of one forward pass.
     """
-    if norm_keeps_output(config, batch):
-        streams = int(not config.residual_scalars)  # x0, which else is the first block's
-    else:
-        streams = (
-            1 + config.embedding_norm
-        )  # the last block's output, and the embedding, before their norms
-        streams += config.x0_scalars and not config.residual_scalars
+    streams = int(_first_is_outside(config, batch))
+    if not norm_keeps_output(config, batch):
+        # the last block's output, and the embedding, before their norms
+        streams += 1 + config.embedding_norm
     streams += norm_keeps_values(config, batch) * (1 + config.embedding_norm)
     numbers = 8 * batch.tokens + 24 * batch.tokens
     if config.embedding_dropout:
         numbers += dropped(batch.tokens * config.width, batch)
+    return streams * stream(config, batch) + numbers + masks(config, batch)
+
+
+def _first_is_outside(config: Architecture, batch: Batch) -> bool:
+    """Whether x0 is none of the tensors that blocks keep."""
+    if config.residual_scalars:
+        return False
+    return config.x0_scalars or norm_keeps_output(config, batch)
+
+
+def block_inputs(config: Architecture, batch: Batch, blocks: int) -> int:
+    """What checkpointing keeps of so many blocks from the first one on: their inputs, but for x0 where it counts as outside.
+
+    config: of the model. batch: of one forward pass.
+    """
+    return (blocks - _first_is_outside(config, batch)) * stream(config, batch)
+
+
+def block_keeps_input(config: Architecture, batch: Batch) -> bool:
+    """Whether a block keeps the stream as it came.
+
+    config: of the model. batch: of one forward pass.
+    """
+    return config.residual_scalars or not norm_keeps_output(config, batch)
+
+
+def masks(config: Architecture, batch: Batch) -> int:
+    """One mask of each kind, for all blocks: those of bands are there until the backward pass is through.
+
+    config: of the model. batch: of one forward pass.
+    """
     one_of_each = {
         window_of(config, layer): mask(config, layer, batch) for layer in range(config.depth)
     }
-    masks = sum(one_of_each.values())
-    if not attends_by_bands(config, batch):
-        masks //= batch.itemsize  # as booleans, BOOL bytes each
-    return streams * stream(config, batch) + numbers + masks
+    numbers = sum(one_of_each.values())
+    return numbers if attends_by_bands(config, batch) else numbers // batch.itemsize * BOOL
 
 
 def stream(config: Architecture, batch: Batch) -> int:
@@ -318,62 +351,23 @@ def cast_copies(weights: int, batch: Batch) -> int:
 # ---------------------------------------------------------------- held for a moment
 
 
-def block_backward(config: Architecture, layer: int, batch: Batch) -> int:
-    """The most that a block's backward pass adds to the kept tensors.
+def block_forward(config: Architecture, batch: Batch) -> int:
+    """What a block's forward pass holds at its end besides its input and the kept tensors.
 
-    It holds the gradient of the block's output, those inside the MLP less what is freed before the last of them is made, and
-    that of a weight; or what attention by bands holds later on.
+    These are the stream before attention if it is not the input, what attention adds, and the stream after it; and with relu²
+    the product, the tensors before and inside the square, and a cast copy.
 
     Args:
         config: of the model.
-        layer: number of the block.
         batch: of one forward pass.
     """
+    scaled = config.residual_scalars or config.x0_scalars
+    held = (2 + scaled) * stream(config, batch)
+    if not fuses_square(config):
+        return held
     hidden = mlp_hidden(config)
-    inside = (1 if config.mlp in ("relu", "gelu") else 2) * hidden
-    weight = config.width * hidden
-    gradients = batch.tokens * batch.itemsize * (config.width + inside)
-    of_mlp = gradients + FP32 * weight + cast_copies(weight, batch)
-    return (
-        max(of_mlp, _bands_backward(config, layer, batch))
-        if attends_by_bands(config, batch)
-        else of_mlp
-    )
-
-
-def _bands_backward(config: Architecture, layer: int, batch: Batch) -> int:
-    """What the backward pass of an attention by bands holds, less what the block's MLP has freed by then.
-
-    It holds the gradients of the block's output and of the attention's, the latter once more by heads, as q, k and v are;
-    their gradients, of k and v in fp32 beyond two blocks; and the weights of a block of queries, three times, or twice where
-    they are kept anyhow: those of the block before are there until the next ones are.
-    """
-    query_width = config.n_heads * config.head_dim
-    numbers = config.width + query_width + 4 * query_width + query_width
-    narrow = batch.itemsize if batch.length <= 2 * BAND_QUERIES else FP32
-    held = batch.tokens * (batch.itemsize * numbers + narrow * 2 * query_width)
-    keys = batch.length
-    if window_of(config, layer) == "S":
-        keys = min(keys, config.window + BAND_QUERIES)
-    queries = min(batch.length, BAND_QUERIES)
-    keys_before = min(keys, batch.length - queries)  # of the block of queries before the last
-    kinds = 2 if config.seq_len <= KEPT_LENGTH else 3
-    most = max(kinds * keys, (kinds - 1) * keys + kinds * keys_before)
-    weights = most * queries * batch.rows * config.n_heads
-    return held + batch.itemsize * weights - mlp(config, batch)
-
-
-def block_again(config: Architecture, batch: Batch) -> int:
-    """What a block's second forward pass, with checkpointing, holds at its end besides the kept tensors.
-
-    These are the stream before and after the MLP, the gradient that waits, and the tensor inside relu².
-
-    Args:
-        config: of the model.
-        batch: of one forward pass.
-    """
-    inside = 2 * mlp_hidden(config) if config.mlp == "relu2" else 0
-    return batch.tokens * batch.itemsize * (3 * config.width + inside)
+    inside = 2 * batch.tokens * hidden * batch.itemsize
+    return held + stream(config, batch) + inside + cast_copies(config.width * hidden, batch)
 
 
 def cross_entropy(

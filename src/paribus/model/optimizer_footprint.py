@@ -6,6 +6,8 @@ from paribus.config import Architecture, Optimizer
 from paribus.model.accounting import block_matrices, parameters
 from paribus.model.footprint import FP32, Batch
 
+PAIRED_FROM = 2.5  # columns a row from which Muon's iterations go in pairs: `muon.WIDE`
+
 
 def optimizer_state(config: Architecture, vocab_size: int, optimizer: Optimizer) -> int:
     """Muon keeps one fp32 number a parameter of the block matrices, AdamW two of everything else, an average one of each.
@@ -49,8 +51,7 @@ def optimizer_update(
     denominator = 0 if fused else FP32
     matrices = 0
     if optimizer.kind == "muon":
-        normalised = optimizer.muon_normalisation != "none"
-        matrices = _muon_update(config, 2 if batch.cuda else batch.itemsize, normalised)
+        matrices = _muon_update(config, optimizer, batch)
     elif optimizer.kind == "adamw":
         matrices = denominator * counts["matrices"]
     others *= denominator
@@ -59,22 +60,21 @@ def optimizer_update(
     return max(matrices, others)
 
 
-def _muon_update(config: Architecture, itemsize: int, normalised: bool) -> int:
-    """The peak over Muon's groups of like matrices: directions, and the iteration in numbers of `itemsize`.
-
-    normalised: its updates are made even by row or column, three times in memory for that.
-    """
+def _muon_update(config: Architecture, optimizer: Optimizer, batch: Batch) -> int:
+    """The peak over Muon's groups of like matrices: directions, and what makes them orthogonal or their steps even."""
+    itemsize = 2 if batch.cuda else batch.itemsize
+    in_pairs = itemsize != FP32 and not batch.cuda and optimizer.muon_iterations > 1
     groups: dict[tuple[int, ...], int] = {}
     for shape in block_matrices(config):
         groups[shape] = groups.get(shape, 0) + config.depth
-    peak = before = 0
+    peaks = []
     for (rows, columns), count in groups.items():
-        matrices, gram = count * rows * columns, count * min(rows, columns) ** 2
-        directions = FP32 * matrices
-        iteration = directions + itemsize * (2 * matrices + 2 * gram)
-        if itemsize != FP32:  # the result is cast back
-            iteration = max(iteration, directions + (itemsize + FP32) * matrices)
-        evening = 3 * FP32 * matrices if normalised else 0
-        peak = max(peak, before + iteration, before + evening)
-        before = FP32 * matrices  # the last group's updates live until the next one's are made
-    return peak
+        narrow, wide = sorted((rows, columns))
+        numbers = count * narrow * wide
+        grams = 4 if in_pairs and wide >= PAIRED_FROM * narrow else 2  # in one iteration, or a pair
+        iteration = itemsize * (2 * numbers + grams * count * narrow**2)
+        cast_back = 0 if itemsize == FP32 else (itemsize + FP32) * numbers
+        peaks.append(FP32 * numbers + max(iteration, cast_back))
+        if optimizer.muon_normalisation != "none":
+            peaks.append(3 * FP32 * numbers)
+    return max(peaks)

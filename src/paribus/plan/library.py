@@ -34,11 +34,10 @@ def memory_of(config: Architecture, optimizer: Optimizer) -> Foreign:
 
 @functools.cache
 def _tried(kind: str, arguments: str, depth: int, shapes: tuple[Shape, ...]) -> Foreign:
-    """Two steps under torch's memory tracker. arguments: as JSON. depth: blocks with matrices of these shapes each."""
+    """Two steps, their tensors counted. arguments: as JSON. depth: blocks with matrices of these shapes each."""
     import torch
-    from torch.distributed._tools.mem_tracker import MemTracker
 
-    from paribus.plan.tracker import peak_of
+    from paribus.plan.tracker import LiveBytes
     from paribus.train.library import Library
 
     divisor = max(min(min(shape) for shape in shapes) // SHORTEST_SIDE, 1)
@@ -49,23 +48,20 @@ def _tried(kind: str, arguments: str, depth: int, shapes: tuple[Shape, ...]) -> 
     matrices = {}
     for number, shape in enumerate(small * depth):
         matrices[str(number)] = torch.nn.Parameter(torch.zeros(shape))
-    tracker = MemTracker()
-    tracker.track_external(*matrices.values())
-    with tracker, torch.no_grad():
+    with LiveBytes(*matrices.values()) as live, torch.no_grad():
         optimizer = Library(kind, json.loads(arguments), matrices)
         for _ in range(2):
             for matrix in matrices.values():
                 matrix.grad = torch.ones_like(matrix)
-            tracker._peak_mem.clear()
+            live.restart()
             optimizer.update(1e-3)
-        peak, _ = peak_of(tracker)
     state = sum(
         tensor.numel() * tensor.element_size()
         for name, tensor in optimizer.state().items()
         if not name.startswith("library/plain")
     )
     present = state + 2 * 4 * depth * _numbers(small)  # and the matrices and their gradients
-    return Foreign(round(state * scale), round(max(peak - present, 0) * scale))
+    return Foreign(round(state * scale), round(max(live.peak - present, 0) * scale))
 
 
 def _numbers(shapes: list[Shape]) -> int:

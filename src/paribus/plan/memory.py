@@ -1,8 +1,9 @@
 """Memory of every stage from the config alone, and the largest device batch that fits a budget.
 
-Each layer's tensors are counted in `model/footprint.py`; here they are put together along a step's timeline: the end of
-the forward pass, the loss, the first block's backward pass, the last gradient, the optimiser. The peak is the largest of
-them. What no tensor accounts for (the CUDA context, the allocator's rounding, the process itself) is the reserve.
+Each layer's tensors are counted in `model/footprint.py` and `model/backward_footprint.py`; here they are put together along a
+step's timeline: the end of the forward pass, the loss, each block's backward pass, the last gradient, the optimiser. The peak
+is the largest of them. What no tensor accounts for (the CUDA context, the allocator's rounding, the process itself) is the
+reserve.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from dataclasses import dataclass
 from paribus.config import Architecture, Conversations, Optimizer
 from paribus.curriculum import TRAINING_STAGES
 from paribus.errors import UserError
-from paribus.model import accounting, footprint, optimizer_footprint
+from paribus.model import accounting, backward_footprint, footprint, optimizer_footprint
 from paribus.model.footprint import Batch
-from paribus.model.shapes import has_value_embedding, logit_rows
+from paribus.model.shapes import applied_blocks, has_value_embedding, logit_rows
 from paribus.plan import library
 from paribus.recipe import Recipe
 
@@ -52,7 +53,7 @@ class Memory:
 
     @property
     def tensors(self) -> int:
-        """Without the reserve: what torch's tracker counts."""
+        """Without the reserve: what `tracker.track_step` counts."""
         return self.total - self.reserve
 
 
@@ -87,80 +88,82 @@ def training_step(
     kept_of_future = footprint.future(config, batch)
     gradients = 4 * counts["total"]
     present = gradients if accumulate else 0
-    embedding = (
-        4 * vocab_size * config.width * (1 if accumulate else 0) + 4 * batch.tokens * config.width
-    )
+    given = 16 * batch.tokens  # tokens and targets
+    of_embedding = 4 * config.width * (vocab_size * accumulate + batch.tokens)
+    if footprint.attends_by_bands(config, batch):
+        of_embedding += footprint.masks(config, batch)
+    last_block = footprint.block_forward(config, batch)
+    if not footprint.block_keeps_input(config, batch):
+        last_block += footprint.stream(config, batch)
     moments = [
+        Memory(weights, present, state, kept + last_block, 0, 0, 0, 0),
         Memory(weights, present, state, kept, loss + kept_of_future, 0, 0, 0),
         Memory(weights, present, state, kept, loss_backward + kept_of_future, 0, 0, 0),
         *(
-            Memory(weights, _gradients(config, counts, present, made), state, left, 0, 0, 0, 0)
-            for made, left in _backward(config, counts, batch, checkpointing)
+            Memory(weights, made, state, left, 0, 0, 0, 0)
+            for made, left in _backward(config, counts, batch, accumulate, checkpointing)
         ),
-        Memory(weights, gradients, state, embedding, 0, 0, 0, 0),
-        Memory(
-            weights,
-            gradients,
-            state,
-            16 * batch.tokens,
-            0,
-            0,
-            max(update, foreign.update),
-            0,
-        ),
+        Memory(weights, gradients, state, of_embedding + given, 0, 0, 0, 0),
+        Memory(weights, gradients, state, given, 0, 0, max(update, foreign.update), 0),
     ]
     return max(moments, key=lambda moment: moment.total)
-
-
-def _gradients(config: Architecture, counts: dict[str, int], present: int, made: int) -> int:
-    """Gradients within a backward pass: those of earlier passes, or those made so far.
-
-    Where blocks are applied several times their gradients wait for the first application, beside those of earlier passes.
-    """
-    if not present:
-        return made
-    waiting = made - 4 * counts["head"] if config.recurrence > 1 else 0
-    return present + waiting
 
 
 def _kept(config: Architecture, batch: Batch, checkpointing: bool) -> int:
     """At the end of the forward pass: with checkpointing of each block its input alone."""
     if checkpointing:
-        blocks = config.depth * footprint.stream(config, batch)
+        blocks = footprint.block_inputs(config, batch, applied_blocks(config))
     else:
         blocks = sum(footprint.block(config, layer, batch) for layer in range(config.depth))
-    blocks *= config.recurrence
+        blocks *= config.recurrence
     return footprint.outside_blocks(config, batch) + blocks
 
 
 def _backward(
-    config: Architecture, counts: dict[str, int], batch: Batch, checkpointing: bool
+    config: Architecture,
+    counts: dict[str, int],
+    batch: Batch,
+    accumulate: bool,
+    checkpointing: bool,
 ) -> Iterator[tuple[int, int]]:
-    """(gradients made so far, activations) inside each block's backward pass, the last block first.
+    """(gradients, activations) inside each block's backward pass, the last block first.
 
-    With checkpointing a block's input is among what its second forward pass keeps; for each input that is let go there
-    is a gradient for x0 (the tracker's figures stay level from block to block).
+    With checkpointing a block is there as after its second forward pass, at whose end the gradient of its output waits, and of
+    those before it their inputs are. From the second one on, blocks have left a gradient for x0.
     """
     stream = footprint.stream(config, batch)
     blocks = [footprint.block(config, layer, batch) for layer in range(config.depth)]
     blocks *= config.recurrence
-    valued = [has_value_embedding(config, layer) for layer in range(config.depth)]
-    made = 4 * counts["head"]
-    again = footprint.block_again(config, batch) if checkpointing else 0
+    again = stream + footprint.block_forward(config, batch) if checkpointing else 0
     for applied in reversed(range(len(blocks))):
+        left = footprint.outside_blocks(config, batch)
         if checkpointing:
-            left = _kept(config, batch, True) - stream * config.residual_scalars + blocks[applied]
+            inputs = applied if footprint.block_keeps_input(config, batch) else applied + 1
+            left += footprint.block_inputs(config, batch, inputs) + blocks[applied]
         else:
-            left = footprint.outside_blocks(config, batch) + sum(blocks[: applied + 1])
-        layer = applied % config.depth
-        yield made, left + max(footprint.block_backward(config, layer, batch), again)
-        if (
-            applied >= len(blocks) - config.depth
-        ):  # earlier passes add to the gradients of the last one
-            made += 4 * (
-                counts["matrices"] // config.depth
-                + valued[layer] * counts["value_embeddings"] // max(sum(valued), 1)
-            )
+            left += sum(blocks[: applied + 1])
+        if config.x0_scalars and applied < len(blocks) - 1:
+            left += stream
+        inside = backward_footprint.block_backward(
+            config, applied % config.depth, batch, accumulate
+        )
+        yield _gradients(config, counts, applied, accumulate), left + max(inside, again)
+
+
+def _gradients(config: Architecture, counts: dict[str, int], applied: int, accumulate: bool) -> int:
+    """Gradients when the backward pass reaches block `applied`: those of earlier passes, or those made so far.
+
+    Where blocks are applied several times, their gradients wait for the first application, beside those of earlier passes.
+    """
+    valued = [has_value_embedding(config, layer) for layer in range(config.depth)]
+    numbers = counts["total"] if accumulate else counts["head"]
+    for layer in range(config.depth):
+        begun = applied < applied_blocks(config) - config.depth + layer
+        settled = applied < layer
+        if begun and not (accumulate and settled):
+            numbers += counts["matrices"] // config.depth
+            numbers += valued[layer] * counts["value_embeddings"] // max(sum(valued), 1)
+    return 4 * numbers
 
 
 def inference(

@@ -1,18 +1,27 @@
-"""The memory of a training step by torch's own tracker, on fake tensors: nothing is allocated and no GPU is needed.
+"""The memory of a training step as torch makes it, on fake tensors: nothing is allocated and no GPU is needed.
 
-The planner is checked against it (tests/plan/test_plan.py, benchmarks/plan_memory.py). A tracker on fake tensors sees
-every tensor that the eager code makes; it does not see a kernel's own scratch space, the allocator's rounding or the
-CUDA context, which the planner adds as its reserve.
+The planner is checked against it (tests/plan/test_memory.py, benchmarks/plan_memory.py). It sees every tensor that the eager
+code makes; it does not see a kernel's own scratch space, the allocator's rounding or the CUDA context, which the planner adds
+as its reserve.
+
+torch has a tracker of its own, torch.distributed._tools.mem_tracker. They agree, except with activation checkpointing: the
+hooks that it sets on modules keep the gradient of every block's input until that of the first one is complete.
 """
 
 from __future__ import annotations
 
 import json
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
 
 from paribus.config import Config, is_foreign
 from paribus.model.gpt import GPT
@@ -21,15 +30,55 @@ from paribus.train.library import try_out
 from paribus.train.optim import MuonAdamW
 
 
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that operators make within it, and of those given, as long as they live.
+
+    Tensors that share memory count once.
+    """
+
+    def __init__(self, *given: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = 0
+        self.peak = 0  # since `restart`
+        self._known = WeakIdKeyDictionary()  # storage -> True
+        for tensor in given:
+            self._add(tensor)
+
+    def restart(self) -> None:
+        """Forget the peak so far."""
+        self.peak = self.now
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run an operator, and count what it returns."""
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._add, result)
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage in self._known:
+            return
+        self._known[storage] = True
+        self.now += storage.nbytes()
+        weakref.finalize(storage, self._drop, storage.nbytes()).atexit = False
+
+    def _drop(self, size: int) -> None:
+        self.now -= size
+
+
 @dataclass(frozen=True)
 class Tracked:
-    """Bytes at the peak of a step, and when it came: `gradient` (forward and backward) or `update` (the optimiser)."""
+    """Bytes at the peak of a step's parts."""
 
-    gradient: int
-    update: int
-    by_kind: dict[
-        str, int
-    ]  # parameters, gradients, optimiser, activations, temporary ... at the peak
+    gradient: int  # forward and backward
+    update: int  # the optimiser
 
     @property
     def peak(self) -> int:
@@ -62,35 +111,26 @@ def track_step(
             model.use_float8()
         model.train()
         updating = MuonAdamW(model, optimizer)
-        tracker = MemTracker()
-        tracker.track_external(model)
-        shape = (rows, model.config.seq_len)
-        with tracker:
-            _zero_gradients(model)
+        with LiveBytes(*model.parameters(), *model.buffers()) as live:
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
             updating.step(1.0)
             if not accumulate:
                 updating.zero_grad()
-            tracker._peak_mem.clear()
-            tokens = torch.zeros(shape, dtype=torch.int64)
-            documents = torch.zeros(shape, dtype=torch.int32) if packed else None
-            targets = torch.zeros_like(tokens)
-            loss = model(tokens, targets, documents, future_loss=future_loss)
-            (loss / 1.0).backward()
+            tokens = torch.zeros((rows, model.config.seq_len), dtype=torch.int64)
+            documents = torch.zeros(tokens.shape, dtype=torch.int32) if packed else None
+            live.restart()
+            _gradient(model, tokens, documents, future_loss)
             updating.clip()
-            gradient, kinds = peak_of(tracker)
-            tracker._peak_mem.clear()
+            gradient = live.peak
+            live.restart()
             updating.step(1.0)
-            update, update_kinds = peak_of(tracker)
-    return Tracked(gradient, update, kinds if gradient >= update else update_kinds)
+            update = live.peak
+    return Tracked(gradient, update)
 
 
-def _zero_gradients(model: GPT) -> None:
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-
-
-def peak_of(tracker: MemTracker) -> tuple[int, dict[str, int]]:
-    """Bytes at the peak that a tracker has seen, and by kind."""
-    snapshot = next(iter(tracker.get_tracker_snapshot("peak").values()))
-    kinds = {str(getattr(kind, "value", kind)).lower(): size for kind, size in snapshot.items()}
-    return kinds.pop("total"), kinds
+def _gradient(model: GPT, tokens: Tensor, documents: Tensor | None, future_loss: float) -> None:
+    """A forward and a backward pass; nothing of them stays but the gradients, as in `Stepper.gradient`."""
+    targets = torch.zeros_like(tokens)
+    loss = model(tokens, targets, documents, future_loss=future_loss)
+    (loss / 1.0).backward()
