@@ -529,8 +529,9 @@ def test_artifacts_are_found_after_the_checkout_was_moved(
 def test_every_run_of_a_store_is_found_however_many_a_page_holds(
     settings: Config, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The oldest one too, by name and where predictions are graded."""
+    """The oldest one too, by name and where predictions are graded; MLflow's client is asked page by page."""
     from paribus.tracking import grades, lookup, store
+    from paribus.tracking.parts import Question
 
     monkeypatch.setattr(store, "PAGE", 3)
     connected = store.connect(tracking_uri(), "paged", state_root())
@@ -542,7 +543,8 @@ def test_every_run_of_a_store_is_found_however_many_a_page_holds(
         client.log_metric(run.info.run_id, "seconds", 1.0)
         client.set_terminated(run.info.run_id)
     assert lookup.Runs("paged").names() == [f"run-{number}" for number in range(8)]
-    assert len(lookup.Runs("paged").search("")) == 8
+    assert len(lookup.Runs("paged").search({})) == 8
+    assert len(lookup.Client(tracking_uri(), "paged").search(Question())) == 8
     assert len(grades.graded_runs("paged")) == 8
 
 
@@ -560,28 +562,100 @@ def test_a_studys_run_keeps_the_params_that_the_first_machine_sent(
     assert params == {"model.mlp_ratio": "4.0", "model.depth": "2"}
 
 
-def test_parts_of_runs_are_read_from_the_tables_as_mlflows_client_has_them(
-    settings: Config, client: MlflowClient
-) -> None:
-    from paribus.tracking import store
-    from paribus.tracking.parts import read_parts
+@pytest.fixture(scope="module")
+def asked(project: Path, client: MlflowClient) -> str:
+    """An experiment with runs of every kind; returns the id of a run that was deleted."""
+    from mlflow.entities import Dataset, DatasetInput
 
-    connected = store.connect(tracking_uri(), "parts", state_root())
+    from paribus.tracking import store
+
+    connected = store.connect(tracking_uri(), "asked", state_root())
     for number, (status, loss) in enumerate((("FINISHED", math.nan), ("FAILED", math.inf))):
-        tags = {"stage": "pretrain", "other": "unread"} if number else {}
+        tags = {"stage": "pretrain", "dvc.experiment": "it's"} if number else {}
         run = client.create_run(connected.experiment, number + 1, tags, f"run-{number}").info.run_id
+        client.log_param(run, "seed", str(number))
         client.log_metric(run, "loss", 3.0, step=1)
         client.log_metric(run, "loss", loss, step=2)
+        tokens = Dataset(name="data/tokens", digest="1.dir", source_type="dvc", source="data")
+        client.log_inputs(run, [DatasetInput(tokens)])
         client.set_terminated(run, status)
-    deleted = client.create_run(connected.experiment).info.run_id
+    deleted = client.create_run(connected.experiment, run_name="run-0").info.run_id
     client.delete_run(deleted)
-    newest, oldest = read_parts("parts", tags=["stage"], metrics=["loss"])
-    expected = [run.info.run_id for run in connected.search("")]
-    assert [newest.id, oldest.id] == expected
-    assert (newest.name, newest.status, newest.tags) == ("run-1", "FAILED", {"stage": "pretrain"})
-    assert newest.metrics == dict(client.get_run(newest.id).data.metrics)
-    assert (oldest.tags, math.isnan(oldest.metrics["loss"])) == ({}, True)
-    assert [run.id for run in read_parts("parts", tags=[], finished=True)] == [oldest.id]
+    elsewhere = client.create_experiment("asked elsewhere")
+    client.create_run(elsewhere, run_name="run-0")
+    return deleted
+
+
+@pytest.mark.parametrize(
+    ("tags", "finished", "found"),
+    [
+        ({}, False, ["run-1", "run-0"]),
+        ({}, True, ["run-0"]),
+        ({"mlflow.runName": "run-0"}, False, ["run-0"]),
+        ({"stage": "pretrain", "dvc.experiment": "it's"}, False, ["run-1"]),
+        ({"stage": "pretrain", "dvc.experiment": "its"}, False, []),
+        ({"stage": "pretrain"}, True, []),
+    ],
+)
+def test_the_tables_give_what_mlflows_client_gives(
+    asked: str, tags: dict[str, str], finished: bool, found: list[str]
+) -> None:
+    from paribus.tracking.lookup import Client
+    from paribus.tracking.parts import Question
+    from paribus.tracking.tables import Tables
+
+    question = Question(tags=tags, finished=finished)
+    read = Tables(tracking_uri(), "asked").search(question)
+    assert [run.name for run in read] == found
+    assert repr(read) == repr(Client(tracking_uri(), "asked").search(question))  # nan is not nan
+
+
+COMPARED = """
+import sys
+from paribus.cli.commands import main
+sys.argv = ["paribus", "compare", "run-0", "run-1"]
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+assert "mlflow" not in sys.modules, "MLflow was loaded"
+"""
+
+
+def test_runs_in_a_database_are_compared_without_loading_mlflow(
+    asked: str, project: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(project, copy)
+    values = (project / "params.yaml").read_text()
+    asking = values.replace("experiment: paribus", "experiment: asked")
+    (copy / "params.yaml").write_text(asking)
+    command = [sys.executable, "-c", COMPARED]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert "run-1" in done.stdout
+
+
+def test_a_deleted_run_is_found_by_its_id_and_stays_deleted(
+    asked: str, client: MlflowClient
+) -> None:
+    from paribus.tracking.lookup import Client
+    from paribus.tracking.tables import Tables
+
+    read = Tables(tracking_uri(), "asked").by_id(asked)
+    assert read is not None
+    assert read == Client(tracking_uri(), "asked").by_id(asked)
+    assert client.get_run(asked).info.lifecycle_stage == "deleted"
+
+
+def test_parts_of_runs_hold_the_keys_that_were_named(asked: str) -> None:
+    from paribus.tracking.lookup import Runs
+
+    newest, oldest = Runs("asked").parts(tags=["stage"], metrics=["loss"])
+    assert newest.tags == {"stage": "pretrain"}
+    assert list(newest.metrics) == ["loss"]
+    assert math.isnan(oldest.metrics["loss"])
+    assert oldest.tags == {}
 
 
 # ---------------------------------------------------------------- going on
@@ -974,12 +1048,13 @@ def test_every_run_is_found_however_many_there_are(
     project: Path, settings: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from paribus.tracking import lookup, store
+    from paribus.tracking.parts import Question
 
     monkeypatch.setattr(store, "PAGE", 2)
     with begin(settings) as run:
         run.log(1, {"train/loss": 1})
     runs = lookup.Runs("paribus")
-    everything = runs.search("")
+    everything = lookup.Client(tracking_uri(), "paribus").search(Question())
     assert len(everything) > 4
     assert len({one.id for one in everything}) == len(everything)
     executions = [one for one in everything if one.is_execution]

@@ -141,8 +141,7 @@ def _twins(record: FinishedRun, stage: str) -> dict[object, FinishedRun]:
     assert own is not None, "a certificate is made of a run that has one"
     runs = Runs(load_config().tracking.experiment)
     twins: dict[object, FinishedRun] = {}
-    finished = f"tags.stage = '{stage}' and attributes.status = 'FINISHED'"
-    for run in runs.search(finished, most=MOST):
+    for run in runs.search({"stage": stage}, finished=True, most=MOST):
         twin = in_mlflow(run.id, run, runs)
         written = twin.provenance(stage)
         if written is None or _recipe(written) != _recipe(own):

@@ -28,7 +28,8 @@ from paribus.study.finished import (
     in_mlflow,
     in_workspace,
 )
-from paribus.tracking.lookup import Runs, StoredRun
+from paribus.tracking.lookup import Runs
+from paribus.tracking.parts import NAME, StoredRun
 
 SHOWN = 20  # names in an error
 
@@ -152,9 +153,7 @@ def _mlflow(name: str) -> FinishedRun | None:
 
 def _only_one(name: str, runs: Runs) -> StoredRun | None:
     """MLflow's run of that name, executions before stages. Raises UserError where several have it."""
-    quoted = name.replace("'", "")
-    named = runs.search(f"attributes.run_name = '{quoted}'")
-    named += runs.search(f"tags.`dvc.experiment` = '{quoted}'")
+    named = runs.search({NAME: name}) + runs.search({"dvc.experiment": name})
     by_id = {run.id: run for run in named}
     executions = [run for run in by_id.values() if run.is_execution]
     candidates = executions or list(by_id.values())

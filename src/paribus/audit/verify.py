@@ -267,10 +267,11 @@ def as_logged(record: FinishedRun, stage: str) -> list[Difference]:
     """
     measured = record.measured(stage)
     fingerprint = rebuild.written_provenance(record, stage).fingerprint
-    question = f"tags.fingerprint = '{fingerprint}' and tags.stage = '{stage}' and attributes.status = 'FINISHED'"
+    same = {"fingerprint": fingerprint, "stage": stage}
     try:
         runs = Runs(config.load_config().tracking.experiment)
-        logged = [in_mlflow(run.id, run, runs).measured(stage) for run in runs.search(question)]
+        found = runs.search(same, finished=True)
+        logged = [in_mlflow(run.id, run, runs).measured(stage) for run in found]
     except UserError as error:
         click.echo(f"not held against MLflow: {error}", err=True)
         return []
@@ -413,8 +414,8 @@ def note(made: Certificate, files: list[Path]) -> str | None:
     """
     about = made.record
     runs = Runs(about.experiment)
-    question = f"tags.fingerprint = '{about.fingerprint}' and tags.stage = '{about.stage}'"
-    ids = [run.id for run in runs.search(question)]
+    same = {"fingerprint": about.fingerprint, "stage": about.stage}
+    ids = [run.id for run in runs.search(same)]
     if not ids:
         return None
     run_id = about.mlflow_run if about.mlflow_run in ids else ids[0]

@@ -26,7 +26,8 @@ from paribus.curriculum import CHECKPOINT_OF
 from paribus.errors import UserError
 from paribus.git import try_git
 from paribus.study.committed import CommittedFiles
-from paribus.tracking.lookup import SUMMARY, Runs, StoredRun
+from paribus.tracking.lookup import SUMMARY, Runs
+from paribus.tracking.parts import StoredRun
 
 Kind = Literal["checkpoint", "workspace", "experiment", "revision", "MLflow run"]
 PIPELINE = "pipeline"  # the scope of a run of several stages
@@ -405,7 +406,7 @@ class StoredFiles:
         for stage, artifact in _artifacts(path):
             for run in self._stages:
                 if run.stage == stage:
-                    return self._runs.artifact(run.id, artifact)
+                    return self._runs.artifact(run, artifact)
         return None
 
 
@@ -460,7 +461,7 @@ def _metrics_in_mlflow(
     """
     whole: dict[str, object] = {}
     for stage in reversed(family):
-        values = _readable_object(runs.artifact(stage.id, SUMMARY))
+        values = _readable_object(runs.artifact(stage, SUMMARY))
         whole |= {f"{stage.stage}.{key}": value for key, value in values.items()}
     return _by_stage(whole or _logged_figures(run))
 

@@ -10,7 +10,7 @@ import base64
 import os
 import re
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from paribus.places import main_checkout
 
@@ -140,6 +140,14 @@ def sqlite_file(uri: str) -> Path | None:
     if not uri.startswith("sqlite:///"):
         return None
     return Path(uri.removeprefix("sqlite:///").partition("?")[0])
+
+
+def local_path(uri: str) -> Path | None:
+    """The folder on this machine that an address names, as file:///a/b or /a/b; None for an address of another kind."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("", "file"):
+        return None
+    return Path(unquote(parts.path) if parts.scheme else uri)
 
 
 def is_server(uri: str) -> bool:

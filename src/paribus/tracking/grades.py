@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from paribus.tracking.parts import RunPart, read_parts
+from paribus.tracking.lookup import Runs
+from paribus.tracking.parts import RunPart
 
 # Each figure's name -> its key in a prediction, which is a tag, or a metric of runs that an earlier paribus logged.
 PREDICTED = {"memory": "memory_bytes", "seconds": "seconds"}
@@ -15,7 +16,8 @@ MEASURED = ("train/peak_memory_bytes", "seconds", "train/seconds")
 
 def graded_runs(experiment: str) -> list[dict[str, Any]]:
     """Finished training runs that logged a prediction: memory (bytes) and time (seconds), measured, predicted, error."""
-    runs = read_parts(experiment, tags=TAGS, metrics=(*MEASURED, *PREDICTIONS), finished=True)
+    keys = (*MEASURED, *PREDICTIONS)
+    runs = Runs(experiment).parts(tags=TAGS, metrics=keys, finished=True)
     rows = [_graded(run) for run in runs]
     return [row for row in rows if row is not None]
 

@@ -49,27 +49,29 @@ class Store:
     client: MlflowClient
     experiment: str  # its id
 
-    def existing(self, run_id: str | None) -> Run | None:
-        """The run, restored if someone deleted it; None if the store has no such run."""
+    def find(self, run_id: str) -> Run | None:
+        """The run, deleted or not; None if the store has no such run."""
         from mlflow.exceptions import MlflowException
 
-        if run_id is None:
-            return None
         try:
-            run = self.client.get_run(run_id)
+            return self.client.get_run(run_id)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
-        if run.info.lifecycle_stage == "deleted":
+
+    def is_there(self, run_id: str) -> bool:
+        """Whether the store has the run, which is restored if someone deleted it."""
+        run = self.find(run_id)
+        if run is not None and run.info.lifecycle_stage == "deleted":
             self.client.restore_run(run_id)
-        return run
+        return run is not None
 
     def run_of(
         self, own: Recorded, known: str | None, name: str, parent: str = ""
     ) -> tuple[str, bool]:
         """(MLflow's run id, whether it is new to us) of a run or execution, made if need be."""
-        if known and self.existing(known):
+        if known and self.is_there(known):
             return known, False
         # One made just before a crash, and not noted, bears our id.
         found = self.client.search_runs(
@@ -98,7 +100,7 @@ class Store:
     def search(self, question: str, page_size: int | None = None) -> Iterator[Run]:
         """All runs that meet an MLflow filter, the newest first; MLflow returns them in pages.
 
-        Each comes with all that it logged, which takes its time: `parts.read_parts` reads a few keys of many runs.
+        Each comes with all that it logged, which takes its time: `tables.Tables.parts` reads a few keys of many runs.
 
         page_size: runs that MLflow reads at once; None, or more than its limit: PAGE.
         """
@@ -175,9 +177,7 @@ def connect(uri: str, experiment: str, root: Path) -> Store:
             identity = client.create_experiment(experiment, artifact_location=location)
         else:
             identity = found.experiment_id
-            file = sqlite_file(uri)
-            if file is not None and location not in (None, found.artifact_location):
-                follow(file, root.parent / ARTIFACTS)
+            follow_project(uri, found.artifact_location, root)
         views.save_view(client, identity)
         return Store(client, identity)
 
@@ -221,6 +221,20 @@ def answers(uri: str) -> bool:
     except Exception:  # whatever the server, the network or mlflow raises
         return False
     return True
+
+
+def follow_project(uri: str, location: str, root: Path) -> None:
+    """Correct the addresses of artifacts in a sqlite store whose project was moved.
+
+    Args:
+        uri: of the store.
+        location: of the experiment's artifacts, as the store has it.
+        root: the project's `.paribus`, as it lies now.
+    """
+    file = sqlite_file(uri)
+    artifacts = root.parent / ARTIFACTS
+    if file is not None and location != artifacts.as_uri():
+        follow(file, artifacts)
 
 
 def follow(file: Path, artifacts: Path) -> None:
