@@ -19,6 +19,7 @@ from sqlalchemy import (
     Row,
     Select,
     String,
+    and_,
     column,
     create_engine,
     select,
@@ -113,7 +114,8 @@ class Tables:
         if question.finished:
             wanted = wanted.where(_RUNS.c.status == FINISHED)
         for key, value in question.tags.items():
-            tagged = select(_RUN).select_from(table("tags")).where(_KEY == key, _TEXT == value)
+            same = and_(_KEY.in_([key]), _TEXT.in_([value]))
+            tagged = select(_RUN).select_from(table("tags")).where(same)
             wanted = wanted.where(_RUNS.c.run_uuid.in_(tagged))
         return wanted.order_by(_RUNS.c.start_time.desc(), _RUNS.c.run_uuid)
 
