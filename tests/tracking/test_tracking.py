@@ -579,7 +579,7 @@ def asked(project: Path, client: MlflowClient) -> str:
         tokens = Dataset(name="data/tokens", digest="1.dir", source_type="dvc", source="data")
         client.log_inputs(run, [DatasetInput(tokens)])
         client.set_terminated(run, status)
-    deleted = client.create_run(connected.experiment, run_name="run-0").info.run_id
+    deleted: str = client.create_run(connected.experiment, run_name="run-0").info.run_id
     client.delete_run(deleted)
     elsewhere = client.create_experiment("asked elsewhere")
     client.create_run(elsewhere, run_name="run-0")
