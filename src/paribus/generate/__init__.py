@@ -21,18 +21,19 @@ from pathlib import Path
 import torch
 
 from paribus.data.tokenizer import Tokenizer
-from paribus.generate.decoder import Completion, Decoder, Drawing
+from paribus.generate.decoder import Completion, Decoder, Drawing, Sizes
 from paribus.generate.sampling import stream_seed
 from paribus.model.gpt import GPT, load_checkpoint
 
-__all__ = ["Completion", "Engine", "open_checkpoint", "stream_seed"]
+__all__ = ["Completion", "Engine", "Sizes", "open_checkpoint", "stream_seed"]
 
 
 class Engine:
     """Generates with a model and its tokenizer."""
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer) -> None:
-        self.model = model
+    def __init__(self, model: GPT, tokenizer: Tokenizer, sizes: Sizes = "exact") -> None:
+        """sizes: of a step of decoding: exact, rounded up to a few, or those as CUDA graphs (`train.decode_graphs`)."""
+        self.model, self.sizes = model, sizes
         self.tokenizer = tokenizer
 
     @torch.inference_mode()
@@ -72,7 +73,7 @@ class Engine:
         streams = list(range(len(prompts))) if ids is None else list(ids)
         rows = min(rows, max(samples * len(prompts), 1))
         decoder = Decoder(
-            self.model, self.tokenizer, prompts, streams, samples, drawing, seed, rows
+            self.model, self.tokenizer, prompts, streams, samples, drawing, seed, rows, self.sizes
         )
         for prompt, sample, completion in decoder.run(on_step):
             answers[prompt][sample] = completion
@@ -109,12 +110,14 @@ class Engine:
         """
         drawing = self._drawing(max_new_tokens, temperature, top_k, stop, tools)
         with torch.inference_mode():
-            decoder = Decoder(self.model, self.tokenizer, [prompt], [0], 1, drawing, seed, 1)
+            decoder = Decoder(
+                self.model, self.tokenizer, [prompt], [0], 1, drawing, seed, 1, self.sizes
+            )
         while decoder.busy():
             # entered again for each step: a generator must not hold it while suspended
             with torch.inference_mode():
                 finished = decoder.step()
-            yield finished[0][2].tokens[-1] if finished else int(decoder.token[0])
+            yield finished[0][2].tokens[-1] if finished else int(decoder.rows.token[0])
 
     def _drawing(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +16,9 @@ from torch import Tensor
 from paribus.calculator import calculate
 from paribus.data.tokenizer import Tokenizer
 from paribus.errors import UserError
-from paribus.generate.sampling import choose, rounds_finely, signed, stream_seed, uniform
+from paribus.generate.graphs import Graphs
+from paribus.generate.sampling import choose, rounds_finely, signed, stream_seed
+from paribus.generate.step import FREE, Rows, Step, eventful_tokens
 from paribus.model.cache import KVCache, PrefixCache
 from paribus.model.gpt import GPT
 from paribus.model.inference import for_inference
@@ -23,6 +26,11 @@ from paribus.model.inference import for_inference
 PREFILL_TOKENS = 4096  # of one prefill batch, padding included
 # Prompts for so many answers are prefilled at once, where rows are free or soon will be.
 PREFILL_ANSWERS = 16
+# Idle rows are dropped once so few are busy: a step of fixed sizes is captured anew for every number of rows.
+BUSY, BUSY_OF_FIXED = 0.75, 0.5
+
+# Sizes of a step: as long as its answers; rounded up to a few; and those replayed as CUDA graphs.
+Sizes = Literal["exact", "rounded", "graphs"]
 
 
 @dataclass(frozen=True)
@@ -61,10 +69,10 @@ class Decoder:
         drawing: Drawing,
         seed: int,
         rows: int,
+        sizes: Sizes,
     ) -> None:
         self.model, self.tokenizer, self.drawing = model, tokenizer, drawing
         self.prompts, self.streams, self.samples, self.seed = prompts, streams, samples, seed
-        self.quick = for_inference(model)
         self.exact = rounds_finely(self.model.compute_dtype, self.model.device.type)
         device, context = self.model.device, self.model.config.seq_len
         self.room = [
@@ -89,25 +97,28 @@ class Decoder:
             own_capacity=width,
             device=device,
             dtype=self.model.compute_dtype,
+            rounded=sizes != "exact",
         )
         self.jobs: list[tuple[int, int] | None] = [None] * rows
         self.forced: dict[int, deque[int]] = {}  # row -> tokens that must come next
+        self.told = [FREE] * rows  # of each row, what the device knows of it
         self.calls: dict[int, _Calls] = {}
-        self.active = torch.zeros(rows, dtype=torch.int64, device=device)  # 1 or 0
-        self.token = torch.zeros(rows, dtype=torch.int64, device=device)  # the next input
-        self.stream = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.count = torch.zeros(rows, dtype=torch.int64, device=device)  # tokens produced
-        self.limit = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.out = torch.zeros(rows, width, dtype=torch.int64, device=device)
-        self.free = torch.ones(rows, width, dtype=torch.bool, device=device)  # False: forced
+        self.rows = Rows(rows, width, device)
+        self.least_busy = BUSY if sizes == "exact" else BUSY_OF_FIXED
         special = self.tokenizer.special
         self.tool, self.tool_end = special["<|tool|>"], special["<|tool_end|>"]
         self.ends = drawing.stop | {self.tokenizer.bos}
         tools = (self.tool, self.tool_end) if drawing.tools else ()
         completing = _completing(self.tokenizer, self.model.vocab_size, drawing.until)
-        # tokens after which the host has to look at the row
-        self.eventful = torch.zeros(self.model.vocab_size, dtype=torch.bool, device=device)
-        self.eventful[[*self.ends, *tools, *completing]] = True
+        self.add_token = Step(
+            for_inference(model),
+            self.cache,
+            self.rows,
+            eventful_tokens(self.model.vocab_size, [*self.ends, *tools, *completing], device),
+            drawing.temperature,
+            drawing.top_k,
+        )
+        self.graphs = Graphs(self.add_token) if sizes == "graphs" else None
 
     def run(
         self, on_step: Callable[[int], None] | None = None
@@ -132,13 +143,14 @@ class Decoder:
         """Add one token to every active row; returns the answers that it finished."""
         self._refill()
         self._compact()
-        hidden = self.quick.hidden(self.token[:, None], cache=self.cache)[:, 0]
-        logits = self.quick.logits(hidden)
-        self.cache.advance(self.active)
-        self._record(self._next_tokens(logits))
-        events = self.active.bool() & (self.eventful[self.token] | (self.count >= self.limit))
+        self._tell_forced()
+        if self.graphs is None:
+            self.add_token()
+        else:
+            self.graphs.take((len(self.jobs), self.cache.reach()))
+        self.cache.extend()
         finished = []
-        for row in events.nonzero()[:, 0].tolist():
+        for row in self._rows_with_news():
             answer = self._event(row)
             if answer is not None:
                 finished.append(answer)
@@ -179,7 +191,7 @@ class Decoder:
             lengths = [len(self.prompts[index]) - 1 for index in batch]
             anywhere = torch.zeros(count, 1, dtype=torch.int64, device=device)
             # only keys and values are wanted
-            self.quick.hidden(tokens.to(device), cache=staging, read=anywhere)
+            self.add_token.model.hidden(tokens.to(device), cache=staging, read=anywhere)
             staging.advance(torch.tensor(lengths, device=device))
         self.cache.store(torch.tensor(slots, device=device), staging)
         self.slot_answers |= dict.fromkeys(slots, self.samples)
@@ -200,23 +212,24 @@ class Decoder:
             seeds.append(signed(stream_seed(self.seed, self.streams[prompt], sample)))
         first_inputs = [self.prompts[prompt][-1] for prompt in prompts]
         limits = [self.room[prompt] for prompt in prompts]
-        self.stream[index] = torch.tensor(seeds, device=device)
-        self.token[index] = torch.tensor(first_inputs, device=device)
-        self.limit[index] = torch.tensor(limits, device=device)
-        self.count[index], self.active[index], self.free[index] = 0, 1, True
+        self.rows.stream[index] = torch.tensor(seeds, device=device)
+        self.rows.token[index] = torch.tensor(first_inputs, device=device)
+        self.rows.limit[index] = torch.tensor(limits, device=device)
+        self.rows.count[index], self.rows.active[index], self.rows.free[index] = 0, 1, True
         for row, prompt, sample in zip(rows, prompts, samples, strict=True):
             self.jobs[row] = (prompt, sample)
             self.calls[row] = _Calls()
 
     def _compact(self) -> None:
-        """Near the end, when nothing is left to refill with, drop the idle rows once they are a quarter."""
+        """Near the end, when nothing is left to refill with, drop the idle rows once they are many."""
         rows = [row for row, job in enumerate(self.jobs) if job is not None]
-        if self.pending or self.staged or len(rows) > 0.75 * len(self.jobs):
+        if self.pending or self.staged or len(rows) > self.least_busy * len(self.jobs):
             return
         index = torch.tensor(rows, device=self.model.device)
         self.cache.keep(index)
-        for name in ("active", "token", "stream", "count", "limit", "out", "free"):
-            setattr(self, name, getattr(self, name)[index])
+        self.rows.keep(index)
+        if self.graphs is not None:
+            self.graphs.forget()
         place = {row: new for new, row in enumerate(rows)}
         self.jobs = [self.jobs[row] for row in rows]
         self.forced = {place[row]: tokens for row, tokens in self.forced.items()}
@@ -224,52 +237,49 @@ class Decoder:
 
     # ------------------------------------------------------------ one token
 
-    def _next_tokens(self, logits: Tensor) -> Tensor:
-        """(R, V) -> (R,): chosen, or forced. Raises UserError if the model is broken."""
-        if not logits[:, 0].isfinite().all():
-            raise UserError(
-                "generation: the model's logits are not finite; its training diverged: "
-                "use an earlier checkpoint, or lower the learning rate and train again"
-            )
-        first = 2 * self.count[:, None]
-        counters = torch.cat([first, first + 1], dim=1)
-        uniforms = uniform(self.stream[:, None], counters)
-        tokens, close = choose(logits, uniforms, self.drawing.temperature, self.drawing.top_k)
-        if self.exact:
-            self._decide_close_calls(tokens, close, uniforms)
-        for row, forced in list(self.forced.items()):
-            tokens[row] = forced.popleft()
-            self.free[row, self.count[row]] = False
-            if not forced:
+    def _tell_forced(self) -> None:
+        """Let the device know which tokens must come next."""
+        wanted = [FREE] * len(self.jobs)
+        for row, tokens in list(self.forced.items()):
+            wanted[row] = tokens.popleft()
+            if not tokens:
                 del self.forced[row]
-        return tokens
+        if wanted != self.told:
+            self.rows.forced.copy_(torch.tensor(wanted))
+            self.told = wanted
 
-    def _decide_close_calls(self, tokens: Tensor, close: Tensor, uniforms: Tensor) -> None:
-        """Choose `tokens` (R,) again where `close` (R,), unless they are forced."""
-        for row in (close & self.active.bool()).nonzero()[:, 0].tolist():
-            if row not in self.forced:
-                tokens[row] = self._decide(row, uniforms[row])
+    def _rows_with_news(self) -> list[int]:
+        """Rows to look at after a step: here the host waits for it. Raises UserError if the model is broken."""
+        rows = []
+        for row, (eventful, close, broken) in enumerate(self.rows.news.tolist()):
+            if broken:
+                raise UserError(
+                    "generation: the model's logits are not finite; its training diverged: "
+                    "use an earlier checkpoint, or lower the learning rate and train again"
+                )
+            if close and self.exact:
+                self._decide_alone(row)
+            if eventful or (close and self.exact):
+                rows.append(row)
+        return rows
 
-    def _decide(self, row: int, point: Tensor) -> Tensor:
-        """The next token of one row, from a forward pass of that row alone. point (2,): its uniform numbers."""
+    def _decide_alone(self, row: int) -> None:
+        """Choose the last token of one row again, from a forward pass of that row alone."""
         prompt, _ = self._job(row)
-        sequence = [*self.prompts[prompt], *self.out[row, : self.count[row]].tolist()]
-        hidden = self.model.hidden(torch.tensor([sequence], device=self.model.device))[:, -1]
-        logits = self.model.logits(hidden)
-        tokens, _ = choose(logits, point[None], self.drawing.temperature, self.drawing.top_k)
-        return tokens[0]
-
-    def _record(self, tokens: Tensor) -> None:
-        place = self.count.clamp(max=self.out.shape[1] - 1)[:, None]  # an idle row may be full
-        self.out.scatter_(1, place, tokens[:, None])
-        self.count += self.active
-        self.token = tokens
+        before = self.rows.count[row : row + 1] - 1
+        answer = self.rows.out[row, : int(before)].tolist()
+        sequence = torch.tensor([[*self.prompts[prompt], *answer]], device=self.model.device)
+        logits = self.model.logits(self.model.hidden(sequence)[:, -1])
+        uniforms = self.rows.uniforms(slice(row, row + 1), before)
+        token, _ = choose(logits, uniforms, self.drawing.temperature, self.drawing.top_k)
+        self.rows.token[row] = token[0]
+        self.rows.out[row, before] = token
 
     def _event(self, row: int) -> tuple[int, int, Completion] | None:
         """React to a special token or the limit; the answer, if the row's is done."""
-        token, count = int(self.token[row]), int(self.count[row])
+        token, count = int(self.rows.token[row]), int(self.rows.count[row])
         complete = bool(self.drawing.until) and self._until(row)
-        if complete or token in self.ends or count >= int(self.limit[row]):
+        if complete or token in self.ends or count >= int(self.rows.limit[row]):
             return self._finish(row, complete or token in self.drawing.stop)
         if self.drawing.tools:
             self._follow_call(row, token, count)
@@ -282,7 +292,7 @@ class Decoder:
             calls.opened += 1
             calls.start = count
         elif token == self.tool_end and calls.start is not None:
-            expression = self.tokenizer.decode(self.out[row, calls.start : count - 1].tolist())
+            expression = self.tokenizer.decode(self.rows.out[row, calls.start : count - 1].tolist())
             result = calculate(expression)
             calls.start = None
             calls.well_formed += result is not None
@@ -292,22 +302,22 @@ class Decoder:
 
     def _until(self, row: int) -> bool:
         """Whether this answer contains a text that ends answers."""
-        text = self.tokenizer.decode(self.out[row, : self.count[row]].tolist())
+        text = self.tokenizer.decode(self.rows.out[row, : self.rows.count[row]].tolist())
         return any(ending in text for ending in self.drawing.until)
 
     def _finish(self, row: int, finished: bool) -> tuple[int, int, Completion]:
         prompt, sample = self._job(row)
-        count, calls = int(self.count[row]), self.calls.pop(row)
+        count, calls = int(self.rows.count[row]), self.calls.pop(row)
         completion = Completion(
-            self.out[row, :count].tolist(),
-            self.free[row, :count].tolist(),
+            self.rows.out[row, :count].tolist(),
+            self.rows.free[row, :count].tolist(),
             finished,
             calls.opened,
             calls.well_formed,
         )
         self.jobs[row] = None
         self.forced.pop(row, None)
-        self.active[row] = 0
+        self.rows.active[row] = 0
         self._leave(row)
         return prompt, sample, completion
 
