@@ -130,7 +130,9 @@ def ends_at(lengths: Lengths) -> None:
 
     def admit(self: Any, rows: list[int], staged: list[tuple[int, int, int]]) -> None:
         ADMIT(self, rows, staged)
-        self.limit[rows] = torch.tensor([lengths[prompt][sample] for prompt, sample, _ in staged])
+        self.rows.limit[rows] = torch.tensor(
+            [lengths[prompt][sample] for prompt, sample, _ in staged]
+        )
 
     decoder.Decoder._admit = admit
 

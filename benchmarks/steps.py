@@ -117,6 +117,7 @@ def hardware(
         "dtype": dtype,
         "tf32": False,
         "fp8": False,
+        "decode_graphs": False,
         "threads": threads,
         "processes": 1,
         "sharding": "ddp",

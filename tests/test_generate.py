@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ from paribus.config import resolve_model
 from paribus.data.chat import problem_conversation, render
 from paribus.errors import UserError
 from paribus.evaluate.gsm8k import chat_prompt
-from paribus.generate import Completion, Engine, sampling, stream_seed
+from paribus.generate import Completion, Engine, Sizes, open_checkpoint, sampling, stream_seed
+from paribus.generate.decoder import Decoder
 from paribus.generate.sampling import choose, uniform
-from paribus.model.gpt import GPT
+from paribus.model.cache import KVCache, PrefixCache, Reach
+from paribus.model.gpt import GPT, save_checkpoint
 
 SHAPES = [
     {},
@@ -83,6 +86,86 @@ def test_decoded_logits_equal_uncached_ones(
             ]
             nearest = torch.cdist(uncached, chosen_from, p=torch.inf).min(dim=1).values
             assert nearest.max() < 1e-4
+
+
+ROUNDED = [
+    *SHAPES,
+    {"attention_softcap": 20.0, "value_residual": True, "window_pattern": "SL", "window": 9},
+]
+
+
+@pytest.mark.parametrize("shape", ROUNDED, ids=str)
+def test_answers_of_rounded_sizes_are_those_of_exact_ones(shape: dict[str, Any]) -> None:
+    """What a CUDA graph computes, here on a CPU."""
+    model = random_model(**shape)
+    exact, rounded = (Engine(model, codec(), sizes) for sizes in ("exact", "rounded"))
+    options: dict[str, Any] = {"samples": 3, "max_new_tokens": 70, "temperature": 1.0, "rows": 6}
+    expected = exact.generate(prompts(3), **options)
+    assert rounded.generate(prompts(3), **options) == expected
+    assert len({len(answer.tokens) for group in expected for answer in group}) > 1
+
+
+def stepped(model: GPT, rounded: bool) -> torch.Tensor:
+    """The stream (70, 4, D) of so many tokens of two answers each to two prompts."""
+    config, generator = model.config, torch.Generator().manual_seed(2)
+    tokens = torch.randint(8, codec().vocab_size, (4, 90), generator=generator)
+    dtype = model.compute_dtype
+    cache = PrefixCache(config, 4, 3, 2, 20, 70, "cpu", dtype, rounded)
+    prefilled = KVCache(config, 2, 20, "cpu", dtype)
+    model.hidden(tokens[:2, :20], cache=prefilled)
+    prefilled.advance(torch.tensor([20, 5]))
+    slots = torch.tensor([0, 2])
+    cache.store(slots, prefilled)
+    cache.assign(torch.arange(4), slots[[0, 0, 1, 1]], torch.tensor([0, 1, 0, 1]))
+    cache.slots_used = 3
+    streams = []
+    for token in tokens[:, 20:].T:
+        streams.append(model.hidden(token[:, None], cache=cache)[:, 0])
+        cache.advance(torch.ones(4, dtype=torch.int64))
+        cache.extend()
+    return torch.stack(streams).float()
+
+
+@pytest.mark.parametrize("shape", ROUNDED, ids=str)
+def test_rounded_sizes_move_the_last_bits_alone(shape: dict[str, Any]) -> None:
+    """In fp32, and in bf16, where a close call may fall otherwise."""
+    model = random_model(**shape)
+    with torch.no_grad():
+        for dtype, most in ((torch.float32, 1e-4), (torch.bfloat16, 0.2)):
+            model.compute_dtype = dtype
+            difference = stepped(model, rounded=True) - stepped(model, rounded=False)
+            assert difference.abs().max() < most
+            assert difference.std() < most / 20
+
+
+def test_graphs_are_refused_where_the_model_is_on_no_card(tmp_path: Path) -> None:
+    """Whoever opens the checkpoint: the key reaches the engine."""
+    codec().save(tmp_path / "codec.json")
+    folder = tmp_path / "model"
+    save_checkpoint(folder, random_model(), tmp_path / "codec.json", {})
+    with pytest.raises(UserError, match=r"train\.decode_graphs: .*the model is on cpu"):
+        open_checkpoint(folder, "cpu", "float32", graphs=True, recorded=False)
+
+
+def test_rounded_sizes_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a graph to capture: of rows that leave at the end only when half are idle, and of a few lengths."""
+    met: dict[Sizes, set[tuple[int, Reach]]] = {"exact": set(), "rounded": set()}
+    step = Decoder.step
+    for sizes, found in met.items():
+
+        def noted(
+            self: Decoder, found: set[tuple[int, Reach]] = found
+        ) -> list[tuple[int, int, Completion]]:
+            finished = step(self)
+            found.add((len(self.jobs), self.cache.reach()))
+            return finished
+
+        monkeypatch.setattr(Decoder, "step", noted)
+        Engine(random_model(seq_len=192), codec(), sizes).generate(
+            prompts(), samples=3, max_new_tokens=100, temperature=1.0, rows=16
+        )
+    assert len(met["exact"]) > 60
+    assert len(met["rounded"]) < 16
 
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(0.0, 0), (1.0, 0), (0.7, 5)])

@@ -113,6 +113,11 @@ CUresult cuPointerGetAttributes(unsigned count, CUpointer_attribute *attributes,
     return CUDA_SUCCESS;
 }
 CUresult cuGetErrorString(CUresult error, const char **text) { *text = "error of the null card"; return CUDA_SUCCESS; }
+/* NVRTC, by which torch compiles some of its operations when they are first called, asks for one and goes on without */
+CUresult cuGetExportTable(const void **table, const CUuuid *name) {
+    *table = NULL;
+    return CUDA_ERROR_NOT_FOUND;
+}
 CUresult cuGetProcAddress_v2(const char *name, void **function, int version, cuuint64_t flags,
                              CUdriverProcAddressQueryResult *result) {
     *function = NULL;

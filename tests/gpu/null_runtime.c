@@ -171,30 +171,65 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, i
 }
 cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest) { *least = 0; *greatest = -5; return cudaSuccess; }
 cudaError_t cudaStreamGetPriority(cudaStream_t stream, int *priority) { *priority = 0; return cudaSuccess; }
+
+/* ---- graphs: a capture counts the launches of its stream; to wait for a stream that captures is an error, as on a card */
+static cudaStream_t capturing;
+static int is_capturing, is_invalid;
+static unsigned long long captures, nodes;
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode) {
+    if (is_capturing) return cudaErrorIllegalState;
+    capturing = stream;
+    is_capturing = 1;
+    is_invalid = 0;
+    captures++;
+    nodes = 0;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
+    if (!is_capturing || stream != capturing) return cudaErrorIllegalState;
+    is_capturing = 0;
+    *graph = is_invalid ? NULL : handle();
+    return is_invalid ? cudaErrorStreamCaptureInvalidated : cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *made, cudaGraph_t graph, unsigned long long flags) {
+    *made = handle();
+    return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *made, cudaGraph_t graph, unsigned long long flags) {
+    return cudaGraphInstantiate(made, graph, flags);
+}
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t *found, size_t *count) { *count = nodes; return cudaSuccess; }
+static int captures_on(cudaStream_t stream) { return is_capturing && stream == capturing; }
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureStatus *status) {
-    *status = cudaStreamCaptureStatusNone;
+    *status = captures_on(stream) ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
     return cudaSuccess;
 }
 cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, enum cudaStreamCaptureStatus *status, unsigned long long *id,
-                                     cudaGraph_t *graph, const cudaGraphNode_t **nodes, const cudaGraphEdgeData **edges,
+                                     cudaGraph_t *graph, const cudaGraphNode_t **dependencies, const cudaGraphEdgeData **edges,
                                      size_t *count) {
-    if (id) *id = 0;
+    if (id) *id = captures_on(stream) ? captures : 0;
     return cudaStreamIsCapturing(stream, status);
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    is_invalid |= captures_on(stream);
+    return captures_on(stream) ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
 }
 
 /* ---- kernels: a launch is checked as the hardware would, and does nothing */
-static cudaError_t launch(dim3 grid, dim3 block) {
+static cudaError_t launch(dim3 grid, dim3 block, cudaStream_t stream) {
+    nodes += captures_on(stream);
     int possible = grid.x && block.x && block.x * block.y * block.z <= 1024;
     return possible ? cudaSuccess : cudaErrorInvalidConfiguration;
 }
 cudaError_t cudaLaunchKernel(const void *kernel, dim3 grid, dim3 block, void **arguments, size_t size, cudaStream_t stream) {
-    return launch(grid, block);
+    return launch(grid, block, stream);
 }
 cudaError_t __cudaLaunchKernel(void *kernel, dim3 grid, dim3 block, void **arguments, size_t size, cudaStream_t stream) {
-    return launch(grid, block);
+    return launch(grid, block, stream);
 }
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *config, const void *kernel, void **arguments) {
-    return launch(config->gridDim, config->blockDim);
+    return launch(config->gridDim, config->blockDim, config->stream);
 }
 cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *found, const void *kernel) {
     memset(found, 0, sizeof *found);
@@ -252,7 +287,10 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **function, 
     if (result) *result = *function ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
     return *function ? cudaSuccess : cudaErrorSymbolNotFound;
 }
-const char *cudaGetErrorString(cudaError_t error) { return "error of the null card"; }
+const char *cudaGetErrorString(cudaError_t error) {
+    return error == cudaErrorStreamCaptureUnsupported ? "operation not permitted when stream is capturing"
+                                                      : "error of the null card";
+}
 const char *cudaGetErrorName(cudaError_t error) { return "nullCardError"; }
 
 /* ---- cuBLAS: handles, and one algorithm for every product */

@@ -58,6 +58,7 @@ def test_auto_is_resolved_and_what_decides_bits_is_in_the_class(tiny_config: Con
         "deterministic": False,
         "tf32": True,
         "fp8": True,
+        "decode_graphs": True,
         "device_name": "another CPU",
         "cpu_capability": "x",
         "libraries": {},
@@ -72,6 +73,12 @@ def test_tf32_is_refused_without_a_card_that_has_it(
 ) -> None:
     train = dataclasses.replace(tiny_config.train, device="cpu", dtype="float32", tf32=True)
     with pytest.raises(UserError, match="this machine computes on cpu"):
+        detect_hardware(train)
+
+
+def test_graphs_are_refused_without_a_card(tiny_config: Config) -> None:
+    train = dataclasses.replace(tiny_config.train, device="cpu", decode_graphs=True)
+    with pytest.raises(UserError, match=r"train\.decode_graphs: true is for CUDA cards"):
         detect_hardware(train)
 
 

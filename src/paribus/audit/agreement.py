@@ -347,6 +347,7 @@ _CAUSES: dict[str, Cause] = {
     "dtype": "determinism",
     "tf32": "determinism",
     "fp8": "determinism",
+    "decode_graphs": "determinism",
     "compile": "determinism",
     "deterministic": "determinism",
     "activation_checkpointing": "determinism",

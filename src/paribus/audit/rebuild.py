@@ -38,6 +38,7 @@ TRAIN = {
     "dtype": "dtype",
     "tf32": "tf32",
     "fp8": "fp8",
+    "decode_graphs": "decode_graphs",
     "threads": "process_threads",
     "processes": "processes",
     "compile": "compile",

@@ -19,7 +19,7 @@ from paribus.card.bench import Bench, Figures, digest, disturb, seconds_of, spee
 from paribus.card.peer import PeerShape, peer_step
 from paribus.config import Tokenizer as TokenizerSettings
 from paribus.data.tokenizer import train_tokenizer
-from paribus.generate import Engine
+from paribus.generate import Completion, Engine, Sizes
 from paribus.machine.hardware import Hardware, detect_hardware
 from paribus.machine.interrupt import Interrupt
 from paribus.model import attention, window_kernel
@@ -320,33 +320,35 @@ def device_batch(bench: Bench) -> Outcome:
 
 
 def sampling(bench: Bench) -> Outcome:
-    """Tokens per second of answers decoded side by side."""
+    """Tokens per second of answers decoded side by side, and by CUDA graphs, whose answers must be the same."""
     trainer, _ = bench.trainer(bench.sizes.depths[0], 1)
     disturb(trainer.model)
     settings = TokenizerSettings(270, 1, 0.1, kind="bpe", pre_split="gpt4")
-    engine = Engine(trainer.model.eval(), train_tokenizer(["one and one is two"] * 9, settings))
+    tokenizer = train_tokenizer(["one and one is two"] * 9, settings)
 
-    def answer(rows: int, new_tokens: int) -> int:
-        """Answers side by side; how many tokens they have together."""
-        [answers] = engine.generate(
-            [[1, 2, 3, 4]],
-            samples=rows,
-            max_new_tokens=new_tokens,
-            temperature=1.0,
-            stop=set(),
-            tools=False,
-        )
-        return sum(len(one.tokens) for one in answers)
+    def answer(sizes: Sizes, rows: int, new_tokens: int) -> list[Completion]:
+        """Answers side by side."""
+        engine = Engine(trainer.model.eval(), tokenizer, sizes)
+        options: dict[str, Any] = {"temperature": 1.0, "stop": set(), "tools": False}
+        options |= {"samples": rows, "max_new_tokens": new_tokens}
+        return engine.generate([[1, 2, 3, 4]], **options)[0]
 
-    answer(1, 2)  # what a process does once is in no figure
+    # Graphs compute what steps of the same sizes compute, to the bit; exact sizes round otherwise. A CPU has no graphs.
+    timed: Sizes = "graphs" if bench.device == "cuda" else "rounded"
     figures: Figures = {}
     for rows in bench.sizes.samples:
-        bench.synchronise()
-        began = time.perf_counter()
-        made = answer(rows, bench.sizes.new_tokens)
-        bench.synchronise()
-        figures[f"rows{rows}_tokens_per_second"] = made / (time.perf_counter() - began)
-        bench.say(figures)
+        found = {}
+        for sizes in ("exact", timed):
+            answer(sizes, rows, 2)  # what a process does once is in no figure
+            began = time.perf_counter()
+            found[sizes] = answer(sizes, rows, bench.sizes.new_tokens)
+            tokens = sum(len(one.tokens) for one in found[sizes])
+            name = f"rows{rows}" if sizes == "exact" else f"rows{rows}_{sizes}"
+            figures[f"{name}_tokens_per_second"] = tokens / (time.perf_counter() - began)
+            bench.say(figures)
+        expected = answer("rounded", rows, bench.sizes.new_tokens)
+        if found[timed] != expected:
+            return Outcome(f"{rows} answers by graphs are not those of steps one by one", figures)
     return Outcome("", figures)
 
 
@@ -469,9 +471,9 @@ CHECKS = (
     ),
     Check(
         "sampling",
-        "Speed of answers decoded side by side",
+        "Speed of answers decoded side by side, and by CUDA graphs, which must give the same ones",
         sampling,
-        "rl.rollout_rows and eval.gsm8k.rows: smaller",
+        "train.decode_graphs: false; rl.rollout_rows and eval.gsm8k.rows: smaller",
     ),
     Check(
         "saving",

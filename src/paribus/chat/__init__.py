@@ -130,7 +130,13 @@ class Speaker:
                 f"paribus chat: {folder} has no provenance.json: how it was made is unknown",
                 file=sys.stderr,
             )
-        engine = open_checkpoint(folder, hardware.device, hardware.dtype, recorded=False)
+        engine = open_checkpoint(
+            folder,
+            hardware.device,
+            hardware.dtype,
+            graphs=hardware.decode_graphs,
+            recorded=False,
+        )
         provenance = read_json(folder / "provenance.json", move=False) or {}  # DVC owns the folder
         stage = provenance.get("stage")
         return cls(folder.name, engine, stage)

@@ -71,6 +71,7 @@ def evaluate_lm(
                 tasks,
                 device=hardware.device,
                 dtype=hardware.dtype,
+                graphs=hardware.decode_graphs,
                 include_path=include_path,
                 limit=limit,
                 num_fewshot=num_fewshot,

@@ -61,7 +61,9 @@ def evaluate_sparsity(checkpoint: str, questions: int, samples: int, as_json: bo
         Kept(state / "answers.jsonl", name) as kept,
         signals_stop(interrupt),
     ):
-        engine = open_checkpoint(folder, hardware.device, hardware.dtype)
+        engine = open_checkpoint(
+            folder, hardware.device, hardware.dtype, graphs=hardware.decode_graphs
+        )
         tokenizer = engine.tokenizer
         answered = {row["question"]: row for row in kept.rows}
         todo = [number for number in range(len(problems)) if number not in answered]

@@ -191,6 +191,13 @@ def tf32_is_of_float32(config: Config) -> Iterator[str]:
         yield f"train.tf32: true is for CUDA cards, and train.device is {train.device}"
 
 
+def decode_graphs_are_of_cards(config: Config) -> Iterator[str]:
+    """CUDA has graphs."""
+    train = config.train
+    if train.decode_graphs and train.device in ("cpu", "mps"):
+        yield f"train.decode_graphs: true is for CUDA cards, and train.device is {train.device}"
+
+
 def fp8_fits(config: Config) -> Iterator[str]:
     """8-bit products take bf16 in and out, on a card, and sides that are multiples of 16."""
     train, model = config.train, config.model
@@ -422,6 +429,7 @@ RULES: tuple[Rule, ...] = (
     compiled_shards,
     tf32_is_of_float32,
     fp8_fits,
+    decode_graphs_are_of_cards,
     optimizer_is_there,
     optimizer_takes_shards,
     norms_are_above_zero,

@@ -28,6 +28,9 @@ class Train:
         "(arXiv:2209.05433), on cards that have them (since Ada and Hopper)",
         acts_when=when.BFLOAT16,
     )
+    decode_graphs: bool = key(
+        "sampling on a CUDA card queues a step of decoding as one graph, in place of some hundred launches"
+    )
     threads: int | None = key(
         "CPU threads of torch; null: the cores this process may use; part of the fingerprint",
         ge=1,

@@ -34,7 +34,7 @@ from paribus.evaluate.core_scores import (
     units_of,
 )
 from paribus.evaluate.kept import Kept, never, stop_if
-from paribus.generate import Completion, Engine, open_checkpoint
+from paribus.generate import Completion, Engine, Sizes, open_checkpoint
 from paribus.model.gpt import GPT
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ class Responder:
     """Answers requests with a model.
 
     batch_size: rows of one forward pass; it changes nothing but rounding. kept: takes answers as they come, and has
-    those of an earlier start. stop(): asked between forward passes; where it says yes Stopped is raised.
+    those of an earlier start. stop(): asked between forward passes; where it says yes Stopped is raised. sizes: of a step of
+    decoding, as in `Engine`.
     """
 
     model: GPT
@@ -70,6 +71,7 @@ class Responder:
     on_progress: OnProgress | None = None
     kept: Kept = field(default_factory=lambda: Kept(None, ""))
     stop: Callable[[], bool] = never
+    sizes: Sizes = "exact"
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
         """Of each (context, continuation); white space that ends the context counts to the continuation."""
@@ -184,7 +186,7 @@ class Responder:
             tokens[name] = answers[0].tokens
             self.kept.add({"tokens": {name: answers[0].tokens}})
 
-        Engine(self.model, self.tokenizer).generate(
+        Engine(self.model, self.tokenizer, self.sizes).generate(
             [prompts[place] for place in todo],
             ids=[ids[place] for place in todo],
             rows=self.batch_size,
@@ -279,7 +281,7 @@ def register() -> type:
 
     @register_model(MODEL)
     class Paribus(LM):  # type: ignore[misc]
-        """model_args: checkpoint (a folder), device, dtype, seed, on_progress, kept, stop."""
+        """model_args: checkpoint (a folder), device, dtype, graphs, seed, on_progress, kept, stop."""
 
         tokenizer_name = MODEL
 
@@ -289,6 +291,7 @@ def register() -> type:
             batch_size: int = 16,
             device: str = "cpu",
             dtype: str = "float32",
+            graphs: bool = False,
             seed: int = 0,
             on_progress: OnProgress | None = None,
             kept: Kept | None = None,
@@ -296,7 +299,7 @@ def register() -> type:
             max_batch_size: int | None = None,
         ) -> None:
             super().__init__()
-            engine = open_checkpoint(Path(checkpoint), device, dtype)
+            engine = open_checkpoint(Path(checkpoint), device, dtype, graphs=graphs)
             self.responder = Responder(
                 engine.model,
                 engine.tokenizer,
@@ -305,6 +308,7 @@ def register() -> type:
                 on_progress,
                 kept or Kept(None, ""),
                 stop,
+                engine.sizes,
             )
 
         def loglikelihood(self, requests: list[Any]) -> list[Score]:
@@ -325,6 +329,7 @@ def evaluate_tasks(
     *,
     device: str = "cpu",
     dtype: str = "float32",
+    graphs: bool = False,
     include_path: Path | None = None,
     limit: int | None = None,
     num_fewshot: int | None = None,
@@ -339,8 +344,8 @@ def evaluate_tasks(
     include_path: a folder of task files (YAML), whose names go before lm_eval's own. limit: items of each task.
     num_fewshot: for tasks that do not fix theirs to 0. kept: answers of an earlier start, and where these go.
     stop(): asked between forward passes; where it says yes Stopped is raised. Raises UserError for tasks that do
-    not exist, or whose data are missing. checkpoint: its folder. device, dtype: of forward passes. batch_size: most
-    rows of one. seed: of lm_eval. on_progress: called after every forward pass.
+    not exist, or whose data are missing. checkpoint: its folder. device, dtype: of forward passes. graphs:
+    `train.decode_graphs`. batch_size: most rows of one. seed: of lm_eval. on_progress: called after every forward pass.
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # its bars, read on import: there is one of ours
     from lm_eval import simple_evaluate
@@ -351,6 +356,7 @@ def evaluate_tasks(
         "checkpoint": str(checkpoint),
         "device": device,
         "dtype": dtype,
+        "graphs": graphs,
         "seed": seed,
         "on_progress": on_progress,
         "kept": kept,

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from paribus.data.tokenizer import Tokenizer
+from paribus.errors import UserError
 from paribus.generate.decoder import Completion, Decoder, Drawing, Sizes
 from paribus.generate.sampling import stream_seed
 from paribus.model.gpt import GPT, load_checkpoint
@@ -32,7 +33,14 @@ class Engine:
     """Generates with a model and its tokenizer."""
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, sizes: Sizes = "exact") -> None:
-        """sizes: of a step of decoding: exact, rounded up to a few, or those as CUDA graphs (`train.decode_graphs`)."""
+        """sizes: of a step of decoding: exact, rounded up to a few, or those as CUDA graphs (`train.decode_graphs`).
+
+        Raises UserError for graphs of a model that is on no card.
+        """
+        if sizes == "graphs" and model.device.type != "cuda":
+            raise UserError(
+                f"train.decode_graphs: true is for CUDA cards, and the model is on {model.device.type}"
+            )
         self.model, self.sizes = model, sizes
         self.tokenizer = tokenizer
 
@@ -132,14 +140,17 @@ class Engine:
         return Drawing(max_new_tokens, temperature, top_k, chosen, tools, tuple(until))
 
 
-def open_checkpoint(folder: Path, device: str, dtype: str, *, recorded: bool = True) -> Engine:
+def open_checkpoint(
+    folder: Path, device: str, dtype: str, *, graphs: bool = False, recorded: bool = True
+) -> Engine:
     """The engine of a checkpoint's folder: its model, ready to generate, and its tokenizer.
 
-    dtype: of products, by its name in torch. recorded: as in `load_checkpoint`. Raises UserError where the
-    checkpoint is absent or damaged. device: by its name in torch.
+    dtype: of products, by its name in torch. graphs: `train.decode_graphs`. recorded: as in `load_checkpoint`. Raises
+    UserError where the checkpoint is absent or damaged. device: by its name in torch.
     """
     model = load_checkpoint(folder, device, getattr(torch, dtype), recorded=recorded)
-    return Engine(model.eval(), Tokenizer.load(folder / "tokenizer.json"))
+    sizes: Sizes = "graphs" if graphs else "exact"
+    return Engine(model.eval(), Tokenizer.load(folder / "tokenizer.json"), sizes)
 
 
 def _in_order(answers: dict[int, Completion]) -> list[Completion]:

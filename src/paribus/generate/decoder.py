@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from paribus.calculator import calculate
 from paribus.data.tokenizer import Tokenizer

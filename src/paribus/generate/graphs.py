@@ -18,11 +18,7 @@ class Graphs:
     """The captured steps of one call, by their sizes. Their memory is one pool, which goes with the last of them."""
 
     def __init__(self, step: Callable[[], None]) -> None:
-        """step: what is captured; it must not wait for the card. Raises UserError where there is none."""
-        if not torch.cuda.is_available():
-            raise UserError(
-                "train.decode_graphs: true is for CUDA cards, and torch finds none here"
-            )
+        """step: what is captured; it must not wait for the card."""
         self._step = step
         self._side = torch.cuda.Stream()
         self.forget()
@@ -67,13 +63,15 @@ class Graphs:
             graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"
         )
         try:
-            with recording:
+            with torch.cuda.stream(self._side), recording:
                 self._step()
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
+            cause = error.__context__ or error  # which ended the capture, whose end raises again
+            reason = str(cause).strip().splitlines()[0]
             raise UserError(
-                f"train.decode_graphs: a step of decoding cannot be captured on this card: {reason}; set it to false"
+                "train.decode_graphs: a step of decoding cannot be captured on this card: "
+                f"{reason}; set it to false"
             ) from error
         return graph

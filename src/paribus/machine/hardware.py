@@ -42,6 +42,7 @@ class Hardware:
     environment: dict[str, str]  # variables that choose kernels, where they are set
     tf32: bool  # whether products of float32 numbers round their factors to 11 bits
     fp8: bool = False  # whether block matrices multiply 8-bit floats in supervised training
+    decode_graphs: bool = False  # whether steps of decoding are CUDA graphs, of rounded sizes
     window_kernel: str = "flex"  # of windows on CUDA: flex, or flash where it was measured faster
 
     def hardware_class(self) -> dict[str, Any]:
@@ -70,6 +71,8 @@ class Hardware:
             names.append("tf32")
         if self.fp8:
             names.append("fp8")
+        if self.decode_graphs:
+            names.append("decode_graphs")
         if self.window_kernel != "flex":
             names.append("window_kernel")
         return {name: getattr(self, name) for name in names}
@@ -162,6 +165,8 @@ def detect_hardware(train: config.Train) -> Hardware:
         _require_card("tf32", device, TF32_CARDS)
     if train.fp8:
         _require_card("fp8", device, FP8_CARDS)
+    if train.decode_graphs:
+        _require_card("decode_graphs", device)
     return Hardware(
         device=device,
         device_name=torch.cuda.get_device_name(own_card()) if device == "cuda" else cpu_name(),
@@ -179,6 +184,7 @@ def detect_hardware(train: config.Train) -> Hardware:
         environment=kernel_environment(),
         tf32=train.tf32,
         fp8=train.fp8,
+        decode_graphs=train.decode_graphs,
     )
 
 
@@ -208,8 +214,8 @@ def _device(train: config.Train) -> str:
     return device
 
 
-def _require_card(key: str, device: str, capability: tuple[int, int]) -> None:
-    """Raises UserError where there is no card of at least that compute capability."""
+def _require_card(key: str, device: str, capability: tuple[int, int] = (0, 0)) -> None:
+    """Raises UserError where there is no card, or none of at least that compute capability."""
     import torch
 
     if device != "cuda":

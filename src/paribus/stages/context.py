@@ -261,7 +261,9 @@ def open_engine(run: Session, stage: str) -> Engine:
     """
     from paribus.generate import open_checkpoint
 
-    engine = open_checkpoint(CHECKPOINTS / stage, run.hardware.device, run.hardware.dtype)
+    found = run.hardware
+    folder = CHECKPOINTS / stage
+    engine = open_checkpoint(folder, found.device, found.dtype, graphs=found.decode_graphs)
     set_up(run, engine.model)
     return engine
 
