@@ -63,7 +63,7 @@ ON_NULL = NULL_CUDA=$(NULL_CUDA) NULL_CARDS=2 LD_PRELOAD=$(NULL_CUDA)/null_runti
   LD_LIBRARY_PATH=$(NULL_CUDA) TRITON_LIBCUDA_PATH=$(NULL_CUDA) CUBLAS_WORKSPACE_CONFIG=:4096:8 \
   TORCHINDUCTOR_CACHE_DIR=$(NULL_CUDA)/inductor TRITON_CACHE_DIR=$(NULL_CUDA)/triton PYTHONPATH=src \
   $(GPU)/bin/python -m pytest -q -p no:cacheprovider
-OF_CARDS := wide_heads or default or gpt2 or d20 or compiled_step or 8_bit or loss
+OF_CARDS := wide_heads or default or gpt2 or d20 or compiled_step or 8_bit or loss or captured
 gpu-dry-run: $(READY)  ## what would fail on a GPU, as far as the host decides it
 	@PYTHONPATH=src $(BIN)/python tests/gpu/environment.py $(GPU)
 	@$(GPU)/bin/python tests/gpu/build.py $(NULL_CUDA)

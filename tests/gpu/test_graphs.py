@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import os
 from collections.abc import Callable
 from typing import Any
@@ -219,6 +220,26 @@ def test_a_step_is_captured_without_waiting_by_deterministic_kernels(shape: dict
     finally:
         torch.cuda.set_sync_debug_mode("default")
         torch.use_deterministic_algorithms(False)
+
+
+@torch.inference_mode()
+def test_graphs_take_memory_and_free_it_with_their_call() -> None:
+    def reserved() -> int:
+        gc.collect()
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved()
+
+    held = []
+    for _ in range(2):  # cuBLAS keeps what it took at the first
+        graphs, cache = graphs_on_card()
+        graphs.take(cache.reach())
+        before = reserved()
+        graphs.take(cache.reach())
+        held.append(reserved() - before)
+        del graphs, cache
+        held.append(reserved())
+    assert held[2] > 0
+    assert held[1] == held[3]
 
 
 def test_a_step_that_waits_is_refused_by_name_of_the_key() -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from support.checkout import ROOT
 
-from paribus.config import Config
+from paribus.config import Config, load_config
 from paribus.errors import UserError
 from paribus.machine.hardware import detect_hardware, instruction_set
 
@@ -77,6 +77,8 @@ def test_tf32_is_refused_without_a_card_that_has_it(
 
 
 def test_graphs_are_refused_without_a_card(tiny_config: Config) -> None:
+    with pytest.raises(UserError, match=r"train\.decode_graphs: .* and train\.device is cpu"):
+        load_config(ROOT / "params.yaml", {"train.device": "cpu", "train.decode_graphs": True})
     train = dataclasses.replace(tiny_config.train, device="cpu", decode_graphs=True)
     with pytest.raises(UserError, match=r"train\.decode_graphs: true is for CUDA cards"):
         detect_hardware(train)
