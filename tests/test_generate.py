@@ -16,6 +16,7 @@ from paribus.evaluate.gsm8k import chat_prompt
 from paribus.generate import Completion, Engine, Sizes, open_checkpoint, sampling, stream_seed
 from paribus.generate.decoder import Decoder
 from paribus.generate.sampling import choose, uniform
+from paribus.model import cache
 from paribus.model.cache import KVCache, PrefixCache, Reach
 from paribus.model.gpt import GPT, save_checkpoint
 
@@ -95,8 +96,11 @@ ROUNDED = [
 
 
 @pytest.mark.parametrize("shape", ROUNDED, ids=str)
-def test_answers_of_rounded_sizes_are_those_of_exact_ones(shape: dict[str, Any]) -> None:
+def test_answers_of_rounded_sizes_are_those_of_exact_ones(
+    monkeypatch: pytest.MonkeyPatch, shape: dict[str, Any]
+) -> None:
     """What a CUDA graph computes, here on a CPU."""
+    monkeypatch.setattr(cache, "ROUND_KEYS", 32)
     model = random_model(**shape)
     exact, rounded = (Engine(model, codec(), sizes) for sizes in ("exact", "rounded"))
     options: dict[str, Any] = {"samples": 3, "max_new_tokens": 70, "temperature": 1.0, "rows": 6}
@@ -110,25 +114,28 @@ def stepped(model: GPT, rounded: bool) -> torch.Tensor:
     config, generator = model.config, torch.Generator().manual_seed(2)
     tokens = torch.randint(8, codec().vocab_size, (4, 90), generator=generator)
     dtype = model.compute_dtype
-    cache = PrefixCache(config, 4, 3, 2, 20, 70, "cpu", dtype, rounded)
+    prefix = PrefixCache(config, 4, 3, 2, 20, 70, "cpu", dtype, rounded)
     prefilled = KVCache(config, 2, 20, "cpu", dtype)
     model.hidden(tokens[:2, :20], cache=prefilled)
     prefilled.advance(torch.tensor([20, 5]))
     slots = torch.tensor([0, 2])
-    cache.store(slots, prefilled)
-    cache.assign(torch.arange(4), slots[[0, 0, 1, 1]], torch.tensor([0, 1, 0, 1]))
-    cache.slots_used = 3
+    prefix.store(slots, prefilled)
+    prefix.assign(torch.arange(4), slots[[0, 0, 1, 1]], torch.tensor([0, 1, 0, 1]))
+    prefix.slots_used = 3
     streams = []
     for token in tokens[:, 20:].T:
-        streams.append(model.hidden(token[:, None], cache=cache)[:, 0])
-        cache.advance(torch.ones(4, dtype=torch.int64))
-        cache.extend()
+        streams.append(model.hidden(token[:, None], cache=prefix)[:, 0])
+        prefix.advance(torch.ones(4, dtype=torch.int64))
+        prefix.extend()
     return torch.stack(streams).float()
 
 
 @pytest.mark.parametrize("shape", ROUNDED, ids=str)
-def test_rounded_sizes_move_the_last_bits_alone(shape: dict[str, Any]) -> None:
+def test_rounded_sizes_move_the_last_bits_alone(
+    monkeypatch: pytest.MonkeyPatch, shape: dict[str, Any]
+) -> None:
     """In fp32, and in bf16, where a close call may fall otherwise."""
+    monkeypatch.setattr(cache, "ROUND_KEYS", 32)
     model = random_model(**shape)
     with torch.no_grad():
         for dtype, most in ((torch.float32, 1e-4), (torch.bfloat16, 0.2)):

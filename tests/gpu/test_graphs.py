@@ -22,6 +22,7 @@ from paribus.generate import Completion, Engine
 from paribus.generate.decoder import Decoder
 from paribus.generate.graphs import Graphs
 from paribus.generate.step import Rows, Step, eventful_tokens
+from paribus.model import cache as cache_module
 from paribus.model.cache import PrefixCache
 from paribus.model.inference import for_inference
 
@@ -38,6 +39,12 @@ pytestmark = [
 def filled_by_nobody() -> None:
     """As `set_up_process` has it: nothing that a test before this one has set fills new tensors."""
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+@pytest.fixture(autouse=True)
+def short_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph for every few tokens."""
+    monkeypatch.setattr(cache_module, "ROUND_KEYS", 16)
 
 
 # ---------------------------------------------------------------- what the emulated card shows
@@ -141,6 +148,36 @@ def test_architectures_by_graphs_give_the_cpus_answers(shape: dict[str, Any]) ->
     assert found == expected
 
 
+def test_in_bf16_graphs_compute_what_steps_of_the_same_sizes_compute() -> None:
+    prompts = [chat_prompt(codec(), one["question"]) for one in PROBLEMS[:4]]
+    options: dict[str, Any] = {"samples": 2, "max_new_tokens": 50, "temperature": 1.0, "rows": 6}
+    with emulated_card():
+        model = copy.deepcopy(talker().model).to("cuda")
+        model.compute_dtype = torch.bfloat16
+        by_hand, found = (
+            Engine(model, codec(), sizes).generate(prompts, **options)
+            for sizes in ("rounded", "graphs")
+        )
+    assert found == by_hand
+
+
+def test_nearly_all_steps_are_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a size is known: here it takes two steps by hand, the second of them captured."""
+    plain, by_hand, steps = Step.__call__, [], []
+
+    def counted(self: Step) -> None:
+        by_hand.append(1)
+        plain(self)
+
+    monkeypatch.setattr(Step, "__call__", counted)
+    monkeypatch.setattr(cache_module, "ROUND_KEYS", 128)
+    with emulated_card():
+        there = Engine(copy.deepcopy(talker().model).to("cuda"), codec(), "graphs")
+        there.generate([[0, 9]], max_new_tokens=60, stop=set(), on_step=steps.append)
+    assert len(by_hand) == 2
+    assert len(steps) > 20
+
+
 def test_a_second_call_answers_its_own_prompts() -> None:
     prompts = [chat_prompt(codec(), one["question"]) for one in PROBLEMS]
     options: dict[str, Any] = {"max_new_tokens": 50, "rows": 4}
@@ -187,12 +224,13 @@ def test_the_check_of_a_card_times_both_ways_and_compares_their_answers() -> Non
 # ---------------------------------------------------------------- torch's own capture
 
 
-def graphs_on_card(**shape: Any) -> tuple[Graphs, PrefixCache]:
+def graphs_on_card(dtype: torch.dtype = torch.float32, **shape: Any) -> tuple[Graphs, PrefixCache]:
     """The steps of two rows on the null device, in which torch raises where the host waits; and their cache."""
-    model = for_inference(random_model(**shape).to("cuda").eval())
-    device = model.device
-    cache = PrefixCache(model.config, 2, 1, 2, 8, 80, device, rounded=True)
-    rows = Rows(2, 80, device)
+    plain = random_model(**shape).to("cuda").eval()
+    plain.compute_dtype = dtype
+    model, device = for_inference(plain), plain.device
+    cache = PrefixCache(model.config, 2, 1, 2, 8, 200, device, dtype, rounded=True)
+    rows = Rows(2, 200, device)
     step = Step(model, cache, rows, eventful_tokens(model.vocab_size, [1], device), 1.0, 5)
 
     def without_waiting() -> None:
@@ -203,7 +241,15 @@ def graphs_on_card(**shape: Any) -> tuple[Graphs, PrefixCache]:
     return Graphs(without_waiting), cache
 
 
-@pytest.mark.parametrize("shape", [{}, {"window_pattern": "SL", "window": 9}], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"window_pattern": "SL", "window": 9},
+        {"dtype": torch.bfloat16, "value_embeddings": "all"},
+    ],
+    ids=str,
+)
 @pytest.mark.filterwarnings("error:The CUDA Graph is empty")
 def test_a_step_is_captured_without_waiting_by_deterministic_kernels(shape: dict[str, Any]) -> None:
     """Three steps of each of two sizes, and again after rows have left: by hand, on the stream that captures, replayed."""
@@ -212,7 +258,7 @@ def test_a_step_is_captured_without_waiting_by_deterministic_kernels(shape: dict
         with torch.inference_mode():
             graphs, cache = graphs_on_card(**shape)
             for _ in range(2):
-                for extent in (10, 70):
+                for extent in (10, 150):
                     cache.own.extent = extent
                     for _ in range(3):
                         graphs.take(cache.reach())

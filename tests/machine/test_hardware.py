@@ -77,8 +77,10 @@ def test_tf32_is_refused_without_a_card_that_has_it(
 
 
 def test_graphs_are_refused_without_a_card(tiny_config: Config) -> None:
-    with pytest.raises(UserError, match=r"train\.decode_graphs: .* and train\.device is cpu"):
-        load_config(ROOT / "params.yaml", {"train.device": "cpu", "train.decode_graphs": True})
+    sharded = {"train.sharding": "fsdp", "train.processes": 2}
+    for others, said in (({"train.device": "cpu"}, "device is cpu"), (sharded, "sharding: fsdp")):
+        with pytest.raises(UserError, match=rf"train\.decode_graphs: true .* train\.{said}"):
+            load_config(ROOT / "params.yaml", {"train.decode_graphs": True, **others})
     train = dataclasses.replace(tiny_config.train, device="cpu", decode_graphs=True)
     with pytest.raises(UserError, match=r"train\.decode_graphs: true is for CUDA cards"):
         detect_hardware(train)

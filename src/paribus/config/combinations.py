@@ -192,10 +192,12 @@ def tf32_is_of_float32(config: Config) -> Iterator[str]:
 
 
 def decode_graphs_are_of_cards(config: Config) -> Iterator[str]:
-    """CUDA has graphs."""
+    """CUDA has graphs; in a sharded model's forward pass streams wait for one another, which one graph does not hold."""
     train = config.train
     if train.decode_graphs and train.device in ("cpu", "mps"):
         yield f"train.decode_graphs: true is for CUDA cards, and train.device is {train.device}"
+    if train.decode_graphs and train.sharding == "fsdp" and train.processes > 1:
+        yield "train.decode_graphs: true does not go with train.sharding: fsdp; set train.sharding: ddp"
 
 
 def fp8_fits(config: Config) -> Iterator[str]:

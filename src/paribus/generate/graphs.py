@@ -7,11 +7,18 @@ any more, as rows have left and the tensors are new ones, is forgotten.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable
 
 import torch
 
 from paribus.errors import UserError
+
+
+@functools.cache
+def side_stream() -> torch.cuda.Stream:
+    """The stream that captures, one a process: cuBLAS keeps memory of its own for each stream that it has served."""
+    return torch.cuda.Stream()
 
 
 class Graphs:
@@ -20,7 +27,7 @@ class Graphs:
     def __init__(self, step: Callable[[], None]) -> None:
         """step: what is captured; it must not wait for the card."""
         self._step = step
-        self._side = torch.cuda.Stream()
+        self._side = side_stream()
         self.forget()
 
     def forget(self) -> None:

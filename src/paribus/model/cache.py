@@ -28,9 +28,9 @@ from paribus.model.shapes import applied_blocks
 # 0.037 ms of processor time; 0.28 and 0.041 where a sixth of them is masked).
 Partial = tuple[Tensor, Tensor, Tensor]
 LOG2_E = math.log2(math.e)
-# Sizes of fixed steps are multiples. Their keys are read by each step, at most so many more than there are; a decoded token
-# reads all weights as well, 0.2 GB at depth 12 in bf16, of which 64 keys of 16 rows are a sixth (16 x 64 x 2 x 12 x 768 x 2).
-ROUND_KEYS = 64
+# Rounded lengths are multiples of it. What a step reads too much is half of it on average, at depth 12 in bf16 for 16 rows 38 MB
+# (16 x 64 x 2 x 12 x 768 x 2), a sixth of the weights, which it reads as well; and a graph serves that many tokens at least.
+ROUND_KEYS = 128
 
 
 @dataclass(frozen=True)
