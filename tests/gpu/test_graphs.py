@@ -163,10 +163,12 @@ def test_in_bf16_graphs_compute_what_steps_of_the_same_sizes_compute() -> None:
 
 def test_nearly_all_steps_are_replays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once a size is known: here it takes two steps by hand, the second of them captured."""
-    plain, by_hand, steps = Step.__call__, [], []
+    plain = Step.__call__
+    by_hand: list[Step] = []
+    steps: list[int] = []
 
     def counted(self: Step) -> None:
-        by_hand.append(1)
+        by_hand.append(self)
         plain(self)
 
     monkeypatch.setattr(Step, "__call__", counted)
