@@ -46,7 +46,9 @@ def attention(shape: tuple[int, ...], kind: str, dtype: torch.dtype) -> Callable
     towards = drawn[3].to(dtype).transpose(1, 2)
     seen = dense_mask(torch.arange(length)[None], window or None, None, None)
     plain = None if not window else seen
-    mask = banded.band(seen, window or None, dtype) if kind == "band" else plain
+    keeps = length <= banded.KEPT_LENGTH  # as a model of this context does
+    band = banded.band(seen, window or None, dtype, keeps=keeps)
+    mask = band if kind == "band" else plain
 
     def run() -> Parts:
         q, k, v = (leaf.transpose(1, 2) for leaf in leaves)

@@ -10,24 +10,22 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import multiprocessing
 import statistics
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from small import make_project
 
-from paribus.config import flatten, load_config, read_yaml, resolve_model
-from paribus.machine.hardware import detect_hardware
-from paribus.machine.process import set_up_process
+from paribus.config import flatten, load_config, merge, read_yaml, resolve_model
 from paribus.model.footprint import Batch
-from paribus.model.gpt import GPT
 from paribus.plan.memory import CPU_PROCESS, stage_memory, training_step
 from paribus.plan.tracker import track_step
 from paribus.recipe import Recipe
-from paribus.train.loop import peak_memory_bytes
-from paribus.train.optim import MuonAdamW
 
 BASE = {"model.width": 256, "model.head_dim": 64, "model.seq_len": 256}
 GRID = {
@@ -111,53 +109,38 @@ def d16() -> list[dict[str, Any]]:
 
 
 def cpu() -> list[dict[str, Any]]:
-    """The most memory of a process that takes three real steps of the default, at other depths and device batches."""
+    """The most memory of pretraining stages of three steps: the default's at other depths, device batches and types."""
     rows = []
-    for depth, device_rows in itertools.product([2, 4, 6], [4, 16]):
-        config = load_config(
-            overrides={"model.depth": depth, "pretrain.device_batch_size": device_rows}
-        )
-        planned = stage_memory(Recipe.of(config), "pretrain", device="cpu", dtype="float32")
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(1) as pool:
-            measured = pool.apply(take_steps, (depth, device_rows))
-        rows.append(
-            {
+    with tempfile.TemporaryDirectory() as folder:
+        project = make_project(Path(folder) / "project")
+        environment = {"PYTHONPATH": str(project.root / "src"), "DVC_ROOT": str(project.root)}
+        default = read_yaml(project.root / "params.yaml")
+        for dtype, depth, device_rows in itertools.product(
+            ["float32", "bfloat16"], [2, 4, 6], [4, 16]
+        ):
+            overrides = {
                 "model.depth": depth,
-                "rows": device_rows,
-                "measured_bytes": measured,
-                "tensor_bytes": planned.tensors,
-                "predicted_bytes": planned.total,
-                "error": planned.total / measured - 1,
-                "heap": (measured - CPU_PROCESS) / planned.tensors - 1,
+                "pretrain.device_batch_size": device_rows,
+                "train.dtype": dtype,
             }
-        )
-        print(
-            f"{rows[-1]['error']:+6.1%}  {measured / 1e6:7.0f} MB  depth {depth}, {device_rows} rows",
-            flush=True,
-        )
+            (project.root / "params.yaml").write_text(yaml.safe_dump(merge(default, overrides)))
+            config = load_config(project.root / "params.yaml")
+            planned = stage_memory(Recipe.of(config), "pretrain", device="cpu", dtype=dtype)
+            # not forked from a process that holds the tests' libraries
+            project.run(sys.executable, "-m", "paribus", "pretrain", **environment)
+            measured = project.metrics("pretrain")["peak_memory_bytes"]
+            rows.append(
+                overrides
+                | {
+                    "measured_bytes": measured,
+                    "tensor_bytes": planned.tensors,
+                    "predicted_bytes": planned.total,
+                    "error": planned.total / measured - 1,
+                    "heap": (measured - CPU_PROCESS) / planned.tensors - 1,
+                }
+            )
+            print(f"{rows[-1]['error']:+6.1%}  {measured / 1e6:7.0f} MB  {overrides}", flush=True)
     return rows
-
-
-def take_steps(depth: int, rows: int, steps: int = 3) -> int:
-    """Peak bytes of this process."""
-    config = load_config(
-        overrides={"model.depth": depth, "train.device": "cpu", "train.threads": 1}
-    )
-    set_up_process(detect_hardware(config.train), config.seed)
-    model = GPT(resolve_model(config.model), config.tokenizer.vocab_size)
-    model.initialise(1)
-    optimizer = MuonAdamW(model, config.optimizer)
-    length = config.model.seq_len
-    batch = (config.pretrain.batch_tokens or 4096) // length
-    for _ in range(steps):
-        for _ in range(batch // rows):
-            tokens = torch.randint(config.tokenizer.vocab_size, (rows, length + 1))
-            model(tokens[:, :-1], tokens[:, 1:].contiguous()).backward()
-        optimizer.clip()
-        optimizer.step(1.0)
-        optimizer.zero_grad()
-    return peak_memory_bytes(torch.device("cpu"))
 
 
 def main() -> None:

@@ -23,13 +23,10 @@ from paribus.plan.throughput import (
 )
 from paribus.recipe import Recipe
 
-COMPILE_SECONDS = 60.0  # of a stage's first step with torch.compile (FIELD: 45 to 57 s on a CPU)
-# A task's items when not limited; tokens an item with its choices.
-CORE_ITEMS, CORE_TASKS, CORE_TOKENS = (
-    4_000,
-    22,
-    600,
-)
+COMPILE_SECONDS = 60.0  # of a stage's first step with torch.compile; measured on a CPU: 45 to 57 s
+CORE_TASKS = 22
+CORE_ITEMS = 4_000  # of a task, when not limited
+CORE_TOKENS = 600  # of an item with all its choices
 MEAN_ANSWER = 0.6  # of max_new_tokens: answers end early
 
 
