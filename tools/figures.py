@@ -259,6 +259,16 @@ def planned_memory() -> str:
     )
 
 
+def planned_stages() -> str:
+    """How far the plan's memory of stages on a CPU is from what they took."""
+    text = (ROOT / "benchmarks/plan_memory_cpu.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    errors = [100 * row["error"] for row in found["rows"]]
+    middle = 100 * found["median_error"]
+    low, high = (public_figures.signed(end(errors), 1) for end in (min, max))
+    return f"{low} to {high} %, {middle:.1f} % in the median"
+
+
 def planned_depth_16() -> str:
     """Memory of depth 16 as tracked and as planned, without and with activation checkpointing."""
     text = (ROOT / "benchmarks/plan_memory_d16.json").read_text(encoding="utf-8")
@@ -286,6 +296,7 @@ FIGURES: dict[str, Callable[..., str]] = {
     "neighbours": neighbours,
     "planned-depth-16": planned_depth_16,
     "planned-memory": planned_memory,
+    "planned-stages": planned_stages,
     "tries": tries,
     "curriculum": curriculum,
     "training-minutes": training_minutes,

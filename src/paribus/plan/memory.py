@@ -26,10 +26,11 @@ PROMPT_TOKENS = 256  # of a word problem with the chat format: GSM8K's longest i
 # Context, cuBLAS workspaces, kernels' code: 450 to 600 MiB as nvidia-smi shows it idle.
 CUDA_CONTEXT = 600 * 2**20
 CUDA_ROUNDING = 0.03  # of the tensors: the caching allocator's blocks that nothing fits
-# On a CPU, measured (benchmarks/plan_memory.py --only cpu): Python, torch and its threads resident; and what glibc's malloc
-# holds besides living tensors, in shares of them: blocks freed between two that live are of no use to a larger tensor.
-CPU_PROCESS = 300 * 2**20
-CPU_HEAP = 0.7
+# On a CPU, measured of pretraining stages (benchmarks/plan_memory.py --only cpu): what a stage holds before it trains (Python,
+# torch, the sources it has read, the memory it has timed copies in); and what glibc's malloc holds besides living tensors, in
+# shares of them: blocks freed between two that live are of no use to a larger tensor.
+CPU_PROCESS = 350 * 2**20
+CPU_HEAP = 0.45
 STAGES = (*TRAINING_STAGES, "evaluation")
 
 
