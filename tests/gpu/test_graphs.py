@@ -7,24 +7,32 @@ import dataclasses
 import gc
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.checkout import ROOT
 from support.emulated_card import emulated_card
 from support.talker import PROBLEMS, codec, random_model, talker
 
 from paribus.card.bench import SIZES, Bench
 from paribus.card.checks import sampling
+from paribus.chat import Options, Speaker
+from paribus.config import load_config
 from paribus.errors import UserError
 from paribus.evaluate.gsm8k import chat_prompt
 from paribus.generate import Completion, Engine
 from paribus.generate.decoder import Decoder
 from paribus.generate.graphs import Graphs
 from paribus.generate.step import Rows, Step, eventful_tokens
+from paribus.machine.hardware import detect_hardware
+from paribus.machine.interrupt import Interrupt
 from paribus.model import cache as cache_module
 from paribus.model.cache import PrefixCache
+from paribus.model.gpt import save_checkpoint
 from paribus.model.inference import for_inference
+from paribus.stages.context import Session, open_engine
 
 pytestmark = [
     pytest.mark.skipif(
@@ -221,6 +229,30 @@ def test_the_check_of_a_card_times_both_ways_and_compares_their_answers() -> Non
         found = sampling(Bench("cuda", sizes))
     assert found.wrong == ""
     assert found.figures.keys() == {"rows2_tokens_per_second", "rows2_graphs_tokens_per_second"}
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_the_key_reaches_stages_and_chats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graphs: bool
+) -> None:
+    """From params.yaml to the engine of a stage's checkpoint, and of a chat, which answers by it."""
+    changes = {"train.device": "cuda", "train.dtype": "float32", "train.decode_graphs": graphs}
+    config = load_config(ROOT / "params.yaml", changes)
+    monkeypatch.chdir(tmp_path)
+    codec().save(tmp_path / "codec.json")
+    folder = tmp_path / "checkpoints/sft"
+    save_checkpoint(folder, talker().model, tmp_path / "codec.json", {"stage": "sft"})
+    hardware = detect_hardware(config.train)
+    stop = Interrupt(tmp_path / "state", None)
+    run = Session("rl", config, hardware, "", {}, tmp_path / "state", stop)
+    sizes = "graphs" if graphs else "exact"
+    with emulated_card():
+        assert open_engine(run, "sft").sizes == sizes
+        speaker = Speaker.open("sft", config)
+        assert speaker.engine.sizes == sizes
+        question = {"role": "user", "content": PROBLEMS[0]["question"]}
+        pieces = list(speaker.answer([question], Options(max_new_tokens=40)))
+    assert "3+4" in "".join(piece.text for piece in pieces)
 
 
 # ---------------------------------------------------------------- torch's own capture
