@@ -249,6 +249,32 @@ def loop() -> str:
     )
 
 
+def _bf16(kind: str) -> list[dict[str, Any]]:
+    text = (ROOT / "benchmarks/bf16.json").read_text(encoding="utf-8")
+    rows: list[dict[str, Any]] = json.loads(text)[kind]
+    return rows
+
+
+def banded_attention() -> str:
+    """How much sooner attention by bands is through than torch's: the default's shapes, then the long ones."""
+    taken = [row["milliseconds"] for row in _bf16("attention")]
+    near, wide, long_near, long_wide = (f"{ms['torch'] / ms['band']:.1f}" for ms in taken)
+    own = " and ".join(f"{ms['band']:.0f}" for ms in taken[:2])
+    torchs = " and ".join(f"{ms['torch']:.0f}" for ms in taken[:2])
+    return (
+        f"{near} times torch's with a window of 64 and {wide} without ({own} ms against {torchs}); "
+        f"at 1,024 tokens {long_near} times with a window of 256 and {long_wide} without"
+    )
+
+
+def muon_in_bf16() -> str:
+    """How much sooner Muon's iterations in bf16 are through, and how near their steps are."""
+    rows = _bf16("muon")
+    gains = [row["milliseconds"]["float32"] / row["milliseconds"]["bfloat16"] for row in rows]
+    cosine = min(row["cosine"] for row in rows)
+    return f"{min(gains):.1f} to {max(gains):.1f} times fp32's; cosine between the steps {cosine:.4f} at least"
+
+
 def planned_memory() -> str:
     """How near the plan's memory is to that of all tensors that torch makes."""
     text = (ROOT / "benchmarks/plan_memory.json").read_text(encoding="utf-8")
@@ -294,6 +320,8 @@ def training_minutes() -> str:
 FIGURES: dict[str, Callable[..., str]] = {
     "loop": loop,
     "neighbours": neighbours,
+    "banded-attention": banded_attention,
+    "muon-in-bf16": muon_in_bf16,
     "planned-depth-16": planned_depth_16,
     "planned-memory": planned_memory,
     "planned-stages": planned_stages,
