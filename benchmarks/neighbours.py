@@ -4,9 +4,9 @@ The default's optimiser step is repeated in a process of its own, alone and besi
 end at nice 19 in another session, as another user's or another terminal's would. Phases alternate; medians are compared:
 `share` is the speed beside them over the undisturbed one. Sides differ in how OpenMP's threads wait for each other.
 
-    spin       as the library has it: GNU's threads spin for milliseconds, then sleep
-    bounded    GOMP_SPINCOUNT=1000: they spin for microseconds
-    passive    OMP_WAIT_POLICY=passive: they sleep at once
+    watched    as paribus has it: they spin, and sleep at once while the process finds itself short of cores
+    spin       they spin for a millisecond, whatever happens
+    passive    OMP_WAIT_POLICY=passive: they always sleep at once
 
 Linux's `kernel.sched_autogroup_enabled` decides whether niceness counts between sessions at all; the record says how it
 stands, and `--autogroup` sets it for the time of the run (root) and puts it back. With `--nice-sessions` the neighbours make
@@ -31,9 +31,9 @@ from typing import Any
 from steps import ROOT, hardware, machine
 
 AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
-WAITING = {
-    "spin": {},
-    "bounded": {"GOMP_SPINCOUNT": "1000"},
+WAITING: dict[str, dict[str, str]] = {
+    "watched": {},
+    "spin": {"GOMP_SPINCOUNT": "200001"},  # any number but paribus' own, at which it would watch
     "passive": {"OMP_WAIT_POLICY": "passive"},
 }
 NEIGHBOURS = (0, 1, 2)

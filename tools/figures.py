@@ -305,10 +305,10 @@ def planned_depth_16() -> str:
     return f"{pairs[0]}; with activation checkpointing {pairs[1]}"
 
 
-def neighbours(shares: str) -> str:
-    """The speed of training beside one busy process at nice 19, in per cent; shares: a key of the record."""
+def neighbours(shares: str, waiting: str) -> str:
+    """The speed of training beside one busy process at nice 19, in per cent; keys of the record."""
     text = (ROOT / "benchmarks/neighbours.json").read_text(encoding="utf-8")
-    return f"{100 * json.loads(text)[shares]['sides']['spin']['share']['1']:.0f}"
+    return f"{100 * json.loads(text)[shares]['sides'][waiting]['share']['1']:.0f}"
 
 
 def training_minutes() -> str:

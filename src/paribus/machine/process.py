@@ -10,6 +10,7 @@ import resource
 import sys
 from typing import TYPE_CHECKING
 
+from paribus.machine import waiting
 from paribus.machine.hardware import CUBLAS_WORKSPACE, Hardware
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def set_up_process(hardware: Hardware, seed: int) -> None:
 
     keep_freed_memory()
     torch.set_num_threads(hardware.process_threads)
+    if hardware.process_threads > 1:
+        waiting.watch()
     if hardware.compile or hardware.device == "cuda":  # whose windows are compiled in any case
         torch.use_deterministic_algorithms(hardware.deterministic)
     else:  # the same without loading the compiler, which takes seconds

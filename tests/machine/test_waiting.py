@@ -1,0 +1,91 @@
+"""machine/waiting.py: OpenMP's threads spin while the cores are theirs, and sleep while they are not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+# Two threads on one core stand for one thread beside a busy process of equal rights: whoever spins holds up the other.
+CROWDED = """
+import json, os, sys, time
+import paribus, torch
+from paribus.machine import waiting
+torch.set_num_threads(2)
+x = torch.ones(1 << 16)
+
+def operations(seconds):
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        x.mul_(1.0)
+        done += 1
+    return done / (time.perf_counter() - began)
+
+operations(0.1)
+core = sorted(os.sched_getaffinity(0))[0]
+for thread in os.listdir("/proc/self/task"):
+    os.sched_setaffinity(int(thread), {core})
+switch = waiting.Waiting(waiting._library())
+spinning = operations(1.0)
+switch.look()
+asleep = switch.asleep
+time.sleep(0.2)
+sleeping = operations(1.0)
+switch.look()
+for _ in range(waiting.QUIET_LOOKS + 1):
+    time.sleep(0.1)
+    switch.look()
+time.sleep(0.2)
+print(json.dumps({
+    "spinning": spinning, "asleep": asleep, "sleeping": sleeping, "at_last": switch.asleep, "again": operations(1.0),
+}))
+"""
+WATCHED = """
+import json, threading
+import paribus, torch
+from paribus.machine import waiting
+waiting.watch()
+waiting.watch()
+print(json.dumps([thread.name for thread in threading.enumerate()]))
+"""
+
+needs_two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+
+
+def answer(program: str, **environment: str) -> object:
+    """What a program prints, of JSON, in an environment without settings of OpenMP but these."""
+    plain = {name: value for name, value in os.environ.items() if "OMP" not in name}
+    output = subprocess.run(
+        [sys.executable, "-c", program],
+        env=plain | environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    return json.loads(output)
+
+
+@needs_two_cores
+def test_threads_sleep_where_they_hold_each_other_up_and_spin_again_where_they_do_not() -> None:
+    found = answer(CROWDED)
+    assert isinstance(found, dict)
+    assert found["asleep"]
+    assert found["sleeping"] > 3 * found["spinning"]
+    assert not found["at_last"]
+    assert found["sleeping"] > 3 * found["again"]
+
+
+@needs_two_cores
+def test_one_thread_of_a_process_watches() -> None:
+    assert answer(WATCHED) == ["MainThread", "waiting"]
+
+
+@pytest.mark.parametrize("name, value", [("GOMP_SPINCOUNT", "7"), ("OMP_WAIT_POLICY", "passive")])
+def test_what_the_environment_says_stays(name: str, value: str) -> None:
+    assert answer(WATCHED, **{name: value}) == ["MainThread"]
+    spins = "import json, os, paribus; print(json.dumps(os.environ.get('GOMP_SPINCOUNT')))"
+    expected = value if name == "GOMP_SPINCOUNT" else None
+    assert answer(spins, **{name: value}) == expected
