@@ -11,7 +11,6 @@ import yaml
 from support.project import Project
 
 from paribus import graph
-from paribus.graph import stale
 from paribus.stages.context import say_if_stale
 
 REACHED = "src/paribus/files.py"
@@ -68,20 +67,6 @@ def test_an_installed_paribus_has_no_code_to_name(
     monkeypatch.chdir(tmp_path)
     definition = graph.StageDefinition([], [], [])
     assert graph.stale_note("pretrain", definition, [REACHED]) is None
-
-
-def test_a_closure_is_worked_out_once_for_each_state_of_the_sources(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    memo = project / "closures.json"
-    first = graph.remembered_files("corpus", memo)
-    assert first == graph.stage_files("corpus", graph.working_sources())
-    with monkeypatch.context() as patched:
-        patched.setattr(stale, "stage_files", lambda *_: pytest.fail("worked out again"))
-        assert graph.remembered_files("corpus", memo) == first
-    source = project / "src/paribus/files.py"
-    source.write_text(source.read_text() + "\nfrom paribus.chat import web\n")
-    assert "src/paribus/chat/web.py" in graph.remembered_files("corpus", memo)
 
 
 def test_a_stage_of_the_data_says_it_too(project: Path) -> None:

@@ -34,6 +34,7 @@ from paribus.graph.dvcfile import (
     stage_definitions,
     with_generated_deps,
 )
+from paribus.graph.memo import remembered_code
 from paribus.graph.outline import definition_digest, definitions_that_import
 from paribus.graph.sources import (
     ALL_SOURCES,
@@ -42,7 +43,7 @@ from paribus.graph.sources import (
     committed_sources,
     working_sources,
 )
-from paribus.graph.stale import remembered_files, stale_note
+from paribus.graph.stale import stale_note
 
 __all__ = [
     "ALL_SOURCES",
@@ -73,7 +74,7 @@ __all__ = [
     "locked_outs",
     "md5_of",
     "package_digest",
-    "remembered_files",
+    "remembered_code",
     "stage_code",
     "stage_definition",
     "stage_definitions",

@@ -20,11 +20,10 @@ from paribus.graph import (
     declared_params,
     file_digest,
     is_code,
-    stage_code,
+    remembered_code,
     stage_definition,
     stage_definitions,
     tree_digest,
-    working_sources,
 )
 from paribus.machine.hardware import Hardware
 from paribus.places import dvc_experiment, main_checkout, state_root
@@ -61,13 +60,18 @@ def fingerprint_parts(
         "stage": name,
         "params": declared_params(definition, settings),
         "deps": dep_digests(definition),
-        "code": stage_code(name, working_sources()),
+        "code": code_digests(name),
         "hardware": hardware.hardware_class() if hardware else None,
     }
     version = config.library_version(settings.optimizer.kind)
     if version and "optimizer" in definition.params:
         parts["optimizer"] = version
     return parts
+
+
+def code_digests(stage: str) -> dict[str, str]:
+    """Source file -> digest of what a stage reaches of it, in the working folder. stage: its name in dvc.yaml."""
+    return remembered_code(stage, state_root() / "code.json")
 
 
 def dep_digests(definition: StageDefinition) -> dict[str, str]:

@@ -42,7 +42,12 @@ from paribus.machine.hardware import (
 from paribus.machine.interrupt import Interrupt
 from paribus.machine.lock import StateLock
 from paribus.machine.process import set_up_process
-from paribus.machine.provenance import collect_provenance, dep_digests, fingerprint_parts
+from paribus.machine.provenance import (
+    code_digests,
+    collect_provenance,
+    dep_digests,
+    fingerprint_parts,
+)
 from paribus.places import state_root
 from paribus.recipe import Recipe
 from paribus.stages import room
@@ -76,7 +81,7 @@ class Session:
             "fingerprint": self.fingerprint,
             "params": graph.declared_params(definition, self.config),
             "deps": dep_digests(definition),
-            "code": graph.stage_code(self.stage, graph.working_sources()),
+            "code": code_digests(self.stage),
             "data": graph.data_versions(definition),
             **{
                 name: machine[name]
@@ -122,7 +127,7 @@ def say_if_stale(stage: str, code: Iterable[str] | None = None) -> None:
     code: the source files of the stage, where they are known.
     """
     if code is None:
-        code = graph.remembered_files(stage, state_root() / "closures.json")
+        code = code_digests(stage)
     note = graph.stale_note(stage, graph.stage_definition(stage), code)
     if note is not None:
         print(f"paribus {stage}: {note}", file=sys.stderr)

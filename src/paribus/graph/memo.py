@@ -1,0 +1,65 @@
+"""The code of every stage, worked out once for each state of the sources: parsing them takes half a second of each start."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import json
+from pathlib import Path
+
+from paribus.errors import UserError
+from paribus.files import Values, read_json, write_atomic
+from paribus.graph import closure, outline
+from paribus.graph.closure import ENTRY_POINTS, stage_code
+from paribus.graph.sources import Sources, working_sources
+
+STATES_KEPT = 8  # of the sources: the checkout's, and those of arms that are code
+_MEMO = Values(Values(Values(str)))  # state of the sources -> stage -> source file -> digest
+
+
+def remembered_code(stage: str, memo: Path) -> dict[str, str]:
+    """`stage_code` of the working folder's sources.
+
+    Args:
+        stage: its name in dvc.yaml, with or without `@item`.
+        memo: a file that keeps the code of all stages, as the others come next and share most of it.
+    """
+    name = stage.partition("@")[0]
+    sources = working_sources()
+    if name not in ENTRY_POINTS:
+        return stage_code(stage, sources)
+    state = _digest(sources)
+    known = read_json(memo, _MEMO) or {}
+    if name not in known.get(state, {}):
+        known[state] = _code_of_all(name, sources)
+        kept = dict(list(known.items())[-STATES_KEPT:])
+        write_atomic(memo, json.dumps(kept))
+    return dict(known[state][name])
+
+
+def _code_of_all(stage: str, sources: Sources) -> dict[str, dict[str, str]]:
+    """Stage -> its code; of the stages beside this one those whose code can be read."""
+    # Syntax trees are many objects and no garbage: looking them over again and again takes as long as parsing.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        code = {stage: stage_code(stage, sources)}
+        for other in ENTRY_POINTS:
+            with contextlib.suppress(UserError):
+                code[other] = stage_code(other, sources)
+        return code
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _digest(sources: Sources) -> str:
+    """Of the sources, and of the code that works closures out, which another paribus may have otherwise."""
+    digest = hashlib.sha256()
+    for module in (closure, outline):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    for path, content in sources.files.items():
+        digest.update(f"{path} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
