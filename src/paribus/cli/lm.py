@@ -19,6 +19,7 @@ from paribus.machine.hardware import detect_hardware
 from paribus.machine.interrupt import Interrupt
 from paribus.machine.lock import StateLock
 from paribus.machine.process import set_up_process
+from paribus.optional import require
 from paribus.places import find_checkpoint, state_root
 from paribus.progress import Progress
 from paribus.summary import write_json
@@ -34,6 +35,7 @@ def evaluate_lm(
     batch_size: int,
 ) -> None:
     """Run tasks of lm-evaluation-harness: a table to read, JSON under evals/lm, a run in MLflow."""
+    require("lm_eval", "eval lm")
     from paribus.data.disk import writing
     from paribus.data.paths import inside
     from paribus.evaluate.harness import evaluate_tasks, rows_of

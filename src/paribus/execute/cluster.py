@@ -19,9 +19,9 @@ from paribus.execute import elsewhere
 from paribus.execute.elsewhere import Found, Home
 from paribus.execute.settings import Settings
 from paribus.git import filled_submodules, git
+from paribus.optional import require
 
 NODE = "ray.io/node-id"  # the label that Ray gives each machine
-INSTALL = "pip install --no-deps -r requirements-ray.lock"
 NOTE = Path("/tmp/ray/ray_current_cluster")  # in which `ray start` notes the head
 KNOCK_SECONDS = 10.0
 BEST_FIRST = ("cuda", "mps", "cpu")
@@ -34,12 +34,11 @@ def connect(address: str) -> Any:
         address: HOST:PORT of the cluster's head; "" for the one that this machine belongs to.
 
     Raises:
-        UserError: Ray is not installed, or no cluster answers there.
+        UserError: the package ray is absent, or no cluster answers there.
     """
-    try:
-        import ray
-    except ImportError:
-        raise UserError(f"--engine ray: Ray is not installed; {INSTALL}") from None
+    require("ray", "--engine ray")
+    import ray
+
     if ray.is_initialized():
         return ray
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -28,6 +28,7 @@ from paribus.export.stock import (
 from paribus.files import replacing
 from paribus.model.gpt import load_checkpoint
 from paribus.model.shapes import mlp_hidden
+from paribus.optional import require
 from paribus.study.finished import FinishedRun
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ HELD = [
 ]
 # tokenizer.max_digits -> the pre-tokenizer of llama.cpp that cuts text as paribus does, but for combining marks.
 PRE_TOKENIZERS = {1: "qwen2", 3: "llama-bpe"}
-INSTALL = "pip install gguf==0.19.0"
 
 
 def export_gguf(run: FinishedRun, checkpoint: Path, out: Path) -> Stock:
@@ -64,10 +64,9 @@ def export_gguf(run: FinishedRun, checkpoint: Path, out: Path) -> Stock:
     Raises:
         UserError: the package gguf is missing, the checkpoint is damaged, or no architecture of the format holds it.
     """
-    try:
-        import gguf
-    except ModuleNotFoundError:
-        raise UserError(f"--to gguf: needs the package gguf; {INSTALL}") from None
+    require("gguf", "--to gguf")
+    import gguf
+
     model = load_checkpoint(checkpoint)
     refuse_unknown_keys(checkpoint, model.config)
     tokenizer = json.loads((checkpoint / "tokenizer.json").read_bytes())

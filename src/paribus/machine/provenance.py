@@ -150,8 +150,6 @@ def _versions() -> dict[str, str | None]:
         "dvc",
         "mlflow",
         "optuna",
-        "lm_eval",
-        "datasets",
         "heavyball",
         "pytorch_optimizer",
     ):

@@ -27,6 +27,7 @@ from paribus.config import Config, fingerprint, flatten
 from paribus.errors import UserError
 from paribus.journal import write_json
 from paribus.machine.interrupt import EXIT_PAUSED, STOPPING, raises
+from paribus.optional import require
 from paribus.plan.estimate import stage_plan
 from paribus.plan.probe import here
 from paribus.plan.throughput import Device
@@ -119,6 +120,8 @@ def run(
         workers: on the machines of the cluster; None: one for each machine, or each GPU.
     """
     study = read_study(name)
+    if not worker:  # the report follows, with its figures
+        require("plotly", f"tune run {name}")
     study = replace(study, trials=trials or study.trials)
     if workers is not None and engine == "local":
         raise UserError(
@@ -279,9 +282,10 @@ def report(name: str, url: str | None = None) -> None:
         name: of the study.
         url: of the storage; None: the sqlite file of this checkout.
     """
+    study = read_study(name)
+    require("plotly", f"tune report {name}")
     from paribus.tune.figures import write_figures
 
-    study = read_study(name)
     optuna_study, _ = open_study(study, url, create=False)
     found = summary(study, optuna_study)
     folder = Path("report/tune") / name
