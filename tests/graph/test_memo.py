@@ -24,23 +24,22 @@ def project(tmp_path: Path, project_root: Path, monkeypatch: pytest.MonkeyPatch)
 def test_code_is_worked_out_once_for_each_state_of_the_sources(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = project / "code.json"
-    first = graph.remembered_code("corpus", kept)
+    first = graph.remembered_code("corpus", project)
     assert first == graph.stage_code("corpus", graph.working_sources())
     later = graph.stage_code("core@base", graph.working_sources())
     with monkeypatch.context() as patched:
         patched.setattr(memo, "stage_code", lambda *_: pytest.fail("worked out again"))
-        assert graph.remembered_code("corpus", kept) == first
-        assert graph.remembered_code("core@base", kept) == later
+        assert graph.remembered_code("corpus", project) == first
+        assert graph.remembered_code("core@base", project) == later
     source = project / "src/paribus/files.py"
     source.write_text(source.read_text() + "\nfrom paribus.chat import web\n")
-    assert "src/paribus/chat/web.py" in graph.remembered_code("corpus", kept)
+    assert "src/paribus/chat/web.py" in graph.remembered_code("corpus", project)
 
 
 def test_a_file_that_is_no_python_concerns_the_stages_that_reach_it(project: Path) -> None:
     from paribus.errors import UserError
 
     (project / "src/paribus/stages/evaluation.py").write_text("def core(:\n")
-    assert graph.remembered_code("corpus", project / "code.json")
+    assert graph.remembered_code("corpus", project)
     with pytest.raises(UserError, match="evaluation.py: not Python"):
-        graph.remembered_code("core", project / "code.json")
+        graph.remembered_code("core", project)

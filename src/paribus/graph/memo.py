@@ -14,17 +14,19 @@ from paribus.graph import closure, outline
 from paribus.graph.closure import ENTRY_POINTS, stage_code
 from paribus.graph.sources import Sources, working_sources
 
+MEMO = "code.json"
 STATES_KEPT = 8  # of the sources: the checkout's, and those of arms that are code
 _MEMO = Values(Values(Values(str)))  # state of the sources -> stage -> source file -> digest
 
 
-def remembered_code(stage: str, memo: Path) -> dict[str, str]:
+def remembered_code(stage: str, folder: Path) -> dict[str, str]:
     """`stage_code` of the working folder's sources.
 
     Args:
         stage: its name in dvc.yaml, with or without `@item`.
-        memo: a file that keeps the code of all stages, as the others come next and share most of it.
+        folder: keeps the code of all stages in a file, as the others come next and share most of it.
     """
+    memo = folder / MEMO
     name = stage.partition("@")[0]
     sources = working_sources()
     if name not in ENTRY_POINTS:

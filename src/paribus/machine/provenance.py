@@ -71,7 +71,7 @@ def fingerprint_parts(
 
 def code_digests(stage: str) -> dict[str, str]:
     """Source file -> digest of what a stage reaches of it, in the working folder. stage: its name in dvc.yaml."""
-    return remembered_code(stage, state_root() / "code.json")
+    return remembered_code(stage, state_root())
 
 
 def dep_digests(definition: StageDefinition) -> dict[str, str]:

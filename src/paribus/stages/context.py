@@ -127,7 +127,7 @@ def say_if_stale(stage: str, code: Iterable[str] | None = None) -> None:
     code: the source files of the stage, where they are known.
     """
     if code is None:
-        code = code_digests(stage)
+        code = graph.remembered_code(stage, state_root())
     note = graph.stale_note(stage, graph.stage_definition(stage), code)
     if note is not None:
         print(f"paribus {stage}: {note}", file=sys.stderr)
