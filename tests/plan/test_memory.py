@@ -48,10 +48,12 @@ POINTS = {
     "bands of shared keys": Point({"model.n_kv_heads": 2}, rows=16, dtype=BF16),
     "bands of long rows": Point(LONG, rows=4, dtype=BF16, accumulate=True),
     "bands of long rows, checkpointing": Point(
-        LONG | CHECKPOINTING | {"model.n_kv_heads": 1}, rows=4, dtype=BF16
+        LONG | CHECKPOINTING | {"model.head_dim": 64, "model.n_kv_heads": 1}, rows=4, dtype=BF16
     ),
     "bands whose weights are kept, checkpointing": Point(
-        {"model.seq_len": 512, "model.mlp": "relu"} | CHECKPOINTING, dtype=BF16, accumulate=True
+        {"model.seq_len": 512, "model.depth": 2, "model.mlp": "relu"} | CHECKPOINTING,
+        dtype=BF16,
+        accumulate=True,
     ),
     "checkpointing, deep": Point({"model.depth": 8} | CHECKPOINTING, rows=32),
     "checkpointing, gradients there": Point(CHECKPOINTING, 256, 16, BF16, accumulate=True),
