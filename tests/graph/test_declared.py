@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from support.checkout import ROOT
 
 from paribus import graph
+from paribus.audit.rebuild import TRAIN
+from paribus.config import load_config
 from paribus.curriculum import TRAINING_STAGES
+from paribus.machine.hardware import detect_hardware
 
 STAGES = ROOT / "src/paribus/stages"
 
@@ -73,3 +77,18 @@ def test_every_evaluation_key_that_a_training_stage_reads_is_declared(project_ro
 def test_what_the_watched_problems_are_sampled_with_is_part_of_rl(project_root: Path) -> None:
     declared = graph.stage_definition("rl", project_root / "dvc.yaml").params
     assert {"eval.gsm8k.samples", "eval.gsm8k.temperature"} <= set(declared)
+
+
+def test_what_chooses_a_stages_kernels_is_declared(project_root: Path) -> None:
+    """Keys of `train` in the hardware class: DVC computes a stage again where one of them changes."""
+    found = detect_hardware(load_config(project_root / "params.yaml").train)
+    switched = replace(found, device="cpu", tf32=True, fp8=True, decode_graphs=True)
+    kernels = {*switched.hardware_class(), "process_threads"}
+    keys = {f"train.{key}" for key, field in TRAIN.items() if field in kernels}
+    assert "train.fp8" in keys
+    for stage in TRAINING_STAGES:
+        unused = (
+            {"train.fp8"} if stage == "rl" else {"train.decode_graphs"}
+        )  # RL does not use it; only RL samples
+        declared = graph.stage_definition(stage, project_root / "dvc.yaml").params
+        assert keys - unused <= set(declared), stage
