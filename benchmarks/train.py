@@ -6,8 +6,9 @@
 Depth 4, width 256, sequence 256, batch 16, vocabulary 4,096; relu², QK-norm, untied head, soft-cap, alternate value
 embeddings, residual and x0 scalars, full attention, Muon with AdamW on both sides. (nanochat's model also has a smear and
 a back-out scalar, which cannot be switched off and cost next to nothing.) Every side is a process of its own that waits
-while the others run; rounds alternate, medians are reported. A side that does not start, or does not answer, within its
-limit is left out, and the record says so; `--sides` measures some of them. `bfloat16` without hardware for it is slow: it is
+while the others run; rounds alternate, medians are reported. A process keeps a speed of its own, up to a twentieth from the
+next one's; `--starts` starts all sides anew so many times. A side that does not start, or does not answer, within its limit
+is left out, and the record says so; `--sides` measures some of them. `bfloat16` without hardware for it is slow: it is
 measured all the same, because a peer's best is whichever is best here.
 """
 
@@ -196,7 +197,8 @@ def main() -> None:
     parser.add_argument("--peer", type=Path, help="a checkout of nanochat")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), metavar="SIDE")
     parser.add_argument("--steps", type=int, default=6, help="optimiser steps of one round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="of each start")
+    parser.add_argument("--starts", type=int, default=1, help="of every side")
     parser.add_argument(
         "--start-seconds", type=float, default=300.0, help="a side's limit for its first steps"
     )
@@ -210,14 +212,15 @@ def main() -> None:
         return
     names = [name for name in args.sides if args.peer or name.startswith("paribus")]
     failed: dict[str, str] = {}
-    sides = started(names, args, failed)
-    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-    try:
-        for turn in range(args.rounds):
-            measure_round(turn + 1, sides, rounds, args.round_seconds, failed)
-    finally:
-        for side in sides.values():
-            side.end()
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for _ in range(args.starts):
+        sides = started([name for name in names if name not in failed], args, failed)
+        try:
+            for turn in range(args.rounds):
+                measure_round(turn + 1, sides, rounds, args.round_seconds, failed)
+        finally:
+            for side in sides.values():
+                side.end()
     measured = {name: speeds for name, speeds in rounds.items() if speeds}
     if not measured:
         sys.exit("train.py: no side could be measured")
