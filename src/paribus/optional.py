@@ -10,7 +10,6 @@ from paribus.errors import UserError
 INSTALL = {
     "gguf": "pip install gguf==0.19.0",
     "lm_eval": "pip install --no-deps -r requirements-lm.lock",
-    "plotly": "pip install plotly==7.1.0",
     "ray": "pip install --no-deps -r requirements-ray.lock",
 }
 

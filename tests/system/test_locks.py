@@ -65,7 +65,7 @@ def test_what_the_stages_run_with_is_in_the_first_lock(project: dict[str, Any]) 
 
 @pytest.mark.parametrize(
     ("extras", "locks"),
-    [(("lm",), ("lm",)), (("dev", "tune"), ("lm", "dev"))],
+    [(("lm",), ("lm",)), (("dev",), ("lm", "dev"))],
     ids=["lm", "dev"],
 )
 def test_what_an_extra_brings_is_in_its_lock(

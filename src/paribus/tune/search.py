@@ -27,7 +27,6 @@ from paribus.config import Config, fingerprint, flatten
 from paribus.errors import UserError
 from paribus.journal import write_json
 from paribus.machine.interrupt import EXIT_PAUSED, STOPPING, raises
-from paribus.optional import require
 from paribus.plan.estimate import stage_plan
 from paribus.plan.probe import here
 from paribus.plan.throughput import Device
@@ -120,8 +119,6 @@ def run(
         workers: on the machines of the cluster; None: one for each machine, or each GPU.
     """
     study = read_study(name)
-    if not worker:  # the report follows, with its figures
-        require("plotly", f"tune run {name}")
     study = replace(study, trials=trials or study.trials)
     if workers is not None and engine == "local":
         raise UserError(
@@ -283,7 +280,6 @@ def report(name: str, url: str | None = None) -> None:
         url: of the storage; None: the sqlite file of this checkout.
     """
     study = read_study(name)
-    require("plotly", f"tune report {name}")
     from paribus.tune.figures import write_figures
 
     optuna_study, _ = open_study(study, url, create=False)
