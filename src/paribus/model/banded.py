@@ -1,9 +1,9 @@
 """Attention of a CPU in bf16: plain products of blocks of queries with the band of keys that they see.
 
 torch's own attention of a CPU reads every key up to the query, windows or not, and multiplies in bf16 no faster than in fp32.
-Forward and backward on AMD Zen 4, 16 rows of 256 tokens, 4 heads of 48: 31 ms with a window of 64 and 39 without, where
-torch's takes 57 and 56; 4 rows of 1,024 tokens, 8 heads of 64: 141 ms with a window of 256 and 203 without, torch's 456 and
-313 (benchmarks/bf16.json).
+Forward and backward on AMD Zen 4, one thread: 16 rows of 256 tokens, 4 heads of 48, take 18 ms with a window of 64 and 21
+without, where torch's takes 49; 4 rows of 1,024 tokens, 8 heads of 64, take 111 ms with a window of 256 and 190 without,
+torch's 339 and 247 (benchmarks/bf16.json).
 
 Shapes: B rows, H query heads, K key/value heads, N = B x H, T tokens, E head_dim, Q queries of a block, S keys of its band.
 """

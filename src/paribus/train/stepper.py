@@ -101,6 +101,7 @@ class Stepper(ABC):
                 # DDP and FSDP average over ranks; a sum over the global batch is meant
                 (share * parallel.ranks()).backward()
             loss += share.detach()
+            del share  # its graph holds attention's masks, which the next pass makes anew
             within("passes", number, passes)
         norm = self.optimizer.clip() if passes else torch.zeros((), device=device)
         return loss, norm, int(tokens)
