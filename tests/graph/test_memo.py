@@ -26,7 +26,8 @@ def test_code_is_worked_out_once_for_each_state_of_the_sources(
 ) -> None:
     first = graph.remembered_code("corpus", project)
     assert first == graph.stage_code("corpus", graph.working_sources())
-    later = graph.stage_code("core@base", graph.working_sources())
+    later = graph.remembered_code("core@base", project)
+    assert later == graph.stage_code("core@base", graph.working_sources())
     with monkeypatch.context() as patched:
         patched.setattr(memo, "stage_code", lambda *_: pytest.fail("worked out again"))
         assert graph.remembered_code("corpus", project) == first

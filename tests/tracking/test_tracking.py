@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from support import postgres
 from support.project import senders
 from support.waiting import wait_for
 from support.warm import feed_mlflow
@@ -562,14 +563,13 @@ def test_a_studys_run_keeps_the_params_that_the_first_machine_sent(
     assert params == {"model.mlp_ratio": "4.0", "model.depth": "2"}
 
 
-@pytest.fixture(scope="module")
-def asked(project: Path, client: MlflowClient) -> str:
+def some_runs(client: MlflowClient, uri: str) -> str:
     """An experiment with runs of every kind; returns the id of a run that was deleted."""
     from mlflow.entities import Dataset, DatasetInput
 
     from paribus.tracking import store
 
-    connected = store.connect(tracking_uri(), "asked", state_root())
+    connected = store.connect(uri, "asked", state_root())
     for number, (status, loss) in enumerate((("FINISHED", math.nan), ("FAILED", math.inf))):
         tags = {"stage": "pretrain", "dvc.experiment": "it's"} if number else {}
         run = client.create_run(connected.experiment, number + 1, tags, f"run-{number}").info.run_id
@@ -584,6 +584,12 @@ def asked(project: Path, client: MlflowClient) -> str:
     elsewhere = client.create_experiment("asked elsewhere")
     client.create_run(elsewhere, run_name="run-0")
     return deleted
+
+
+@pytest.fixture(scope="module")
+def asked(project: Path, client: MlflowClient) -> str:
+    """`some_runs` of this project's own database."""
+    return some_runs(client, tracking_uri())
 
 
 @pytest.mark.parametrize(
@@ -608,6 +614,33 @@ def test_the_tables_give_what_mlflows_client_gives(
     read = Tables(tracking_uri(), "asked").search(question)
     assert [run.name for run in read] == found
     assert repr(read) == repr(Client(tracking_uri(), "asked").search(question))  # nan is not nan
+
+
+@pytest.mark.soak
+def test_the_tables_of_postgresql_give_what_mlflows_client_gives(project: Path) -> None:
+    from mlflow import MlflowClient
+
+    from paribus.tracking.lookup import Client
+    from paribus.tracking.parts import Question
+    from paribus.tracking.tables import Tables
+
+    there = postgres.found()
+    if isinstance(there, str):
+        pytest.skip(there)
+    server = postgres.Server(*there)
+    server.start()
+    try:
+        deleted = some_runs(MlflowClient(server.url), server.url)
+        tables, client = Tables(server.url, "asked"), Client(server.url, "asked")
+        finished = Question(tags={"mlflow.runName": "run-0"}, finished=True)
+        assert [run.name for run in tables.search(finished)] == ["run-0"]
+        for question in (Question(), finished):
+            assert repr(tables.search(question)) == repr(client.search(question))
+        assert tables.by_id(deleted) == client.by_id(deleted)
+        [newest, _] = tables.parts(Question(), ["stage"], ["loss"])
+        assert newest.tags == {"stage": "pretrain"}
+    finally:
+        server.stop()
 
 
 COMPARED = """

@@ -1,14 +1,12 @@
-"""The code of every stage, worked out once for each state of the sources: parsing them takes half a second of each start."""
+"""A stage's code, worked out once for each state of the sources: parsing them takes half a second of each start."""
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import hashlib
 import json
 from pathlib import Path
 
-from paribus.errors import UserError
 from paribus.files import Values, read_json, write_atomic
 from paribus.graph import closure, outline
 from paribus.graph.closure import ENTRY_POINTS, stage_code
@@ -24,7 +22,7 @@ def remembered_code(stage: str, folder: Path) -> dict[str, str]:
 
     Args:
         stage: its name in dvc.yaml, with or without `@item`.
-        folder: keeps the code of all stages in a file, as the others come next and share most of it.
+        folder: keeps in a file what was worked out.
     """
     memo = folder / MEMO
     name = stage.partition("@")[0]
@@ -34,23 +32,18 @@ def remembered_code(stage: str, folder: Path) -> dict[str, str]:
     state = _digest(sources)
     known = read_json(memo, _MEMO) or {}
     if name not in known.get(state, {}):
-        known[state] = _code_of_all(name, sources)
+        known[state] = known.pop(state, {}) | {name: _worked_out(name, sources)}
         kept = dict(list(known.items())[-STATES_KEPT:])
         write_atomic(memo, json.dumps(kept))
     return dict(known[state][name])
 
 
-def _code_of_all(stage: str, sources: Sources) -> dict[str, dict[str, str]]:
-    """Stage -> its code; of the stages beside this one those whose code can be read."""
-    # Syntax trees are many objects and no garbage: looking them over again and again takes as long as parsing.
+def _worked_out(stage: str, sources: Sources) -> dict[str, str]:
+    """`stage_code` without the garbage collector: syntax trees are many objects and no garbage, and it looks at all of them."""
     collecting = gc.isenabled()
     gc.disable()
     try:
-        code = {stage: stage_code(stage, sources)}
-        for other in ENTRY_POINTS:
-            with contextlib.suppress(UserError):
-                code[other] = stage_code(other, sources)
-        return code
+        return stage_code(stage, sources)
     finally:
         if collecting:
             gc.enable()
