@@ -1,4 +1,4 @@
-"""What a disk refuses is told with the path and what to do; other errors pass as they are."""
+"""An error of the disk names the path and what to do; other errors pass as they are."""
 
 from __future__ import annotations
 

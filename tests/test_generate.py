@@ -95,14 +95,16 @@ ROUNDED = [
 ]
 
 
-@pytest.mark.parametrize("shape", ROUNDED, ids=str)
-def test_answers_of_rounded_sizes_are_those_of_exact_ones(
-    monkeypatch: pytest.MonkeyPatch, shape: dict[str, Any]
-) -> None:
-    """What a CUDA graph computes, here on a CPU."""
+@pytest.fixture(params=ROUNDED, ids=str)
+def short_rounds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> GPT:
+    """A model of each shape, and lengths rounded up to few tokens."""
     monkeypatch.setattr(cache, "ROUND_KEYS", 32)
-    model = random_model(**shape)
-    exact, rounded = (Engine(model, codec(), sizes) for sizes in ("exact", "rounded"))
+    return random_model(**request.param)
+
+
+def test_answers_of_rounded_sizes_are_those_of_exact_ones(short_rounds: GPT) -> None:
+    """What a CUDA graph computes, here on a CPU."""
+    exact, rounded = (Engine(short_rounds, codec(), sizes) for sizes in ("exact", "rounded"))
     options: dict[str, Any] = {"samples": 3, "max_new_tokens": 70, "temperature": 1.0, "rows": 6}
     expected = exact.generate(prompts(3), **options)
     assert rounded.generate(prompts(3), **options) == expected
@@ -130,13 +132,9 @@ def stepped(model: GPT, rounded: bool) -> torch.Tensor:
     return torch.stack(streams).float()
 
 
-@pytest.mark.parametrize("shape", ROUNDED, ids=str)
-def test_rounded_sizes_move_the_last_bits_alone(
-    monkeypatch: pytest.MonkeyPatch, shape: dict[str, Any]
-) -> None:
+def test_rounded_sizes_move_the_last_bits_alone(short_rounds: GPT) -> None:
     """In fp32, and in bf16, where a close call may fall otherwise."""
-    monkeypatch.setattr(cache, "ROUND_KEYS", 32)
-    model = random_model(**shape)
+    model = short_rounds
     with torch.no_grad():
         for dtype, most in ((torch.float32, 1e-4), (torch.bfloat16, 0.2)):
             model.compute_dtype = dtype

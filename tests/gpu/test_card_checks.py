@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,13 +14,6 @@ from paribus.card import checks
 from paribus.card.bench import SIZES, Bench
 from paribus.model import kernels
 
-pytestmark = [
-    pytest.mark.skipif(
-        "NULL_CUDA" not in os.environ,
-        reason="needs torch's CUDA build (3 GB) and the null device: make gpu-dry-run",
-    ),
-    pytest.mark.timeout(1800),
-]
 SMALL = dataclasses.replace(SIZES["cpu"], seq_len=256, head_dim=64)
 # Another program's step; and what follows values, on an emulated card (test_emulated.py).
 OTHERS = ("peer", "sampling")

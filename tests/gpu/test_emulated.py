@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +25,6 @@ from paribus.train.optim import MuonAdamW
 from paribus.train.rollout import Rollout, rollout
 from paribus.train.stepper import PlainStepper, pinned
 
-pytestmark = [
-    pytest.mark.skipif(
-        "NULL_CUDA" not in os.environ,
-        reason="needs torch's CUDA build (3 GB) and the null device: make gpu-dry-run",
-    ),
-    pytest.mark.timeout(1800),
-]
-
-
-@pytest.fixture(autouse=True)
-def filled_by_nobody() -> None:
-    """As `set_up_process` has it: nothing that a test before this one has set fills new tensors."""
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def on_card(engine: Engine) -> Engine:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,19 +33,6 @@ from paribus.model.gpt import save_checkpoint
 from paribus.model.inference import for_inference
 from paribus.stages.context import Session, open_engine
 
-pytestmark = [
-    pytest.mark.skipif(
-        "NULL_CUDA" not in os.environ,
-        reason="needs torch's CUDA build (3 GB) and the null device: make gpu-dry-run",
-    ),
-    pytest.mark.timeout(1800),
-]
-
-
-@pytest.fixture(autouse=True)
-def filled_by_nobody() -> None:
-    """As `set_up_process` has it: nothing that a test before this one has set fills new tensors."""
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 @pytest.fixture(autouse=True)

@@ -37,13 +37,6 @@ from paribus.train.rollout import Rollout, rollout
 from paribus.train.stepper import AheadStepper, PlainStepper, make_stepper, pinned
 from paribus.train.trainer import RandomRows, Trainer, next_token
 
-pytestmark = [
-    pytest.mark.skipif(
-        "NULL_CUDA" not in os.environ,
-        reason="needs torch's CUDA build (3 GB) and the null device: make gpu-dry-run",
-    ),
-    pytest.mark.timeout(1800),
-]
 PROFILES = sorted(path.stem for path in (ROOT / "experiments/profiles").glob("*.yaml"))
 SMALL = {"model.depth": 2, "train.device": "cuda", "train.compile": False}
 VOCAB = 512

@@ -68,7 +68,7 @@ def test_fp32_on_cuda_is_not_tf32(tiny_config: Config) -> None:
 
 
 class Cards:
-    """Stands in for torch.cuda: two cards, this process on the second; NVML answers as it is told to."""
+    """Stands in for torch.cuda: two cards, this process on the second; NVML answers what it is given."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, nvml: Exception | None) -> None:
         self.touched: set[int] = set()

@@ -217,7 +217,7 @@ def test_muons_pairs_are_counted_where_it_makes_them() -> None:
 
 
 def test_every_layer_names_its_footprint(project_root: Path) -> None:
-    """Whoever changes what a layer keeps is told where it is counted."""
+    """A class that names its footprint leads whoever changes what it keeps to where that is counted."""
     for file in ("layers.py", "kernels.py", "banded.py", "cross_entropy.py", "cache.py"):
         tree = ast.parse((project_root / "src/paribus/model" / file).read_text())
         module_says = ast.get_docstring(tree) or ""

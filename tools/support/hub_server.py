@@ -1,4 +1,4 @@
-"""A server on loopback that speaks the hub's protocol for dataset repositories, and has the faults it is told to have."""
+"""A server on loopback that speaks the hub's protocol for dataset repositories, and has the faults it is given."""
 
 from __future__ import annotations
 

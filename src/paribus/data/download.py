@@ -135,7 +135,7 @@ def fetch_all(
     Args:
         files: with addresses and paths.
         headers: of every request.
-        progress: is told of the bytes that came.
+        progress: gets the bytes as they come.
         connections: at once.
     """
     done = _Count(sum(file.size or 0 for file in files), progress)
