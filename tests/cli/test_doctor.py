@@ -351,7 +351,10 @@ def test_a_site_cache_that_others_may_write_to_is_told(
     assert "core.site_cache_dir" in found("dvc").text
 
 
-def test_a_site_cache_that_an_experiment_loses_is_told(project: Path) -> None:
+def test_a_site_cache_that_an_experiment_loses_is_told(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DVC_SITE_CACHE_DIR", raising=False)  # which goes before the file
     config, site = project / ".dvc/config", project / ".dvc-site-cache"
     for folder in (site, site / "repo"):
         folder.mkdir(0o700)

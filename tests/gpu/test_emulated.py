@@ -26,7 +26,6 @@ from paribus.train.rollout import Rollout, rollout
 from paribus.train.stepper import PlainStepper, pinned
 
 
-
 def on_card(engine: Engine) -> Engine:
     """The same model on the emulated card."""
     return Engine(copy.deepcopy(engine.model).to("cuda"), engine.tokenizer)

@@ -34,7 +34,6 @@ from paribus.model.inference import for_inference
 from paribus.stages.context import Session, open_engine
 
 
-
 @pytest.fixture(autouse=True)
 def short_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph for every few tokens."""

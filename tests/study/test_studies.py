@@ -33,7 +33,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, with_tokens: LightProject) 
 @pytest.mark.parametrize(
     "killed, wait, layers",
     [
-        ("driver", 1.0, 11),
+        pytest.param("driver", 1.0, 11, marks=pytest.mark.soak),
         pytest.param("worker", 0.3, 12, marks=pytest.mark.soak),
         pytest.param("stages", 0.1, 13, marks=pytest.mark.soak),
         ("all", 0.2, 14),

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.long
 
 def test_kills_leave_no_trace(project_root: Path, tmp_path: Path, soak: bool) -> None:
     """The short form of `benchmarks/kills.py --kills 100`: the training stages only."""
-    kills, stages = (25, 5) if soak else (3, 2)
+    kills, stages = (25, 5) if soak else (2, 2)
     command = [
         sys.executable,
         str(project_root / "benchmarks/kills.py"),

@@ -72,13 +72,10 @@ class Project:
         return self
 
     def environment(self) -> dict[str, str]:
-        """A user's, with this Python's commands and none of the caller's settings of DVC and MLflow."""
+        """A user's, with this Python's commands and none of the caller's settings of DVC, MLflow and bytecode."""
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        clean = {
-            key: value
-            for key, value in os.environ.items()
-            if not key.startswith(("DVC_", "MLFLOW_"))
-        }
+        settings = ("DVC_", "MLFLOW_", "PYTHONDONTWRITEBYTECODE")
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(settings)}
         return clean | {"PATH": path, "DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
     def feed_mlflow(self) -> None:

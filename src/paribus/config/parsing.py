@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -19,7 +18,7 @@ from paribus.config.data_schema import Tokenizer
 from paribus.config.limits import LETTERS
 from paribus.config.model_schema import Architecture
 from paribus.config.reading import parse_leniently, read_text
-from paribus.config.schema import Config, describe
+from paribus.config.schema import Config, describe, types_of
 from paribus.errors import UserError, did_you_mean, escaped, shown
 
 _UNFIT = ("Cc", "Cs", "Zl", "Zp")  # control characters, half letters, line and paragraph ends
@@ -146,7 +145,7 @@ def _parse_section(cls: type, values: object, prefix: str, problems: list[str]) 
     if not isinstance(values, dict):
         problems.append(f"{prefix.rstrip('.')}: expected a section with keys, not {shown(values)}")
         return Understood({})
-    hints = _hints(cls)
+    hints = types_of(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
@@ -171,12 +170,6 @@ def _parse_section(cls: type, values: object, prefix: str, problems: list[str]) 
         else:
             whole = False
     return cls(**parsed) if whole else Understood(parsed)
-
-
-@functools.cache
-def _hints(cls: type) -> dict[str, object]:
-    """The types of a section's keys; working them out from their text takes most of the time of parsing."""
-    return typing.get_type_hints(cls)
 
 
 def _unknown_key(prefix: str, name: object) -> str:
@@ -211,18 +204,19 @@ def _parse_value(hint: object, value: object, path: str, meta: Any, problems: li
     if value is None and nullable:
         return None
     hint = next(option for option in options if option is not type(None))
-    expected = f"expected {allowed(hint, meta, nullable)}"
     parsed = _as_type(hint, value)
     if parsed is None:
         place, wrong = _wrong_item(hint, value, path)
-        problems.append(f"{place}: {wrong} is not allowed; {expected}")
+        expected = allowed(hint, meta, nullable)
+        problems.append(f"{place}: {wrong} is not allowed; expected {expected}")
         return None
     items = parsed if isinstance(parsed, dict) else {"": parsed}
     for name, item in items.items():
         if not _in_range(item, meta):
             place = f"{path}.{escaped(name)}" if name else path
+            expected = allowed(hint, meta, nullable)
             reason = f" ({meta['why']})" if meta["why"] and item > meta["le"] else ""
-            problems.append(f"{place}: {shown(item)} is out of range; {expected}{reason}")
+            problems.append(f"{place}: {shown(item)} is out of range; expected {expected}{reason}")
     return parsed
 
 

@@ -8,6 +8,7 @@ evaluation in `eval_schema`. A key whose value may be `null` is *derived* when i
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from dataclasses import dataclass
 from typing import Any
@@ -40,10 +41,16 @@ class Config:
     tracking: Tracking = key("experiment tracking")
 
 
+@functools.cache
+def types_of(cls: type) -> dict[str, Any]:
+    """The types of a section's keys; working them out from their text takes most of the time of parsing."""
+    return typing.get_type_hints(cls)
+
+
 def describe(cls: type = Config, prefix: str = "") -> list[tuple[str, Any, Any]]:
     """Every dotted key with its type and metadata, sections included, in order."""
     rows = []
-    hints = typing.get_type_hints(cls)
+    hints = types_of(cls)
     for field in dataclasses.fields(cls):
         rows.append((prefix + field.name, hints[field.name], field.metadata))
         if dataclasses.is_dataclass(hints[field.name]):
@@ -59,17 +66,9 @@ def flatten(section: Any, prefix: str = "") -> dict[str, Any]:
         prefix: of each key.
     """
     flat: dict[str, Any] = {}
-    names = (
-        section
-        if isinstance(section, dict)
-        else [field.name for field in dataclasses.fields(section)]
-    )
-    items = [
-        (name, section[name] if isinstance(section, dict) else getattr(section, name))
-        for name in names
-    ]
-    for name, value in items:
-        if dataclasses.is_dataclass(value) or isinstance(value, dict):
+    values = section if isinstance(section, dict) else vars(section)
+    for name, value in values.items():
+        if isinstance(value, dict) or dataclasses.is_dataclass(value):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value

@@ -106,32 +106,34 @@ def chain(targets: Iterable[str], definitions: dict[str, StageDefinition]) -> li
         targets: names of stages.
         definitions: name -> stage, in the order of dvc.yaml.
     """
-    outs = {name: _parts(definition.outs) for name, definition in definitions.items()}
+    made: dict[Parts, set[str]] = {}  # path -> the stages that make it
+    within: dict[Parts, set[str]] = {}  # path -> the stages that make it, or something in it
+    for name, definition in definitions.items():
+        for out in map(_parts, definition.outs):
+            made.setdefault(out, set()).add(name)
+            for above in _above(out):
+                within.setdefault(above, set()).add(name)
     found: set[str] = set()
-    waiting = list(targets)
+    waiting = set(targets)
     while waiting:
         name = waiting.pop()
-        if name in found:
-            continue
         found.add(name)
-        deps = _parts(definitions[name].deps)
-        for other, made in outs.items():
-            if any(_overlap(dep, out) for dep in deps for out in made):
-                waiting.append(other)
+        for dep in map(_parts, definitions[name].deps):
+            makers = within.get(dep, set()).union(*(made.get(above, ()) for above in _above(dep)))
+            waiting |= makers - found
     return [name for name in definitions if name in found]
 
 
 Parts = tuple[str, ...]  # of a path
 
 
-def _parts(paths: Iterable[str]) -> list[Parts]:
-    return [Path(path).parts for path in paths]
+def _parts(path: str) -> Parts:
+    return Path(path).parts
 
 
-def _overlap(a: Parts, b: Parts) -> bool:
-    """Whether the paths are the same, or one lies in the other."""
-    shared = min(len(a), len(b))
-    return a[:shared] == b[:shared]
+def _above(parts: Parts) -> list[Parts]:
+    """The folders that a path lies in, and the path."""
+    return [parts[:length] for length in range(1, len(parts) + 1)]
 
 
 def assignments(overrides: Mapping[str, object]) -> list[str]:

@@ -226,13 +226,16 @@ def definition_digest(path: str, name: str, sources: Sources) -> str | None:
 
 
 def _walk_running(node: ast.AST) -> Iterator[ast.AST]:
-    """A node and everything below it that runs."""
-    yield node
-    for _, value in ast.iter_fields(node):
-        children = _running(value) if isinstance(value, list) else [value]
-        for child in children:
-            if isinstance(child, ast.AST):
-                yield from _walk_running(child)
+    """A node and everything below it that runs, in no particular order."""
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for _, value in ast.iter_fields(node):
+            if isinstance(value, ast.AST):
+                waiting.append(value)
+            elif isinstance(value, list):
+                waiting += [child for child in _running(value) if isinstance(child, ast.AST)]
 
 
 def _running(statements: list[Any]) -> list[Any]:
