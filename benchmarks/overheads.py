@@ -1,12 +1,14 @@
-"""What training pays besides its steps: start-up, tracking, saving.
+"""What training pays besides its steps: start-up, tracking, saving, a `dvc repro` that finds nothing to do.
 
     python benchmarks/overheads.py --out overheads.json
 
 All on the default's model and batch, in a project of its own with two megabytes of documents:
 
-    start_up     seconds, and processor seconds, from `paribus pretrain` to the beginning of its first step
+    start_up     seconds, and processor seconds, from `paribus pretrain` to the beginning of its first step: of the first start
+                 that these sources have seen, which works out the stage's code, and of a later one; medians of five
     tracking     what a logged step costs the loop, and the process that feeds MLflow behind it, as shares of a step
     saving       what a save costs the loop: the copy, and by how much steps are slower while it is written, in steps
+    nothing      seconds, and processor seconds, of `dvc repro` where everything is up to date; the median of nine
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import argparse
 import json
 import math
 import os
+import resource
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -36,6 +40,23 @@ from paribus.train.callback import Callback
 LOGGED = 500  # steps, to see what logging one costs
 SAVES = (8, 16)  # after these steps
 STEPS = 24
+STARTS = 5
+LOOKS = 9  # of DVC, when there is nothing to do
+
+
+def start_ups(project: Project) -> dict[str, dict[str, float]]:
+    """The first start of a stage, and a later one, in turn."""
+    kinds: dict[str, list[dict[str, float]]] = {"first": [], "later": []}
+    for _ in range(STARTS):
+        (project.root / ".paribus/code.json").unlink()
+        for starts in kinds.values():
+            for folder in ("checkpoints", ".paribus/runs"):
+                shutil.rmtree(project.root / folder, ignore_errors=True)
+            starts.append(start_up(project))
+    medians = {}
+    for kind, starts in kinds.items():
+        medians[kind] = {name: statistics.median(one[name] for one in starts) for name in starts[0]}
+    return medians
 
 
 def start_up(project: Project) -> dict[str, float]:
@@ -179,6 +200,31 @@ def saving(project: Project, config: Config) -> dict[str, float]:
     }
 
 
+def used_by_children() -> float:
+    """Processor seconds of the processes that this one has started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def nothing_to_do(project: Project) -> dict[str, float]:
+    """A user's `dvc repro` after one that has run every stage."""
+    project.start()
+    project.run("dvc", "repro")
+    seconds, processor_seconds = [], []
+    for _ in range(LOOKS):
+        used, began = used_by_children(), time.perf_counter()
+        said = subprocess.check_output(
+            ["dvc", "repro"], cwd=project.root, env=project.environment(), text=True
+        )
+        seconds.append(time.perf_counter() - began)
+        processor_seconds.append(used_by_children() - used)
+        assert "up to date" in said, said
+    return {
+        "seconds": statistics.median(seconds),
+        "processor_seconds": statistics.median(processor_seconds),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -192,7 +238,8 @@ def main() -> None:
         measures: dict[str, Callable[[], dict[str, Any]]] = {
             "saving": lambda: saving(project, config),
             "tracking": lambda: tracking(config, project.root, result["saving"]["step_seconds"]),
-            "start_up": lambda: start_up(project),
+            "start_up": lambda: start_ups(project),
+            "nothing": lambda: nothing_to_do(project),
         }
         result: dict[str, Any] = {"machine": machine(), "mlflow": version("mlflow")}
         for key, measure in measures.items():

@@ -305,6 +305,18 @@ def planned_depth_16() -> str:
     return f"{pairs[0]}; with activation checkpointing {pairs[1]}"
 
 
+def overheads(*path: str) -> str:
+    """A figure of benchmarks/overheads.json: seconds, milliseconds below a tenth, a share in per cent."""
+    found: Any = json.loads((ROOT / "benchmarks/overheads.json").read_text(encoding="utf-8"))
+    for name in path:
+        found = found[name]
+    if path[-1] == "share":
+        return f"{100 * found:.1f} %"
+    if path[-1].endswith("steps"):
+        return f"{found:.2f}"
+    return f"{found:.1f} s" if found >= 0.1 else f"{1000 * found:.2g} ms"
+
+
 def neighbours(shares: str, waiting: str) -> str:
     """The speed of training beside one busy process at nice 19, in per cent; keys of the record."""
     text = (ROOT / "benchmarks/neighbours.json").read_text(encoding="utf-8")
@@ -320,6 +332,7 @@ def training_minutes() -> str:
 FIGURES: dict[str, Callable[..., str]] = {
     "loop": loop,
     "neighbours": neighbours,
+    "overheads": overheads,
     "banded-attention": banded_attention,
     "muon-in-bf16": muon_in_bf16,
     "planned-depth-16": planned_depth_16,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from ruamel.yaml import YAML
 from support.checkout import ROOT
 
 OF_TORCH = ("nvidia-", "cuda-", "triton")  # which a build for cards pins itself
@@ -57,6 +58,11 @@ def test_no_two_locks_contradict_each_other() -> None:
     for path in sorted(ROOT.glob("requirements*.lock")):
         for package, version in pins(path.name).items():
             assert pinned.setdefault(package, version) == version, f"{package} in {path.name}"
+
+
+def test_dvc_reads_its_files_with_the_parser_in_c() -> None:
+    """ruamel.yaml takes it where it is installed, and says nothing where it is not: dvc.lock then takes four times as long."""
+    assert YAML(typ="safe").Parser is not YAML(typ="safe", pure=True).Parser
 
 
 def test_what_the_stages_run_with_is_in_the_first_lock(project: dict[str, Any]) -> None:
