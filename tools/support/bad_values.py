@@ -90,8 +90,8 @@ NEVER = {
     "unknown alias": "*nowhere",
     "unclosed list": "[1, 2",
     "unclosed mapping": "{a: 1",
+    "tab that indents": "\n\t- 1",
     "unclosed quote": '"abc',
-    "tab": "\t1",
     "directive": "%YAML 1.1",
     "at sign": "@here",
     "backtick": "`here`",
@@ -104,6 +104,7 @@ NEVER = {
 SOMETIMES = {
     "null": "null",
     "nothing": "",
+    "a number after a tab": "\t1",
     "tilde": "~",
     "empty text": "''",
     "blank": "' '",

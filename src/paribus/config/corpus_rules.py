@@ -10,7 +10,7 @@ from paribus.config.schema import Config
 from paribus.config.sources import Archive, HubFiles, source_problem
 from paribus.config.training_schema import Conversations
 from paribus.curriculum import CONVERSATION_STAGES
-from paribus.errors import did_you_mean, escaped
+from paribus.errors import did_you_mean, escaped, shown
 
 # Sources of the mixtures that are always there: the world's, and what other data gives.
 RESERVED_SOURCES = (
@@ -97,7 +97,7 @@ def documents_are_mixed(config: Config) -> Iterator[str]:
     known = [MAIN, *config.corpus.texts]
     named = {"mixture": pretrain.mixture, "epochs": pretrain.epochs}
     for key, sources in (*named.items(), ("source_order", pretrain.source_order)):
-        for source in sources:
+        for source in dict.fromkeys(sources):
             if source not in known:
                 yield f"pretrain.{key}: {_no_such_source(source, known)} (more by corpus.texts)"
     amounts = pretrain.mixture | pretrain.epochs
@@ -111,8 +111,8 @@ def documents_are_mixed(config: Config) -> Iterator[str]:
     read = sorted(source for source, amount in amounts.items() if amount > 0)
     if pretrain.source_order and sorted(pretrain.source_order) != read:
         yield (
-            f"pretrain.source_order: {', '.join(map(escaped, pretrain.source_order))} are not the sources that "
-            f"pretrain.mixture and pretrain.epochs name, each once: {', '.join(map(escaped, read)) or 'none'}"
+            f"pretrain.source_order: {shown(pretrain.source_order)} is not the list of the sources that "
+            f"pretrain.mixture and pretrain.epochs name, each once: {shown(read)}"
         )
 
 

@@ -125,8 +125,9 @@ class _Document:
 
         self.where = where
         self.problems: list[str] = []
-        self._yaml = YAML(typ="safe", pure=True)
-        self._yaml.max_depth = MAX_DEPTH + 1
+        self._yaml = YAML(
+            typ="safe"
+        )  # as DVC makes its own: with the parser in C, where it is installed
         self._seen: set[int] = set()
         self._repeats = 0
         node = self._compose(text)
@@ -136,13 +137,29 @@ class _Document:
         """The root of ruamel's nodes."""
         from ruamel.yaml.error import YAMLError
 
-        self._yaml.composer.warn_double_anchors = False  # the later one counts, as in YAML
         try:
+            self._check_depth(text)
             return self._yaml.compose(text)
         except YAMLError as error:
             raise UserError(f"{self.where}: {_syntax(error, text)}") from None
         except ValueError as error:
             raise UserError(f"{self.where}: not YAML: {error}") from None
+
+    def _check_depth(self, text: str) -> None:
+        """Raises UserError for sections nested so deep that a parser which calls itself for each may run out of stack."""
+        from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
+
+        depth = 0
+        for event in self._yaml.parse(text):
+            if isinstance(event, CollectionStartEvent):
+                depth += 1
+            elif isinstance(event, CollectionEndEvent):
+                depth -= 1
+            if depth > MAX_DEPTH:
+                line = _line(event)
+                raise UserError(
+                    f"{self.where}: line {line}: nested deeper than {MAX_DEPTH} levels{_excerpt(text, line)}"
+                )
 
     def _plain(self, node: Any, path: tuple[str, ...], parents: list[int]) -> Any:
         """The value of a node."""
@@ -286,8 +303,6 @@ def _syntax(error: object, text: str) -> str:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if mark is None:
         return f"not YAML: {escaped(' '.join(str(error).split()))}"
-    if problem.startswith("maximum depth"):
-        return f"line {mark.line + 1}: nested deeper than {MAX_DEPTH} levels{_excerpt(text, mark.line + 1)}"
     began = getattr(error, "context_mark", None)
     if began is not None and ("flow" in context or "quoted" in context):
         mark = began  # what was not closed is where it was opened
