@@ -378,7 +378,7 @@ def check_steps(project: Project, stage: str) -> list[str]:
 
 
 def kill_test(
-    folder: Path, kills: int, seed: int, target: str | None, warmly: bool
+    folder: Path, kills: int, seed: int, target: str | None, warmly: bool, passes: int | None
 ) -> dict[str, Any]:
     """All of it -> the figures, `faults` among them."""
     luck, tally, began = random.Random(seed), Tally(), time.monotonic()
@@ -390,7 +390,7 @@ def kill_test(
         flush=True,
     )
     stages = [name for name in stage_definitions(ROOT / "dvc.yaml") if name in durations]
-    while tally.kills < kills and not tally.faults:
+    while tally.kills < kills and tally.passes != passes and not tally.faults:
         project = Project(make(folder / f"killed-{tally.passes}"), ROOT, **SMALLER).start()
         quota = quotas(stages, min(KILLS_PER_PASS, kills - tally.kills))
         reproduce(project, target, durations, quota, luck, tally)
@@ -420,6 +420,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument(
+        "--passes",
+        type=int,
+        help="at most so many pipelines from nothing, though kills are left that came after a stage's end",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--training-only", action="store_true", help="leave out evaluation and report"
@@ -436,7 +441,7 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="paribus-kills-"))
     target = "rl" if args.training_only else None
-    result = kill_test(folder, args.kills, args.seed, target, args.warm_reference)
+    result = kill_test(folder, args.kills, args.seed, target, args.warm_reference, args.passes)
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

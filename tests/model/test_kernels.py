@@ -275,7 +275,9 @@ SIZES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float32, marks=pytest.mark.soak), torch.bfloat16]
+)
 def test_rl_compiles_a_model_twice_whatever_the_lengths(
     graphs: Callable[[], int],
     tiny_config: Config,

@@ -142,13 +142,22 @@ POINTS = {
 }
 
 
-# Eight blocks, traced operator by operator, take seconds; three blocks show what a block takes.
-DEEP = ("checkpointing, deep", "packed, windows, deep")
+# What takes long to trace, operator by operator, and what two others show together; only with --soak.
+RARE = (
+    "checkpointing, deep",
+    "packed, windows, deep",
+    "bands of long rows, checkpointing",
+    "bands whose weights are kept, checkpointing",
+    "checkpointing, leaky_relu2",
+    "passes, checkpointing",
+    "8-bit products, relu2",
+    "further tokens, bf16",
+)
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.soak if name in DEEP else ()) for name in POINTS],
+    [pytest.param(name, marks=pytest.mark.soak if name in RARE else ()) for name in POINTS],
 )
 def test_memory_is_that_of_all_tensors_that_torch_makes(name: str) -> None:
     from paribus.plan.tracker import track_step  # which loads the trainer

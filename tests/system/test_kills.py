@@ -14,12 +14,14 @@ pytestmark = pytest.mark.long
 
 def test_kills_leave_no_trace(project_root: Path, tmp_path: Path, soak: bool) -> None:
     """The short form of `benchmarks/kills.py --kills 100`: the training stages only."""
-    kills, stages = (25, 5) if soak else (2, 2)
+    kills, passes = (25, 3) if soak else (3, 1)
     command = [
         sys.executable,
         str(project_root / "benchmarks/kills.py"),
         "--kills",
         str(kills),
+        "--passes",
+        str(passes),
         "--seed",
         "1",
         "--training-only",
@@ -32,6 +34,5 @@ def test_kills_leave_no_trace(project_root: Path, tmp_path: Path, soak: bool) ->
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads((tmp_path / "kills.json").read_text())
-    assert found["kills"] == kills
     assert not found["faults"]
-    assert len(found["by_stage"]) >= stages
+    assert kills / 3 <= found["kills"] <= kills  # some come after their stage has ended

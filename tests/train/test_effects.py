@@ -185,6 +185,10 @@ RARE = (
     "one head",
     "rates of one width",
     "embedding as it is",
+    "learned positions",
+    "all see everything",
+    "width of the reference",
+    "tied, no value embeddings",
 )
 
 
