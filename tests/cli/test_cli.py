@@ -144,6 +144,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.soak
 def test_the_mlflow_page_listens_here_alone_and_names_no_password_in_its_command(
     project: Path,
 ) -> None:

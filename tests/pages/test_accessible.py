@@ -69,7 +69,7 @@ def page_of(name: str, folder: Path) -> str:
 
 
 # These differ from the page of arms in a table alone.
-ALIKE = ("horizons", "tuned")
+ALIKE = ("horizons", "ladder", "tuned")
 PAGES = [
     pytest.param(name, marks=pytest.mark.soak if name in ALIKE else ())
     for name in (*DESIGNS, "ledger", "judge")

@@ -101,6 +101,7 @@ def test_ctrl_c_and_stop_save_the_runs(shared: LightProject) -> None:
 # ---------------------------------------------------------------- beside each other
 
 
+@pytest.mark.soak
 def test_studies_whose_names_are_prefixes_leave_each_other_alone(shared: LightProject) -> None:
     project = shared
     project.behave(SLOWLY | {"do": {"seconds": 1.0}})

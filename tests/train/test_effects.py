@@ -187,6 +187,9 @@ RARE = (
     "embedding as it is",
     "learned positions",
     "all see everything",
+    "average",
+    "one block",
+    "decay",
     "width of the reference",
     "tied, no value embeddings",
 )

@@ -78,6 +78,7 @@ def muon_steps(
     return list(parameters.values()), state
 
 
+@pytest.mark.soak
 def test_a_compiled_step_of_muon_is_compiled_once_and_goes_on_to_the_bit(
     tiny_config: Config,
 ) -> None:

@@ -162,6 +162,7 @@ def run_rank(rank: int, ranks: int, names: list[str], folder: Path, port: int) -
 
 
 @pytest.mark.long
+@pytest.mark.soak
 def test_two_processes_train_the_same_model_with_each_switch(tmp_path: Path) -> None:
     names = list(SWITCHES)
     run_rank(0, 1, names, tmp_path, 0)
