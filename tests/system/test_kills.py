@@ -14,18 +14,16 @@ pytestmark = pytest.mark.long
 
 def test_kills_leave_no_trace(project_root: Path, tmp_path: Path, soak: bool) -> None:
     """The short form of `benchmarks/kills.py --kills 100`: the training stages only."""
-    kills, passes = (25, 3) if soak else (3, 1)
+    kills = 25 if soak else 3
     command = [
         sys.executable,
         str(project_root / "benchmarks/kills.py"),
         "--kills",
         str(kills),
-        "--passes",
-        str(passes),
         "--seed",
         "1",
         "--training-only",
-        *([] if soak else ["--warm-reference"]),
+        *([] if soak else ["--warm-reference", "--passes", "1"]),
         "--folder",
         str(tmp_path / "work"),
         "--out",
@@ -35,4 +33,8 @@ def test_kills_leave_no_trace(project_root: Path, tmp_path: Path, soak: bool) ->
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads((tmp_path / "kills.json").read_text())
     assert not found["faults"]
-    assert kills / 3 <= found["kills"] <= kills  # some come after their stage has ended
+    if soak:
+        assert found["kills"] == kills
+        assert len(found["by_stage"]) >= 5
+    else:  # in one pipeline a kill may come after its stage has ended
+        assert 1 <= found["kills"] <= kills
